@@ -1,0 +1,1 @@
+"""convlib: two-dimensional convolution in hand-written kernels."""

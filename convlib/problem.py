@@ -1,0 +1,245 @@
+"""ConvProblem: one two-dimensional convolution, checked once, here.
+
+Letters are the field's: x is (N, C, H, W), w is (K, C/groups, R, S), y is (N, K, P, Q), whatever the memory order.
+
+    y[n, k, p, q] = activation(bias[k] + residual[n, k, p, q]
+                    + sum over c, r, s of  x[n, c, p*stride - top + r*dilation, q*stride - left + s*dilation] * w[k, c, r, s])
+
+Everything else in convlib (kernels, dispatch, tests, benchmarks) takes a ConvProblem and trusts it.
+Source of the definition: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016, section 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from numbers import Integral, Real
+
+import numpy as np
+
+LAYOUTS = ("NCHW", "NHWC")
+WEIGHT_LAYOUTS = ("OIHW", "OHWI", "HWIO")
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+ACTIVATIONS = (None, "relu", "relu6", "silu", "leaky_relu")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+PASSES = ("forward", "input_grad", "weight_grad")
+
+
+@dataclass(frozen=True, slots=True)
+class ConvProblem:
+    """The shapes and parameters of one convolution. Made by `make_problem`, which checks them."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    K: int
+    R: int
+    S: int
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    dtype: np.dtype = np.dtype(np.float32)
+    layout: str = "NCHW"
+    activation: str | None = None
+    slope: float = 0.0
+    has_bias: bool = False
+    has_residual: bool = False
+    pass_: str = "forward"
+
+    @property
+    def P(self) -> int:
+        return output_size(self.H, self.R, self.stride[0], self.padding[0], self.dilation[0])
+
+    @property
+    def Q(self) -> int:
+        return output_size(self.W, self.S, self.stride[1], self.padding[1], self.dilation[1])
+
+    @property
+    def Cg(self) -> int:
+        """Input channels per group."""
+        return self.C // self.groups
+
+    @property
+    def Kg(self) -> int:
+        """Output channels per group."""
+        return self.K // self.groups
+
+    @property
+    def x_shape(self) -> tuple[int, int, int, int]:
+        return self.N, self.C, self.H, self.W
+
+    @property
+    def w_shape(self) -> tuple[int, int, int, int]:
+        return self.K, self.Cg, self.R, self.S
+
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        return self.N, self.K, self.P, self.Q
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the direct algorithm; GFLOP/s are quoted as 2 * macs / seconds for every algorithm."""
+        return self.N * self.K * self.P * self.Q * self.Cg * self.R * self.S
+
+    @property
+    def reduction(self) -> int:
+        """How many products each output sums."""
+        return self.Cg * self.R * self.S
+
+    @property
+    def accumulate(self) -> np.dtype:
+        """The type sums are kept in: float64 for float64, float32 for everything shorter."""
+        return np.dtype(np.float64 if self.dtype == np.float64 else np.float32)
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups == self.C and self.groups > 1
+
+    def __str__(self) -> str:
+        (top, bottom), (left, right) = self.padding
+        return (
+            f"{self.pass_} {self.N}x{self.C}x{self.H}x{self.W} -> {self.K}, {self.R}x{self.S}, stride {self.stride}, "
+            f"padding ({top}, {bottom}), ({left}, {right}), dilation {self.dilation}, groups {self.groups}, "
+            f"{self.dtype}, {self.layout}"
+        )
+
+
+def output_size(size: int, window: int, stride: int, padding: tuple[int, int], dilation: int) -> int:
+    """Output rows (or columns) of a convolution over `size` input rows."""
+    return (size + sum(padding) - dilation * (window - 1) - 1) // stride + 1
+
+
+@lru_cache(maxsize=4096)
+def make_problem(
+    x_shape,
+    w_shape,
+    dtype,
+    *,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    layout="NCHW",
+    weight_layout="OIHW",
+    activation=None,
+    has_bias=False,
+    has_residual=False,
+    pass_="forward",
+) -> ConvProblem:
+    """Check one convolution and return it as a ConvProblem.
+
+    x_shape: 4 sizes in `layout`'s order; w_shape: 4 sizes in `weight_layout`'s order. Raises ValueError for a wrong
+    shape or value and TypeError for a wrong type; each names the argument, what came and what is needed.
+    """
+    check_choice("layout", layout, LAYOUTS)
+    check_choice("weight_layout", weight_layout, WEIGHT_LAYOUTS)
+    N, C, H, W = in_order(x_shape, layout, "NCHW", "x")
+    K, Cg, R, S = in_order(w_shape, weight_layout, "OIHW", "w")
+    dtype = checked_dtype(dtype)
+    stride = pair("stride", stride, least=1)
+    dilation = pair("dilation", dilation, least=1)
+    groups = integer("groups", groups, least=1)
+    check_channels(C, K, Cg, groups)
+    for name, size in (("H", H), ("W", W), ("C", C)):
+        if size < 1:
+            raise ValueError(f"x: {name} must be at least 1, got shape {tuple(x_shape)} in {layout}")
+    if min(K, R, S) < 1:
+        raise ValueError(f"w: every size must be at least 1, got shape {tuple(w_shape)} in {weight_layout}")
+    padding = resolved_padding(padding, (H, W), (R, S), stride, dilation)
+    check_window((H, W), (R, S), padding, dilation)
+    activation, slope = checked_activation(activation)
+    check_choice("pass_", pass_, PASSES)
+    return ConvProblem(
+        N, C, H, W, K, R, S, stride, padding, dilation, groups, dtype, layout, activation, slope,
+        bool(has_bias), bool(has_residual), pass_,
+    )  # fmt: skip
+
+
+def in_order(shape, order, wanted, name):
+    """The sizes of `shape`, whose axes are in `order`, as a tuple in the order `wanted`."""
+    if len(shape) != 4:
+        raise ValueError(f"{name}: 4 dimensions needed ({', '.join(order)}), got {len(shape)}: {tuple(shape)}")
+    return tuple(shape[order.index(axis)] for axis in wanted)
+
+
+def checked_dtype(dtype) -> np.dtype:
+    dtype = np.dtype(dtype)
+    if dtype.name not in DTYPES:
+        raise TypeError(f"x: dtype must be one of {', '.join(DTYPES)}, got {dtype.name}")
+    return dtype
+
+
+def check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name}: one of {', '.join(map(repr, choices))} needed, got {value!r}")
+
+
+def integer(name, value, least):
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: an int needed, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: at least {least} needed, got {value}")
+    return int(value)
+
+
+def pair(name, value, least):
+    """An int or two ints (rows, columns), as two ints."""
+    if isinstance(value, Integral):
+        value = (value, value)
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"{name}: an int or a pair (rows, columns) needed, got {value!r}")
+    return tuple(integer(name, v, least) for v in value)
+
+
+def check_channels(C, K, Cg, groups):
+    if C % groups:
+        raise ValueError(f"groups: must divide C = {C}, got {groups}")
+    if K % groups:
+        raise ValueError(f"groups: must divide K = {K} (the filters of w), got {groups}")
+    if Cg * groups != C:
+        raise ValueError(f"w: C / groups = {C // groups} input channels needed (C = {C}, groups = {groups}), got {Cg}")
+
+
+def check_window(size, window, padding, dilation):
+    for axis in (0, 1):
+        padded = size[axis] + sum(padding[axis])
+        extent = dilation[axis] * (window[axis] - 1) + 1
+        if extent > padded:
+            raise ValueError(
+                f"w: its {('rows', 'columns')[axis]} span {extent} (with dilation {dilation[axis]}), more than the "
+                f"{padded} of x with its padding; add padding or use a smaller kernel"
+            )
+
+
+def resolved_padding(padding, size, window, stride, dilation):
+    """Padding in any of its spellings as ((top, bottom), (left, right))."""
+    if isinstance(padding, str):
+        check_choice("padding", padding, ("valid", "same"))
+        if padding == "valid":
+            return (0, 0), (0, 0)
+        return tuple(same_padding(size[a], window[a], stride[a], dilation[a]) for a in (0, 1))
+    if isinstance(padding, (tuple, list)) and len(padding) == 2 and any(isinstance(p, (tuple, list)) for p in padding):
+        return tuple(pair("padding", p, least=0) for p in padding)
+    rows, columns = pair("padding", padding, least=0)
+    return (rows, rows), (columns, columns)
+
+
+def same_padding(size, window, stride, dilation):
+    """As TensorFlow and JAX have it: ceil(size / stride) outputs, the odd element of padding at the end."""
+    outputs = -(-size // stride)
+    total = max((outputs - 1) * stride + dilation * (window - 1) + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def checked_activation(activation):
+    """The activation's name and, for leaky_relu, its slope."""
+    if isinstance(activation, (tuple, list)):
+        if len(activation) != 2 or activation[0] != "leaky_relu" or not isinstance(activation[1], Real):
+            raise ValueError(f'activation: a pair must be ("leaky_relu", slope), got {activation!r}')
+        return "leaky_relu", float(activation[1])
+    if activation == "leaky_relu":
+        raise ValueError('activation: leaky_relu needs its slope, as ("leaky_relu", 0.01)')
+    check_choice("activation", activation, ACTIVATIONS[:-1])
+    return activation, 0.0

@@ -1,0 +1,1 @@
+"""Every hand-written kernel, and nothing else. Start at README.md: the map."""
