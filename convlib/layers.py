@@ -1,0 +1,79 @@
+"""The convolution layers of known networks, read from layers.json: the one place where tests and benchmarks take them.
+
+Each layer of the file has its `type` ("conv" or "conv_transpose"), N C H W K R S, stride, padding (rows, columns),
+dilation, groups, bias, its output's P and Q, its multiply-adds (`macs`) and how often it occurs (`count`).
+Networks: ResNet-50 (stride in the 3x3, as torchvision has it), VGG-16, MobileNetV2, a U-Net with "same" padding on
+256x256, and the small MNIST network of many tutorials.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from .problem import ConvProblem, make_problem
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One distinct layer of a network. count: how often it occurs there; macs: multiply-adds of one occurrence."""
+
+    network: str
+    name: str
+    problem: ConvProblem
+    count: int
+    macs: int
+
+
+def networks() -> tuple[str, ...]:
+    """The names of the networks.
+
+    >>> networks()
+    ('article_mnist_cnn', 'resnet50', 'vgg16', 'mobilenet_v2', 'unet_same_256')
+    """
+    return tuple(tables())
+
+
+def layers(network: str) -> tuple[Layer, ...]:
+    """The distinct convolution layers of `network`, in the order in which they occur; transposed ones are left out.
+
+    Raises ValueError for a network that is not in the file.
+
+    >>> layers("vgg16")[1].name
+    '64x224x224-64-3x3'
+    """
+    if network not in tables():
+        raise ValueError(f"network: one of {', '.join(networks())} needed, got {network!r}")
+    rows = (row for row in tables()[network]["layers"] if row["type"] == "conv")
+    return tuple(Layer(network, layer_name(row), layer_problem(row), row["count"], row["macs"]) for row in rows)
+
+
+@cache
+def tables() -> dict:
+    return json.loads((Path(__file__).parent / "layers.json").read_text())
+
+
+def layer_name(row: dict) -> str:
+    """Input, filters and window; stride and groups where they are not 1."""
+    name = "{C}x{H}x{W}-{K}-{R}x{S}".format(**row)
+    if row["stride"] != [1, 1]:
+        name += "/" + "x".join(str(s) for s in dict.fromkeys(row["stride"]))
+    if row["groups"] != 1:
+        name += f"-g{row['groups']}"
+    return name
+
+
+def layer_problem(row: dict) -> ConvProblem:
+    N, C, H, W, K, R, S = (row[axis] for axis in "NCHWKRS")
+    return make_problem(
+        (N, C, H, W),
+        (K, C // row["groups"], R, S),
+        "float32",
+        stride=tuple(row["stride"]),
+        padding=tuple(row["padding"]),
+        dilation=tuple(row["dilation"]),
+        groups=row["groups"],
+        has_bias=row["bias"],
+    )
