@@ -1,1 +1,23 @@
-"""convlib: two-dimensional convolution in hand-written kernels."""
+"""convlib: two-dimensional convolution in hand-written kernels, for NumPy, CuPy, Numba, PyTorch and JAX arrays.
+
+>>> import numpy as np, convlib
+>>> convlib.conv2d(np.ones((1, 3, 5, 5), np.float32), np.ones((8, 3, 3, 3), np.float32)).shape
+(1, 8, 3, 3)
+"""
+
+from pathlib import Path
+
+# In a plain checkout kernels/ lies beside this folder, not inside: let `convlib.kernels` be found there.
+_checkout = Path(__file__).resolve().parent.parent
+if (_checkout / "kernels" / "launching.py").is_file() and not (Path(__file__).parent / "kernels").exists():
+    __path__.append(str(_checkout))
+
+from . import kernels  # noqa: E402  (the package of kernels; called, it lists them)
+from .errors import UnsupportedError  # noqa: E402
+from .explain import explain, info  # noqa: E402
+from .operations import conv2d  # noqa: E402
+from .plan import Plan, plan  # noqa: E402
+from .problem import ConvProblem  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = ["ConvProblem", "Plan", "UnsupportedError", "conv2d", "explain", "info", "kernels", "plan"]

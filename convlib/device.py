@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from functools import cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +25,79 @@ class Device:
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.index}" + (f" ({self.name})" if self.name else "")
+
+
+def cpu() -> Device:
+    """This machine's processor, with as many threads as Numba may use now."""
+    return cpu_with(thread_count())
+
+
+def thread_count() -> int:
+    """NUMBA_NUM_THREADS, or what numba.set_num_threads said since; asking starts no threads."""
+    import numba
+    from numba.np.ufunc import parallel
+
+    return numba.get_num_threads() if parallel._is_initialized else numba.config.NUMBA_NUM_THREADS
+
+
+@cache
+def cpu_with(threads: int) -> Device:
+    return Device("cpu", threads=threads)
+
+
+@cache
+def simulator() -> Device:
+    """Numba's own simulator of CUDA; it claims the abilities of the oldest target we compile for."""
+    return Device("simulator", name="Numba's CUDA simulator", compute_capability=(7, 5), sm_count=1)
+
+
+def emulator() -> Device:
+    """Our PTX emulator, as the target that CONVLIB_EMULATE_TARGET names (80 if it is not set)."""
+    return emulator_of(int(os.environ.get("CONVLIB_EMULATE_TARGET", "80")))
+
+
+@cache
+def emulator_of(target: int) -> Device:
+    return Device("emulator", name=f"PTX emulator, sm_{target}", compute_capability=divmod(target, 10), sm_count=108)
+
+
+def simulating() -> bool:
+    """Whether Numba simulates CUDA in this process: NUMBA_ENABLE_CUDASIM is 1."""
+    return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1"
+
+
+def emulating() -> bool:
+    """Whether GPU kernels run in the emulator: CONVLIB_EMULATE is 1."""
+    return os.environ.get("CONVLIB_EMULATE", "0") == "1"
+
+
+@cache
+def gpu(index: int) -> Device:
+    """The properties of CUDA device `index`, asked through whichever GPU library is installed."""
+    try:
+        import cupy
+    except ImportError:
+        return gpu_through_numba(index)
+    properties = cupy.cuda.runtime.getDeviceProperties(index)
+    return Device(
+        "cuda",
+        index,
+        properties["name"].decode(),
+        (properties["major"], properties["minor"]),
+        properties["multiProcessorCount"],
+        properties["sharedMemPerBlock"],
+    )
+
+
+def gpu_through_numba(index):
+    from numba import cuda
+
+    device = cuda.list_devices()[index]
+    return Device(
+        "cuda",
+        index,
+        device.name.decode() if isinstance(device.name, bytes) else device.name,
+        tuple(device.compute_capability),
+        device.MULTIPROCESSOR_COUNT,
+        device.MAX_SHARED_MEMORY_PER_BLOCK,
+    )

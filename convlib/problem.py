@@ -2,8 +2,8 @@
 
 Letters are the field's: x is (N, C, H, W), w is (K, C/groups, R, S), y is (N, K, P, Q), whatever the memory order.
 
-    y[n, k, p, q] = activation(bias[k] + residual[n, k, p, q]
-                    + sum over c, r, s of  x[n, c, p*stride - top + r*dilation, q*stride - left + s*dilation] * w[k, c, r, s])
+    y[n, k, p, q] = activation(bias[k] + residual[n, k, p, q] + sum over c, r, s of
+                    x[n, c, p*stride - top + r*dilation, q*stride - left + s*dilation] * w[k, c, r, s])
 
 Everything else in convlib (kernels, dispatch, tests, benchmarks) takes a ConvProblem and trusts it.
 Source of the definition: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016, section 2.

@@ -3,21 +3,22 @@
 A launcher computes grid, block and arguments and calls `launch`. What then runs the kernel is decided here and nowhere
 else, so the simulator, the recorder and the emulator see exactly the launch that a user's GPU would see.
 
-    launcher --> launch --+-- CudaSource ------> cupy.RawKernel, compiled once per device      a GPU
-                          +-- Numba dispatcher -> kernel[grid, block, stream, shared](*args)   a GPU, or Numba's simulator
-                          +-- either ----------> convlib.emulator, under CONVLIB_EMULATE=1     any CPU
-                          +-- either ----------> a list, inside `recording()`                  tests
+    launcher --> launch --+-- CudaSource -------> cupy.RawKernel, compiled once per device     a GPU
+                          +-- Numba dispatcher -> kernel[grid, block, stream, shared](*args)   a GPU, or the simulator
+                          +-- either -----------> convlib.emulator, under CONVLIB_EMULATE=1    any CPU
+                          +-- either -----------> a list, inside `recording()`                 tests
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+from ..device import emulating
 
 CUPY_RAW = Path(__file__).parent / "cupy_raw"
 MAX_GRID = (2**31 - 1, 65_535, 65_535)
@@ -30,7 +31,7 @@ def ceil_div(a: int, b: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CudaSource:
-    """A kernel in CUDA C: a file of kernels/cupy_raw, one extern "C" function in it, and the constants it is built with.
+    """A kernel in CUDA C: a file of kernels/cupy_raw, an extern "C" function in it, and the constants it is built with.
 
     constants: pairs (NAME, value), each given to the compiler as -DNAME=value.
     """
@@ -93,11 +94,6 @@ def refuse_python_numbers(kernel, args):
 
 def default_executor():
     return on_emulator if emulating() else on_gpu
-
-
-def emulating() -> bool:
-    """Whether launches go to the emulator: the environment variable CONVLIB_EMULATE is 1."""
-    return os.environ.get("CONVLIB_EMULATE", "0") == "1"
 
 
 def on_gpu(kernel, grid, block, args, shared_bytes, stream):

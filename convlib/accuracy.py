@@ -1,0 +1,55 @@
+"""How far a result may lie from the exact one: every tolerance and every error contract comes from here.
+
+Two bounds, both derived from the accumulating type's unit roundoff u, the reduction length n and the algorithm:
+
+- `elementwise`, for tests: |y - exact| <= factor * gamma(n) * (|x| conv |w| + |bias| + |residual|) + rounding of the store,
+  with gamma(n) = n u / (1 - n u): true for sums in any order (Higham, Accuracy and Stability of Numerical Algorithms,
+  2nd edition, section 3.1);
+- `norm_relative`, the contract that `max_error` is compared with: ||y - exact|| / ||exact|| for standard normal data,
+  where rounding errors add up like a random walk: factor * u * sqrt(n) (same book, section 2.8).
+
+GROWTH says how much an algorithm multiplies these over plain summation.
+"""
+
+import numpy as np
+
+UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
+
+# Plain sums of products, in whatever order, are 1. Others say where their number comes from.
+GROWTH = {
+    "direct": 1.0,
+    "tiled": 1.0,
+    "im2col": 1.0,
+}
+
+DEFAULT_MAX_ERROR = 5e-6
+
+
+def norm_relative(problem, algorithm: str) -> float:
+    """The norm-relative error that `algorithm` keeps to on this problem (standard normal data, against float64)."""
+    u = UNIT_ROUNDOFF[problem.accumulate.name]
+    store = UNIT_ROUNDOFF[problem.dtype.name] if problem.dtype != problem.accumulate else 0.0
+    return GROWTH[algorithm] * u * np.sqrt(problem.reduction + 2) + store
+
+
+def sums_plainly(algorithm: str) -> bool:
+    """Whether nothing more accurate can be asked for: such an algorithm is allowed whatever `max_error` says."""
+    return GROWTH[algorithm] == 1.0
+
+
+def elementwise(problem, algorithm: str, magnitude, exact):
+    """The largest |y - exact| allowed, element by element.
+
+    magnitude: |x| conv |w| + |bias| + |residual|; exact: the float64 result. Both (N, K, P, Q).
+    """
+    u = UNIT_ROUNDOFF[problem.accumulate.name]
+    terms = problem.reduction + 4  # bias, residual, and the activation's own two roundings
+    gamma = terms * u / (1 - terms * u)
+    store = UNIT_ROUNDOFF[problem.dtype.name] * np.abs(exact) + smallest_step(problem.dtype)
+    return GROWTH[algorithm] * gamma * magnitude + store
+
+
+def smallest_step(dtype) -> float:
+    """The smallest positive number of `dtype`: below it results round to zero."""
+    exponents = {"float16": -24, "bfloat16": -133, "float32": -149, "float64": -1074}
+    return 2.0 ** exponents[np.dtype(dtype).name]

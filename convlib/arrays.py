@@ -1,0 +1,473 @@
+"""Whose arrays are these, and where: zero-copy views on the way in, results in the caller's library on the way out.
+
+Every supported library is one class below with the same five questions: is it mine, where is it, view it, allocate a
+result, which stream. On the CPU a view is a numpy.ndarray; on a GPU it is a `CudaView`, an address with shape and
+strides, from which each kernel family makes its own array type. 16-bit floats are viewed as uint16 for the kernels.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
+
+import numpy as np
+
+from .errors import UnsupportedError
+from .problem import DTYPES
+
+
+@dataclass(frozen=True, slots=True)
+class CudaView:
+    """An array in GPU memory: what `__cuda_array_interface__` says, bfloat16 included, and who keeps it alive."""
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype
+    owner: object
+    readonly: bool = False
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
+    def __cuda_array_interface__(self):
+        return {
+            "data": (self.address, self.readonly),
+            "shape": self.shape,
+            "strides": self.strides,
+            "typestr": self.dtype.str,
+            "version": 3,
+            "stream": None,
+        }
+
+    def transpose(self, axes):
+        return replace(self, shape=tuple(self.shape[a] for a in axes), strides=tuple(self.strides[a] for a in axes))
+
+    def view(self, dtype):
+        return replace(self, dtype=np.dtype(dtype))
+
+    def with_batch(self):
+        return replace(self, shape=(1, *self.shape), strides=(0, *self.strides))
+
+    def flipped(self, axes):
+        """The same elements in reversed order along `axes`."""
+        address = self.address + sum((self.shape[a] - 1) * self.strides[a] for a in axes)
+        strides = tuple(-s if a in axes else s for a, s in enumerate(self.strides))
+        return replace(self, address=address, strides=strides)
+
+
+def never(array):
+    return False
+
+
+def unchanged(result):
+    return result
+
+
+def always_writeable(out):
+    """These libraries have no read-only arrays."""
+
+
+class NumPy:
+    """numpy.ndarray, memory maps included; ml_dtypes.bfloat16 is a NumPy dtype."""
+
+    name = "numpy"
+
+    @staticmethod
+    def owns(array):
+        return isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray)
+
+    @staticmethod
+    def device(array):
+        return "cpu", 0
+
+    @staticmethod
+    def dtype(array):
+        return array.dtype
+
+    @staticmethod
+    def view(array, name):
+        if not array.dtype.isnative:
+            raise TypeError(
+                f"{name}: native byte order needed, got {array.dtype}; use .astype({name}.dtype.newbyteorder())"
+            )
+        return array.view(np.ndarray) if type(array) is not np.ndarray else array
+
+    @staticmethod
+    def result(array, shape, channels_last):
+        """An uninitialised array of `shape` like `array`, and its view."""
+        y = empty_aligned(shape, array.dtype)
+        return y, y
+
+    @staticmethod
+    def check_out(out):
+        if not out.flags.writeable:
+            raise ValueError("out: a writeable array needed, got a read-only one")
+
+    channels_last = staticmethod(never)
+    finished = staticmethod(unchanged)
+
+    @staticmethod
+    def stream(array):
+        return None
+
+
+class CuPy:
+    """cupy.ndarray; work goes to CuPy's current stream."""
+
+    name = "cupy"
+
+    @staticmethod
+    def owns(array):
+        cupy = sys.modules.get("cupy")
+        return cupy is not None and isinstance(array, getattr(cupy, "ndarray", ()))
+
+    @staticmethod
+    def device(array):
+        return "cuda", array.device.id
+
+    @staticmethod
+    def dtype(array):
+        return np.dtype(array.dtype)
+
+    @staticmethod
+    def view(array, name):
+        return CudaView(array.data.ptr, array.shape, array.strides, np.dtype(array.dtype), array)
+
+    @staticmethod
+    def result(array, shape, channels_last):
+        import cupy
+
+        with cupy.cuda.Device(array.device.id):
+            y = cupy.empty(shape, array.dtype)
+        return y, CuPy.view(y, "y")
+
+    check_out = staticmethod(always_writeable)
+    finished = staticmethod(unchanged)
+    channels_last = staticmethod(never)
+
+    @staticmethod
+    def stream(array):
+        import cupy
+
+        return cupy.cuda.get_current_stream(array.device.id).ptr
+
+
+class Numba:
+    """Numba CUDA device arrays; work goes to Numba's default stream. In the simulator their memory is the host's."""
+
+    name = "numba"
+
+    @staticmethod
+    def owns(array):
+        root = type(array).__module__.partition(".")[0]
+        return root in ("numba", "numba_cuda") and hasattr(array, "copy_to_host")
+
+    @staticmethod
+    def device(array):
+        if hasattr(array, "_ary"):
+            return "simulator", 0
+        return "cuda", 0
+
+    @staticmethod
+    def dtype(array):
+        return np.dtype(array.dtype)
+
+    @staticmethod
+    def view(array, name):
+        if hasattr(array, "_ary"):
+            return np.asarray(array._ary)
+        interface = array.__cuda_array_interface__
+        address, readonly = interface["data"]
+        return CudaView(address, array.shape, array.strides, np.dtype(array.dtype), array, readonly)
+
+    @staticmethod
+    def result(array, shape, channels_last):
+        from numba import cuda
+
+        y = cuda.device_array(shape, Numba.dtype(array))
+        return y, Numba.view(y, "y")
+
+    check_out = staticmethod(always_writeable)
+    finished = staticmethod(unchanged)
+    channels_last = staticmethod(never)
+    stream = staticmethod(lambda array: None)
+
+
+class Torch:
+    """torch.Tensor on the CPU (memory shared with NumPy both ways) or on CUDA (PyTorch's current stream).
+
+    A tensor in torch.channels_last gives a result in torch.channels_last.
+    """
+
+    name = "torch"
+
+    @staticmethod
+    def owns(array):
+        torch = sys.modules.get("torch")
+        return torch is not None and isinstance(array, getattr(torch, "Tensor", ()))
+
+    @staticmethod
+    def device(array):
+        kind = array.device.type
+        if kind not in ("cpu", "cuda"):
+            raise TypeError(f"x: a tensor on the CPU or on CUDA needed, got one on {array.device}")
+        return kind, array.device.index or 0
+
+    @staticmethod
+    def dtype(array):
+        return torch_dtypes().get(array.dtype) or named_dtype(str(array.dtype).removeprefix("torch."))
+
+    @staticmethod
+    def view(array, name):
+        import torch
+
+        if array.layout is not torch.strided:
+            raise TypeError(f"{name}: a dense tensor needed, got layout {array.layout}")
+        if array.requires_grad and torch.is_grad_enabled():
+            raise TypeError(
+                f"{name}: requires grad, and convlib.conv2d does not record gradients; "
+                f"pass {name}.detach() or call it under torch.no_grad()"
+            )
+        array = array.detach().resolve_neg()
+        dtype = Torch.dtype(array)
+        if array.device.type == "cpu":
+            if dtype.name == "bfloat16":
+                return array.view(torch.int16).numpy().view(dtype)
+            return array.numpy()
+        strides = tuple(s * array.element_size() for s in array.stride())
+        return CudaView(array.data_ptr(), tuple(array.shape), strides, dtype, array)
+
+    @staticmethod
+    def result(array, shape, channels_last):
+        import torch
+
+        order = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
+        y = torch.empty(shape, dtype=array.dtype, device=array.device, memory_format=order)
+        return y, Torch.view(y, "y")
+
+    check_out = staticmethod(always_writeable)
+    finished = staticmethod(unchanged)
+
+    @staticmethod
+    def channels_last(array):
+        import torch
+
+        if array.dim() != 4 or array.is_contiguous():
+            return False
+        return array.is_contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def stream(array):
+        if array.device.type == "cpu":
+            return None
+        import torch
+
+        return torch.cuda.current_stream(array.device).cuda_stream
+
+
+class Jax:
+    """jax.Array, read only: on the CPU by its buffer, on a GPU by DLPack through CuPy. Results come back by DLPack."""
+
+    name = "jax"
+
+    @staticmethod
+    def owns(array):
+        jax = sys.modules.get("jax")
+        return jax is not None and isinstance(array, getattr(jax, "Array", ()))
+
+    @staticmethod
+    def device(array):
+        import jax
+
+        if isinstance(array, jax.core.Tracer):
+            raise TypeError(
+                "x: a concrete array needed, got a JAX tracer; convlib.conv2d cannot run inside jit or vmap"
+            )
+        devices = array.devices()
+        if len(devices) != 1:
+            raise ValueError(f"x: an array on one device needed, got one over {len(devices)}")
+        (device,) = devices
+        kind = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}.get(device.platform)
+        if kind is None:
+            raise TypeError(f"x: an array on the CPU or on CUDA needed, got one on {device.platform}")
+        return kind, device.id if kind == "cuda" else 0
+
+    @staticmethod
+    def dtype(array):
+        return np.dtype(array.dtype)
+
+    @staticmethod
+    def view(array, name):
+        if Jax.device(array)[0] == "cpu":
+            return np.asarray(array)
+        import cupy
+
+        return CuPy.view(cupy.from_dlpack(array), name)
+
+    @staticmethod
+    def result(array, shape, channels_last):
+        if Jax.device(array)[0] == "cpu":
+            y = empty_aligned(shape, Jax.dtype(array))
+            return y, y
+        import cupy
+
+        y = cupy.empty(shape, Jax.dtype(array))
+        return y, CuPy.view(y, "y")
+
+    @staticmethod
+    def finished(y):
+        """The result as a jax.Array, over the same memory where DLPack has the dtype."""
+        import jax
+
+        if isinstance(y, np.ndarray) and y.dtype.name == "bfloat16":
+            return jax.numpy.asarray(y)  # NumPy's DLPack has no bfloat16
+        return jax.dlpack.from_dlpack(y)
+
+    @staticmethod
+    def check_out(out):
+        raise TypeError("out: JAX arrays are immutable, so none can be written into; leave it out")
+
+    channels_last = staticmethod(never)
+
+    @staticmethod
+    def stream(array):
+        if Jax.device(array)[0] == "cpu":
+            return None
+        import cupy
+
+        return cupy.cuda.get_current_stream().ptr
+
+
+LIBRARIES = (NumPy, CuPy, Torch, Jax, Numba)
+
+
+def library_of(array, name):
+    """The class above that `array` belongs to."""
+    for library in LIBRARIES:
+        if library.owns(array):
+            return library
+    came = f"{type(array).__module__}.{type(array).__name__}"
+    raise TypeError(f"{name}: a NumPy, CuPy, Numba, PyTorch or JAX array needed, got {came}")
+
+
+def named_dtype(name):
+    """The NumPy dtype called `name`, bfloat16 included; the caller learns what is supported if it is not."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    try:
+        return np.dtype(name)
+    except TypeError:
+        raise TypeError(f"x: dtype must be one of {', '.join(DTYPES)}, got {name}") from None
+
+
+@cache
+def torch_dtypes():
+    import torch
+
+    return {getattr(torch, name): named_dtype(name) for name in ("float16", "bfloat16", "float32", "float64")}
+
+
+def empty_aligned(shape, dtype):
+    """An uninitialised C-contiguous array whose first element lies on a 64-byte boundary, as vector stores like it."""
+    dtype = np.dtype(dtype)
+    count = dtype.itemsize
+    for size in shape:
+        count *= size
+    raw = np.empty(count + 63, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + count].view(dtype).reshape(shape)
+
+
+def flipped(view, axes):
+    """`view` in reversed order along `axes`, without a copy."""
+    if isinstance(view, CudaView):
+        return view.flipped(axes)
+    return view[tuple(slice(None, None, -1) if a in axes else slice(None) for a in range(view.ndim))]
+
+
+def with_batch(view):
+    """`view` with a leading axis of length one."""
+    return view.with_batch() if isinstance(view, CudaView) else view[None]
+
+
+def as_storage(view):
+    """16-bit floats viewed as uint16; anything else as it is."""
+    return view.view(np.uint16) if view is not None and view.dtype.itemsize == 2 else view
+
+
+def memory_overlaps(a, b) -> bool:
+    """Whether two views share memory; when that is too hard to tell (interleaved slices), by their outer bounds."""
+    if isinstance(a, np.ndarray):
+        try:
+            return np.shares_memory(a, b, max_work=10_000)
+        except np.exceptions.TooHardError:
+            return True
+    (a_first, a_last), (b_first, b_last) = extent(a), extent(b)
+    return a_first < b_last and b_first < a_last
+
+
+def extent(view):
+    """First byte and one past the last byte of a CudaView."""
+    spans = [(n - 1) * s for n, s in zip(view.shape, view.strides, strict=True)]
+    first = view.address + sum(span for span in spans if span < 0)
+    last = view.address + sum(span for span in spans if span > 0) + view.dtype.itemsize
+    return first, last
+
+
+def for_family(view, family, device):
+    """`view` as the array type that the kernels of `family` take on `device`."""
+    if view is None or isinstance(view, np.ndarray):
+        return view
+    if family == "numba_cuda":
+        from numba import cuda
+
+        return cuda.as_cuda_array(view, sync=False)
+    import cupy
+
+    first, last = extent(view)
+    memory = cupy.cuda.UnownedMemory(first, last - first, view.owner, device.index)
+    pointer = cupy.cuda.MemoryPointer(memory, view.address - first)
+    return cupy.ndarray(view.shape, view.dtype, pointer, view.strides)
+
+
+def device_bytes(count, family, device, stream):
+    """`count` uninitialised bytes where `device` computes, from the pool of the library `family` launches through."""
+    if device.kind in ("simulator", "emulator"):
+        return empty_aligned((count,), np.uint8)
+    if family == "numba_cuda":
+        from numba import cuda
+
+        return cuda.device_array(count, np.uint8)
+    import cupy
+
+    from .kernels.launching import cupy_stream
+
+    with cupy.cuda.Device(device.index), cupy_stream(stream):
+        return cupy.empty(count, np.uint8)
+
+
+def pad(view, padding, mode, device, stream):
+    """A copy of x (N, C, H, W) with `padding` rows and columns added, `mode` being one of numpy.pad's."""
+    widths = ((0, 0), (0, 0), *padding)
+    if isinstance(view, np.ndarray):
+        return np.pad(view, widths, mode)
+    if find_spec("cupy") is None:
+        raise UnsupportedError("padding_mode: on a GPU it needs CuPy, which is not installed: pip install cupy-cuda13x")
+    import cupy
+
+    from .kernels.launching import cupy_stream
+
+    with cupy.cuda.Device(device.index), cupy_stream(stream):
+        padded = cupy.pad(for_family(view, "cupy_raw", device), widths, mode)
+    return CuPy.view(padded, "x")

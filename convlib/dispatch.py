@@ -1,0 +1,152 @@
+"""The one list of kernels: why each can or cannot run a problem, and which one is chosen.
+
+A kernel is a module of convlib.kernels. It has
+
+    passes                                   ("forward", "input_grad", "weight_grad"), those it implements
+    why_not(problem, device)                 reasons, in words for its user, why it cannot run; empty when it can
+    workspace_bytes(problem, device)         scratch memory that `run` is to be given
+    predicted_seconds(problem, device)       from counts and published or measured limits; the smallest is chosen
+    run(problem, device, x, w, y, bias, residual, workspace, stream)
+    packed_bytes(problem, device), pack(problem, device, w, packed)      only where weights are repacked first
+
+and its name is "family.algorithm", the module's path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+
+from . import accuracy
+from .device import Device
+from .errors import UnsupportedError
+from .problem import ConvProblem, check_choice
+
+KERNELS: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What the kernels of one family have in common: where they run and which packages they need."""
+
+    runs_on: tuple[str, ...]
+    needs: tuple[str, ...]
+    install: str
+
+
+FAMILIES = {
+    "numba_cpu": Family(("cpu",), ("numba",), "pip install numba"),
+    "numba_cuda": Family(("cuda", "simulator", "emulator"), ("numba",), 'pip install "numba-cuda[cu13]"'),
+    "cupy_raw": Family(("cuda", "emulator"), ("cupy",), "pip install cupy-cuda13x"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One listed kernel held against one problem. Seconds are predicted, never measured."""
+
+    name: str
+    reasons: tuple[str, ...]
+    seconds: float | None = None
+    workspace_bytes: int | None = None
+    error: float | None = None
+
+    @property
+    def possible(self) -> bool:
+        return not self.reasons
+
+
+@cache
+def kernel(name: str):
+    """The module of the listed kernel `name`."""
+    return import_module(f".kernels.{name}", __package__)
+
+
+def family_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def algorithm_of(name: str) -> str:
+    return name.partition(".")[2]
+
+
+def algorithms() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(algorithm_of(name) for name in KERNELS))
+
+
+@lru_cache(maxsize=4096)
+def candidates(
+    problem: ConvProblem, device: Device, max_error: float, workspace_limit: int | None
+) -> tuple[Candidate, ...]:
+    """Every listed kernel with its reasons against `problem` on `device`, in the list's order."""
+    return tuple(candidate(name, problem, device, max_error, workspace_limit) for name in KERNELS)
+
+
+def candidate(name, problem, device, max_error, workspace_limit):
+    reasons = family_reasons(family_of(name), device)
+    if reasons:
+        return Candidate(name, tuple(reasons))
+    module = kernel(name)
+    if problem.pass_ not in module.passes:
+        return Candidate(name, (f"computes {', '.join(module.passes)} only, not {problem.pass_}",))
+    reasons = list(module.why_not(problem, device))
+    if reasons:
+        return Candidate(name, tuple(reasons))
+    workspace = module.workspace_bytes(problem, device)
+    error = accuracy.norm_relative(problem, algorithm_of(name))
+    if workspace_limit is not None and workspace > workspace_limit:
+        reasons.append(f"needs {workspace:,} bytes of workspace, workspace_limit is {workspace_limit:,}")
+    if error > max_error and not accuracy.sums_plainly(algorithm_of(name)):
+        reasons.append(f"its error bound is {error:.1e}, max_error is {max_error:.1e}")
+    return Candidate(name, tuple(reasons), module.predicted_seconds(problem, device), workspace, error)
+
+
+def family_reasons(family, device):
+    facts = FAMILIES[family]
+    if device.kind not in facts.runs_on:
+        return [f"runs on {' or '.join(facts.runs_on)}, the arrays are on {device.kind}"]
+    if device.kind == "emulator":
+        return []
+    missing = [package for package in facts.needs if not installed(package)]
+    return [f"needs {package}, which is not installed: {facts.install}" for package in missing]
+
+
+@cache
+def installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+@lru_cache(maxsize=4096)
+def choose(
+    problem: ConvProblem,
+    device: Device,
+    backend: str = "auto",
+    algorithm: str = "auto",
+    max_error: float = accuracy.DEFAULT_MAX_ERROR,
+    workspace_limit: int | None = None,
+) -> str:
+    """The name of the kernel to run: the fastest predicted among those that can and were asked for.
+
+    Raises ValueError for an unknown backend or algorithm, UnsupportedError, with every reason, when none can run.
+    """
+    check_choice("backend", backend, ("auto", *FAMILIES))
+    check_choice("algorithm", algorithm, ("auto", *algorithms()))
+    asked = [
+        c
+        for c in candidates(problem, device, max_error, workspace_limit)
+        if backend in ("auto", family_of(c.name)) and algorithm in ("auto", algorithm_of(c.name))
+    ]
+    possible = [c for c in asked if c.possible]
+    if not possible:
+        raise UnsupportedError(refusal(problem, device, backend, algorithm, asked))
+    return min(possible, key=lambda c: c.seconds).name
+
+
+def refusal(problem, device, backend, algorithm, asked):
+    forced = [f"{k}={v!r}" for k, v in (("backend", backend), ("algorithm", algorithm)) if v != "auto"]
+    head = f"{', '.join(forced) or 'convlib'} cannot run this problem on {device}:\n  {problem}"
+    if not asked:
+        return f"{head}\n  no listed kernel is both"
+    return "\n".join([head, *(f"  {c.name}: {'; '.join(c.reasons)}" for c in asked)])

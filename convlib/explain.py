@@ -1,0 +1,173 @@
+"""explain, kernels and info: what there is, what would run, and why the rest would not."""
+
+from __future__ import annotations
+
+import ast
+import platform
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import accuracy, arrays, device, dispatch
+from .device import Device
+from .operations import device_for, hashable
+from .problem import ConvProblem, make_problem
+
+PACKAGES = ("numpy", "numba", "llvmlite", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x", "ml_dtypes", "torch", "jax")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFacts:
+    """A listed kernel: its name, idea and file."""
+
+    name: str
+    family: str
+    algorithm: str
+    idea: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Every listed kernel held against one problem; `chosen` is the name of the one that would run, or None."""
+
+    problem: ConvProblem
+    device: Device
+    candidates: tuple[dispatch.Candidate, ...]
+    chosen: str | None
+
+    def verdict(self, candidate) -> str:
+        if candidate.name == self.chosen:
+            return "chosen"
+        return "possible" if candidate.possible else "; ".join(candidate.reasons)
+
+    def __str__(self) -> str:
+        lines = [f"{self.problem}", f"on {self.device}"]
+        for c in self.candidates:
+            seconds = f"{c.seconds * 1e3:10.3f} ms predicted" if c.seconds is not None else " " * 23
+            lines.append(f"  {c.name:24} {seconds}  {self.verdict(c)}")
+        return "\n".join(lines)
+
+
+def explain(
+    x: Any,
+    w: Any,
+    *,
+    dtype: Any = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | str | tuple = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    layout: str = "NCHW",
+    weight_layout: str = "OIHW",
+    activation: str | tuple[str, float] | None = None,
+    bias: bool = False,
+    residual: bool = False,
+    algorithm: str = "auto",
+    backend: str = "auto",
+    max_error: float = accuracy.DEFAULT_MAX_ERROR,
+    workspace_limit: int | None = None,
+    on: Device | None = None,
+) -> Explanation:
+    """Hold every listed kernel against a convolution: chosen, possible (with its predicted time), or why not.
+
+    x, w: arrays, or their shapes (then `dtype` says of what, float32 if it is not given, and `on` where, this CPU if
+    it is not given). bias, residual: whether there is one. The other arguments and the errors are conv2d's; where no
+    kernel can run, `chosen` is None instead of an error.
+
+    >>> explain((1, 64, 56, 56), (64, 64, 3, 3), padding=1).chosen is not None
+    True
+    """
+    if isinstance(x, (tuple, list)):
+        x_shape, dtype, place = tuple(x), np.dtype(dtype or np.float32), on or device.cpu()
+    else:
+        library = arrays.library_of(x, "x")
+        x_shape, dtype, place = tuple(x.shape), library.dtype(x), on or device_for(library, x, backend)
+    w_shape = tuple(w) if isinstance(w, (tuple, list)) else tuple(w.shape)
+    problem = make_problem(
+        x_shape if len(x_shape) == 4 else (1, *x_shape), w_shape, dtype, stride=hashable(stride),
+        padding=hashable(padding), dilation=hashable(dilation), groups=groups, layout=layout,
+        weight_layout=weight_layout, activation=hashable(activation), has_bias=bias, has_residual=residual,
+    )  # fmt: skip
+    try:
+        chosen = dispatch.choose(problem, place, backend, algorithm, max_error, workspace_limit)
+    except dispatch.UnsupportedError:
+        chosen = None
+    return Explanation(problem, place, dispatch.candidates(problem, place, max_error, workspace_limit), chosen)
+
+
+@cache
+def kernels() -> tuple[KernelFacts, ...]:
+    """Every listed kernel with the first line of its account; reads the files, imports nothing."""
+    return tuple(kernel_facts(name) for name in dispatch.KERNELS)
+
+
+def kernel_facts(name):
+    path = kernels_folder() / (name.replace(".", "/") + ".py")
+    account = ast.get_docstring(ast.parse(path.read_text())) or ""
+    idea = account.partition("\n\n")[0].replace("\n", " ")
+    return KernelFacts(name, dispatch.family_of(name), dispatch.algorithm_of(name), idea, str(path))
+
+
+def kernels_folder() -> Path:
+    from . import kernels as package
+
+    return Path(package.__path__[0])
+
+
+def info() -> dict[str, Any]:
+    """What this machine offers: versions, processor, threads, GPUs and the kernel families that can run."""
+    gpus = visible_gpus()
+    return {
+        "convlib": installed_version("convlib-kernels") or "a checkout",
+        "python": platform.python_version(),
+        "packages": {name: v for name in PACKAGES if (v := installed_version(name))},
+        "processor": processor_name(),
+        "threads": device.cpu().threads,
+        "gpus": [str(gpu) for gpu in gpus],
+        "families": {name: family_state(name, gpus) for name in dispatch.FAMILIES},
+    }
+
+
+def family_state(name, gpus):
+    place = device.cpu() if "cpu" in dispatch.FAMILIES[name].runs_on else (gpus[0] if gpus else None)
+    if place is None:
+        return "no GPU is visible"
+    return "; ".join(dispatch.family_reasons(name, place)) or "ready"
+
+
+def installed_version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def processor_name() -> str:
+    """The processor's own name for itself."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def visible_gpus() -> list[Device]:
+    """The CUDA devices that an installed GPU library can see; none where there is no driver."""
+    if dispatch.installed("cupy"):
+        import cupy
+
+        try:
+            return [device.gpu(i) for i in range(cupy.cuda.runtime.getDeviceCount())]
+        except cupy.cuda.runtime.CUDARuntimeError:
+            return []
+    if not dispatch.installed("numba") or device.simulating():
+        return []
+    from numba import cuda
+
+    return [device.gpu(i) for i in range(len(cuda.gpus))] if cuda.is_available() else []

@@ -1,0 +1,75 @@
+"""Every listed kernel against the reference, through conv2d: adding a kernel to the list tests it here.
+
+CPU kernels run as they are. GPU kernels run on a GPU where there is one; in Numba's simulator and in the PTX emulator
+they have suites of their own (tests/kernels/numba_cuda, tests/convlib/emulator), on the same problems.
+"""
+
+import numpy as np
+import pytest
+
+import convlib
+from convlib import accuracy, device, dispatch
+from tests.problems import SMALL, TINY, arrays_of, expected
+
+CPU_KERNELS = [name for name in dispatch.KERNELS if "cpu" in dispatch.FAMILIES[dispatch.family_of(name)].runs_on]
+
+
+def forced(name):
+    return {"backend": dispatch.family_of(name), "algorithm": dispatch.algorithm_of(name), "max_error": 1.0}
+
+
+def why_not(name, case):
+    return dispatch.kernel(name).why_not(case.problem(), device.cpu())
+
+
+PAIRS = [(name, case) for name in CPU_KERNELS for case in TINY + SMALL]
+SERVED = [pair for pair in PAIRS if not why_not(*pair)]
+REFUSED = [pair for pair in PAIRS if why_not(*pair)]
+
+
+@pytest.mark.parametrize(("name", "case"), SERVED, ids=str)
+def test_equals_the_reference(name, case):
+    x, w, bias, residual, out = arrays_of(case)
+    before = [None if a is None else a.copy() for a in (x, w, bias, residual)]
+
+    y = convlib.conv2d(x, w, bias, residual=residual, out=out, **case.keywords, **forced(name))
+
+    assert y is out
+    assert_close(case, dispatch.algorithm_of(name), y, x, w, bias, residual)
+    for array, copy in zip((x, w, bias, residual), before, strict=True):
+        if array is not None:
+            np.testing.assert_array_equal(array, copy, err_msg="an input was written")
+
+
+@pytest.mark.parametrize(("name", "case"), SERVED, ids=str)
+def test_gives_the_same_bits_twice_and_through_a_plan(name, case):
+    x, w, bias, residual, _ = arrays_of(case, integers=False)
+    call = {**case.keywords, **forced(name)}
+    y = convlib.conv2d(x, w, bias, residual=residual, **call)
+    np.testing.assert_array_equal(y, convlib.conv2d(x, w, bias, residual=residual, **call))
+    plan = convlib.plan(x.shape, w, bias, residual=residual is not None, **call)
+    np.testing.assert_array_equal(y, plan(x, residual=residual))
+
+
+@pytest.mark.parametrize(("name", "case"), REFUSED, ids=str)
+def test_refuses_in_words(name, case):
+    x, w, bias, residual, out = arrays_of(case)
+    with pytest.raises(convlib.UnsupportedError, match=name):
+        convlib.conv2d(x, w, bias, residual=residual, out=out, **case.keywords, **forced(name))
+    assert np.isnan(out.astype(np.float32)).all(), "a refused call wrote into out"
+
+
+def assert_close(case, algorithm, y, x, w, bias, residual):
+    """Within the derived bound of the exact result; and exactly, where every sum of small integers is exact."""
+    problem = case.problem()
+    exact, magnitude = expected(case, x, w, bias, residual)
+    got = y.astype(np.float64)
+    if problem.layout == "NHWC":
+        got = got.transpose(0, 3, 1, 2)
+    if accuracy.sums_plainly(algorithm) and problem.activation in (None, "relu", "relu6"):
+        np.testing.assert_array_equal(got, exact.astype(problem.dtype).astype(np.float64))
+    excess = np.abs(got - exact) - accuracy.elementwise(problem, algorithm, magnitude, exact)
+    assert not np.any(np.isnan(got)), "an output was never written"
+    assert excess.max() <= 0, (
+        f"past the bound by {excess.max():.3g} at {np.unravel_index(excess.argmax(), excess.shape)}"
+    )

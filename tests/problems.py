@@ -1,0 +1,150 @@
+"""The shared problems that every listed kernel is tested on, and data to run them with.
+
+Values are small integers, so that float32 sums are exact and a test may ask for equality; sizes are odd, and lie
+under, on and past the tiles that kernels use. Add a problem here and every kernel is held against it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from convlib.kernels import reference
+
+from convlib import operations
+from convlib.problem import make_problem
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem by its shapes and conv2d's own keywords, and how its arrays lie in memory."""
+
+    name: str
+    x: tuple
+    w: tuple
+    keywords: dict = field(default_factory=dict, hash=False)
+    bias: bool = False
+    residual: bool = False
+    dtype: str = "float32"
+    memory: str = "contiguous"
+
+    def problem(self):
+        return make_problem(
+            self.x, self.w, dtype_named(self.dtype), has_bias=self.bias, has_residual=self.residual,
+            **{k: v for k, v in self.keywords.items() if k != "flip_kernel"},
+        )  # fmt: skip
+
+    def __str__(self):
+        return self.name
+
+
+# Tiny, for Numba's simulator and the emulator too (about 1,000 threads a second in the simulator).
+TINY = (
+    Case("1x1", (1, 3, 5, 7), (4, 3, 1, 1)),
+    Case("3x3_same", (2, 3, 6, 5), (5, 3, 3, 3), {"padding": "same"}, bias=True),
+    Case("one_pixel", (1, 1, 1, 1), (1, 1, 1, 1)),
+    Case("one_output", (1, 2, 3, 3), (2, 2, 3, 3)),
+    Case("7x7_stride_2", (1, 2, 11, 9), (3, 2, 7, 7), {"stride": 2, "padding": 3}),
+    Case("asymmetric_padding", (1, 2, 5, 6), (3, 2, 3, 2), {"padding": ((2, 0), (1, 3))}),
+    Case("padding_wider_than_window", (1, 1, 3, 3), (2, 1, 2, 2), {"padding": ((3, 4), (0, 2))}),
+    Case("stride_3_by_2", (1, 2, 9, 8), (3, 2, 2, 3), {"stride": (3, 2), "padding": 1}),
+    Case("dilation", (1, 2, 9, 11), (2, 2, 3, 3), {"dilation": (2, 3), "padding": (2, 1)}),
+    Case("dilation_and_stride", (1, 1, 12, 11), (2, 1, 3, 2), {"dilation": 2, "stride": 2, "padding": 1}),
+    Case("groups", (1, 6, 5, 5), (4, 3, 3, 3), {"groups": 2, "padding": 1}, bias=True),
+    Case("depthwise", (2, 5, 6, 7), (5, 1, 3, 3), {"groups": 5, "padding": 1}),
+    Case("depthwise_stride_2_two_filters", (1, 3, 7, 7), (6, 1, 3, 3), {"groups": 3, "stride": 2, "padding": 1}),
+    Case("flipped", (1, 2, 5, 4), (2, 2, 3, 2), {"flip_kernel": True}),
+    Case("slices", (1, 3, 5, 6), (2, 3, 3, 3), {"padding": 1}, bias=True, residual=True, memory="slices"),
+    Case("negative_strides", (1, 2, 5, 6), (3, 2, 2, 3), memory="reversed"),
+    Case("broadcast", (3, 2, 4, 4), (2, 2, 3, 3), memory="broadcast"),
+    Case("nhwc", (2, 5, 4, 3), (4, 3, 3, 3), {"layout": "NHWC", "padding": 1}, bias=True, residual=True),
+    Case("nhwc_ohwi_groups", (1, 5, 6, 4), (6, 2, 3, 2), {"layout": "NHWC", "weight_layout": "OHWI", "groups": 2}),
+    Case("hwio", (1, 3, 5, 5), (2, 3, 3, 4), {"weight_layout": "HWIO"}),
+    Case("relu", (1, 2, 5, 5), (3, 2, 3, 3), {"activation": "relu"}, bias=True),
+    Case("relu6_residual", (1, 2, 5, 5), (3, 2, 3, 3), {"activation": "relu6", "padding": 1}, residual=True),
+    Case("leaky_relu", (1, 2, 5, 5), (3, 2, 3, 3), {"activation": ("leaky_relu", 0.25)}, bias=True),
+    Case("silu", (1, 2, 5, 5), (3, 2, 3, 3), {"activation": "silu", "padding": 1}, bias=True, residual=True),
+    Case("float64", (1, 3, 6, 5), (4, 3, 3, 3), {"padding": 1}, bias=True, dtype="float64"),
+    Case("float16", (1, 3, 6, 5), (4, 3, 3, 3), {"padding": 1}, bias=True, residual=True, dtype="float16"),
+    Case("bfloat16", (1, 3, 6, 5), (4, 3, 3, 3), {"padding": 1}, bias=True, residual=True, dtype="bfloat16"),
+)
+
+# Larger, past every tile in every dimension; for compiled kernels on a CPU and for a GPU.
+SMALL = (
+    Case("many_channels", (1, 67, 13, 17), (71, 67, 3, 3), {"padding": 1}, bias=True),
+    Case("many_filters_1x1", (2, 130, 9, 9), (133, 130, 1, 1)),
+    Case("wide_row", (1, 3, 3, 300), (5, 3, 3, 3), {"padding": 1}),
+    Case("tall", (1, 2, 259, 5), (3, 2, 5, 3), {"padding": (2, 1)}),
+    Case("first_layer", (2, 3, 33, 35), (17, 3, 7, 7), {"stride": 2, "padding": 3}, bias=True),
+    Case("strided_1x1", (1, 40, 15, 15), (33, 40, 1, 1), {"stride": 2}),
+    Case("depthwise_wide", (2, 37, 29, 31), (37, 1, 3, 3), {"groups": 37, "padding": 1}, bias=True),
+    Case("depthwise_5x5_stride_2", (1, 20, 30, 29), (20, 1, 5, 5), {"groups": 20, "stride": 2, "padding": 2}),
+    Case("image_filter_15x15", (1, 1, 70, 81), (1, 1, 15, 15), {"padding": 7}),
+    Case("image_filter_31x31", (1, 1, 50, 61), (1, 1, 31, 31), {"padding": "same"}),
+    Case("nhwc_wide", (1, 21, 23, 35), (40, 35, 3, 3), {"layout": "NHWC", "padding": 1}, bias=True),
+    Case("groups_wide", (2, 48, 14, 15), (64, 12, 3, 3), {"groups": 4, "padding": 1}, residual=True),
+    Case("few_filters", (1, 64, 20, 21), (2, 64, 1, 1), bias=True),
+    Case("batch", (9, 16, 7, 7), (24, 16, 3, 3), {"padding": 1, "activation": "relu"}, bias=True),
+    Case("slices_wide", (2, 33, 18, 37), (34, 33, 3, 3), {"padding": 1}, residual=True, memory="slices"),
+    Case("float64_wide", (1, 35, 14, 19), (37, 35, 3, 3), {"padding": 1}, dtype="float64"),
+    Case("float16_wide", (1, 35, 14, 19), (37, 35, 3, 3), {"padding": 1}, dtype="float16"),
+    Case("bfloat16_wide", (1, 35, 14, 19), (37, 35, 3, 3), {"padding": 1}, dtype="bfloat16"),
+)
+
+
+def dtype_named(name):
+    from convlib.arrays import named_dtype
+
+    return named_dtype(name)
+
+
+def arrays_of(case, seed=0, integers=True):
+    """x, w, bias, residual and a NaN-filled out for `case`, in the layouts its keywords name."""
+    random = np.random.default_rng(seed)
+    problem = case.problem()
+    y_shape = operations.result_shape(problem, batched=True)
+    dtype = problem.dtype
+
+    def values(shape):
+        if integers:
+            return random.integers(-3, 4, shape).astype(dtype)
+        return random.standard_normal(shape).astype(dtype)
+
+    x, w, residual = (in_memory(values(shape), case.memory) for shape in (case.x, case.w, y_shape))
+    out = in_memory(np.full(y_shape, np.nan).astype(dtype), "slices" if case.memory == "slices" else "contiguous")
+    return x, w, values(problem.K) if case.bias else None, residual if case.residual else None, out
+
+
+def in_memory(array, memory):
+    """The same values laid out otherwise: as slices of a larger array, reversed, or repeated by a zero stride."""
+    if memory == "contiguous":
+        return array
+    if memory == "reversed":
+        return np.ascontiguousarray(array[..., ::-1, ::-1])[..., ::-1, ::-1]
+    if memory == "broadcast":
+        return np.broadcast_to(array[:1], array.shape)
+    larger = np.full([2 * n + 3 for n in array.shape], np.nan).astype(array.dtype)
+    window = larger[tuple(slice(1, 1 + 2 * n, 2) for n in array.shape)]
+    window[...] = array
+    return window
+
+
+def logical_arrays(case, x, w, bias, residual):
+    """The arrays of `case` as the reference and the kernels take them: N C H W, K C R S, windows flipped if asked."""
+    order = operations.FROM_LAYOUT[case.keywords.get("layout", "NCHW")]
+    weight_layout = case.keywords.get("weight_layout", "OIHW")
+    w = operations.weights_view(w, weight_layout, case.keywords.get("flip_kernel", False))
+    return x.transpose(order), w, bias, None if residual is None else residual.transpose(order)
+
+
+def expected(case, x, w, bias, residual, **options):
+    """The reference's float64 answer, and the magnitude that its rounding bound is measured in; both N K P Q."""
+    problem = case.problem()
+    x, w, bias, residual = logical_arrays(case, x, w, bias, residual)
+    exact = reference.conv2d(problem, x, w, bias, residual, **options)
+    sizes = (None if a is None else np.abs(reference.as_float64(problem, a)) for a in (x, w, bias, residual))
+    linear = make_problem(
+        problem.x_shape, problem.w_shape, np.dtype(np.float64), stride=problem.stride, padding=problem.padding,
+        dilation=problem.dilation, groups=problem.groups, has_bias=problem.has_bias, has_residual=problem.has_residual,
+    )  # fmt: skip
+    return exact, reference.conv2d(linear, *sizes)
