@@ -2,9 +2,9 @@
 
 Two bounds, both derived from the accumulating type's unit roundoff u, the reduction length n and the algorithm:
 
-- `elementwise`, for tests: |y - exact| <= factor * gamma(n) * (|x| conv |w| + |bias| + |residual|) + rounding of the store,
-  with gamma(n) = n u / (1 - n u): true for sums in any order (Higham, Accuracy and Stability of Numerical Algorithms,
-  2nd edition, section 3.1);
+- `elementwise`, for tests: |y - exact| <= factor * gamma(n) * (|x| conv |w| + |bias| + |residual|) + the store's
+  rounding, with gamma(n) = n u / (1 - n u): true for sums in any order (Higham, Accuracy and Stability of
+  Numerical Algorithms, 2nd edition, section 3.1);
 - `norm_relative`, the contract that `max_error` is compared with: ||y - exact|| / ||exact|| for standard normal data,
   where rounding errors add up like a random walk: factor * u * sqrt(n) (same book, section 2.8).
 
