@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from convlib.kernels import reference
 
 from convlib import operations
+from convlib.kernels import reference
 from convlib.problem import make_problem
 
 

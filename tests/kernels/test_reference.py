@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from convlib.kernels import reference
 from scipy.signal import correlate2d
 
+from convlib.kernels import reference
 from convlib.problem import make_problem
 
 
