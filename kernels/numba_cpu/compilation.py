@@ -1,0 +1,147 @@
+"""Compiled kernels: made by Numba on first use, kept on disk as object code, called through their address.
+
+A kernel's module has a function that builds the Python function to compile, from compile-time constants:
+
+    def build(rows, columns):            # module level; constants are numbers or strings
+        def kernel(call, job, worker):   # int64 parameters (addresses and numbers), nothing returned
+            ...
+        return kernel
+
+    compiled(build, 4, 3).address        # compiled once per process; read from disk where it was compiled before
+
+Why not numba's cache=True: its key holds the function's own file only, so an edit in a callee's file goes unnoticed, and a
+dispatcher in a closure is pickled with a random number, so such a kernel is never found again. Here the key is a hash of
+every source in this folder, the constants, Python's, Numba's and llvmlite's version, and the processor with its features.
+
+Why not call the dispatcher: it looks at the type of every argument and holds the GIL. A ctypes call of the address costs
+half a microsecond and lets other Python threads run.
+"""
+
+import ctypes
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import llvmlite
+import llvmlite.binding as llvm
+import numba
+
+from . import target
+
+SOURCES = Path(__file__).parent
+_lock = threading.RLock()
+_compiled = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A function of machine code. call: the same as a Python callable on ints (or ctypes pointers)."""
+
+    address: int
+    call: object
+    owner: object  # keeps the machine code alive
+
+
+def compiled(build, *constants) -> Compiled:
+    """The machine code of build(*constants), from memory, from disk, or compiled now."""
+    found = _compiled.get((build, constants))
+    if found is None:
+        with _lock:
+            found = _compiled.get((build, constants)) or load_or_compile(build, constants)
+            _compiled[build, constants] = found
+    return found
+
+
+def load_or_compile(build, constants) -> Compiled:
+    name = f"{build.__module__.rpartition('.')[2]}.{build.__qualname__}"
+    file = f"{name}-{key(name, constants)}.o"
+    stored = read(file)
+    if stored is None:
+        function, parameters = compile_with_numba(build(*constants))
+        write(file, parameters, function.native_name, function._library._get_compiled_object())
+        return as_callable(function.address, parameters, function)
+    parameters, symbol, code = stored
+    engine = load(code)
+    return as_callable(engine.get_function_address(symbol), parameters, engine)
+
+
+def as_callable(address, parameters, owner):
+    return Compiled(address, ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * parameters)(address), owner)
+
+
+def compile_with_numba(function):
+    """Compile a Python function of int64 parameters as a C function; returns Numba's CFunc and the number of parameters."""
+    parameters = function.__code__.co_argcount
+    signature = numba.void(*[numba.int64] * parameters)
+    return numba.cfunc(signature, nopython=True, error_model="numpy")(function), parameters
+
+
+def load(code):
+    """An execution engine of its own for stored object code, so that equal symbol names cannot meet."""
+    triple, processor, features = target.description()
+    machine = llvm.Target.from_triple(triple).create_target_machine(
+        cpu=processor, features=features, opt=3, codemodel="jitdefault", jit=True,
+        reloc="static" if triple.startswith("x86") else "default",
+    )  # fmt: skip
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(f'target triple = "{triple}"'), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine
+
+
+# ---- the disk ----
+
+
+@cache
+def common_key() -> bytes:
+    """A hash of everything that changes all compiled code."""
+    digest = hashlib.sha256()
+    for source in sorted(SOURCES.glob("*.py")):
+        digest.update(source.name.encode() + source.read_bytes())
+    digest.update(repr((sys.version, numba.__version__, llvmlite.__version__, target.description())).encode())
+    return digest.digest()
+
+
+def key(name, constants) -> str:
+    return hashlib.sha256(common_key() + repr((name, constants)).encode()).hexdigest()[:32]
+
+
+def folders():
+    """Where compiled code may be kept, in order: NUMBA_CACHE_DIR, beside the sources, the user's cache folder."""
+    if numba.config.CACHE_DIR:
+        return [Path(numba.config.CACHE_DIR) / "convlib"]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    return [SOURCES / "__pycache__", home / "convlib"]
+
+
+def read(file):
+    """(parameters, symbol, object code) of a stored kernel; None where there is none or it is damaged."""
+    for folder in folders():
+        try:
+            data = (folder / file).read_bytes()
+        except OSError:
+            continue
+        checksum, _, content = data.partition(b"\n")
+        if hashlib.sha256(content).hexdigest().encode() == checksum:
+            parameters, symbol, code = content.split(b"\n", 2)
+            return int(parameters), symbol.decode(), code
+    return None
+
+
+def write(file, parameters, symbol, code):
+    """Keep a compiled kernel in the first folder that can be written; whoever reads it sees all of it or nothing."""
+    content = b"\n".join([str(parameters).encode(), symbol.encode(), code])
+    for folder in folders():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as temporary:
+                temporary.write(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+            os.replace(temporary.name, folder / file)
+            return
+        except OSError:
+            continue

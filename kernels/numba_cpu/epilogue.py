@@ -1,0 +1,77 @@
+"""The end of every kernel: y = activation(sum + bias + residual), while the sum is still in a register.
+
+None, relu and relu6 are one operation, a clamp between two limits that are infinite where there is none; NaN stays NaN.
+Which of clamp, leaky_relu and silu it is, is decided when the kernel runs: a branch per tile costs less than a compilation per
+activation.
+"""
+
+import math
+
+from numba.core import types
+
+from . import tracing
+from .tracing import bits, choose, constant, convert, fma, select, traced
+
+CLAMP, LEAKY, SILU = 0, 1, 2
+LIMITS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+
+
+def activation_fields(problem):
+    """(kind, low, high, slope) as the kernels take them."""
+    kind = {"leaky_relu": LEAKY, "silu": SILU}.get(problem.activation, CLAMP)
+    return kind, *LIMITS.get(problem.activation, (-math.inf, math.inf)), problem.slope
+
+
+def activated(values, kind, low, high, slope):
+    """The activation of a list of Values (numbers or vectors of one type)."""
+    like = values[0]
+
+    def limit(number):
+        number = convert(number, like.type.scalar)
+        return tracing.broadcast(like.type, number) if like.type.count else number
+
+    def clamp():
+        least, most = limit(low), limit(high)
+        return [select(v < least, least, select(v > most, most, v)) for v in values]
+
+    def leaky():
+        factor = limit(slope)
+        return [select(v < 0, v * factor, v) for v in values]
+
+    def silu():
+        return [v / (exponential(-v) + 1) for v in values]
+
+    def other():
+        return choose(kind.equals(LEAKY), leaky, silu)
+
+    return choose(kind.equals(CLAMP), clamp, other)
+
+
+def exponential(x):
+    """e to the x: 2^n times the Taylor series of e^f, |f| <= log(2)/2, to the last bit or two of the type."""
+    single = x.type.kind == "f32"
+    terms, bias, mantissa, most = (8, 127, 23, 88.0) if single else (14, 1023, 52, 709.0)
+    integers = x.type.of("i32" if single else "i64")
+    shift = 1.5 * 2.0**mantissa  # adding it leaves the nearest integer in the low bits
+    clamped = select(x > most, most, select(x < -most, -most, x))
+    shifted = fma(clamped, constant(x, 1 / math.log(2)), constant(x, shift))
+    n = shifted - shift
+    high = 0.693359375  # log(2) in two parts, the first short, so that n * high is exact
+    f = fma(n, constant(x, high - math.log(2)), fma(n, constant(x, -high), clamped))
+    series = constant(x, 1 / math.factorial(terms))
+    for power in reversed(range(terms)):
+        series = fma(series, f, constant(x, 1 / math.factorial(power)))
+    exponent = (bits(shifted, integers) - bits(constant(x, shift), integers) + bias) << mantissa
+    return select(x.differs(x), x, select(x < -most, 0.0, series * bits(exponent, x.type)))
+
+
+@traced(lambda value, *_: value)
+def activate(value, kind, low, high, slope):
+    """One number's activation, for kernels that finish one output at a time."""
+    return activated([value], kind, low, high, slope)[0]
+
+
+@traced(types.float64)
+def exponential_of(x):
+    """For tests: e to the x."""
+    return exponential(x)

@@ -1,0 +1,70 @@
+"""What the processor Numba compiles for can do: vector width, registers, caches.
+
+Everything here follows Numba's own target, so that NUMBA_CPU_NAME together with NUMBA_CPU_FEATURES lowers it (the
+name alone does not take AVX-512 away); llvmlite's queries of the host ignore both variables.
+"""
+
+import os
+from functools import cache
+
+import numpy as np
+
+
+@cache
+def codegen():
+    """Numba's code generator for this processor: the target machine and its features."""
+    from numba.core.registry import cpu_target
+
+    return cpu_target.target_context.codegen()
+
+
+@cache
+def description() -> tuple[str, str, str]:
+    """(triple, processor, features): what compiled code depends on."""
+    return tuple(map(str, codegen().magic_tuple()))
+
+
+@cache
+def features() -> frozenset[str]:
+    """Names of the instruction sets that compiled code may use: {"avx2", "fma", ...}."""
+    return frozenset(name[1:] for name in description()[2].split(",") if name.startswith("+"))
+
+
+def architecture() -> str:
+    """ "x86_64", "aarch64", ..."""
+    name = description()[0].split("-")[0]
+    return "aarch64" if name == "arm64" else name
+
+
+@cache
+def vector_bytes() -> int:
+    """Width of a vector register: 64 with AVX-512, 32 with AVX2 and FMA, else 16 (SSE, NEON)."""
+    if {"avx512f", "avx512vl", "avx512dq", "avx512bw"} <= features():
+        return 64
+    if {"avx2", "fma"} <= features():
+        return 32
+    return 16
+
+
+@cache
+def register_count() -> int:
+    """How many vector registers there are."""
+    return 32 if vector_bytes() == 64 or architecture() == "aarch64" else 16
+
+
+def lanes(dtype) -> int:
+    """Elements of `dtype` in one vector register."""
+    return vector_bytes() // np.dtype(dtype).itemsize
+
+
+def converts_float16() -> bool:
+    """Does the processor convert float16 to and from float32 in vectors?"""
+    return architecture() == "aarch64" or "f16c" in features() or vector_bytes() == 64
+
+
+@cache
+def cache_bytes(level: int) -> int:
+    """Size of one core's data cache of that level; a common size where the system does not say."""
+    name = {1: "SC_LEVEL1_DCACHE_SIZE", 2: "SC_LEVEL2_CACHE_SIZE"}[level]
+    size = os.sysconf(name) if name in getattr(os, "sysconf_names", {}) else 0
+    return size if size > 0 else {1: 32_768, 2: 524_288}[level]

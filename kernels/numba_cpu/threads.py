@@ -1,0 +1,242 @@
+"""Running a kernel's tasks on all processors: our own pool, because no threading layer of Numba's is safe everywhere.
+
+Numba's workqueue ends the process when two Python threads call at once, GNU omp kills a forked child, tbb is often absent.
+Here the workers are Python threads inside compiled code that holds no GIL:
+
+    caller                                     worker
+    open a job: loop, call, tasks              spins on `generation` for about 100 microseconds after its last job,
+    wake those who sleep                       then sleeps on a lock
+    take tasks from the counter  . . . . . . . take tasks from the counter
+    close the job                              leave
+    wait until no worker is active             spin again
+
+A task's number comes from one atomic counter, so fast threads take more of them; what a task computes depends on its number
+alone, never on who runs it, so results are the same bits for every number of threads. A worker that comes late finds the
+counter used up. While one Python thread has the pool, another that calls runs its tasks alone. After a fork the child starts
+a new pool.
+
+Why it is safe without a lock: a worker first counts itself active, then looks whether the job is open; the caller first closes the
+job, then waits until nobody is active. Both are sequentially consistent, so at least one sees the other (Dekker).
+"""
+
+import ctypes
+import os
+import sys
+import threading
+import time
+from functools import cache
+
+import numba
+import numpy as np
+
+from .compilation import compiled
+from .vectors import call_task_loop, fetch_add, load_shared, pause, store_shared
+
+SPIN_SECONDS = 100e-6  # as long as Python usually needs between two layers; sleeping and waking costs about 50e-6
+LINE = 64  # bytes; each word that threads write has a cache line of its own
+
+LoneJob = ctypes.c_int64 * (2 * LINE // 8)
+
+# The pool's words, as byte offsets. A job is its counter and, a line further, its number of tasks.
+GENERATION, OPEN, ACTIVE, SLEEPING, TICKETS, JOB, TASKS = (LINE * i for i in range(7))
+THREADS, LOOP, CALL = TASKS + 8, TASKS + 16, TASKS + 24
+WORDS = 7 * LINE // 8
+
+
+def thread_count() -> int:
+    """How many threads a kernel may use now: numba.set_num_threads and NUMBA_NUM_THREADS, without starting Numba's own."""
+    layer = sys.modules.get("numba.np.ufunc.parallel")
+    if layer is not None and layer._is_initialized:
+        return layer.get_num_threads()
+    return numba.config.NUMBA_NUM_THREADS
+
+
+def task_loop(task):
+    """The function to compile for a task(call, index, worker): it takes task after task until the job has no more.
+
+    call: address of what the kernel was called with. index: 0 .. tasks-1. worker: 0 .. threads-1, for private workspace.
+    """
+    task = numba.njit(error_model="numpy")(task)
+
+    def loop(call, job, worker):
+        index = fetch_add(job, 1)
+        tasks = load_shared(job + LINE)
+        while index < tasks:
+            task(call, index, worker)
+            index = fetch_add(job, 1)
+
+    return loop
+
+
+def run_tasks(loop, call, tasks, threads):
+    """Run tasks 0 .. tasks-1 of a compiled task_loop on up to `threads` threads, the calling one among them.
+
+    loop: Compiled. call: what every task is handed the address of, as bytes or an address.
+    """
+    pool = _pool
+    if threads > 1 and tasks > 1 and pool.lock.acquire(blocking=False):
+        try:
+            pool.run(loop.address, call, tasks, min(threads, tasks))
+        finally:
+            pool.lock.release()
+    else:
+        job = LoneJob()
+        job[LINE // 8] = tasks
+        loop.call(call, job, 0)
+
+
+# ---- compiled: what threads do without the GIL ----
+
+
+def build_open():
+    def open_job(pool, loop, call, tasks, threads):
+        store_shared(pool + JOB, 0)
+        store_shared(pool + TASKS, tasks)
+        store_shared(pool + THREADS, threads)
+        store_shared(pool + LOOP, loop)
+        store_shared(pool + CALL, call)
+        store_shared(pool + TICKETS, 1)  # the caller is number 0
+        store_shared(pool + OPEN, 1)
+        fetch_add(pool + GENERATION, 1)
+
+    return open_job
+
+
+def build_take_part():
+    def take_part(pool, spins):
+        """Run tasks, close the job and wait up to `spins` pauses for the workers; OPEN is 2 while some still work."""
+        if load_shared(pool + OPEN) == 1:
+            call_task_loop(load_shared(pool + LOOP), load_shared(pool + CALL), pool + JOB, 0)
+            store_shared(pool + OPEN, 2)
+        while load_shared(pool + ACTIVE) > 0 and spins > 0:
+            spins -= pause(1)
+        if load_shared(pool + ACTIVE) == 0:
+            store_shared(pool + OPEN, 0)
+
+    return take_part
+
+
+def build_serve():
+    def serve(pool, own, spins):
+        """A worker's life until it should sleep. own: its two words, the generation it saw last and whether it sleeps."""
+        seen = load_shared(own)
+        if load_shared(own + 8):
+            store_shared(own + 8, 0)
+            fetch_add(pool + SLEEPING, -1)
+        while True:
+            left = spins
+            while load_shared(pool + GENERATION) == seen and left > 0:
+                left -= pause(1)
+            if left == 0:
+                store_shared(own + 8, 1)
+                fetch_add(pool + SLEEPING, 1)
+                if load_shared(pool + GENERATION) == seen:
+                    return
+                store_shared(own + 8, 0)
+                fetch_add(pool + SLEEPING, -1)
+            seen = load_shared(pool + GENERATION)
+            store_shared(own, seen)
+            fetch_add(pool + ACTIVE, 1)
+            if load_shared(pool + OPEN) == 1:
+                number = fetch_add(pool + TICKETS, 1)
+                if number < load_shared(pool + THREADS):
+                    call_task_loop(load_shared(pool + LOOP), load_shared(pool + CALL), pool + JOB, number)
+            fetch_add(pool + ACTIVE, -1)
+
+    return serve
+
+
+def build_spin():
+    def spin(pool, spins):
+        """What a waiting worker does, to be timed."""
+        while load_shared(pool + GENERATION) >= 0 and spins > 0:
+            spins -= pause(1)
+
+    return spin
+
+
+@cache
+def spins_for(seconds) -> int:
+    """How many pauses take `seconds` on this processor (they differ by 20 times between models)."""
+    words = np.zeros(WORDS, np.int64)
+    spin = compiled(build_spin).call
+    spin(words.ctypes.data, 10)
+    start = time.perf_counter()
+    spin(words.ctypes.data, 2_000)
+    return max(1, int(seconds * 2_000 / (time.perf_counter() - start)))
+
+
+# ---- the pool ----
+
+
+def aligned_words(count):
+    """`count` zeroed int64, starting on a cache line."""
+    raw = np.zeros(count + LINE // 8, np.int64)
+    skip = -raw.ctypes.data % LINE // 8
+    return raw[skip : skip + count]
+
+
+class Worker:
+    """A thread of the pool: its two words and the lock it sleeps on."""
+
+    def __init__(self, pool):
+        self.words = aligned_words(LINE // 8)
+        self.bed = threading.Lock()
+        self.bed.acquire()
+        threading.Thread(target=self.live, args=(pool,), daemon=True, name="convlib").start()
+
+    def live(self, pool):
+        serve, own = compiled(build_serve).call, self.words.ctypes.data
+        while True:
+            serve(pool.address, own, pool.spins)
+            self.bed.acquire()
+
+
+class Pool:
+    """Workers, and the words through which they get a job. One job at a time: whoever holds `lock`."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.words = aligned_words(WORDS)
+        self.address = self.words.ctypes.data
+        self.view = memoryview(self.words)  # reads an int in 40 ns
+        self.workers = []
+        self.spins = 0
+
+    def start(self, workers):
+        self.spins = spins_for(SPIN_SECONDS)
+        self.open_job, self.take_part = compiled(build_open).call, compiled(build_take_part).call
+        compiled(build_serve)
+        while len(self.workers) < workers:
+            self.workers.append(Worker(self))
+
+    def run(self, loop, call, tasks, threads):
+        if len(self.workers) < threads - 1:
+            self.start(threads - 1)
+        self.open_job(self.address, loop, call, tasks, threads)
+        try:
+            if self.view[SLEEPING // 8]:
+                self.wake(threads - 1)
+        finally:  # even when interrupted: nobody may work on a call that has ended
+            self.take_part(self.address, self.spins)
+            while self.view[OPEN // 8]:
+                time.sleep(0)  # a worker has lost its processor; let it have this one
+                self.take_part(self.address, self.spins)
+
+    def wake(self, count):
+        for worker in self.workers[:count]:
+            # A worker that got up by itself leaves its lock open; its next sleep then ends at once, which does no harm.
+            if worker.words[1] and worker.bed.locked():
+                worker.bed.release()
+
+
+_pool = Pool()
+
+
+def renew():
+    global _pool
+    _pool = Pool()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=renew)
