@@ -24,7 +24,7 @@ from .device import Device
 from .errors import UnsupportedError
 from .problem import ConvProblem, check_choice
 
-KERNELS: tuple[str, ...] = ()
+KERNELS: tuple[str, ...] = ("numba_cpu.direct",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """What a kernel is called with: one record of addresses, strides and sizes.
 
-A compiled kernel takes the address of this record alone. Passing the 45 numbers as arguments costs 50 microseconds a call;
-packing them here 2, since a problem's own numbers are packed once and only what changes from call to call is packed anew.
+A compiled kernel takes the address of this record alone. Passing the 45 numbers as arguments costs 50 microseconds a
+call; packing them here 2, since a problem's own numbers are packed once and only what changes from call to call is
+packed anew.
 
     call = record_at(CALL, address)         # inside a kernel
     here = call.x + n * call.x_n + c * call.x_c        # strides are bytes, and may be negative
@@ -55,7 +56,9 @@ def slow_address(array) -> int:
 
 
 def fast_address(array) -> int:
-    """The first field of NumPy's public C struct of an array (PyArrayObject_fields.data): 0.3 instead of 1.6 microseconds."""
+    """The first field of NumPy's public C struct of an array (PyArrayObject_fields.data): 0.3 instead of 1.6
+    microseconds.
+    """
     return ctypes.c_void_p.from_address(id(array) + object.__basicsize__).value
 
 
@@ -68,7 +71,8 @@ address = fast_address if fast_address_works() else slow_address
 
 
 def pack_call(fields, x, w, y, bias, residual, workspace) -> bytes:
-    """The record for these arrays, each in logical order. fields: problem_fields(problem), or that and a kernel's own.
+    """The record for these arrays, each in logical order. fields: problem_fields(problem), or that and a kernel's
+    own.
 
     w may be packed weights (one dimension); bias, residual and workspace may be None.
     """

@@ -9,12 +9,13 @@ A kernel's module has a function that builds the Python function to compile, fro
 
     compiled(build, 4, 3).address        # compiled once per process; read from disk where it was compiled before
 
-Why not numba's cache=True: its key holds the function's own file only, so an edit in a callee's file goes unnoticed, and a
-dispatcher in a closure is pickled with a random number, so such a kernel is never found again. Here the key is a hash of
-every source in this folder, the constants, Python's, Numba's and llvmlite's version, and the processor with its features.
+Why not numba's cache=True: its key holds the function's own file only, so an edit in a callee's file goes unnoticed,
+and a dispatcher in a closure is pickled with a random number, so such a kernel is never found again. Here the key is
+a hash of every source in this folder, the constants, Python's, Numba's and llvmlite's version, and the processor
+with its features.
 
-Why not call the dispatcher: it looks at the type of every argument and holds the GIL. A ctypes call of the address costs
-half a microsecond and lets other Python threads run.
+Why not call the dispatcher: it looks at the type of every argument and holds the GIL. A ctypes call of the address
+costs half a microsecond and lets other Python threads run.
 """
 
 import ctypes
@@ -75,7 +76,9 @@ def as_callable(address, parameters, owner):
 
 
 def compile_with_numba(function):
-    """Compile a Python function of int64 parameters as a C function; returns Numba's CFunc and the number of parameters."""
+    """Compile a Python function of int64 parameters as a C function; returns Numba's CFunc and the number of
+    parameters.
+    """
     parameters = function.__code__.co_argcount
     signature = numba.void(*[numba.int64] * parameters)
     return numba.cfunc(signature, nopython=True, error_model="numpy")(function), parameters

@@ -2,11 +2,11 @@
 
 One task is one output plane (n, k). For each of its outputs:
 
-    x[n, c, h, w]  with h = p * stride - top + r * dilation      the window of taps r, s is cut where it leaves the image,
-    w[k, c, r, s]       w = q * stride - left + s * dilation      so no tap needs a test
+    x[n, c, h, w]  with h = p * stride - top + r * dilation      the window of taps r, s is cut where it
+    w[k, c, r, s]       w = q * stride - left + s * dilation      leaves the image, so no tap needs a test
 
-Read this one first: every other kernel computes the same sums in another order. It costs one load of x and one of w per
-multiply-add and uses no vectors: 1 to 2 GFLOP/s a core where the blocked kernels reach 90.
+Read this one first: every other kernel computes the same sums in another order. It costs one load of x and one of w
+per multiply-add and uses no vectors: 1 to 2 GFLOP/s a core where the blocked kernels reach 90.
 Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016.
 """
 
@@ -98,7 +98,9 @@ def prepared(problem):
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x with w into y; arrays in logical order (N, C, H, W), (K, C/groups, R, S), (N, K, P, Q)."""
+    """Write the convolution of x with w into y; arrays in logical order (N, C, H, W), (K, C/groups, R, S), (N, K, P,
+    Q).
+    """
     fields, loop = prepared(problem)
     call = pack_call(fields, x, w, y, bias, residual, workspace)
     run_tasks(loop, call, problem.N * problem.K, device.threads)

@@ -1,8 +1,8 @@
 """The end of every kernel: y = activation(sum + bias + residual), while the sum is still in a register.
 
-None, relu and relu6 are one operation, a clamp between two limits that are infinite where there is none; NaN stays NaN.
-Which of clamp, leaky_relu and silu it is, is decided when the kernel runs: a branch per tile costs less than a compilation per
-activation.
+None, relu and relu6 are one operation, a clamp between two limits that are infinite where there is none; NaN stays
+NaN. Which of clamp, leaky_relu and silu it is, is decided when the kernel runs: a branch per tile costs less than a
+compilation per activation.
 """
 
 import math
@@ -13,6 +13,7 @@ from . import tracing
 from .tracing import bits, choose, constant, convert, fma, select, traced
 
 CLAMP, LEAKY, SILU = 0, 1, 2
+LOG_2_HIGH, LOG_2_LOW = 0.693359375, -2.12194440054690583e-4  # their sum is log(2); n * LOG_2_HIGH is exact
 LIMITS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 
 
@@ -56,8 +57,7 @@ def exponential(x):
     clamped = select(x > most, most, select(x < -most, -most, x))
     shifted = fma(clamped, constant(x, 1 / math.log(2)), constant(x, shift))
     n = shifted - shift
-    high = 0.693359375  # log(2) in two parts, the first short, so that n * high is exact
-    f = fma(n, constant(x, high - math.log(2)), fma(n, constant(x, -high), clamped))
+    f = fma(n, constant(x, -LOG_2_LOW), fma(n, constant(x, -LOG_2_HIGH), clamped))
     series = constant(x, 1 / math.factorial(terms))
     for power in reversed(range(terms)):
         series = fma(series, f, constant(x, 1 / math.factorial(power)))

@@ -1,9 +1,10 @@
-"""float16 and bfloat16 as numbers: Numba has neither on the CPU, so both arrive as 16-bit integers and are widened here.
+"""float16 and bfloat16 as numbers: Numba has neither on the CPU, so both arrive as 16-bit integers and are widened
+here.
 
-bfloat16 is the upper half of a float32. float16 converts in hardware (F16C, AVX-512, NEON) or, without, through integers.
-Narrowing rounds once, to nearest even. Everything works alike on one number and on vectors.
-Source: the float16 integer conversion follows IEEE 754-2008's definition: a float32 multiply shifts the exponent, and an
-addition of a power of two lets the float adder round.
+bfloat16 is the upper half of a float32. float16 converts in hardware (F16C, AVX-512, NEON) or, without, through
+integers. Narrowing rounds once, to nearest even. Everything works alike on one number and on vectors.
+Source: the float16 integer conversion follows IEEE 754-2008's definition: a float32 multiply shifts the exponent,
+and an addition of a power of two lets the float adder round.
 """
 
 from numba.core import types
@@ -45,7 +46,9 @@ def narrow(number, name):
 
 
 def number_functions(dtype_name):
-    """Two Numba functions for one element of an array of that dtype: what is stored as a number, and a number as stored."""
+    """Two Numba functions for one element of an array of that dtype: what is stored as a number, and a number as
+    stored.
+    """
     if dtype_name in ("float32", "float64"):
         real = types.float32 if dtype_name == "float32" else types.float64
         return traced(real)(lambda item: item), traced(real)(lambda number: number)

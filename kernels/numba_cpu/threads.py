@@ -1,7 +1,7 @@
 """Running a kernel's tasks on all processors: our own pool, because no threading layer of Numba's is safe everywhere.
 
-Numba's workqueue ends the process when two Python threads call at once, GNU omp kills a forked child, tbb is often absent.
-Here the workers are Python threads inside compiled code that holds no GIL:
+Numba's workqueue ends the process when two Python threads call at once, GNU omp kills a forked child, tbb is often
+absent. Here the workers are Python threads inside compiled code that holds no GIL:
 
     caller                                     worker
     open a job: loop, call, tasks              spins on `generation` for about 100 microseconds after its last job,
@@ -10,13 +10,14 @@ Here the workers are Python threads inside compiled code that holds no GIL:
     close the job                              leave
     wait until no worker is active             spin again
 
-A task's number comes from one atomic counter, so fast threads take more of them; what a task computes depends on its number
-alone, never on who runs it, so results are the same bits for every number of threads. A worker that comes late finds the
-counter used up. While one Python thread has the pool, another that calls runs its tasks alone. After a fork the child starts
-a new pool.
+A task's number comes from one atomic counter, so fast threads take more of them; what a task computes depends on its
+number alone, never on who runs it, so results are the same bits for every number of threads. A worker that comes
+late finds the counter used up. While one Python thread has the pool, another that calls runs its tasks alone. After
+a fork the child starts a new pool.
 
-Why it is safe without a lock: a worker first counts itself active, then looks whether the job is open; the caller first closes the
-job, then waits until nobody is active. Both are sequentially consistent, so at least one sees the other (Dekker).
+Why it is safe without a lock: a worker first counts itself active, then looks whether the job is open; the caller
+first closes the job, then waits until nobody is active. Both are sequentially consistent, so at least one sees the
+other (Dekker).
 """
 
 import ctypes
@@ -44,7 +45,9 @@ WORDS = 7 * LINE // 8
 
 
 def thread_count() -> int:
-    """How many threads a kernel may use now: numba.set_num_threads and NUMBA_NUM_THREADS, without starting Numba's own."""
+    """How many threads a kernel may use now: numba.set_num_threads and NUMBA_NUM_THREADS, without starting Numba's
+    own.
+    """
     layer = sys.modules.get("numba.np.ufunc.parallel")
     if layer is not None and layer._is_initialized:
         return layer.get_num_threads()
@@ -54,7 +57,8 @@ def thread_count() -> int:
 def task_loop(task):
     """The function to compile for a task(call, index, worker): it takes task after task until the job has no more.
 
-    call: address of what the kernel was called with. index: 0 .. tasks-1. worker: 0 .. threads-1, for private workspace.
+    call: address of what the kernel was called with. index: 0 .. tasks-1. worker: 0 .. threads-1, for private
+    workspace.
     """
     task = numba.njit(error_model="numpy")(task)
 
@@ -118,7 +122,9 @@ def build_take_part():
 
 def build_serve():
     def serve(pool, own, spins):
-        """A worker's life until it should sleep. own: its two words, the generation it saw last and whether it sleeps."""
+        """A worker's life until it should sleep. own: its two words, the generation it saw last and whether it
+        sleeps.
+        """
         seen = load_shared(own)
         if load_shared(own + 8):
             store_shared(own + 8, 0)
@@ -225,7 +231,8 @@ class Pool:
 
     def wake(self, count):
         for worker in self.workers[:count]:
-            # A worker that got up by itself leaves its lock open; its next sleep then ends at once, which does no harm.
+            # A worker that got up by itself leaves its lock open; its next sleep then ends at once, which does no
+            # harm.
             if worker.words[1] and worker.bed.locked():
                 worker.bed.release()
 

@@ -1,8 +1,8 @@
 """Writing machine code by tracing: Python that runs once, while a kernel is compiled, and leaves instructions behind.
 
-A `Value` stands for a number, an address or a short vector that will exist when the kernel runs. Arithmetic on it reads like
-NumPy and emits one LLVM instruction per operator. Python's own loops and lists run during tracing, so they unroll and
-cost nothing later; `loop` and `when` are for what must be decided when the kernel runs:
+A `Value` stands for a number, an address or a short vector that will exist when the kernel runs. Arithmetic on it
+reads like NumPy and emits one LLVM instruction per operator. Python's own loops and lists run during tracing, so
+they unroll and cost nothing later; `loop` and `when` are for what must be decided when the kernel runs:
 
     @traced(types.void)
     def scale(address, count, factor):              # in a kernel: scale(y, n, f); f is a float32
@@ -84,7 +84,9 @@ I1 = Lanes("i1")
 
 
 class Value:
-    """A number or vector of the running kernel. Operators emit instructions; Python numbers are taken as constants."""
+    """A number or vector of the running kernel. Operators emit instructions; Python numbers are taken as
+    constants.
+    """
 
     __slots__ = ("builder", "ir", "type")
 
@@ -483,7 +485,9 @@ def argument_type(numba_type):
 
 
 def traced(returns):
-    """Make a Numba function of a Python function on Values. returns: its Numba type, or a function of the arguments' types."""
+    """Make a Numba function of a Python function on Values. returns: its Numba type, or a function of the arguments'
+    types.
+    """
 
     def decorate(function):
         def typed(typing_context, *arguments):

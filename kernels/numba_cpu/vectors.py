@@ -11,8 +11,9 @@
         i = n - n % 8
         store_lanes(y, i, fma(load_lanes(V, x, i, tail), f, load_lanes(V, y, i, tail)), tail)
 
-Addresses are plain integers and offsets count elements, so a kernel decides itself what its strides mean. Each function is
-one traced function of tracing.py: use these in a kernel's loops, and tracing itself where code must be unrolled.
+Addresses are plain integers and offsets count elements, so a kernel decides itself what its strides mean. Each
+function is one traced function of tracing.py: use these in a kernel's loops, and tracing itself where code must be
+unrolled.
 """
 
 import operator
@@ -112,7 +113,9 @@ def load_strided(V, address, i, step):
 
 @typed_by_vector()
 def load_even(V, address, i):
-    """Elements i, i + 2, i + 4, ... by two loads and a shuffle: faster than load_strided, but reads one element more."""
+    """Elements i, i + 2, i + 4, ... by two loads and a shuffle: faster than load_strided, but reads one element
+    more.
+    """
     here = address + i * V.item_bytes
     return tracing.shuffle(tracing.load(V, here), tracing.load(V, here + V.bytes), list(range(0, 2 * V.count, 2)))
 
@@ -253,7 +256,9 @@ def record_at(typing_context, record_type, address):
 
 @intrinsic
 def array_at(typing_context, dtype, address, shape, strides):
-    """An array over the memory at `address`: a 1-D to 4-D view with any strides, in bytes; shape, strides: tuples of int64."""
+    """An array over the memory at `address`: a 1-D to 4-D view with any strides, in bytes; shape, strides: tuples of
+    int64.
+    """
     element = dtype.instance_type if isinstance(dtype, types.TypeRef) else dtype.dtype
     array_type = types.Array(element, len(shape), "A")
     sizes = types.UniTuple(types.int64, len(shape))

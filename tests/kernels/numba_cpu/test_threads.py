@@ -1,0 +1,83 @@
+"""The pool: every task runs exactly once, whoever calls, however many threads there are, and after a fork."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+
+from convlib.kernels.numba_cpu import threads
+from convlib.kernels.numba_cpu.compilation import compiled
+from convlib.kernels.numba_cpu.vectors import fetch_add, load_shared
+
+
+def build_counting():
+    """Task i adds 1 to word i of the memory whose address the call holds, after some work of uneven length."""
+
+    def count(call, index, worker):
+        for _ in range(index * 97 % 1000):
+            fetch_add(call + 8, 1)
+        fetch_add(load_shared(call) + 8 * index, 1)
+
+    return threads.task_loop(count)
+
+
+def run_counting(tasks, thread_count):
+    counts = np.zeros(tasks, np.int64)
+    call = (ctypes.c_int64 * 2)(counts.ctypes.data, 0)
+    threads.run_tasks(compiled(build_counting), ctypes.addressof(call), tasks, thread_count)
+    return counts
+
+
+@pytest.mark.parametrize("thread_count", [1, 2, 3, 8])
+@pytest.mark.parametrize("tasks", [1, 2, 7, 100])
+def test_every_task_runs_exactly_once(tasks, thread_count):
+    for _ in range(20):
+        np.testing.assert_array_equal(run_counting(tasks, thread_count), 1)
+
+
+def test_several_python_threads_may_call_at_once():
+    results = []
+
+    def call_often():
+        results.extend((run_counting(50, 2) == 1).all() for _ in range(200))
+
+    callers = [threading.Thread(target=call_often) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(results) == 800
+    assert all(results)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_computes_too():
+    program = """
+        import os, warnings
+        from tests.kernels.numba_cpu.test_threads import run_counting
+        warnings.simplefilter("ignore")   # Python 3.12 warns of any fork beside threads
+        assert (run_counting(40, 2) == 1).all()
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if all((run_counting(40, 2) == 1).all() for _ in range(50)) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert (run_counting(40, 2) == 1).all()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=120)
+
+
+def test_numba_says_how_many_threads():
+    program = """
+        import numba
+        from convlib.kernels.numba_cpu.threads import thread_count
+        assert thread_count() == 3
+        numba.set_num_threads(2)
+        assert thread_count() == 2
+    """
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "3"}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=120, env=environment)
