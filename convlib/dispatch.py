@@ -24,7 +24,7 @@ from .device import Device
 from .errors import UnsupportedError
 from .problem import ConvProblem, check_choice
 
-KERNELS: tuple[str, ...] = ("numba_cpu.direct", "numba_cpu.blocked")
+KERNELS: tuple[str, ...] = ("numba_cpu.direct",)
 
 
 @dataclass(frozen=True, slots=True)

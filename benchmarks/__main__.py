@@ -1,0 +1,160 @@
+"""python -m benchmarks: measure what this machine has, beside the peers that are installed."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from . import cases, engine, machine, ours, peers, report, results, runner, tables
+
+QUICK = engine.Settings(rounds=5, block_seconds=0.010, most_seconds=1.0)
+
+
+def options(command):
+    """The options that every measuring command has."""
+    for option in reversed(
+        (
+            click.option("--quick", is_flag=True, help="A dozen cases of every kind, within two minutes."),
+            click.option("--suite", "suites", multiple=True, type=click.Choice(cases.suites()), help="Only these."),
+            click.option("--case", "names", multiple=True, help="Only cases whose name contains this."),
+            click.option("--peers/--no-peers", "with_peers", default=True, help="Measure the installed peers too."),
+            click.option("--kernels", "each_kernel", is_flag=True, help="Measure every kernel of ours by itself too."),
+            click.option("--threads", type=click.IntRange(1), default=None, help="Threads for everybody [all]."),
+            click.option("--rounds", type=click.IntRange(1), default=None, help="Rounds of the engine."),
+            click.option(
+                "--output",
+                type=click.Path(file_okay=False, path_type=Path),
+                default=Path("results/local"),
+                show_default=True,
+                help="Folder for CSV, JSON, the report and its pictures.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@options
+@click.pass_context
+def main(context, **chosen):
+    """Measure convlib on this machine's GPU if it has one, otherwise on its CPU."""
+    if context.invoked_subcommand is None:
+        run_cpu(**chosen)
+
+
+@main.command()
+@options
+def cpu(**chosen):
+    """NumPy arrays on the CPU, beside PyTorch, ONNX Runtime, OpenVINO, ncnn, OpenCV, MNN and SciPy."""
+    run_cpu(**chosen)
+
+
+@main.command("report")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def report_command(folder):
+    """Draw the report again from FOLDER/results.json."""
+    report.write(results.read(folder / "results.json"), folder)
+    click.echo(folder / "report.html")
+
+
+def run_cpu(quick, suites, names, with_peers, each_kernel, threads, rounds, output):
+    console = tables.console()
+    threads = set_threads(threads)
+    chosen = [case for case in chosen_cases(quick, suites) if not names or any(name in case.name for name in names)]
+    if not chosen:
+        raise click.UsageError(f"--case: no case has {' or '.join(names)} in its name")
+    settings = engine_settings(quick, rounds)
+    if with_peers:
+        tell_missing(chosen, console)
+
+    def makers(case):
+        found = ours.makers(case)
+        if each_kernel:
+            found |= ours.kernel_makers(case)
+        return found | (peers.makers(case.suite, threads) if with_peers else {})
+
+    about = machine.describe(threads)
+    console.print(f"{about['processor']}, {', '.join(about['instruction_sets'])}; {threads} threads", highlight=False)
+    rows = measure(chosen, makers, settings, console)
+    finish(results.Results(about, run_settings(settings, threads), rows), output, console)
+
+
+def chosen_cases(quick, suites) -> list[cases.Case]:
+    if quick:
+        return [case for case in cases.quick_cases() if not suites or case.suite in suites]
+    return [case for suite in suites or cases.suites() for case in cases.cases(suite)]
+
+
+def set_threads(threads: int | None) -> int:
+    """Give Numba so many threads and return their number; the peers are told one by one."""
+    import numba
+
+    if threads is None:
+        return numba.get_num_threads()
+    if threads > numba.config.NUMBA_NUM_THREADS:
+        raise click.UsageError(f"--threads: at most {numba.config.NUMBA_NUM_THREADS} needed here, got {threads}")
+    numba.set_num_threads(threads)
+    return threads
+
+
+def engine_settings(quick, rounds) -> engine.Settings:
+    base = QUICK if quick else engine.Settings()
+    return replace(base, rounds=rounds or base.rounds)
+
+
+def run_settings(settings: engine.Settings, threads: int) -> dict:
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "threads": threads,
+        "rounds": settings.rounds,
+        "block_seconds": settings.block_seconds,
+        "sleep_seconds": engine.SLEEP_SECONDS,
+        "load_after": os.getloadavg()[0],
+    }
+
+
+def tell_missing(chosen, console) -> None:
+    lacking = {name: package for case in chosen for name, package in peers.missing(case.suite).items()}
+    for name, package in lacking.items():
+        console.print(f"[yellow]{name} is not measured: {package} is not installed", highlight=False)
+    if lacking:
+        console.print('[yellow]all peers:[/] python -m pip install -e ".[peers]"', markup=True, highlight=False)
+
+
+def measure(chosen, makers: Callable, settings: engine.Settings, console: Console) -> list[results.Row]:
+    """Every row of the chosen cases, with a progress bar that says what is being done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(chosen))
+        rows = []
+        for case in chosen:
+            rows += runner.run_case(
+                case, makers(case), settings, engine.host_block, lambda text: progress.update(task, description=text)
+            )
+            progress.advance(task)
+    return rows
+
+
+def finish(measured: results.Results, output: Path, console: Console) -> None:
+    """Write everything, print the tables, and fail if one of ours did not pass."""
+    results.write(measured, output)
+    report.write(measured, output)
+    tables.show(measured, console)
+    console.print(f"written: {output}/results.csv, results.json, report.html", highlight=False)
+    failed = [row for row in measured.rows if row.ours and row.status != results.MEASURED]
+    if failed:
+        raise SystemExit(f"{len(failed)} of convlib's own candidates failed; the first: {failed[0]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What is measured: the layers of known networks (convlib/layers.json) and image filters, with their operands.
+
+Inputs are standard normal and weights normal over the square root of C R S (per group), so outputs are of unit size
+and errors of different layers can be compared.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from convlib import layers
+from convlib.problem import ConvProblem, make_problem
+
+FILTERS = "filters"
+IMAGE_SIZES = {"512": (512, 512), "1080p": (1080, 1920), "2160p": (2160, 3840)}
+WINDOWS = (3, 5, 7, 9, 11, 15, 21, 31)
+
+# One layer of each kind for --quick: first layer, 3x3 early and late, 1x1, strided 1x1, depthwise at both strides.
+QUICK = {
+    "resnet50": ("3x224x224-64-7x7/2", "64x56x56-64-3x3", "256x56x56-64-1x1", "1024x14x14-2048-1x1/2"),
+    "vgg16": ("64x224x224-64-3x3", "512x14x14-512-3x3"),
+    "mobilenet_v2": ("144x56x56-144-3x3-g144", "96x112x112-96-3x3/2-g96", "32x28x28-192-1x1"),
+    "unet_same_256": ("128x128x128-128-3x3", "64x256x256-2-1x1"),
+    FILTERS: ("1080p-1-3x3", "512-3-9x9"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem to measure. suite: a network's name or "filters"; count: how often it occurs there."""
+
+    suite: str
+    name: str
+    problem: ConvProblem
+    count: int = 1
+
+    def __str__(self):
+        return f"{self.suite}:{self.name}"
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The arrays of a case in logical order: x (N, C, H, W), w (K, C / groups, R, S), bias (K,) or None."""
+
+    x: np.ndarray
+    w: np.ndarray
+    bias: np.ndarray | None
+
+
+def operands(case: Case) -> Operands:
+    """The same numbers for the same case, on any machine."""
+    problem = case.problem
+    rng = np.random.default_rng(zlib.crc32(str(case).encode()))
+
+    def normal(shape, scale=1.0):
+        return (rng.standard_normal(shape, dtype=problem.accumulate) * problem.accumulate.type(scale)).astype(
+            problem.dtype
+        )
+
+    x = normal(problem.x_shape)
+    filters = 1 if case.suite == FILTERS else problem.K  # one filter for every channel of an image
+    w = normal((filters, *problem.w_shape[1:]), 1 / np.sqrt(problem.reduction))
+    bias = normal(problem.K) if problem.has_bias else None
+    return Operands(x, np.repeat(w, problem.K // filters, axis=0), bias)
+
+
+def network_cases(network: str) -> list[Case]:
+    return [Case(network, layer.name, layer.problem, layer.count) for layer in layers.layers(network)]
+
+
+def filter_cases() -> list[Case]:
+    """One filter over images of one channel, and of three interleaved ones (NHWC), keeping the size."""
+    return [filter_case(size, channels, window) for size in IMAGE_SIZES for channels in (1, 3) for window in WINDOWS]
+
+
+def filter_case(size: str, channels: int, window: int) -> Case:
+    H, W = IMAGE_SIZES[size]
+    layout, shape = ("NCHW", (1, 1, H, W)) if channels == 1 else ("NHWC", (1, H, W, channels))
+    problem = make_problem(
+        shape, (channels, 1, window, window), "float32", padding=window // 2, groups=channels, layout=layout
+    )
+    return Case(FILTERS, f"{size}-{channels}-{window}x{window}", problem)
+
+
+def suites() -> tuple[str, ...]:
+    return (*layers.networks(), FILTERS)
+
+
+def cases(suite: str) -> list[Case]:
+    """All cases of a network or of "filters"."""
+    return filter_cases() if suite == FILTERS else network_cases(suite)
+
+
+def quick_cases() -> list[Case]:
+    """A dozen cases of every kind."""
+    return [case for suite, names in QUICK.items() for case in cases(suite) if case.name in names]

@@ -1,0 +1,102 @@
+"""The one timing engine: candidates take turns, so that whatever disturbs the machine disturbs them all.
+
+    round 1:  C  sleep, warm up, timed block   A  sleep, warm up, timed block   B ...
+    round 2:  A  ...                           (a new order each round)
+
+Why the sleep: thread pools (OpenMP's, oneDNN's, ONNX Runtime's) spin for milliseconds after their last call and take
+the cores from whoever is measured next. Why the warm-up: after it the candidate's own threads must be awake again.
+A block's time is the median of its calls, a candidate's the median of its blocks, with p20 and p80. A ratio is the
+median of the rounds' ratios, since the two were neighbours there.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+SLEEP_SECONDS = 0.010
+WARM_UP_SECONDS = 0.003
+LONG_SECONDS = 0.050  # a call as long as this needs no warm-up: waking threads costs less than 1 % of it
+BLOCK_SECONDS = 0.030
+MOST_CALLS = 2_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long to measure: rounds, the length of a timed block, and after how long a slow candidate gets no more."""
+
+    rounds: int = 9
+    block_seconds: float = BLOCK_SECONDS
+    most_seconds: float = 6.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call, one number for each round."""
+
+    seconds: tuple[float, ...]
+    calls: int
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+    def percentile(self, percent: float) -> float:
+        return float(np.percentile(self.seconds, percent))
+
+
+def host_block(call: Callable[[], object], calls: int) -> float:
+    """Seconds per call: the median of `calls` calls, each of which has finished when it returns."""
+    marks = [time.perf_counter()]
+    for _ in range(calls):
+        call()
+        marks.append(time.perf_counter())
+    return float(np.median(np.diff(marks)))
+
+
+def measure(
+    candidates: Iterable, settings: Settings, block: Callable[[Callable, int], float] = host_block
+) -> dict[str, Timing]:
+    """Time every candidate (a `name` and a `call`) and return a Timing for each name. `block` is how one is timed."""
+    candidates = list(candidates)
+    roughly = {c.name: call_seconds(c.call, block) for c in candidates}
+    calls = {name: min(max(round(settings.block_seconds / s), 1), MOST_CALLS) for name, s in roughly.items()}
+    seconds: dict[str, list[float]] = {c.name: [] for c in candidates}
+    order = random.Random(0)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(settings.rounds):
+            for candidate in order.sample(candidates, len(candidates)):
+                name, so_far = candidate.name, seconds[candidate.name]
+                if sum(so_far) * calls[name] < settings.most_seconds:
+                    so_far.append(timed(candidate.call, calls[name], block, roughly[name] > LONG_SECONDS))
+    finally:
+        gc.enable()
+    return {name: Timing(tuple(values), calls[name]) for name, values in seconds.items()}
+
+
+def call_seconds(call, block) -> float:
+    """Roughly how long a call takes: the best of three, or the first if it is long."""
+    seconds = block(call, 1)
+    return seconds if seconds > LONG_SECONDS else min(seconds, block(call, 1), block(call, 1))
+
+
+def timed(call, calls: int, block, long: bool) -> float:
+    """Seconds per call, after a pause and a warm-up."""
+    time.sleep(SLEEP_SECONDS)
+    end = time.perf_counter() + WARM_UP_SECONDS
+    while not long and time.perf_counter() < end:
+        block(call, 1)
+    return block(call, calls)
+
+
+def ratio(slower: Timing, faster: Timing) -> float:
+    """How many times as long `slower` takes: the median over the rounds that both were timed in."""
+    rounds = min(len(slower.seconds), len(faster.seconds))
+    return float(np.median(np.array(slower.seconds[:rounds]) / np.array(faster.seconds[:rounds])))

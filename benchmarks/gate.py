@@ -1,0 +1,87 @@
+"""The gate: nothing is timed before its answer has been compared with float64.
+
+Errors are norm-relative, ||y - exact|| / ||exact||, and sort the candidates into two classes that are never mixed:
+"accurate" (at most 5e-6, convlib's default contract) and "fast" (at most 1e-3). Anything worse is "wrong".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from convlib import accuracy
+from convlib.kernels import reference
+
+from .cases import Case, Operands
+
+FAST_MAX_ERROR = 1e-3
+
+
+class GateError(Exception):
+    """A candidate's answer is not the convolution; it is named in the table and gets no time."""
+
+
+def exact(case: Case, operands: Operands) -> np.ndarray:
+    """The result in float64, (N, K, P, Q): reference.py's definition, by faster ways than its loops.
+
+    tests/benchmarks/test_gate.py holds both ways against reference.py, which would take minutes on a large layer.
+    """
+    problem = case.problem
+    x, w = operands.x.astype(np.float64), operands.w.astype(np.float64)
+    x = np.pad(x, ((0, 0), (0, 0), *problem.padding))
+    y = by_fourier(problem, x, w) if is_large_filter(problem) else by_matmul(problem, x, w)
+    if operands.bias is not None:
+        y += operands.bias.astype(np.float64)[:, None, None]
+    return reference.activated(problem, y)
+
+
+def is_large_filter(problem) -> bool:
+    """Whether transforms beat R * S passes over the image, in seconds instead of minutes for 31 x 31 on 2160p."""
+    plain = problem.stride == problem.dilation == (1, 1) and problem.groups == problem.C == problem.K
+    return plain and problem.R * problem.S >= 64
+
+
+def by_fourier(problem, x, w):
+    """Filters by the correlation theorem; exact to about 1e-15 of the result's norm."""
+    shape = x.shape[2:]
+    product = np.fft.rfft2(x) * np.conj(np.fft.rfft2(w[:, 0], shape))
+    return np.fft.irfft2(product, shape)[:, :, : problem.P, : problem.Q]
+
+
+def by_matmul(problem, x, w):
+    """The sum over channels as a matrix product, for each tap of the window."""
+    N, G, P, Q = problem.N, problem.groups, problem.P, problem.Q
+    w = w.reshape(G, problem.Kg, problem.Cg, problem.R, problem.S)
+    y = np.zeros((N, G, problem.Kg, P * Q))
+    for r in range(problem.R):
+        for s in range(problem.S):
+            window = x[:, :, span(r, 0, problem, P), span(s, 1, problem, Q)].reshape(N, G, problem.Cg, P * Q)
+            y += w[:, :, :, r, s] @ window
+    return y.reshape(problem.y_shape)
+
+
+def span(tap: int, axis: int, problem, count: int) -> slice:
+    """The rows (or columns) of x that meet one tap of the window, for every output."""
+    start, step = tap * problem.dilation[axis], problem.stride[axis]
+    return slice(start, start + (count - 1) * step + 1, step)
+
+
+def norm_relative_error(y: np.ndarray, wanted: np.ndarray) -> float:
+    """||y - wanted|| / ||wanted||; infinite if any element is not a number or the shapes differ."""
+    if y.shape != wanted.shape or not np.isfinite(y).all():
+        return float("inf")
+    return float(np.linalg.norm((y - wanted).ravel()) / np.linalg.norm(wanted.ravel()))
+
+
+def error_class(error: float, max_error: float = accuracy.DEFAULT_MAX_ERROR) -> str:
+    if error <= max_error:
+        return "accurate"
+    return "fast" if error <= FAST_MAX_ERROR else "wrong"
+
+
+def check(candidate, wanted: np.ndarray) -> float:
+    """Run the candidate once and return its error. Raises GateError if it is above what the candidate may have."""
+    candidate.call()
+    error = norm_relative_error(candidate.output(), wanted)
+    if error > candidate.max_error:
+        raise GateError(f"error {error:.1e} against float64, at most {candidate.max_error:.0e} allowed")
+    return error

@@ -1,0 +1,60 @@
+"""What the numbers were measured on: processor, instruction set, caches, threads, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import cpuinfo
+import psutil
+
+import convlib
+
+PACKAGES = (
+    "convlib-kernels", "numpy", "numba", "llvmlite", "torch", "onnxruntime", "openvino", "ncnn", "MNN",
+    "opencv-python-headless", "scipy", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cudnn-frontend",
+)  # fmt: skip
+INSTRUCTION_SETS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
+SETTINGS = (
+    "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY", "OPENBLAS_CORETYPE",
+)  # fmt: skip
+
+
+def describe(threads: int) -> dict:
+    """This machine and its software, for the results' header."""
+    cpu = cpuinfo.get_cpu_info()
+    flags = set(cpu.get("flags", ()))
+    return {
+        "processor": cpu.get("brand_raw", platform.processor()),
+        "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
+        "numba_target": numba_target(),
+        "cores": psutil.cpu_count(logical=False),
+        "logical_processors": psutil.cpu_count(),
+        "threads": threads,
+        "memory_bytes": psutil.virtual_memory().total,
+        "l2_cache_bytes": cpu.get("l2_cache_size"),
+        "l3_cache_bytes": cpu.get("l3_cache_size"),
+        "load_before": os.getloadavg()[0],
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": {name: v for name in PACKAGES if (v := installed_version(name))},
+        "environment": {name: os.environ[name] for name in SETTINGS if name in os.environ},
+        "gpus": convlib.info()["gpus"],
+    }
+
+
+def numba_target() -> str:
+    """The processor that Numba compiles for, which the user may have lowered."""
+    import llvmlite.binding as llvm
+    from numba import config
+
+    return config.CPU_NAME or llvm.get_host_cpu_name()
+
+
+def installed_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,186 @@
+"""Rows of results: what each is, how they are written, and what they say against the bars.
+
+One row is one candidate on one case. The same columns everywhere: CSV for people and spreadsheets, JSON with the
+machine, the settings and every round's number, from which report.py draws.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from . import cases, engine
+from .ours import CONV2D, FAST_PLAN, PLAN
+
+MEASURED = "measured"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate on one case. status: "measured", or why there is no time."""
+
+    suite: str
+    case: str
+    count: int
+    macs: int
+    bytes: int
+    candidate: str
+    ours: bool
+    kernel: str = ""
+    status: str = MEASURED
+    error: float | None = None
+    error_class: str = ""
+    median_s: float | None = None
+    p20_s: float | None = None
+    p80_s: float | None = None
+    gflops: float | None = None
+    calls: int = 0
+    rounds_s: tuple[float, ...] = ()
+
+    @property
+    def timing(self) -> engine.Timing:
+        return engine.Timing(tuple(self.rounds_s), self.calls)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything one run measured. machine: see machine.describe; settings: rounds, threads, peaks."""
+
+    machine: dict
+    settings: dict
+    rows: list[Row]
+
+    def suites(self) -> list[str]:
+        return list(dict.fromkeys(row.suite for row in self.rows))
+
+    def cases(self, suite: str) -> list[str]:
+        return list(dict.fromkeys(row.case for row in self.rows if row.suite == suite))
+
+    def candidates(self, suite: str) -> list[str]:
+        return list(dict.fromkeys(row.candidate for row in self.rows if row.suite == suite))
+
+    def of_case(self, suite: str, case: str) -> dict[str, Row]:
+        return {row.candidate: row for row in self.rows if (row.suite, row.case) == (suite, case)}
+
+
+def write(results: Results, folder: Path) -> None:
+    """results.json and results.csv in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(asdict(results), indent=1) + "\n")
+    columns = [field.name for field in fields(Row) if field.name != "rounds_s"]
+    with (folder / "results.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, columns, extrasaction="ignore")
+        table.writeheader()
+        table.writerows(asdict(row) for row in results.rows)
+
+
+def read(path: Path) -> Results:
+    """The Results that `write` left in a results.json."""
+    content = json.loads(path.read_text())
+    rows = [Row(**row) for row in content["rows"]]
+    return Results(content["machine"], content["settings"], rows)
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def measured(rows: dict[str, Row]) -> dict[str, Row]:
+    return {name: row for name, row in rows.items() if row.status == MEASURED}
+
+
+def fastest(rows: Iterable[Row]) -> Row | None:
+    return min(rows, key=lambda row: row.median_s, default=None)
+
+
+def accurate_peers(rows: dict[str, Row]) -> list[Row]:
+    return [row for row in measured(rows).values() if not row.ours and row.error_class == "accurate"]
+
+
+def advantage(rows: dict[str, Row], ours: str, peers: Iterable[Row]) -> float | None:
+    """How many times as long the fastest of `peers` takes as ours, on one case; None where one is missing."""
+    best, row = fastest(peers), measured(rows).get(ours)
+    if best is None or row is None:
+        return None
+    return engine.ratio(best.timing, row.timing)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One claim to be held: our `candidate` against some peers, as a geometric mean over a suite and for each case."""
+
+    suite: str
+    candidate: str
+    against: str
+    mean_floor: float
+    single_floor: float
+
+
+BARS = (
+    *(
+        Bar(suite, CONV2D, "PyTorch", floor, 0.9)
+        for suite, floor in {"vgg16": 1.8, "unet_same_256": 1.8, "resnet50": 1.5, "mobilenet_v2": 1.5}.items()
+    ),
+    *(
+        Bar(suite, PLAN, "accurate peers", floor, 0.9)
+        for suite, floor in {"vgg16": 1.5, "unet_same_256": 1.5, "resnet50": 1.3, "mobilenet_v2": 1.3}.items()
+    ),
+    Bar("filters", CONV2D, "OpenCV and SciPy", 1.3, 0.8),
+    Bar("vgg16", FAST_PLAN, "MNN", 1.0, 0.0),
+    Bar("unet_same_256", FAST_PLAN, "MNN", 1.0, 0.0),
+)
+
+PEERS = {
+    "PyTorch": lambda rows: [row for row in accurate_peers(rows) if row.candidate.startswith("PyTorch")],
+    "accurate peers": accurate_peers,
+    "OpenCV and SciPy": lambda rows: [r for r in accurate_peers(rows) if r.candidate.startswith(("OpenCV", "SciPy"))],
+    "MNN": lambda rows: [row for row in measured(rows).values() if row.candidate == "MNN"],
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A bar held against results: the geometric mean over `cases` cases, and the worst of them."""
+
+    bar: Bar
+    mean: float
+    worst: float
+    worst_case: str
+    cases: int
+
+    @property
+    def met(self) -> bool:
+        return self.mean >= self.bar.mean_floor and self.worst >= self.bar.single_floor
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """Every bar whose whole suite was measured: a bar says nothing about a selection."""
+    found = (verdict(bar, results) for bar in BARS if is_whole(results, bar.suite))
+    return [v for v in found if v is not None]
+
+
+def is_whole(results: Results, suite: str) -> bool:
+    return {case.name for case in cases.cases(suite)} == set(results.cases(suite))
+
+
+def verdict(bar: Bar, results: Results) -> Verdict | None:
+    advantages = {}
+    for case in results.cases(bar.suite):
+        rows = results.of_case(bar.suite, case)
+        value = advantage(rows, ours_in(rows, bar.candidate), PEERS[bar.against](rows))
+        if value is not None:
+            advantages[case] = value
+    if not advantages:
+        return None
+    worst = min(advantages, key=advantages.get)
+    return Verdict(bar, geometric_mean(advantages.values()), advantages[worst], worst, len(advantages))
+
+
+def ours_in(rows: dict[str, Row], candidate: str) -> str:
+    """A plan at max_error 1e-3 is measured by itself only where it chooses another kernel than the accurate plan."""
+    return PLAN if candidate == FAST_PLAN and FAST_PLAN not in rows else candidate

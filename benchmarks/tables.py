@@ -1,0 +1,148 @@
+"""The tables that a run prints. They say what was measured and how; nothing is in them that is not in the CSV."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .ours import CONV2D, PLAN
+from .results import (
+    MEASURED,
+    PEERS,
+    Results,
+    Row,
+    accurate_peers,
+    advantage,
+    fastest,
+    geometric_mean,
+    measured,
+    verdicts,
+)
+
+WIDTH = 132  # where there is no terminal
+CAPTION = (
+    "Times are medians in ms. x PyTorch: its faster form's time / conv2d's. x peer: the fastest accurate peer's time / "
+    "plan's. GFLOP/s count a direct convolution's operations, of which Winograd does fewer. error: norm-relative."
+)
+
+
+def console() -> Console:
+    found = Console()
+    return found if found.is_terminal else Console(width=WIDTH)
+
+
+def show(results: Results, console: Console) -> None:
+    """Every suite's table, the bars, and what was refused."""
+    for suite in results.suites():
+        console.print(suite_table(results, suite))
+        if console.width >= 36 + 14 * len(results.candidates(suite)):
+            console.print(every_candidate_table(results, suite))
+    console.print(CAPTION + "\n", style="dim", highlight=False)
+    found = verdicts(results)
+    if found:
+        console.print(bars_table(found))
+    for row in results.rows:
+        if row.status != MEASURED:
+            console.print(f"[yellow]{row.suite} {row.case}, {row.candidate}: {row.status}", highlight=False)
+
+
+def new_table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def suite_table(results: Results, suite: str) -> Table:
+    """A line per case: ours, and how many times as long the fastest peers take."""
+    table = new_table(suite)
+    table.add_column("case")
+    for heading in ("conv2d", "plan", "GFLOP/s", "x PyTorch", "x peer"):
+        table.add_column(heading, justify="right")
+    for heading in ("that peer", "kernel", "error"):
+        table.add_column(heading)
+    ratios = []
+    for case in results.cases(suite):
+        rows = results.of_case(suite, case)
+        pair = advantage(rows, CONV2D, PEERS["PyTorch"](rows)), advantage(rows, PLAN, accurate_peers(rows))
+        ratios.append(pair)
+        table.add_row(case, *ours_cells(rows), *map(times, pair), *rest_cells(rows))
+    table.add_section()
+    table.add_row("geometric mean", "", "", "", *(times(mean_of(column)) for column in zip(*ratios, strict=True)))
+    return table
+
+
+def ours_cells(rows: dict[str, Row]):
+    for name in (CONV2D, PLAN):
+        yield milliseconds(rows.get(name))
+    plan = measured(rows).get(PLAN)
+    yield f"{plan.gflops:.1f}" if plan else ""
+
+
+def rest_cells(rows: dict[str, Row]):
+    best, plan = fastest(accurate_peers(rows)), measured(rows).get(PLAN)
+    yield best.candidate if best else ""
+    yield plan.kernel.partition(".")[2] if plan else ""
+    yield f"{plan.error:.0e}" if plan else ""
+
+
+def every_candidate_table(results: Results, suite: str) -> Table:
+    """A line per case, a column per candidate: milliseconds and error."""
+    names = results.candidates(suite)
+    table = new_table(f"{suite}: every candidate, ms and error")
+    table.add_column("case")
+    for name in names:
+        table.add_column(name, justify="right")
+    for case in results.cases(suite):
+        rows = results.of_case(suite, case)
+        table.add_row(case, *(cell(rows.get(name)) for name in names))
+    return table
+
+
+def cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return f"{milliseconds(row)} {row.error:.0e}" if row.status == MEASURED else "-"
+
+
+def bars_table(found) -> Table:
+    table = new_table("Bars: geometric means of peer time / our time over a whole suite, and its worst case")
+    for heading in ("suite", "ours", "against"):
+        table.add_column(heading)
+    for heading in ("cases", "mean", "floor", "worst", "floor"):
+        table.add_column(heading, justify="right")
+    table.add_column("worst case")
+    for v in found:
+        table.add_row(
+            v.bar.suite,
+            v.bar.candidate.removeprefix("convlib "),
+            v.bar.against,
+            str(v.cases),
+            judged(v.mean, v.bar.mean_floor),
+            f"{v.bar.mean_floor:.1f}",
+            judged(v.worst, v.bar.single_floor),
+            f"{v.bar.single_floor:.1f}",
+            v.worst_case,
+        )
+    return table
+
+
+def judged(value: float, floor: float) -> Text:
+    return Text(f"{value:.2f}", style="green" if value >= floor else "red")
+
+
+def milliseconds(row: Row | None) -> str:
+    """Three significant digits, at most three after the point."""
+    if row is None or row.status != MEASURED:
+        return ""
+    value = row.median_s * 1e3
+    decimals = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{decimals}f}"
+
+
+def times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def mean_of(column) -> float | None:
+    values = [value for value in column if value is not None]
+    return geometric_mean(values) if values else None

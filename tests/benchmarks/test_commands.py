@@ -1,0 +1,60 @@
+"""The easy door, on one small case: what it prints, writes and refuses."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import cases, ours
+from benchmarks.__main__ import main
+
+SMALL = ["--suite", "article_mnist_cnn", "--case", "5x5", "--no-peers", "--rounds", "2"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_a_run_prints_its_table_and_writes_everything(tmp_path):
+    done = run("cpu", *SMALL, "--output", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "64x5x5-64-3x3" in done.output
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {r["candidate"] for r in found["rows"]} >= {ours.CONV2D, ours.PLAN}
+    assert all(r["error"] < 5e-6 for r in found["rows"] if r["candidate"] in (ours.CONV2D, ours.PLAN))
+    assert found["machine"]["threads"] == found["settings"]["threads"]
+    assert (tmp_path / "results.csv").stat().st_size > 0
+
+
+def test_a_wrong_kernel_gets_no_time_and_fails_the_run(tmp_path, monkeypatch):
+    honest = ours.convlib.conv2d
+
+    def off_by_one(x, w, *arguments, out, **keywords):
+        honest(x, w, *arguments, out=out, **keywords)
+        out[..., -1] = 0
+
+    monkeypatch.setattr(ours.convlib, "conv2d", off_by_one)
+    done = run("cpu", *SMALL, "--output", tmp_path)
+    assert done.exit_code != 0
+    row = next(r for r in json.loads((tmp_path / "results.json").read_text())["rows"] if r["candidate"] == ours.CONV2D)
+    assert row["median_s"] is None
+    assert "against float64" in row["status"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--case", "no such layer"], "--case: no case has no such layer in its name"),
+        (["--threads", "100000"], "--threads: at most"),
+        (["--suite", "alexnet"], "'alexnet' is not one of"),
+    ],
+)
+def test_wrong_options_are_explained(arguments, message):
+    done = run("cpu", *arguments)
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+def test_quick_has_every_suite_and_each_case_exists():
+    chosen = {(case.suite, case.name) for case in cases.quick_cases()}
+    assert chosen == {(suite, name) for suite, names in cases.QUICK.items() for name in names}

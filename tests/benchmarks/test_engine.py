@@ -1,0 +1,77 @@
+"""The engine takes turns, pauses, stops at its budget, and compares neighbours. No test here measures real time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from benchmarks import engine
+
+
+@dataclass(frozen=True)
+class Fake:
+    name: str
+    seconds: float
+    call: Callable = lambda: None
+
+
+@pytest.fixture
+def turns(monkeypatch):
+    """Records sleeps and blocks in order; a block's time is what its candidate's call returns."""
+    seen = []
+    monkeypatch.setattr(engine.time, "sleep", lambda seconds: seen.append("sleep"))
+
+    def block(call, calls):
+        name, seconds = call()
+        seen.append((name, calls))
+        return seconds
+
+    return seen, block
+
+
+def fake(name, seconds):
+    return Fake(name, seconds, lambda: (name, seconds))
+
+
+def test_every_round_measures_every_candidate_once_in_changing_order(turns):
+    seen, block = turns
+    settings = engine.Settings(rounds=20, block_seconds=0.1)
+    timings = engine.measure([fake("a", 0.001), fake("b", 0.002)], settings, block)
+    timed = [turn for turn in seen if turn in (("a", 100), ("b", 50))]
+    rounds = [tuple(timed[i : i + 2]) for i in range(0, 40, 2)]
+    assert all(sorted(pair) == [("a", 100), ("b", 50)] for pair in rounds)
+    assert len(set(rounds)) == 2
+    assert timings["a"].seconds == (0.001,) * 20
+
+
+def test_each_block_comes_after_a_pause_and_a_warm_up(turns):
+    seen, block = turns
+    engine.measure([fake("a", 0.001)], engine.Settings(rounds=2, block_seconds=0.01), block)
+    for position in (i for i, turn in enumerate(seen) if turn == ("a", 10)):
+        before = seen[:position]
+        assert before[-1] == ("a", 1)
+        assert "sleep" in before
+    assert seen.count("sleep") == 2
+
+
+def test_slow_candidates_stop_at_their_budget(turns):
+    _, block = turns
+    timings = engine.measure([fake("slow", 3.0), fake("fast", 0.01)], engine.Settings(rounds=9, most_seconds=5), block)
+    assert len(timings["slow"].seconds) == 2
+    assert len(timings["fast"].seconds) == 9
+
+
+def test_a_ratio_is_the_median_of_the_rounds_both_had():
+    slower, faster = engine.Timing((2.0, 9.0, 4.0), 1), engine.Timing((1.0, 3.0, 1.0, 50.0), 1)
+    assert engine.ratio(slower, faster) == 3.0
+
+
+def test_median_and_percentiles():
+    timing = engine.Timing((5.0, 1.0, 2.0, 3.0, 4.0, 6.0), 1)
+    assert (timing.median, timing.percentile(20), timing.percentile(80)) == (3.5, 2.0, 5.0)
+
+
+def test_a_host_block_is_the_median_of_its_calls(monkeypatch):
+    clock = iter((0.0, 1.0, 2.0, 12.0))  # three calls: 1, 1 and 10 seconds
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: next(clock))
+    assert engine.host_block(lambda: None, 3) == 1.0

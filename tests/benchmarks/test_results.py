@@ -1,0 +1,67 @@
+"""Results survive writing and reading, and the bars are judged on whole suites only."""
+
+import csv
+import dataclasses
+
+import pytest
+
+from benchmarks import cases, gate, results
+from benchmarks.ours import CONV2D, FAST_PLAN, PLAN
+
+
+def row(case, candidate, seconds, error=1e-7, **columns):
+    return results.Row(
+        case.suite, case.name, case.count, case.problem.macs, 1, candidate, candidate.startswith("convlib"),
+        error=error, error_class=gate.error_class(error), median_s=seconds, rounds_s=(seconds,), calls=1, **columns,
+    )  # fmt: skip
+
+
+def results_of(*rows):
+    return results.Results({"processor": "one"}, {"threads": 2}, list(rows))
+
+
+@pytest.fixture
+def vgg():
+    """Every layer of VGG-16: conv2d 1 s, plan 0.5 s, PyTorch 2 s, ncnn 1.5 s, MNN 0.4 s at a large error."""
+    times = {CONV2D: 1.0, PLAN: 0.5, "PyTorch NCHW": 2.0, "PyTorch channels_last": 3.0, "ncnn": 1.5}
+    rows = [row(case, name, seconds) for case in cases.cases("vgg16") for name, seconds in times.items()]
+    return results_of(*rows, *(row(case, "MNN", 0.4, error=1e-4) for case in cases.cases("vgg16")))
+
+
+def test_written_results_are_read_again(tmp_path, vgg):
+    results.write(vgg, tmp_path)
+    again = results.read(tmp_path / "results.json")
+    assert [r.rounds_s for r in again.rows] == [list(r.rounds_s) for r in vgg.rows]
+    assert again.machine == vgg.machine
+    with (tmp_path / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(vgg.rows)
+    assert float(lines[0]["median_s"]) == 1.0
+
+
+def test_bars_compare_each_with_its_own_peers(vgg):
+    found = {(v.bar.candidate, v.bar.against): v for v in results.verdicts(vgg)}
+    assert found[CONV2D, "PyTorch"].mean == pytest.approx(2.0)
+    assert found[PLAN, "accurate peers"].mean == pytest.approx(3.0)  # ncnn, not the faster and inaccurate MNN
+    assert found[FAST_PLAN, "MNN"].mean == pytest.approx(0.8)  # the plan itself, where no other kernel is chosen
+    assert [v.met for v in found.values()] == [True, True, False]
+
+
+def test_one_slow_layer_fails_a_bar_and_is_named(vgg):
+    slow = cases.cases("vgg16")[4]
+    rows = [r for r in vgg.rows if (r.case, r.candidate) != (slow.name, PLAN)]
+    found = {v.bar.against: v for v in results.verdicts(results_of(*rows, row(slow, PLAN, 2.0)))}
+    assert not found["accurate peers"].met
+    assert found["accurate peers"].worst_case == slow.name
+
+
+def test_no_bar_is_judged_on_a_selection(vgg):
+    some = [r for r in vgg.rows if r.case != cases.cases("vgg16")[0].name]
+    assert results.verdicts(results_of(*some)) == []
+
+
+def test_a_candidate_that_failed_counts_for_nothing(vgg):
+    failed = [
+        results.Row("vgg16", r.case, 1, 1, 1, r.candidate, r.ours, status="error 1 against float64") for r in vgg.rows
+    ]
+    assert results.verdicts(results_of(*failed)) == []
