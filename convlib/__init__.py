@@ -15,9 +15,23 @@ if (_checkout / "kernels" / "launching.py").is_file() and not (Path(__file__).pa
 from . import kernels  # noqa: E402  (the package of kernels; called, it lists them)
 from .errors import UnsupportedError  # noqa: E402
 from .explain import explain, info  # noqa: E402
+from .gradients import conv2d_bias_grad, conv2d_input_grad, conv2d_weight_grad, conv_transpose2d  # noqa: E402
 from .operations import conv2d  # noqa: E402
 from .plan import Plan, plan  # noqa: E402
 from .problem import ConvProblem  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["ConvProblem", "Plan", "UnsupportedError", "conv2d", "explain", "info", "kernels", "plan"]
+__all__ = [
+    "ConvProblem",
+    "Plan",
+    "UnsupportedError",
+    "conv2d",
+    "conv2d_bias_grad",
+    "conv2d_input_grad",
+    "conv2d_weight_grad",
+    "conv_transpose2d",
+    "explain",
+    "info",
+    "kernels",
+    "plan",
+]

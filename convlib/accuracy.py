@@ -20,6 +20,7 @@ GROWTH = {
     "direct": 1.0,
     "tiled": 1.0,
     "im2col": 1.0,
+    "blocked": 1.0,
 }
 
 DEFAULT_MAX_ERROR = 5e-6

@@ -7,6 +7,7 @@ strides, from which each kernel family makes its own array type. 16-bit floats a
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass, replace
 from functools import cache
@@ -56,6 +57,13 @@ class CudaView:
 
     def with_batch(self):
         return replace(self, shape=(1, *self.shape), strides=(0, *self.strides))
+
+    def __getitem__(self, slices):
+        """The part that slices with positive steps cut out, one slice for each axis."""
+        parts = [range(size)[part] for size, part in zip(self.shape, slices, strict=True)]
+        address = self.address + sum(part.start * stride for part, stride in zip(parts, self.strides, strict=True))
+        strides = tuple(part.step * stride for part, stride in zip(parts, self.strides, strict=True))
+        return replace(self, address=address, shape=tuple(map(len, parts)), strides=strides)
 
     def flipped(self, axes):
         """The same elements in reversed order along `axes`."""
@@ -459,15 +467,105 @@ def device_bytes(count, family, device, stream):
 
 def pad(view, padding, mode, device, stream):
     """A copy of x (N, C, H, W) with `padding` rows and columns added, `mode` being one of numpy.pad's."""
-    widths = ((0, 0), (0, 0), *padding)
+    with array_module(device, stream, "padding_mode") as (module, array):
+        padded = module.pad(array(view), ((0, 0), (0, 0), *padding), mode)
+    return padded if module is np else CuPy.view(padded, "x")
+
+
+def fold(target, padded, padding, mode, dtype, device, stream):
+    """Write the adjoint of `pad`: the middle of `padded`, and each padded row and column added to what it copied.
+
+    Sums of 16-bit floats are kept in float32. target, padded: (N, C, H, W) as `as_storage` has them; dtype: theirs.
+    """
+    with array_module(device, stream, "padding_mode") as (module, array):
+        total = array(padded).view(dtype).astype(np.float64 if dtype == np.float64 else np.float32)
+        for axis, widths in ((2, padding[0]), (3, padding[1])):
+            total = folded_axis(module, total, axis, widths, mode)
+        array(target).view(dtype)[...] = total.astype(dtype)
+
+
+def folded_axis(module, padded, axis, widths, mode):
+    """`padded` without its padding along `axis`, the padding's values added to where numpy.pad took them from."""
+    size = padded.shape[axis] - sum(widths)
+    sources = np.pad(np.arange(size), widths, mode)
+    at_front = module.moveaxis(padded, axis, 0)
+    result = at_front[widths[0] : widths[0] + size].copy()
+    for row in (*range(widths[0]), *range(widths[0] + size, sum(widths) + size)):
+        result[sources[row]] += at_front[row]
+    return module.moveaxis(result, 0, axis)
+
+
+def sum_into(target, view, axes, device, stream):
+    """Write the sum of `view` over `axes`, kept in float64, into `target`."""
+    with array_module(device, stream, "grad_y") as (module, array):
+        array(target)[...] = module.sum(array(view).astype(np.float64), axis=axes).astype(target.dtype)
+
+
+def zero(dtype, device, stream):
+    """One element that is 0, where `device` computes."""
+    view = empty_on((1,), dtype, device, stream)
+    fill_zeros(view, device, stream)
+    return view
+
+
+def fill_zeros(view, device, stream):
+    with array_module(device, stream, "backend") as (_, array):
+        array(view)[...] = 0
+
+
+def empty_on(shape, dtype, device, stream):
+    """A new array where `device` computes, as a view."""
+    if device.kind != "cuda":
+        return empty_aligned(shape, dtype)
+    with array_module(device, stream, "backend") as (module, _):
+        return CuPy.view(module.empty(shape, dtype), "new")
+
+
+def broadcast(one, shape):
+    """A view of `shape` whose every element is the single one of `one`."""
+    if isinstance(one, CudaView):
+        return replace(one, shape=tuple(shape), strides=(0,) * len(shape))
+    return np.broadcast_to(one, shape)
+
+
+def split_first_axis(view, parts):
+    """A view with the first axis split in `parts`."""
+    first, *rest = view.shape
+    stride, *strides = view.strides
+    shape = (parts, first // parts, *rest)
+    strides = (first // parts * stride, stride, *strides)
+    if isinstance(view, CudaView):
+        return replace(view, shape=shape, strides=strides)
+    return np.lib.stride_tricks.as_strided(view, shape, strides)
+
+
+def joined_first_axes(view, device):
+    """The first two axes as one: a view where strides allow, a copy where not."""
+    a, b, *rest = view.shape
+    outer, inner, *strides = view.strides
+    shape = (a * b, *rest)
+    if b == 1 or a == 1 or outer == b * inner:
+        strides = (outer if b == 1 else inner, *strides)
+        if isinstance(view, CudaView):
+            return replace(view, shape=shape, strides=strides)
+        return np.lib.stride_tricks.as_strided(view, shape, strides)
     if isinstance(view, np.ndarray):
-        return np.pad(view, widths, mode)
+        return view.reshape(shape)
+    with array_module(device, None, "groups") as (module, array):
+        return CuPy.view(module.ascontiguousarray(array(view)).reshape(shape), "w")
+
+
+@contextlib.contextmanager
+def array_module(device, stream, argument):
+    """NumPy, or CuPy on the caller's stream, and the function that makes a view its array; `argument` needs it."""
+    if device.kind != "cuda":
+        yield np, lambda array: array
+        return
     if find_spec("cupy") is None:
-        raise UnsupportedError("padding_mode: on a GPU it needs CuPy, which is not installed: pip install cupy-cuda13x")
+        raise UnsupportedError(f"{argument}: on a GPU it needs CuPy, which is not installed: pip install cupy-cuda13x")
     import cupy
 
     from .kernels.launching import cupy_stream
 
     with cupy.cuda.Device(device.index), cupy_stream(stream):
-        padded = cupy.pad(for_family(view, "cupy_raw", device), widths, mode)
-    return CuPy.view(padded, "x")
+        yield cupy, lambda array: for_family(array, "cupy_raw", device)

@@ -24,7 +24,7 @@ from .device import Device
 from .errors import UnsupportedError
 from .problem import ConvProblem, check_choice
 
-KERNELS: tuple[str, ...] = ("numba_cpu.direct",)
+KERNELS: tuple[str, ...] = ("numba_cpu.direct", "numba_cpu.blocked")
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,8 +97,8 @@ class Call:
     y: Any
     bias: Any
     residual: Any
-    library: Any
-    result: Any
+    library: Any = None
+    result: Any = None
     padding_bytes: int = 0
 
 
@@ -146,21 +146,22 @@ def prepare(x, w, bias, residual, out, layout, weight_layout, padding_mode, flip
     return call if padding_mode == "zeros" else with_padded_input(call, padding_mode)
 
 
-def check_operands(library, x, dtype, **operands):
-    """Every array of the call is of x's library, dtype and device."""
+def check_operands(library, x, dtype, x_name="x", **operands):
+    """Every array of the call is of x's library, dtype and device. x_name: what the caller calls x."""
     place = library.device(x)
     for name, array in operands.items():
         if array is None:
             continue
         if not library.owns(array):
             came = arrays.library_of(array, name).name
-            raise TypeError(f"{name}: an array of {library.name} needed, like x, got one of {came}")
+            raise TypeError(f"{name}: an array of {library.name} needed, like {x_name}, got one of {came}")
         if library.dtype(array) != dtype:
             raise TypeError(
-                f"{name}: {dtype} needed, like x, got {library.dtype(array)}; convlib never converts inputs"
+                f"{name}: {dtype} needed, like {x_name}, got {library.dtype(array)}; convlib never converts inputs"
             )
         if library.device(array) != place:
-            raise ValueError(f"{name}: an array on {on(place)} needed, like x, got one on {on(library.device(array))}")
+            came = on(library.device(array))
+            raise ValueError(f"{name}: an array on {on(place)} needed, like {x_name}, got one on {came}")
 
 
 def on(place):

@@ -85,7 +85,11 @@ class ConvProblem:
 
     @property
     def reduction(self) -> int:
-        """How many products each output sums."""
+        """How many products each element of the pass's result sums."""
+        if self.pass_ == "input_grad":
+            return self.Kg * self.R * self.S
+        if self.pass_ == "weight_grad":
+            return self.N * self.P * self.Q
         return self.Cg * self.R * self.S
 
     @property

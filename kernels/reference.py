@@ -1,6 +1,7 @@
 """The definition of every operation, in plain NumPy loops in float64: slow, and obviously right.
 
-Every kernel is tested against this file, and this file against SciPy's correlate2d (tests/kernels/test_reference.py).
+Every kernel is tested against this file, and this file against SciPy's correlate2d, its gradients against finite
+differences, which are exact for a bilinear function (tests/kernels/test_reference.py).
 Arrays come in logical order: x (N, C, H, W), w (K, C/groups, R, S), y and residual (N, K, P, Q), bias (K,).
 """
 
@@ -13,23 +14,44 @@ def conv2d(problem, x, w, bias=None, residual=None, flush_denormals=False):
     flush_denormals: read denormal inputs as zero, as kernels compiled with -ftz=true do in float32.
     """
     x, w, bias, residual = (as_float64(problem, a, flush_denormals) for a in (x, w, bias, residual))
-    (stride_h, stride_w), (dilation_h, dilation_w) = problem.stride, problem.dilation
-    P, Q = problem.P, problem.Q
     padded = np.pad(x, ((0, 0), (0, 0), *problem.padding))
     y = np.zeros(problem.y_shape)
-    for k in range(problem.K):
-        first_channel = k // problem.Kg * problem.Cg
-        for c in range(problem.Cg):
-            for r in range(problem.R):
-                for s in range(problem.S):
-                    rows = slice(r * dilation_h, r * dilation_h + (P - 1) * stride_h + 1, stride_h)
-                    columns = slice(s * dilation_w, s * dilation_w + (Q - 1) * stride_w + 1, stride_w)
-                    y[:, k] += padded[:, first_channel + c, rows, columns] * w[k, c, r, s]
+    for k, c, r, s, channel, rows, columns in taps(problem):
+        y[:, k] += padded[:, channel, rows, columns] * w[k, c, r, s]
     if bias is not None:
         y += bias[:, None, None]
     if residual is not None:
         y += residual
     return activated(problem, y)
+
+
+def input_grad(problem, grad_y, w):
+    """The gradient of sum(conv(x, w) * grad_y) by x, (N, C, H, W), in float64."""
+    grad_y, w = as_float64(problem, grad_y), as_float64(problem, w)
+    (top, bottom), (left, right) = problem.padding
+    padded = np.zeros((problem.N, problem.C, top + problem.H + bottom, left + problem.W + right))
+    for k, c, r, s, channel, rows, columns in taps(problem):
+        padded[:, channel, rows, columns] += grad_y[:, k] * w[k, c, r, s]
+    return padded[:, :, top : top + problem.H, left : left + problem.W]
+
+
+def weight_grad(problem, x, grad_y):
+    """The gradient of sum(conv(x, w) * grad_y) by w, (K, C/groups, R, S), in float64."""
+    x, grad_y = as_float64(problem, x), as_float64(problem, grad_y)
+    padded = np.pad(x, ((0, 0), (0, 0), *problem.padding))
+    grad_w = np.zeros(problem.w_shape)
+    for k, c, r, s, channel, rows, columns in taps(problem):
+        grad_w[k, c, r, s] = np.sum(padded[:, channel, rows, columns] * grad_y[:, k])
+    return grad_w
+
+
+def taps(problem):
+    """Every weight k, c, r, s with the channel it reads and, in the padded input, the rows and columns it meets."""
+    (stride_h, stride_w), (dilation_h, dilation_w) = problem.stride, problem.dilation
+    for k, c, r, s in np.ndindex(problem.w_shape):
+        rows = slice(r * dilation_h, r * dilation_h + (problem.P - 1) * stride_h + 1, stride_h)
+        columns = slice(s * dilation_w, s * dilation_w + (problem.Q - 1) * stride_w + 1, stride_w)
+        yield k, c, r, s, k // problem.Kg * problem.Cg + c, rows, columns
 
 
 def activated(problem, y):

@@ -74,7 +74,7 @@ def pack_call(fields, x, w, y, bias, residual, workspace) -> bytes:
     """The record for these arrays, each in logical order. fields: problem_fields(problem), or that and a kernel's
     own.
 
-    w may be packed weights (one dimension); bias, residual and workspace may be None.
+    Packed weights have one dimension; bias, residual and workspace may be None.
     """
     return (
         pack_changing(
@@ -84,9 +84,9 @@ def pack_call(fields, x, w, y, bias, residual, workspace) -> bytes:
             0 if residual is None else address(residual),
             0 if bias is None else address(bias),
             0 if workspace is None else address(workspace),
-            *x.strides,
+            *(x.strides if x.ndim == 4 else NO_STRIDES),
             *(w.strides if w.ndim == 4 else NO_STRIDES),
-            *y.strides,
+            *(y.strides if y.ndim == 4 else NO_STRIDES),
             *(NO_STRIDES if residual is None else residual.strides),
             0 if bias is None else bias.strides[0],
         )

@@ -7,10 +7,12 @@ Source: the float16 integer conversion follows IEEE 754-2008's definition: a flo
 and an addition of a power of two lets the float adder round.
 """
 
+import numpy as np
 from numba.core import types
 
 from . import target
-from .tracing import Lanes, bits, convert, select, traced, zero_extend
+from .tracing import Lanes, bits, convert, load, select, store, traced, zero_extend
+from .vectors import Vector, lanes
 
 
 def widen(raw, name):
@@ -62,3 +64,40 @@ def number_functions(dtype_name):
         return narrow(number, dtype_name)
 
     return as_number, as_stored
+
+
+def memory_functions(dtype_name):
+    """Four Numba functions: read(address), write(address, number), read_vector(address), write_vector(address,
+    vector).
+
+    What lies in memory is of that dtype; the number or vector in registers is float32 (float64 for float64). Vectors
+    have as many lanes as fit a register in that type, and need no alignment.
+    """
+    real = types.float64 if dtype_name == "float64" else types.float32
+    scalar = Lanes("f64" if real == types.float64 else "f32")
+    V = Vector(real, lanes(np.float64 if real == types.float64 else np.float32))
+    short = dtype_name in ("float16", "bfloat16")
+
+    def read_from(address, numbers):
+        return widen(load(numbers.of("i16"), address), dtype_name) if short else load(numbers, address)
+
+    def write_to(address, numbers):
+        store(address, narrow(numbers, dtype_name) if short else numbers)
+
+    @traced(real)
+    def read(address):
+        return read_from(address, scalar)
+
+    @traced(types.void)
+    def write(address, number):
+        write_to(address, convert(number, scalar))
+
+    @traced(V)
+    def read_vector(address):
+        return read_from(address, V.lanes)
+
+    @traced(types.void)
+    def write_vector(address, vector):
+        write_to(address, vector)
+
+    return read, write, read_vector, write_vector

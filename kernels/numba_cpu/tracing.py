@@ -342,6 +342,20 @@ def prefetch(address):
     call(address, "llvm.prefetch.p0", None, [where, *flags])
 
 
+def interleave(rows):
+    """The numbers of n vectors in the order first of each, second of each, ...: n vectors again; n a power of two."""
+    n = len(rows)
+    if n == 1:
+        return rows
+    count = rows[0].type.count
+    low, high = [], []
+    for a, b in zip(rows[: n // 2], rows[n // 2 :]):
+        zipped = [j // 2 + j % 2 * count for j in range(2 * count)]
+        low.append(shuffle(a, b, zipped[:count]))
+        high.append(shuffle(a, b, zipped[count:]))
+    return interleave(low) + interleave(high)
+
+
 def transpose(rows):
     """The columns of a square of vectors: n vectors of n lanes, in log2(n) rounds of two-vector shuffles."""
     n = len(rows)
@@ -448,14 +462,14 @@ def when(condition):
 
 
 def choose(condition, yes, no):
-    """yes() or no(), each returning nested lists of Values of the same types, as `condition` decides when running."""
+    """yes() or no(), as `condition` decides when running; both return nested lists of Values alike, or both None."""
     builder = condition.builder
     with builder.if_else(condition.ir) as (then, otherwise):
         with then:
-            first, rebuild = flatten(yes())
+            first, rebuild = flatten(yes() or [])
             first_end = builder.block
         with otherwise:
-            second, _ = flatten(no())
+            second, _ = flatten(no() or [])
             second_end = builder.block
     phis = []
     for a, b in zip(first, second):

@@ -58,6 +58,27 @@ def test_activations(activation, wanted):
     np.testing.assert_allclose(y.ravel(), wanted, rtol=1e-6)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_are_the_derivatives_of_a_bilinear_function(groups):
+    """<conv(x, w), g> is linear in x and in w, so its derivative by an element is its value at that basis vector."""
+    random = np.random.default_rng(0)
+    problem = make_problem(
+        (2, 2, 4, 5), (4, 2 // groups, 2, 3), np.dtype(np.float64), stride=(2, 1), dilation=(1, 2),
+        padding=((1, 0), (2, 1)), groups=groups,
+    )  # fmt: skip
+    shapes = (problem.x_shape, problem.w_shape, problem.y_shape)
+    x, w, g = (random.integers(-3, 4, shape).astype(float) for shape in shapes)
+    by_x, by_w = reference.input_grad(problem, g, w), reference.weight_grad(problem, x, g)
+    for i in np.ndindex(x.shape):
+        one = np.zeros(x.shape)
+        one[i] = 1
+        assert by_x[i] == np.sum(reference.conv2d(problem, one, w) * g)
+    for i in np.ndindex(w.shape):
+        one = np.zeros(w.shape)
+        one[i] = 1
+        assert by_w[i] == np.sum(reference.conv2d(problem, x, one) * g)
+
+
 def test_flushes_denormal_inputs_only_when_asked():
     x = np.full((1, 1, 1, 1), 1e-40, np.float32)
     problem = make_problem(x.shape, (1, 1, 1, 1), x.dtype)

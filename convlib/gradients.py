@@ -1,0 +1,416 @@
+"""The gradients of conv2d, and conv_transpose2d, which is the input gradient with a name and a bias of its own.
+
+input gradient    forward problems on w with C and K exchanged, one per phase of the stride (input_grad_phases.py)
+weight gradient   kernels of the pass "weight_grad": a reduction over all images and outputs
+bias gradient     the sum over images and outputs
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import accuracy, arrays, dispatch
+from .device import Device
+from .input_grad_phases import phases
+from .operations import (
+    FROM_LAYOUT,
+    FROM_WEIGHT_LAYOUT,
+    NUMPY_PAD,
+    Call,
+    check_no_overlap,
+    check_operands,
+    check_padding_mode,
+    check_shape,
+    device_for,
+    hashable,
+    logical,
+    result_shape,
+    run_kernel,
+    weights_view,
+)
+from .problem import (
+    PADDING_MODES,
+    ConvProblem,
+    check_choice,
+    integer,
+    make_problem,
+    pair,
+    resolved_padding,
+    same_padding,
+)
+
+
+def conv2d_input_grad(
+    grad_y: Any,
+    w: Any,
+    input_shape: tuple[int, ...],
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | str | tuple = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    layout: str = "NCHW",
+    weight_layout: str = "OIHW",
+    padding_mode: str = "zeros",
+    flip_kernel: bool = False,
+    algorithm: str = "auto",
+    backend: str = "auto",
+    max_error: float = accuracy.DEFAULT_MAX_ERROR,
+    workspace_limit: int | None = None,
+    out: Any = None,
+) -> Any:
+    """The gradient by x of conv2d(x, w, ...): what grad_y, the gradient by its result, becomes at its input.
+
+    grad_y: (N, K, P, Q), or (K, P, Q); w: (K, C / groups, R, S); input_shape: that of x, (N, C, H, W) or (C, H, W) in
+    `layout`'s order; the result has it. The other arguments and the errors are conv2d's. Any forward kernel may be
+    forced: the gradient runs through those, one phase of the stride at a time.
+
+    >>> import numpy as np
+    >>> conv2d_input_grad(np.ones((1, 1, 2, 2), np.float32), np.ones((1, 1, 2, 2), np.float32), (1, 1, 3, 3))[0, 0]
+    array([[1., 2., 1.],
+           [2., 4., 2.],
+           [1., 2., 1.]], dtype=float32)
+
+    Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016, chapter 4.
+    """
+    check_choice("padding_mode", padding_mode, PADDING_MODES)
+    library = arrays.library_of(grad_y, "grad_y")
+    check_operands(library, grad_y, library.dtype(grad_y), "grad_y", w=w, out=out)
+    batched = len(input_shape) == 4
+    problem = checked_problem(
+        input_shape, w.shape, library.dtype(grad_y), layout, weight_layout, "input_grad",
+        stride=stride, padding=padding, dilation=dilation, groups=groups,
+    )  # fmt: skip
+    check_shape("grad_y", grad_y, result_shape(problem, batched))
+    check_shape("out", out, tuple(input_shape))
+    result, grad_x = allocated(library, grad_y, tuple(input_shape), out)
+    views = {"grad_y": library.view(grad_y, "grad_y"), "w": library.view(w, "w")}
+    if out is not None:
+        check_no_overlap(grad_x, views)
+    order = FROM_LAYOUT[layout]
+    choice = Choice(backend, algorithm, max_error, workspace_limit)
+    transposed = Transposed(
+        problem,
+        device_for(library, grad_y, backend),
+        library.stream(grad_y),
+        logical(views["grad_y"], batched, order),
+        arrays.as_storage(weights_view(views["w"], weight_layout, flip_kernel)),
+        logical(grad_x, batched, order),
+    )
+    if padding_mode == "zeros":
+        run_transposed(transposed, choice)
+    else:
+        run_folded(transposed, padding_mode, choice)
+    return library.finished(result)
+
+
+def conv2d_weight_grad(
+    x: Any,
+    grad_y: Any,
+    weight_shape: tuple[int, ...],
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | str | tuple = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    layout: str = "NCHW",
+    weight_layout: str = "OIHW",
+    padding_mode: str = "zeros",
+    flip_kernel: bool = False,
+    algorithm: str = "auto",
+    backend: str = "auto",
+    max_error: float = accuracy.DEFAULT_MAX_ERROR,
+    workspace_limit: int | None = None,
+    out: Any = None,
+) -> Any:
+    """The gradient by w of conv2d(x, w, ...): each tap's products of input and grad_y, summed over images and outputs.
+
+    x: (N, C, H, W), or (C, H, W); grad_y: (N, K, P, Q), or (K, P, Q); weight_shape: that of w, (K, C / groups, R, S) in
+    `weight_layout`'s order; the result has it. The same call gives the same bits, however many threads or blocks work
+    on it. The other arguments and the errors are conv2d's.
+
+    >>> import numpy as np
+    >>> x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
+    >>> conv2d_weight_grad(x, np.ones((1, 1, 2, 2), np.float32), (1, 1, 2, 2))[0, 0]
+    array([[ 8., 12.],
+           [20., 24.]], dtype=float32)
+    """
+    check_choice("padding_mode", padding_mode, PADDING_MODES)
+    library = arrays.library_of(x, "x")
+    check_operands(library, x, library.dtype(x), grad_y=grad_y, out=out)
+    batched = len(x.shape) == 4
+    problem = checked_problem(
+        x.shape, weight_shape, library.dtype(x), layout, weight_layout, "weight_grad",
+        stride=stride, padding=padding, dilation=dilation, groups=groups,
+    )  # fmt: skip
+    check_shape("grad_y", grad_y, result_shape(problem, batched))
+    check_shape("out", out, tuple(weight_shape))
+    result, grad_w = allocated(library, x, tuple(weight_shape), out)
+    views = {"x": library.view(x, "x"), "grad_y": library.view(grad_y, "grad_y")}
+    if out is not None:
+        check_no_overlap(grad_w, views)
+    device, stream, order = device_for(library, x, backend), library.stream(x), FROM_LAYOUT[layout]
+    x_view, y_view = (logical(views[name], batched, order) for name in ("x", "grad_y"))
+    grad_w = arrays.as_storage(weights_view(grad_w, weight_layout, flip_kernel))
+    if padding_mode != "zeros":
+        check_padding_mode(problem, padding_mode)
+        x_view = arrays.pad(x_view, problem.padding, NUMPY_PAD[padding_mode], device, stream)
+        problem = with_padding_inside(problem)
+    name = dispatch.choose(problem, device, backend, algorithm, max_error, workspace_limit)
+    if problem.N == 0:
+        arrays.fill_zeros(grad_w, device, stream)
+    else:
+        call = Call(problem, device, stream, x_view, y_view, grad_w, None, None, library, result)
+        run_kernel(dispatch.kernel(name), dispatch.family_of(name), call)
+    return library.finished(result)
+
+
+def conv2d_bias_grad(grad_y: Any, *, layout: str = "NCHW") -> Any:
+    """The gradient by bias of conv2d: grad_y (N, K, P, Q), or (K, P, Q), summed over all but K. Returns (K,).
+
+    Sums are kept in float64 and rounded once.
+
+    >>> import numpy as np
+    >>> conv2d_bias_grad(np.ones((2, 3, 4, 5), np.float32))
+    array([40., 40., 40.], dtype=float32)
+    """
+    check_choice("layout", layout, tuple(FROM_LAYOUT))
+    library = arrays.library_of(grad_y, "grad_y")
+    if len(grad_y.shape) not in (3, 4):
+        raise ValueError(f"grad_y: 3 or 4 dimensions needed ({layout}), got {len(grad_y.shape)}")
+    channels = len(grad_y.shape) - (3 if layout == "NCHW" else 1)
+    axes = tuple(a for a in range(len(grad_y.shape)) if a != channels)
+    result, view = library.result(grad_y, (grad_y.shape[channels],), False)
+    place, stream = device_for(library, grad_y, "auto"), library.stream(grad_y)
+    arrays.sum_into(view, library.view(grad_y, "grad_y"), axes, place, stream)
+    return library.finished(result)
+
+
+def conv_transpose2d(
+    x: Any,
+    w: Any,
+    bias: Any = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | str | tuple = 0,
+    output_padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    layout: str = "NCHW",
+    weight_layout: str = "OIHW",
+    flip_kernel: bool = False,
+    activation: str | tuple[str, float] | None = None,
+    residual: Any = None,
+    algorithm: str = "auto",
+    backend: str = "auto",
+    max_error: float = accuracy.DEFAULT_MAX_ERROR,
+    workspace_limit: int | None = None,
+    out: Any = None,
+) -> Any:
+    """Transposed convolution: y = activation(adjoint of conv2d(., w) at x + bias + residual).
+
+    x: (N, C, H, W), or (C, H, W); w: (C, K / groups, R, S), as PyTorch has it, that is the weights of the convolution
+    from K to C channels that this one transposes ("O" of weight_layout is C, "I" is K / groups); bias: (K,). The result
+    is (N, K, P, Q) with P = (H - 1) stride - top - bottom + dilation (R - 1) + output_padding + 1, and Q likewise;
+    padding="same" makes it H times stride. output_padding: rows and columns added at the end, fewer than the stride
+    or the dilation. The other arguments and the errors are conv2d's.
+
+    >>> import numpy as np
+    >>> conv_transpose2d(np.ones((1, 1, 2, 2), np.float32), np.ones((1, 1, 2, 2), np.float32), stride=2)[0, 0]
+    array([[1., 1., 1., 1.],
+           [1., 1., 1., 1.],
+           [1., 1., 1., 1.],
+           [1., 1., 1., 1.]], dtype=float32)
+
+    Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016, chapter 4.
+    """
+    library = arrays.library_of(x, "x")
+    dtype = library.dtype(x)
+    check_operands(library, x, dtype, w=w, bias=bias, residual=residual, out=out)
+    batched = len(x.shape) == 4
+    shape, padding = transposed_shape(
+        x.shape if batched else (1, *x.shape), w.shape, layout, weight_layout, hashable(stride), hashable(padding),
+        hashable(output_padding), hashable(dilation), groups,
+    )  # fmt: skip
+    problem = checked_problem(
+        shape, w.shape, dtype, layout, weight_layout, "input_grad", stride=stride, padding=padding, dilation=dilation,
+        groups=groups, activation=activation, has_bias=bias is not None, has_residual=residual is not None,
+    )  # fmt: skip
+    shape = shape if batched else shape[1:]
+    check_shape("bias", bias, (problem.C,))
+    check_shape("residual", residual, shape)
+    check_shape("out", out, shape)
+    result, y = allocated(library, x, shape, out, library.channels_last(x))
+    views = {"x": library.view(x, "x"), "w": library.view(w, "w")}
+    for name, array in (("bias", bias), ("residual", residual)):
+        views[name] = None if array is None else library.view(array, name)
+    if out is not None:
+        check_no_overlap(y, views)
+    order = FROM_LAYOUT[layout]
+    run_transposed(
+        Transposed(
+            problem,
+            device_for(library, x, backend),
+            library.stream(x),
+            logical(views["x"], batched, order),
+            arrays.as_storage(weights_view(views["w"], weight_layout, flip_kernel)),
+            logical(y, batched, order),
+            arrays.as_storage(views["bias"]),
+            logical(views["residual"], batched, order),
+        ),
+        Choice(backend, algorithm, max_error, workspace_limit),
+    )
+    return library.finished(result)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the caller said about which kernel to take."""
+
+    backend: str
+    algorithm: str
+    max_error: float
+    workspace_limit: int | None
+
+
+@dataclass(slots=True)
+class Transposed:
+    """An input gradient: grad_y (N, K, P, Q), w (K, C / groups, R, S), grad_x and residual (N, C, H, W)."""
+
+    problem: ConvProblem
+    device: Device
+    stream: int | None
+    grad_y: Any
+    w: Any
+    grad_x: Any
+    bias: Any = None
+    residual: Any = None
+
+
+def checked_problem(x_shape, w_shape, dtype, layout, weight_layout, pass_, **parameters):
+    x_shape = tuple(x_shape)
+    return make_problem(
+        x_shape if len(x_shape) == 4 else (1, *x_shape), tuple(w_shape), dtype, layout=layout,
+        weight_layout=weight_layout, pass_=pass_, **{name: hashable(value) for name, value in parameters.items()},
+    )  # fmt: skip
+
+
+def allocated(library, like, shape, out, channels_last=False):
+    """Where the result goes: the caller's `out` or new memory, with its view."""
+    if out is None:
+        return library.result(like, shape, channels_last)
+    library.check_out(out)
+    return out, library.view(out, "out")
+
+
+def transposed_shape(x_shape, w_shape, layout, weight_layout, stride, padding, output_padding, dilation, groups):
+    """The shape of a transposed convolution's result, in `layout`'s order, and its padding in full."""
+    check_choice("layout", layout, tuple(FROM_LAYOUT))
+    check_choice("weight_layout", weight_layout, tuple(FROM_WEIGHT_LAYOUT))
+    if len(x_shape) != 4 or len(w_shape) != 4:
+        raise ValueError(f"x, w: 4 dimensions each needed, got {tuple(x_shape)} and {tuple(w_shape)}")
+    N, C, H, W = (x_shape[axis] for axis in FROM_LAYOUT[layout])
+    O, I, R, S = (w_shape[axis] for axis in FROM_WEIGHT_LAYOUT[weight_layout])  # noqa: E741
+    groups = integer("groups", groups, least=1)
+    if O != C:
+        raise ValueError(f"w: its first axis must be x's C = {C}, got {O}")
+    if min(H, W, R, S) < 1:
+        raise ValueError(f"x, w: sizes of at least 1 needed, got {tuple(x_shape)} and {tuple(w_shape)}")
+    stride, dilation = pair("stride", stride, least=1), pair("dilation", dilation, least=1)
+    extra = pair("output_padding", output_padding, least=0)
+    for axis in (0, 1):
+        if extra[axis] >= max(stride[axis], dilation[axis]):
+            raise ValueError(
+                f"output_padding: less than stride or dilation needed, got {extra[axis]} with stride {stride[axis]} "
+                f"and dilation {dilation[axis]}"
+            )
+    sizes, padding = zip(
+        *(
+            transposed_axis(size, window, stride[axis], padding, extra[axis], dilation[axis], axis)
+            for axis, (size, window) in enumerate(((H, R), (W, S)))
+        ),
+        strict=True,
+    )
+    shape = {"N": N, "C": I * groups, "H": sizes[0], "W": sizes[1]}
+    return tuple(shape[letter] for letter in layout), padding
+
+
+def transposed_axis(size, window, stride, padding, extra, dilation, axis):
+    """How long a transposed convolution's result is along one axis, and its padding there."""
+    if padding == "same":
+        return size * stride, same_padding(size * stride, window, stride, dilation)
+    before, after = resolved_padding(padding, (0, 0), (0, 0), (1, 1), (1, 1))[axis]
+    length = (size - 1) * stride - before - after + dilation * (window - 1) + extra + 1
+    if length < 1:
+        raise ValueError(
+            f"padding: it leaves {length} {('rows', 'columns')[axis]} of the result; at most "
+            f"{before + after + length - 1} in all possible, got {before + after}"
+        )
+    return length, (before, after)
+
+
+def run_transposed(call: Transposed, choice: Choice) -> None:
+    """Every phase of an input gradient, each through the forward kernel that suits it."""
+    if call.problem.N == 0:
+        return
+    for phase in phases(call.problem, tuple(call.grad_y.shape[2:])):
+        inputs = (slice(None), slice(None), *phase.inputs)
+        residual = None if call.residual is None else call.residual[inputs]
+        forward, source, weights = operands(call, phase)
+        name = dispatch.choose(
+            forward, call.device, choice.backend, choice.algorithm, choice.max_error, choice.workspace_limit
+        )
+        run_kernel(
+            dispatch.kernel(name),
+            dispatch.family_of(name),
+            Call(forward, call.device, call.stream, source, weights, call.grad_x[inputs], call.bias, residual),
+        )
+
+
+def operands(call, phase):
+    """The forward problem of a phase and the views of grad_y and w that it convolves."""
+    if phase.problem is None:
+        return nothing(call, phase)
+    source = call.grad_y[(slice(None), slice(None), *phase.outputs)]
+    weights = exchanged(call.w[(slice(None), slice(None), *phase.taps)], call.problem.groups, call.device)
+    return phase.problem, source, arrays.flipped(weights, (2, 3))
+
+
+def nothing(call, phase):
+    """A 1 x 1 convolution of zeros, for inputs that no tap meets: what is left is activation(bias + residual)."""
+    problem = call.problem
+    rows, columns = (len(range(size)[part]) for size, part in zip((problem.H, problem.W), phase.inputs, strict=True))
+    forward = replace(
+        problem, C=problem.K, H=rows, W=columns, K=problem.C, R=1, S=1, stride=(1, 1), padding=((0, 0), (0, 0)),
+        dilation=(1, 1), pass_="forward",
+    )  # fmt: skip
+    zero = arrays.zero(call.grad_x.dtype, call.device, call.stream)
+    return forward, arrays.broadcast(zero, forward.x_shape), arrays.broadcast(zero, forward.w_shape)
+
+
+def exchanged(w, groups, device):
+    """w (K, C / groups, R, S) with inputs and outputs exchanged within each group: (C, K / groups, R, S).
+
+    A view, except for groups of several channels and several filters, whose elements no four strides can reach.
+    """
+    if groups == 1:
+        return w.transpose((1, 0, 2, 3))
+    grouped = arrays.split_first_axis(w, groups)
+    return arrays.joined_first_axes(grouped.transpose((0, 2, 1, 3, 4)), device)
+
+
+def run_folded(call: Transposed, padding_mode: str, choice: Choice) -> None:
+    """The input gradient through a padding that copies: what the padding receives is added to where it came from."""
+    problem = call.problem
+    check_padding_mode(problem, padding_mode)
+    inside = with_padding_inside(problem)
+    padded = arrays.empty_on(inside.x_shape, call.grad_x.dtype, call.device, call.stream)
+    run_transposed(replace(call, problem=inside, grad_x=padded), choice)
+    arrays.fold(call.grad_x, padded, problem.padding, NUMPY_PAD[padding_mode], problem.dtype, call.device, call.stream)
+
+
+def with_padding_inside(problem):
+    """The same problem on an input that holds its padding already."""
+    (top, bottom), (left, right) = problem.padding
+    return replace(problem, H=problem.H + top + bottom, W=problem.W + left + right, padding=((0, 0), (0, 0)))

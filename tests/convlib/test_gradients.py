@@ -1,0 +1,176 @@
+"""The gradients and the transposed convolution against the reference, exactly, on small integers."""
+
+import numpy as np
+import pytest
+
+import convlib
+from convlib.input_grad_phases import phases
+from convlib.kernels import reference
+from convlib.problem import make_problem
+
+SHAPES = [
+    ((2, 3, 7, 6), (4, 3, 3, 3), {}),
+    ((1, 2, 8, 9), (3, 2, 3, 2), {"stride": 2, "padding": 1}),
+    ((1, 2, 9, 7), (3, 2, 2, 3), {"stride": (3, 2), "padding": ((2, 0), (1, 3))}),
+    ((1, 2, 11, 10), (2, 2, 3, 3), {"stride": 2, "dilation": (2, 3), "padding": 3}),
+    ((1, 2, 10, 10), (2, 2, 2, 2), {"stride": (2, 4), "dilation": (4, 2)}),
+    ((2, 6, 6, 5), (4, 3, 3, 3), {"groups": 2, "padding": "same"}),
+    ((2, 4, 7, 7), (8, 1, 3, 3), {"groups": 4, "stride": 2, "padding": 1}),
+    ((1, 1, 5, 5), (1, 1, 1, 1), {"stride": 3}),
+    ((1, 3, 4, 4), (2, 3, 1, 1), {"padding": 2}),
+]
+IDS = [f"{x}_{w}_{k}".replace(" ", "") for x, w, k in SHAPES]
+DTYPES = ["float32", "float64", "float16", "bfloat16"]
+
+
+def integers(shape, dtype="float32", seed=0):
+    import ml_dtypes
+
+    dtype = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    return np.random.default_rng(seed).integers(-3, 4, shape).astype(dtype)
+
+
+def problem_of(x, w, keywords, dtype=np.float32):
+    return make_problem(x, w, np.dtype(dtype), **keywords)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("x", "w", "keywords"), SHAPES, ids=IDS)
+def test_input_grad_is_exact(x, w, keywords, dtype):
+    problem = problem_of(x, w, keywords)
+    weights, grad_y = integers(w, dtype), integers(problem.y_shape, dtype, 1)
+    out = np.full(x, np.nan).astype(weights.dtype)
+
+    got = convlib.conv2d_input_grad(grad_y, weights, x, out=out, **keywords)
+
+    assert got is out
+    exact = reference.input_grad(problem, grad_y.astype(float), weights.astype(float))
+    np.testing.assert_array_equal(got.astype(float), exact.astype(weights.dtype).astype(float))
+
+
+@pytest.mark.parametrize(("x", "w", "keywords"), SHAPES, ids=IDS)
+def test_phases_cover_every_input_once_and_multiply_no_more_than_forward(x, w, keywords):
+    problem = problem_of(x, w, keywords)
+    times = np.zeros(x[2:], int)
+    for phase in phases(problem):
+        times[phase.inputs] += 1
+    np.testing.assert_array_equal(times, 1)
+    multiplied = sum(phase.problem.macs for phase in phases(problem) if phase.problem)
+    padding = 1 + sum(sum(p) for p in problem.padding)
+    assert multiplied <= problem.macs * padding * 4  # borders: phases round up where the window hangs over the edge
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("weight_layout", ["OIHW", "OHWI", "HWIO"])
+@pytest.mark.parametrize("flip_kernel", [False, True])
+def test_input_grad_in_every_layout(layout, weight_layout, flip_kernel):
+    keywords = {"stride": 2, "padding": ((1, 0), (2, 1)), "groups": 2}
+    problem = problem_of((2, 4, 7, 8), (6, 2, 3, 2), keywords)
+    weights, grad_y = integers(problem.w_shape), integers(problem.y_shape, seed=1)
+    exact = reference.input_grad(problem, grad_y, weights[:, :, ::-1, ::-1] if flip_kernel else weights)
+
+    order = [("NCHW".index(axis)) for axis in layout]
+    stored = weights.transpose([("OIHW".index(axis)) for axis in weight_layout])
+    got = convlib.conv2d_input_grad(
+        grad_y.transpose(order), stored, tuple(problem.x_shape[a] for a in order), layout=layout,
+        weight_layout=weight_layout, flip_kernel=flip_kernel, **keywords,
+    )  # fmt: skip
+
+    np.testing.assert_array_equal(got, exact.transpose(order))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_input_grad_folds_its_padding_back(mode):
+    """The adjoint identity <conv(pad(x)), g> = <x, grad(g)> holds exactly on integers, for every basis vector x."""
+    padding, shape = ((2, 1), (1, 3)), (1, 2, 4, 5)
+    weights = integers((3, 2, 2, 3))
+    x = np.eye(40, dtype=np.float32).reshape(40, 2, 4, 5)
+    y = convlib.conv2d(x, weights, padding=padding, padding_mode=mode)
+    grad_y = integers(y.shape[1:], seed=1)[None]
+
+    got = convlib.conv2d_input_grad(grad_y, weights, shape, padding=padding, padding_mode=mode)
+
+    np.testing.assert_array_equal(got.ravel(), (y * grad_y).sum(axis=(1, 2, 3)))
+
+
+def test_input_grad_of_one_unbatched_image():
+    weights, grad_y = integers((2, 1, 2, 2)), integers((2, 3, 3), seed=1)
+    got = convlib.conv2d_input_grad(grad_y, weights, (1, 4, 4))
+    np.testing.assert_array_equal(got, convlib.conv2d_input_grad(grad_y[None], weights, (1, 1, 4, 4))[0])
+
+
+def test_empty_batches_give_empty_and_zero_gradients():
+    weights = integers((2, 1, 2, 2))
+    assert convlib.conv2d_input_grad(np.zeros((0, 2, 3, 3), np.float32), weights, (0, 1, 4, 4)).shape == (0, 1, 4, 4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("x", "w", "keywords"), SHAPES, ids=IDS)
+def test_conv_transpose2d_is_the_adjoint_with_bias(x, w, keywords, dtype):
+    problem = problem_of(x, w, keywords)
+    if isinstance(keywords.get("padding"), str):
+        keywords = keywords | {"padding": problem.padding}
+    small = integers(problem.y_shape, dtype)
+    weights, bias = integers(w, dtype, 1), integers(problem.C, dtype, 2)
+    spare = tuple(
+        n - convlib.conv_transpose2d(small, weights, **keywords).shape[2 + a]
+        for a, n in enumerate((problem.H, problem.W))
+    )
+
+    got = convlib.conv_transpose2d(small, weights, bias, output_padding=spare, **keywords)
+
+    exact = (
+        reference.input_grad(problem, small.astype(float), weights.astype(float)) + bias.astype(float)[:, None, None]
+    )
+    np.testing.assert_array_equal(got.astype(float), exact.astype(weights.dtype).astype(float))
+
+
+def test_conv_transpose2d_fuses_activation_and_residual_even_where_no_tap_meets():
+    x, weights, bias = integers((1, 2, 2, 2)), integers((2, 3, 1, 1)), integers(3)
+    residual = integers((1, 3, 4, 4), seed=3)
+    got = convlib.conv_transpose2d(x, weights, bias, stride=3, activation="relu", residual=residual)
+    plain = convlib.conv_transpose2d(x, weights, stride=3)
+    np.testing.assert_array_equal(got, np.maximum(plain + bias[:, None, None] + residual, 0))
+
+
+def test_conv_transpose2d_same_padding_multiplies_the_size_by_the_stride():
+    assert convlib.conv_transpose2d(integers((1, 2, 5, 4)), integers((2, 3, 3, 3)), stride=2, padding="same").shape == (
+        1, 3, 10, 8,
+    )  # fmt: skip
+
+
+def test_conv_transpose2d_refuses_an_output_padding_that_no_input_could_tell():
+    with pytest.raises(ValueError, match=r"output_padding: less than stride or dilation needed, got 2 with stride 2"):
+        convlib.conv_transpose2d(integers((1, 1, 3, 3)), integers((1, 1, 2, 2)), stride=2, output_padding=2)
+
+
+def test_conv_transpose2d_refuses_padding_that_leaves_nothing():
+    with pytest.raises(ValueError, match=r"padding: it leaves 0 rows of the result; at most 3 in all possible, got 4"):
+        convlib.conv_transpose2d(integers((1, 1, 3, 3)), integers((1, 1, 2, 2)), padding=2)
+
+
+def test_conv_transpose2d_refuses_weights_of_other_channels():
+    with pytest.raises(ValueError, match=r"w: its first axis must be x's C = 2, got 3"):
+        convlib.conv_transpose2d(integers((1, 2, 3, 3)), integers((3, 2, 2, 2)))
+
+
+def test_grad_y_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"grad_y: shape \(1, 1, 2, 2\) needed, got \(1, 1, 3, 3\)"):
+        convlib.conv2d_input_grad(integers((1, 1, 3, 3)), integers((1, 1, 2, 2)), (1, 1, 3, 3))
+
+
+def test_errors_name_grad_y():
+    with pytest.raises(TypeError, match="w: float32 needed, like grad_y, got float64"):
+        convlib.conv2d_input_grad(integers((1, 1, 2, 2)), integers((1, 1, 2, 2), "float64"), (1, 1, 3, 3))
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bias_grad_sums_everything_but_the_channels(layout, dtype):
+    grad_y = integers((2, 3, 4, 5), dtype)
+    axes, channels = ((0, 2, 3), 3) if layout == "NCHW" else ((0, 1, 2), 5)
+    got = convlib.conv2d_bias_grad(grad_y, layout=layout)
+    assert got.shape == (channels,)
+    assert got.dtype == grad_y.dtype
+    np.testing.assert_array_equal(got.astype(float), grad_y.astype(float).sum(axes))
+    np.testing.assert_array_equal(convlib.conv2d_bias_grad(grad_y[0], layout=layout).shape, (channels,))
