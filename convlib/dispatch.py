@@ -24,7 +24,13 @@ from .device import Device
 from .errors import UnsupportedError
 from .problem import ConvProblem, check_choice
 
-KERNELS: tuple[str, ...] = ("numba_cpu.direct", "numba_cpu.blocked")
+KERNELS: tuple[str, ...] = (
+    "numba_cpu.direct",
+    "numba_cpu.blocked",
+    "cupy_raw.direct",
+    "cupy_raw.tiled",
+    "cupy_raw.im2col",
+)
 
 
 @dataclass(frozen=True, slots=True)

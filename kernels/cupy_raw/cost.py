@@ -1,0 +1,41 @@
+"""Predicted times, from counts and published limits of a streaming multiprocessor; nothing here was measured.
+
+Per SM: NVIDIA's architecture papers for Turing to Blackwell (float32 lanes, float64 ratio). Memory bandwidth is that of
+the cards' data sheets divided by their SMs (in GB/s: T4 8, A100 14, H100 25, RTX 4090 8): 10 stands for all.
+"""
+
+CLOCK = 1.5e9  # cycles per second, between the base and boost clocks of data-centre cards
+LAUNCH = 5e-6  # seconds from one launch to the next
+LOADS_PER_CYCLE = 32  # lanes of the load units per SM: 4 x 8 since Turing
+MEMORY_PER_SM = 10e9  # bytes per second
+
+FLOAT32_LANES = {(7, 5): 64, (8, 0): 64}  # and 128 from 8.6 on
+FLOAT64_RATIO = {(8, 0): 2, (9, 0): 2, (10, 0): 2, (7, 5): 32}  # and 64 on cards for graphics
+
+
+def sm_count(device):
+    return max(device.sm_count, 1)
+
+
+def multiply_adds_per_second(problem, device):
+    """The most one SM does per second, in the type that sums are kept in."""
+    lanes = FLOAT32_LANES.get(device.compute_capability, 128)
+    if problem.accumulate.itemsize == 8:
+        lanes /= FLOAT64_RATIO.get(device.compute_capability, 64)
+    return lanes * CLOCK
+
+
+def multiply_seconds(problem, device, blocks, macs_per_block, blocks_per_sm, share):
+    """Seconds for `blocks` equal blocks in whole waves; share: the fraction of issued instructions that multiply."""
+    rate = multiply_adds_per_second(problem, device) * share
+    waves, rest = divmod(blocks, sm_count(device) * blocks_per_sm)
+    busy = waves * blocks_per_sm + -(-rest // sm_count(device))
+    return busy * macs_per_block / rate
+
+
+def memory_seconds(problem, device, extra_bytes=0):
+    """Seconds to read x and w and write y once, and to move `extra_bytes` more."""
+    x = problem.N * problem.C * problem.H * problem.W
+    w = problem.K * problem.reduction
+    y = problem.N * problem.K * problem.P * problem.Q * (2 if problem.has_residual else 1)
+    return ((x + w + y) * problem.dtype.itemsize + extra_bytes) / (MEMORY_PER_SM * sm_count(device))

@@ -1,0 +1,36 @@
+// What happens to a finished sum: y = activation(sum + bias + residual), rounded once, at the store.
+// Compiled with -DACTIVATION=IDENTITY, RELU, RELU6, SILU or LEAKY_RELU. bias and residual are null where there is none.
+
+#pragma once
+
+#include "problem.cuh"
+
+enum Activation { IDENTITY, RELU, RELU6, SILU, LEAKY_RELU };
+
+__device__ __forceinline__ float exponential(float value) { return expf(value); }
+__device__ __forceinline__ double exponential(double value) { return exp(value); }
+
+// Comparisons are written so that a NaN fails them and is returned: fmax would lose it.
+__device__ __forceinline__ Accumulator activated(Accumulator value, Accumulator slope)
+{
+    constexpr Accumulator zero = 0, six = 6, one = 1;
+    if constexpr (ACTIVATION == RELU) return value < zero ? zero : value;
+    if constexpr (ACTIVATION == RELU6) return value < zero ? zero : value > six ? six : value;
+    if constexpr (ACTIVATION == SILU) return value / (one + exponential(-value));
+    if constexpr (ACTIVATION == LEAKY_RELU) return value < zero ? value * slope : value;
+    return value;
+}
+
+struct Output {
+    Element* y;
+    const Element* bias;
+    const Element* residual;
+};
+
+__device__ __forceinline__ void store(const Problem& problem, const Output& output,
+                                      int n, int k, int p, int q, Accumulator sum)
+{
+    if (output.bias) sum += widened(output.bias[k * problem.bias]);
+    if (output.residual) sum += widened(output.residual[offset(problem.residual, n, k, p, q)]);
+    round_to(output.y[offset(problem.y, n, k, p, q)], activated(sum, problem.slope));
+}

@@ -1,0 +1,79 @@
+"""How a ConvProblem and its arrays become arguments and constants of the CUDA C kernels: the twin of problem.cuh."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+ELEMENTS = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
+ACTIVATIONS = {None: "IDENTITY", "relu": "RELU", "relu6": "RELU6", "silu": "SILU", "leaky_relu": "LEAKY_RELU"}
+
+STRIDES = np.dtype([("n", "i8"), ("c", "i8"), ("h", "i8"), ("w", "i8")])
+
+
+@cache
+def problem_type(accumulate):
+    """The layout of `struct Problem`; a kernel takes it by value, as a 0-dimensional array."""
+    strides = [(name, STRIDES) for name in ("x", "w", "y", "residual")]
+    sizes = [(name, "i4") for name in ("N", "C", "H", "W", "K", "P", "Q", "Cg", "Kg", "groups", "top", "left")]
+    return np.dtype([*strides, ("bias", "i8"), *sizes, ("slope", accumulate)], align=True)
+
+
+def problem_struct(problem, x, w, y, bias, residual):
+    """The argument `problem` of every kernel."""
+    (top, _), (left, _) = problem.padding
+    struct = np.zeros((), problem_type(problem.accumulate))
+    for name, array in (("x", x), ("w", w), ("y", y), ("residual", residual)):
+        struct[name] = element_strides(name, array)
+    struct["bias"] = element_strides("bias", bias)[0]
+    for name in ("N", "C", "H", "W", "K", "P", "Q", "Cg", "Kg", "groups"):
+        struct[name] = getattr(problem, name)
+    struct["top"], struct["left"], struct["slope"] = top, left, problem.slope
+    return struct
+
+
+def element_strides(name, array):
+    """Strides in elements, as the kernels count them; zeros where there is no array."""
+    if array is None:
+        return (0, 0, 0, 0)
+    if any(stride % array.itemsize for stride in array.strides):
+        raise ValueError(
+            f"{name}: strides that are multiples of its {array.itemsize}-byte elements needed, got {array.strides}"
+        )
+    return tuple(stride // array.itemsize for stride in array.strides)
+
+
+def window_constants(problem):
+    """-D constants of problem.cuh: what makes the loops over the window unroll."""
+    return (
+        ("ELEMENT", ELEMENTS[problem.dtype.name]),
+        ("INDEX", index_type(problem)),
+        ("R", problem.R),
+        ("S", problem.S),
+        ("STRIDE_H", problem.stride[0]),
+        ("STRIDE_W", problem.stride[1]),
+        ("DILATION_H", problem.dilation[0]),
+        ("DILATION_W", problem.dilation[1]),
+    )
+
+
+def store_constants(problem):
+    """-D constants of epilogue.cuh."""
+    return (("ACTIVATION", ACTIVATIONS[problem.activation]),)
+
+
+def layout_constants(problem):
+    return (("CHANNELS_LAST", int(problem.layout == "NHWC")),)
+
+
+def index_type(problem):
+    return "unsigned" if problem.N * problem.K * problem.P * problem.Q < 2**31 else "uint64"
+
+
+def size_reasons(problem):
+    """Why sizes do not fit the kernels' 32-bit coordinates; offsets and counts of outputs are 64-bit and always fit."""
+    (top, bottom), (left, right) = problem.padding
+    sizes = {"H with its padding": problem.H + top + bottom, "W with its padding": problem.W + left + right}
+    sizes |= {"C": problem.C, "K": problem.K, "N": problem.N, "C / groups * R * S": problem.reduction}
+    return [f"{name}: less than 2^31 needed, got {size:,}" for name, size in sizes.items() if size >= 2**31]

@@ -1,0 +1,41 @@
+"""Every CUDA C kernel against the reference, launched through the seam and run on the CPU by g++ (on_cpu.py)."""
+
+import numpy as np
+import pytest
+
+from convlib import accuracy, arrays, device, operations
+from convlib.kernels.cupy_raw import direct, im2col, tiled
+from tests.kernels.cupy_raw import on_cpu
+from tests.problems import SMALL, TINY, arrays_of, expected, logical_arrays
+
+pytestmark = pytest.mark.skipif(not on_cpu.available(), reason="g++ is not installed")
+
+KERNELS = {"direct": direct, "tiled": tiled, "im2col": im2col}
+GPU = device.emulator_of(80)
+
+
+def convolved(kernel, case, x, w, bias, residual, out):
+    """What `kernel` writes into `out` for `case`; its workspace starts as NaNs."""
+    problem = case.problem()
+    assert kernel.why_not(problem, GPU) == []
+    views = logical_arrays(case, x, w, bias, residual)
+    y = out.transpose(operations.FROM_LAYOUT[problem.layout])
+    x, w, bias, residual, y = (arrays.as_storage(view) for view in (*views, y))
+    workspace = arrays.empty_aligned((kernel.workspace_bytes(problem, GPU),), np.uint8)
+    workspace.fill(0xFF)
+    with on_cpu.kernels_on_cpu():
+        kernel.run(problem, GPU, x, w, y, bias, residual, workspace)
+    return y.view(problem.dtype) if y.dtype == np.uint16 else y
+
+
+@pytest.mark.parametrize("case", TINY + SMALL, ids=str)
+@pytest.mark.parametrize("name", KERNELS)
+def test_equals_the_reference(name, case):
+    x, w, bias, residual, out = arrays_of(case)
+    y = convolved(KERNELS[name], case, x, w, bias, residual, out).astype(np.float64)
+    exact, magnitude = expected(case, x, w, bias, residual)
+    assert not np.isnan(y).any(), "an output was not written, or read something that was not"
+    if case.keywords.get("activation") == "silu" or case.problem().dtype.itemsize == 2:
+        assert (np.abs(y - exact) <= accuracy.elementwise(case.problem(), name, magnitude, exact)).all()
+    else:
+        np.testing.assert_array_equal(y, exact)
