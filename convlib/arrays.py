@@ -8,6 +8,8 @@ strides, from which each kernel family makes its own array type. 16-bit floats a
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import math
 import sys
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,7 +18,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from .errors import UnsupportedError
-from .problem import DTYPES
+from .problem import named_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +96,19 @@ class NumPy:
         return isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray)
 
     @staticmethod
-    def device(array):
+    def device(array, name):
         return "cpu", 0
 
     @staticmethod
-    def dtype(array):
+    def dtype(array, name):
         return array.dtype
 
     @staticmethod
     def view(array, name):
-        if not array.dtype.isnative:
-            raise TypeError(
-                f"{name}: native byte order needed, got {array.dtype}; use .astype({name}.dtype.newbyteorder())"
+        if not array.flags.aligned:
+            raise ValueError(
+                f"{name}: an address and strides that are multiples of its {array.itemsize}-byte elements needed, "
+                f"got strides {array.strides}; pass {name}.copy()"
             )
         return array.view(np.ndarray) if type(array) is not np.ndarray else array
 
@@ -139,11 +142,11 @@ class CuPy:
         return cupy is not None and isinstance(array, getattr(cupy, "ndarray", ()))
 
     @staticmethod
-    def device(array):
+    def device(array, name):
         return "cuda", array.device.id
 
     @staticmethod
-    def dtype(array):
+    def dtype(array, name):
         return np.dtype(array.dtype)
 
     @staticmethod
@@ -180,13 +183,13 @@ class Numba:
         return root in ("numba", "numba_cuda") and hasattr(array, "copy_to_host")
 
     @staticmethod
-    def device(array):
+    def device(array, name):
         if hasattr(array, "_ary"):
             return "simulator", 0
-        return "cuda", 0
+        return "cuda", array.gpu_data.context.device.id
 
     @staticmethod
-    def dtype(array):
+    def dtype(array, name):
         return np.dtype(array.dtype)
 
     @staticmethod
@@ -201,7 +204,11 @@ class Numba:
     def result(array, shape, channels_last):
         from numba import cuda
 
-        y = cuda.device_array(shape, Numba.dtype(array))
+        if hasattr(array, "_ary"):
+            y = cuda.device_array(shape, array.dtype)
+        else:
+            with cuda.gpus[Numba.device(array, "x")[1]]:
+                y = cuda.device_array(shape, array.dtype)
         return y, Numba.view(y, "y")
 
     check_out = staticmethod(always_writeable)
@@ -224,15 +231,15 @@ class Torch:
         return torch is not None and isinstance(array, getattr(torch, "Tensor", ()))
 
     @staticmethod
-    def device(array):
-        kind = array.device.type
-        if kind not in ("cpu", "cuda"):
-            raise TypeError(f"x: a tensor on the CPU or on CUDA needed, got one on {array.device}")
-        return kind, array.device.index or 0
+    def device(array, name):
+        place = array.device
+        if place.type not in ("cpu", "cuda"):
+            raise TypeError(f"{name}: a tensor on the CPU or on CUDA needed, got one on {place}")
+        return place.type, place.index or 0
 
     @staticmethod
-    def dtype(array):
-        return torch_dtypes().get(array.dtype) or named_dtype(str(array.dtype).removeprefix("torch."))
+    def dtype(array, name):
+        return torch_dtypes().get(array.dtype) or named_dtype(str(array.dtype).removeprefix("torch."), name)
 
     @staticmethod
     def view(array, name):
@@ -246,7 +253,7 @@ class Torch:
                 f"pass {name}.detach() or call it under torch.no_grad()"
             )
         array = array.detach().resolve_neg()
-        dtype = Torch.dtype(array)
+        dtype = Torch.dtype(array, name)
         if array.device.type == "cpu":
             if dtype.name == "bfloat16":
                 return array.view(torch.int16).numpy().view(dtype)
@@ -293,29 +300,29 @@ class Jax:
         return jax is not None and isinstance(array, getattr(jax, "Array", ()))
 
     @staticmethod
-    def device(array):
+    def device(array, name):
         import jax
 
         if isinstance(array, jax.core.Tracer):
             raise TypeError(
-                "x: a concrete array needed, got a JAX tracer; convlib.conv2d cannot run inside jit or vmap"
+                f"{name}: a concrete array needed, got a JAX tracer; convlib.conv2d cannot run inside jit, grad or vmap"
             )
         devices = array.devices()
         if len(devices) != 1:
-            raise ValueError(f"x: an array on one device needed, got one over {len(devices)}")
+            raise ValueError(f"{name}: an array on one device needed, got one over {len(devices)}")
         (device,) = devices
         kind = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}.get(device.platform)
         if kind is None:
-            raise TypeError(f"x: an array on the CPU or on CUDA needed, got one on {device.platform}")
+            raise TypeError(f"{name}: an array on the CPU or on CUDA needed, got one on {device.platform}")
         return kind, device.id if kind == "cuda" else 0
 
     @staticmethod
-    def dtype(array):
+    def dtype(array, name):
         return np.dtype(array.dtype)
 
     @staticmethod
     def view(array, name):
-        if Jax.device(array)[0] == "cpu":
+        if Jax.device(array, name)[0] == "cpu":
             return np.asarray(array)
         import cupy
 
@@ -323,12 +330,14 @@ class Jax:
 
     @staticmethod
     def result(array, shape, channels_last):
-        if Jax.device(array)[0] == "cpu":
-            y = empty_aligned(shape, Jax.dtype(array))
+        kind, index = Jax.device(array, "x")
+        if kind == "cpu":
+            y = empty_aligned(shape, array.dtype)
             return y, y
         import cupy
 
-        y = cupy.empty(shape, Jax.dtype(array))
+        with cupy.cuda.Device(index):
+            y = cupy.empty(shape, array.dtype)
         return y, CuPy.view(y, "y")
 
     @staticmethod
@@ -348,11 +357,12 @@ class Jax:
 
     @staticmethod
     def stream(array):
-        if Jax.device(array)[0] == "cpu":
+        kind, index = Jax.device(array, "x")
+        if kind == "cpu":
             return None
         import cupy
 
-        return cupy.cuda.get_current_stream().ptr
+        return cupy.cuda.get_current_stream(index).ptr
 
 
 LIBRARIES = (NumPy, CuPy, Torch, Jax, Numba)
@@ -367,18 +377,6 @@ def library_of(array, name):
     raise TypeError(f"{name}: a NumPy, CuPy, Numba, PyTorch or JAX array needed, got {came}")
 
 
-def named_dtype(name):
-    """The NumPy dtype called `name`, bfloat16 included; the caller learns what is supported if it is not."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    try:
-        return np.dtype(name)
-    except TypeError:
-        raise TypeError(f"x: dtype must be one of {', '.join(DTYPES)}, got {name}") from None
-
-
 @cache
 def torch_dtypes():
     import torch
@@ -388,13 +386,9 @@ def torch_dtypes():
 
 def empty_aligned(shape, dtype):
     """An uninitialised C-contiguous array whose first element lies on a 64-byte boundary, as vector stores like it."""
-    dtype = np.dtype(dtype)
-    count = dtype.itemsize
-    for size in shape:
-        count *= size
-    raw = np.empty(count + 63, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + count].view(dtype).reshape(shape)
+    raw = np.empty(math.prod(shape) * np.dtype(dtype).itemsize + 63, np.uint8)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(raw))  # raw.ctypes.data takes five times as long
+    return np.ndarray(shape, dtype, raw, -address % 64)
 
 
 def flipped(view, axes):
@@ -433,6 +427,29 @@ def extent(view):
     return first, last
 
 
+def lies_apart(view) -> bool:
+    """Whether no two elements of a view share memory: each stride steps over everything that varies inside it."""
+    reached = view.dtype.itemsize
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(view.strides, view.shape) if size > 1):
+        if stride < reached:
+            return False
+        reached += stride * (size - 1)
+    return True
+
+
+def current(family, device):
+    """A context in which `device` is the one that allocations and launches of `family` go to."""
+    if device.kind != "cuda":
+        return contextlib.nullcontext()
+    if family == "numba_cuda":
+        from numba import cuda
+
+        return cuda.gpus[device.index]
+    import cupy
+
+    return cupy.cuda.Device(device.index)
+
+
 def for_family(view, family, device):
     """`view` as the array type that the kernels of `family` take on `device`."""
     if view is None or isinstance(view, np.ndarray):
@@ -450,7 +467,7 @@ def for_family(view, family, device):
 
 
 def device_bytes(count, family, device, stream):
-    """`count` uninitialised bytes where `device` computes, from the pool of the library `family` launches through."""
+    """`count` uninitialised bytes on the current device, from the pool that `family` launches through."""
     if device.kind in ("simulator", "emulator"):
         return empty_aligned((count,), np.uint8)
     if family == "numba_cuda":
@@ -461,15 +478,20 @@ def device_bytes(count, family, device, stream):
 
     from .kernels.launching import cupy_stream
 
-    with cupy.cuda.Device(device.index), cupy_stream(stream):
+    with cupy_stream(stream):
         return cupy.empty(count, np.uint8)
 
 
-def pad(view, padding, mode, device, stream):
-    """A copy of x (N, C, H, W) with `padding` rows and columns added, `mode` being one of numpy.pad's."""
+def pad(view, padding, mode, layout, device, stream):
+    """A copy of x (N, C, H, W) with `padding` rows and columns added, `mode` being one of numpy.pad's.
+
+    Its memory order is `layout`'s.
+    """
+    widths = ((0, 0), (0, 0), *padding)
+    in_memory, back = ((0, 1, 2, 3), (0, 1, 2, 3)) if layout == "NCHW" else ((0, 2, 3, 1), (0, 3, 1, 2))
     with array_module(device, stream, "padding_mode") as (module, array):
-        padded = module.pad(array(view), ((0, 0), (0, 0), *padding), mode)
-    return padded if module is np else CuPy.view(padded, "x")
+        padded = module.pad(array(view.transpose(in_memory)), [widths[axis] for axis in in_memory], mode)
+    return (padded if module is np else CuPy.view(padded, "x")).transpose(back)
 
 
 def fold(target, padded, padding, mode, dtype, device, stream):

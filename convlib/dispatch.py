@@ -7,7 +7,7 @@ A kernel is a module of convlib.kernels. It has
     workspace_bytes(problem, device)         scratch memory that `run` is to be given
     predicted_seconds(problem, device)       from counts and published or measured limits; the smallest is chosen
     run(problem, device, x, w, y, bias, residual, workspace, stream)
-    packed_bytes(problem, device), pack(problem, device, w, packed)      only where weights are repacked first
+    packed_bytes(problem, device), pack(problem, device, w, packed)      only where weights are repacked first (CPU)
 
 and its name is "family.algorithm", the module's path.
 """
@@ -18,11 +18,14 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
+from numbers import Real
+from types import ModuleType
 
 from . import accuracy
 from .device import Device
 from .errors import UnsupportedError
-from .problem import ConvProblem, check_choice
+from .problem import LARGEST_ARRAY, ConvProblem, check_choice, integer
+from .workspace import aligned
 
 KERNELS: tuple[str, ...] = (
     "numba_cpu.direct",
@@ -51,7 +54,10 @@ FAMILIES = {
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One listed kernel held against one problem. Seconds are predicted, never measured."""
+    """One listed kernel held against one problem. Seconds are predicted, never measured.
+
+    workspace_bytes: all the scratch memory of a call, repacked weights included.
+    """
 
     name: str
     reasons: tuple[str, ...]
@@ -64,8 +70,19 @@ class Candidate:
         return not self.reasons
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The kernel that is to run a problem, and how many bytes it is to be given for packed weights and workspace."""
+
+    name: str
+    family: str
+    kernel: ModuleType
+    packed_bytes: int
+    workspace_bytes: int
+
+
 @cache
-def kernel(name: str):
+def kernel(name: str) -> ModuleType:
     """The module of the listed kernel `name`."""
     return import_module(f".kernels.{name}", __package__)
 
@@ -78,6 +95,7 @@ def algorithm_of(name: str) -> str:
     return name.partition(".")[2]
 
 
+@cache
 def algorithms() -> tuple[str, ...]:
     return tuple(dict.fromkeys(algorithm_of(name) for name in KERNELS))
 
@@ -100,13 +118,18 @@ def candidate(name, problem, device, max_error, workspace_limit):
     reasons = list(module.why_not(problem, device))
     if reasons:
         return Candidate(name, tuple(reasons))
-    workspace = module.workspace_bytes(problem, device)
+    workspace = packed_bytes(module, problem, device) + module.workspace_bytes(problem, device)
     error = accuracy.norm_relative(problem, algorithm_of(name))
     if workspace_limit is not None and workspace > workspace_limit:
         reasons.append(f"needs {workspace:,} bytes of workspace, workspace_limit is {workspace_limit:,}")
     if error > max_error and not accuracy.sums_plainly(algorithm_of(name)):
         reasons.append(f"its error bound is {error:.1e}, max_error is {max_error:.1e}")
     return Candidate(name, tuple(reasons), module.predicted_seconds(problem, device), workspace, error)
+
+
+def packed_bytes(module, problem, device):
+    """What packed weights take, rounded up so that the workspace behind them is aligned as they are."""
+    return aligned(module.packed_bytes(problem, device)) if hasattr(module, "pack") else 0
 
 
 def family_reasons(family, device):
@@ -124,21 +147,37 @@ def installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-@lru_cache(maxsize=4096)
-def choose(
+def choose(problem: ConvProblem, device: Device, *request) -> str:
+    """The name of the kernel that `chosen` finds."""
+    return chosen(problem, device, *request).name
+
+
+def chosen(
     problem: ConvProblem,
     device: Device,
     backend: str = "auto",
     algorithm: str = "auto",
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
-) -> str:
-    """The name of the kernel to run: the fastest predicted among those that can and were asked for.
+) -> Chosen:
+    """The kernel to run: the fastest predicted among those that can and were asked for.
 
-    Raises ValueError for an unknown backend or algorithm, UnsupportedError, with every reason, when none can run.
+    Raises ValueError for an unknown backend or algorithm, TypeError or ValueError for a wrong max_error or
+    workspace_limit, and UnsupportedError, with every reason, when no kernel can run.
     """
     check_choice("backend", backend, ("auto", *FAMILIES))
     check_choice("algorithm", algorithm, ("auto", *algorithms()))
+    if isinstance(max_error, bool) or not isinstance(max_error, Real):
+        raise TypeError(f"max_error: a number needed, got {max_error!r}")
+    if not max_error > 0:
+        raise ValueError(f"max_error: a number above 0 needed, got {max_error!r}")
+    if workspace_limit is not None:
+        workspace_limit = integer("workspace_limit", workspace_limit, least=0, most=LARGEST_ARRAY)
+    return settled_choice(problem, device, backend, algorithm, float(max_error), workspace_limit)
+
+
+@lru_cache(maxsize=4096)
+def settled_choice(problem, device, backend, algorithm, max_error, workspace_limit):
     asked = [
         c
         for c in candidates(problem, device, max_error, workspace_limit)
@@ -147,7 +186,10 @@ def choose(
     possible = [c for c in asked if c.possible]
     if not possible:
         raise UnsupportedError(refusal(problem, device, backend, algorithm, asked))
-    return min(possible, key=lambda c: c.seconds).name
+    name = min(possible, key=lambda c: c.seconds).name
+    module = kernel(name)
+    packed, workspace = packed_bytes(module, problem, device), module.workspace_bytes(problem, device)
+    return Chosen(name, family_of(name), module, packed, workspace)
 
 
 def refusal(problem, device, backend, algorithm, asked):

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import platform
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from . import accuracy, arrays, device, dispatch
 from .device import Device
-from .operations import device_for, hashable
-from .problem import ConvProblem, make_problem
+from .errors import UnsupportedError
+from .operations import check_operands, check_padding_mode, device_for, with_padding_inside
+from .problem import PADDING_MODES, ConvProblem, batched_shape, check_choice, checked_dtype, make_problem
 
 PACKAGES = ("numpy", "numba", "llvmlite", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x", "ml_dtypes", "torch", "jax")
 
@@ -56,6 +53,7 @@ class Explanation:
 def explain(
     x: Any,
     w: Any,
+    bias: Any = None,
     *,
     dtype: Any = None,
     stride: int | tuple[int, int] = 1,
@@ -64,9 +62,10 @@ def explain(
     groups: int = 1,
     layout: str = "NCHW",
     weight_layout: str = "OIHW",
+    padding_mode: str = "zeros",
+    flip_kernel: bool = False,
     activation: str | tuple[str, float] | None = None,
-    bias: bool = False,
-    residual: bool = False,
+    residual: Any = None,
     algorithm: str = "auto",
     backend: str = "auto",
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
@@ -76,28 +75,42 @@ def explain(
     """Hold every listed kernel against a convolution: chosen, possible (with its predicted time), or why not.
 
     x, w: arrays, or their shapes (then `dtype` says of what, float32 if it is not given, and `on` where, this CPU if
-    it is not given). bias, residual: whether there is one. The other arguments and the errors are conv2d's; where no
-    kernel can run, `chosen` is None instead of an error.
+    it is not given). bias, residual: the arrays, or whether there is one. The other arguments and the errors are
+    conv2d's; where no kernel can run, `chosen` is None instead of an error.
 
     >>> explain((1, 64, 56, 56), (64, 64, 3, 3), padding=1).chosen is not None
     True
     """
-    if isinstance(x, (tuple, list)):
-        x_shape, dtype, place = tuple(x), np.dtype(dtype or np.float32), on or device.cpu()
-    else:
-        library = arrays.library_of(x, "x")
-        x_shape, dtype, place = tuple(x.shape), library.dtype(x), on or device_for(library, x, backend)
-    w_shape = tuple(w) if isinstance(w, (tuple, list)) else tuple(w.shape)
+    check_choice("padding_mode", padding_mode, PADDING_MODES)
+    dtype, place = dtype_and_place(x, w, dtype, on, backend)
+    has_bias, has_residual = (array is not None and array is not False for array in (bias, residual))
     problem = make_problem(
-        x_shape if len(x_shape) == 4 else (1, *x_shape), w_shape, dtype, stride=hashable(stride),
-        padding=hashable(padding), dilation=hashable(dilation), groups=groups, layout=layout,
-        weight_layout=weight_layout, activation=hashable(activation), has_bias=bias, has_residual=residual,
+        batched_shape(shape_of(x))[0], shape_of(w), dtype, stride=stride, padding=padding, dilation=dilation,
+        groups=groups, layout=layout, weight_layout=weight_layout, activation=activation, has_bias=has_bias,
+        has_residual=has_residual,
     )  # fmt: skip
+    if padding_mode != "zeros":
+        check_padding_mode(problem, padding_mode)
+        problem = with_padding_inside(problem)
     try:
         chosen = dispatch.choose(problem, place, backend, algorithm, max_error, workspace_limit)
-    except dispatch.UnsupportedError:
+    except UnsupportedError:
         chosen = None
     return Explanation(problem, place, dispatch.candidates(problem, place, max_error, workspace_limit), chosen)
+
+
+def dtype_and_place(x, w, dtype, on, backend):
+    """Of what type and where: as the arrays are, or as the caller said where x is only a shape."""
+    if isinstance(x, (tuple, list)):
+        return checked_dtype("float32" if dtype is None else dtype, "dtype"), on or device.cpu()
+    library = arrays.library_of(x, "x")
+    if not isinstance(w, (tuple, list)):
+        check_operands(library, x, checked_dtype(library.dtype(x, "x")), w=w)
+    return library.dtype(x, "x"), on or device_for(library, x, backend)
+
+
+def shape_of(array):
+    return array if isinstance(array, (tuple, list)) else array.shape
 
 
 @cache
@@ -107,6 +120,8 @@ def kernels() -> tuple[KernelFacts, ...]:
 
 
 def kernel_facts(name):
+    import ast
+
     path = kernels_folder() / (name.replace(".", "/") + ".py")
     account = ast.get_docstring(ast.parse(path.read_text())) or ""
     idea = account.partition("\n\n")[0].replace("\n", " ")
@@ -141,6 +156,8 @@ def family_state(name, gpus):
 
 
 def installed_version(name):
+    from importlib.metadata import PackageNotFoundError, version  # 20 ms, which `import convlib` need not take
+
     try:
         return version(name)
     except PackageNotFoundError:

@@ -23,16 +23,18 @@ from .operations import (
     check_padding_mode,
     check_shape,
     device_for,
-    hashable,
     logical,
     result_shape,
     run_kernel,
     weights_view,
+    with_padding_inside,
 )
 from .problem import (
     PADDING_MODES,
     ConvProblem,
     check_choice,
+    checked_dtype,
+    checked_padding,
     integer,
     make_problem,
     pair,
@@ -76,10 +78,11 @@ def conv2d_input_grad(
     """
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     library = arrays.library_of(grad_y, "grad_y")
-    check_operands(library, grad_y, library.dtype(grad_y), "grad_y", w=w, out=out)
+    dtype = checked_dtype(library.dtype(grad_y, "grad_y"), "grad_y")
+    check_operands(library, grad_y, dtype, "grad_y", w=w, out=out)
     batched = len(input_shape) == 4
     problem = checked_problem(
-        input_shape, w.shape, library.dtype(grad_y), layout, weight_layout, "input_grad",
+        input_shape, w.shape, dtype, layout, weight_layout, "input_grad",
         stride=stride, padding=padding, dilation=dilation, groups=groups,
     )  # fmt: skip
     check_shape("grad_y", grad_y, result_shape(problem, batched))
@@ -138,10 +141,11 @@ def conv2d_weight_grad(
     """
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     library = arrays.library_of(x, "x")
-    check_operands(library, x, library.dtype(x), grad_y=grad_y, out=out)
+    dtype = checked_dtype(library.dtype(x, "x"))
+    check_operands(library, x, dtype, grad_y=grad_y, out=out)
     batched = len(x.shape) == 4
     problem = checked_problem(
-        x.shape, weight_shape, library.dtype(x), layout, weight_layout, "weight_grad",
+        x.shape, weight_shape, dtype, layout, weight_layout, "weight_grad",
         stride=stride, padding=padding, dilation=dilation, groups=groups,
     )  # fmt: skip
     check_shape("grad_y", grad_y, result_shape(problem, batched))
@@ -155,14 +159,13 @@ def conv2d_weight_grad(
     grad_w = arrays.as_storage(weights_view(grad_w, weight_layout, flip_kernel))
     if padding_mode != "zeros":
         check_padding_mode(problem, padding_mode)
-        x_view = arrays.pad(x_view, problem.padding, NUMPY_PAD[padding_mode], device, stream)
+        x_view = arrays.pad(x_view, problem.padding, NUMPY_PAD[padding_mode], layout, device, stream)
         problem = with_padding_inside(problem)
-    name = dispatch.choose(problem, device, backend, algorithm, max_error, workspace_limit)
+    chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit)
     if problem.N == 0:
         arrays.fill_zeros(grad_w, device, stream)
     else:
-        call = Call(problem, device, stream, x_view, y_view, grad_w, None, None, library, result)
-        run_kernel(dispatch.kernel(name), dispatch.family_of(name), call)
+        run_kernel(chosen, Call(problem, device, stream, x_view, y_view, grad_w, None, None))
     return library.finished(result)
 
 
@@ -226,12 +229,12 @@ def conv_transpose2d(
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016, chapter 4.
     """
     library = arrays.library_of(x, "x")
-    dtype = library.dtype(x)
+    dtype = checked_dtype(library.dtype(x, "x"))
     check_operands(library, x, dtype, w=w, bias=bias, residual=residual, out=out)
     batched = len(x.shape) == 4
     shape, padding = transposed_shape(
-        x.shape if batched else (1, *x.shape), w.shape, layout, weight_layout, hashable(stride), hashable(padding),
-        hashable(output_padding), hashable(dilation), groups,
+        x.shape if batched else (1, *x.shape), w.shape, layout, weight_layout, stride, checked_padding(padding),
+        output_padding, dilation, groups,
     )  # fmt: skip
     problem = checked_problem(
         shape, w.shape, dtype, layout, weight_layout, "input_grad", stride=stride, padding=padding, dilation=dilation,
@@ -292,7 +295,7 @@ def checked_problem(x_shape, w_shape, dtype, layout, weight_layout, pass_, **par
     x_shape = tuple(x_shape)
     return make_problem(
         x_shape if len(x_shape) == 4 else (1, *x_shape), tuple(w_shape), dtype, layout=layout,
-        weight_layout=weight_layout, pass_=pass_, **{name: hashable(value) for name, value in parameters.items()},
+        weight_layout=weight_layout, pass_=pass_, **parameters,
     )  # fmt: skip
 
 
@@ -358,14 +361,11 @@ def run_transposed(call: Transposed, choice: Choice) -> None:
         inputs = (slice(None), slice(None), *phase.inputs)
         residual = None if call.residual is None else call.residual[inputs]
         forward, source, weights = operands(call, phase)
-        name = dispatch.choose(
+        chosen = dispatch.chosen(
             forward, call.device, choice.backend, choice.algorithm, choice.max_error, choice.workspace_limit
         )
-        run_kernel(
-            dispatch.kernel(name),
-            dispatch.family_of(name),
-            Call(forward, call.device, call.stream, source, weights, call.grad_x[inputs], call.bias, residual),
-        )
+        grad_x = call.grad_x[inputs]
+        run_kernel(chosen, Call(forward, call.device, call.stream, source, weights, grad_x, call.bias, residual))
 
 
 def operands(call, phase):
@@ -408,9 +408,3 @@ def run_folded(call: Transposed, padding_mode: str, choice: Choice) -> None:
     padded = arrays.empty_on(inside.x_shape, call.grad_x.dtype, call.device, call.stream)
     run_transposed(replace(call, problem=inside, grad_x=padded), choice)
     arrays.fold(call.grad_x, padded, problem.padding, NUMPY_PAD[padding_mode], problem.dtype, call.device, call.stream)
-
-
-def with_padding_inside(problem):
-    """The same problem on an input that holds its padding already."""
-    (top, bottom), (left, right) = problem.padding
-    return replace(problem, H=problem.H + top + bottom, W=problem.W + left + right, padding=((0, 0), (0, 0)))

@@ -5,14 +5,24 @@ arrays --> views (arrays.py) --> ConvProblem (problem.py) --> a kernel (dispatch
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from . import accuracy, arrays, device, dispatch
 from .device import Device
 from .errors import UnsupportedError
-from .problem import PADDING_MODES, ConvProblem, check_choice, make_problem
-from .workspace import aligned, scratch
+from .problem import (
+    LARGEST_ARRAY,
+    PADDING_MODES,
+    ConvProblem,
+    batched_shape,
+    check_choice,
+    checked_dtype,
+    integer,
+    make_problem,
+)
+from .workspace import scratch
 
 NUMPY_PAD = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 FROM_LAYOUT = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2)}
@@ -77,12 +87,20 @@ def conv2d(
         x, w, bias, residual, out, layout, weight_layout, padding_mode, flip_kernel, backend,
         stride=stride, padding=padding, dilation=dilation, groups=groups, activation=activation,
     )  # fmt: skip
-    name = dispatch.choose(
-        call.problem, call.device, backend, algorithm, max_error, limit_after_padding(workspace_limit, call)
-    )
-    if call.problem.N > 0:
-        run_kernel(dispatch.kernel(name), dispatch.family_of(name), call)
-    return call.library.finished(call.result)
+    problem = call.problem
+    if padding_mode != "zeros" and problem.padding != ((0, 0), (0, 0)):
+        check_padding_mode(problem, padding_mode)
+        call.problem = with_padding_inside(problem)
+        workspace_limit = limit_after_padding(workspace_limit, call.problem)
+    chosen = dispatch.chosen(call.problem, call.device, backend, algorithm, max_error, workspace_limit)
+    if out is None:
+        out, call.y = new_result(call, x)
+    if problem.N > 0:
+        if problem is not call.problem:
+            mode = NUMPY_PAD[padding_mode]
+            call.x = arrays.pad(call.x, problem.padding, mode, problem.layout, call.device, call.stream)
+        run_kernel(chosen, call)
+    return call.library.finished(out)
 
 
 @dataclass(slots=True)
@@ -98,70 +116,78 @@ class Call:
     bias: Any
     residual: Any
     library: Any = None
-    result: Any = None
-    padding_bytes: int = 0
+    batched: bool = True
+    channels_last: bool = False
 
 
 def prepare(x, w, bias, residual, out, layout, weight_layout, padding_mode, flip_kernel, backend, **parameters):
-    """Check every argument of a forward call, allocate its result, and gather views of all of them."""
+    """Check every argument of a forward call and gather views of its arrays; y is None where `out` is."""
     check_choice("padding_mode", padding_mode, PADDING_MODES)
+    check_flag("flip_kernel", flip_kernel)
     library = arrays.library_of(x, "x")
-    dtype = library.dtype(x)
+    dtype = checked_dtype(library.dtype(x, "x"))
+    x_shape, batched = batched_shape(x.shape)
     check_operands(library, x, dtype, w=w, bias=bias, residual=residual, out=out)
-    batched = len(x.shape) == 4
     problem = make_problem(
-        tuple(x.shape) if batched else (1, *x.shape), tuple(w.shape), dtype, layout=layout,
-        weight_layout=weight_layout, has_bias=bias is not None, has_residual=residual is not None,
-        **{name: hashable(value) for name, value in parameters.items()},
+        x_shape, w.shape, dtype, layout=layout, weight_layout=weight_layout, has_bias=bias is not None,
+        has_residual=residual is not None, **parameters,
     )  # fmt: skip
-    shape = result_shape(problem, batched)
+    y_shape = result_shape(problem, batched)
     check_shape("bias", bias, (problem.K,))
-    check_shape("residual", residual, shape)
-    check_shape("out", out, shape)
+    check_shape("residual", residual, y_shape)
+    check_shape("out", out, y_shape)
 
-    channels_last = library.channels_last(x)
-    result, y_view = (out, library.view(out, "out")) if out is not None else library.result(x, shape, channels_last)
     views = {"x": library.view(x, "x"), "w": library.view(w, "w")}
     if bias is not None:
         views["bias"] = library.view(bias, "bias")
     if residual is not None:
         views["residual"] = library.view(residual, "residual")
-    if out is not None:
-        library.check_out(out)
-        check_no_overlap(y_view, views)
-
     order = FROM_LAYOUT[layout]
-    call = Call(
+    channels_last = layout == "NCHW" and library.channels_last(x)
+    return Call(
         replace(problem, layout="NHWC") if channels_last else problem,
         device_for(library, x, backend),
         library.stream(x),
         logical(views["x"], batched, order),
         arrays.as_storage(weights_view(views["w"], weight_layout, flip_kernel)),
-        logical(y_view, batched, order),
+        None if out is None else logical(view_of_out(library, out, views), batched, order),
         arrays.as_storage(views.get("bias")),
         logical(views.get("residual"), batched, order),
         library,
-        result,
+        batched,
+        channels_last,
     )
-    return call if padding_mode == "zeros" else with_padded_input(call, padding_mode)
+
+
+def new_result(call, like):
+    """Uninitialised memory for y in the library of the array `like`, and a view of it."""
+    layout = "NCHW" if call.channels_last else call.problem.layout
+    shape = callers_shape(call.problem.y_shape, layout, call.batched)
+    y, view = call.library.result(like, shape, call.channels_last)
+    return y, logical(view, call.batched, FROM_LAYOUT[layout])
 
 
 def check_operands(library, x, dtype, x_name="x", **operands):
     """Every array of the call is of x's library, dtype and device. x_name: what the caller calls x."""
-    place = library.device(x)
+    place = library.device(x, x_name)
     for name, array in operands.items():
         if array is None:
             continue
         if not library.owns(array):
             came = arrays.library_of(array, name).name
             raise TypeError(f"{name}: an array of {library.name} needed, like {x_name}, got one of {came}")
-        if library.dtype(array) != dtype:
+        came = library.dtype(array, name)
+        if came != dtype:
             raise TypeError(
-                f"{name}: {dtype} needed, like {x_name}, got {library.dtype(array)}; convlib never converts inputs"
+                f"{name}: {spelled(dtype)} needed, like {x_name}, got {spelled(came)}; convlib never converts inputs"
             )
-        if library.device(array) != place:
-            came = on(library.device(array))
-            raise ValueError(f"{name}: an array on {on(place)} needed, like {x_name}, got one on {came}")
+        came = library.device(array, name)
+        if came != place:
+            raise ValueError(f"{name}: an array on {on(place)} needed, like {x_name}, got one on {on(came)}")
+
+
+def spelled(dtype):
+    return dtype.name if dtype.isnative else f"{dtype.name} in foreign byte order"
 
 
 def on(place):
@@ -169,9 +195,24 @@ def on(place):
     return kind if kind == "cpu" else f"{kind}:{index}"
 
 
+def check_flag(name, value):
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: True or False needed, got {value!r}")
+
+
 def check_shape(name, array, shape):
     if array is not None and tuple(array.shape) != shape:
         raise ValueError(f"{name}: shape {shape} needed, got {tuple(array.shape)}")
+
+
+def view_of_out(library, out, inputs):
+    """A view of the caller's `out`: writeable, no element of it in the same place as another or as an input's."""
+    library.check_out(out)
+    y = library.view(out, "out")
+    if not arrays.lies_apart(y):
+        raise ValueError(f"out: elements that lie apart in memory needed, got strides {y.strides}")
+    check_no_overlap(y, inputs)
+    return y
 
 
 def check_no_overlap(y, views):
@@ -180,14 +221,15 @@ def check_no_overlap(y, views):
             raise ValueError(f"out: memory apart from every input needed, but it overlaps {name}")
 
 
-def hashable(value):
-    return tuple(hashable(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
 def result_shape(problem, batched):
-    N, K, P, Q = problem.y_shape
-    shape = (K, P, Q) if problem.layout == "NCHW" else (P, Q, K)
-    return (N, *shape) if batched else shape
+    return callers_shape(problem.y_shape, problem.layout, batched)
+
+
+def callers_shape(shape, layout, batched):
+    """(N, C, H, W) as the caller has it: in `layout`'s order, without N for a single image."""
+    N, C, H, W = shape
+    image = (C, H, W) if layout == "NCHW" else (H, W, C)
+    return (N, *image) if batched else image
 
 
 def logical(view, batched, order):
@@ -207,7 +249,7 @@ def weights_view(view, weight_layout, flip_kernel):
 
 def device_for(library, x, backend) -> Device:
     """Where the call runs. Host arrays reach GPU kernels only when those are simulated or emulated, and asked for."""
-    kind, index = library.device(x)
+    kind, index = library.device(x, "x")
     if kind == "cuda":
         return device.gpu(index)
     if kind == "simulator" or (backend == "numba_cuda" and device.simulating()):
@@ -217,65 +259,56 @@ def device_for(library, x, backend) -> Device:
     return device.cpu()
 
 
-def with_padded_input(call, padding_mode):
-    """The same call on an input that is padded beforehand, as the kernels know zeros only."""
-    problem = call.problem
-    check_padding_mode(problem, padding_mode)
+def with_padding_inside(problem):
+    """The same problem on an input that holds its padding already, since kernels pad with zeros only."""
     (top, bottom), (left, right) = problem.padding
-    padded = arrays.pad(call.x, problem.padding, NUMPY_PAD[padding_mode], call.device, call.stream)
-    H, W = problem.H + top + bottom, problem.W + left + right
-    return replace(
-        call,
-        problem=replace(problem, H=H, W=W, padding=((0, 0), (0, 0))),
-        x=padded,
-        padding_bytes=problem.N * problem.C * H * W * problem.dtype.itemsize,
-    )
+    return replace(problem, H=problem.H + top + bottom, W=problem.W + left + right, padding=((0, 0), (0, 0)))
 
 
 def check_padding_mode(problem, padding_mode):
     """Reflection needs more rows than padding, wrapping at least as many; replication always works."""
-    least = {"reflect": 1, "circular": 0}.get(padding_mode)
-    if least is None:
+    beyond = {"reflect": 1, "circular": 0}.get(padding_mode)
+    if beyond is None:
         return
     for name, size, padding in (("H", problem.H, problem.padding[0]), ("W", problem.W, problem.padding[1])):
-        if max(padding) + least > size:
+        if max(padding) + beyond > size:
             raise ValueError(
-                f"padding: at most {size - least} needed for padding_mode={padding_mode!r} with {name} = {size}, "
+                f"padding: at most {size - beyond} needed for padding_mode={padding_mode!r} with {name} = {size}, "
                 f"got {max(padding)}"
             )
 
 
-def limit_after_padding(workspace_limit, call):
-    """What is left of `workspace_limit` for a kernel once the padded input is counted."""
+def limit_after_padding(workspace_limit, problem):
+    """What is left of `workspace_limit` for a kernel once the padded input, x of `problem`, is counted."""
     if workspace_limit is None:
         return None
-    left = workspace_limit - call.padding_bytes
+    padded = math.prod(problem.x_shape) * problem.dtype.itemsize
+    left = integer("workspace_limit", workspace_limit, least=0, most=LARGEST_ARRAY) - padded
     if left < 0:
         raise UnsupportedError(
-            f"workspace_limit: {call.padding_bytes:,} bytes needed for the padded input alone, got {workspace_limit:,}"
+            f"workspace_limit: {padded:,} bytes needed for the padded input alone, got {workspace_limit:,}"
         )
     return left
 
 
-def run_kernel(kernel, family, call):
-    """Pack the weights if the kernel wants them so, give it its workspace, and run it."""
-    problem, device = call.problem, call.device
-    if device.kind == "cpu":
-        return run_on_cpu(kernel, call)
-    x, w, y, bias, residual = (
-        arrays.for_family(view, family, device) for view in (call.x, call.w, call.y, call.bias, call.residual)
-    )
-    count = kernel.workspace_bytes(problem, device)
-    workspace = arrays.device_bytes(count, family, device, call.stream) if count else None
-    kernel.run(problem, device, x, w, y, bias, residual, workspace, call.stream)
+def run_kernel(chosen, call):
+    """Give the kernel its weights, packed if it wants them so, and its workspace, and run it."""
+    if call.device.kind == "cpu":
+        return run_on_cpu(chosen, call)
+    family, device = chosen.family, call.device
+    with arrays.current(family, device):
+        x, w, y, bias, residual = (
+            arrays.for_family(view, family, device) for view in (call.x, call.w, call.y, call.bias, call.residual)
+        )
+        count = chosen.workspace_bytes
+        workspace = arrays.device_bytes(count, family, device, call.stream) if count else None
+        chosen.kernel.run(call.problem, device, x, w, y, bias, residual, workspace, call.stream)
 
 
-def run_on_cpu(kernel, call):
-    problem, device, w = call.problem, call.device, call.w
-    packed = aligned(kernel.packed_bytes(problem, device)) if hasattr(kernel, "pack") else 0
-    count = kernel.workspace_bytes(problem, device)
-    with scratch(packed + count) as memory:
+def run_on_cpu(chosen, call):
+    problem, device, w, packed = call.problem, call.device, call.w, chosen.packed_bytes
+    with scratch(packed + chosen.workspace_bytes) as memory:
         if packed:
-            kernel.pack(problem, device, w, memory[:packed])
+            chosen.kernel.pack(problem, device, w, memory[:packed])
             w = memory[:packed]
-        kernel.run(problem, device, call.x, w, call.y, call.bias, call.residual, memory[packed:])
+        chosen.kernel.run(problem, device, call.x, w, call.y, call.bias, call.residual, memory[packed:])

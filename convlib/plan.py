@@ -10,16 +10,18 @@ import numpy as np
 from . import accuracy, arrays, dispatch
 from .operations import (
     FROM_LAYOUT,
-    check_no_overlap,
+    callers_shape,
+    check_flag,
     check_operands,
     check_shape,
     device_for,
-    hashable,
     logical,
-    result_shape,
+    on,
+    spelled,
+    view_of_out,
     weights_view,
 )
-from .problem import make_problem
+from .problem import batched_shape, checked_dtype, make_problem
 from .workspace import scratch
 
 
@@ -45,8 +47,8 @@ def plan(
     """A convolution with everything but the image settled: y = plan(x) equals conv2d(x, w, bias, ...).
 
     x_shape: the shape of every x to come, (N, C, H, W) or (C, H, W) in `layout`'s order. residual: whether a residual
-    will be given with each call. The other arguments and the errors are conv2d's; padding is with zeros. The weights
-    and bias are read now: later changes to them are not seen where the kernel packs weights, so make a new plan then.
+    will be given with each call. The other arguments and the errors are conv2d's; padding is with zeros. On the CPU the
+    plan has its own copy of the weights and bias; on a GPU it reads the caller's with every call.
 
     >>> import numpy as np
     >>> smooth = plan((1, 1, 4, 4), np.full((1, 1, 3, 3), 1 / 9, np.float32), padding=1)
@@ -54,21 +56,21 @@ def plan(
     array([0.6666667, 1.       , 1.       , 0.6666667], dtype=float32)
     """
     library = arrays.library_of(w, "w")
-    dtype = library.dtype(w)
-    check_operands(library, w, dtype, bias=bias)
-    batched = len(x_shape) == 4
+    dtype = checked_dtype(library.dtype(w, "w"), "w")
+    check_operands(library, w, dtype, "w", bias=bias)
+    check_flag("flip_kernel", flip_kernel)
+    check_flag("residual", residual)
+    x_shape, batched = batched_shape(x_shape)
     problem = make_problem(
-        tuple(x_shape) if batched else (1, *x_shape), tuple(w.shape), dtype, layout=layout,
-        weight_layout=weight_layout, has_bias=bias is not None, has_residual=bool(residual),
-        stride=hashable(stride), padding=hashable(padding), dilation=hashable(dilation), groups=groups,
-        activation=hashable(activation),
+        x_shape, w.shape, dtype, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
+        weight_layout=weight_layout, activation=activation, has_bias=bias is not None, has_residual=residual,
     )  # fmt: skip
     check_shape("bias", bias, (problem.K,))
     device = device_for(library, w, backend)
-    name = dispatch.choose(problem, device, backend, algorithm, max_error, workspace_limit)
+    chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit)
     weights = arrays.as_storage(weights_view(library.view(w, "w"), weight_layout, flip_kernel))
-    bias = arrays.as_storage(library.view(bias, "bias")) if bias is not None else None
-    return Plan(problem, device, name, library, batched, weights, bias)
+    bias = None if bias is None else arrays.as_storage(library.view(bias, "bias"))
+    return Plan(problem, device, chosen, library, library.device(w, "w"), batched, weights, bias)
 
 
 class Plan:
@@ -78,31 +80,35 @@ class Plan:
     plan share a workspace and belong on one stream at a time.
     """
 
-    def __init__(self, problem, device, name, library, batched, weights, bias):
-        self.problem, self.device, self.name = problem, device, name
-        self.library, self.batched = library, batched
-        self.kernel, self.family = dispatch.kernel(name), dispatch.family_of(name)
-        self.x_shape = self.callers_shape(problem.x_shape)
-        self.y_shape = result_shape(problem, batched)
+    def __init__(self, problem, device, chosen, library, place, batched, weights, bias):
+        self.problem, self.device, self.name = problem, device, chosen.name
+        self.kernel, self.family, self.workspace_bytes = chosen.kernel, chosen.family, chosen.workspace_bytes
+        self.library, self.place, self.batched = library, place, batched
+        self.x_shape = callers_shape(problem.x_shape, problem.layout, batched)
+        self.y_shape = callers_shape(problem.y_shape, problem.layout, batched)
         self.dtype = problem.dtype
         self.order = FROM_LAYOUT[problem.layout]
-        self.bias = arrays.for_family(bias, self.family, device)
-        self.weights = self.packed(weights)
-        self.workspace_bytes = self.kernel.workspace_bytes(problem, device)
-        self.workspace = self.new_workspace()
+        self.read_later = {} if device.kind == "cpu" else {"w": weights, "bias": bias}
+        with arrays.current(self.family, device):
+            self.weights = self.own_weights(weights, chosen.packed_bytes)
+            self.bias = self.own_bias(bias)
+            self.workspace = self.new_workspace()
         self.in_use = threading.Lock()
 
-    def callers_shape(self, shape):
-        N, C, H, W = shape
-        image = (C, H, W) if self.problem.layout == "NCHW" else (H, W, C)
-        return (N, *image) if self.batched else image
-
-    def packed(self, weights):
-        if not hasattr(self.kernel, "pack"):
+    def own_weights(self, weights, packed_bytes):
+        """The weights as the kernel takes them: on the CPU a copy, packed if the kernel wants them so."""
+        if self.device.kind != "cpu":
             return arrays.for_family(weights, self.family, self.device)
-        memory = arrays.empty_aligned((self.kernel.packed_bytes(self.problem, self.device),), np.uint8)
+        if not packed_bytes:
+            return weights.copy()
+        memory = arrays.empty_aligned((packed_bytes,), np.uint8)
         self.kernel.pack(self.problem, self.device, weights, memory)
         return memory
+
+    def own_bias(self, bias):
+        if bias is None or self.device.kind != "cpu":
+            return arrays.for_family(bias, self.family, self.device)
+        return bias.copy()
 
     def new_workspace(self):
         if self.device.kind == "cpu":
@@ -113,21 +119,19 @@ class Plan:
 
     def __call__(self, x: Any, *, residual: Any = None, out: Any = None) -> Any:
         """The convolution of x, in x's library. residual: as planned; out: where to write, apart from every input."""
-        library = self.library
+        library, batched, order = self.library, self.batched, self.order
         self.check(x, residual, out)
-        channels_last = self.batched and library.channels_last(x) and self.problem.layout == "NCHW"
-        if out is None:
-            result, y = library.result(x, self.y_shape, channels_last)
-        else:
-            result, y = out, library.view(out, "out")
         x_view = library.view(x, "x")
-        r_view = library.view(residual, "residual") if residual is not None else None
-        if out is not None:
-            library.check_out(out)
-            check_no_overlap(y, {"x": x_view, "w": self.weights, "bias": self.bias, "residual": r_view})
+        r_view = None if residual is None else library.view(residual, "residual")
+        if out is None:
+            channels_last = self.problem.layout == "NCHW" and library.channels_last(x)
+            out, y = library.result(x, self.y_shape, channels_last)
+        else:
+            y = view_of_out(library, out, {"x": x_view, "residual": r_view, **self.read_later})
         if self.problem.N > 0:
-            self.run(*(logical(view, self.batched, self.order) for view in (x_view, y, r_view)), library.stream(x))
-        return library.finished(result)
+            x_view, y, r_view = (logical(view, batched, order) for view in (x_view, y, r_view))
+            self.run(x_view, y, r_view, library.stream(x))
+        return library.finished(out)
 
     def check(self, x, residual, out):
         library = self.library
@@ -136,21 +140,26 @@ class Plan:
             raise TypeError(f"x: an array of {library.name} needed, like the plan's weights, got one of {came}")
         if tuple(x.shape) != self.x_shape:
             raise ValueError(f"x: shape {self.x_shape} needed, as planned, got {tuple(x.shape)}")
-        if library.dtype(x) != self.dtype:
-            raise TypeError(f"x: {self.dtype} needed, as planned, got {library.dtype(x)}")
+        dtype, place = library.dtype(x, "x"), library.device(x, "x")
+        if dtype != self.dtype:
+            raise TypeError(f"x: {self.dtype} needed, as planned, got {spelled(dtype)}")
+        if place != self.place:
+            raise ValueError(f"x: an array on {on(self.place)} needed, as planned, got one on {on(place)}")
         if (residual is not None) != self.problem.has_residual:
             planned, came = ("one", "none") if self.problem.has_residual else ("none", "one")
             raise ValueError(f"residual: {planned} was planned, got {came}")
         if residual is not None or out is not None:
-            check_operands(library, x, self.dtype, residual=residual, out=out)
+            check_operands(library, x, dtype, residual=residual, out=out)
             check_shape("residual", residual, self.y_shape)
             check_shape("out", out, self.y_shape)
 
     def run(self, x, y, residual, stream):
         if self.device.kind == "cpu":
             return self.run_on_cpu(x, y, residual)
-        x, y, residual = (arrays.for_family(view, self.family, self.device) for view in (x, y, residual))
-        self.kernel.run(self.problem, self.device, x, self.weights, y, self.bias, residual, self.workspace, stream)
+        family, device = self.family, self.device
+        with arrays.current(family, device):
+            x, y, residual = (arrays.for_family(view, family, device) for view in (x, y, residual))
+            self.kernel.run(self.problem, device, x, self.weights, y, self.bias, residual, self.workspace, stream)
 
     def run_on_cpu(self, x, y, residual):
         if self.in_use.acquire(blocking=False):

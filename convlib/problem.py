@@ -11,6 +11,7 @@ Source of the definition: Dumoulin and Visin, A guide to convolution arithmetic 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
@@ -23,6 +24,8 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 ACTIVATIONS = (None, "relu", "relu6", "silu", "leaky_relu")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 PASSES = ("forward", "input_grad", "weight_grad")
+LARGEST_INT = 2**31 - 1  # kernels take sizes and parameters as 32-bit numbers, offsets as 64-bit ones
+LARGEST_ARRAY = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,6 @@ def output_size(size: int, window: int, stride: int, padding: tuple[int, int], d
     return (size + sum(padding) - dilation * (window - 1) - 1) // stride + 1
 
 
-@lru_cache(maxsize=4096)
 def make_problem(
     x_shape,
     w_shape,
@@ -139,62 +141,127 @@ def make_problem(
     """
     check_choice("layout", layout, LAYOUTS)
     check_choice("weight_layout", weight_layout, WEIGHT_LAYOUTS)
-    N, C, H, W = in_order(x_shape, layout, "NCHW", "x")
-    K, Cg, R, S = in_order(w_shape, weight_layout, "OIHW", "w")
-    dtype = checked_dtype(dtype)
-    stride = pair("stride", stride, least=1)
-    dilation = pair("dilation", dilation, least=1)
-    groups = integer("groups", groups, least=1)
-    check_channels(C, K, Cg, groups)
-    for name, size in (("H", H), ("W", W), ("C", C)):
-        if size < 1:
-            raise ValueError(f"x: {name} must be at least 1, got shape {tuple(x_shape)} in {layout}")
-    if min(K, R, S) < 1:
-        raise ValueError(f"w: every size must be at least 1, got shape {tuple(w_shape)} in {weight_layout}")
-    padding = resolved_padding(padding, (H, W), (R, S), stride, dilation)
-    check_window((H, W), (R, S), padding, dilation)
-    activation, slope = checked_activation(activation)
     check_choice("pass_", pass_, PASSES)
-    return ConvProblem(
-        N, C, H, W, K, R, S, stride, padding, dilation, groups, dtype, layout, activation, slope,
-        bool(has_bias), bool(has_residual), pass_,
+    activation, slope = checked_activation(activation)
+    return settled_problem(
+        four_sizes("x", x_shape, layout), four_sizes("w", w_shape, weight_layout), checked_dtype(dtype),
+        pair("stride", stride, least=1), checked_padding(padding), pair("dilation", dilation, least=1),
+        integer("groups", groups, least=1), layout, weight_layout, activation, slope, bool(has_bias),
+        bool(has_residual), pass_,
     )  # fmt: skip
 
 
-def in_order(shape, order, wanted, name):
-    """The sizes of `shape`, whose axes are in `order`, as a tuple in the order `wanted`."""
+# Arguments arrive here in one spelling each: a cache takes 1, 1.0 and True for the same key.
+@lru_cache(maxsize=4096)
+def settled_problem(
+    x_shape, w_shape, dtype, stride, padding, dilation, groups, layout, weight_layout, activation, slope, has_bias,
+    has_residual, pass_,
+):  # fmt: skip
+    """What is left of make_problem once every argument is well-formed: whether they agree with each other."""
+    N, C, H, W = in_order(x_shape, layout, "NCHW")
+    K, Cg, R, S = in_order(w_shape, weight_layout, "OIHW")
+    for name, size in (("C", C), ("H", H), ("W", W)):
+        if size < 1:
+            raise ValueError(f"x: {name} must be at least 1, got shape {x_shape} in {layout}")
+    if min(K, Cg, R, S) < 1:
+        raise ValueError(f"w: every size must be at least 1, got shape {w_shape} in {weight_layout}")
+    check_channels(C, K, Cg, groups)
+    padding = resolved_padding(padding, (H, W), (R, S), stride, dilation)
+    check_window((H, W), (R, S), padding, dilation)
+    problem = ConvProblem(
+        N, C, H, W, K, R, S, stride, padding, dilation, groups, dtype, layout, activation, slope, has_bias,
+        has_residual, pass_,
+    )  # fmt: skip
+    if math.prod(problem.y_shape) * dtype.itemsize > LARGEST_ARRAY:
+        raise ValueError(f"padding: a result of at most {LARGEST_ARRAY} bytes needed, got N K P Q = {problem.y_shape}")
+    return problem
+
+
+def batched_shape(x_shape):
+    """The four sizes of an x of three or four dimensions, and whether it has four: three are one image."""
+    x_shape = sizes("x", x_shape)
+    if len(x_shape) == 4:
+        return x_shape, True
+    if len(x_shape) == 3:
+        return (1, *x_shape), False
+    raise ValueError(
+        f"x: 4 dimensions needed, (N, C, H, W), or 3 for one image, (C, H, W), got {len(x_shape)}: {x_shape}"
+    )
+
+
+def sizes(name, shape):
+    """A shape as a tuple of ints."""
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(f"{name}: a shape, as a tuple of ints, needed, got {shape!r}")
+    for size in shape:
+        if type(size) is not int or not 0 <= size <= LARGEST_INT:
+            integer(f"{name}'s shape", size, least=0)
+    return tuple(map(int, shape))
+
+
+def four_sizes(name, shape, order):
+    shape = sizes(name, shape)
     if len(shape) != 4:
-        raise ValueError(f"{name}: 4 dimensions needed ({', '.join(order)}), got {len(shape)}: {tuple(shape)}")
+        raise ValueError(f"{name}: 4 dimensions needed ({', '.join(order)}), got {len(shape)}: {shape}")
+    return shape
+
+
+def in_order(shape, order, wanted):
+    """The sizes of `shape`, whose axes are in `order`, in the order `wanted`."""
     return tuple(shape[order.index(axis)] for axis in wanted)
 
 
-def checked_dtype(dtype) -> np.dtype:
-    dtype = np.dtype(dtype)
+def checked_dtype(dtype, name="x") -> np.dtype:
+    """A supported dtype in native byte order, from a dtype, a type or a name."""
+    return supported_dtype(named_dtype(dtype, name) if isinstance(dtype, str) else np.dtype(dtype), name)
+
+
+def named_dtype(text, name="x") -> np.dtype:
+    """The NumPy dtype called `text`, bfloat16 included."""
+    if text == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    try:
+        return np.dtype(text)
+    except TypeError:
+        raise TypeError(f"{name}: dtype must be one of {', '.join(DTYPES)}, got {text}") from None
+
+
+@lru_cache
+def supported_dtype(dtype, name):
     if dtype.name not in DTYPES:
-        raise TypeError(f"x: dtype must be one of {', '.join(DTYPES)}, got {dtype.name}")
+        raise TypeError(f"{name}: dtype must be one of {', '.join(DTYPES)}, got {dtype.name}")
+    if not dtype.isnative:
+        raise TypeError(
+            f'{name}: native byte order needed, got {dtype.str}; use {name}.astype({name}.dtype.newbyteorder("="))'
+        )
     return dtype
 
 
 def check_choice(name, value, choices):
-    if value not in choices:
+    if not (value is None or isinstance(value, str)) or value not in choices:
         raise ValueError(f"{name}: one of {', '.join(map(repr, choices))} needed, got {value!r}")
 
 
-def integer(name, value, least):
+def integer(name, value, least, most=LARGEST_INT):
+    if type(value) is int and least <= value <= most:  # the usual case, and many a time a call
+        return value
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: an int needed, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: at least {least} needed, got {value}")
+    if not least <= value <= most:
+        raise ValueError(f"{name}: at least {least} and at most {most} needed, got {value}")
     return int(value)
 
 
 def pair(name, value, least):
     """An int or two ints (rows, columns), as two ints."""
-    if isinstance(value, Integral):
-        value = (value, value)
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise ValueError(f"{name}: an int or a pair (rows, columns) needed, got {value!r}")
-    return tuple(integer(name, v, least) for v in value)
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(f"{name}: an int or a pair (rows, columns) needed, got {value!r}")
+        return integer(name, value[0], least), integer(name, value[1], least)
+    value = integer(name, value, least)
+    return value, value
 
 
 def check_channels(C, K, Cg, groups):
@@ -217,17 +284,24 @@ def check_window(size, window, padding, dilation):
             )
 
 
-def resolved_padding(padding, size, window, stride, dilation):
-    """Padding in any of its spellings as ((top, bottom), (left, right))."""
+def checked_padding(padding):
+    """Padding in any of its spellings as "valid", "same" or ((top, bottom), (left, right))."""
     if isinstance(padding, str):
         check_choice("padding", padding, ("valid", "same"))
-        if padding == "valid":
-            return (0, 0), (0, 0)
-        return tuple(same_padding(size[a], window[a], stride[a], dilation[a]) for a in (0, 1))
+        return padding
     if isinstance(padding, (tuple, list)) and len(padding) == 2 and any(isinstance(p, (tuple, list)) for p in padding):
         return tuple(pair("padding", p, least=0) for p in padding)
     rows, columns = pair("padding", padding, least=0)
     return (rows, rows), (columns, columns)
+
+
+def resolved_padding(padding, size, window, stride, dilation):
+    """Padding as checked_padding gives it, as ((top, bottom), (left, right))."""
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding == "same":
+        return tuple(same_padding(size[a], window[a], stride[a], dilation[a]) for a in (0, 1))
+    return padding
 
 
 def same_padding(size, window, stride, dilation):
@@ -242,8 +316,11 @@ def checked_activation(activation):
     if isinstance(activation, (tuple, list)):
         if len(activation) != 2 or activation[0] != "leaky_relu" or not isinstance(activation[1], Real):
             raise ValueError(f'activation: a pair must be ("leaky_relu", slope), got {activation!r}')
-        return "leaky_relu", float(activation[1])
-    if activation == "leaky_relu":
+        slope = float(activation[1])
+        if isinstance(activation[1], bool) or not math.isfinite(slope):
+            raise ValueError(f"activation: a finite slope needed, got {activation!r}")
+        return "leaky_relu", slope + 0.0  # -0.0 becomes 0.0: they would share a cache entry
+    if isinstance(activation, str) and activation == "leaky_relu":
         raise ValueError('activation: leaky_relu needs its slope, as ("leaky_relu", 0.01)')
     check_choice("activation", activation, ACTIVATIONS[:-1])
     return activation, 0.0
