@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import cases, engine, machine, ours, peers, report, results, runner, tables
+from . import cases, engine, machine, ours, peaks, peers, report, results, runner, tables
 
 QUICK = engine.Settings(rounds=5, block_seconds=0.010, most_seconds=1.0)
 
@@ -85,7 +85,8 @@ def run_cpu(quick, suites, names, with_peers, each_kernel, threads, rounds, outp
     about = machine.describe(threads)
     console.print(f"{about['processor']}, {', '.join(about['instruction_sets'])}; {threads} threads", highlight=False)
     rows = measure(chosen, makers, settings, console)
-    finish(results.Results(about, run_settings(settings, threads), rows), output, console)
+    about_run = run_settings(settings, threads) | {"peaks": peaks.measure(threads)}
+    finish(results.Results(about, about_run, rows), output, console)
 
 
 def chosen_cases(quick, suites) -> list[cases.Case]:

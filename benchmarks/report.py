@@ -1,2 +1,91 @@
-def write(results, folder):
-    pass
+"""The report: one HTML file with everything in it, and its pictures as PNGs beside it."""
+
+from __future__ import annotations
+
+import base64
+from functools import partial
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from . import plots
+from .cases import FILTERS
+from .ours import PLAN
+from .results import MEASURED, Results, Row, fastest, measured, verdicts
+from .tables import milliseconds
+
+TEMPLATE = "report.html.j2"
+
+
+def write(results: Results, folder: Path) -> None:
+    """report.html and picture-WIDTH.png files in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template(TEMPLATE).render(
+        machine=results.machine,
+        settings={"peaks": None} | results.settings,
+        hardware=hardware(results),
+        verdicts=verdicts(results),
+        roofline=("roofline", plots.roofline(results)) if results.settings.get("peaks") else None,
+        suites=[suite_of(results, name) for name in results.suites()],
+        refused=[row for row in results.rows if row.status != MEASURED],
+        picture=partial(picture, folder),
+    )
+    (folder / "report.html").write_text(page)
+
+
+def hardware(results: Results) -> str:
+    gpus = results.machine["gpus"]
+    return f"GPU: {', '.join(gpus)}." if gpus else "No GPU was there: nothing below says anything about GPU kernels."
+
+
+def picture(folder: Path, drawn) -> Markup:
+    """Write a picture in both widths and return the element that shows the fitting one, its bytes inside."""
+    name, draw = drawn
+    sources = {}
+    for width in (plots.WIDE, plots.NARROW):
+        content = plots.png(draw, width)
+        (folder / f"{name}-{width}.png").write_bytes(content)
+        sources[width] = "data:image/png;base64," + base64.b64encode(content).decode()
+    return Markup('<picture><source media="(max-width: 700px)" srcset="{}"><img src="{}" alt="{}"></picture>').format(
+        sources[plots.NARROW], sources[plots.WIDE], name
+    )
+
+
+def suite_of(results: Results, suite: str) -> dict:
+    candidates = results.candidates(suite)
+    drawn = [(f"{suite}-speed", plots.speed(results, suite)), (f"{suite}-advantage", plots.advantages(results, suite))]
+    if suite == FILTERS:
+        drawn[0] = ("filters-time", plots.filters(results))
+    return {
+        "name": suite,
+        "candidates": candidates,
+        "pictures": drawn,
+        "cases": [case_of(results.of_case(suite, case), case, candidates) for case in results.cases(suite)],
+    }
+
+
+def case_of(rows: dict[str, Row], case: str, candidates: list[str]) -> dict:
+    passed = measured(rows)
+    best, plan = fastest(row for row in passed.values() if row.error_class == "accurate"), passed.get(PLAN)
+    return {
+        "name": case,
+        "count": next(iter(rows.values())).count,
+        "kernel": plan.kernel.partition(".")[2] if plan else "",
+        "cells": [cell(rows.get(name), best) for name in candidates],
+    }
+
+
+def cell(row: Row | None, best: Row | None) -> dict:
+    if row is None or row.status != MEASURED:
+        return {"text": "" if row is None else "not timed", "error": "", "ours": False, "best": False, "title": ""}
+    return {
+        "text": milliseconds(row),
+        "error": f"{row.error:.0e}",
+        "ours": row.ours,
+        "best": row is best,
+        "title": f"p20 {row.p20_s * 1e3:.3f} ms, p80 {row.p80_s * 1e3:.3f} ms, {row.gflops:.1f} GFLOP/s",
+    }

@@ -1,0 +1,191 @@
+"""The report's pictures, each drawn twice: 1280 pixels wide for a screen, 400 for a telephone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from .cases import FILTERS
+from .ours import CONV2D, FAST_PLAN, PLAN
+from .results import PEERS, Results, accurate_peers, advantage, fastest, measured
+
+WIDE, NARROW = 1280, 400
+DPI = 100
+OURS_COLOUR, LIGHT_COLOUR = "#0b5394", "#9fc5e8"
+FLOOR_COLOUR = "#b45f06"
+# Colours that people who confuse red and green can tell apart (Okabe and Ito), and a marker each besides.
+PEER_STYLES = {
+    "PyTorch NCHW": ("#d55e00", "o"),
+    "PyTorch channels_last": ("#d55e00", "s"),
+    "ONNX Runtime": ("#009e73", "^"),
+    "OpenVINO": ("#cc79a7", "D"),
+    "ncnn": ("#000000", "v"),
+    "OpenCV dnn": ("#e69f00", "P"),
+    "OpenCV filter2D": ("#e69f00", "P"),
+    "MNN": ("#7f7f7f", "X"),
+    "SciPy ndimage": ("#56b4e9", "<"),
+    "SciPy oaconvolve": ("#56b4e9", ">"),
+}
+OTHER_STYLE = ("#7f7f7f", ".")
+
+
+def png(draw: Callable, width: int) -> bytes:
+    """The picture that `draw(width_in_inches, narrow)` makes, `width` pixels wide."""
+    narrow = width < 700
+    settings = {"font.size": 7 if narrow else 10, "axes.spines.top": False, "axes.spines.right": False}
+    with plt.rc_context(settings):
+        figure = draw(width / DPI, narrow)
+        file = io.BytesIO()
+        figure.savefig(file, dpi=DPI, format="png", metadata={"Software": None})
+        plt.close(figure)
+    return file.getvalue()
+
+
+def speed(results: Results, suite: str) -> Callable:
+    """Bars for ours, marks for the peers: GFLOP/s of each case."""
+    cases = results.cases(suite)
+
+    def draw(width, narrow):
+        figure, axes = rows_figure(width, narrow, cases)
+        at = np.arange(len(cases))
+        for name, colour, height in ((CONV2D, LIGHT_COLOUR, 0.8), (PLAN, OURS_COLOUR, 0.4)):
+            axes.barh(at, [gflops(results, suite, case, name) for case in cases], height, color=colour, label=name)
+        for name in results.candidates(suite):
+            if name not in (CONV2D, PLAN):
+                colour, marker = PEER_STYLES.get(name, OTHER_STYLE)
+                if name == FAST_PLAN:
+                    colour, marker = OURS_COLOUR, "*"
+                values = [gflops(results, suite, case, name) for case in cases]
+                axes.plot(values, at, marker, color=colour, markersize=3 if narrow else 5, label=name)
+        axes.set_xlabel("GFLOP/s, counted as direct convolution")
+        axes.set_xlim(left=0)
+        legend_above(figure, axes, 2 if narrow else 5)
+        return figure
+
+    return draw
+
+
+def advantages(results: Results, suite: str) -> Callable:
+    """How many times as long the fastest peer takes, on each case."""
+    cases = results.cases(suite)
+    pairs = [(CONV2D, "PyTorch", LIGHT_COLOUR), (PLAN, "accurate peers", OURS_COLOUR)]
+    if suite == FILTERS:
+        pairs = [(CONV2D, "OpenCV and SciPy", LIGHT_COLOUR), (PLAN, "accurate peers", OURS_COLOUR)]
+    floor = 0.8 if suite == FILTERS else 0.9
+
+    def draw(width, narrow):
+        figure, axes = rows_figure(width, narrow, cases)
+        for offset, (ours, against, colour) in zip((0.2, -0.2), pairs, strict=True):
+            values = [case_advantage(results, suite, case, ours, against) for case in cases]
+            at = np.arange(len(cases)) - offset
+            label = f"{ours.removeprefix('convlib ')} against {against} (the fastest)"
+            axes.barh(at, np.array(values) - 1, 0.38, left=1, color=colour, label=label)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.axvline(
+            floor, color=FLOOR_COLOUR, linewidth=0.8, linestyle=":", label=f"floor of any single case, {floor}"
+        )
+        axes.set_xlabel("peer's time / our time (right of 1: ours is faster)")
+        legend_above(figure, axes, 1 if narrow else 3)
+        return figure
+
+    return draw
+
+
+def roofline(results: Results) -> Callable:
+    """Every case's plan and best accurate peer under the machine's limits."""
+    peaks, threads = results.settings["peaks"], results.settings["threads"]
+    compute, bandwidth = peaks["core_gflops"] * threads, peaks["bandwidth_gbs"]
+
+    def draw(width, narrow):
+        figure, axes = plt.subplots(figsize=(width, width * (1.0 if narrow else 0.5)), layout="constrained")
+        x = np.geomspace(0.5, 1000, 200)
+        axes.plot(
+            x, np.minimum(compute, x * bandwidth), color="black", label="limit of a direct convolution from memory"
+        )
+        axes.plot(x, np.minimum(4 * compute, x * bandwidth), "--", color="black", label="limit of Winograd F(4x4, 3x3)")
+        for colour, marker, label, pick in (
+            ("#b7b7b7", "o", "fastest accurate peer", lambda rows: fastest(accurate_peers(rows))),
+            (OURS_COLOUR, ".", PLAN, lambda rows: measured(rows).get(PLAN)),
+        ):
+            rows = [pick(results.of_case(suite, case)) for suite in results.suites() for case in results.cases(suite)]
+            rows = [row for row in rows if row is not None]
+            intensity = [2 * row.macs / row.bytes for row in rows]
+            axes.plot(intensity, [row.gflops for row in rows], marker, color=colour, label=label)
+        axes.set(xscale="log", yscale="log", ylabel="GFLOP/s, counted as direct convolution")
+        axes.set_xlabel("FLOP per byte of x, w and y, each moved once")
+        axes.legend(loc="lower right", frameon=False)
+        return figure
+
+    return draw
+
+
+def filters(results: Results) -> Callable:
+    """Milliseconds over the window's size, a panel for each image."""
+    cases = results.cases(FILTERS)
+    images = list(dict.fromkeys(case.rpartition("-")[0] for case in cases))
+
+    def draw(width, narrow):
+        columns = 1 if narrow else 2
+        lines = -(-len(images) // columns)
+        size = (width, lines * (2.6 if narrow else 3.2) + 0.8)
+        figure, panels = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
+        for axes, image in zip(panels.flat, images, strict=False):
+            filter_panel(axes, results, image, [case for case in cases if case.rpartition("-")[0] == image])
+        for axes in panels.flat[len(images) :]:
+            axes.set_visible(False)
+        handles, labels = panels.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=2 if narrow else 4, frameon=False)
+        return figure
+
+    return draw
+
+
+def filter_panel(axes, results, image, cases):
+    windows = [int(case.rpartition("x")[2]) for case in cases]
+    for name in results.candidates(FILTERS):
+        colour, marker = PEER_STYLES.get(name, (OURS_COLOUR if name == PLAN else LIGHT_COLOUR, "o"))
+        rows = [measured(results.of_case(FILTERS, case)).get(name) for case in cases]
+        values = [row.median_s * 1e3 if row else np.nan for row in rows]
+        width = 2 if name in (CONV2D, PLAN) else 1
+        axes.plot(windows, values, marker=marker, color=colour, label=name, linewidth=width, markersize=4)
+    size, channels = image.split("-")
+    axes.set_title(f"{size}, {channels} channel{'s' if channels != '1' else ''}", loc="left")
+    axes.set(yscale="log", xlabel="window", ylabel="ms", xticks=windows)
+
+
+def rows_figure(width, narrow, cases):
+    """A figure with one labelled row for each case, the first on top."""
+    row_inches = 0.26 if narrow else 0.36
+    height = len(cases) * row_inches + (1.6 if narrow else 1.3)
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    axes.set_yticks(np.arange(len(cases)), cases)
+    axes.set_ylim(len(cases) - 0.4, -0.6)
+    axes.grid(axis="x", linewidth=0.4, alpha=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def legend_above(figure, axes, columns):
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns, frameon=False)
+
+
+def gflops(results, suite, case, name) -> float:
+    row = measured(results.of_case(suite, case)).get(name)
+    return row.gflops if row else np.nan
+
+
+def case_advantage(results, suite, case, ours, against) -> float:
+    rows = results.of_case(suite, case)
+    value = advantage(rows, ours, PEERS[against](rows))
+    return np.nan if value is None else value
