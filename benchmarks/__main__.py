@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import cases, engine, machine, ours, peaks, peers, report, results, runner, tables
+from . import cases, engine, gpu, machine, ours, peaks, peers, report, results, runner, tables
 
 QUICK = engine.Settings(rounds=5, block_seconds=0.010, most_seconds=1.0)
 
@@ -48,14 +48,22 @@ def options(command):
 def main(context, **chosen):
     """Measure convlib on this machine's GPU if it has one, otherwise on its CPU."""
     if context.invoked_subcommand is None:
-        run_cpu(**chosen)
+        run = run_cpu if gpu.unavailable() else run_gpu
+        run(**chosen)
 
 
-@main.command()
+@main.command("cpu")
 @options
-def cpu(**chosen):
+def cpu_command(**chosen):
     """NumPy arrays on the CPU, beside PyTorch, ONNX Runtime, OpenVINO, ncnn, OpenCV, MNN and SciPy."""
     run_cpu(**chosen)
+
+
+@main.command("gpu")
+@options
+def gpu_command(**chosen):
+    """CuPy arrays on the GPU, beside cuDNN and PyTorch CUDA. Never run on hardware so far."""
+    run_gpu(**chosen)
 
 
 @main.command("report")
@@ -66,26 +74,43 @@ def report_command(folder):
     click.echo(folder / "report.html")
 
 
-def run_cpu(quick, suites, names, with_peers, each_kernel, threads, rounds, output):
+def run_cpu(threads, with_peers, **chosen):
+    threads, place = set_threads(threads), ours.host()
+    if with_peers:
+        tell_missing(chosen["suites"] or cases.suites())
+    run_on(
+        place,
+        lambda case: peers.makers(case.suite, threads) if with_peers else {},
+        engine.host_block,
+        {"threads": threads, "peaks": peaks.measure(threads)},
+        **chosen,
+    )
+
+
+def run_gpu(threads, with_peers, **chosen):
+    reason = gpu.unavailable()
+    if reason:
+        raise click.ClickException(f"no GPU to measure on: {reason}")
+    found = gpu.makers() if with_peers else {}
+    run_on(gpu.place(), lambda case: found, gpu.event_block, {"threads": threads or 1, "peaks": None}, **chosen)
+
+
+def run_on(place, peers_of: Callable, block: Callable, about_run, quick, suites, names, each_kernel, rounds, output):
+    """Measure the chosen cases with ours and their peers at one place, and write and show the results."""
     console = tables.console()
-    threads = set_threads(threads)
     chosen = [case for case in chosen_cases(quick, suites) if not names or any(name in case.name for name in names)]
     if not chosen:
         raise click.UsageError(f"--case: no case has {' or '.join(names)} in its name")
     settings = engine_settings(quick, rounds)
-    if with_peers:
-        tell_missing(chosen, console)
+    about = machine.describe()
+    console.print(f"{about['processor']}, {', '.join(about['instruction_sets'])}; on {place.device}", highlight=False)
 
     def makers(case):
-        found = ours.makers(case)
-        if each_kernel:
-            found |= ours.kernel_makers(case)
-        return found | (peers.makers(case.suite, threads) if with_peers else {})
+        kernels = ours.kernel_makers(case, place) if each_kernel else {}
+        return ours.makers(case, place) | kernels | peers_of(case)
 
-    about = machine.describe(threads)
-    console.print(f"{about['processor']}, {', '.join(about['instruction_sets'])}; {threads} threads", highlight=False)
-    rows = measure(chosen, makers, settings, console)
-    about_run = run_settings(settings, threads) | {"peaks": peaks.measure(threads)}
+    rows = measure(chosen, makers, settings, block, console)
+    about_run |= run_settings(settings) | {"device": str(place.device)}
     finish(results.Results(about, about_run, rows), output, console)
 
 
@@ -112,11 +137,10 @@ def engine_settings(quick, rounds) -> engine.Settings:
     return replace(base, rounds=rounds or base.rounds)
 
 
-def run_settings(settings: engine.Settings, threads: int) -> dict:
+def run_settings(settings: engine.Settings) -> dict:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
-        "threads": threads,
         "rounds": settings.rounds,
         "block_seconds": settings.block_seconds,
         "sleep_seconds": engine.SLEEP_SECONDS,
@@ -124,15 +148,17 @@ def run_settings(settings: engine.Settings, threads: int) -> dict:
     }
 
 
-def tell_missing(chosen, console) -> None:
-    lacking = {name: package for case in chosen for name, package in peers.missing(case.suite).items()}
+def tell_missing(suites) -> None:
+    lacking = {name: package for suite in suites for name, package in peers.missing(suite).items()}
     for name, package in lacking.items():
-        console.print(f"[yellow]{name} is not measured: {package} is not installed", highlight=False)
+        click.echo(f"{name} is not measured: {package} is not installed")
     if lacking:
-        console.print('[yellow]all peers:[/] python -m pip install -e ".[peers]"', markup=True, highlight=False)
+        click.echo('all peers: python -m pip install -e ".[peers]"')
 
 
-def measure(chosen, makers: Callable, settings: engine.Settings, console: Console) -> list[results.Row]:
+def measure(
+    chosen, makers: Callable, settings: engine.Settings, block: Callable, console: Console
+) -> list[results.Row]:
     """Every row of the chosen cases, with a progress bar that says what is being done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -140,7 +166,7 @@ def measure(chosen, makers: Callable, settings: engine.Settings, console: Consol
         rows = []
         for case in chosen:
             rows += runner.run_case(
-                case, makers(case), settings, engine.host_block, lambda text: progress.update(task, description=text)
+                case, makers(case), settings, block, lambda text: progress.update(task, description=text)
             )
             progress.advance(task)
     return rows

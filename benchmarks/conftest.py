@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from . import cases, ours
+from . import cases, gpu, ours
 
 
 def pytest_addoption(parser):
@@ -21,11 +21,12 @@ def pytest_generate_tests(metafunc):
     """A test for each candidate of ours on each case: conv2d, plan, and every kernel that can run it."""
     if "make" not in metafunc.fixturenames:
         return
+    place = ours.host() if gpu.unavailable() else gpu.place()
     chosen = metafunc.config.getoption("--suite")
     selected = [case for suite in chosen for case in cases.cases(suite)] if chosen else cases.quick_cases()
     parameters = [
         pytest.param(case, make, id=f"{case}-{name.removeprefix('convlib ')}")
         for case in selected
-        for name, make in (ours.makers(case) | ours.kernel_makers(case)).items()
+        for name, make in (ours.makers(case, place) | ours.kernel_makers(case, place)).items()
     ]
     metafunc.parametrize(("case", "make"), parameters)

@@ -22,7 +22,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def describe(threads: int) -> dict:
+def describe() -> dict:
     """This machine and its software, for the results' header."""
     cpu = cpuinfo.get_cpu_info()
     flags = set(cpu.get("flags", ()))
@@ -32,7 +32,6 @@ def describe(threads: int) -> dict:
         "numba_target": numba_target(),
         "cores": psutil.cpu_count(logical=False),
         "logical_processors": psutil.cpu_count(),
-        "threads": threads,
         "memory_bytes": psutil.virtual_memory().total,
         "l2_cache_bytes": cpu.get("l2_cache_size"),
         "l3_cache_bytes": cpu.get("l3_cache_size"),

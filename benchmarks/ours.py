@@ -1,4 +1,4 @@
-"""convlib's own candidates: conv2d, plan, plan at MNN's accuracy, and every kernel by itself.
+"""convlib's own candidates: conv2d, plan, plan at MNN's accuracy, and every kernel by itself; on the CPU or on a GPU.
 
 Each writes into a result of its own (`out=`), as the peers do whose interface has that.
 """
@@ -6,12 +6,15 @@ Each writes into a result of its own (`out=`), as the peers do whose interface h
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 import convlib
-from convlib import accuracy, device, dispatch
+from convlib import accuracy, dispatch
+from convlib.device import Device, cpu
 
 from .candidate import Candidate
 from .cases import Case, Operands
@@ -20,45 +23,68 @@ from .gate import FAST_MAX_ERROR
 CONV2D, PLAN, FAST_PLAN = "convlib conv2d", "convlib plan", "convlib plan, max_error 1e-3"
 
 
-def makers(case: Case, max_error: float = accuracy.DEFAULT_MAX_ERROR) -> dict[str, Callable]:
+@dataclass(frozen=True)
+class Place:
+    """Where arrays lie. put: a NumPy array as one of there; get: back again."""
+
+    device: Device
+    put: Callable[[np.ndarray], Any]
+    get: Callable[[Any], np.ndarray]
+
+
+def host() -> Place:
+    """NumPy arrays, with as many threads as Numba has now."""
+    return Place(cpu(), np.asarray, np.asarray)
+
+
+def makers(case: Case, place: Place) -> dict[str, Callable]:
     """conv2d and plan under `algorithm="auto"`; plan once more where a larger error changes its choice."""
-    found = {CONV2D: partial(conv2d, max_error=max_error), PLAN: partial(plan, max_error=max_error)}
-    if choice(case, FAST_MAX_ERROR) != choice(case, max_error):
-        found[FAST_PLAN] = partial(plan, max_error=FAST_MAX_ERROR, name=FAST_PLAN)
+    found = {CONV2D: partial(conv2d, place=place), PLAN: partial(plan, place=place)}
+    if choice(case, place, FAST_MAX_ERROR) != choice(case, place, accuracy.DEFAULT_MAX_ERROR):
+        found[FAST_PLAN] = partial(plan, place=place, max_error=FAST_MAX_ERROR, name=FAST_PLAN)
     return found
 
 
-def kernel_makers(case: Case) -> dict[str, Callable]:
-    """Every kernel for this CPU that can run the case, forced by name, through conv2d."""
-    held = dispatch.candidates(case.problem, device.cpu(), FAST_MAX_ERROR, None)
-    return {
-        candidate.name: partial(conv2d, max_error=FAST_MAX_ERROR, algorithm=dispatch.algorithm_of(candidate.name))
-        for candidate in held
-        if candidate.possible
-    }
+def kernel_makers(case: Case, place: Place) -> dict[str, Callable]:
+    """Every kernel that can run the case there, forced by its two names, through conv2d."""
+    held = dispatch.candidates(case.problem, place.device, FAST_MAX_ERROR, None)
+    possible = [candidate.name for candidate in held if candidate.possible]
+    return {name: partial(conv2d, place=place, max_error=FAST_MAX_ERROR, kernel=name) for name in possible}
 
 
-def choice(case: Case, max_error: float, algorithm: str = "auto") -> str:
-    return dispatch.choose(case.problem, device.cpu(), "auto", algorithm, max_error)
+def choice(case: Case, place: Place, max_error: float) -> str:
+    return dispatch.choose(case.problem, place.device, "auto", "auto", max_error)
 
 
 def conv2d(
-    case: Case, operands: Operands, max_error: float = accuracy.DEFAULT_MAX_ERROR, algorithm: str = "auto"
+    case: Case,
+    operands: Operands,
+    place: Place,
+    max_error: float = accuracy.DEFAULT_MAX_ERROR,
+    kernel: str | None = None,
 ) -> Candidate:
-    """conv2d on NumPy arrays: the weights are packed in each call."""
-    keywords = {**parameters(case), "max_error": max_error, "algorithm": algorithm}
-    x, y = in_layout(case, operands.x), new_result(case)
-    call = partial(convlib.conv2d, x, operands.w, operands.bias, out=y, **keywords)
-    kernel = choice(case, max_error, algorithm)
-    name = CONV2D if algorithm == "auto" else kernel
-    return Candidate(name, call, partial(logical, case, y), max_error, True, kernel)
+    """conv2d, by the kernel it chooses or by `kernel`; the weights are packed in each call."""
+    keywords = parameters(case) | {"max_error": max_error}
+    if kernel is not None:
+        keywords |= {"backend": dispatch.family_of(kernel), "algorithm": dispatch.algorithm_of(kernel)}
+    x, w, bias, y = arrays(case, operands, place)
+    call = partial(convlib.conv2d, x, w, bias, out=y, **keywords)
+    used = kernel or choice(case, place, max_error)
+    return Candidate(kernel or CONV2D, call, lambda: logical(case, place.get(y)), max_error, True, used)
 
 
-def plan(case: Case, operands: Operands, max_error: float = accuracy.DEFAULT_MAX_ERROR, name: str = PLAN) -> Candidate:
+def plan(
+    case: Case,
+    operands: Operands,
+    place: Place,
+    max_error: float = accuracy.DEFAULT_MAX_ERROR,
+    name: str = PLAN,
+) -> Candidate:
     """A plan's call: the weights have been packed beforehand."""
-    x, y = in_layout(case, operands.x), new_result(case)
-    planned = convlib.plan(x.shape, operands.w, operands.bias, max_error=max_error, **parameters(case))
-    return Candidate(name, partial(planned, x, out=y), partial(logical, case, y), max_error, True, planned.name)
+    x, w, bias, y = arrays(case, operands, place)
+    planned = convlib.plan(x.shape, w, bias, max_error=max_error, **parameters(case))
+    call = partial(planned, x, out=y)
+    return Candidate(name, call, lambda: logical(case, place.get(y)), max_error, True, planned.name)
 
 
 def parameters(case: Case) -> dict:
@@ -72,6 +98,13 @@ def parameters(case: Case) -> dict:
     }
 
 
+def arrays(case: Case, operands: Operands, place: Place):
+    """x, w, bias and an output full of NaN, so that an element never written is found by the gate."""
+    empty = np.full(case.problem.y_shape, np.nan, case.problem.dtype)
+    bias = None if operands.bias is None else place.put(operands.bias)
+    return place.put(in_layout(case, operands.x)), place.put(operands.w), bias, place.put(in_layout(case, empty))
+
+
 def in_layout(case: Case, array: np.ndarray) -> np.ndarray:
     """(N, C, H, W) as the case's layout has it in memory."""
     return np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if case.problem.layout == "NHWC" else array
@@ -79,10 +112,3 @@ def in_layout(case: Case, array: np.ndarray) -> np.ndarray:
 
 def logical(case: Case, array: np.ndarray) -> np.ndarray:
     return array.transpose(0, 3, 1, 2) if case.problem.layout == "NHWC" else array
-
-
-def new_result(case: Case) -> np.ndarray:
-    """An output of the case filled with NaN, so that an element never written is found by the gate."""
-    return np.full(
-        in_layout(case, np.empty(case.problem.y_shape, case.problem.dtype)).shape, np.nan, case.problem.dtype
-    )

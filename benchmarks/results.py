@@ -159,7 +159,9 @@ class Verdict:
 
 
 def verdicts(results: Results) -> list[Verdict]:
-    """Every bar whose whole suite was measured: a bar says nothing about a selection."""
+    """Every bar whose whole suite was measured: a bar says nothing about a selection, and nothing about a GPU."""
+    if not results.settings.get("device", "cpu").startswith("cpu"):
+        return []
     found = (verdict(bar, results) for bar in BARS if is_whole(results, bar.suite))
     return [v for v in found if v is not None]
 

@@ -1,0 +1,201 @@
+"""The GPU's side: where arrays lie, how a block is timed, and the peers cuDNN and PyTorch CUDA.
+
+This file has never run on a GPU: whoever wrote it had none. What can be tried without one is: the cuDNN graphs are
+built and looked at in tests/benchmarks/test_gpu.py. Run `python -m benchmarks gpu` and believe what it says then.
+
+cuDNN is called through NVIDIA's own front end (nvidia-cudnn-frontend) on CuPy arrays: NCHW and NHWC, with TF32 and
+without, once with the plan its heuristic ranks first and once with the fastest of all its plans. With TF32 products
+have 10 bits, so those candidates fall into the "fast" class and are never set beside float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import cache, partial
+from importlib.util import find_spec
+
+import numpy as np
+
+import convlib
+from convlib import device
+
+from .candidate import Candidate, CannotRun
+from .cases import Case, Operands
+from .gate import FAST_MAX_ERROR
+from .ours import Place
+from .peers import symmetric_padding
+
+TRIES_FOR_A_PLAN = 5
+
+
+def unavailable() -> str | None:
+    """Why nothing can be measured on a GPU here; None where one can be."""
+    if find_spec("cupy") is None:
+        return 'CuPy is not installed: python -m pip install -e ".[cuda13]"'
+    return None if convlib.info()["gpus"] else "no CUDA device is visible"
+
+
+def place() -> Place:
+    """CuPy arrays on device 0."""
+    import cupy
+
+    return Place(device.gpu(0), cupy.asarray, cupy.asnumpy)
+
+
+def event_block(call: Callable, calls: int) -> float:
+    """Seconds per call between two CUDA events around `calls` launches on the current stream."""
+    import cupy
+
+    start, end = cupy.cuda.Event(), cupy.cuda.Event()
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return cupy.cuda.get_elapsed_time(start, end) / 1e3 / calls
+
+
+def synchronised(call: Callable) -> Callable:
+    """The call and the wait for its end, for timers that know the host's clock only."""
+    import cupy
+
+    def call_and_wait():
+        call()
+        cupy.cuda.get_current_stream().synchronize()
+
+    return call_and_wait
+
+
+def pytorch(case: Case, operands: Operands, channels_last: bool, tf32: bool) -> Candidate:
+    """torch.nn.functional.conv2d on CUDA with cudnn.benchmark on, so that PyTorch searches its algorithms too."""
+    import torch
+
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    x, w = (torch.from_numpy(a).cuda().contiguous(memory_format=order) for a in (operands.x, operands.w))
+    bias = None if operands.bias is None else torch.from_numpy(operands.bias).cuda()
+    problem = case.problem
+    parameters = (problem.stride, symmetric_padding(problem), problem.dilation, problem.groups)
+    last = {}
+
+    def call():
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
+            last["y"] = torch.conv2d(x, w, bias, *parameters)
+
+    name = f"PyTorch {'channels_last' if channels_last else 'NCHW'}{' TF32' if tf32 else ''}"
+    return Candidate(name, call, lambda: last["y"].cpu().numpy(), FAST_MAX_ERROR)
+
+
+def cudnn(case: Case, operands: Operands, channels_last: bool, tf32: bool, best_plan: bool) -> Candidate:
+    """One cuDNN graph, convolution and bias, executed on CuPy arrays."""
+    import cudnn as frontend
+    import cupy
+
+    graph, tensors = cudnn_graph(case, channels_last, tf32, cudnn_handle())
+    graph.create_execution_plans([frontend.heur_mode.A, frontend.heur_mode.FALLBACK])
+    try:
+        graph.check_support()
+        graph.build_plans(frontend.build_plan_policy.ALL if best_plan else frontend.build_plan_policy.HEURISTICS_CHOICE)
+    except frontend.cudnnGraphNotSupportedError as reason:
+        raise CannotRun(str(reason)) from reason
+    values = {"x": operands.x, "w": operands.w, "bias": operands.bias}
+    arrays = {name: in_order(value, channels_last) for name, value in values.items() if name in tensors}
+    arrays["y"] = in_order(np.full(case.problem.y_shape, np.nan, np.float32), channels_last)
+    bound = {tensors[name]: array for name, array in arrays.items()}
+    if best_plan:
+        call = fastest_plan(graph, bound)
+    else:
+        workspace = cupy.empty(graph.get_workspace_size(), cupy.uint8)
+        call = partial(graph.execute, bound, workspace, handle=cudnn_handle())
+    name = cudnn_name(channels_last, tf32, best_plan)
+    return Candidate(name, call, lambda: cupy.asnumpy(arrays["y"]), FAST_MAX_ERROR)
+
+
+def cudnn_name(channels_last: bool, tf32: bool, best_plan: bool) -> str:
+    layout, kind = "NHWC" if channels_last else "NCHW", "best plan" if best_plan else "heuristic"
+    return f"cuDNN {layout} {kind}{' TF32' if tf32 else ''}"
+
+
+@cache
+def cudnn_handle():
+    import cudnn as frontend
+    import cupy
+
+    handle = frontend.create_handle()
+    frontend.set_stream(handle=handle, stream=cupy.cuda.get_current_stream().ptr)
+    return handle
+
+
+def cudnn_graph(case: Case, channels_last: bool, tf32: bool, handle):
+    """The graph of one case, and its tensors by name; sizes are always N C H W, the strides say the layout."""
+    import cudnn as frontend
+
+    problem, real = case.problem, frontend.data_type.FLOAT
+    graph = frontend.pygraph(io_data_type=real, intermediate_data_type=real, compute_data_type=real, handle=handle)
+
+    def tensor(name, shape):
+        return graph.tensor(name=name, dim=list(shape), stride=strides(shape, channels_last), data_type=real)
+
+    tensors = {"x": tensor("x", problem.x_shape), "w": tensor("w", problem.w_shape)}
+    (top, bottom), (left, right) = problem.padding
+    y = graph.conv_fprop(
+        image=tensors["x"], weight=tensors["w"], pre_padding=[top, left], post_padding=[bottom, right],
+        stride=list(problem.stride), dilation=list(problem.dilation), name="convolution",
+    )  # fmt: skip
+    if problem.has_bias:
+        tensors["bias"] = tensor("bias", (1, problem.K, 1, 1))
+        y = graph.bias(name="add_bias", input=y, bias=tensors["bias"])
+    y.set_output(True).set_data_type(real)
+    y.set_dim(list(problem.y_shape)).set_stride(strides(problem.y_shape, channels_last))
+    if not tf32:  # float32 data on tensor cores means TF32
+        graph.deselect_numeric_notes([frontend.numerical_note.TENSOR_CORE])
+    return graph, tensors | {"y": y}
+
+
+def strides(shape, channels_last: bool) -> list[int]:
+    """Strides in elements of an (N, C, H, W) array, its memory in that order or in (N, H, W, C)."""
+    _, C, H, W = shape
+    return [C * H * W, 1, W * C, C] if channels_last else [C * H * W, H * W, W, 1]
+
+
+def in_order(array: np.ndarray, channels_last: bool):
+    """A CuPy array of the same values, its memory in N C H W or N H W C; a bias becomes (1, K, 1, 1)."""
+    import cupy
+
+    array = array.reshape(1, -1, 1, 1) if array.ndim == 1 else array
+    if not channels_last:
+        return cupy.asarray(array)
+    return cupy.asarray(np.ascontiguousarray(array.transpose(0, 2, 3, 1))).transpose(0, 3, 1, 2)
+
+
+def fastest_plan(graph, bound) -> Callable:
+    """The call of the plan that was fastest in a few tries, among all that could be built."""
+    import cudnn as frontend
+    import cupy
+
+    timed = []
+    for index in range(graph.get_execution_plan_count()):
+        with contextlib.suppress(frontend.cudnnGraphNotSupportedError):  # ranked by the heuristic, but not buildable
+            workspace = cupy.empty(graph.get_workspace_size_plan_at_index(index), cupy.uint8)
+            call = partial(graph.execute_plan_at_index, bound, workspace, index, cudnn_handle())
+            call()
+            timed.append((event_block(call, TRIES_FOR_A_PLAN), index, call))
+    if not timed:
+        raise CannotRun("cuDNN has no plan for it")
+    return min(timed, key=lambda entry: entry[:2])[2]
+
+
+def makers() -> dict[str, Callable]:
+    """The installed peers by name."""
+    found = {}
+    orders = [(channels_last, tf32) for tf32 in (False, True) for channels_last in (False, True)]
+    if find_spec("cudnn") is not None:
+        for channels_last, tf32 in orders:
+            for best in (False, True):
+                name = cudnn_name(channels_last, tf32, best)
+                found[name] = partial(cudnn, channels_last=channels_last, tf32=tf32, best_plan=best)
+    if find_spec("torch") is not None:
+        for channels_last, tf32 in orders:
+            name = f"PyTorch {'channels_last' if channels_last else 'NCHW'}{' TF32' if tf32 else ''}"
+            found[name] = partial(pytorch, channels_last=channels_last, tf32=tf32)
+    return found
