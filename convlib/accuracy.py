@@ -21,6 +21,7 @@ GROWTH = {
     "tiled": 1.0,
     "im2col": 1.0,
     "blocked": 1.0,
+    "blocked_by_filters": 1.0,
 }
 
 DEFAULT_MAX_ERROR = 5e-6

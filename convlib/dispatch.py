@@ -30,6 +30,7 @@ from .workspace import aligned
 KERNELS: tuple[str, ...] = (
     "numba_cpu.direct",
     "numba_cpu.blocked",
+    "numba_cpu.blocked_by_filters",
     "cupy_raw.direct",
     "cupy_raw.tiled",
     "cupy_raw.im2col",

@@ -28,7 +28,7 @@ from numba import from_dtype
 from . import target, weight_panels
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled
-from .epilogue import CLAMP, activate
+from .epilogue import CLAMP, activate, store_one_function
 from .microkernel import VECTORS, multiply_function, panel_rows
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop
@@ -49,8 +49,9 @@ def build(dtype_name):
     width, panel_row = VECTORS * W, VECTORS * W * item
     V = Vector(numba.from_dtype(np.dtype(real)), W)
     zero = real(0)
-    read, write, read_vector, write_vector = memory_functions(dtype_name)
+    read, _, read_vector, write_vector = memory_functions(dtype_name)
     read_sum, write_sum, read_sums, write_sums = memory_functions(np.dtype(real).name)
+    store_one = store_one_function(dtype_name)
     multiply = multiply_function(real, "row")
     padding = weight_panels.padded_filters(1)
 
@@ -142,12 +143,7 @@ def build(dtype_name):
                     total = activate(total, call.activation, call.low, call.high, call.slope)
                     write_vector(y + (first + j) * stored_item, total)
             for j in range(done, columns):
-                p, q = (first + j) // call.Q, (first + j) % call.Q
-                number = read_sum(sums + j * item) + bias
-                if call.has_residual:
-                    number += read(add + p * call.residual_p + q * call.residual_q)
-                number = activate(number, call.activation, call.low, call.high, call.slope)
-                write(y + p * call.y_p + q * call.y_q, number)
+                store_one(call, n, k, first + j, read_sum(sums + j * item) + bias)
 
     @numba.njit(error_model="numpy")
     def flat_rows(row, pixel, Q):
@@ -176,7 +172,7 @@ def build(dtype_name):
 
         point = taps == 1 and call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
         flat = point and flat_rows(call.x_h, call.x_w, call.W)
-        in_place = flat and same and call.x_w == item
+        in_place = False
         direct = call.activation == CLAMP and same and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
         if call.has_residual:
             direct = direct and call.residual_q == item and flat_rows(call.residual_p, call.residual_q, call.Q)
@@ -286,7 +282,8 @@ def pack(problem, device, w, packed):
 
 
 def predicted_seconds(problem, device):
-    return 10e-6 + 2 * problem.macs / (60e9 * device.threads)
+    speed = 70e9 if problem.layout == "NCHW" else 30e9  # other memory orders are read and written number by number
+    return 10e-6 + 2 * problem.macs / (speed * device.threads)
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):

@@ -7,9 +7,11 @@ compilation per activation.
 
 import math
 
+import numba
 from numba.core import types
 
 from . import tracing
+from .short_floats import memory_functions
 from .tracing import bits, choose, constant, convert, fma, select, traced
 
 CLAMP, LEAKY, SILU = 0, 1, 2
@@ -69,6 +71,24 @@ def exponential(x):
 def activate(value, kind, low, high, slope):
     """One number's activation, for kernels that finish one output at a time."""
     return activated([value], kind, low, high, slope)[0]
+
+
+def store_one_function(dtype_name):
+    """A Numba function store_one(call, n, k, pixel, sum): residual, activation and store of one output, wherever y
+    lies.
+    """
+    read, write, _, _ = memory_functions(dtype_name)
+
+    @numba.njit(error_model="numpy")
+    def store_one(call, n, k, pixel, number):
+        p, q = pixel // call.Q, pixel % call.Q
+        if call.has_residual:
+            here = n * call.residual_n + k * call.residual_k + p * call.residual_p + q * call.residual_q
+            number += read(call.residual + here)
+        number = activate(number, call.activation, call.low, call.high, call.slope)
+        write(call.y + n * call.y_n + k * call.y_k + p * call.y_p + q * call.y_q, number)
+
+    return store_one
 
 
 @traced(types.float64)

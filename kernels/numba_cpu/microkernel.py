@@ -34,6 +34,7 @@ from .tracing import Lanes, choose, convert, fma, load, loop, select, store, tra
 from .vectors import lanes
 
 VECTORS = 3  # columns of the widest tile, in vectors
+AHEAD = 1_024  # bytes of A fetched ahead: the processor's own prefetcher stops at each page, and every panel is a page
 
 
 def tile_rows(vectors) -> int:
@@ -64,6 +65,7 @@ def accumulate(V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, su
             where = a + a_row * (i % panel) + a_panel * (i // panel)
             weight = tracing.broadcast(V, load(V.scalar, where))
             added.append([fma(weight, columns[j], sums[i][j]) for j in range(vectors)])
+        tracing.prefetch(a + AHEAD)
         return [added, a + a_step, b + b_step]
 
     return loop(depth, step, [sums, a, b])[0]

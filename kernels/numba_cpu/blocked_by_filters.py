@@ -1,0 +1,395 @@
+"""Blocked convolution with filters across the vector lanes: for channels last, and for maps of few pixels.
+
+The same product as blocked.py, y = w * x over d = (c, r, s), with the roles exchanged in the micro-kernel: a row of
+its tile is a pixel, whose x values are broadcast, and its columns are 24 filters.
+
+    for every block of pixels                         its panel, [4 pixels][depth][4], stays in the L2 cache
+        for every block of channels
+            copy the x values that these pixels read into the panel
+            for every tile of 24 filters              its weights, 24 x about 256 depths, in the L1 cache, are read once
+                for every 4 pixels: the micro-kernel
+
+Why so: pixels are cut by 4, not by 24, so a 7 x 7 map wastes 6 % instead of 22 %; weights, which outweigh everything
+on such maps (9 MB for 512 x 512 x 3 x 3), are read once. With channels last y is stored as it comes and a 1x1 kernel
+reads x where it lies. In NCHW sums are transposed on their way out, 8 x 8 at a time: 2 % of the time at depth 256.
+
+Where a map has so few pixels that the threads must share it by filters, all of them need the same panels: then a
+first round of tasks packs the panels of the whole problem, and a second multiplies.
+"""
+
+import struct
+from functools import lru_cache
+
+import numba
+import numpy as np
+from numba import from_dtype
+from numba.core import types
+
+from . import filter_columns, target, tracing
+from .call import CALL_DTYPE, pack_call, problem_fields
+from .compilation import compiled
+from .epilogue import CLAMP, activate, store_one_function
+from .microkernel import VECTORS, multiply_function, panel_rows, tile_rows, vector_type
+from .short_floats import memory_functions
+from .threads import run_tasks, task_loop
+from .tracing import Lanes, interleave, load, loop, shuffle, store, traced
+from .vectors import lanes, record_at
+
+passes = ("forward",)
+TASKS_PER_THREAD = 4
+BLOCK_PIXELS = 96
+SHARED_BYTES = 4 << 20  # panels of the whole problem, where threads share them
+
+BLOCKING = (
+    "pixels", "filters", "pixel_tasks", "filter_tasks", "channel_block", "shared",
+    "worker_bytes", "partial_at", "bias_at", "workers_at",
+)  # fmt: skip
+CALL_BY_FILTERS = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
+
+
+def build_functions(dtype_name):
+    """What both rounds share: copying x into panels. Returns the Numba function copy_pixels."""
+    real = np.float64 if dtype_name == "float64" else np.float32
+    item = np.dtype(real).itemsize
+    stored_item = 2 if dtype_name.endswith("16") else item
+    same = item == stored_item
+    rows = panel_rows()
+    V = vector_type(real)
+    group = Lanes(V.kind, rows)
+    read, _, _, _ = memory_functions(dtype_name)
+    _, write, _, _ = memory_functions(np.dtype(real).name)
+
+    @traced(types.void)
+    def copy_group(to, step, x, x_step, count):
+        """`rows` pixels that lie side by side, of `count` channels."""
+        loop(count, lambda c: store(to + c * step, load(group, x + c * x_step)))
+
+    @traced(types.int64)
+    def interleave_group(to, step, x, x_pixel, count):
+        """`rows` pixels of contiguous channels, x_pixel bytes apart; returns how many channels it did."""
+
+        def some(i):
+            vectors = interleave([load(V, x + x_pixel * j + i * V.bytes) for j in range(rows)])
+            for j, vector in enumerate(vectors):
+                for part in range(V.count // rows):
+                    piece = shuffle(vector, vector, range(part * rows, (part + 1) * rows))
+                    store(to + (i * V.count + j * (V.count // rows) + part) * step, piece)
+
+        loop(count // V.count, some)
+        return count // V.count * V.count
+
+    can_interleave = same and V.count >= rows
+
+    @numba.njit(error_model="numpy")
+    def copy_pixel(to, step, x, x_step, count):
+        for c in range(count):
+            write(to + c * step, read(x + c * x_step))
+
+    @numba.njit(error_model="numpy")
+    def clear_pixel(to, step, count):
+        for c in range(count):
+            write(to + c * step, 0.0)
+
+    @numba.njit(error_model="numpy")
+    def copy_tap(call, to, step, x, pixel, end, r, s, channels):
+        """One group of pixels at one tap of the window."""
+        p, q = pixel // call.Q, pixel % call.Q
+        h = p * call.stride_h - call.top + r * call.dilation_h
+        v = q * call.stride_w - call.left + s * call.dilation_w
+        pitch = call.stride_w * call.x_w
+        one_row = q + rows <= call.Q and pixel + rows <= end
+        inside = h >= 0 and h < call.H and v >= 0 and v + (rows - 1) * call.stride_w < call.W
+        here = x + h * call.x_h + v * call.x_w
+        if one_row and inside and same and pitch == item:
+            copy_group(to, step, here, call.x_c, channels)
+            return
+        done = 0
+        if one_row and inside and can_interleave and call.x_c == item:
+            done = interleave_group(to, step, here, pitch, channels)
+        for i in range(rows):
+            p, q = (pixel + i) // call.Q, (pixel + i) % call.Q
+            h = p * call.stride_h - call.top + r * call.dilation_h
+            v = q * call.stride_w - call.left + s * call.dilation_w
+            into = to + done * step + i * item
+            if pixel + i < end and h >= 0 and h < call.H and v >= 0 and v < call.W:
+                here = x + h * call.x_h + v * call.x_w + done * call.x_c
+                copy_pixel(into, step, here, call.x_c, channels - done)
+            else:
+                clear_pixel(into, step, channels - done)
+
+    @numba.njit(error_model="numpy")
+    def copy_pixels(call, panel, x, first, end, channels):
+        """Panels of the pixels first .. end-1, whole groups of them. x: the image's first channel of this block."""
+        taps = call.R * call.S
+        for pixel in range(first, end, rows):
+            to = panel + (pixel - first) * channels * taps * item
+            for r in range(call.R):
+                for s in range(call.S):
+                    tap = to + (r * call.S + s) * rows * item
+                    copy_tap(call, tap, taps * rows * item, x, pixel, end, r, s, channels)
+
+    return copy_pixels
+
+
+def build_panels(dtype_name):
+    """First round: task = one block of pixels of one image and group, all channels, into the shared workspace."""
+    real = np.float64 if dtype_name == "float64" else np.float32
+    item = np.dtype(real).itemsize
+    copy_pixels = build_functions(dtype_name)
+    height = tile_rows(1)
+
+    def task(call_address, index, worker):
+        call = record_at(CALL_BY_FILTERS, call_address)
+        pixel_task, rest = index % call.pixel_tasks, index // call.pixel_tasks
+        g, n = rest % call.groups, rest // call.groups
+        taps, first = call.R * call.S, pixel_task * call.pixels
+        end = min(first + call.pixels, call.P * call.Q)
+        padded = (call.pixels + height - 1) // height * height
+        panel = call.workspace + index * padded * call.Cg * taps * item
+        x = call.x + n * call.x_n + g * call.Cg * call.x_c
+        for c0 in range(0, call.Cg, call.channel_block):
+            channels = min(call.channel_block, call.Cg - c0)
+            copy_pixels(call, panel + c0 * taps * padded * item, x + c0 * call.x_c, first, end, channels)
+
+    return task_loop(task)
+
+
+def build(dtype_name):
+    """Second round, or the only one: task = one block of pixels and one of filters."""
+    real = np.float64 if dtype_name == "float64" else np.float32
+    item = np.dtype(real).itemsize
+    stored_item = 2 if dtype_name.endswith("16") else item
+    same = item == stored_item
+    W, rows, height = lanes(real), panel_rows(), tile_rows(1)
+    width = VECTORS * W
+    zero = real(0)
+    read, _, read_vector, write_vector = memory_functions(dtype_name)
+    read_sum, write_sum, read_sums, _ = memory_functions(np.dtype(real).name)
+    store_one = store_one_function(dtype_name)
+    copy_pixels = build_functions(dtype_name)
+    multiply = multiply_function(real, "column")
+    lanes_type = vector_type(real)
+
+    @traced(types.void)
+    def transpose_square(to, sums, sums_row, biases):
+        """W pixels of W filters, with their biases, as W filters of W pixels."""
+        bias = load(lanes_type, biases)
+        square = tracing.transpose([load(lanes_type, sums + sums_row * i) + bias for i in range(W)])
+        for i, pixels in enumerate(square):
+            store(to + i * lanes_type.bytes, pixels)
+
+    @numba.njit(error_model="numpy")
+    def flat_rows(row, pixel, Q):
+        return row == Q * pixel
+
+    @numba.njit(error_model="numpy")
+    def finish_transposed(call, n, k0, filters, first, count, partial, row, biases, square):
+        """Sums to contiguous pixels of y, W x W at a time; returns how many pixels and how many filters it did."""
+        for i in range(0, count - W + 1, W):
+            for j in range(0, filters - W + 1, W):
+                transpose_square(square, partial + i * row + j * item, row, biases + j * item)
+                y = call.y + n * call.y_n + (k0 + j) * call.y_k + (first + i) * stored_item
+                add = call.residual + n * call.residual_n + (k0 + j) * call.residual_k + (first + i) * stored_item
+                for k in range(W):
+                    total = read_sums(square + k * W * item)
+                    if call.has_residual:
+                        total += read_vector(add + k * call.residual_k)
+                    total = activate(total, call.activation, call.low, call.high, call.slope)
+                    write_vector(y + k * call.y_k, total)
+
+    @numba.njit(error_model="numpy")
+    def finish_filters(call, n, k0, filters, pixel, sums, biases):
+        """One pixel's sums to contiguous filters of y, in whole vectors."""
+        p, q = pixel // call.Q, pixel % call.Q
+        y = call.y + n * call.y_n + p * call.y_p + q * call.y_q + k0 * stored_item
+        add = call.residual + n * call.residual_n + p * call.residual_p + q * call.residual_q + k0 * stored_item
+        for j in range(0, filters - W + 1, W):
+            total = read_sums(sums + j * item) + read_sums(biases + j * item)
+            if call.has_residual:
+                total += read_vector(add + j * stored_item)
+            total = activate(total, call.activation, call.low, call.high, call.slope)
+            write_vector(y + j * stored_item, total)
+
+    @numba.njit(error_model="numpy")
+    def finish(call, n, k0, filters, first, count, partial, row, biases, square):
+        """Bias, residual, activation and store for the sums in `partial`, wherever y lies."""
+        flat = flat_rows(call.y_p, call.y_q, call.Q) and flat_rows(call.residual_p, call.residual_q, call.Q)
+        by_pixel = flat and call.y_q == stored_item and (not call.has_residual or call.residual_q == stored_item)
+        by_filter = call.y_k == stored_item and (not call.has_residual or call.residual_k == stored_item)
+        whole_filters, whole_pixels = 0, 0
+        if by_filter:
+            whole_filters, whole_pixels = filters // W * W, count
+            for i in range(count):
+                finish_filters(call, n, k0, filters, first + i, partial + i * row, biases)
+        elif by_pixel:
+            whole_filters, whole_pixels = filters // W * W, count // W * W
+            finish_transposed(call, n, k0, filters, first, count, partial, row, biases, square)
+        for i in range(count):
+            for j in range(whole_filters if i < whole_pixels else 0, filters):
+                number = read_sum(partial + i * row + j * item) + read_sum(biases + j * item)
+                store_one(call, n, k0 + j, first + i, number)
+
+    @numba.njit(error_model="numpy")
+    def copy_biases(call, k0, filters, padded, biases):
+        for i in range(padded):
+            write_sum(
+                biases + i * item, read(call.bias + (k0 + i) * call.bias_k) if call.has_bias and i < filters else zero
+            )
+
+    def task(call_address, index, worker):
+        call = record_at(CALL_BY_FILTERS, call_address)
+        filter_task, block = index % call.filter_tasks, index // call.filter_tasks
+        pixel_task, rest = block % call.pixel_tasks, block // call.pixel_tasks
+        g, n = rest % call.groups, rest // call.groups
+
+        taps, first = call.R * call.S, pixel_task * call.pixels
+        end = min(first + call.pixels, call.P * call.Q)
+        count, k = end - first, filter_task * call.filters
+        filters, k0 = min(call.filters, call.Kg - k), g * call.Kg + k
+        filters_padded = (call.Kg + W - 1) // W * W
+        pixels_padded = (call.pixels + height - 1) // height * height
+        own = call.workspace + call.workers_at + worker * call.worker_bytes
+        partial, biases = own + call.partial_at, own + call.bias_at
+        row = (call.filters + W - 1) // W * W * item
+        square = biases + row
+        copy_biases(call, k0, filters, (filters + W - 1) // W * W, biases)
+
+        x = call.x + n * call.x_n + g * call.Cg * call.x_c
+        w = call.w + g * filters_padded * call.Cg * taps * item
+        direct = call.activation == CLAMP and same and call.y_k == item and flat_rows(call.y_p, call.y_q, call.Q)
+        if call.has_residual:
+            direct = direct and call.residual_k == item and flat_rows(call.residual_p, call.residual_q, call.Q)
+        y = call.y + n * call.y_n + first * call.y_q + k0 * item
+        residual = call.residual + n * call.residual_n + first * call.residual_q + k0 * item
+
+        for c0 in range(0, call.Cg, call.channel_block):
+            channels = min(call.channel_block, call.Cg - c0)
+            depth = channels * taps
+            if call.shared:
+                panel = call.workspace + (block * call.Cg + c0) * taps * pixels_padded * item
+            else:
+                panel = own
+                copy_pixels(call, panel, x + c0 * call.x_c, first, end, channels)
+            last = c0 + channels == call.Cg
+            block_w = w + c0 * taps * filters_padded * item
+            for j in range(0, filters, width):
+                tile_filters = min(width, filters_padded - k - j)
+                vectors = tile_filters // W
+                full = j + tile_filters <= filters
+                out = y + j * item if direct and last and full else 0
+                add = residual + j * item if call.has_residual else 0
+                multiply(
+                    vectors, count, panel, item, rows * depth * item, rows * item,
+                    block_w + (k + j) * depth * item, tile_filters * item, depth,
+                    partial + j * item, row, c0 == 0, out, call.y_q, biases + j * item, add, call.residual_q,
+                    call.low, call.high,
+                )  # fmt: skip
+        done = 0
+        if direct:
+            done = filters if filters % W == 0 else filters // width * width
+        if done < filters:
+            finish(
+                call,
+                n,
+                k0 + done,
+                filters - done,
+                first,
+                count,
+                partial + done * item,
+                row,
+                biases + done * item,
+                square,
+            )
+
+    return task_loop(task)
+
+
+# ---- how a problem is cut ----
+
+
+def channel_block(problem) -> int:
+    """Channels whose weights, for one tile of filters, fill about three quarters of the L1 cache; at least one."""
+    depth = target.cache_bytes(1) * 3 // 4 // (VECTORS * target.vector_bytes())
+    blocks = -(-problem.reduction // max(depth, problem.R * problem.S))
+    return -(-problem.Cg // blocks)
+
+
+def up(count, step):
+    return -(-count // step) * step
+
+
+@lru_cache(maxsize=1024)
+def blocking(problem, threads):
+    """The numbers of BLOCKING, the numbers of tasks of both rounds, and the bytes of workspace."""
+    item, width, height = problem.accumulate.itemsize, VECTORS * lanes(problem.accumulate), tile_rows(1)
+    all_pixels = problem.P * problem.Q
+    wanted = -(-TASKS_PER_THREAD * threads // (problem.N * problem.groups)) if threads > 1 else 1
+    blocks = max(-(-all_pixels // BLOCK_PIXELS), 1)
+    pixels = up(-(-all_pixels // blocks), panel_rows())
+    pixel_tasks = -(-all_pixels // pixels)
+    filter_tasks = max(1, min(-(-wanted // pixel_tasks), problem.Kg // (2 * width)))
+    filters = up(-(-problem.Kg // filter_tasks), width)
+    filter_tasks = -(-problem.Kg // filters)
+
+    block = channel_block(problem)
+    panels = problem.N * problem.groups * pixel_tasks
+    shared_bytes = up(panels * up(pixels, height) * problem.reduction * item, 64)
+    shared = filter_tasks > 1 and shared_bytes <= SHARED_BYTES
+    if filter_tasks > 1 and not shared:
+        filters, filter_tasks = up(problem.Kg, width), 1
+    private = 0 if shared else up(up(pixels, height) * block * problem.R * problem.S * item, 64)
+    partial_at = private
+    bias_at = partial_at + up(up(pixels, height) * filters * item, 64)
+    worker_bytes = up(bias_at + filters * item + target.vector_bytes() ** 2 // item + 64, 64)
+    workers_at = shared_bytes if shared else 0
+    numbers = (pixels, filters, pixel_tasks, filter_tasks, block, shared, worker_bytes, partial_at, bias_at, workers_at)
+    return numbers, panels if shared else 0, panels * filter_tasks, workers_at + threads * worker_bytes
+
+
+@lru_cache(maxsize=1024)
+def prepared(problem, threads):
+    """What every call for this problem shares: the packed sizes, the compiled loops and their numbers of tasks."""
+    numbers, panels, tasks, _ = blocking(problem, threads)
+    fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING)}q", *numbers)
+    pack_panels = compiled(build_panels, problem.dtype.name) if panels else None
+    return fields, pack_panels, panels, compiled(build, problem.dtype.name), tasks
+
+
+# ---- the kernel ----
+
+
+def why_not(problem, device):
+    """Reasons why this kernel cannot run `problem` on `device`, in words for its user; empty when it can."""
+    return [] if device.kind == "cpu" else [f"runs on the CPU only, x is on {device}"]
+
+
+def workspace_bytes(problem, device):
+    return blocking(problem, device.threads)[-1]
+
+
+def packed_bytes(problem, device):
+    return filter_columns.packed_items(problem) * problem.accumulate.itemsize
+
+
+def pack(problem, device, w, packed):
+    """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), as columns of filters."""
+    loop = compiled(filter_columns.build, problem.dtype.name, channel_block(problem))
+    call = pack_call(problem_fields(problem), packed, w, packed, None, None, None)
+    vectors = problem.groups * filter_columns.padded_filters(problem) // lanes(problem.accumulate)
+    run_tasks(loop, call, vectors, device.threads)
+
+
+def predicted_seconds(problem, device):
+    speed = 70e9 if problem.layout == "NHWC" else 55e9  # the transposition of NCHW's sums costs the difference
+    return 12e-6 + 2 * problem.macs / (speed * device.threads)
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical
+    order.
+    """
+    fields, pack_panels, panels, loop, tasks = prepared(problem, device.threads)
+    call = pack_call(fields, x, w, y, bias, residual, workspace)
+    if panels:
+        run_tasks(pack_panels, call, panels, device.threads)
+    run_tasks(loop, call, tasks, device.threads)
