@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..device import emulating
+from ..device import emulating, simulating
 
 CUPY_RAW = Path(__file__).parent / "cupy_raw"
 MAX_GRID = (2**31 - 1, 65_535, 65_535)
@@ -105,7 +105,15 @@ def on_gpu(kernel, grid, block, args, shared_bytes, stream):
         with cupy_stream(stream):
             function(grid, block, args, shared_mem=shared_bytes)
     else:
+        args = in_simulator(args) if simulating() else args
         kernel[grid, block, numba_stream(stream), shared_bytes](*args)
+
+
+def in_simulator(args):
+    """NumPy arrays as the simulator's device arrays: it would copy them there and back, and refuses strided ones."""
+    from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
+    return [FakeCUDAArray(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
 
 
 def on_emulator(kernel, grid, block, args, shared_bytes, stream):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .. import gpu_cost as cost
 from ..launching import CudaSource, ceil_div, launch
-from . import cost
 from .parameters import layout_constants, problem_struct, size_reasons, store_constants, window_constants
 
 THREADS = 256  # as in direct.cu

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from . import cost
 from .parameters import problem_struct, size_reasons, store_constants, window_constants
 
 DEPTH, EACH = 8, 8  # as in gemm.cu: reduction steps per stage; filters, and pixels, per thread

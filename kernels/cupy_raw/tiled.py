@@ -8,8 +8,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from . import cost
 from .parameters import layout_constants, problem_struct, size_reasons, store_constants, window_constants
 
 SHARED_BYTES = 48 * 1024  # what every GPU gives a block that does not ask for more

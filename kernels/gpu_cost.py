@@ -1,5 +1,6 @@
 """Predicted times, from counts and published limits of a streaming multiprocessor; nothing here was measured.
 
+Both GPU families are predicted with these, so that they can be compared.
 Per SM: NVIDIA's architecture papers for Turing to Blackwell (float32 lanes, float64 ratio). Memory bandwidth is that of
 the cards' data sheets divided by their SMs (in GB/s: T4 8, A100 14, H100 25, RTX 4090 8): 10 stands for all.
 """
