@@ -252,14 +252,15 @@ class Torch:
                 f"{name}: requires grad, and convlib.conv2d does not record gradients; "
                 f"pass {name}.detach() or call it under torch.no_grad()"
             )
-        array = array.detach().resolve_neg()
-        dtype = Torch.dtype(array, name)
+        if array.is_neg():
+            raise TypeError(f"{name}: a tensor in memory as it reads needed; pass {name}.resolve_neg()")
+        array = array.detach()
         if array.device.type == "cpu":
-            if dtype.name == "bfloat16":
-                return array.view(torch.int16).numpy().view(dtype)
+            if array.dtype is torch.bfloat16:
+                return array.view(torch.int16).numpy().view(Torch.dtype(array, name))
             return array.numpy()
         strides = tuple(s * array.element_size() for s in array.stride())
-        return CudaView(array.data_ptr(), tuple(array.shape), strides, dtype, array)
+        return CudaView(array.data_ptr(), tuple(array.shape), strides, Torch.dtype(array, name), array)
 
     @staticmethod
     def result(array, shape, channels_last):

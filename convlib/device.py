@@ -34,10 +34,16 @@ def cpu() -> Device:
 
 def thread_count() -> int:
     """NUMBA_NUM_THREADS, or what numba.set_num_threads said since; asking starts no threads."""
+    numba, parallel = numba_and_its_threads()
+    return numba.get_num_threads() if parallel._is_initialized else numba.config.NUMBA_NUM_THREADS
+
+
+@cache
+def numba_and_its_threads():
     import numba
     from numba.np.ufunc import parallel
 
-    return numba.get_num_threads() if parallel._is_initialized else numba.config.NUMBA_NUM_THREADS
+    return numba, parallel
 
 
 @cache

@@ -5,11 +5,13 @@ arrays --> views (arrays.py) --> ConvProblem (problem.py) --> a kernel (dispatch
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
-from . import accuracy, arrays, device, dispatch
+from . import accuracy, arrays, device, dispatch, workspace
 from .device import Device
 from .errors import UnsupportedError
 from .problem import (
@@ -21,8 +23,8 @@ from .problem import (
     checked_dtype,
     integer,
     make_problem,
+    one_spelling,
 )
-from .workspace import scratch
 
 NUMPY_PAD = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 FROM_LAYOUT = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2)}
@@ -83,29 +85,101 @@ def conv2d(
 
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016.
     """
-    call = prepare(
-        x, w, bias, residual, out, layout, weight_layout, padding_mode, flip_kernel, backend,
-        stride=stride, padding=padding, dilation=dilation, groups=groups, activation=activation,
+    library = arrays.library_of(x, "x")
+    dtype = checked_dtype(library.dtype(x, "x"))
+    check_operands(library, x, dtype, w=w, bias=bias, residual=residual, out=out)
+    settled = settle(
+        tuple(x.shape), tuple(w.shape), dtype, bias is not None, residual is not None,
+        (stride, padding, dilation, groups, activation), layout, weight_layout, padding_mode, flip_kernel,
+        library.channels_last(x), device_for(library, x, backend), backend, algorithm, max_error, workspace_limit,
     )  # fmt: skip
-    problem = call.problem
+    check_shape("bias", bias, (settled.problem.K,))
+    check_shape("residual", residual, settled.y_shape)
+    check_shape("out", out, settled.y_shape)
+
+    x_view, w_view = library.view(x, "x"), library.view(w, "w")
+    bias_view = None if bias is None else library.view(bias, "bias")
+    residual_view = None if residual is None else library.view(residual, "residual")
+    if out is None:
+        out, y_view = library.result(x, settled.y_shape, settled.channels_last)
+    else:
+        y_view = view_of_out(library, out, {"x": x_view, "w": w_view, "bias": bias_view, "residual": residual_view})
+    if settled.problem.N > 0:
+        batched, order = settled.batched, settled.order
+        call = Call(
+            settled.problem,
+            settled.device,
+            library.stream(x),
+            logical(x_view, batched, order),
+            arrays.as_storage(weights_view(w_view, weight_layout, flip_kernel)),
+            logical(y_view, batched, order),
+            arrays.as_storage(bias_view),
+            logical(residual_view, batched, order),
+        )
+        if settled.padding is not None:
+            mode = NUMPY_PAD[padding_mode]
+            call.x = arrays.pad(call.x, settled.padding, mode, call.problem.layout, call.device, call.stream)
+        run_kernel(settled.chosen, call)
+    return library.finished(out)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a call's shapes, dtype and keywords decide, and its values do not.
+
+    padding: what x is to be padded with beforehand; None where the kernel does it, as it does with zeros.
+    order: the axes of x, residual and y that are N, C, H and W.
+    """
+
+    problem: ConvProblem
+    device: Device
+    chosen: dispatch.Chosen
+    y_shape: tuple[int, ...]
+    batched: bool
+    order: tuple[int, int, int, int]
+    channels_last: bool
+    padding: tuple[tuple[int, int], tuple[int, int]] | None
+
+
+def settle(x_shape, w_shape, dtype, has_bias, has_residual, parameters, *rest) -> Settled:
+    """Check everything about a call but its arrays, and choose its kernel; from a cache where it came before."""
+    parameters = one_spelling(*parameters)
+    with contextlib.suppress(TypeError):
+        return settled_before(x_shape, w_shape, dtype, has_bias, has_residual, parameters, *rest)
+    # Something in `rest` cannot be a key, so it is wrong: the check that it fails names it.
+    return settled_before.__wrapped__(x_shape, w_shape, dtype, has_bias, has_residual, parameters, *rest)
+
+
+@lru_cache(maxsize=4096, typed=True)
+def settled_before(
+    x_shape, w_shape, dtype, has_bias, has_residual, parameters, layout, weight_layout, padding_mode, flip_kernel,
+    channels_last, device, backend, algorithm, max_error, workspace_limit,
+):  # fmt: skip
+    check_choice("padding_mode", padding_mode, PADDING_MODES)
+    check_flag("flip_kernel", flip_kernel)
+    x_shape, batched = batched_shape(x_shape)
+    stride, padding, dilation, groups, activation = parameters
+    problem = make_problem(
+        x_shape, w_shape, dtype, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
+        weight_layout=weight_layout, activation=activation, has_bias=has_bias, has_residual=has_residual,
+    )  # fmt: skip
+    y_shape = result_shape(problem, batched)
+    channels_last = channels_last and layout == "NCHW"
+    if channels_last:
+        problem = replace(problem, layout="NHWC")
+    padding = None
     if padding_mode != "zeros" and problem.padding != ((0, 0), (0, 0)):
         check_padding_mode(problem, padding_mode)
-        call.problem = with_padding_inside(problem)
-        workspace_limit = limit_after_padding(workspace_limit, call.problem)
-    chosen = dispatch.chosen(call.problem, call.device, backend, algorithm, max_error, workspace_limit)
-    if out is None:
-        out, call.y = new_result(call, x)
-    if problem.N > 0:
-        if problem is not call.problem:
-            mode = NUMPY_PAD[padding_mode]
-            call.x = arrays.pad(call.x, problem.padding, mode, problem.layout, call.device, call.stream)
-        run_kernel(chosen, call)
-    return call.library.finished(out)
+        padding = problem.padding
+        problem = with_padding_inside(problem)
+        workspace_limit = limit_after_padding(workspace_limit, problem)
+    chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit)
+    return Settled(problem, device, chosen, y_shape, batched, FROM_LAYOUT[layout], channels_last, padding)
 
 
 @dataclass(slots=True)
 class Call:
-    """One call with its arguments checked: views in logical order, as every kernel takes them."""
+    """What a kernel is run with: views in logical order, as every kernel takes them."""
 
     problem: ConvProblem
     device: Device
@@ -115,56 +189,6 @@ class Call:
     y: Any
     bias: Any
     residual: Any
-    library: Any = None
-    batched: bool = True
-    channels_last: bool = False
-
-
-def prepare(x, w, bias, residual, out, layout, weight_layout, padding_mode, flip_kernel, backend, **parameters):
-    """Check every argument of a forward call and gather views of its arrays; y is None where `out` is."""
-    check_choice("padding_mode", padding_mode, PADDING_MODES)
-    check_flag("flip_kernel", flip_kernel)
-    library = arrays.library_of(x, "x")
-    dtype = checked_dtype(library.dtype(x, "x"))
-    x_shape, batched = batched_shape(x.shape)
-    check_operands(library, x, dtype, w=w, bias=bias, residual=residual, out=out)
-    problem = make_problem(
-        x_shape, w.shape, dtype, layout=layout, weight_layout=weight_layout, has_bias=bias is not None,
-        has_residual=residual is not None, **parameters,
-    )  # fmt: skip
-    y_shape = result_shape(problem, batched)
-    check_shape("bias", bias, (problem.K,))
-    check_shape("residual", residual, y_shape)
-    check_shape("out", out, y_shape)
-
-    views = {"x": library.view(x, "x"), "w": library.view(w, "w")}
-    if bias is not None:
-        views["bias"] = library.view(bias, "bias")
-    if residual is not None:
-        views["residual"] = library.view(residual, "residual")
-    order = FROM_LAYOUT[layout]
-    channels_last = layout == "NCHW" and library.channels_last(x)
-    return Call(
-        replace(problem, layout="NHWC") if channels_last else problem,
-        device_for(library, x, backend),
-        library.stream(x),
-        logical(views["x"], batched, order),
-        arrays.as_storage(weights_view(views["w"], weight_layout, flip_kernel)),
-        None if out is None else logical(view_of_out(library, out, views), batched, order),
-        arrays.as_storage(views.get("bias")),
-        logical(views.get("residual"), batched, order),
-        library,
-        batched,
-        channels_last,
-    )
-
-
-def new_result(call, like):
-    """Uninitialised memory for y in the library of the array `like`, and a view of it."""
-    layout = "NCHW" if call.channels_last else call.problem.layout
-    shape = callers_shape(call.problem.y_shape, layout, call.batched)
-    y, view = call.library.result(like, shape, call.channels_last)
-    return y, logical(view, call.batched, FROM_LAYOUT[layout])
 
 
 def check_operands(library, x, dtype, x_name="x", **operands):
@@ -301,14 +325,17 @@ def run_kernel(chosen, call):
             arrays.for_family(view, family, device) for view in (call.x, call.w, call.y, call.bias, call.residual)
         )
         count = chosen.workspace_bytes
-        workspace = arrays.device_bytes(count, family, device, call.stream) if count else None
-        chosen.kernel.run(call.problem, device, x, w, y, bias, residual, workspace, call.stream)
+        memory = arrays.device_bytes(count, family, device, call.stream) if count else None
+        chosen.kernel.run(call.problem, device, x, w, y, bias, residual, memory, call.stream)
 
 
 def run_on_cpu(chosen, call):
     problem, device, w, packed = call.problem, call.device, call.w, chosen.packed_bytes
-    with scratch(packed + chosen.workspace_bytes) as memory:
+    memory = workspace.take(packed + chosen.workspace_bytes)
+    try:
         if packed:
             chosen.kernel.pack(problem, device, w, memory[:packed])
             w = memory[:packed]
         chosen.kernel.run(problem, device, call.x, w, call.y, call.bias, call.residual, memory[packed:])
+    finally:
+        workspace.keep(memory)

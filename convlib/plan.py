@@ -119,7 +119,7 @@ class Plan:
 
     def __call__(self, x: Any, *, residual: Any = None, out: Any = None) -> Any:
         """The convolution of x, in x's library. residual: as planned; out: where to write, apart from every input."""
-        library, batched, order = self.library, self.batched, self.order
+        library = self.library
         self.check(x, residual, out)
         x_view = library.view(x, "x")
         r_view = None if residual is None else library.view(residual, "residual")
@@ -129,9 +129,11 @@ class Plan:
         else:
             y = view_of_out(library, out, {"x": x_view, "residual": r_view, **self.read_later})
         if self.problem.N > 0:
-            x_view, y, r_view = (logical(view, batched, order) for view in (x_view, y, r_view))
-            self.run(x_view, y, r_view, library.stream(x))
+            self.run(self.logical(x_view), self.logical(y), self.logical(r_view), library.stream(x))
         return library.finished(out)
+
+    def logical(self, view):
+        return logical(view, self.batched, self.order)
 
     def check(self, x, residual, out):
         library = self.library

@@ -142,19 +142,27 @@ def make_problem(
     check_choice("layout", layout, LAYOUTS)
     check_choice("weight_layout", weight_layout, WEIGHT_LAYOUTS)
     check_choice("pass_", pass_, PASSES)
-    activation, slope = checked_activation(activation)
     return settled_problem(
         four_sizes("x", x_shape, layout), four_sizes("w", w_shape, weight_layout), checked_dtype(dtype),
-        pair("stride", stride, least=1), checked_padding(padding), pair("dilation", dilation, least=1),
-        integer("groups", groups, least=1), layout, weight_layout, activation, slope, bool(has_bias),
+        *one_spelling(stride, padding, dilation, groups, activation), layout, weight_layout, bool(has_bias),
         bool(has_residual), pass_,
     )  # fmt: skip
 
 
-# Arguments arrive here in one spelling each: a cache takes 1, 1.0 and True for the same key.
+def one_spelling(stride, padding, dilation, groups, activation):
+    """The parameters checked one by one, each as it is spelled in a cache's key, where 1, 1.0 and True are the same."""
+    return (
+        pair("stride", stride, least=1),
+        checked_padding(padding),
+        pair("dilation", dilation, least=1),
+        integer("groups", groups, least=1),
+        checked_activation(activation),
+    )
+
+
 @lru_cache(maxsize=4096)
 def settled_problem(
-    x_shape, w_shape, dtype, stride, padding, dilation, groups, layout, weight_layout, activation, slope, has_bias,
+    x_shape, w_shape, dtype, stride, padding, dilation, groups, activation, layout, weight_layout, has_bias,
     has_residual, pass_,
 ):  # fmt: skip
     """What is left of make_problem once every argument is well-formed: whether they agree with each other."""
@@ -168,6 +176,7 @@ def settled_problem(
     check_channels(C, K, Cg, groups)
     padding = resolved_padding(padding, (H, W), (R, S), stride, dilation)
     check_window((H, W), (R, S), padding, dilation)
+    activation, slope = activation if isinstance(activation, tuple) else (activation, 0.0)
     problem = ConvProblem(
         N, C, H, W, K, R, S, stride, padding, dilation, groups, dtype, layout, activation, slope, has_bias,
         has_residual, pass_,
@@ -312,15 +321,15 @@ def same_padding(size, window, stride, dilation):
 
 
 def checked_activation(activation):
-    """The activation's name and, for leaky_relu, its slope."""
+    """None, a name, or ("leaky_relu", slope)."""
     if isinstance(activation, (tuple, list)):
         if len(activation) != 2 or activation[0] != "leaky_relu" or not isinstance(activation[1], Real):
             raise ValueError(f'activation: a pair must be ("leaky_relu", slope), got {activation!r}')
         slope = float(activation[1])
         if isinstance(activation[1], bool) or not math.isfinite(slope):
             raise ValueError(f"activation: a finite slope needed, got {activation!r}")
-        return "leaky_relu", slope + 0.0  # -0.0 becomes 0.0: they would share a cache entry
+        return "leaky_relu", slope + 0.0  # -0.0 becomes 0.0: they would share a cache's entry
     if isinstance(activation, str) and activation == "leaky_relu":
         raise ValueError('activation: leaky_relu needs its slope, as ("leaky_relu", 0.01)')
     check_choice("activation", activation, ACTIVATIONS[:-1])
-    return activation, 0.0
+    return activation

@@ -26,17 +26,22 @@ def scratch(count: int):
     try:
         yield memory[:count]
     finally:
-        if memory.size <= KEPT_BYTES:
-            held.memory = memory
+        keep(memory)
 
 
 def take(count):
-    """The thread's kept memory if it is large enough and not in use, otherwise new memory."""
+    """At least `count` bytes: the thread's kept memory if it is large enough and not in use, otherwise new memory."""
     memory = getattr(held, "memory", None)
     held.memory = None
     if memory is not None and memory.size >= count:
         return memory
     return empty_aligned((max(count, 4096),), np.uint8)
+
+
+def keep(memory):
+    """Keep what `take` gave for the thread's next call."""
+    if memory.size <= KEPT_BYTES:
+        held.memory = memory
 
 
 def aligned(count: int) -> int:
