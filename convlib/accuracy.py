@@ -22,6 +22,7 @@ GROWTH = {
     "im2col": 1.0,
     "blocked": 1.0,
     "blocked_by_filters": 1.0,
+    "weight_grad": 1.0,
 }
 
 DEFAULT_MAX_ERROR = 5e-6

@@ -31,6 +31,7 @@ KERNELS: tuple[str, ...] = (
     "numba_cpu.direct",
     "numba_cpu.blocked",
     "numba_cpu.blocked_by_filters",
+    "numba_cpu.weight_grad",
     "numba_cuda.direct",
     "numba_cuda.tiled",
     "numba_cuda.im2col",

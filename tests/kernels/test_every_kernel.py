@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, device, dispatch
+from convlib import accuracy, device, dispatch, operations
+from convlib.device import Device
+from convlib.kernels import reference
+from convlib.problem import make_problem
 from tests.problems import SMALL, TINY, arrays_of, expected
 
 CPU_KERNELS = [name for name in dispatch.KERNELS if "cpu" in dispatch.FAMILIES[dispatch.family_of(name)].runs_on]
@@ -22,7 +25,11 @@ def why_not(name, case):
     return dispatch.kernel(name).why_not(case.problem(), device.cpu())
 
 
-PAIRS = [(name, case) for name in CPU_KERNELS for case in TINY + SMALL]
+def of_pass(pass_):
+    return [name for name in CPU_KERNELS if pass_ in dispatch.kernel(name).passes]
+
+
+PAIRS = [(name, case) for name in of_pass("forward") for case in TINY + SMALL]
 SERVED = [pair for pair in PAIRS if not why_not(*pair)]
 REFUSED = [pair for pair in PAIRS if why_not(*pair)]
 
@@ -57,6 +64,38 @@ def test_refuses_in_words(name, case):
     with pytest.raises(convlib.UnsupportedError, match=name):
         convlib.conv2d(x, w, bias, residual=residual, out=out, **case.keywords, **forced(name))
     assert np.isnan(out.astype(np.float32)).all(), "a refused call wrote into out"
+
+
+@pytest.mark.parametrize("case", [case for case in TINY + SMALL if not case.residual], ids=str)
+@pytest.mark.parametrize("name", of_pass("weight_grad"))
+def test_weight_grad_equals_the_reference(name, case):
+    x, w, *_ = arrays_of(case)
+    problem = case.problem()
+    keywords = {k: v for k, v in case.keywords.items() if k != "activation"}
+    grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(x.dtype)
+    out = np.full(w.shape, np.nan).astype(x.dtype)
+
+    convlib.conv2d_weight_grad(x, grad_y, w.shape, out=out, **keywords, **forced(name))
+
+    order = operations.FROM_LAYOUT[problem.layout]
+    exact = reference.weight_grad(problem, x.transpose(order), grad_y.transpose(order))
+    got = operations.weights_view(out, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
+    np.testing.assert_array_equal(got.astype(float), exact.astype(x.dtype).astype(float))
+
+
+@pytest.mark.parametrize("name", of_pass("weight_grad"))
+def test_weight_grad_gives_the_same_bits_for_every_number_of_threads(name):
+    random = np.random.default_rng(0)
+    x, grad_y = (random.standard_normal(shape).astype(np.float32) for shape in ((5, 9, 12, 13), (5, 50, 12, 13)))
+    problem = make_problem(x.shape, (50, 9, 3, 3), x.dtype, padding=1, pass_="weight_grad")
+    results = []
+    for threads in (1, 2, 3, 7):
+        place = Device("cpu", threads=threads)
+        workspace = np.full(dispatch.kernel(name).workspace_bytes(problem, place), 255, np.uint8)
+        results.append(np.empty((50, 9, 3, 3), np.float32))
+        dispatch.kernel(name).run(problem, place, x, grad_y, results[-1], workspace=workspace)
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0])
 
 
 def assert_close(case, algorithm, y, x, w, bias, residual):

@@ -1,0 +1,370 @@
+"""PyTorch: conv2d and conv_transpose2d as operators with gradients, modules, and a swap for existing models.
+
+    import convlib.torch
+    convlib.torch.replace_convolutions(model)        # every nn.Conv2d and nn.ConvTranspose2d now runs on convlib
+    convlib.torch.restore_convolutions(model)        # and back
+
+Four operators, torch.ops.convlib.*, each other's derivatives, so gradients of any order exist:
+
+    operator             by its first argument    by its second
+    conv2d(x, w)         input_grad(g, w)         weight_grad(x, g)
+    input_grad(g, w)     conv2d(gg, w)            weight_grad(gg, g)
+    weight_grad(x, g)    input_grad(g, gg)        conv2d(x, gg)
+    conv_transpose2d     conv2d(g, w)             weight_grad(g, x)
+
+Each has a fake kernel (torch.compile, torch.export, meta tensors), a rule for torch.func.vmap, and follows autocast.
+CPU tensors share their memory with the kernels; CUDA tensors are used where they lie, on PyTorch's current stream.
+torch.func.grad does not go through operators that are defined in Python (PyTorch 2.13 says so); backward() does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import gradients, operations
+from .problem import output_size, resolved_padding
+
+LIBRARY = torch.library.Library("convlib", "DEF")
+PARAMETERS = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups"
+LIBRARY.define(f"conv2d(Tensor x, Tensor w, Tensor? bias, {PARAMETERS}) -> Tensor")
+LIBRARY.define(f"input_grad(Tensor grad_y, Tensor w, SymInt[4] input_shape, {PARAMETERS}) -> Tensor")
+LIBRARY.define(f"weight_grad(Tensor x, Tensor grad_y, SymInt[4] weight_shape, {PARAMETERS}) -> Tensor")
+LIBRARY.define(f"conv_transpose2d(Tensor x, Tensor w, Tensor? bias, SymInt[4] output_shape, {PARAMETERS}) -> Tensor")
+OPS = torch.ops.convlib
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | str | tuple = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """torch.nn.functional.conv2d by convlib's kernels, with gradients.
+
+    input: (N, C, H, W) or (C, H, W); weight: (K, C / groups, R, S); bias: (K,). All float16, bfloat16, float32 or
+    float64, of one dtype, on the CPU or on one CUDA device. padding may also be ((top, bottom), (left, right)). Raises
+    convlib.conv2d's errors.
+
+    >>> import torch
+    >>> conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2)).flatten()
+    tensor([4., 4., 4., 4.])
+    """
+    if input.dim() == 3:
+        return conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
+    stride, dilation = two(stride), two(dilation)
+    padding = four(padding, input.shape[2:], weight.shape[2:], stride, dilation)
+    return OPS.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple = 0,
+    output_padding: int | tuple[int, int] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int, int] = 1,
+) -> Tensor:
+    """torch.nn.functional.conv_transpose2d by convlib's kernels, with gradients; shapes and errors as conv2d here.
+
+    weight: (C, K / groups, R, S).
+
+    >>> import torch
+    >>> conv_transpose2d(torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2)).flatten()
+    tensor([1., 2., 1.])
+    """
+    if input.dim() == 3:
+        return conv_transpose2d(input[None], weight, bias, stride, padding, output_padding, groups, dilation)[0]
+    stride, dilation = two(stride), two(dilation)
+    padding = four(padding, input.shape[2:], weight.shape[2:], stride, dilation)
+    shape, _ = gradients.transposed_shape(
+        tuple(input.shape), tuple(weight.shape), "NCHW", "OIHW", stride, pairs(padding), two(output_padding), dilation,
+        groups,
+    )  # fmt: skip
+    return OPS.conv_transpose2d(input, weight, bias, shape, stride, padding, dilation, groups)
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d, with its constructor and state_dict, computed by convlib.
+
+    >>> import torch
+    >>> Conv2d(3, 8, 3, padding=1)(torch.zeros(1, 3, 5, 5)).shape
+    torch.Size([1, 8, 5, 5])
+    """
+
+    def _conv_forward(self, input, weight, bias):
+        if self.padding_mode != "zeros":
+            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            return conv2d(input, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """nn.ConvTranspose2d, with its constructor and state_dict, computed by convlib.
+
+    >>> import torch
+    >>> ConvTranspose2d(3, 8, 2, stride=2)(torch.zeros(1, 3, 5, 5)).shape
+    torch.Size([1, 8, 10, 10])
+    """
+
+    def forward(self, input, output_size=None):
+        output_padding = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
+        )
+        return conv_transpose2d(
+            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
+
+
+REPLACEMENTS = {nn.Conv2d: Conv2d, nn.ConvTranspose2d: ConvTranspose2d}
+
+
+def replace_convolutions(model: nn.Module) -> nn.Module:
+    """Let every nn.Conv2d and nn.ConvTranspose2d of `model` compute with convlib, in place; returns `model`.
+
+    Parameters, hooks, names and state_dict stay as they are; subclasses of the two are left alone.
+
+    >>> from torch import nn
+    >>> type(replace_convolutions(nn.Sequential(nn.Conv2d(1, 1, 1)))[0]).__module__
+    'convlib.torch'
+    """
+    return swapped(model, REPLACEMENTS)
+
+
+def restore_convolutions(model: nn.Module) -> nn.Module:
+    """Undo `replace_convolutions`: every convolution of `model` is PyTorch's own again."""
+    return swapped(model, {ours: theirs for theirs, ours in REPLACEMENTS.items()})
+
+
+def swapped(model, classes):
+    for module in model.modules():
+        if type(module) in classes:
+            module.__class__ = classes[type(module)]
+    return model
+
+
+def two(value) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def four(padding, size, window, stride, dilation) -> list[int]:
+    """Padding in any of conv2d's spellings as top, bottom, left, right."""
+    if isinstance(padding, int):
+        return [padding] * 4
+    if not isinstance(padding, str) and all(isinstance(p, int) for p in padding) and len(padding) == 2:
+        return [padding[0], padding[0], padding[1], padding[1]]
+    (top, bottom), (left, right) = resolved_padding(padding, size, window, stride, dilation)
+    return [top, bottom, left, right]
+
+
+def pairs(padding):
+    top, bottom, left, right = padding
+    return (top, bottom), (left, right)
+
+
+def keywords(stride, padding, dilation, groups) -> dict[str, Any]:
+    return {"stride": tuple(stride), "padding": pairs(padding), "dilation": tuple(dilation), "groups": groups}
+
+
+# The kernels: what the operators do on real tensors.
+
+
+def run_conv2d(x, w, bias, *parameters):
+    return operations.conv2d(x.detach(), w.detach(), detached(bias), **keywords(*parameters))
+
+
+def run_input_grad(grad_y, w, input_shape, *parameters):
+    return gradients.conv2d_input_grad(grad_y.detach(), w.detach(), tuple(input_shape), **keywords(*parameters))
+
+
+def run_weight_grad(x, grad_y, weight_shape, *parameters):
+    return gradients.conv2d_weight_grad(x.detach(), grad_y.detach(), tuple(weight_shape), **keywords(*parameters))
+
+
+def run_conv_transpose2d(x, w, bias, output_shape, stride, padding, dilation, groups):
+    spare = [
+        wanted - ((size - 1) * step - sum(pad) + spread * (window - 1) + 1)
+        for wanted, size, step, pad, spread, window in zip(
+            output_shape[2:], x.shape[2:], stride, pairs(padding), dilation, w.shape[2:], strict=True
+        )
+    ]
+    return gradients.conv_transpose2d(
+        x.detach(),
+        w.detach(),
+        detached(bias),
+        output_padding=tuple(spare),
+        **keywords(stride, padding, dilation, groups),
+    )
+
+
+def detached(tensor):
+    return None if tensor is None else tensor.detach()
+
+
+# The fake kernels: shapes and memory formats alone.
+
+
+def memory_format(like):
+    """torch.channels_last where `like` is stored so, as convlib's results are."""
+    if like.dim() == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def fake_conv2d(x, w, bias, stride, padding, dilation, groups):
+    sizes = [output_size(x.shape[2 + a], w.shape[2 + a], stride[a], pairs(padding)[a], dilation[a]) for a in (0, 1)]
+    return x.new_empty((x.shape[0], w.shape[0], *sizes)).to(memory_format=memory_format(x))
+
+
+def fake_input_grad(grad_y, w, input_shape, *parameters):
+    return grad_y.new_empty(input_shape).to(memory_format=memory_format(grad_y))
+
+
+def fake_weight_grad(x, grad_y, weight_shape, *parameters):
+    return x.new_empty(weight_shape)
+
+
+def fake_conv_transpose2d(x, w, bias, output_shape, *parameters):
+    return x.new_empty(output_shape).to(memory_format=memory_format(x))
+
+
+# The derivatives.
+
+
+def keep(ctx, inputs, output):
+    """Save what a backward pass reads: the two operands, the shapes and the parameters."""
+    first, second, *rest = inputs
+    ctx.save_for_backward(first, second)
+
+    ctx.parameters = rest[-4:]
+
+
+def backward_conv2d(context, grad):
+    x, w = context.saved_tensors
+    needs_x, needs_w, needs_bias = context.needs_input_grad[:3]
+    by_x = OPS.input_grad(grad, w, x.shape, *context.parameters) if needs_x else None
+    by_w = OPS.weight_grad(x, grad, w.shape, *context.parameters) if needs_w else None
+    by_bias = grad.sum((0, 2, 3)) if needs_bias else None
+    return by_x, by_w, by_bias, None, None, None, None
+
+
+def backward_input_grad(context, grad):
+    grad_y, w = context.saved_tensors
+    by_grad_y = OPS.conv2d(grad, w, None, *context.parameters) if context.needs_input_grad[0] else None
+    by_w = OPS.weight_grad(grad, grad_y, w.shape, *context.parameters) if context.needs_input_grad[1] else None
+    return by_grad_y, by_w, None, None, None, None, None
+
+
+def backward_weight_grad(context, grad):
+    x, grad_y = context.saved_tensors
+    by_x = OPS.input_grad(grad_y, grad, x.shape, *context.parameters) if context.needs_input_grad[0] else None
+    by_grad_y = OPS.conv2d(x, grad, None, *context.parameters) if context.needs_input_grad[1] else None
+    return by_x, by_grad_y, None, None, None, None, None
+
+
+def backward_conv_transpose2d(context, grad):
+    x, w = context.saved_tensors
+    needs_x, needs_w, needs_bias = context.needs_input_grad[:3]
+    H, W = x.shape[2:]
+    by_x = OPS.conv2d(grad, w, None, *context.parameters)[:, :, :H, :W] if needs_x else None
+    by_w = OPS.weight_grad(grad, x, w.shape, *context.parameters) if needs_w else None
+    by_bias = grad.sum((0, 2, 3)) if needs_bias else None
+    return by_x, by_w, by_bias, None, None, None, None, None
+
+
+# Batching over a further axis (torch.func.vmap): images are stacked; weights become groups.
+
+
+def vmap_conv2d(info, in_dims, x, w, bias, stride, padding, dilation, groups):
+    x_dim, w_dim, bias_dim, *_ = in_dims
+    B = info.batch_size
+    if w_dim is None and bias_dim is None:
+        x = x.movedim(x_dim, 0)
+        y = OPS.conv2d(x.flatten(0, 1), w, bias, stride, padding, dilation, groups)
+        return y.unflatten(0, (B, -1)), 0
+    x, w = batched(x, x_dim, B), batched(w, w_dim, B)
+    bias = None if bias is None else batched(bias, bias_dim, B).flatten()
+    y = OPS.conv2d(x.movedim(0, 1).flatten(1, 2), w.flatten(0, 1), bias, stride, padding, dilation, groups * B)
+    return y.unflatten(1, (B, -1)), 1
+
+
+def vmap_input_grad(info, in_dims, grad_y, w, shape, stride, padding, dilation, groups):
+    B = info.batch_size
+    N, C, H, W = shape
+    if in_dims[1] is None:
+        grad_y = grad_y.movedim(in_dims[0], 0)
+        grad_x = OPS.input_grad(grad_y.flatten(0, 1), w, [B * N, C, H, W], stride, padding, dilation, groups)
+        return grad_x.unflatten(0, (B, -1)), 0
+    grad_y, w = batched(grad_y, in_dims[0], B), batched(w, in_dims[1], B)
+    stacked = grad_y.movedim(0, 1).flatten(1, 2)
+    grad_x = OPS.input_grad(stacked, w.flatten(0, 1), [N, B * C, H, W], stride, padding, dilation, groups * B)
+    return grad_x.unflatten(1, (B, -1)), 1
+
+
+def vmap_weight_grad(info, in_dims, x, grad_y, shape, stride, padding, dilation, groups):
+    B = info.batch_size
+    x, grad_y = (batched(t, d, B).movedim(0, 1).flatten(1, 2) for t, d in zip((x, grad_y), in_dims[:2], strict=True))
+    K, *rest = shape
+    grad_w = OPS.weight_grad(x, grad_y, [B * K, *rest], stride, padding, dilation, groups * B)
+    return grad_w.unflatten(0, (B, -1)), 0
+
+
+def vmap_conv_transpose2d(info, in_dims, x, w, bias, shape, stride, padding, dilation, groups):
+    B = info.batch_size
+    N, K, P, Q = shape
+    if in_dims[1] is None and in_dims[2] is None:
+        x = x.movedim(in_dims[0], 0)
+        y = OPS.conv_transpose2d(x.flatten(0, 1), w, bias, [B * N, K, P, Q], stride, padding, dilation, groups)
+        return y.unflatten(0, (B, -1)), 0
+    x, w = batched(x, in_dims[0], B), batched(w, in_dims[1], B)
+    bias = None if bias is None else batched(bias, in_dims[2], B).flatten()
+    y = OPS.conv_transpose2d(
+        x.movedim(0, 1).flatten(1, 2), w.flatten(0, 1), bias, [N, B * K, P, Q], stride, padding, dilation, groups * B
+    )
+    return y.unflatten(1, (B, -1)), 1
+
+
+def batched(tensor, dim, B):
+    """`tensor` with its vmapped axis first, repeated where it has none."""
+    return tensor.expand(B, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+# Autocast: floating tensors in the dtype that the user chose for the device.
+
+
+def under_autocast(name, device_type, key):
+    operator = getattr(OPS, name)
+    excluded = torch._C.DispatchKeySet(key)
+
+    def cast(*arguments):
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch._C._ExcludeDispatchKeyGuard(excluded):
+            return operator(*(a.to(dtype) if is_castable(a, device_type) else a for a in arguments))
+
+    return cast
+
+
+def is_castable(value, device_type):
+    return isinstance(value, Tensor) and value.is_floating_point() and value.device.type == device_type
+
+
+def register():
+    for name in ("conv2d", "input_grad", "weight_grad", "conv_transpose2d"):
+        for device_type, key in (("cpu", "CPU"), ("cuda", "CUDA")):
+            LIBRARY.impl(name, globals()[f"run_{name}"], key)
+            autocast = getattr(torch._C.DispatchKey, f"Autocast{key}")
+            LIBRARY.impl(name, under_autocast(name, device_type, autocast), f"Autocast{key}")
+        full_name = f"convlib::{name}"
+        torch.library.register_fake(full_name, globals()[f"fake_{name}"], lib=LIBRARY)
+        torch.library.register_autograd(full_name, globals()[f"backward_{name}"], setup_context=keep, lib=LIBRARY)
+        torch.library.register_vmap(full_name, globals()[f"vmap_{name}"], lib=LIBRARY)
+
+
+register()

@@ -1,0 +1,223 @@
+"""The PyTorch adapter: values, gradients of both orders, and all that PyTorch does around its operators."""
+
+import copy
+import io
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+import convlib.torch  # noqa: E402
+from convlib.torch import Conv2d, ConvTranspose2d, conv2d, conv_transpose2d  # noqa: E402
+
+PARAMETERS = [
+    {},
+    {"stride": 2, "padding": 1},
+    {"stride": (2, 1), "padding": (0, 2), "dilation": (1, 2)},
+    {"groups": 2, "padding": 1},
+    {"padding": "same"},
+]
+IDS = [str(p).replace(" ", "") for p in PARAMETERS]
+
+
+def tensors(groups=1, dtype=torch.float64, grad=True, transposed=False):
+    torch.manual_seed(0)
+    w_shape = (4, 6 // groups, 3, 2) if transposed else (6, 4 // groups, 3, 2)
+    made = [torch.randn(shape).to(dtype) for shape in ((2, 4, 6, 7), w_shape, (6,))]
+    return [t.requires_grad_(grad) for t in made]
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS, ids=IDS)
+def test_conv2d_has_pytorchs_values_and_gradients(parameters):
+    ours, theirs = tensors(parameters.get("groups", 1)), tensors(parameters.get("groups", 1))
+    y, wanted = conv2d(*ours, **parameters), F.conv2d(*theirs, **parameters)
+    torch.testing.assert_close(y, wanted)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    wanted.backward(grad)
+    for mine, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, their.grad)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{}, {"stride": 2, "padding": 1, "output_padding": 1}, {"groups": 2, "dilation": 2}, {"stride": (3, 2)}],
+    ids=str,
+)
+def test_conv_transpose2d_has_pytorchs_values_and_gradients(parameters):
+    groups = parameters.get("groups", 1)
+    ours, theirs = tensors(groups, transposed=True), tensors(groups, transposed=True)
+    y, wanted = conv_transpose2d(*ours, **parameters), F.conv_transpose2d(*theirs, **parameters)
+    torch.testing.assert_close(y, wanted)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    wanted.backward(grad)
+    for mine, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, their.grad)
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS[:4], ids=IDS[:4])
+def test_gradients_of_both_orders_agree_with_finite_differences(parameters):
+    arguments = tensors(parameters.get("groups", 1))
+    small = [arguments[0].detach()[:1, :, :5, :4].clone().requires_grad_(), *arguments[1:]]
+    assert torch.autograd.gradcheck(lambda *a: conv2d(*a, **parameters), small, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda *a: conv2d(*a, **parameters), small, fast_mode=True)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"stride": 2, "output_padding": 1}], ids=str)
+def test_transposed_gradients_of_both_orders_agree_with_finite_differences(parameters):
+    x, w, bias = tensors(transposed=True)
+    small = [x.detach()[:1, :, :3, :4].clone().requires_grad_(), w, bias]
+    assert torch.autograd.gradcheck(lambda *a: conv_transpose2d(*a, **parameters), small, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda *a: conv_transpose2d(*a, **parameters), small, fast_mode=True)
+
+
+def grad_y():
+    return torch.randn(2, 6, 4, 6, dtype=torch.float64)
+
+
+OPERATORS = {
+    "conv2d": lambda x, w, b: (x, w, b, [2, 1], [1, 0, 2, 1], [1, 1], 1),
+    "input_grad": lambda x, w, b: (grad_y(), w, [2, 4, 6, 7], [1, 1], [0] * 4, [1, 1], 1),
+    "weight_grad": lambda x, w, b: (x, grad_y(), [6, 4, 3, 2], [1, 1], [0] * 4, [1, 1], 1),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_keep_torchs_rules(name):
+    x, w, b = tensors()
+    arguments = [a.requires_grad_() if isinstance(a, torch.Tensor) else a for a in OPERATORS[name](x, w, b)]
+    torch.library.opcheck(getattr(torch.ops.convlib, name), tuple(arguments))
+
+
+def test_the_transposed_operator_keeps_torchs_rules():
+    x, w, b = tensors(transposed=True)
+    torch.library.opcheck(torch.ops.convlib.conv_transpose2d, (x, w, b, [2, 6, 8, 8], [1, 1], [0] * 4, [1, 1], 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_every_dtype_trains(dtype):
+    x, w, bias = tensors(dtype=dtype)
+    conv2d(x, w, bias, padding=1).float().sum().backward()
+    exact = [t.detach().double().requires_grad_() for t in (x, w, bias)]
+    F.conv2d(*exact, padding=1).sum().backward()
+    for mine, their in zip((x, w, bias), exact, strict=True):
+        assert mine.grad.dtype == dtype
+        torch.testing.assert_close(mine.grad.double(), their.grad, rtol=0.05, atol=0.05)
+
+
+def test_follows_autocast():
+    x, w, bias = tensors(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = conv2d(x, w, bias)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert w.grad.dtype == torch.float32
+
+
+def test_channels_last_in_channels_last_out():
+    x, w, bias = tensors(dtype=torch.float32)
+    x = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+    y = conv2d(x, w, bias, padding=1)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, F.conv2d(x, w, bias, padding=1))
+
+
+def test_compiles_and_exports_without_a_break():
+    model = nn.Sequential(Conv2d(2, 3, 3, padding=1), nn.ReLU(), ConvTranspose2d(3, 1, 2, stride=2)).eval()
+    x = torch.randn(1, 2, 6, 6)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x))
+    exported = torch.export.export(model, (x,))
+    torch.testing.assert_close(exported.module()(x), model(x))
+    names = {str(node.target) for node in exported.graph.nodes}
+    assert {"convlib.conv2d.default", "convlib.conv_transpose2d.default"} <= names
+
+
+@pytest.mark.parametrize("in_dims", [(0, None, None), (0, 0, 0), (None, 0, None), (1, 0, None)], ids=str)
+def test_vmap_is_a_loop(in_dims):
+    torch.manual_seed(0)
+    shapes = ((2, 4, 6, 7), (6, 4, 3, 2), (6,))
+    batched = [s if d is None else (*s[:d], 3, *s[d:]) for s, d in zip(shapes, in_dims, strict=True)]
+    arguments = [torch.randn(shape) for shape in batched]
+    got = torch.func.vmap(lambda x, w, b: conv2d(x, w, b, padding=1), in_dims)(*arguments)
+    for i in range(3):
+        one = [a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims, strict=True)]
+        torch.testing.assert_close(got[i], F.conv2d(*one, padding=1), rtol=1e-4, atol=1e-4)
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=2, padding_mode="reflect"), nn.ReLU(),
+        nn.ConvTranspose2d(8, 4, 2, stride=2), nn.Flatten(), nn.Linear(4 * 64, 5),
+    )  # fmt: skip
+
+
+def losses(network, steps=10):
+    torch.manual_seed(1)
+    x, labels = torch.randn(6, 3, 8, 8), torch.randint(0, 5, (6,))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    history = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(x), labels)
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    return history
+
+
+def test_a_model_trains_to_pytorchs_losses_and_swaps_back():
+    theirs = model()
+    ours = convlib.torch.replace_convolutions(copy.deepcopy(theirs))
+    assert [type(m).__module__ for m in ours if "Conv" in type(m).__name__] == ["convlib.torch"] * 3
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    np.testing.assert_allclose(losses(ours), losses(theirs), rtol=1e-4)
+    assert convlib.torch.restore_convolutions(ours) is ours
+    assert [type(m) for m in ours] == [type(m) for m in theirs]
+
+
+def test_saves_and_loads():
+    network = convlib.torch.replace_convolutions(model()).eval()
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    x = torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(again(x), network(x), rtol=0, atol=0)
+
+
+class Blurred(torch.utils.data.Dataset):
+    """Images that a worker convolves itself."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return conv2d(torch.full((1, 1, 8, 8), float(index)), torch.ones(1, 1, 3, 3))[0]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_runs_in_dataloader_workers(method):
+    conv2d(torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3))  # the parent's threads are running before the fork
+    loader = torch.utils.data.DataLoader(Blurred(), num_workers=2, multiprocessing_context=method, timeout=120)
+    assert [batch.mean().item() for batch in loader] == [0.0, 9.0, 18.0, 27.0]
+
+
+def test_unbatched_and_output_size():
+    layer = ConvTranspose2d(2, 3, 3, stride=2)
+    x = torch.randn(2, 4, 4)
+    torch.testing.assert_close(layer(x), nn.ConvTranspose2d.forward(layer, x))
+    assert layer(x[None], output_size=(10, 10)).shape == (1, 3, 10, 10)
+    torch.testing.assert_close(conv2d(x, torch.ones(1, 2, 2, 2)), F.conv2d(x, torch.ones(1, 2, 2, 2)))
+
+
+def test_errors_are_convlibs():
+    with pytest.raises(ValueError, match="w: C / groups = 2 input channels needed"):
+        conv2d(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 2, 2))
