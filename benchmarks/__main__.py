@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import cases, engine, gpu, machine, ours, peaks, peers, report, results, runner, tables
+from . import cases, engine, gpu, machine, memory, ours, peaks, peers, report, results, runner, scaling, startup, tables
 
 QUICK = engine.Settings(rounds=5, block_seconds=0.010, most_seconds=1.0)
+
+
+OUTPUT = click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("results/local"),
+    show_default=True,
+    help="Folder for CSV, JSON, the report and its pictures.",
+)
 
 
 def options(command):
@@ -29,13 +39,7 @@ def options(command):
             click.option("--kernels", "each_kernel", is_flag=True, help="Measure every kernel of ours by itself too."),
             click.option("--threads", type=click.IntRange(1), default=None, help="Threads for everybody [all]."),
             click.option("--rounds", type=click.IntRange(1), default=None, help="Rounds of the engine."),
-            click.option(
-                "--output",
-                type=click.Path(file_okay=False, path_type=Path),
-                default=Path("results/local"),
-                show_default=True,
-                help="Folder for CSV, JSON, the report and its pictures.",
-            ),
+            OUTPUT,
         )
     ):
         command = option(command)
@@ -64,6 +68,43 @@ def cpu_command(**chosen):
 def gpu_command(**chosen):
     """CuPy arrays on the GPU, beside cuDNN and PyTorch CUDA. Never run on hardware so far."""
     run_gpu(**chosen)
+
+
+@main.command("startup")
+@OUTPUT
+def startup_command(output):
+    """Import, first call with and without compiled code on disk, and the cost of a call."""
+    seconds = startup.measure()
+    keep(output, "startup", seconds)
+    tables.console().print(tables.startup_table(seconds))
+
+
+@main.command("memory")
+@OUTPUT
+@click.option("--suite", "suites", multiple=True, type=click.Choice(cases.suites()), help="Only these.")
+def memory_command(output, suites):
+    """Peak resident memory of conv2d beyond its arguments and result, a process for each case (Linux)."""
+    found = {}
+    chosen = chosen_cases(False, suites)
+    with progress_bar() as progress:
+        for case in progress.track(chosen, description="memory"):
+            found.setdefault(case.suite, {})[case.name] = memory.extra_bytes(case)
+    keep(output, "memory", found)
+    tables.console().print(tables.memory_table(found))
+
+
+@main.command("scaling")
+@OUTPUT
+@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="Rounds of the engine.")
+def scaling_command(output, rounds):
+    """One thread against all, on the compute-bound 3x3 layers."""
+    threads = set_threads(None)
+    chosen = [case for case in chosen_cases(False, ()) if scaling.compute_bound(case)]
+    with progress_bar() as progress:
+        settings = engine.Settings(rounds=rounds)
+        found = [scaling.measure(case, settings, threads) for case in progress.track(chosen, description="scaling")]
+    keep(output, "scaling", [asdict(one) for one in found])
+    tables.console().print(tables.scaling_table([asdict(one) for one in found]))
 
 
 @main.command("report")
@@ -160,8 +201,7 @@ def measure(
     chosen, makers: Callable, settings: engine.Settings, block: Callable, console: Console
 ) -> list[results.Row]:
     """Every row of the chosen cases, with a progress bar that says what is being done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("", total=len(chosen))
         rows = []
         for case in chosen:
@@ -170,6 +210,19 @@ def measure(
             )
             progress.advance(task)
     return rows
+
+
+def progress_bar(console: Console | None = None) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def keep(output: Path, name: str, content) -> None:
+    """Write one of the report's further measurements, and draw the report again if there is one."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    if (output / "results.json").exists():
+        report.write(results.read(output / "results.json"), output)
 
 
 def finish(measured: results.Results, output: Path, console: Console) -> None:

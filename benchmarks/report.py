@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from . import plots
 from .cases import FILTERS
 from .ours import PLAN
 from .results import MEASURED, Results, Row, fastest, measured, verdicts
-from .tables import milliseconds
+from .startup import CEILINGS
+from .tables import duration, milliseconds
 
 TEMPLATE = "report.html.j2"
+FURTHER = ("startup", "memory", "scaling")
 
 
 def write(results: Results, folder: Path) -> None:
@@ -31,10 +34,19 @@ def write(results: Results, folder: Path) -> None:
         verdicts=verdicts(results),
         roofline=("roofline", plots.roofline(results)) if results.settings.get("peaks") else None,
         suites=[suite_of(results, name) for name in results.suites()],
+        further={name: further(folder, name) for name in FURTHER},
+        duration=duration,
+        ceilings=CEILINGS,
         refused=[row for row in results.rows if row.status != MEASURED],
         picture=partial(picture, folder),
     )
     (folder / "report.html").write_text(page)
+
+
+def further(folder: Path, name: str):
+    """What another command measured into the same folder, or None."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def hardware(results: Results) -> str:

@@ -20,6 +20,7 @@ from .results import (
     measured,
     verdicts,
 )
+from .startup import CEILINGS
 
 WIDTH = 132  # where there is no terminal
 CAPTION = (
@@ -124,6 +125,45 @@ def bars_table(found) -> Table:
             v.worst_case,
         )
     return table
+
+
+def startup_table(seconds: dict[str, float]) -> Table:
+    table = new_table("Before and around a call (medians)")
+    for heading in ("what", "measured", "at most"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    for name, value in seconds.items():
+        ceiling = CEILINGS.get(name)
+        style = "" if ceiling is None else "green" if value <= ceiling else "red"
+        table.add_row(name, Text(duration(value), style=style), "" if ceiling is None else duration(ceiling))
+    return table
+
+
+def memory_table(found: dict[str, dict[str, int]]) -> Table:
+    table = new_table("Peak resident memory of conv2d beyond arguments and result")
+    for heading in ("suite", "largest, MB", "case"):
+        table.add_column(heading, justify="right" if "MB" in heading else "left")
+    for suite, extra in found.items():
+        case = max(extra, key=extra.get)
+        table.add_row(suite, f"{extra[case] / 1e6:.1f}", case)
+    return table
+
+
+def scaling_table(found: list[dict]) -> Table:
+    table = new_table("One thread against all, plan")
+    for heading in ("suite", "case", "threads", "one, ms", "all, ms", "gain"):
+        table.add_column(heading, justify="left" if heading in ("suite", "case") else "right")
+    for one in found:
+        times = (f"{one['one_s'] * 1e3:.2f}", f"{one['all_s'] * 1e3:.2f}", f"{one['gain']:.2f}")
+        table.add_row(one["suite"], one["case"], str(one["threads"]), *times)
+    table.add_section()
+    table.add_row("geometric mean", "", "", "", "", f"{geometric_mean(one['gain'] for one in found):.2f}")
+    return table
+
+
+def duration(seconds: float) -> str:
+    if abs(seconds) < 1e-3:
+        return f"{seconds * 1e6:.1f} us"
+    return f"{seconds * 1e3:.1f} ms" if abs(seconds) < 1 else f"{seconds:.2f} s"
 
 
 def judged(value: float, floor: float) -> Text:
