@@ -23,6 +23,7 @@ from .candidate import Candidate, CannotRun
 from .cases import FILTERS, Case, Operands
 from .gate import FAST_MAX_ERROR
 
+PYTORCH_FILTER_MACS = 500_000_000
 PYTORCH = ("PyTorch NCHW", "PyTorch channels_last")
 
 
@@ -227,6 +228,13 @@ def scipy_oaconvolve(case: Case, operands: Operands, threads: int) -> Candidate:
     return Candidate("SciPy oaconvolve", call, lambda: np.stack(last["y"])[None], FAST_MAX_ERROR)
 
 
+def pytorch_filter(case: Case, operands: Operands, threads: int, channels_last: bool = False) -> Candidate:
+    """PyTorch on an image filter, where it computes 0.1 to 0.3 GFLOP/s on large windows."""
+    if case.problem.macs > PYTORCH_FILTER_MACS:
+        raise CannotRun("a call would take from five seconds to minutes at the 0.2 GFLOP/s of the smaller filters")
+    return pytorch(case, operands, threads, channels_last)
+
+
 # name -> (the package it needs, how a candidate is made)
 LAYER_PEERS = {
     PYTORCH[0]: ("torch", pytorch),
@@ -241,8 +249,8 @@ FILTER_PEERS = {
     "OpenCV filter2D": ("cv2", opencv_filter2d),
     "SciPy ndimage": ("scipy", scipy_correlate),
     "SciPy oaconvolve": ("scipy", scipy_oaconvolve),
-    PYTORCH[0]: ("torch", pytorch),
-    PYTORCH[1]: ("torch", partial(pytorch, channels_last=True)),
+    PYTORCH[0]: ("torch", pytorch_filter),
+    PYTORCH[1]: ("torch", partial(pytorch_filter, channels_last=True)),
 }
 NEED_ONNX = ("onnxruntime", "openvino", "cv2", "MNN")
 

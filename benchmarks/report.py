@@ -13,7 +13,7 @@ from markupsafe import Markup
 from . import plots
 from .cases import FILTERS
 from .ours import PLAN
-from .results import MEASURED, Results, Row, fastest, measured, verdicts
+from .results import MEASURED, Results, Row, fastest, measured, refusals, share_of_peak, verdicts
 from .startup import CEILINGS
 from .tables import duration, milliseconds
 
@@ -37,7 +37,7 @@ def write(results: Results, folder: Path) -> None:
         further={name: further(folder, name) for name in FURTHER},
         duration=duration,
         ceilings=CEILINGS,
-        refused=[row for row in results.rows if row.status != MEASURED],
+        refused=refusals(results),
         picture=partial(picture, folder),
     )
     (folder / "report.html").write_text(page)
@@ -76,15 +76,18 @@ def suite_of(results: Results, suite: str) -> dict:
         "name": suite,
         "candidates": candidates,
         "pictures": drawn,
-        "cases": [case_of(results.of_case(suite, case), case, candidates) for case in results.cases(suite)],
+        "cases": [case_of(results, suite, case, candidates) for case in results.cases(suite)],
     }
 
 
-def case_of(rows: dict[str, Row], case: str, candidates: list[str]) -> dict:
+def case_of(results: Results, suite: str, case: str, candidates: list[str]) -> dict:
+    rows = results.of_case(suite, case)
     passed = measured(rows)
     best, plan = fastest(row for row in passed.values() if row.error_class == "accurate"), passed.get(PLAN)
+    share = share_of_peak(plan, results.settings) if plan else None
     return {
         "name": case,
+        "share": "" if share is None else f"{share:.0%}",
         "count": next(iter(rows.values())).count,
         "kernel": plan.kernel.partition(".")[2] if plan else "",
         "cells": [cell(rows.get(name), best) for name in candidates],

@@ -90,6 +90,28 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
+# How many multiplications of a direct convolution one of the algorithm's own stands for: (m r / (m + r - 1))^2.
+MULTIPLICATIONS_SAVED = {"winograd_f2": 2.25, "winograd_f4": 4.0, "winograd_f6": 5.0625}
+
+
+def share_of_peak(row: Row, settings: dict) -> float | None:
+    """What a row's kernel really multiplied per second, over what all threads could at the measured peak of a core."""
+    peaks = settings.get("peaks")
+    if not peaks or row.gflops is None:
+        return None
+    saved = MULTIPLICATIONS_SAVED.get(row.kernel.partition(".")[2], 1.0)
+    return row.gflops / saved / (peaks["core_gflops"] * settings["threads"])
+
+
+def refusals(results: Results) -> list[tuple[str, str, list[str]]]:
+    """What was not timed: candidate, reason, and the cases."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in results.rows:
+        if row.status != MEASURED:
+            found.setdefault((row.candidate, row.status), []).append(f"{row.suite} {row.case}")
+    return [(candidate, reason, cases) for (candidate, reason), cases in found.items()]
+
+
 def measured(rows: dict[str, Row]) -> dict[str, Row]:
     return {name: row for name, row in rows.items() if row.status == MEASURED}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 from convlib import dispatch
@@ -39,12 +40,22 @@ def run_case(case, makers, settings, block, note) -> list[Row]:
         note(f"{case}: {name} through the gate")
         try:
             candidate = make(case, arrays)
-            passed.append((candidate, gate.check(candidate, wanted)))
+            passed.append((candidate, passed_gate(candidate, wanted, settings.most_seconds)))
         except Exception as reason:  # whatever it is, it stands in the table and the others go on
             rows.append(row(case, name, status=said(reason), ours=name.startswith(OURS)))
     note(f"{case}: timing")
     timings = engine.measure([candidate for candidate, _ in passed], settings, block)
     return [measured_row(case, candidate, error, timings[candidate.name]) for candidate, error in passed] + rows
+
+
+def passed_gate(candidate, wanted, most_seconds) -> float:
+    """The candidate's error; raises CannotRun if its one call there already took longer than all its rounds may."""
+    start = time.perf_counter()
+    error = gate.check(candidate, wanted)
+    seconds = time.perf_counter() - start
+    if seconds > most_seconds and not candidate.ours:
+        raise CannotRun(f"right, but slow: one call took over {most_seconds:g} s")
+    return error
 
 
 def said(reason: Exception) -> str:

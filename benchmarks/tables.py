@@ -18,6 +18,8 @@ from .results import (
     fastest,
     geometric_mean,
     measured,
+    refusals,
+    share_of_peak,
     verdicts,
 )
 from .startup import CEILINGS
@@ -25,7 +27,8 @@ from .startup import CEILINGS
 WIDTH = 132  # where there is no terminal
 CAPTION = (
     "Times are medians in ms. x PyTorch: its faster form's time / conv2d's. x peer: the fastest accurate peer's time / "
-    "plan's. GFLOP/s count a direct convolution's operations, of which Winograd does fewer. error: norm-relative."
+    "plan's. GFLOP/s count a direct convolution's operations, of which Winograd does fewer; % peak counts those it "
+    "does and divides by the measured peak of all threads. error: norm-relative."
 )
 
 
@@ -44,9 +47,9 @@ def show(results: Results, console: Console) -> None:
     found = verdicts(results)
     if found:
         console.print(bars_table(found))
-    for row in results.rows:
-        if row.status != MEASURED:
-            console.print(f"[yellow]{row.suite} {row.case}, {row.candidate}: {row.status}", highlight=False)
+    for candidate, reason, cases in refusals(results):
+        where = cases[0] if len(cases) == 1 else f"{cases[0]} and {len(cases) - 1} more"
+        console.print(f"[yellow]{candidate} on {where}: {reason}", highlight=False)
 
 
 def new_table(title: str) -> Table:
@@ -57,7 +60,7 @@ def suite_table(results: Results, suite: str) -> Table:
     """A line per case: ours, and how many times as long the fastest peers take."""
     table = new_table(suite)
     table.add_column("case")
-    for heading in ("conv2d", "plan", "GFLOP/s", "x PyTorch", "x peer"):
+    for heading in ("conv2d", "plan", "GFLOP/s", "% peak", "x PyTorch", "x peer"):
         table.add_column(heading, justify="right")
     for heading in ("that peer", "kernel", "error"):
         table.add_column(heading)
@@ -66,17 +69,19 @@ def suite_table(results: Results, suite: str) -> Table:
         rows = results.of_case(suite, case)
         pair = advantage(rows, CONV2D, PEERS["PyTorch"](rows)), advantage(rows, PLAN, accurate_peers(rows))
         ratios.append(pair)
-        table.add_row(case, *ours_cells(rows), *map(times, pair), *rest_cells(rows))
+        table.add_row(case, *ours_cells(rows, results.settings), *map(times, pair), *rest_cells(rows))
     table.add_section()
-    table.add_row("geometric mean", "", "", "", *(times(mean_of(column)) for column in zip(*ratios, strict=True)))
+    table.add_row("geometric mean", "", "", "", "", *(times(mean_of(column)) for column in zip(*ratios, strict=True)))
     return table
 
 
-def ours_cells(rows: dict[str, Row]):
+def ours_cells(rows: dict[str, Row], settings: dict):
     for name in (CONV2D, PLAN):
         yield milliseconds(rows.get(name))
     plan = measured(rows).get(PLAN)
+    share = share_of_peak(plan, settings) if plan else None
     yield f"{plan.gflops:.1f}" if plan else ""
+    yield "" if share is None else f"{share:.0%}"
 
 
 def rest_cells(rows: dict[str, Row]):

@@ -49,7 +49,7 @@ def test_the_page_refers_to_nothing_outside_itself(written):
 def test_the_page_says_that_no_gpu_was_there_and_what_was_refused(written):
     page = (written / "report.html").read_text()
     assert "No GPU was there" in page
-    assert "ncnn: &lt;refused &amp; told&gt;" in page
+    assert "ncnn: &lt;refused &amp; told&gt; <small>(article_mnist_cnn 1x28x28-32-3x3)" in page
 
 
 def test_the_fastest_accurate_candidate_is_marked_and_not_the_fast_one(written):

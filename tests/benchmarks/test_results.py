@@ -63,3 +63,12 @@ def test_no_bar_is_judged_on_a_selection(vgg):
 def test_a_candidate_that_failed_counts_for_nothing(vgg):
     failed = [dataclasses.replace(r, status="error 1 against float64", median_s=None) for r in vgg.rows]
     assert results.verdicts(results_of(*failed)) == []
+
+
+def test_the_share_of_peak_counts_what_winograd_really_multiplies():
+    settings = {"threads": 2, "peaks": {"core_gflops": 100.0}}
+    case = cases.cases("vgg16")[1]
+    direct = row(case, PLAN, 1.0, kernel="numba_cpu.blocked", gflops=100.0)
+    winograd = row(case, PLAN, 1.0, kernel="numba_cpu.winograd_f4", gflops=400.0)
+    assert results.share_of_peak(direct, settings) == results.share_of_peak(winograd, settings) == 0.5
+    assert results.share_of_peak(direct, {"threads": 2, "peaks": None}) is None
