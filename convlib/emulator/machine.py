@@ -1,0 +1,598 @@
+"""Executing a launch: one PTX instruction is one NumPy operation over all threads of a batch of blocks.
+
+Lanes. A batch is as many whole blocks as fit in about 8,192 lanes; a block's lanes are its threads, filled up to whole
+warps. A register is an array with one element per lane. `mask` says which lanes take part: None for all of them, or
+an array of bools.
+
+Segments. Instructions are cut at labels, branches and barriers. `pending` holds, for each segment that lanes stand
+before, the mask of those lanes. The first segment in program order runs next, for all its lanes; so lanes that
+went different ways wait for each other at the first instruction that both reach, where their masks are joined again.
+(Compilers lay code out in an order in which that works; another order would cost time, not correctness.)
+
+Barriers. Lanes at bar.sync leave `pending` until every thread of their block has come to that barrier. When nothing is
+pending and lanes still wait, some threads can never come: that is reported, with the barrier's line. Shuffles, votes
+and bar.warp.sync wait in the same way for the lanes that their mask names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import checks, counters, opcodes
+from .faults import KINDS, Fault, Report
+from .memory import GLOBAL_BASE, LOCAL_WINDOW, SHARED_RED_ZONE, SHARED_WINDOW, WINDOW_SIZE, Space, gather, scatter, up_to
+from .parser import SIZES, Address, Immediate, Instruction, PtxError, Register, Symbol
+
+LANES_PER_BATCH = 8_192
+MOST_FAULTS = 50
+MOST_SEGMENTS = 20_000_000
+
+DTYPES = {
+    "pred": np.dtype(bool), "b8": np.dtype(np.uint8), "u8": np.dtype(np.uint8), "s8": np.dtype(np.int8),
+    "b16": np.dtype(np.uint16), "u16": np.dtype(np.uint16), "s16": np.dtype(np.int16), "f16": np.dtype(np.uint16),
+    "bf16": np.dtype(np.uint16), "b32": np.dtype(np.uint32), "u32": np.dtype(np.uint32), "s32": np.dtype(np.int32),
+    "f32": np.dtype(np.float32), "f16x2": np.dtype(np.uint32), "bf16x2": np.dtype(np.uint32),
+    "b64": np.dtype(np.uint64), "u64": np.dtype(np.uint64), "s64": np.dtype(np.int64), "f64": np.dtype(np.float64),
+}  # fmt: skip
+BITS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
+
+
+@dataclass(slots=True)
+class Segment:
+    """Instructions that run without a jump or a wait. steps: what to call for each; units: how each is counted."""
+
+    first: int
+    last: int
+    steps: list
+    next: int = 0
+    lanes: int = 0
+    warps: int = 0
+    unguarded: list = None
+
+
+class Machine:
+    """One kernel with its grid, block and memories. `bind` it to its parameters, then `run` it."""
+
+    def __init__(self, module, function, grid, block, global_memory, shared_bytes, checked, counting):
+        self.module, self.function, self.grid, self.block = module, function, grid, block
+        self.memory, self.symbols = global_memory, {}
+        self.checked, self.counting = checked, counting
+        self.report = Report(function.name, module.target, grid, block)
+        self.faults = {}
+        self.blocks = int(np.prod(grid))
+        self.threads = int(np.prod(block))
+        self.width = up_to(self.threads, 32)
+        per_batch = max(1, (LANES_PER_BATCH if not checked else LANES_PER_BATCH // 2) // self.width)
+        self.slots = min(per_batch, self.blocks)
+        self.lanes = self.slots * self.width
+        self.traffic = []
+        self.guarded = {}
+        self.lay_out_lanes()
+        self.lay_out_memory(shared_bytes)
+        self.registers = {name: np.zeros(self.lanes, DTYPES[t] if t == "pred" else BITS[SIZES[t]])
+                          for name, t in function.registers.items()}  # fmt: skip
+
+    # Laying out
+
+    def lay_out_lanes(self):
+        lane = np.arange(self.lanes)
+        self.slot, self.thread = lane // self.width, (lane % self.width).astype(np.int32)
+        self.exists = self.thread < self.threads
+        self.here = self.exists.copy()  # lanes of blocks that this batch has
+        bx, by, _ = self.block
+        tid = np.minimum(self.thread, self.threads - 1).astype(np.uint32)
+        self.tid = (tid % bx, tid // bx % by, tid // (bx * by))
+        self.ctaid = tuple(np.zeros(self.lanes, np.uint32) for _ in range(3))
+        self.block_index = np.zeros(self.slots, np.int64)
+        self.clock = np.ones(self.lanes, np.int32)
+        partial = self.checked and any(opcodes.orders_warps(i, self.threads) for i in self.function.instructions)
+        self.known = np.zeros((self.lanes, self.width) if partial else (0, 0), np.int32)
+        self.phase = np.zeros(self.slots, np.int32)
+        self.phase_block = np.zeros(1024, np.int64)
+        self.phases = 0
+
+    def lay_out_memory(self, shared_bytes):
+        function, granule = self.function, narrowest_access(self.function)
+        variables = [v for v in (*self.module.variables, *function.variables) if v.space == "shared"]
+        places, end = self.shared_places(variables, shared_bytes)
+        self.shared = Space("shared", 0, end, self.slots, self.slot, self.checked, granule)
+        self.shared_owned = places
+        depots = [v for v in function.variables if v.space == "local"]
+        end = 0
+        for variable in depots:
+            self.symbols[variable.name] = up_to(end, variable.align)
+            end = self.symbols[variable.name] + variable.size + 16
+        self.local = Space("local", 0, end, self.lanes if depots else 1, np.arange(self.lanes), self.checked)
+        for variable in depots:
+            self.local.own(self.symbols[variable.name], variable.size)
+        self.memory.build(self.checked, granule)
+        self.memory.space.copy_starts = np.zeros(self.lanes, np.int64)
+        self.spaces = {"shared": self.shared, "local": self.local, "global": self.memory.space}
+
+    def shared_places(self, variables, shared_bytes):
+        """Where each shared variable lies, dynamic memory (extern arrays) last; its real place modulo 128 is kept."""
+        places, packed, gaps = [], 0, 0
+        static = [v for v in variables if v.size]
+        for variable in static:
+            packed = up_to(packed, variable.align)
+            self.symbols[variable.name] = packed + gaps
+            places.append((packed + gaps, variable.size))
+            packed, gaps = packed + variable.size, gaps + SHARED_RED_ZONE
+        self.static_shared = packed
+        dynamic = [v for v in variables if not v.size]
+        packed = up_to(packed, max((v.align for v in dynamic), default=16))
+        for variable in dynamic:
+            self.symbols[variable.name] = packed + gaps
+        if shared_bytes:
+            places.append((packed + gaps, shared_bytes))
+        return places, packed + gaps + shared_bytes
+
+    # Binding: from instructions to calls on this batch's arrays
+
+    def bind(self, parameters, symbols):
+        """Turn every instruction into a call. parameters: bytes; symbols: addresses of variables and parameters."""
+        self.parameters = parameters
+        self.symbols.update(symbols)
+        instructions = self.function.instructions
+        starts = {0, *self.function.labels.values()}
+        for i, instruction in enumerate(instructions):
+            row = opcodes.row_of(instruction)
+            if row.ends_segment:
+                starts |= {i + 1}
+            if row.starts_segment:
+                starts |= {i}
+        starts = sorted(s for s in starts if s < len(instructions))
+        self.segment_at = {start: k for k, start in enumerate(starts)}
+        self.segments = [
+            Segment(start, last, [], k + 1)
+            for k, (start, last) in enumerate(zip(starts, [*starts[1:], len(instructions)], strict=True))
+        ]
+        for segment in self.segments:
+            for i in range(segment.first, segment.last):
+                segment.steps.append(self.step(instructions[i]))
+
+    def step(self, instruction: Instruction):
+        """A function of the mask that executes one instruction; control flow returns True when it has moved the lanes."""
+        row = opcodes.row_of(instruction)
+        run = row.bind(self, instruction)
+        if instruction.guard is None or row.handles_guard:
+            return run
+        guard = self.registers[instruction.guard.name]
+        negated = instruction.guard_negated
+        counted = self.guarded.setdefault(id(instruction), [row.unit, 0, 0])
+
+        def guarded(mask):
+            mask = self.both(mask, ~guard if negated else guard)
+            if mask.any():
+                if self.counting:
+                    counted[1] += np.count_nonzero(mask)
+                    counted[2] += self.warps_of(mask)
+                run(mask)
+
+        return guarded
+
+    def both(self, mask, condition):
+        return condition & (self.here if mask is None else mask)
+
+    def warps_of(self, mask):
+        return int(np.count_nonzero(mask.reshape(-1, 32).any(axis=1)))
+
+    def error(self, instruction, message):
+        text = self.module.text[instruction.line - 1].strip()
+        return PtxError(f"PTX line {instruction.line}: {message}: {text}")
+
+    # Operands
+
+    def source(self, instruction, operand, type_):
+        """An operand as an array (or a scalar) of `type_`; a register that is wider gives its low part."""
+        dtype = DTYPES[type_]
+        if isinstance(operand, Immediate):
+            return self.constant(instruction, operand, type_)
+        if isinstance(operand, Symbol):
+            return np.asarray(self.address_of(instruction, operand), np.uint64).astype(BITS[dtype.itemsize]).view(dtype)[()]
+        if not isinstance(operand, Register):
+            raise self.error(instruction, f"operand {operand} is not known here")
+        if operand.name in self.registers:
+            register = self.registers[operand.name]
+        else:
+            register = np.asarray(self.special(instruction, operand.name))
+        if (register.dtype == bool) != (type_ == "pred") or register.itemsize < dtype.itemsize:
+            raise self.error(instruction, f"{operand.name} cannot be read as .{type_}")
+        if register.itemsize == dtype.itemsize:
+            return register.view(dtype)
+        if register.ndim == 0:
+            return register.astype(BITS[dtype.itemsize]).view(dtype)[()]
+        return register.view(BITS[dtype.itemsize])[:: register.itemsize // dtype.itemsize].view(dtype)
+
+    def constant(self, instruction, operand, type_):
+        if type_ == "pred":
+            return np.bool_(operand.bits)
+        dtype = DTYPES[type_]
+        if operand.kind != "int" and SIZES[operand.kind] != dtype.itemsize:
+            raise self.error(instruction, f"a constant of type {operand.kind} cannot be read as .{type_}")
+        bits = operand.bits % (1 << 8 * dtype.itemsize)
+        return np.array(bits, BITS[dtype.itemsize]).view(dtype)[()]
+
+    def target(self, instruction, operand, dtype):
+        """Where a result of `dtype` goes: the register's array, seen as that kind of number in the register's width."""
+        if isinstance(operand, Register) and operand.name == "_":
+            return np.zeros(self.lanes, dtype)
+        register = self.registers.get(operand.name) if isinstance(operand, Register) else None
+        if register is None:
+            raise self.error(instruction, f"{operand} cannot be written")
+        if dtype == bool or register.dtype == bool:
+            if dtype != register.dtype:
+                raise self.error(instruction, f"{operand.name} cannot take this result")
+            return register
+        if register.itemsize < dtype.itemsize:
+            raise self.error(instruction, f"{operand.name} is too narrow for this result")
+        if register.itemsize == dtype.itemsize:
+            return register.view(dtype)
+        if dtype.kind == "f":
+            raise self.error(instruction, f"{operand.name} is too wide for this result")
+        return register.view(np.dtype(f"{dtype.kind}{register.itemsize}"))
+
+    def address_of(self, instruction, symbol):
+        if symbol.name not in self.symbols:
+            raise self.error(instruction, f"{symbol.name} is not a variable this kernel can reach")
+        return self.symbols[symbol.name] + symbol.offset
+
+    def address(self, instruction, operand: Address):
+        """A function that gives the lanes' addresses as int64."""
+        if not isinstance(operand, Address):
+            raise self.error(instruction, f"an address is needed, not {operand}")
+        if operand.base is None or isinstance(operand.base, Symbol):
+            start = 0 if operand.base is None else self.address_of(instruction, operand.base)
+            fixed = np.full(self.lanes, start + operand.offset, np.int64)
+            return lambda: fixed
+        register = self.registers[operand.base.name]
+        if register.itemsize == 8:
+            register = register.view(np.int64)
+        offset = np.int64(operand.offset)
+        if register.itemsize == 4:
+            return lambda: (register + offset) & np.int64(0xFFFFFFFF)
+        return (lambda: register + offset) if operand.offset else (lambda: register)
+
+    def special(self, instruction, name):
+        """A special register's value: a scalar, or an array that follows the batch."""
+        axis = "xyz".find(name[-1]) if name[-2:-1] == "." else -1
+        values = {"%tid": self.tid, "%ctaid": self.ctaid, "%ntid": self.block, "%nctaid": self.grid}
+        if axis >= 0 and name[:-2] in values:
+            value = values[name[:-2]][axis]
+            return value if isinstance(value, np.ndarray) else np.uint32(value)
+        lane = (self.thread % 32).astype(np.uint32)
+        bit = np.uint32(1) << lane
+        known = {
+            "%laneid": lane, "%warpid": (self.thread // 32).astype(np.uint32), "%lanemask_eq": bit,
+            "%lanemask_lt": bit - np.uint32(1), "%lanemask_le": bit | bit - np.uint32(1),
+            "%lanemask_gt": ~(bit | bit - np.uint32(1)), "%lanemask_ge": ~(bit - np.uint32(1)),
+            "%dynamic_smem_size": np.uint32(self.shared.limit), "%nwarpid": np.uint32(self.width // 32),
+        }  # fmt: skip
+        if name not in known:
+            raise self.error(instruction, f"register {name} is not known")
+        return known[name]
+
+    # Running
+
+    def run(self, blocks=None):
+        """Execute all blocks of the grid, or those whose linear indices are given, and return the report."""
+        blocks = np.arange(self.blocks) if blocks is None else np.asarray(blocks, np.int64)
+        with np.errstate(all="ignore"):
+            for first in range(0, len(blocks), self.slots):
+                self.run_batch(blocks[first : first + self.slots])
+        self.report.faults = list(self.faults.values())
+        if self.counting:
+            self.count(len(blocks))
+        return self.report
+
+    def run_batch(self, blocks):
+        self.start(blocks)
+        steps = 0
+        while True:
+            if not self.pending:
+                if not self.resolve_waiting():
+                    return
+                continue
+            at = min(self.pending)
+            self.execute(at, self.pending.pop(at))
+            steps += 1
+            if steps > MOST_SEGMENTS:
+                raise RuntimeError(f"{self.function.name}: still running after {steps:,} steps; an endless loop?")
+
+    def start(self, blocks):
+        self.block_index[:] = -1
+        self.block_index[: len(blocks)] = blocks
+        self.here = self.exists & (self.slot < len(blocks))
+        self.alive = self.here.copy()
+        gx, gy, _ = self.grid
+        linear = np.maximum(self.block_index, 0)[self.slot]
+        for axis, value in zip(self.ctaid, (linear % gx, linear // gx % gy, linear // (gx * gy)), strict=True):
+            axis[:] = value
+        if self.checked:
+            self.shared.flags[:] = 0
+            self.shared.records[:] = 0
+            for start, size in self.shared_owned:
+                self.shared.own(start, size)
+            self.local.flags &= np.uint8(checks.OWNED)
+            self.known[:] = 0
+            self.new_phase(np.arange(self.slots))
+        self.pending = {0: self.here.copy()}
+        self.waiting = {}
+        self.at_barrier = {}
+
+    def new_phase(self, slots):
+        """A number of its own for the next phase of the blocks in `slots`."""
+        last = self.phases + len(slots)
+        if last >= len(self.phase_block):
+            self.phase_block = np.concatenate([self.phase_block, np.zeros(max(len(self.phase_block), last), np.int64)])
+        numbers = np.arange(self.phases + 1, last + 1)
+        self.phase[slots] = numbers
+        self.phase_block[numbers] = self.block_index[slots]
+        self.phases = last
+
+    def execute(self, at, lanes):
+        segment = self.segments[at]
+        mask = None if np.array_equal(lanes, self.here) else lanes
+        if self.counting:
+            segment.lanes += np.count_nonzero(lanes)
+            segment.warps += self.warps_of(lanes)
+        for step in segment.steps:
+            moved = step(mask)
+        if moved is not True:  # a NumPy call returns its array
+            self.go(segment.next, lanes)
+
+    def go(self, segment, lanes):
+        """Let lanes stand before a segment; past the last one they are done."""
+        if segment >= len(self.segments):
+            self.leave(lanes)
+        elif segment in self.pending:
+            self.pending[segment] = self.pending[segment] | lanes
+        else:
+            self.pending[segment] = lanes
+
+    def leave(self, lanes):
+        self.alive = self.alive & ~lanes
+
+    # Barriers
+
+    def wait_at_barrier(self, instruction, number, count, lanes, after):
+        """Lanes come to barrier `number` of their block; those complete go on to segment `after`.
+
+        count: the threads it waits for, or None for all of the block.
+        """
+        waiting = self.at_barrier.setdefault(number, {})
+        before = waiting.get(after)
+        waiting[after] = (lanes if before is None else before[0] | lanes, instruction)
+        come = np.zeros(self.lanes, bool)
+        for standing, _ in waiting.values():
+            come |= standing
+        per_block = come.reshape(self.slots, self.width).sum(axis=1)
+        needed = self.threads if count is None else count
+        complete = per_block == needed
+        if not complete.any():
+            return
+        whole = self.checked and needed == self.threads
+        if whole:
+            self.report_several_barriers(waiting, complete)
+            self.new_phase(np.flatnonzero(complete))
+        released = complete[self.slot]
+        if self.checked and not whole:
+            checks.learn(come & released, self.clock, self.known, self.width, self.width)
+        for segment, (standing, _) in list(waiting.items()):
+            free, still = standing & released, standing & ~released
+            if free.any():
+                self.go(segment, free)
+            if still.any():
+                waiting[segment] = (still, waiting[segment][1])
+            else:
+                del waiting[segment]
+
+    def report_several_barriers(self, waiting, complete):
+        """Threads of one block that meet at different barrier instructions: undefined in CUDA C, so a fault."""
+        if len(waiting) < 2:
+            return
+        places = [(standing & complete[self.slot], instruction) for standing, instruction in waiting.values()]
+        places = [(lanes, i) for lanes, i in places if lanes.any()]
+        for slot in np.flatnonzero(complete):
+            here = [(lanes, i) for lanes, i in places if lanes.reshape(self.slots, -1)[slot].any()]
+            if len(here) > 1:
+                lanes, instruction = here[0]
+                lane = int(np.flatnonzero(lanes & (self.slot == slot))[0])
+                others = ", ".join(str(i.line) for _, i in here[1:])
+                self.fault("divergent barrier", instruction, lane, f"other threads of the block wait at line {others}")
+                return
+
+    def resolve_waiting(self):
+        """Nothing is pending: done, or lanes wait for others that will never come. Returns whether to go on."""
+        for number, waiting in self.at_barrier.items():
+            for segment, (lanes, instruction) in list(waiting.items()):
+                self.report_unreachable(number, instruction, lanes)
+                del waiting[segment]
+                self.leave(lanes)
+                return True
+        for at, lanes in list(self.waiting.items()):
+            instruction = self.function.instructions[self.segments[at].first]
+            lane = int(np.flatnonzero(lanes)[0])
+            self.fault(
+                "missing threads at a warp barrier", instruction, lane,
+                "lanes that the mask names never come here", int(np.count_nonzero(lanes)),
+            )  # fmt: skip
+            del self.waiting[at]
+            self.go(at + 1, lanes)
+            return True
+        return False
+
+    def report_unreachable(self, number, instruction, lanes):
+        lane = int(np.flatnonzero(lanes)[0])
+        block = self.slot == self.slot[lane]
+        come = int(np.count_nonzero(lanes & block))
+        gone = int(np.count_nonzero(self.exists & block & ~self.alive))
+        message = f"{come} of {self.threads} threads wait at barrier {number}; {gone} have exited and never come"
+        self.fault("divergent barrier", instruction, lane, message, int(np.count_nonzero(lanes)))
+
+    def learn_in_warps(self, lanes):
+        """A warp-level barrier or shuffle orders the accesses of the lanes that took part."""
+        checks.learn(lanes, self.clock, self.known, self.width, 32)
+
+    def gather_warp(self, at, lanes, named):
+        """Lanes come to a warp-level instruction whose mask names lanes. Returns those that may go on together.
+
+        named: each lane's mask. A lane goes on when all lanes it names, of those that have not exited, are here.
+        """
+        if at in self.waiting:
+            lanes = lanes | self.waiting.pop(at)
+        present = self.bits_of_warps(lanes)
+        alive = self.bits_of_warps(self.alive)
+        missing = named & alive & ~present
+        stuck = (lanes & (missing != 0)).reshape(-1, 32).any(axis=1).repeat(32)
+        held = lanes & stuck
+        if held.any():
+            self.waiting[at] = held
+        return lanes & ~stuck
+
+    def bits_of_warps(self, lanes):
+        """For every lane, its warp's lanes as 32 bits."""
+        packed = np.packbits(lanes.reshape(-1, 32), axis=1, bitorder="little").view(np.uint32)
+        return packed.repeat(32)
+
+    # Memory
+
+    def access(self, instruction, space, kind, size, address, lanes, traffic):
+        """Check an access of `size` bytes per lane; return index and good lanes in `space`."""
+        index = np.empty(self.lanes, np.int64)
+        good = np.empty(self.lanes, bool)
+        if not self.checked:
+            wrong = checks.check_bounds(
+                address, lanes, size, space.base, space.limit, space.copy_starts, index, good
+            )
+            if wrong:
+                lane = int(np.flatnonzero(lanes & ~good)[0])
+                self.fault("out of bounds", instruction, lane, self.where(space, address[lane]), wrong)
+        else:
+            found = np.zeros((8, checks.FAULT_FIELDS), np.int64)
+            unit_shift = min(size, 4).bit_length() - 1
+            wrong = checks.check_access(
+                address, lanes, size, kind, space.base, space.limit, space.copy_starts,
+                space.flags.view(BITS[1 << unit_shift]), unit_shift, space.records, space.granule_shift,
+                space.name == "global", self.slot, self.thread, self.phase, self.phase_block, self.clock, self.known,
+                instruction.line, index, good, found,
+            )  # fmt: skip
+            if wrong:
+                self.record(instruction, space, size, found[: min(wrong, 8)], wrong)
+        if self.counting and space.name != "local":
+            self.count_traffic(traffic, address, lanes, size)
+        return index, good
+
+    def record(self, instruction, space, size, found, wrong):
+        for code, lane, address, phase, thread, line in found.tolist():
+            message = f"{size} bytes at {self.where(space, address)}"
+            if code >= checks.WRITE_AFTER_READ:
+                other = self.coordinates(self.phase_block[phase], self.grid), self.coordinates(thread, self.block)
+                message += f", with block {other[0]}, thread {other[1]} at PTX line {line}"
+            self.fault(KINDS[code], instruction, lane, message, wrong)
+            wrong = 1
+
+    def where(self, space, address):
+        if space.name == "global":
+            return self.memory.describe(int(address))
+        names = [
+            (at, name) for name, at in self.symbols.items()
+            if at <= address and name in self.names_in(space.name)
+        ]  # fmt: skip
+        if not names:
+            return f"byte {int(address)} of {space.name} memory"
+        at, name = max(names)
+        return f"{name} + {int(address) - at}"
+
+    def names_in(self, space):
+        return {v.name for v in (*self.module.variables, *self.function.variables) if v.space == space}
+
+    def count_traffic(self, traffic, address, lanes, size):
+        count = counters.shared_wavefronts if traffic.space == "shared" else counters.global_sectors
+        requests, cost = count(address, lanes, size)
+        traffic.requests += requests
+        traffic.cost += cost
+        traffic.lanes += int(np.count_nonzero(lanes))
+
+    def load(self, instruction, space, type_, targets, address, lanes, traffic):
+        dtype = BITS[SIZES[type_]]
+        size = dtype.itemsize * len(targets)
+        index, good = self.access(instruction, space, checks.READS, size, address, lanes, traffic)
+        memory, shift = space.as_type(dtype), dtype.itemsize.bit_length() - 1
+        for i, out in enumerate(targets):
+            if out.itemsize == dtype.itemsize:
+                gather(memory, index + i * dtype.itemsize if i else index, good, shift, out.view(dtype))
+            else:
+                narrow = np.zeros(self.lanes, dtype)
+                gather(memory, index + i * dtype.itemsize if i else index, good, shift, narrow)
+                np.copyto(out, narrow.view(DTYPES[type_]), where=good)
+
+    def store(self, instruction, space, type_, values, address, lanes, traffic):
+        dtype = BITS[SIZES[type_]]
+        size = dtype.itemsize * len(values)
+        index, good = self.access(instruction, space, checks.WRITES, size, address, lanes, traffic)
+        memory, shift = space.as_type(dtype), dtype.itemsize.bit_length() - 1
+        for i, value in enumerate(values):
+            scatter(memory, index + i * dtype.itemsize if i else index, good, shift, value)
+
+    def split_generic(self, address, lanes):
+        """Generic addresses by window: (space, lanes, addresses in that space)."""
+        in_shared = lanes & (address >= SHARED_WINDOW) & (address < SHARED_WINDOW + WINDOW_SIZE)
+        in_local = lanes & (address >= LOCAL_WINDOW) & (address < LOCAL_WINDOW + WINDOW_SIZE)
+        if in_shared.any():
+            yield self.shared, in_shared, address - SHARED_WINDOW
+        if in_local.any():
+            yield self.local, in_local, address - LOCAL_WINDOW
+        rest = lanes & ~in_shared & ~in_local
+        if rest.any():
+            yield self.memory.space, rest, address
+
+    # Faults and counts
+
+    def fault(self, kind, instruction, lane, message, count=1):
+        key = kind, instruction.line
+        if key in self.faults:
+            self.faults[key].count += count
+        elif len(self.faults) < MOST_FAULTS:
+            self.faults[key] = Fault(
+                kind, message, instruction.line, self.module.text[instruction.line - 1].strip(), instruction.source,
+                self.coordinates(self.block_index[self.slot[lane]], self.grid),
+                self.coordinates(self.thread[lane], self.block), count,
+            )  # fmt: skip
+
+    def coordinates(self, index, sizes):
+        index = int(index)
+        return index % sizes[0], index // sizes[0] % sizes[1], index // (sizes[0] * sizes[1])
+
+    def count(self, blocks_run):
+        counts = self.report.counters
+        for segment in self.segments:
+            for i in range(segment.first, segment.last):
+                instruction = self.function.instructions[i]
+                row = opcodes.row_of(instruction)
+                if id(instruction) in self.guarded:
+                    unit, lanes, warps = self.guarded[id(instruction)]
+                else:
+                    unit, lanes, warps = row.unit, segment.lanes, segment.warps
+                counts.lanes[unit] += lanes
+                counts.warps[unit] += warps
+        counts.traffic = [t for t in self.traffic if t.requests]
+        counts.blocks, counts.blocks_run = self.blocks, blocks_run
+        flags = self.memory.space.flags
+        counts.bytes_read = int(np.count_nonzero(flags & checks.READ))
+        counts.bytes_written = int(np.count_nonzero(flags & checks.WRITTEN))
+
+
+def narrowest_access(function):
+    """The fewest bytes any load or store of the function takes: how fine races must be told apart."""
+    sizes = [
+        min(SIZES[m] for m in i.modifiers if m in SIZES)
+        for i in function.instructions
+        if i.root in ("ld", "st", "atom", "red") and "param" not in i.modifiers
+    ]
+    return min(sizes, default=4)
+
+
+__all__ = ["GLOBAL_BASE", "Machine"]
