@@ -181,7 +181,9 @@ def launch_kernel(kernel, grid, block, args, shared_bytes) -> None:
     options = dict(watch.options)
     sample = options.pop("blocks")
     blocks = sample(grid) if sample else None
-    report = launch(ptx, name, grid, block, args, shared_bytes, blocks=blocks, abi=abi, tracked=watch.tracked, **options)
+    report = launch(
+        ptx, name, grid, block, args, shared_bytes, blocks=blocks, abi=abi, tracked=watch.tracked, **options
+    )
     watch.reports.append(report)
     if not watches:
         report.raise_if_faulty()

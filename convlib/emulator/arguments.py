@@ -1,6 +1,6 @@
 """From a launch's arguments to the bytes a kernel finds in its parameter space.
 
-    CUDA C    an array is its address; a NumPy scalar or struct is its bytes
+    CUDA C    an array is its address, None a null pointer; a NumPy scalar or struct is its bytes
     Numba     an array is taken apart, as Numba's calling convention has it:
               meminfo (null), parent (null), nitems, itemsize, data, shape..., strides...
               Python numbers have Numba's types: int64, float64; NumPy scalars their own
@@ -28,7 +28,8 @@ def parameter_bytes(function, values):
     for position, (parameter, value) in enumerate(zip(function.parameters, values, strict=True)):
         if len(value) != parameter.size:
             raise PtxError(
-                f"{function.name}: parameter {position} has {parameter.size} bytes in the PTX, its argument {len(value)}"
+                f"{function.name}: parameter {position} has {parameter.size} bytes in the PTX, "
+                f"its argument {len(value)}"
             )
         at = places[parameter.name]
         space[at : at + parameter.size] = np.frombuffer(value, np.uint8)
@@ -37,10 +38,17 @@ def parameter_bytes(function, values):
 
 def raw_values(args, address_of):
     """The arguments of a CUDA C kernel as bytes."""
-    return [
-        np.uint64(address_of(arg)).tobytes() if isinstance(arg, np.ndarray) and arg.ndim else np.asarray(arg).tobytes()
-        for arg in args
-    ]
+    return [raw_value(position, arg, address_of) for position, arg in enumerate(args)]
+
+
+def raw_value(position, arg, address_of):
+    if arg is None:
+        return np.uint64(0).tobytes()
+    if isinstance(arg, np.ndarray) and arg.ndim:
+        return np.uint64(address_of(arg)).tobytes()
+    if isinstance(arg, (np.generic, np.ndarray)) and not arg.dtype.hasobject:
+        return arg.tobytes()
+    raise TypeError(f"argument {position}: an array, None, a NumPy scalar or a struct needed, got {arg!r}")
 
 
 def numba_values(args, address_of):
@@ -63,7 +71,7 @@ def numba_types(args):
 
 
 def numba_type(arg):
-    from numba import types, typeof
+    from numba import typeof, types
     from numba.np import numpy_support
 
     if isinstance(arg, tuple):

@@ -7,8 +7,8 @@ does; what this file adds is what NumPy has not:
     directed rounding      the exact value as a sum of two float64, then the neighbour on the right side
     .ftz                   denormals become zeros of their sign, on the way in and on the way out
     NaN                    every float32 result is the GPU's 0x7fffffff
-    the approximations     ex2, lg2, rcp, rsqrt, sin, cos, tanh: computed in float64 and rounded once, where a GPU may be
-                           off by two units in the last place: nothing may hang on those bits
+    the approximations     ex2, lg2, rsqrt, sin, cos, tanh: computed in float64 and rounded once; a GPU may be off by
+                           two units in the last place, so nothing may hang on those bits
 
 Sources: NVIDIA, PTX ISA 9.0, section 9.7; Knuth, TAOCP volume 2, 4.2.2 (the exact error of an addition).
 """
@@ -270,7 +270,9 @@ def permute(a, b, selector):
     result = np.zeros(np.broadcast(a, b, selector).shape, np.uint32)
     for i in range(4):
         choice = (selector >> np.uint32(4 * i)) & np.uint32(0xF)
-        byte = ((both >> (np.uint64(8) * (choice & np.uint32(7)).astype(np.uint64))) & np.uint64(0xFF)).astype(np.uint32)
+        byte = ((both >> (np.uint64(8) * (choice & np.uint32(7)).astype(np.uint64))) & np.uint64(0xFF)).astype(
+            np.uint32
+        )
         sign = np.where(byte & np.uint32(0x80), np.uint32(0xFF), np.uint32(0))
         byte = np.where(choice & np.uint32(8), sign, byte)
         result |= byte << np.uint32(8 * i)

@@ -153,10 +153,10 @@ def readers_known(records, g, lane, thread, known):
         mask &= ~(1 << (thread & 31))
     if known.shape[0] == 0:
         return mask == 0
+    unknown = 0
     for bit in range(32):
-        if mask >> bit & 1 and known[lane, first + bit] < records[g, R_CLOCK]:
-            return False
-    return True
+        unknown += mask >> bit & 1 and known[lane, first + bit] < records[g, R_CLOCK]
+    return unknown == 0
 
 
 @inlined

@@ -58,7 +58,9 @@ class Report:
     def raise_if_faulty(self) -> None:
         """Raise EmulationError with every fault, if there is one."""
         if self.faults:
-            raise EmulationError(f"{self.kernel}, {self.target}, grid {self.grid}, block {self.block}\n{self.listing()}")
+            raise EmulationError(
+                f"{self.kernel}, {self.target}, grid {self.grid}, block {self.block}\n{self.listing()}"
+            )
 
     def listing(self) -> str:
         return "\n".join(f"  {fault}" for fault in self.faults)

@@ -22,7 +22,7 @@ import numpy as np
 
 from . import checks, counters, opcodes
 from .faults import KINDS, Fault, Report
-from .memory import GLOBAL_BASE, LOCAL_WINDOW, SHARED_RED_ZONE, SHARED_WINDOW, WINDOW_SIZE, Space, gather, scatter, up_to
+from .memory import LOCAL_WINDOW, SHARED_RED_ZONE, SHARED_WINDOW, WINDOW_SIZE, Space, gather, scatter, up_to
 from .parser import SIZES, Address, Immediate, Instruction, PtxError, Register, Symbol
 
 LANES_PER_BATCH = 8_192
@@ -136,6 +136,7 @@ class Machine:
         self.parameters = parameters
         self.symbols.update(symbols)
         instructions = self.function.instructions
+        self.index_of = {id(instruction): i for i, instruction in enumerate(instructions)}
         starts = {0, *self.function.labels.values()}
         for i, instruction in enumerate(instructions):
             row = opcodes.row_of(instruction)
@@ -154,7 +155,7 @@ class Machine:
                 segment.steps.append(self.step(instructions[i]))
 
     def step(self, instruction: Instruction):
-        """A function of the mask that executes one instruction; control flow returns True when it has moved the lanes."""
+        """A function of the mask that executes one instruction; it returns True if it has moved the lanes elsewhere."""
         row = opcodes.row_of(instruction)
         run = row.bind(self, instruction)
         if instruction.guard is None or row.handles_guard:
@@ -191,7 +192,11 @@ class Machine:
         if isinstance(operand, Immediate):
             return self.constant(instruction, operand, type_)
         if isinstance(operand, Symbol):
-            return np.asarray(self.address_of(instruction, operand), np.uint64).astype(BITS[dtype.itemsize]).view(dtype)[()]
+            return (
+                np.asarray(self.address_of(instruction, operand), np.uint64)
+                .astype(BITS[dtype.itemsize])
+                .view(dtype)[()]
+            )
         if not isinstance(operand, Register):
             raise self.error(instruction, f"operand {operand} is not known here")
         if operand.name in self.registers:
@@ -222,7 +227,7 @@ class Machine:
         register = self.registers.get(operand.name) if isinstance(operand, Register) else None
         if register is None:
             raise self.error(instruction, f"{operand} cannot be written")
-        if dtype == bool or register.dtype == bool:
+        if np.dtype(bool) in (dtype, register.dtype):
             if dtype != register.dtype:
                 raise self.error(instruction, f"{operand.name} cannot take this result")
             return register
@@ -464,9 +469,7 @@ class Machine:
         index = np.empty(self.lanes, np.int64)
         good = np.empty(self.lanes, bool)
         if not self.checked:
-            wrong = checks.check_bounds(
-                address, lanes, size, space.base, space.limit, space.copy_starts, index, good
-            )
+            wrong = checks.check_bounds(address, lanes, size, space.base, space.limit, space.copy_starts, index, good)
             if wrong:
                 lane = int(np.flatnonzero(lanes & ~good)[0])
                 self.fault("out of bounds", instruction, lane, self.where(space, address[lane]), wrong)
@@ -593,6 +596,3 @@ def narrowest_access(function):
         if i.root in ("ld", "st", "atom", "red") and "param" not in i.modifiers
     ]
     return min(sizes, default=4)
-
-
-__all__ = ["GLOBAL_BASE", "Machine"]

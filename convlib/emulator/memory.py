@@ -122,7 +122,7 @@ class GlobalMemory:
                     self.elements(region, view, self.space.flags)[...] = checks.OWNED | checks.READY
 
     def elements(self, region, view, of):
-        """The bytes of `view`'s elements in `of` (the space's bytes or flags), as an array of view.shape + (itemsize,)."""
+        """The bytes of `view`'s elements in `of`, the space's bytes or flags; shape view.shape + (itemsize,)."""
         start = region.start + view.__array_interface__["data"][0] - region.host
         return np.lib.stride_tricks.as_strided(of[start:], (*view.shape, view.itemsize), (*view.strides, 1))
 

@@ -113,7 +113,7 @@ def orders_warps(instruction, threads):
 
 
 def elementwise(machine, instruction, function, types, result):
-    """Bind `function` of the operands after the first, read as `types`; its result, of type `result`, goes to the first."""
+    """Bind `function` of the operands after the first, read as `types`; its result goes to the first, as `result`."""
     from .machine import DTYPES
 
     operands = instruction.operands[1:]
@@ -193,7 +193,7 @@ def float_operation(function, count):
 
 
 def direction(instruction):
-    """"rz", "rm" or "rp" if the opcode carries it."""
+    """ "rz", "rm" or "rp" if the opcode carries it."""
     return next((m for m in instruction.modifiers if m in ("rz", "rm", "rp")), None)
 
 
@@ -205,7 +205,9 @@ def float_sum(sign):
         if mode is None:
             return float_operation(nearest, 2)(machine, instruction)
         one_ = np.float32(1)
-        return float_operation(lambda x, y: a.fma_directed(x, one_, np.float32(sign) * y, mode), 2)(machine, instruction)
+        return float_operation(lambda x, y: a.fma_directed(x, one_, np.float32(sign) * y, mode), 2)(
+            machine, instruction
+        )
 
     return bind
 
@@ -504,8 +506,10 @@ def float_of_float(instruction, result, given, mode, ftz, sat):
             return a.rounded_toward(x, np.float64(0), mode)
         return x.astype(dtype)
 
-    return a.floating(function, ftz and "f32" in (result, given), sat) if dtype == np.float32 else flushed_input(
-        function, ftz and given == "f32", sat
+    return (
+        a.floating(function, ftz and "f32" in (result, given), sat)
+        if dtype == np.float32
+        else flushed_input(function, ftz and given == "f32", sat)
     )
 
 
@@ -520,7 +524,9 @@ def flushed_input(function, ftz, sat):
 def address_conversion(machine, instruction):
     """cvta: between a space's own addresses and generic ones."""
     flags = instruction.modifiers
-    window = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW}.get(next((m for m in flags if m in STATE_SPACES), None), 0)
+    window = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW}.get(
+        next((m for m in flags if m in STATE_SPACES), None), 0
+    )
     window = np.uint64(window)
     type_ = type_of(instruction)
     return elementwise(
@@ -637,7 +643,7 @@ def new_traffic(machine, instruction, name, kind, type_, count):
 
 
 ADD, MIN, MAX, AND, OR, XOR, EXCH, CAS, INC, DEC = range(10)
-ATOMICS = dict(zip("add min max and or xor exch cas inc dec".split(), range(10), strict=True))
+ATOMICS = dict(zip(["add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"], range(10), strict=True))
 
 
 @njit(cache=True)
@@ -772,7 +778,7 @@ def jump(machine, instruction, act):
 
 
 def index_of(machine, instruction):
-    return next(i for i, other in enumerate(machine.function.instructions) if other is instruction)
+    return machine.index_of[id(instruction)]
 
 
 def indexed_branch(machine, instruction):

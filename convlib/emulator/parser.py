@@ -466,18 +466,19 @@ class Parser:
 def tokens_of(text):
     """The tokens of `text` and the line each stands on."""
     tokens, lines, line, at = [], [], 1, 0
-    while at < len(text):
-        match = TOKEN.match(text, at)
-        if match is None:
-            raise PtxError(f"PTX line {line}: {text[at]!r} is not known")
-        kind, token, at = match.lastgroup, match.group(), match.end()
+    for match in TOKEN.finditer(text):
+        if match.start() != at:
+            break
+        kind, at = match.lastgroup, match.end()
         if kind == "newline":
             line += 1
         elif kind == "comment":
-            line += token.count("\n")
+            line += match.group().count("\n")
         elif kind != "blank":
-            tokens.append(token)
+            tokens.append(match.group())
             lines.append(line)
+    if at != len(text):
+        raise PtxError(f"PTX line {line}: {text[at]!r} is not known")
     return tokens, lines
 
 

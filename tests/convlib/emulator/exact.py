@@ -46,7 +46,7 @@ def encoded(number, format_, mode="rn", negative_zero=False):
     step = Fraction(2) ** (max(exponent, least) - (precision - 1))
     units = integer(number / step, mode)
     bits = encoded_units(abs(units), max(exponent, least), format_)
-    if bits >= infinity and mode != "rn" and not (mode == "rp" and number > 0 or mode == "rm" and number < 0):
+    if bits >= infinity and mode != "rn" and not ((mode == "rp" and number > 0) or (mode == "rm" and number < 0)):
         bits = infinity - 1
     return bits | (sign if number < 0 else 0)
 

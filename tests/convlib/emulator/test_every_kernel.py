@@ -1,0 +1,74 @@
+"""The proof suite: every GPU kernel in the list, compiled and executed by the emulator, values and all checks.
+
+For each kernel: every shared problem (for sm_80 and sm_120 in turn, the two compiler front ends), every dtype for every
+target, and larger problems that stick out of every tile. Values are held against the reference as on a CPU; every
+output element must be written exactly once, by threads that do not race, from memory that somebody filled.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+import convlib
+from convlib import device, dispatch, emulator
+from convlib.compiling import TARGETS
+from tests.kernels.test_every_kernel import assert_close, forced
+from tests.problems import SMALL, TINY, arrays_of
+
+pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
+pytest.importorskip("numba.cuda", reason="numba-cuda is not installed (extra cuda13)")
+pytest.importorskip("cupy", reason="CuPy is not installed (extra cuda13)")
+
+GPU_KERNELS = [n for n in dispatch.KERNELS if "emulator" in dispatch.FAMILIES[dispatch.family_of(n)].runs_on]
+BY_NAME = {case.name: case for case in TINY + SMALL}
+DTYPE_CASES = [BY_NAME[name] for name in ("3x3_same", "float64", "float16", "bfloat16")]
+PAST_EVERY_TILE = [BY_NAME[name] for name in ("many_channels", "nhwc_wide", "groups_wide", "depthwise_wide")]
+
+
+def served(name, case, target):
+    problem = case.problem()
+    module = dispatch.kernel(name)
+    return problem.pass_ in module.passes and not module.why_not(problem, device.emulator_of(target))
+
+
+def alternating():
+    for name in GPU_KERNELS:
+        for i, case in enumerate(case for case in TINY if case not in DTYPE_CASES):
+            yield name, case, (80, 120)[i % 2]
+
+
+EVERY_PROBLEM = [row for row in alternating() if served(*row)]
+EVERY_DTYPE = [(n, c, t) for n in GPU_KERNELS for c in DTYPE_CASES for t in TARGETS if served(n, c, t)]
+LARGER = [(n, c, t) for n in GPU_KERNELS for c, t in zip(PAST_EVERY_TILE, (80, 120, 90, 86), strict=True)
+          if served(n, c, t)]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def emulate(monkeypatch):
+    monkeypatch.setenv("CONVLIB_EMULATE", "1")
+
+
+def check(name, case, target, monkeypatch):
+    monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(target))
+    x, w, bias, residual, out = arrays_of(case)
+    with emulator.watching(outputs=[out]) as watch:
+        y = convlib.conv2d(x, w, bias, residual=residual, out=out, **case.keywords, **forced(name))
+    assert watch.reports, "no kernel was launched"
+    assert {report.target for report in watch.reports} == {f"sm_{target}"}
+    watch.raise_if_faulty()
+    assert_close(case, dispatch.algorithm_of(name), y, x, w, bias, residual)
+
+
+@pytest.mark.parametrize(("name", "case", "target"), EVERY_PROBLEM, ids=str)
+def test_every_problem(name, case, target, monkeypatch):
+    check(name, case, target, monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "case", "target"), EVERY_DTYPE, ids=str)
+def test_every_dtype_for_every_target(name, case, target, monkeypatch):
+    check(name, case, target, monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "case", "target"), LARGER, ids=str)
+def test_problems_past_every_tile(name, case, target, monkeypatch):
+    check(name, case, target, monkeypatch)
