@@ -231,6 +231,33 @@ def fused_multiply_add(machine, instruction):
     return ufunc_of_numba(machine, instruction, function, "f32")
 
 
+def mixed(function, halves):
+    """add, sub and fma of float32 whose first operands are 16-bit floats: widened exactly, then one rounding."""
+
+    def bind(machine, instruction):
+        result, half = (types_of(instruction) * 2)[:2]
+        if result != "f32":
+            raise Refused(f"PTX line {instruction.line}: opcode {instruction.opcode} is not known to the emulator")
+        mode, saturating = direction(instruction), "sat" in instruction.modifiers
+
+        def compute(*operands):
+            widened_ones = [widened(o, half) for o in operands[:halves]]
+            return function(mode, *widened_ones, *operands[halves:])
+
+        types = [half] * halves + ["f32"]
+        return elementwise(machine, instruction, a.floating(compute, saturating=saturating), types, "f32")
+
+    return bind
+
+
+def mixed_sum(sign):
+    return lambda mode, x, y: a.fma_directed(x, np.float32(1), np.float32(sign) * y, mode) if mode else x + sign * y
+
+
+def mixed_fma(mode, x, y, z):
+    return a.fma_directed(x, y, z, mode) if mode else a.fma_f32(x, y, z)
+
+
 def extreme(function):
     """min or max of floats."""
 
@@ -949,10 +976,12 @@ TABLE = (
     row("add", "s32", "sat", INTEGER, saturating_sum(1)),
     row("add", "f32", f"{ROUNDINGS} ftz sat", FLOAT, float_sum(1)),
     row("add", "f64", "rn", DOUBLE, two(np.add)),
+    row("add", "f16 bf16", f"{ROUNDINGS} sat", FLOAT, mixed(mixed_sum(1), 1)),
     row("sub", INTEGERS, "", INTEGER, two(np.subtract)),
     row("sub", "s32", "sat", INTEGER, saturating_sum(-1)),
     row("sub", "f32", f"{ROUNDINGS} ftz sat", FLOAT, float_sum(-1)),
     row("sub", "f64", "rn", DOUBLE, two(np.subtract)),
+    row("sub", "f16 bf16", f"{ROUNDINGS} sat", FLOAT, mixed(mixed_sum(-1), 1)),
     row("mul", "u64 s64 u32 s32 u16 s16", "lo hi", INTEGER, product),
     row("mul", "u32 s32 u16 s16", "wide", INTEGER, product),
     row("mul", "f32", f"{ROUNDINGS} ftz sat", FLOAT, float_product),
@@ -961,6 +990,7 @@ TABLE = (
     row("mad", "u32 s32 u16 s16", "wide", INTEGER, product_and_sum),
     row("fma", "f32", f"{ROUNDINGS} ftz sat", FMA, fused_multiply_add),
     row("fma", "f64", "rn", DOUBLE, fused_multiply_add),
+    row("fma", "f16 bf16", f"{ROUNDINGS} sat", FMA, mixed(mixed_fma, 2)),
     row("div", INTEGERS, "", INTEGER, two(a.quotient)),
     row("div", "f32", "rn approx full ftz", SPECIAL, float_operation(np.divide, 2)),
     row("div", "f64", "rn", DOUBLE, two(np.divide)),

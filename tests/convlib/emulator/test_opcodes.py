@@ -411,6 +411,30 @@ def test_fused_multiply_add_rounds_once(variant):
     agree(f"fma.{variant}.f32 D, A, B, C", "f32", [("f32", x), ("f32", y), ("f32", z)], expected)
 
 
+@pytest.mark.parametrize("half", ["f16", "bf16"])
+@pytest.mark.parametrize("variant", ["rn", "rz", "rm", "rp.sat"])
+def test_mixed_precision_widens_and_rounds_once(variant, half):
+    """Of sm_100 and later: fma.f32 with 16-bit factors, add and sub with a 16-bit first operand."""
+    x, y = pairs(integers(16, 20))
+    z = [RANDOM.choice(floats("f32")) for _ in x]
+    mode = variant[:2]
+
+    def expected(function, *formats):
+        def of_bits(*bits):
+            number, negative = function(*(decoded(b, f) for b, f in zip(bits, formats, strict=True)))
+            if "sat" in variant:
+                return exactly(lambda: (number, negative), "f32", mode, sat=True)()
+            return encoded(number, "f32", mode, negative)
+
+        return of_bits
+
+    agree(f"fma.{variant}.f32.{half} D, A, B, C", "f32", [(half, x), (half, y), ("f32", z)],
+          expected(fused(mode), half, half, "f32"))  # fmt: skip
+    for name in ("add", "sub"):
+        agree(f"{name}.{variant}.f32.{half} D, A, B", "f32", [(half, x), ("f32", z)],
+              expected(FLOAT_PAIRS[name](mode), half, "f32"))  # fmt: skip
+
+
 def near_halfway():
     """Products that fall almost, or exactly, between two float32, where rounding twice goes wrong."""
     found = [[], [], []]
