@@ -1,0 +1,511 @@
+"""What one thread of a Winograd convolution runs: stage, transform, multiply, transform, store. winograd.py has the
+picture.
+
+A strip is 1 to 3 vectors of tiles, one tile per lane, in the order image, row, column; a strip may begin and end
+anywhere in a row of tiles. Its part of one row of tiles is a segment:
+
+    x, one channel                       staging area (L1)              planes of the strip, in its slot
+    . . . . . . . .                      segment 0: 0 a b c d e         plane 0: channel 0: tiles 0 .. 23, ...
+    . a b c d e f .     copied, zeros               0 g h i j k         plane 1
+    . g h i j k l .     around the image            ...                 ...
+                                         segment 1: ...                 plane (m+2)^2 - 1
+
+The staging area makes padding, odd sizes, every stride, NHWC and 16-bit numbers a matter of copying rows: the
+transforms see float rows with everything in place. It costs a store and a load per pixel, a seventh of a transform.
+Output goes the same way back. While one channel is transformed the next is being copied into another plane of the
+staging area: a load of what was stored just before, by stores of another width, would wait for them.
+"""
+
+import numba
+import numpy as np
+from numba import from_dtype, types
+
+from . import tracing
+from .call import CALL_DTYPE
+from .epilogue import activate
+from .microkernel import VECTORS, accumulate, panel_rows, tile_rows, vector_type
+from .short_floats import memory_functions
+from .tracing import choose, load, store, traced, zeros
+from .vectors import Vector, array_at, broadcast, record_at, store_past_cache
+from .winograd_transforms import filter_transform, input_transform, output_transform, transposed_copy
+
+FIELDS = (
+    "m", "tile_rows", "tile_columns", "tiles", "vectors", "strips",  # of the whole problem
+    "ranges", "strips_per_block", "parts", "panels", "part", "chunk", "depth_block",  # how the work is cut
+    "filter_plane", "filter_group", "input_slot", "output_slot", "worker_bytes", "slots_at",  # bytes
+    "input_pitch", "output_pitch", "input_staging", "output_staging", "streaming",
+)  # fmt: skip
+LEAVES = (  # addresses of machine code
+    "input_stage", "multiply_stage", "output_stage", "transform_input", "multiply_strip", "transform_output",
+)  # fmt: skip
+RECORD_DTYPE = np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in FIELDS + LEAVES])
+RECORD = from_dtype(RECORD_DTYPE)
+PLANE_PADDING = 64  # bytes: without, the planes of a tile fall into the same cache sets
+
+njit = numba.njit(error_model="numpy")
+
+
+@traced(types.void)
+def call_leaf(address, a, b, c, d, e, f, g):
+    """Call the C function void f(int64 x 7) at `address`."""
+    tracing.call_address(address, a, b, c, d, e, f, g)
+
+
+class Numbers:
+    """The types of one dtype: in memory and in registers, and the addresses that follow from them."""
+
+    def __init__(self, dtype_name):
+        self.real = types.float64 if dtype_name == "float64" else types.float32
+        self.lanes = vector_type(self.real.name)  # as tracing has it
+        self.vector = Vector(self.real, self.lanes.count)  # as Numba has it
+        self.count, self.item, self.bytes = self.lanes.count, self.lanes.item_bytes, self.lanes.bytes
+        self.stored_item = 2 if dtype_name.endswith("16") else self.item
+        self.table_bytes = 8 * VECTORS * self.count
+        self.segment_bytes = 32 * VECTORS * self.count
+        self.staging_at = self.table_bytes + self.segment_bytes + self.bytes * self.count
+
+
+def strip_functions(numbers):
+    """Numba functions for where a strip's tiles are: (width, find_segments, set_offsets)."""
+    lanes = numbers.count
+
+    @njit
+    def first_vector(call, strip):
+        return strip * call.vectors // call.strips
+
+    @njit
+    def find_segments(call, strip, segments):
+        """Write (image, row, column, tiles) of each of the strip's segments; returns how many there are."""
+        tile = first_vector(call, strip) * lanes
+        end = min(first_vector(call, strip + 1) * lanes, call.tiles)
+        table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
+        line, column, count = tile // call.tile_columns, tile % call.tile_columns, 0
+        image, row = line // call.tile_rows, line % call.tile_rows
+        while tile < end:
+            tiles = min(call.tile_columns - column, end - tile)
+            table[count, 0], table[count, 1], table[count, 2], table[count, 3] = image, row, column, tiles
+            tile += tiles
+            count += 1
+            column, row = 0, row + 1
+            if row == call.tile_rows:
+                image, row = image + 1, 0
+        return count
+
+    @njit
+    def set_offsets(segments, count, offsets, width, tile_bytes, segment_bytes, beyond):
+        """Write where in the staging area each lane's tile begins; lanes past the last tile get `beyond`."""
+        table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
+        lane_offsets = array_at(types.int64, offsets, (VECTORS * lanes,), (8,))
+        lane = 0
+        for s in range(count):
+            for i in range(table[s, 3]):
+                lane_offsets[lane] = s * segment_bytes + i * tile_bytes
+                lane += 1
+        for rest in range(lane, width * lanes):
+            lane_offsets[rest] = beyond
+
+    return first_vector, find_segments, set_offsets
+
+
+def build_input_stage(dtype_name):
+    """All channels of a strip, from x to their planes in its slot."""
+    numbers = Numbers(dtype_name)
+    real, lanes, item, stored_item = numbers.real, numbers.count, numbers.item, numbers.stored_item
+    first_vector, find_segments, set_offsets = strip_functions(numbers)
+    read, _, read_vector, _ = memory_functions(dtype_name)
+    _, write, _, write_vector = memory_functions(real.name)
+    copy_square = transposed_copy(dtype_name, numbers.lanes)
+
+    @njit
+    def copy_row(target, source, step, count):
+        """`count` numbers, `step` bytes apart in memory."""
+        if step == stored_item and count >= lanes:
+            last = count - lanes
+            for i in range(0, last, lanes):
+                write_vector(target + i * item, read_vector(source + i * stored_item))
+            write_vector(target + last * item, read_vector(source + last * stored_item))
+        else:
+            for i in range(count):
+                write(target + i * item, read(source + i * step))
+
+    @njit
+    def copy_pixels(target, plane, source, step, count):
+        """`count` pixels of `lanes` channels that lie side by side; a plane of the staging area for each channel."""
+        done = 0
+        while done + lanes <= count:
+            copy_square(source + done * step, step, target + done * item, plane)
+            done += lanes
+        for i in range(done, count):
+            for c in range(lanes):
+                write(target + c * plane + i * item, read(source + i * step + c * stored_item))
+
+    @njit
+    def stage(call, x, segments, count, target, together):
+        """The pixels under a strip of one channel, or of as many as there are lanes (`together`). x: the channel."""
+        table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
+        for s in range(count):
+            image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
+            h, v = row * call.m - call.top, column * call.m - call.left
+            left, right = max(0, -v), min(tiles * call.m + 2, call.W - v)
+            source = x + image * call.x_n + h * call.x_h + (v + left) * call.x_w
+            line = target + s * (call.m + 2) * call.input_pitch + left * item
+            if left < right:
+                for i in range(max(0, -h), min(call.m + 2, call.H - h)):
+                    to, of = line + i * call.input_pitch, source + i * call.x_h
+                    if together:
+                        copy_pixels(to, call.input_staging, of, call.x_w, right - left)
+                    else:
+                        copy_row(to, of, call.x_w, right - left)
+
+    @njit
+    def clear(address, count):
+        zero = broadcast(numbers_vector, real(0))
+        for i in range(0, count, numbers_bytes):
+            write_vector(address + i, zero)
+
+    @njit
+    def transform_channel(call, staged, offsets, width, target, plane):
+        call_leaf(call.transform_input, staged, offsets, call.input_pitch, target, plane, width, 0)
+
+    numbers_vector, numbers_bytes, segments_at, staging_at = (
+        numbers.vector, numbers.bytes, numbers.table_bytes, numbers.staging_at,
+    )  # fmt: skip
+
+    def input_stage(call_address, scratch, group, strip, slot, unused, unused_too):
+        call = record_at(RECORD, call_address)
+        width = first_vector(call, strip + 1) - first_vector(call, strip)
+        offsets, segments, staged = scratch, scratch + segments_at, scratch + staging_at
+        count = find_segments(call, strip, segments)
+        set_offsets(segments, count, offsets, width, call.m * item, (call.m + 2) * call.input_pitch, 0)
+        x, plane = call.x + group * call.Cg * call.x_c, call.Cg * width * numbers_bytes + PLANE_PADDING
+        channel_bytes = width * numbers_bytes
+
+        done = 0
+        if call.x_c == stored_item and call.x_w != stored_item:
+            clear(staged, lanes * call.input_staging)
+            while done + lanes <= call.Cg:
+                stage(call, x + done * call.x_c, segments, count, staged, 1)
+                for c in range(lanes):
+                    to = slot + (done + c) * channel_bytes
+                    transform_channel(call, staged + c * call.input_staging, offsets, width, to, plane)
+                done += lanes
+        if done == call.Cg:
+            return
+        clear(staged, 2 * call.input_staging)
+        stage(call, x + done * call.x_c, segments, count, staged + done % 2 * call.input_staging, 0)
+        for c in range(done, call.Cg):
+            if c + 1 < call.Cg:
+                other = staged + (c + 1) % 2 * call.input_staging
+                stage(call, x + (c + 1) * call.x_c, segments, count, other, 0)
+            here = staged + c % 2 * call.input_staging
+            transform_channel(call, here, offsets, width, slot + c * channel_bytes, plane)
+
+    return input_stage
+
+
+def tile_function(V, rows, vectors):
+    """tile(a, a_panel, b, depth, c, continued): `rows` filters x `vectors` of tiles, set in c or added to it.
+
+    Each block of channels is summed from zero: shorter sums, smaller rounding errors.
+    """
+
+    @traced(types.void)
+    def tile(a, a_panel, b, depth, c, continued):
+        item, width = tracing.constant(a, V.item_bytes), tracing.constant(a, V.bytes * vectors)
+        nothing = [[zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
+        sums = accumulate(V, rows, vectors, a, item, a_panel, item * panel_rows(), b, width, depth, nothing)
+
+        def address(i, j):
+            return c + V.bytes * (i * vectors + j)
+
+        def added():
+            return [[load(V, address(i, j)) + sums[i][j] for j in range(vectors)] for i in range(rows)]
+
+        for i, row in enumerate(choose(continued > 0, added, lambda: sums)):
+            for j, total in enumerate(row):
+                store(address(i, j), total)
+
+    return tile
+
+
+# ---- the leaves: machine code of its own, since each caller that Numba inlines it into would compile it again ----
+
+
+def build_input_transform(m, real_name):
+    numbers = Numbers(real_name)
+    transform, lanes, vector_bytes = input_transform(m, numbers.lanes), numbers.count, numbers.bytes
+
+    def transform_input(staged, offsets, pitch, target, plane, width, unused):
+        for i in range(width):
+            transform(staged, offsets + 8 * lanes * i, pitch, target + i * vector_bytes, plane)
+
+    return transform_input
+
+
+def build_output_transform(m, real_name):
+    numbers = Numbers(real_name)
+    transform, lanes, vector_bytes = output_transform(m, numbers.lanes), numbers.count, numbers.bytes
+
+    def transform_output(source, plane, staged, offsets, pitch, width, unused):
+        for i in range(width):
+            transform(source + i * vector_bytes, plane, staged, offsets + 8 * lanes * i, pitch)
+
+    return transform_output
+
+
+def build_multiply(real_name):
+    V, panel_height = Numbers(real_name).lanes, panel_rows()
+    tile_3, tile_2 = tile_function(V, tile_rows(3), 3), tile_function(V, tile_rows(2), 2)
+    tile_1, tile_1_last = tile_function(V, tile_rows(1), 1), tile_function(V, panel_height, 1)
+    taken_by_1 = tile_rows(1) // panel_height
+    vector_bytes, lanes = V.bytes, V.count
+
+    def multiply_strip(width, panels, a, b, depth, c, continued):
+        a_panel = (depth * panel_height + lanes - 1) // lanes * vector_bytes
+        c_panel = panel_height * width * vector_bytes
+        if width == 3:
+            for p in range(panels):
+                tile_3(a + p * a_panel, a_panel, b, depth, c + p * c_panel, continued)
+        elif width == 2:
+            for p in range(panels):
+                tile_2(a + p * a_panel, a_panel, b, depth, c + p * c_panel, continued)
+        else:
+            whole = panels - panels % taken_by_1
+            for p in range(0, whole, taken_by_1):
+                tile_1(a + p * a_panel, a_panel, b, depth, c + p * c_panel, continued)
+            for p in range(whole, panels):
+                tile_1_last(a + p * a_panel, a_panel, b, depth, c + p * c_panel, continued)
+
+    return multiply_strip
+
+
+def build_multiply_stage(real_name):
+    """All planes of a block: `panels` panels of filters times every strip."""
+    numbers, panel_height = Numbers(real_name), panel_rows()
+    item, vector_bytes, lanes = numbers.item, numbers.bytes, numbers.count
+    first_vector, _, _ = strip_functions(numbers)
+
+    @njit
+    def multiply_plane(call, plane, filters, panel, panels, strip, strips, inputs, outputs):
+        for c in range(0, call.Cg, call.depth_block):
+            depth = min(call.depth_block, call.Cg - c)
+            a_panel = (depth * panel_height + lanes - 1) // lanes * vector_bytes
+            a = filters + c * panel_height * item * call.panels + panel * a_panel
+            for s in range(strips):
+                width = first_vector(call, strip + s + 1) - first_vector(call, strip + s)
+                row = width * vector_bytes
+                b = inputs + s * call.input_slot + plane * (call.Cg * row + PLANE_PADDING) + c * row
+                out = outputs + s * call.output_slot + plane * (call.chunk * panel_height * row + PLANE_PADDING)
+                call_leaf(call.multiply_strip, width, panels, a, b, depth, out, c)
+
+    def multiply_stage(call_address, group, panel, panels, strip, strips, inputs):
+        call = record_at(RECORD, call_address)
+        outputs = inputs + call.strips_per_block * call.input_slot
+        for plane in range((call.m + 2) * (call.m + 2)):
+            filters = call.w + group * call.filter_group + plane * call.filter_plane
+            multiply_plane(call, plane, filters, panel, panels, strip, strips, inputs, outputs)
+
+    return multiply_stage
+
+
+def build_output_stage(dtype_name):
+    """Some filters of a strip, from their planes in its slot to y."""
+    numbers = Numbers(dtype_name)
+    real, V, lanes, item, stored_item = numbers.real, numbers.vector, numbers.count, numbers.item, numbers.stored_item
+    vector_bytes, panel_height, plain = numbers.bytes, panel_rows(), numbers.item == numbers.stored_item
+    segments_at, staging_at = numbers.table_bytes, numbers.staging_at
+    square_at = segments_at + numbers.segment_bytes
+    first_vector, find_segments, set_offsets = strip_functions(numbers)
+    read, write, read_vector, write_vector = memory_functions(dtype_name)
+    read_sum, write_bias, read_sums, _ = memory_functions(real.name)
+    copy_square = transposed_copy(real.name, numbers.lanes)
+
+    @njit
+    def finish_vector(sums, y, residual, has_residual, kind, low, high, slope, past_cache):
+        if has_residual:
+            sums = sums + read_vector(residual)
+        result = activate(sums, kind, low, high, slope)
+        if past_cache:
+            store_past_cache(y, 0, result)
+        else:
+            write_vector(y, result)
+
+    @njit
+    def finish_row(call, source, y, residual, count, bias, y_step, residual_step, past_cache):
+        """y = activation(staged sums + bias + residual) for `count` outputs in a row."""
+        kind, low, high, slope, has_residual = call.activation, call.low, call.high, call.slope, call.has_residual
+        together = y_step == stored_item and (has_residual == 0 or residual_step == stored_item)
+        if together and count >= lanes:
+            add, last = broadcast(V, bias), count - lanes
+            past_cache = int(past_cache and y % vector_bytes == 0 and count % lanes == 0)
+            for i in range(0, last, lanes):
+                at, sums = i * stored_item, read_sums(source + i * item) + add
+                finish_vector(sums, y + at, residual + at, has_residual, kind, low, high, slope, past_cache)
+            at, sums = last * stored_item, read_sums(source + last * item) + add
+            finish_vector(sums, y + at, residual + at, has_residual, kind, low, high, slope, past_cache)
+            return
+        for i in range(count):
+            total = read_sum(source + i * item) + bias
+            if has_residual:
+                total += read(residual + i * residual_step)
+            write(y + i * y_step, activate(total, kind, low, high, slope))
+
+    @njit
+    def finish_pixels(call, source, y, residual, count, biases, square):
+        """The same for `lanes` filters that lie side by side in y and residual (NHWC)."""
+        kind, low, high, slope, has_residual = call.activation, call.low, call.high, call.slope, call.has_residual
+        bias = read_sums(biases)
+        for i in range(0, count, lanes):
+            copy_square(source + i * item, call.output_staging, square, vector_bytes)
+            for j in range(min(lanes, count - i)):
+                to, add = y + (i + j) * call.y_q, residual + (i + j) * call.residual_q
+                sums = read_sums(square + j * vector_bytes) + bias
+                finish_vector(sums, to, add, has_residual, kind, low, high, slope, 0)
+
+    @njit
+    def bias_of(call, k):
+        return read(call.bias + k * call.bias_k) if call.has_bias else real(0)
+
+    @njit
+    def unstage(call, k, segments, count, source, together, biases, square):
+        """The outputs of a strip from the staging area to y: of filter k, or of as many as lanes from k on."""
+        table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
+        bias = bias_of(call, k)
+        for s in range(count):
+            image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
+            p, q = row * call.m, column * call.m
+            y = call.y + image * call.y_n + k * call.y_k + p * call.y_p + q * call.y_q
+            add = call.residual + image * call.residual_n + k * call.residual_k
+            add += p * call.residual_p + q * call.residual_q
+            line, columns = source + s * call.m * call.output_pitch, min(tiles * call.m, call.Q - q)
+            for i in range(min(call.m, call.P - p)):
+                past_cache = call.streaming if plain else 0
+                to, other, of = y + i * call.y_p, add + i * call.residual_p, line + i * call.output_pitch
+                if together:
+                    finish_pixels(call, of, to, other, columns, biases, square)
+                else:
+                    finish_row(call, of, to, other, columns, bias, call.y_q, call.residual_q, past_cache)
+
+    @njit
+    def transform_filter(call, source, plane, staged, offsets, width):
+        call_leaf(call.transform_output, source, plane, staged, offsets, call.output_pitch, width, 0)
+
+    def output_stage(call_address, scratch, strip, k, filters, slot, unused):
+        """k: the first filter, counted through all groups; slot: its planes."""
+        call = record_at(RECORD, call_address)
+        width = first_vector(call, strip + 1) - first_vector(call, strip)
+        offsets, segments, staged = scratch, scratch + segments_at, scratch + staging_at
+        square, biases = scratch + square_at, staged + lanes * call.output_staging
+        count = find_segments(call, strip, segments)
+        beyond = call.output_staging - call.m * call.output_pitch
+        set_offsets(segments, count, offsets, width, call.m * item, call.m * call.output_pitch, beyond)
+        filter_bytes = width * vector_bytes
+        plane = call.chunk * panel_height * filter_bytes + PLANE_PADDING
+
+        done = 0
+        together = call.y_k == stored_item and call.y_q != stored_item
+        if together and (call.has_residual == 0 or call.residual_k == stored_item):
+            while done + lanes <= filters:
+                for i in range(lanes):
+                    write_bias(biases + i * item, bias_of(call, k + done + i))
+                    to = staged + i * call.output_staging
+                    transform_filter(call, slot + (done + i) * filter_bytes, plane, to, offsets, width)
+                unstage(call, k + done, segments, count, staged, 1, biases, square)
+                done += lanes
+        if done == filters:
+            return
+        transform_filter(call, slot + done * filter_bytes, plane, staged, offsets, width)
+        for i in range(done, filters):
+            here = staged + (i - done) % 2 * call.output_staging
+            if i + 1 < filters:
+                other = staged + (i - done + 1) % 2 * call.output_staging
+                transform_filter(call, slot + (i + 1) * filter_bytes, plane, other, offsets, width)
+            unstage(call, k + i, segments, count, here, 0, biases, square)
+
+    return output_stage
+
+
+def build():
+    """The task: a range of strips and a part of the filters of one group, from x to y."""
+    panel_height = panel_rows()
+
+    @njit
+    def block(call_address, call, scratch, group, strip, strips, first_panel, end_panel):
+        inputs = scratch + call.slots_at
+        outputs = inputs + call.strips_per_block * call.input_slot
+        for s in range(strips):
+            slot = inputs + s * call.input_slot
+            call_leaf(call.input_stage, call_address, scratch, group, strip + s, slot, 0, 0)
+        for panel in range(first_panel, end_panel, call.chunk):
+            panels = min(call.chunk, end_panel - panel)
+            call_leaf(call.multiply_stage, call_address, group, panel, panels, strip, strips, inputs)
+            k = panel * panel_height
+            filters = min(panels * panel_height, call.Kg - k)
+            for s in range(strips):
+                slot = outputs + s * call.output_slot
+                call_leaf(call.output_stage, call_address, scratch, strip + s, group * call.Kg + k, filters, slot, 0)
+
+    def winograd(call_address, index, worker):
+        call = record_at(RECORD, call_address)
+        scratch = call.workspace + worker * call.worker_bytes
+        part, rest = index % call.parts, index // call.parts
+        range_, group = rest % call.ranges, rest // call.ranges
+        first, end = range_ * call.strips // call.ranges, (range_ + 1) * call.strips // call.ranges
+        first_panel, end_panel = part * call.part, min((part + 1) * call.part, call.panels)
+        for strip in range(first, end, call.strips_per_block):
+            strips = min(call.strips_per_block, end - strip)
+            block(call_address, call, scratch, group, strip, strips, first_panel, end_panel)
+
+    return winograd
+
+
+def build_pack(m, dtype_name):
+    """The task that transforms one panel of filters of one group, to where multiply_stage reads it.
+
+    In memory: group, plane, block of channels, panel, channel, filter of the panel.
+    """
+    numbers = Numbers(dtype_name)
+    lanes, item, vector_bytes, panel_height = numbers.count, numbers.item, numbers.bytes, panel_rows()
+    read, _, _, _ = memory_functions(dtype_name)
+    _, write, _, _ = memory_functions(numbers.real.name)
+    real = numbers.real
+    transform = filter_transform(m, numbers.lanes)
+    staging_at, taps_bytes = numbers.staging_at, 12 * item
+
+    @njit
+    def stage_taps(call, w, target):
+        """The nine taps at w, wherever they lie."""
+        for r in range(3):
+            for s in range(3):
+                write(target + (3 * r + s) * item, read(w + r * call.w_r + s * call.w_s))
+
+    @njit
+    def clear_taps(target):
+        for i in range(9):
+            write(target + i * item, real(0))
+
+    def pack(call_address, index, worker):
+        call = record_at(RECORD, call_address)
+        group, panel = index // call.panels, index % call.panels
+        scratch = call.workspace + worker * call.worker_bytes
+        offsets = array_at(types.int64, scratch, (lanes,), (8,))
+        staged = scratch + staging_at
+        for i in range(lanes):
+            offsets[i] = i * taps_bytes
+        w = call.w + group * call.Kg * call.w_k
+        for c in range(0, call.Cg, call.depth_block):
+            depth = min(call.depth_block, call.Cg - c)
+            vectors = (depth * panel_height + lanes - 1) // lanes
+            target = call.y + group * call.filter_group + c * panel_height * item * call.panels
+            target += panel * vectors * vector_bytes
+            for v in range(vectors):
+                for lane in range(lanes):
+                    d, row = (v * lanes + lane) // panel_height, (v * lanes + lane) % panel_height
+                    k = panel * panel_height + row
+                    if d < depth and k < call.Kg:
+                        stage_taps(call, w + k * call.w_k + (c + d) * call.w_c, staged + lane * taps_bytes)
+                    else:
+                        clear_taps(staged + lane * taps_bytes)
+                transform(staged, scratch, target + v * vector_bytes, call.filter_plane)
+
+    return pack

@@ -1,0 +1,120 @@
+"""Winograd's own promises; that it equals the reference on the shared problems is tested in test_every_kernel.py."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+import convlib
+from convlib import accuracy, device, dispatch
+from convlib.kernels import reference
+from convlib.kernels.numba_cpu import winograd
+from convlib.problem import make_problem
+
+TILES = {"winograd_f2": 2, "winograd_f4": 4, "winograd_f6": 6}
+f4 = partial(convlib.conv2d, algorithm="winograd_f4")
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def weights(K, C, seed=1):
+    return normal(K, C, 3, 3, seed=seed) / np.float32(np.sqrt(9 * C))
+
+
+@pytest.fixture
+def other_cut(monkeypatch):
+    """Cut problems by other numbers: other_cut(BLOCK_BYTES=0, ...)."""
+
+    def change(**constants):
+        for name, value in constants.items():
+            monkeypatch.setattr(winograd, name, value)
+        winograd.cut.cache_clear()
+        winograd.prepared.cache_clear()
+
+    yield change
+    monkeypatch.undo()
+    winograd.cut.cache_clear()
+    winograd.prepared.cache_clear()
+
+
+def computed(threads, m=4, shape=(2, 40, 27, 30), K=44):
+    """F(m, 3) on that many threads (and as many parts and ranges as it then wants), by the kernel's own interface."""
+    x, w = normal(*shape), weights(K, shape[1])
+    problem, place = make_problem(shape, w.shape, np.float32, padding=1), device.cpu_with(threads)
+    y = np.full(problem.y_shape, np.nan, np.float32)
+    packed, workspace = (
+        aligned_bytes(count(m, problem, place)) for count in (winograd.packed_bytes, winograd.workspace_bytes)
+    )
+    winograd.pack(m, problem, place, w, packed)
+    winograd.run(m, problem, place, x, packed, y, workspace=workspace)
+    return y
+
+
+def aligned_bytes(count):
+    raw = np.full(count + 64, 255, np.uint8)  # as floats: NaN
+    start = -raw.ctypes.data % 64
+    return raw[start : start + count]
+
+
+def test_the_bits_do_not_depend_on_threads_or_blocks(other_cut):
+    y = computed(threads=1)
+    np.testing.assert_array_equal(y, computed(threads=3))
+    other_cut(BLOCK_BYTES=0, CHUNK_FILTERS=8)
+    np.testing.assert_array_equal(y, computed(threads=2))
+
+
+def test_splitting_the_filters_changes_no_bit(other_cut):
+    y = computed(threads=1)
+    other_cut(part_counts=lambda problem, threads: [3])
+    np.testing.assert_array_equal(y, computed(threads=3))
+
+
+def test_stores_past_the_cache_write_the_same(other_cut):
+    y = computed(threads=1, shape=(1, 8, 18, 48))
+    other_cut(PAST_CACHE_BYTES=0)
+    np.testing.assert_array_equal(y, computed(threads=1, shape=(1, 8, 18, 48)))
+
+
+@pytest.mark.parametrize("algorithm", TILES)
+@pytest.mark.parametrize("C", [1, 20, 130])
+def test_the_error_keeps_to_the_contract(algorithm, C):
+    x, w = normal(1, C, 26, 25), weights(24, C)
+    problem = make_problem(x.shape, w.shape, np.float32, padding=1)
+    y, exact = convlib.conv2d(x, w, padding=1, algorithm=algorithm, max_error=1), reference.conv2d(problem, x, w)
+    error = np.linalg.norm(y - exact) / np.linalg.norm(exact)
+    assert 0.3 * accuracy.norm_relative(problem, algorithm) < error < accuracy.norm_relative(problem, algorithm)
+
+
+def test_f4_and_f2_are_allowed_by_default_whatever_the_channels():
+    problem = make_problem((1, 4096, 8, 8), (1, 4096, 3, 3), np.float32)
+    assert accuracy.norm_relative(problem, "winograd_f2") < 5e-7
+    assert accuracy.norm_relative(problem, "winograd_f4") < 1.5e-6
+    assert accuracy.norm_relative(problem, "winograd_f6") > accuracy.DEFAULT_MAX_ERROR
+
+
+def test_nan_stays_within_the_tiles_that_read_it():
+    x, w = normal(1, 3, 24, 24), weights(2, 3)
+    x[0, 1, 9, 13] = np.nan
+    spread = np.isnan(f4(x, w, padding=1)[0])
+    rows, columns = np.nonzero(spread.all(axis=0))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 11, 12, 15)  # tile (2, 3) reads rows 7 to 12
+    kept = np.isnan(convlib.conv2d(x, w, padding=1, max_error=1e-9)[0])
+    rows, columns = np.nonzero(kept.any(axis=0))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 10, 12, 14)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (5, 9), (7, 7), (14, 14), (3, 100), (100, 3)])
+def test_every_size_of_map(size):
+    x, w = normal(1, 5, *size), weights(6, 5)
+    problem = make_problem(x.shape, w.shape, np.float32, padding=1)
+    for algorithm in TILES:
+        y = convlib.conv2d(x, w, padding=1, algorithm=algorithm, max_error=1)
+        np.testing.assert_allclose(y, reference.conv2d(problem, x, w), atol=3e-5)
+
+
+def test_refuses_what_it_does_not_compute():
+    problem = make_problem((1, 4, 9, 9), (4, 4, 5, 3), np.float32, stride=2, dilation=2)
+    reasons = dispatch.kernel("numba_cpu.winograd_f4").why_not(problem, device.cpu())
+    assert reasons == ["3 x 3 kernels only, got 5 x 3", "stride 1 only, got (2, 2)", "dilation 1 only, got (2, 2)"]
