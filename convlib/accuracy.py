@@ -23,14 +23,14 @@ GROWTH = {
     "blocked": 1.0,
     "blocked_by_filters": 1.0,
     "weight_grad": 1.0,
-    # Element by element and against the largest magnitude in the image, with room; test_every_kernel.py holds them to it.
+    # Element by element, against the largest magnitude in the image, with room; test_every_kernel.py holds them to it.
     "winograd_f2": 2.0,
     "winograd_f4": 8.0,
     "winograd_f6": 50.0,
 }
 
-# Winograd's norm-relative error over u is sqrt(a + b * channels summed at a time): a for rounding in the transforms, b in
-# the sums. Fitted to standard normal data at C = 1 .. 2048 on 24 x 24 maps, plus a fifth; held to by test_winograd.py.
+# Winograd's norm-relative error over u: sqrt(a + b * channels summed at a time), a for the transforms' rounding, b for
+# the sums'. Fitted to standard normal data at C = 1 .. 2048 on 24 x 24 maps, plus a fifth; held to by test_winograd.py.
 WINOGRAD_NOISE = {"winograd_f2": (4.8, 0.35), "winograd_f4": (48.0, 3.1), "winograd_f6": (970.0, 63.0)}
 WINOGRAD_DEPTH = 128
 
