@@ -1,14 +1,18 @@
 """Predicted times, from counts and published limits of a streaming multiprocessor; nothing here was measured.
 
-Both GPU families are predicted with these, so that they can be compared.
+Both GPU families are predicted with these, so that they can be compared. A kernel counts multiply-adds and the share
+they have of its instructions, or the issue slots of a block: one for each instruction of each thread, more for a
+multiply-add where an SM has fewer than 128 lanes for them. An SM issues 128 slots per cycle (four schedulers, a warp
+each) once it has warps enough.
 Per SM: NVIDIA's architecture papers for Turing to Blackwell (float32 lanes, float64 ratio). Memory bandwidth is that of
 the cards' data sheets divided by their SMs (in GB/s: T4 8, A100 14, H100 25, RTX 4090 8): 10 stands for all.
 """
 
 CLOCK = 1.5e9  # cycles per second, between the base and boost clocks of data-centre cards
 LAUNCH = 5e-6  # seconds from one launch to the next
-LOADS_PER_CYCLE = 32  # lanes of the load units per SM: 4 x 8 since Turing
 MEMORY_PER_SM = 10e9  # bytes per second
+SLOTS_PER_CYCLE = 128  # per SM
+WARPS_TO_SATURATE = 8  # two for each scheduler, where every thread has tens of independent sums
 
 FLOAT32_LANES = {(7, 5): 64, (8, 0): 64}  # and 128 from 8.6 on
 FLOAT64_RATIO = {(8, 0): 2, (9, 0): 2, (10, 0): 2, (7, 5): 32}  # and 64 on cards for graphics
@@ -32,6 +36,18 @@ def multiply_seconds(problem, device, blocks, macs_per_block, blocks_per_sm, sha
     waves, rest = divmod(blocks, sm_count(device) * blocks_per_sm)
     busy = waves * blocks_per_sm + -(-rest // sm_count(device))
     return busy * macs_per_block / rate
+
+
+def multiply_slots(problem, device):
+    """Issue slots that one multiply-add takes, in the type that sums are kept in."""
+    return SLOTS_PER_CYCLE * CLOCK / multiply_adds_per_second(problem, device)
+
+
+def block_seconds(device, blocks, threads, slots):
+    """Seconds until the busiest SM has issued its blocks, each of `threads` threads and `slots` issue slots in all."""
+    busiest = -(-blocks // sm_count(device))
+    saturation = min(busiest * threads / 32 / WARPS_TO_SATURATE, 1)
+    return busiest * slots / (SLOTS_PER_CYCLE * CLOCK * saturation)
 
 
 def memory_seconds(problem, device, extra_bytes=0):

@@ -63,7 +63,8 @@ def launch(kernel, grid, block, args, shared_bytes=0, stream=None) -> None:
     """Start `kernel` on `stream` and return at once.
 
     kernel: a CudaSource or a Numba CUDA dispatcher. grid, block: 1 to 3 sizes, x first. args: arrays, and for a
-    CudaSource NumPy scalars or structs (never Python numbers, whose width the compiler would not check).
+    CudaSource also None (a null pointer), NumPy scalars and structs as 0-dimensional arrays (never Python numbers,
+    whose width the compiler would not check).
     shared_bytes: dynamic shared memory. stream: the address of a CUDA stream (0 or None is the default one).
     """
     grid, block = three("grid", grid, MAX_GRID), three("block", block, (MAX_THREADS, MAX_THREADS, 64))
@@ -119,6 +120,8 @@ def in_simulator(args):
 def on_emulator(kernel, grid, block, args, shared_bytes, stream):
     from ..emulator import launch_kernel
 
+    if isinstance(kernel, CudaSource):
+        args = tuple(np.uint64(0) if argument is None else argument for argument in args)  # a null pointer
     launch_kernel(kernel, grid, block, args, shared_bytes)
 
 

@@ -4,14 +4,15 @@
 //                                                                             w = q * STRIDE_W - left + s * DILATION_W
 //
 // Why it is here: it is what the other kernels are read against, and it serves every problem.
-// What it costs: two loads per multiply-add. Neighbouring threads compute neighbouring outputs (along q where images lie
-// plane by plane, along k where channels lie last), so that each load of a warp touches few lines, and the first-level
-// cache serves what neighbours share; yet the load units, 32 lanes per cycle and SM, cap it at a quarter of the
-// multiply-adds the SM could do, and in practice at less.
-// Limits: none. Offsets are 64-bit; 2^31 - 1 blocks of 256 outputs are more than any memory holds.
+// What it costs: two loads per multiply-add. Neighbouring threads compute neighbouring outputs (along q where images
+// lie plane by plane, along k where channels lie last), so that each load of a warp touches few lines, and the
+// first-level cache serves what neighbours share; yet the load units, 32 lanes per cycle and SM, cap it at a quarter
+// of the multiply-adds the SM could do, and in practice at less.
+// Limits: none. 2^31 - 1 blocks of 256 outputs are more than any memory holds.
 // Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016, section 2.
 //
-// Compiled with -DCHANNELS_LAST=1 where y lies N P Q K in memory, 0 where it lies N K P Q, and problem.cuh's constants.
+// Compiled with -DCHANNELS_LAST=1 where y lies N P Q K in memory, 0 where it lies N K P Q, and problem.cuh's
+// constants.
 
 #include "epilogue.cuh"
 
@@ -42,7 +43,7 @@ conv2d_direct(const Element* __restrict__ x, const Element* __restrict__ w, Elem
 
     const int h0 = at.p * STRIDE_H - problem.top, w0 = at.q * STRIDE_W - problem.left;
     const Element* image = x + offset(problem.x, at.n, at.k / problem.Kg * problem.Cg, h0, w0);
-    const Element* filter = w + at.k * problem.w.n;
+    const Element* filter = w + offset(problem.w, at.k, 0, 0, 0);
 
     Accumulator sum = 0;
     for (int c = 0; c < problem.Cg; ++c) {
@@ -50,8 +51,8 @@ conv2d_direct(const Element* __restrict__ x, const Element* __restrict__ w, Elem
             if ((unsigned)(h0 + r * DILATION_H) >= problem.H) continue;
             for (int s = 0; s < S; ++s) {
                 if ((unsigned)(w0 + s * DILATION_W) >= problem.W) continue;
-                sum += widened(image[r * DILATION_H * problem.x.h + s * DILATION_W * problem.x.w])
-                     * widened(filter[r * problem.w.h + s * problem.w.w]);
+                sum += widened(image[offset(problem.x, 0, 0, r * DILATION_H, s * DILATION_W)])
+                     * widened(filter[offset(problem.w, 0, 0, r, s)]);
             }
         }
         image += problem.x.c;

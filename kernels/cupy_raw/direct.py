@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from .. import gpu_cost as cost
 from ..launching import CudaSource, ceil_div, launch
-from .parameters import layout_constants, problem_struct, size_reasons, store_constants, window_constants
+from .parameters import (
+    is_wide,
+    layout_constants,
+    problem_struct,
+    size_reasons,
+    store_constants,
+    type_constants,
+    window_constants,
+)
 
 THREADS = 256  # as in direct.cu
 
@@ -19,19 +27,25 @@ def workspace_bytes(problem, device):
     return 0
 
 
+SLOTS_PER_MULTIPLY_ADD = 8  # two loads, their offsets and the edge's test beside it; the load units take as long
+
+
 def predicted_seconds(problem, device):
-    """Bound by the load units: two loads per multiply-add, LOADS_PER_CYCLE lanes of them per SM."""
-    cycles = 2 * problem.macs / (cost.LOADS_PER_CYCLE * cost.sm_count(device))
-    return max(cycles / cost.CLOCK, cost.memory_seconds(problem, device)) + cost.LAUNCH
+    slots = problem.macs * (SLOTS_PER_MULTIPLY_ADD - 1 + cost.multiply_slots(problem, device))
+    outputs = problem.N * problem.K * problem.P * problem.Q
+    blocks = ceil_div(outputs, THREADS)
+    compute = cost.block_seconds(device, blocks, THREADS, slots / blocks)
+    return max(compute, cost.memory_seconds(problem, device)) + cost.LAUNCH
 
 
-def source(problem):
-    constants = window_constants(problem) + store_constants(problem) + layout_constants(problem)
-    return CudaSource("direct.cu", "conv2d_direct", constants)
+def source(problem, device, wide=False):
+    constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
+    return CudaSource("direct.cu", "conv2d_direct", constants + layout_constants(problem))
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x and w into y."""
     outputs = problem.N * problem.K * problem.P * problem.Q
     struct = problem_struct(problem, x, w, y, bias, residual)
-    launch(source(problem), ceil_div(outputs, THREADS), THREADS, (x, w, y, bias, residual, struct), stream=stream)
+    kernel = source(problem, device, is_wide(problem, x, w, y, residual))
+    launch(kernel, ceil_div(outputs, THREADS), THREADS, (x, w, y, bias, residual, struct), stream=stream)

@@ -1,5 +1,5 @@
 // What happens to a finished sum: y = activation(sum + bias + residual), rounded once, at the store.
-// Compiled with -DACTIVATION=IDENTITY, RELU, RELU6, SILU or LEAKY_RELU. bias and residual are null where there is none.
+// Compiled with -DACTIVATION=IDENTITY, RELU, RELU6, SILU or LEAKY_RELU. bias and residual are null where absent.
 
 #pragma once
 
@@ -30,7 +30,7 @@ struct Output {
 __device__ __forceinline__ void store(const Problem& problem, const Output& output,
                                       int n, int k, int p, int q, Accumulator sum)
 {
-    if (output.bias) sum += widened(output.bias[k * problem.bias]);
+    if (output.bias) sum += widened(output.bias[k * (Offset)problem.bias]);
     if (output.residual) sum += widened(output.residual[offset(problem.residual, n, k, p, q)]);
     round_to(output.y[offset(problem.y, n, k, p, q)], activated(sum, problem.slope));
 }

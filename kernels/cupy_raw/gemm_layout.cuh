@@ -1,12 +1,12 @@
-// The workspace between im2col.cu, which writes it, and gemm.cu, which reads it: two matrices, padded with zeros to whole
-// tiles, in the type sums are kept in.
+// The workspace between im2col.cu, which writes it, and gemm.cu, which reads it: two matrices, padded with zeros to
+// whole tiles, in the type sums are kept in.
 //
 //     packed    groups x depth x filters     depth:   Cg * R * S, in this order, up to a multiple of DEPTH
 //     columns   groups x depth x pixels      filters: Kg up to a multiple of TILE_K; pixels: a slice of the N * P * Q
 //                                            outputs, up to a multiple of TILE_M
 //
 // Neighbours are interleaved: a thread of the GEMM loads VECTOR places with one 128-bit load, while the lane beside it
-// should hold the next pixel, so that their stores meet in one sector. So of LANES * VECTOR neighbours, number x lies at
+// should hold the next pixel, so that their stores meet in one sector. Of LANES * VECTOR neighbours, number x lies at
 //
 //     x:      0  1  2  3  4  5  6  7  8  9 ...     (LANES = 8, VECTOR = 4)
 //     place:  0  4  8 12 16 20 24 28  1  5 ...

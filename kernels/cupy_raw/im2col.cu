@@ -12,7 +12,7 @@
 //
 // Who computes what: one thread, one output pixel and CHANNELS_PER_THREAD channels: it reads their R * S pixels (the
 // cache serves what neighbouring windows share) and writes them down R * S rows; a warp writes 128 bytes per row.
-// What it costs: the matrix is R * S times as large as x and is written and read once, which is why it comes in slices.
+// What it costs: the matrix is R * S times as large as x and is written and read once, hence in slices.
 // Limits: none on the problem. Even a 1x1 window is copied, where x itself could serve.
 // Source: Chellapilla, Puri and Simard, High performance convolutional neural networks for document processing, 2006.
 //
@@ -24,7 +24,7 @@ constexpr int THREADS = 256;
 constexpr int TAPS = R * S;
 constexpr int CHANNELS_PER_THREAD = 8;  // with channels last: one 32-byte sector of floats per pixel
 
-// grid: x over the slice's padded pixels, y over channels (in steps of CHANNELS_PER_THREAD, as many times as it takes).
+// grid: x over the slice's padded pixels, y over channels (in steps of CHANNELS_PER_THREAD).
 extern "C" __global__ void __launch_bounds__(THREADS)
 gather_columns(const Element* __restrict__ x, Accumulator* __restrict__ columns, Problem problem, Slice slice)
 {
@@ -47,7 +47,7 @@ gather_columns(const Element* __restrict__ x, Accumulator* __restrict__ columns,
                 for (int s = 0; s < S; ++s) {
                     const bool inside = wanted && (unsigned)(h0 + r * DILATION_H) < problem.H
                                      && (unsigned)(w0 + s * DILATION_W) < problem.W;
-                    const int64 at = r * DILATION_H * problem.x.h + s * DILATION_W * problem.x.w;
+                    const Offset at = offset(problem.x, 0, 0, r * DILATION_H, s * DILATION_W);
                     *column = inside ? widened(corner[at]) : Accumulator(0);
                     column += slice.padded;
                 }
@@ -66,6 +66,6 @@ pack_weights(const Element* __restrict__ w, Accumulator* __restrict__ packed, Pr
     const int64 row = index / slice.filters;
     const int tap = row % slice.depth, group = row / slice.depth;
     const bool inside = k < problem.Kg && tap < problem.Cg * TAPS;
-    const int64 at = offset(problem.w, group * problem.Kg + k, tap / TAPS, tap % TAPS / S, tap % S);
+    const Offset at = offset(problem.w, group * problem.Kg + k, tap / TAPS, tap % TAPS / S, tap % S);
     packed[row * slice.filters + place_of<FILTER_LANES>(k)] = inside ? widened(w[at]) : Accumulator(0);
 }

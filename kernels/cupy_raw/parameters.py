@@ -44,11 +44,14 @@ def element_strides(name, array):
     return tuple(stride // array.itemsize for stride in array.strides)
 
 
+def type_constants(problem, wide):
+    """-D constants of storage.cuh and problem.cuh: the arrays' type, and that of offsets into them."""
+    return (("ELEMENT", ELEMENTS[problem.dtype.name]), ("WIDE", int(wide)))
+
+
 def window_constants(problem):
     """-D constants of problem.cuh: what makes the loops over the window unroll."""
     return (
-        ("ELEMENT", ELEMENTS[problem.dtype.name]),
-        ("INDEX", index_type(problem)),
         ("R", problem.R),
         ("S", problem.S),
         ("STRIDE_H", problem.stride[0]),
@@ -67,13 +70,22 @@ def layout_constants(problem):
     return (("CHANNELS_LAST", int(problem.layout == "NHWC")),)
 
 
-def index_type(problem):
-    return "unsigned" if problem.N * problem.K * problem.P * problem.Q < 2**31 else "uint64"
+def is_wide(problem, x, w, y, residual):
+    """Whether an array, or x with its padding, spans 2^31 elements: then offsets into it need 64 bits."""
+    N, C, H, W = problem.x_shape
+    (top, bottom), (left, right) = problem.padding
+    shapes = (N, C, H + top + bottom, W + left + right), problem.w_shape, problem.y_shape, problem.y_shape
+    return any(span(array, shape) >= 2**31 for array, shape in zip((x, w, y, residual), shapes, strict=True))
+
+
+def span(array, shape):
+    """How many elements lie between the first and the last of `shape`, at the array's strides."""
+    return sum(abs(stride) * size for stride, size in zip(element_strides("", array), shape, strict=True))
 
 
 def size_reasons(problem):
     """Why sizes do not fit the kernels' 32-bit coordinates; offsets and counts of outputs are 64-bit and always fit."""
     (top, bottom), (left, right) = problem.padding
     sizes = {"H with its padding": problem.H + top + bottom, "W with its padding": problem.W + left + right}
-    sizes |= {"C": problem.C, "K": problem.K, "N": problem.N, "C / groups * R * S": problem.reduction}
+    sizes["C / groups * R * S"] = problem.reduction
     return [f"{name}: less than 2^31 needed, got {size:,}" for name, size in sizes.items() if size >= 2**31]

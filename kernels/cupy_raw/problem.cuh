@@ -1,9 +1,10 @@
 // One convolution as a kernel's argument; parameters.py fills it, field by field, and a test compares the two layouts.
 //
 // x: N x C x H x W, w: K x Cg x R x S, y and residual: N x K x P x Q, in logical order whatever their order in memory:
-// strides count elements and may be negative or zero. Offsets are 64-bit, since a tensor may pass 2^31 elements.
-// Compiled with -DR -DS -DSTRIDE_H -DSTRIDE_W -DDILATION_H -DDILATION_W, so that loops over the window unroll, and with
-// -DINDEX=unsigned, or uint64 where there are 2^31 outputs or more: the type that numbers outputs.
+// strides count elements and may be negative or zero.
+// Compiled with -DR -DS -DSTRIDE_H -DSTRIDE_W -DDILATION_H -DDILATION_W, so that loops over the window unroll, and
+// with -DWIDE=1 where an array spans 2^31 elements or more. Everywhere else 32-bit offsets do, and cost fewer
+// instructions.
 
 #pragma once
 
@@ -11,7 +12,11 @@
 
 using int64 = long long;
 using uint64 = unsigned long long;
-using Index = INDEX;
+
+template <bool> struct Wide { using Offset = int; using Index = unsigned; };
+template <> struct Wide<true> { using Offset = int64; using Index = uint64; };
+using Offset = Wide<WIDE>::Offset;  // of an element within its array
+using Index = Wide<WIDE>::Index;    // numbers outputs, and those of the last block that are none
 
 struct Strides { int64 n, c, h, w; };  // of w: filter, channel, row, column of the window
 
@@ -26,7 +31,7 @@ struct Problem {
 
 __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-__device__ __forceinline__ int64 offset(const Strides& strides, int n, int c, int h, int w)
+__device__ __forceinline__ Offset offset(const Strides& strides, int n, int c, int h, int w)
 {
-    return n * strides.n + c * strides.c + h * strides.h + w * strides.w;
+    return n * (Offset)strides.n + c * (Offset)strides.c + h * (Offset)strides.h + w * (Offset)strides.w;
 }

@@ -10,7 +10,15 @@ from typing import NamedTuple
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from .parameters import layout_constants, problem_struct, size_reasons, store_constants, window_constants
+from .parameters import (
+    is_wide,
+    layout_constants,
+    problem_struct,
+    size_reasons,
+    store_constants,
+    type_constants,
+    window_constants,
+)
 
 SHARED_BYTES = 48 * 1024  # what every GPU gives a block that does not ask for more
 
@@ -49,36 +57,37 @@ SHAPES = (
     (1, 4, 1, 1),
     (1, 2, 1, 1),
 )
-MULTIPLY_SHARE = 0.8  # of the main loop's instructions, see tiled.cu
+STAGING = 30  # instructions to stage one word, counted in the machine code
+BARRIERS = 100  # slots that a thread idles at the two barriers of a stage
 
 
 @lru_cache(maxsize=1024)
-def tile_for(problem):
+def tile_for(problem, device):
     """The tile that fits shared memory and is predicted to be the fastest; None where none fits."""
+    halved = problem.accumulate.itemsize // 4  # a float64 takes two registers
     tiles = [
-        Tile(columns, rows, filters, warps_p, warps_k, channels)
+        Tile(columns, rows, max(filters // halved, 1), warps_p, warps_k, channels)
         for filters, rows, warps_p, warps_k in SHAPES
         for columns in (32, 16, 8)
         for channels in sorted({min(problem.Cg, most) for most in (8, 4, 2, 1)}, reverse=True)
     ]
     fitting = [tile for tile in tiles if shared_bytes(problem, tile) <= SHARED_BYTES]
-    return min(fitting, key=lambda tile: work(problem, tile), default=None)
+    return min(fitting, key=lambda tile: compute_seconds(problem, device, tile), default=None)
 
 
-def work(problem, tile):
-    """Instructions of one thread for every output it computes usefully: multiply-adds, shared loads, staging."""
+def compute_seconds(problem, device, tile):
+    """Multiply-adds, shared loads and staging of every block, and two barriers for each stage of channels."""
     taps = problem.R * problem.S
     k = tile.shape[0]
     height, width = staged_shape(problem, tile)
     unrolls = problem.R * tile.rows * tile.filters <= 512  # as in tiled.cu: then rows share what they read
     pixel_loads = (staged_rows(problem, tile.rows) if unrolls else tile.rows * problem.R) * problem.S
-    weight_loads = taps * ceil_div(tile.filters, 4)
+    weight_loads = taps * ceil_div(tile.filters * problem.accumulate.itemsize, 16)
+    multiply_adds = taps * tile.rows * tile.filters * cost.multiply_slots(problem, device)
     staging = STAGING * (height * width + taps * k) / tile.threads
-    per_channel = taps * tile.rows * tile.filters + pixel_loads + weight_loads + staging
-    return per_channel * block_count(problem, tile) * tile.threads * (1 + 0.1 / tile.channels)
-
-
-STAGING = 12  # instructions to stage one word, read from the machine code
+    per_channel = multiply_adds + pixel_loads + weight_loads + staging
+    per_thread = problem.Cg * per_channel + ceil_div(problem.Cg, tile.channels) * BARRIERS
+    return cost.block_seconds(device, block_count(problem, tile), tile.threads, tile.threads * per_thread)
 
 
 def staged_rows(problem, rows):
@@ -102,7 +111,8 @@ def shared_bytes(problem, tile):
     plane = height * pitch
     if problem.layout == "NHWC":
         plane += (36 - plane % 32) % 32
-    filter_pitch = k if k % 8 else k + 4
+    vector = 16 // problem.accumulate.itemsize
+    filter_pitch = k if k % (2 * vector) else k + vector
     words = tile.channels * (plane + problem.R * problem.S * filter_pitch)
     return words * problem.accumulate.itemsize + 16
 
@@ -127,7 +137,7 @@ def block_count(problem, tile):
 
 def why_not(problem, device):
     reasons = size_reasons(problem)
-    tile = tile_for(problem)
+    tile = tile_for(problem, device)
     if tile is None:
         reasons.append(
             f"input and weights of one tile must fit {SHARED_BYTES:,} bytes of shared memory; a {problem.R} x "
@@ -143,27 +153,22 @@ def workspace_bytes(problem, device):
 
 
 def predicted_seconds(problem, device):
-    """Whole waves of blocks at the main loop's share of multiply-adds, or the memory's time if that is longer."""
-    tile = tile_for(problem)
-    k, p, q = tile.shape
-    macs = k * p * q * problem.reduction
-    share = tile.threads * tile.rows * tile.filters * problem.macs / max(work(problem, tile), 1) / macs
-    blocks = block_count(problem, tile)
-    useful = problem.macs / (macs * blocks)
-    multiply = cost.multiply_seconds(problem, device, blocks, macs, 2, min(share / useful, MULTIPLY_SHARE))
-    return max(multiply, cost.memory_seconds(problem, device)) + cost.LAUNCH
+    compute = compute_seconds(problem, device, tile_for(problem, device))
+    return max(compute, cost.memory_seconds(problem, device)) + cost.LAUNCH
 
 
-def source(problem):
-    tile = tile_for(problem)
+def source(problem, device, wide=False):
+    tile = tile_for(problem, device)
     names = ("COLUMNS", "ROWS", "FILTERS", "WARPS_P", "WARPS_K", "CHANNELS")
-    constants = window_constants(problem) + store_constants(problem) + layout_constants(problem)
-    return CudaSource("tiled.cu", "conv2d_tiled", constants + tuple(zip(names, tile, strict=True)))
+    constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
+    constants += layout_constants(problem) + tuple(zip(names, tile, strict=True))
+    return CudaSource("tiled.cu", "conv2d_tiled", constants)
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x and w into y."""
-    tile = tile_for(problem)
+    tile = tile_for(problem, device)
     struct = problem_struct(problem, x, w, y, bias, residual)
     arguments = (x, w, y, bias, residual, struct)
-    launch(source(problem), block_count(problem, tile), tile.threads, arguments, stream=stream)
+    kernel = source(problem, device, is_wide(problem, x, w, y, residual))
+    launch(kernel, block_count(problem, tile), tile.threads, arguments, stream=stream)

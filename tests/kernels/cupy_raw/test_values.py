@@ -12,6 +12,7 @@ pytestmark = pytest.mark.skipif(not on_cpu.available(), reason="g++ is not insta
 
 KERNELS = {"direct": direct, "tiled": tiled, "im2col": im2col}
 GPU = device.emulator_of(80)
+BESIDE = 1234  # no result is
 
 
 def convolved(kernel, case, x, w, bias, residual, out):
@@ -32,10 +33,21 @@ def convolved(kernel, case, x, w, bias, residual, out):
 @pytest.mark.parametrize("name", KERNELS)
 def test_equals_the_reference(name, case):
     x, w, bias, residual, out = arrays_of(case)
+    beside = elements_beside(out)
     y = convolved(KERNELS[name], case, x, w, bias, residual, out).astype(np.float64)
     exact, magnitude = expected(case, x, w, bias, residual)
     assert not np.isnan(y).any(), "an output was not written, or read something that was not"
+    assert (beside() == BESIDE).all(), "an element beside the output was written"
     if case.keywords.get("activation") == "silu" or case.problem().dtype.itemsize == 2:
         assert (np.abs(y - exact) <= accuracy.elementwise(case.problem(), name, magnitude, exact)).all()
     else:
         np.testing.assert_array_equal(y, exact)
+
+
+def elements_beside(out):
+    """The elements around `out` where it is a slice of a larger array, all set to BESIDE, whenever asked for."""
+    larger = out if out.base is None else out.base
+    outside = np.ones(larger.shape, bool)
+    outside[tuple(slice(1, 1 + 2 * size, 2) for size in out.shape) if larger is not out else ...] = False
+    larger[outside] = BESIDE
+    return lambda: larger[outside]

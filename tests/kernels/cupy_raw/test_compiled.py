@@ -1,0 +1,122 @@
+"""Every CUDA C kernel compiled for every target and type, as on a user's GPU; and what its machine code looks like."""
+
+import re
+
+import numpy as np
+import pytest
+
+from convlib import compiling, device
+from convlib.compiling import TARGETS
+from convlib.kernels.cupy_raw import direct, im2col, tiled
+from convlib.problem import DTYPES, make_problem
+from tests.kernels.cupy_raw.machine_code import main_loop, multiply_share
+from tests.problems import dtype_named
+
+pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
+pytest.importorskip("nvidia", reason="cuobjdump and nvdisasm are not installed (extra emulate)")
+
+CASES = {
+    "3x3": ((8, 256, 14, 14), (256, 256, 3, 3), {"padding": 1}),
+    "3x3_stride_2": ((8, 128, 56, 56), (128, 128, 3, 3), {"padding": 1, "stride": 2, "activation": "silu"}),
+    "7x7_stride_2": ((1, 3, 224, 224), (64, 3, 7, 7), {"padding": 3, "stride": 2, "activation": "relu"}),
+    "1x1": ((8, 256, 56, 56), (64, 256, 1, 1), {"layout": "NHWC"}),
+    "depthwise": ((8, 32, 112, 112), (32, 1, 3, 3), {"padding": 1, "groups": 32, "activation": "relu6"}),
+    "image_filter": ((1, 1, 512, 512), (1, 1, 15, 15), {"padding": 7}),
+}
+
+
+def problem_of(case, dtype="float32"):
+    x, w, keywords = CASES[case]
+    if keywords.get("layout") == "NHWC":
+        x = (x[0], *x[2:], x[1])
+    return make_problem(x, w, dtype_named(dtype), **keywords)
+
+
+GPU = device.emulator_of(80)
+
+
+def sources_of(problem, wide=False):
+    alone = (kernel.source(problem, GPU, wide) for kernel in (direct, tiled))
+    return (*alone, *im2col.sources(problem, GPU, wide))
+
+
+def check(source, target, dtype):
+    ptx = compiling.cuda_source_ptx(source, target)
+    assert re.search(rf"^\.target sm_{target}$", ptx, re.M)
+    assert f".entry {source.function}(" in ptx
+    if dtype != "float64":
+        assert ".f64" not in ptx, "float64 arithmetic in a float32 kernel"
+    used = compiling.resources(compiling.cuda_source_cubin(source, target))[source.function]
+    assert used.stack == 0, f"{source.function} spills registers: {used}"
+    assert used.local == 0
+    system = 1024 if target >= 90 else 0  # cuobjdump counts what the system keeps in each block
+    assert used.shared <= 48 * 1024 + system
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kernel_and_type_compiles_for_every_target(target, dtype):
+    for source in sources_of(problem_of("3x3", dtype)):
+        check(source, target, dtype)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "3x3"])
+def test_every_kind_of_layer_compiles_without_spills(case):
+    for target in (75, 120):
+        for source in sources_of(problem_of(case)):
+            check(source, target, "float32")
+
+
+@pytest.mark.parametrize("target", [80, 120])
+def test_64_bit_offsets_compile_without_spills(target):
+    for source in sources_of(problem_of("3x3"), wide=True):
+        check(source, target, "float32")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_matrix_product_multiplies_in_nine_of_ten_instructions(target):
+    _, _, gemm = im2col.sources(problem_of("3x3"), GPU)
+    loop = main_loop(compiling.sass(compiling.cuda_source_cubin(gemm, target)))
+    assert multiply_share(loop) >= 0.89
+    assert loads(loop, "LDS") == {"128": 32}, "four 128-bit loads from shared memory per step"
+    assert set(loads(loop, "LDG")) == {"128"}
+    assert loads(loop, "STS") == {"128": 2}
+    assert sum(n for name, n in loop.items() if name.startswith("BAR")) == 1, "one barrier per stage"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("case", "share"), [("3x3", 0.86), ("3x3_stride_2", 0.84), ("7x7_stride_2", 0.83)])
+def test_the_tiled_kernel_multiplies_in_five_of_six_instructions(case, share, target):
+    source = tiled.source(problem_of(case), GPU)
+    loop = main_loop(compiling.sass(compiling.cuda_source_cubin(source, target)))
+    assert multiply_share(loop) >= share
+    assert loads(loop, "LDG") == {}
+
+
+def loads(loop, opcode):
+    """How many of `opcode` the loop has, by width in bits."""
+    found = {}
+    for name, count in loop.items():
+        if name.partition(".")[0] == opcode:
+            width = next((part for part in name.split(".") if part in ("64", "128")), "32")
+            found[width] = found.get(width, 0) + count
+    return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_the_launcher_knows_how_much_shared_memory_the_compiler_takes(case, dtype):
+    problem = problem_of(case, dtype)
+    cubin = compiling.cuda_source_cubin(tiled.source(problem, GPU), 80)
+    (used,) = compiling.resources(cubin).values()
+    assert used.shared <= tiled.shared_bytes(problem, tiled.tile_for(problem, GPU)) <= used.shared + 32
+
+
+def test_the_constants_reach_the_compiler():
+    """A kernel that ignored its activation would still compile."""
+    texts = {}
+    for activation in (None, "relu", "relu6", "silu", ("leaky_relu", 0.1)):
+        problem = make_problem((1, 8, 9, 9), (8, 8, 3, 3), np.float32, activation=activation)
+        texts[activation] = compiling.cuda_source_ptx(direct.source(problem, GPU), 80)
+    assert len(set(texts.values())) == 5
+    assert "ex2.approx" in texts["silu"]

@@ -1,0 +1,100 @@
+"""Every CUDA C kernel in the PTX emulator: values, and all its checks (races, bounds, uninitialised reads, barriers).
+
+Values alone say nothing about races, which a run in lock step does not show. What the kernels' accounts claim of banks
+and sectors is counted here too.
+"""
+
+import numpy as np
+import pytest
+
+from convlib import accuracy, arrays, device, operations
+from convlib.kernels.cupy_raw import direct, im2col, tiled
+from convlib.problem import make_problem
+from tests.problems import TINY, arrays_of, dtype_named, expected, logical_arrays
+
+emulator = pytest.importorskip("convlib.emulator", reason="the emulator is not installed")
+pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
+
+KERNELS = {"direct": direct, "tiled": tiled, "im2col": im2col}
+
+
+@pytest.fixture(autouse=True)
+def emulated(monkeypatch):
+    monkeypatch.setenv("CONVLIB_EMULATE", "1")
+
+
+def watched(kernel, problem, x, w, y, bias=None, residual=None):
+    """Run `kernel` in the emulator; every output must be written once, and the workspace before it is read."""
+    gpu = device.emulator()
+    assert kernel.why_not(problem, gpu) == []
+    x, w, y, bias, residual = (arrays.as_storage(view) for view in (x, w, y, bias, residual))
+    workspace = arrays.empty_aligned((kernel.workspace_bytes(problem, gpu),), np.uint8)
+    scratch = [workspace] if workspace.size else []
+    with emulator.watching(outputs=[y], scratch=scratch) as watch:
+        kernel.run(problem, gpu, x, w, y, bias, residual, workspace)
+    watch.raise_if_faulty()
+    return watch.reports
+
+
+@pytest.mark.parametrize("case", TINY, ids=str)
+@pytest.mark.parametrize("name", KERNELS)
+def test_equals_the_reference_without_a_fault(name, case):
+    problem = case.problem()
+    x, w, bias, residual, out = arrays_of(case)
+    views = logical_arrays(case, x, w, bias, residual)
+    y = out.transpose(operations.FROM_LAYOUT[problem.layout])
+    watched(KERNELS[name], problem, *views[:2], y, *views[2:])
+    exact, magnitude = expected(case, x, w, bias, residual)
+    error = np.abs(y.astype(np.float64) - exact)
+    assert (error <= accuracy.elementwise(problem, name, magnitude, exact)).all()
+
+
+LAYERS = {
+    "wide": ((1, 16, 12, 64), (64, 16, 3, 3), {"padding": 1}),
+    "narrow": ((1, 8, 7, 7), (64, 8, 3, 3), {"padding": 1}),
+    "stride_2": ((1, 8, 41, 70), (32, 8, 3, 3), {"padding": 1, "stride": 2}),
+    "stride_3": ((1, 4, 41, 70), (32, 4, 3, 3), {"stride": 3}),
+    "dilated": ((1, 8, 20, 40), (32, 8, 3, 3), {"padding": 2, "dilation": 2}),
+    "first_layer": ((1, 3, 40, 60), (32, 3, 7, 7), {"padding": 3, "stride": 2}),
+    "depthwise": ((1, 16, 14, 14), (16, 1, 3, 3), {"padding": 1, "groups": 16}),
+    "image_filter": ((1, 1, 40, 70), (1, 1, 15, 15), {"padding": 7}),
+    "channels_last": ((1, 12, 40, 16), (32, 16, 3, 3), {"padding": 1, "layout": "NHWC"}),
+}
+
+
+def reports_of(kernel, layer, dtype="float32"):
+    x_shape, w_shape, keywords = LAYERS[layer]
+    problem = make_problem(x_shape, w_shape, dtype_named(dtype), **keywords)
+    order = operations.FROM_LAYOUT[problem.layout]
+    x, w = np.ones(x_shape, problem.dtype), np.ones(w_shape, problem.dtype)
+    y = arrays.empty_aligned(operations.result_shape(problem, batched=True), problem.dtype)
+    return watched(kernel, problem, x.transpose(order), w, y.transpose(order))
+
+
+def accesses(report, space, kind):
+    return [access for access in report.counters.traffic if (access.space, access.kind) == (space, kind)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_read_of_the_tiled_kernel_meets_a_bank_conflict(layer, dtype):
+    (report,) = reports_of(tiled, layer, dtype)
+    for access in accesses(report, "shared", "load"):
+        assert access.cost == access.requests * max(access.size // 4, 1), access
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_access_of_the_matrix_product_meets_a_bank_conflict(dtype):
+    *_, report = reports_of(im2col, "wide", dtype)
+    shared = accesses(report, "shared", "load") + accesses(report, "shared", "store")
+    assert {access.size for access in shared} == {16}
+    for access in shared:
+        assert access.cost == access.requests * 4, access
+
+
+def test_the_matrix_product_moves_whole_sectors():
+    *_, report = reports_of(im2col, "wide")
+    for access in accesses(report, "global", "load"):
+        assert access.cost == access.requests * 16, "512 bytes per warp"
+    for access in accesses(report, "global", "store"):
+        assert access.cost == access.requests * 4, "8 neighbouring pixels of 4 filters"

@@ -1,0 +1,143 @@
+"""Each launcher hands its kernels what they declare: checked without a GPU, a compiler or CuPy."""
+
+import subprocess
+
+import numpy as np
+import pytest
+
+from convlib import arrays, device
+from convlib.kernels import launching
+from convlib.kernels.cupy_raw import direct, im2col, parameters, tiled
+from tests.kernels import stand_in_cupy
+from tests.kernels.cupy_raw import on_cpu
+from tests.problems import SMALL, TINY, arrays_of, dtype_named, logical_arrays
+
+KERNELS = {"direct": direct, "tiled": tiled, "im2col": im2col}
+GPU = device.emulator_of(80)
+
+
+def launches_of(kernel, case):
+    problem = case.problem()
+    x, w, bias, residual, y = arrays_of(case)
+    x, w, bias, residual = map(arrays.as_storage, logical_arrays(case, x, w, bias, residual))
+    order = (0, 3, 1, 2) if problem.layout == "NHWC" else (0, 1, 2, 3)
+    workspace = np.zeros(kernel.workspace_bytes(problem, GPU), np.uint8)
+    with launching.recording() as launches:
+        kernel.run(problem, GPU, x, w, arrays.as_storage(y.transpose(order)), bias, residual, workspace, stream=7)
+    return launches
+
+
+@pytest.mark.parametrize("case", TINY + SMALL, ids=str)
+@pytest.mark.parametrize("name", KERNELS)
+def test_arguments_fit_the_parameters_that_the_kernel_declares(name, case):
+    for launch in launches_of(KERNELS[name], case):
+        declared = stand_in_cupy.declared_parameters(launch.kernel.text(), launch.kernel.function)
+        assert len(launch.args) == len(declared)
+        for parameter, value in zip(declared, launch.args, strict=True):
+            stand_in_cupy.check_argument(parameter, value)
+            check_type(parameter, value, case.problem())
+        assert launch.shared_bytes == 0, "their shared memory is declared in the source"
+        assert launch.stream == 7
+
+
+def check_type(parameter, value, problem):
+    """Element pointers point to elements, Accumulator pointers into the workspace, structs have their type."""
+    if value is None:
+        assert parameter.endswith(("bias", "residual"))
+    elif "Element*" in parameter:
+        assert value.dtype.itemsize == problem.dtype.itemsize
+    elif "Accumulator*" in parameter:
+        assert value.dtype == np.uint8
+        assert value.ctypes.data % 16 == 0, "128-bit loads need aligned matrices"
+    elif parameter.startswith("Problem"):
+        assert value.dtype == parameters.problem_type(problem.accumulate)
+    else:
+        assert parameter.startswith("Slice")
+        assert value.dtype == im2col.SLICE
+
+
+@pytest.mark.parametrize("case", TINY + SMALL, ids=str)
+def test_the_slices_of_im2col_cover_every_output_once_and_fit_the_workspace(case, monkeypatch):
+    problem = case.problem()
+    monkeypatch.setattr(im2col, "COLUMNS_BYTES", 1)  # as small as slices get
+    im2col.matrices.cache_clear()
+    sizes = im2col.matrices(problem, GPU)
+    slices = [launch.args[-1] for launch in launches_of(im2col, case) if launch.kernel.function == "conv2d_gemm"]
+    assert sum(int(part["pixels"]) for part in slices) == problem.N * problem.P * problem.Q
+    assert [int(part["first"]) for part in slices] == [n * sizes.tile_m for n in range(len(slices))]
+    assert all(int(part["padded"]) <= sizes.pixels for part in slices)
+
+
+@pytest.mark.parametrize("accumulate", ["float32", "float64"])
+def test_structs_lie_in_memory_as_the_kernels_declare_them(accumulate, tmp_path):
+    if not on_cpu.available():
+        pytest.skip("g++ is not installed")
+    struct = parameters.problem_type(np.dtype(accumulate))
+    lines = [offsets_of("Problem", struct), offsets_of("Slice", im2col.SLICE)]
+    element = "float" if accumulate == "float32" else "double"
+    program = tmp_path / "offsets.cpp"
+    program.write_text(
+        f'#include "{on_cpu.HERE / "cuda_on_cpu.h"}"\n#include <cstdio>\n#define asm(...)\n'
+        f"#define ELEMENT {element}\n#define WIDE 0\n"
+        f'#include "{launching.CUPY_RAW / "gemm_layout.cuh"}"\nint main() {{ {" ".join(lines)} }}\n'
+    )
+    subprocess.run(["g++", "-w", "-std=c++17", program, "-o", tmp_path / "offsets"], check=True)
+    printed = subprocess.run([tmp_path / "offsets"], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == [str(n) for layout in (struct, im2col.SLICE) for n in offsets_in(layout)]
+
+
+def offsets_of(name, layout):
+    fields = " ".join(f'printf("%zu ", offsetof({name}, {field}));' for field in layout.names)
+    return f'{fields} printf("%zu ", sizeof({name}));'
+
+
+def offsets_in(layout):
+    return [*(layout.fields[name][1] for name in layout.names), layout.itemsize]
+
+
+def test_arrays_past_2_to_the_31_elements_get_64_bit_offsets():
+    case = TINY[0]
+    problem = case.problem()
+    x, w, _, _, y = arrays_of(case)
+    assert not parameters.is_wide(problem, x, w, y, None)
+    far = np.lib.stride_tricks.as_strided(x, strides=(4 * 2**31, *x.strides[1:]))
+    assert parameters.is_wide(problem, far, w, y, None)
+    for kernel in KERNELS.values():
+        with launching.recording() as launches:
+            workspace = np.zeros(kernel.workspace_bytes(problem, GPU), np.uint8)
+            kernel.run(problem, GPU, far, w, y, None, None, workspace)
+        assert all(("WIDE", 1) in launch.kernel.constants for launch in launches)
+
+
+def test_strides_between_elements_are_refused():
+    packed = np.zeros((1, 1, 3, 3), np.dtype([("value", "f4"), ("byte", "u1")]))["value"]
+    with pytest.raises(ValueError, match="x: strides that are multiples of its 4-byte elements needed, got"):
+        parameters.element_strides("x", packed)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_sizes_past_32_bits_are_refused_in_words(name):
+    from convlib.problem import make_problem
+
+    problem = make_problem((1, 1, 2**31 - 4, 8), (1, 1, 1, 1), np.float32, padding=4)
+    assert "H with its padding: less than 2^31 needed, got 2,147,483,652" in KERNELS[name].why_not(problem, GPU)
+
+
+def test_a_window_too_large_for_a_tile_is_refused_in_words():
+    from convlib.problem import make_problem
+
+    problem = make_problem((1, 1, 200, 200), (1, 1, 129, 129), np.float32)
+    (reason,) = tiled.why_not(problem, GPU)
+    assert reason.startswith("input and weights of one tile must fit 49,152 bytes of shared memory; a 129 x 129 window")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_predicted_times_grow_with_the_problem(name, dtype):
+    from convlib.problem import make_problem
+
+    seconds = [
+        KERNELS[name].predicted_seconds(make_problem((n, 64, 56, 56), (64, 64, 3, 3), dtype_named(dtype)), GPU)
+        for n in (1, 8, 64)
+    ]
+    assert 1e-6 < seconds[0] < seconds[1] < seconds[2] < 10
