@@ -150,6 +150,7 @@ def nvjitlink_bytes(nvjitlink, handle, what, getter="get_linked_") -> bytes:
     return bytes(data)
 
 
+@cache  # PTX and machine code are linked from the same
 def numba_ltoir(kernel, signature, target) -> bytes:
     cuda = needed("numba.cuda", "numba-cuda", "cuda13")
     options = kernel.targetoptions
