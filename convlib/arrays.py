@@ -374,6 +374,10 @@ def library_of(array, name):
     for library in LIBRARIES:
         if library.owns(array):
             return library
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: a NumPy array without a mask needed, got numpy.ma.MaskedArray; fill it first, as {name}.filled(0)"
+        )
     came = f"{type(array).__module__}.{type(array).__name__}"
     raise TypeError(f"{name}: a NumPy, CuPy, Numba, PyTorch or JAX array needed, got {came}")
 
@@ -430,6 +434,8 @@ def extent(view):
 
 def lies_apart(view) -> bool:
     """Whether no two elements of a view share memory: each stride steps over everything that varies inside it."""
+    if view.size == 0:
+        return True
     reached = view.dtype.itemsize
     for stride, size in sorted((abs(stride), size) for stride, size in zip(view.strides, view.shape) if size > 1):
         if stride < reached:

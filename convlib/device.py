@@ -67,6 +67,42 @@ def emulator_of(target: int) -> Device:
     return Device("emulator", name=f"PTX emulator, sm_{target}", compute_capability=divmod(target, 10), sm_count=108)
 
 
+# Data sheets: name, multiprocessors. The card of each architecture that a prediction without a GPU is made for.
+TARGETS = {
+    "sm_75": ("Tesla T4", 40),
+    "sm_80": ("A100", 108),
+    "sm_86": ("GeForce RTX 3090", 82),
+    "sm_89": ("GeForce RTX 4090", 128),
+    "sm_90": ("H100 SXM", 132),
+    "sm_100": ("B200", 148),
+    "sm_120": ("GeForce RTX 5090", 170),
+}
+
+
+def named(text: str) -> Device:
+    """The device that a user names: "cpu", "cuda:0", or a target, "sm_80", which stands for one card and needs none.
+
+    >>> named("sm_90").sm_count
+    132
+    """
+    if text == "cpu":
+        return cpu()
+    if text in TARGETS:
+        name, sm_count = TARGETS[text]
+        return Device("cuda", 0, name, divmod(int(text.removeprefix("sm_")), 10), sm_count)
+    kind, _, index = text.partition(":")
+    if kind == "cuda" and (index or "0").isdecimal():
+        return visible_gpu(int(index or 0))
+    raise ValueError(f"device: one of cpu, cuda:0, {', '.join(TARGETS)} needed, got {text!r}")
+
+
+def visible_gpu(index):
+    try:
+        return gpu(index)
+    except Exception as error:  # each library has its own for "no driver"
+        raise ValueError(f"device: no GPU {index} is visible here ({type(error).__name__})") from error
+
+
 def simulating() -> bool:
     """Whether Numba simulates CUDA in this process: NUMBA_ENABLE_CUDASIM is 1."""
     return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1"

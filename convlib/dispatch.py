@@ -14,7 +14,7 @@ and its name is "family.algorithm", the module's path.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ from types import ModuleType
 from . import accuracy
 from .device import Device
 from .errors import UnsupportedError
-from .problem import LARGEST_ARRAY, ConvProblem, check_choice, integer
+from .problem import LARGEST_ARRAY, ConvProblem, check_choice, integer, shortened
 from .workspace import aligned
 
 KERNELS: tuple[str, ...] = (
@@ -58,6 +58,9 @@ FAMILIES = {
     "numba_cuda": Family(("cuda", "simulator", "emulator"), ("numba",), 'pip install "numba-cuda[cu13]"'),
     "cupy_raw": Family(("cuda", "emulator"), ("cupy",), "pip install cupy-cuda13x"),
 }
+
+
+BACKENDS = ("auto", *FAMILIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,13 @@ def candidates(
     problem: ConvProblem, device: Device, max_error: float, workspace_limit: int | None
 ) -> tuple[Candidate, ...]:
     """Every listed kernel with its reasons against `problem` on `device`, in the list's order."""
+    problem = with_an_image(problem)
     return tuple(candidate(name, problem, device, max_error, workspace_limit) for name in KERNELS)
+
+
+def with_an_image(problem):
+    """Kernels are asked about batches of at least one image: an empty one is answered without them."""
+    return problem if problem.N else replace(problem, N=1)
 
 
 def candidate(name, problem, device, max_error, workspace_limit):
@@ -173,10 +182,10 @@ def chosen(
     Raises ValueError for an unknown backend or algorithm, TypeError or ValueError for a wrong max_error or
     workspace_limit, and UnsupportedError, with every reason, when no kernel can run.
     """
-    check_choice("backend", backend, ("auto", *FAMILIES))
+    check_choice("backend", backend, BACKENDS)
     check_choice("algorithm", algorithm, ("auto", *algorithms()))
     if isinstance(max_error, bool) or not isinstance(max_error, Real):
-        raise TypeError(f"max_error: a number needed, got {max_error!r}")
+        raise TypeError(f"max_error: a number needed, got {shortened(max_error)}")
     if not max_error > 0:
         raise ValueError(f"max_error: a number above 0 needed, got {max_error!r}")
     if workspace_limit is not None:
@@ -186,6 +195,7 @@ def chosen(
 
 @lru_cache(maxsize=4096)
 def settled_choice(problem, device, backend, algorithm, max_error, workspace_limit):
+    problem = with_an_image(problem)
     asked = [
         c
         for c in candidates(problem, device, max_error, workspace_limit)

@@ -24,9 +24,11 @@ from .problem import (
     integer,
     make_problem,
     one_spelling,
+    shortened,
 )
 
 NUMPY_PAD = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+OPTIONAL = ("bias", "residual", "out")
 FROM_LAYOUT = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2)}
 FROM_WEIGHT_LAYOUT = {"OIHW": (0, 1, 2, 3), "OHWI": (0, 3, 1, 2), "HWIO": (3, 2, 0, 1)}
 
@@ -195,7 +197,7 @@ def check_operands(library, x, dtype, x_name="x", **operands):
     """Every array of the call is of x's library, dtype and device. x_name: what the caller calls x."""
     place = library.device(x, x_name)
     for name, array in operands.items():
-        if array is None:
+        if array is None and name in OPTIONAL:
             continue
         if not library.owns(array):
             came = arrays.library_of(array, name).name
@@ -221,7 +223,7 @@ def on(place):
 
 def check_flag(name, value):
     if not isinstance(value, bool):
-        raise TypeError(f"{name}: True or False needed, got {value!r}")
+        raise TypeError(f"{name}: True or False needed, got {shortened(value)}")
 
 
 def check_shape(name, array, shape):
@@ -273,6 +275,7 @@ def weights_view(view, weight_layout, flip_kernel):
 
 def device_for(library, x, backend) -> Device:
     """Where the call runs. Host arrays reach GPU kernels only when those are simulated or emulated, and asked for."""
+    check_choice("backend", backend, dispatch.BACKENDS)
     kind, index = library.device(x, "x")
     if kind == "cuda":
         return device.gpu(index)

@@ -99,7 +99,7 @@ class Plan:
         """The weights as the kernel takes them: on the CPU a copy, packed if the kernel wants them so."""
         if self.device.kind != "cpu":
             return arrays.for_family(weights, self.family, self.device)
-        if not packed_bytes:
+        if not packed_bytes or self.problem.N == 0:
             return weights.copy()
         memory = arrays.empty_aligned((packed_bytes,), np.uint8)
         self.kernel.pack(self.problem, self.device, weights, memory)

@@ -12,6 +12,7 @@ Source of the definition: Dumoulin and Visin, A guide to convolution arithmetic 
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
@@ -201,7 +202,7 @@ def batched_shape(x_shape):
 def sizes(name, shape):
     """A shape as a tuple of ints."""
     if not isinstance(shape, (tuple, list)):
-        raise TypeError(f"{name}: a shape, as a tuple of ints, needed, got {shape!r}")
+        raise TypeError(f"{name}: a shape, as a tuple of ints, needed, got {shortened(shape)}")
     for size in shape:
         if type(size) is not int or not 0 <= size <= LARGEST_INT:
             integer(f"{name}'s shape", size, least=0)
@@ -248,16 +249,21 @@ def supported_dtype(dtype, name):
     return dtype
 
 
+def shortened(value) -> str:
+    """What came, in one line of an error, be it an array by mistake."""
+    return " ".join(reprlib.repr(value).split())
+
+
 def check_choice(name, value, choices):
     if not (value is None or isinstance(value, str)) or value not in choices:
-        raise ValueError(f"{name}: one of {', '.join(map(repr, choices))} needed, got {value!r}")
+        raise ValueError(f"{name}: one of {', '.join(map(repr, choices))} needed, got {shortened(value)}")
 
 
 def integer(name, value, least, most=LARGEST_INT):
     if type(value) is int and least <= value <= most:  # the usual case, and many a time a call
         return value
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: an int needed, got {value!r}")
+        raise TypeError(f"{name}: an int needed, got {shortened(value)}")
     if not least <= value <= most:
         raise ValueError(f"{name}: at least {least} and at most {most} needed, got {value}")
     return int(value)
@@ -267,7 +273,7 @@ def pair(name, value, least):
     """An int or two ints (rows, columns), as two ints."""
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
-            raise ValueError(f"{name}: an int or a pair (rows, columns) needed, got {value!r}")
+            raise ValueError(f"{name}: an int or a pair (rows, columns) needed, got {shortened(value)}")
         return integer(name, value[0], least), integer(name, value[1], least)
     value = integer(name, value, least)
     return value, value
@@ -324,10 +330,10 @@ def checked_activation(activation):
     """None, a name, or ("leaky_relu", slope)."""
     if isinstance(activation, (tuple, list)):
         if len(activation) != 2 or activation[0] != "leaky_relu" or not isinstance(activation[1], Real):
-            raise ValueError(f'activation: a pair must be ("leaky_relu", slope), got {activation!r}')
+            raise ValueError(f'activation: a pair must be ("leaky_relu", slope), got {shortened(activation)}')
         slope = float(activation[1])
         if isinstance(activation[1], bool) or not math.isfinite(slope):
-            raise ValueError(f"activation: a finite slope needed, got {activation!r}")
+            raise ValueError(f"activation: a finite slope needed, got {shortened(activation)}")
         return "leaky_relu", slope + 0.0  # -0.0 becomes 0.0: they would share a cache's entry
     if isinstance(activation, str) and activation == "leaky_relu":
         raise ValueError('activation: leaky_relu needs its slope, as ("leaky_relu", 0.01)')

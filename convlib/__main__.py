@@ -1,0 +1,201 @@
+"""python -m convlib: what this machine offers, what there is, and what would run a convolution and why.
+
+One function below is one command. A wrong argument ends in one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from functools import wraps
+
+import click
+
+import convlib
+
+from . import accuracy, device, layers
+from .errors import UnsupportedError
+from .problem import ACTIVATIONS, DTYPES, LAYOUTS, WEIGHT_LAYOUTS
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(convlib.__version__, prog_name="convlib")
+def main():
+    """Two-dimensional convolution in kernels that a person can read."""
+
+
+class WrongArgument(click.ClickException):
+    """One line, without the usage text of click's own."""
+
+    exit_code = 2
+
+
+def one_line_errors(command):
+    """convlib's own errors are the user's arguments: one line, exit code 2."""
+
+    @wraps(command)
+    def run(*args, **keywords):
+        try:
+            return command(*args, **keywords)
+        except (ValueError, TypeError, UnsupportedError) as error:
+            raise WrongArgument(str(error)) from error
+
+    return run
+
+
+@main.command()
+@as_json
+def info(as_json):
+    """What this machine offers: versions, processor, threads, GPUs, kernel families."""
+    found = convlib.info()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    table = new_table(None, "", "", show_header=False)
+    for name, value in found.items():
+        if isinstance(value, dict):
+            value = "\n".join(f"{key} {text}" for key, text in value.items())
+        elif isinstance(value, list):
+            value = "\n".join(value) or "none is visible"
+        table.add_row(name, str(value))
+    show(table)
+
+
+@main.command()
+@as_json
+def kernels(as_json):
+    """Every listed kernel: name, idea, file."""
+    listed = convlib.kernels()
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(facts) for facts in listed], indent=2))
+        return
+    table = new_table(f"{len(listed)} kernels", "kernel", "idea")
+    for facts in listed:
+        table.add_row(facts.name, facts.idea)
+    show(table)
+
+
+@main.command()
+@click.option("--x", help="Shape of x in --layout's order, as 1x64x56x56.")
+@click.option("--w", help="Shape of w in --weight-layout's order, as 64x64x3x3.")
+@click.option("--layer", help="Instead of --x and --w: a layer of a known network, as vgg16:3 or vgg16:NAME.")
+@click.option("--stride", default="1", show_default=True, help="As 2 or 2x1 (rows x columns).")
+@click.option("--padding", default="0", show_default=True, help='As 1, 1x2, 0,1x0,1 (top,bottom x left,right), "same".')
+@click.option("--dilation", default="1", show_default=True, help="As 2 or 2x1.")
+@click.option("--groups", default=1, show_default=True)
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
+@click.option("--layout", type=click.Choice(LAYOUTS), default="NCHW", show_default=True)
+@click.option("--weight-layout", type=click.Choice(WEIGHT_LAYOUTS), default="OIHW", show_default=True)
+@click.option("--bias/--no-bias", default=False, show_default=True)
+@click.option("--residual/--no-residual", default=False, show_default=True)
+@click.option("--activation", type=click.Choice([a for a in ACTIVATIONS[:-1] if a]), default=None)
+@click.option("--device", "place", default="cpu", show_default=True, help="cpu, cuda:0, or a target such as sm_80.")
+@click.option("--backend", default="auto", show_default=True)
+@click.option("--algorithm", default="auto", show_default=True)
+@click.option("--max-error", type=float, default=accuracy.DEFAULT_MAX_ERROR, show_default=True)
+@click.option("--workspace-limit", type=int, default=None, help="Bytes of scratch memory [no limit].")
+@as_json
+@one_line_errors
+def explain(x, w, layer, stride, padding, dilation, place, as_json, **keywords):
+    """Every kernel against one convolution: chosen, possible with its predicted time, or why not."""
+    if layer is not None:
+        if x or w:
+            raise WrongArgument("--layer: it says --x and --w already; give one or the other")
+        x, w, keywords = problem_of_layer(layer, keywords)
+    elif not (x and w):
+        raise WrongArgument("--x and --w needed, as --x 1x64x56x56 --w 64x64x3x3, or --layer, as --layer vgg16:3")
+    else:
+        keywords |= {
+            "stride": numbers("--stride", stride),
+            "padding": padding if padding in ("same", "valid") else sides("--padding", padding),
+            "dilation": numbers("--dilation", dilation),
+        }
+        x, w = shape("--x", x), shape("--w", w)
+    explanation = convlib.explain(x, w, on=device.named(place), **keywords)
+    if as_json:
+        click.echo(json.dumps(plain(explanation), indent=2))
+        return
+    table = new_table(f"{explanation.problem}\non {explanation.device}", "kernel", "predicted", "workspace", "verdict")
+    for candidate in explanation.candidates:
+        seconds = "" if candidate.seconds is None else f"{candidate.seconds * 1e3:.3f} ms"
+        memory = "" if candidate.workspace_bytes is None else f"{candidate.workspace_bytes:,}"
+        table.add_row(candidate.name, seconds, memory, explanation.verdict(candidate))
+    show(table)
+
+
+def problem_of_layer(name, keywords):
+    """The shapes and parameters of a layer that layers.json has."""
+    network, _, wanted = name.partition(":")
+    found = layers.layers(network)
+    names = [layer.name for layer in found]
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(found):
+        problem = found[int(wanted) - 1].problem
+    elif wanted in names:
+        problem = found[names.index(wanted)].problem
+    else:
+        raise WrongArgument(
+            f"--layer: a number from 1 to {len(found)} or a name needed after {network}:, got {wanted!r}; "
+            f"names: {', '.join(names)}"
+        )
+    parameters = {name: getattr(problem, name) for name in ("stride", "padding", "dilation", "groups")}
+    x = problem.x_shape if keywords["layout"] == "NCHW" else tuple(problem.x_shape[axis] for axis in (0, 2, 3, 1))
+    keywords = {**keywords, **parameters, "weight_layout": "OIHW", "bias": problem.has_bias or keywords["bias"]}
+    return x, problem.w_shape, keywords
+
+
+def shape(option, text):
+    if not re.fullmatch(r"\d+(x\d+)*", text):
+        raise WrongArgument(f"{option}: sizes joined by x needed, as 1x64x56x56, got {text!r}")
+    return tuple(int(size) for size in text.split("x"))
+
+
+def numbers(option, text):
+    """An int, or a pair joined by x."""
+    if not re.fullmatch(r"\d+(x\d+)?", text):
+        raise WrongArgument(f"{option}: a number or two joined by x needed, as 2 or 2x1, got {text!r}")
+    found = tuple(int(number) for number in text.split("x"))
+    return found if len(found) == 2 else found[0]
+
+
+def sides(option, text):
+    """As `numbers`, each of which may be two joined by a comma: before and after."""
+    if "," not in text:
+        return numbers(option, text)
+    if not re.fullmatch(r"\d+,\d+x\d+,\d+", text):
+        raise WrongArgument(f"{option}: top,bottom x left,right needed, as 0,1x0,1, got {text!r}")
+    return tuple(tuple(int(number) for number in pair.split(",")) for pair in text.split("x"))
+
+
+def plain(explanation):
+    """An explanation in the types that JSON has."""
+    problem = {**dataclasses.asdict(explanation.problem), "dtype": explanation.problem.dtype.name}
+    return {
+        "problem": problem,
+        "device": dataclasses.asdict(explanation.device),
+        "chosen": explanation.chosen,
+        "candidates": [{**dataclasses.asdict(c), "verdict": explanation.verdict(c)} for c in explanation.candidates],
+    }
+
+
+def new_table(title, *columns, show_header=True):
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=show_header)
+    for column in columns:
+        justify = "right" if column in ("predicted", "workspace") else "left"
+        table.add_column(column, overflow="fold", no_wrap=column == "kernel", justify=justify)
+    return table
+
+
+def show(table):
+    from rich.console import Console
+
+    Console(highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m convlib")

@@ -1,0 +1,1 @@
+"""Programs on real input: python -m convlib.examples.NAME."""
