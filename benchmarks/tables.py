@@ -41,7 +41,7 @@ def show(results: Results, console: Console) -> None:
     """Every suite's table, the bars, and what was refused."""
     for suite in results.suites():
         console.print(suite_table(results, suite))
-        if console.width >= 36 + 14 * len(results.candidates(suite)):
+        if 2 < len(results.candidates(suite)) <= (console.width - 36) // 14:
             console.print(every_candidate_table(results, suite))
     console.print(CAPTION + "\n", style="dim", highlight=False)
     found = verdicts(results)
