@@ -14,7 +14,23 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import cases, engine, gpu, machine, memory, ours, peaks, peers, report, results, runner, scaling, startup, tables
+from . import (
+    cases,
+    engine,
+    gpu,
+    machine,
+    memory,
+    ours,
+    peaks,
+    peers,
+    report,
+    results,
+    runner,
+    scaling,
+    stages,
+    startup,
+    tables,
+)
 
 QUICK = engine.Settings(rounds=5, block_seconds=0.010, most_seconds=1.0)
 
@@ -105,6 +121,20 @@ def scaling_command(output, rounds):
         found = [scaling.measure(case, settings, threads) for case in progress.track(chosen, description="scaling")]
     keep(output, "scaling", [asdict(one) for one in found])
     tables.console().print(tables.scaling_table([asdict(one) for one in found]))
+
+
+@main.command("stages")
+@OUTPUT
+@click.option("--suite", "suites", multiple=True, type=click.Choice(cases.suites()), help="Only these.")
+@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="Rounds of the engine.")
+def stages_command(output, suites, rounds):
+    """Where each layer's time goes: packing, transforms, multiplication."""
+    settings = engine.Settings(rounds=rounds)
+    chosen = [case for case in chosen_cases(False, suites) if suites or case.suite != cases.FILTERS]
+    with progress_bar() as progress:
+        found = [asdict(stages.measure(case, settings)) for case in progress.track(chosen, description="stages")]
+    keep(output, "stages", found)
+    tables.console().print(tables.stages_table(found))
 
 
 @main.command("report")

@@ -18,7 +18,7 @@ from .startup import CEILINGS
 from .tables import duration, milliseconds
 
 TEMPLATE = "report.html.j2"
-FURTHER = ("startup", "memory", "scaling")
+FURTHER = ("startup", "memory", "scaling", "stages")
 
 
 def write(results: Results, folder: Path) -> None:

@@ -23,6 +23,7 @@ from convlib.problem import make_problem
 
 from . import engine
 from .candidate import Candidate
+from .stages import empty_bytes
 
 CHECKOUT = Path(__file__).parents[1]
 PROCESSES = 9
@@ -107,13 +108,7 @@ def kernel_call(name, x, w, y):
     kernel = dispatch.kernel(name)
     weights = w
     if hasattr(kernel, "pack"):
-        weights = aligned(kernel.packed_bytes(problem, place))
+        weights = empty_bytes(kernel.packed_bytes(problem, place))
         kernel.pack(problem, place, w, weights)
-    workspace = aligned(kernel.workspace_bytes(problem, place))
+    workspace = empty_bytes(kernel.workspace_bytes(problem, place))
     return partial(kernel.run, problem, place, x, weights, y, workspace=workspace)
-
-
-def aligned(count: int) -> np.ndarray:
-    raw = np.empty(count + 63, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + count]

@@ -165,6 +165,20 @@ def scaling_table(found: list[dict]) -> Table:
     return table
 
 
+def stages_table(found: list[dict]) -> Table:
+    table = new_table("Where the time goes, ms: packing is conv2d's alone; a stage's time is what its absence saves")
+    for heading in ("suite", "case", "kernel"):
+        table.add_column(heading)
+    parts = ("input", "multiply", "output")
+    for heading in ("pack", "run", *parts):
+        table.add_column(heading, justify="right")
+    for one in found:
+        times = [one["pack_s"], one["run_s"], *(one["stages_s"].get(part) for part in parts)]
+        cells = ["" if seconds is None else f"{seconds * 1e3:.3f}" for seconds in times]
+        table.add_row(one["suite"], one["case"], one["kernel"].partition(".")[2], *cells)
+    return table
+
+
 def duration(seconds: float) -> str:
     if abs(seconds) < 1e-3:
         return f"{seconds * 1e6:.1f} us"

@@ -1,0 +1,94 @@
+"""Where the time goes: packing the weights, and the stages of a Winograd convolution.
+
+A stage's time is what is missing when it is left out: Winograd's stages are called by address, and a stage left out is
+the address of a function that does nothing, so that all else stays as it is. Whole and parts take turns in the engine.
+What other kernels do between reading x and storing y is woven together and cannot be taken apart so: they have one
+number for all of it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from convlib import accuracy, arrays, device, dispatch
+from convlib.kernels.numba_cpu import winograd, winograd_stages
+from convlib.kernels.numba_cpu.call import pack_call
+from convlib.kernels.numba_cpu.compilation import compiled
+from convlib.kernels.numba_cpu.threads import run_tasks
+
+from . import engine, ours
+from .candidate import Candidate
+from .cases import Case, operands
+
+WINOGRAD_STAGES = {"input": "input_stage", "multiply": "multiply_stage", "output": "output_stage"}
+TILES = {"numba_cpu.winograd_f2": 2, "numba_cpu.winograd_f4": 4, "numba_cpu.winograd_f6": 6}
+POINTER = 8  # bytes
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Median seconds: of packing (conv2d does it in each call, plan once), of a run, and of the run's stages."""
+
+    suite: str
+    case: str
+    kernel: str
+    pack_s: float
+    run_s: float
+    stages_s: dict[str, float] = field(default_factory=dict)
+
+
+def build_nothing():
+    def nothing(a, b, c, d, e, f, g):
+        pass
+
+    return nothing
+
+
+def measure(case: Case, settings: engine.Settings) -> Stages:
+    """The stages of the kernel that plan chooses for the case."""
+    place = ours.host()
+    name = ours.choice(case, place, accuracy.DEFAULT_MAX_ERROR)
+    calls = kernel_calls(case, name)
+    timings = engine.measure([Candidate(part, call, None, 0.0) for part, call in calls.items()], settings)
+    stages = {part: missing_seconds(timings["run"], timings[part]) for part in WINOGRAD_STAGES if part in timings}
+    pack = timings["pack"].median if "pack" in timings else 0.0
+    return Stages(case.suite, case.name, name, pack, timings["run"].median, stages)
+
+
+def missing_seconds(whole: engine.Timing, without_part: engine.Timing) -> float:
+    """The median of the rounds' differences."""
+    return float(np.median(np.array(whole.seconds) - np.array(without_part.seconds)))
+
+
+def kernel_calls(case: Case, name: str) -> dict:
+    """run, pack if there is such a step, and for Winograd the run without each stage."""
+    problem, place, kernel = case.problem, device.cpu(), dispatch.kernel(name)
+    x, w, bias, y = ours.arrays(case, operands(case), ours.host())
+    x, y = ours.logical(case, x), ours.logical(case, y)
+    workspace = empty_bytes(kernel.workspace_bytes(problem, place))
+    calls, weights = {}, w
+    if hasattr(kernel, "pack"):
+        weights = empty_bytes(kernel.packed_bytes(problem, place))
+        calls["pack"] = partial(kernel.pack, problem, place, w, weights)
+        calls["pack"]()
+    calls["run"] = partial(kernel.run, problem, place, x, weights, y, bias, workspace=workspace)
+    if name in TILES:
+        fields, loop, tasks = winograd.prepared(TILES[name], problem, place.threads)
+        for part, leaf in WINOGRAD_STAGES.items():
+            record = pack_call(without(fields, leaf), x, weights, y, bias, None, workspace)
+            calls[part] = partial(run_tasks, loop, record, tasks, place.threads)
+    return calls
+
+
+def empty_bytes(count: int):
+    return arrays.empty_aligned((count,), "uint8")
+
+
+def without(fields: bytes, leaf: str) -> bytes:
+    """A Winograd call's fields with one leaf's address replaced; the leaves' addresses come last in the record."""
+    at = len(fields) - POINTER * (len(winograd_stages.LEAVES) - winograd_stages.LEAVES.index(leaf))
+    return fields[:at] + struct.pack("q", compiled(build_nothing).address) + fields[at + POINTER :]
