@@ -1,21 +1,19 @@
-"""Every CUDA C kernel in the PTX emulator: values, and all its checks (races, bounds, uninitialised reads, barriers).
+"""The CUDA C kernels in the PTX emulator: every tile, with all checks; and what their accounts say of banks and sectors.
 
-Values alone say nothing about races, which a run in lock step does not show. What the kernels' accounts claim of banks
-and sectors is counted here too.
+tests/convlib/emulator/test_every_kernel.py runs every shared problem there, with the tile each launcher chooses, which
+for problems as small is a small one.
 """
 
 import numpy as np
 import pytest
 
 from convlib import accuracy, arrays, device, operations
-from convlib.kernels.cupy_raw import direct, im2col, tiled
+from convlib.kernels.cupy_raw import im2col, tiled
 from convlib.problem import make_problem
-from tests.problems import TINY, arrays_of, dtype_named, expected, logical_arrays
+from tests.problems import Case, arrays_of, dtype_named, expected, logical_arrays
 
 emulator = pytest.importorskip("convlib.emulator", reason="the emulator is not installed")
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
-
-KERNELS = {"direct": direct, "tiled": tiled, "im2col": im2col}
 
 
 @pytest.fixture(autouse=True)
@@ -36,17 +34,36 @@ def watched(kernel, problem, x, w, y, bias=None, residual=None):
     return watch.reports
 
 
-@pytest.mark.parametrize("case", TINY, ids=str)
-@pytest.mark.parametrize("name", KERNELS)
-def test_equals_the_reference_without_a_fault(name, case):
+STICKING_OUT = Case("sticking_out", (1, 5, 11, 37), (19, 5, 3, 3), {"padding": 1}, bias=True)  # of every tile
+
+
+def check(kernel, name, case):
     problem = case.problem()
     x, w, bias, residual, out = arrays_of(case)
     views = logical_arrays(case, x, w, bias, residual)
     y = out.transpose(operations.FROM_LAYOUT[problem.layout])
-    watched(KERNELS[name], problem, *views[:2], y, *views[2:])
+    watched(kernel, problem, *views[:2], y, *views[2:])
     exact, magnitude = expected(case, x, w, bias, residual)
     error = np.abs(y.astype(np.float64) - exact)
     assert (error <= accuracy.elementwise(problem, name, magnitude, exact)).all()
+
+
+@pytest.mark.parametrize("number", range(len(tiled.SHAPES)), ids=[str(shape) for shape in tiled.SHAPES])
+def test_every_tile_of_the_tiled_kernel_runs_without_a_fault(number, monkeypatch):
+    filters, rows, warps_p, warps_k = tiled.SHAPES[number]
+    tile = tiled.Tile((32, 16, 8)[number % 3], rows, filters, warps_p, warps_k, channels=2)
+    monkeypatch.setattr(tiled, "tile_for", lambda problem, device: tile)
+    check(tiled, "tiled", STICKING_OUT)
+
+
+@pytest.mark.parametrize("tile_k", [32, 64, 128])
+def test_every_tile_of_the_matrix_product_runs_without_a_fault_in_slices(tile_k, monkeypatch):
+    monkeypatch.setattr(im2col, "gemm_seconds", lambda problem, device, tile, tile_m: abs(tile - tile_k))
+    monkeypatch.setattr(im2col, "COLUMNS_BYTES", 1)
+    im2col.matrices.cache_clear()
+    assert im2col.matrices(STICKING_OUT.problem(), device.emulator()).tile_k == tile_k
+    check(im2col, "im2col", STICKING_OUT)
+    im2col.matrices.cache_clear()
 
 
 LAYERS = {

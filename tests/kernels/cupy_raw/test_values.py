@@ -1,12 +1,14 @@
 """Every CUDA C kernel against the reference, launched through the seam and run on the CPU by g++ (on_cpu.py)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from convlib import accuracy, arrays, device, operations
 from convlib.kernels.cupy_raw import direct, im2col, tiled
 from tests.kernels.cupy_raw import on_cpu
-from tests.problems import SMALL, TINY, arrays_of, expected, logical_arrays
+from tests.problems import SMALL, TINY, Case, arrays_of, expected, logical_arrays
 
 pytestmark = pytest.mark.skipif(not on_cpu.available(), reason="g++ is not installed")
 
@@ -32,9 +34,43 @@ def convolved(kernel, case, x, w, bias, residual, out):
 @pytest.mark.parametrize("case", TINY + SMALL, ids=str)
 @pytest.mark.parametrize("name", KERNELS)
 def test_equals_the_reference(name, case):
+    check(KERNELS[name], name, case)
+
+
+# Small problems get small tiles, so the others are put here by force, on a problem that sticks out of all of them.
+STICKING_OUT = Case("sticking_out", (2, 11, 21, 37), (35, 11, 3, 3), {"padding": 1}, bias=True, memory="slices")
+STRIDED = Case("strided", (1, 11, 45, 70), (35, 11, 3, 3), {"padding": 1, "stride": 2}, residual=True, memory="slices")
+TILES = [(columns, *shape) for shape in tiled.SHAPES for columns in (32, 16, 8)]
+
+
+@pytest.mark.parametrize("number", range(len(TILES)), ids=[str(tile) for tile in TILES])
+def test_every_tile_of_the_tiled_kernel_equals_the_reference(number, monkeypatch):
+    columns, filters, rows, warps_p, warps_k = TILES[number]
+    case = (STICKING_OUT, STRIDED)[number % 2]
+    tile = tiled.Tile(columns, rows, filters, warps_p, warps_k, channels=4)
+    if tiled.shared_bytes(case.problem(), tile) > tiled.SHARED_BYTES:
+        tile = tile._replace(channels=1)
+    monkeypatch.setattr(tiled, "tile_for", lambda problem, device: tile)
+    check(tiled, "tiled", case)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("wanted", [0, 1, 2])
+def test_every_tile_of_the_matrix_product_equals_the_reference(wanted, dtype, monkeypatch):
+    tile_k = (4, 8, 16)[wanted] * im2col.EACH[np.dtype(dtype).itemsize]
+    monkeypatch.setattr(im2col, "gemm_seconds", lambda problem, device, tile, tile_m: abs(tile - tile_k))
+    monkeypatch.setattr(im2col, "COLUMNS_BYTES", 1)  # and many slices
+    im2col.matrices.cache_clear()
+    case = replace(STICKING_OUT, dtype=dtype)
+    assert im2col.matrices(case.problem(), GPU).tile_k == tile_k
+    check(im2col, "im2col", case)
+    im2col.matrices.cache_clear()
+
+
+def check(kernel, name, case):
     x, w, bias, residual, out = arrays_of(case)
     beside = elements_beside(out)
-    y = convolved(KERNELS[name], case, x, w, bias, residual, out).astype(np.float64)
+    y = convolved(kernel, case, x, w, bias, residual, out).astype(np.float64)
     exact, magnitude = expected(case, x, w, bias, residual)
     assert not np.isnan(y).any(), "an output was not written, or read something that was not"
     assert (beside() == BESIDE).all(), "an element beside the output was written"
