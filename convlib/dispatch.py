@@ -8,6 +8,7 @@ A kernel is a module of convlib.kernels. It has
     predicted_seconds(problem, device)       from counts and published or measured limits; the smallest is chosen
     run(problem, device, x, w, y, bias, residual, workspace, stream)
     packed_bytes(problem, device), pack(problem, device, w, packed)      only where weights are repacked first (CPU)
+    reads_in_place(problem, w)               of those, where `run` also takes these weights as they lie: for one call
 
 and its name is "family.algorithm", the module's path.
 """

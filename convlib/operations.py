@@ -332,11 +332,16 @@ def run_kernel(chosen, call):
         chosen.kernel.run(call.problem, device, x, w, y, bias, residual, memory, call.stream)
 
 
+def reads_in_place(kernel, problem, w):
+    """Whether packing these weights for one call would cost more than it saves."""
+    return hasattr(kernel, "reads_in_place") and kernel.reads_in_place(problem, w)
+
+
 def run_on_cpu(chosen, call):
     problem, device, w, packed = call.problem, call.device, call.w, chosen.packed_bytes
     memory = workspace.take(packed + chosen.workspace_bytes)
     try:
-        if packed:
+        if packed and not reads_in_place(chosen.kernel, problem, w):
             chosen.kernel.pack(problem, device, w, memory[:packed])
             w = memory[:packed]
         chosen.kernel.run(problem, device, call.x, w, call.y, call.bias, call.residual, memory[packed:])

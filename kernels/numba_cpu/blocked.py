@@ -30,14 +30,21 @@ from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled
 from .epilogue import CLAMP, activate, store_one_function
 from .microkernel import VECTORS, multiply_function, panel_rows
+from .pixel_panels import copy_tiles_function
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop
-from .vectors import Vector, broadcast, lanes, load_even, load_strided, record_at
+from .vectors import Vector, broadcast, lanes, record_at
 
 passes = ("forward",)
 TASKS_PER_THREAD = 6  # so that the last ones to finish do not leave the others idle for long
 
-BLOCKING = ("tiles", "filters", "tile_tasks", "filter_tasks", "channel_block", "worker_bytes", "partial_at", "bias_at")
+IN_PLACE_FILTERS = 32  # with so few filters, copying x into a panel costs more than reading it from where it lies
+GROUP_BYTES = 1 << 17  # panels copied at a time: long rows of x per page, and still in the L2 cache when multiplied
+
+BLOCKING = (
+    "tiles", "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "in_place",
+    "worker_bytes", "partial_at", "bias_at",
+)  # fmt: skip
 CALL_BLOCKED = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
 
 
@@ -50,79 +57,11 @@ def build(dtype_name):
     V = Vector(numba.from_dtype(np.dtype(real)), W)
     zero = real(0)
     read, _, read_vector, write_vector = memory_functions(dtype_name)
-    read_sum, write_sum, read_sums, write_sums = memory_functions(np.dtype(real).name)
+    read_sum, write_sum, read_sums, _ = memory_functions(np.dtype(real).name)
     store_one = store_one_function(dtype_name)
     multiply = multiply_function(real, "row")
+    copy_tiles = copy_tiles_function(dtype_name)
     padding = weight_panels.padded_filters(1)
-
-    @numba.njit(error_model="numpy")
-    def copy_vector(panel, step, x, x_step, x_pixel, room, count):
-        """W pixels, x_pixel bytes apart, of `count` channels. room: elements that may be read from x on."""
-        if x_pixel == stored_item:
-            for c in range(count):
-                write_sums(panel + c * step, read_vector(x + c * x_step))
-        elif same and x_pixel == 2 * item and room >= 2 * W:
-            for c in range(count):
-                write_sums(panel + c * step, load_even(V, x + c * x_step, 0))
-        elif same and x_pixel % item == 0:
-            for c in range(count):
-                write_sums(panel + c * step, load_strided(V, x + c * x_step, 0, x_pixel // item))
-        else:
-            for i in range(W):
-                copy_pixel(panel + i * item, step, x + i * x_pixel, x_step, count)
-
-    @numba.njit(error_model="numpy")
-    def copy_pixel(panel, step, x, x_step, count):
-        for c in range(count):
-            write_sum(panel + c * step, read(x + c * x_step))
-
-    @numba.njit(error_model="numpy")
-    def clear_vector(panel, step, count):
-        for c in range(count):
-            write_sums(panel + c * step, broadcast(V, zero))
-
-    @numba.njit(error_model="numpy")
-    def clear_pixel(panel, step, count):
-        for c in range(count):
-            write_sum(panel + c * step, zero)
-
-    @numba.njit(error_model="numpy")
-    def copy_scattered(call, panel, step, x, pixel, r, s, channels, Q, pixels):
-        """W pixels that do not lie in one row, or not all inside the image: one after the other."""
-        for i in range(W):
-            p, q = (pixel + i) // Q, (pixel + i) % Q
-            h = p * call.stride_h - call.top + r * call.dilation_h
-            v = q * call.stride_w - call.left + s * call.dilation_w
-            if pixel + i < pixels and h >= 0 and h < call.H and v >= 0 and v < call.W:
-                copy_pixel(panel + i * item, step, x + h * call.x_h + v * call.x_w, call.x_c, channels)
-            else:
-                clear_pixel(panel + i * item, step, channels)
-
-    @numba.njit(error_model="numpy")
-    def copy_tile(call, panel, x, first, channels, flat):
-        """The panel of the tile at pixel `first`: row (c, r, s), column pixel. x: the image's first channel of this
-        block.
-        """
-        pixels = call.P * call.Q
-        Q, width_of_x = (pixels, pixels) if flat else (call.Q, call.W)
-        step = call.R * call.S * panel_row
-        for j in range(0, min(width, pixels - first), W):
-            pixel = first + j
-            p, q = pixel // Q, pixel % Q
-            one_row = q + W <= Q
-            for r in range(call.R):
-                h = p * call.stride_h - call.top + r * call.dilation_h
-                in_rows = h >= 0 and h < call.H
-                for s in range(call.S):
-                    v = q * call.stride_w - call.left + s * call.dilation_w
-                    to = panel + (r * call.S + s) * panel_row + j * item
-                    if one_row and not in_rows:
-                        clear_vector(to, step, channels)
-                    elif one_row and v >= 0 and v + (W - 1) * call.stride_w < width_of_x:
-                        here = x + h * call.x_h + v * call.x_w
-                        copy_vector(to, step, here, call.x_c, call.stride_w * call.x_w, width_of_x - v, channels)
-                    else:
-                        copy_scattered(call, to, step, x, pixel, r, s, channels, call.Q, pixels)
 
     @numba.njit(error_model="numpy")
     def finish_tile(call, n, k0, filters, first, columns, partial, biases):
@@ -164,45 +103,56 @@ def build(dtype_name):
         pixels, taps = call.P * call.Q, call.R * call.S
         k = filter_task * call.filters  # in its group
         filters = min(call.filters, call.Kg - k)
+        filters_padded = (filters + padding - 1) // padding * padding
         k0 = g * call.Kg + k
         padded = (call.Kg + padding - 1) // padding * padding
+        packed = call.w_k == 0
         panel = call.workspace + worker * call.worker_bytes
         partial, biases = panel + call.partial_at, panel + call.bias_at
         copy_biases(call, k0, filters, biases)
 
         point = taps == 1 and call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
         flat = point and flat_rows(call.x_h, call.x_w, call.W)
-        in_place = False
+        in_place = call.in_place and flat and same and call.x_w == item
         direct = call.activation == CLAMP and same and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
         if call.has_residual:
             direct = direct and call.residual_q == item and flat_rows(call.residual_p, call.residual_q, call.Q)
 
         x_image = call.x + n * call.x_n + g * call.Cg * call.x_c
-        w_group = call.w + g * padded * call.Cg * taps * item
+        w_group = call.w + g * padded * call.Cg * taps * item if packed else call.w + k0 * call.w_k
         y = call.y + n * call.y_n + k0 * call.y_k
         residual = call.residual + n * call.residual_n + k0 * call.residual_k
         begin = tile_task * call.tiles * width
-        for first in range(begin, min(begin + call.tiles * width, pixels), width):
-            columns = min(width, pixels - first)
-            full = columns == width
+        end = min(begin + call.tiles * width, pixels)
+        for start in range(begin, end, call.group * width):
+            stop = min(start + call.group * width, end)
             for c0 in range(0, call.Cg, call.channel_block):
                 channels = min(call.channel_block, call.Cg - c0)
                 depth, x = channels * taps, x_image + c0 * call.x_c
-                b, b_step = panel, panel_row
-                if in_place and full:
-                    b, b_step = x + first * item, call.x_c
-                else:
-                    copy_tile(call, panel, x, first, channels, flat)
-                w = w_group + (c0 * taps * padded + k * depth) * item
                 last = c0 + channels == call.Cg
-                out = y + first * item if direct and full and last else 0
-                add = residual + first * item if call.has_residual else 0
-                multiply(
-                    (columns + W - 1) // W, filters, w, item, rows * depth * item, rows * item, b, b_step, depth,
-                    partial, panel_row, c0 == 0, out, call.y_k, biases, add, call.residual_k, call.low, call.high,
-                )  # fmt: skip
-            if not (direct and full):
-                finish_tile(call, n, k0, filters, first, columns, partial, biases)
+                if not in_place or stop % width:
+                    copy_tiles(call, panel, start, stop, x, channels, flat)
+                if packed:
+                    w, w_row, w_panel, w_step = (
+                        w_group + (c0 * taps * padded + k * depth) * item, item, rows * depth * item, rows * item,
+                    )  # fmt: skip
+                else:
+                    w, w_row, w_panel, w_step = w_group + c0 * taps * item, call.w_k, rows * call.w_k, item
+                for first in range(start, stop, width):
+                    columns = min(width, stop - first)
+                    full, tile = columns == width, (first - start) // width
+                    b, b_step = panel + tile * depth * panel_row, panel_row
+                    if in_place and full:
+                        b, b_step = x + first * item, call.x_c
+                    out = y + first * item if direct and full and last else 0
+                    add = residual + first * item if call.has_residual else 0
+                    sums = partial + tile * filters_padded * panel_row
+                    multiply(
+                        (columns + W - 1) // W, filters, w, w_row, w_panel, w_step, b, b_step, depth, sums, panel_row,
+                        c0 == 0, out, call.y_k, biases, add, call.residual_k, call.low, call.high,
+                    )  # fmt: skip
+                    if last and not (direct and full):
+                        finish_tile(call, n, k0, filters, first, columns, sums, biases)
 
     return task_loop(task)
 
@@ -236,16 +186,21 @@ def blocking(problem, threads):
 
     block = channel_block(problem)
     row_bytes = VECTORS * target.vector_bytes()
-    partial_at = lines(block * problem.R * problem.S * row_bytes)
-    bias_at = partial_at + lines(-(-filters // rows) * rows * row_bytes)
-    worker_bytes = bias_at + lines((filters + rows) * real_bytes(problem)) + 64
-    numbers = (tiles, filters, tile_tasks, filter_tasks, block, worker_bytes, partial_at, bias_at)
+    panel_bytes = block * problem.R * problem.S * row_bytes
+    sums_bytes = up(filters, rows) * row_bytes
+    group = max(1, min(tiles, GROUP_BYTES // (panel_bytes if block == problem.Cg else panel_bytes + sums_bytes)))
+    partial_at = up(group * panel_bytes, 64)
+    bias_at = partial_at + up(group * sums_bytes, 64)
+    worker_bytes = bias_at + up((filters + rows) * real_bytes(problem), 64) + 64
+    in_place = problem.Kg <= IN_PLACE_FILTERS
+    numbers = (
+        tiles, filters, tile_tasks, filter_tasks, block, group, in_place, worker_bytes, partial_at, bias_at,
+    )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks
 
 
-def lines(count):
-    """Bytes in whole cache lines."""
-    return -(-count // 64) * 64
+def up(count, step):
+    return -(-count // step) * step
 
 
 @lru_cache(maxsize=1024)
@@ -269,6 +224,15 @@ def workspace_bytes(problem, device):
     return device.threads * numbers[BLOCKING.index("worker_bytes")]
 
 
+def reads_in_place(problem, w):
+    """Weights that the micro-kernel takes as they lie: contiguous, float32 or float64, whole tiles of filters.
+
+    Packed they are up to a tenth faster, but packing them for one call costs more.
+    """
+    whole = problem.Kg % weight_panels.padded_filters(1) == 0
+    return whole and problem.dtype == problem.accumulate and w.flags.c_contiguous
+
+
 def packed_bytes(problem, device):
     return weight_panels.packed_items(problem) * real_bytes(problem)
 
@@ -287,8 +251,6 @@ def predicted_seconds(problem, device):
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical
-    order.
-    """
+    """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
     fields, loop, tasks = prepared(problem, device.threads)
     run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
