@@ -29,7 +29,7 @@ from . import target, weight_panels
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled
 from .epilogue import CLAMP, activate, store_one_function
-from .microkernel import VECTORS, multiply_function, panel_rows
+from .microkernel import AHEAD, VECTORS, multiply_function, panel_rows
 from .pixel_panels import copy_tiles_function
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop
@@ -39,6 +39,8 @@ passes = ("forward",)
 TASKS_PER_THREAD = 6  # so that the last ones to finish do not leave the others idle for long
 
 IN_PLACE_FILTERS = 32  # with so few filters, copying x into a panel costs more than reading it from where it lies
+SHARING_TILES = 4  # of one task, so that each weight that comes from afar is used for all of them
+FILTER_BLOCK = 64  # whose weights stay in the L2 cache while a group of tiles is multiplied with them
 GROUP_BYTES = 1 << 17  # panels copied at a time: long rows of x per page, and still in the L2 cache when multiplied
 
 BLOCKING = (
@@ -138,21 +140,25 @@ def build(dtype_name):
                     )  # fmt: skip
                 else:
                     w, w_row, w_panel, w_step = w_group + c0 * taps * item, call.w_k, rows * call.w_k, item
-                for first in range(start, stop, width):
-                    columns = min(width, stop - first)
-                    full, tile = columns == width, (first - start) // width
-                    b, b_step = panel + tile * depth * panel_row, panel_row
-                    if in_place and full:
-                        b, b_step = x + first * item, call.x_c
-                    out = y + first * item if direct and full and last else 0
-                    add = residual + first * item if call.has_residual else 0
-                    sums = partial + tile * filters_padded * panel_row
-                    multiply(
-                        (columns + W - 1) // W, filters, w, w_row, w_panel, w_step, b, b_step, depth, sums, panel_row,
-                        c0 == 0, out, call.y_k, biases, add, call.residual_k, call.low, call.high,
-                    )  # fmt: skip
-                    if last and not (direct and full):
-                        finish_tile(call, n, k0, filters, first, columns, sums, biases)
+                for f in range(0, filters, FILTER_BLOCK):
+                    some = min(FILTER_BLOCK, filters - f)
+                    weights = w + f // rows * w_panel
+                    for first in range(start, stop, width):
+                        columns = min(width, stop - first)
+                        full, tile = columns == width, (first - start) // width
+                        b, b_step = panel + tile * depth * panel_row, panel_row
+                        if in_place and full:
+                            b, b_step = x + first * item, call.x_c
+                        out = y + f * call.y_k + first * item if direct and full and last else 0
+                        add = residual + f * call.residual_k + first * item if call.has_residual else 0
+                        sums = partial + (tile * filters_padded + f) * panel_row
+                        multiply(
+                            (columns + W - 1) // W, some, weights, w_row, w_panel, w_step, b, b_step, depth,
+                            weights + AHEAD, w_panel, w_step, sums, panel_row, c0 == 0,
+                            out, call.y_k, biases + f * item, add, call.residual_k, call.low, call.high,
+                        )  # fmt: skip
+                        if last and not (direct and full):
+                            finish_tile(call, n, k0 + f, some, first, columns, sums, biases + f * item)
 
     return task_loop(task)
 
@@ -179,7 +185,11 @@ def blocking(problem, threads):
     all_tiles = -(-problem.P * problem.Q // width)
     wanted = -(-TASKS_PER_THREAD * threads // (problem.N * problem.groups)) if threads > 1 else 1
     tiles = max(1, all_tiles // wanted)
+    if threads > 1 and problem.R * problem.S == 1 and problem.stride == (1, 1):
+        tiles = max(tiles, min(SHARING_TILES, all_tiles))  # copying x again for other filters costs little here
     tile_tasks = -(-all_tiles // tiles)
+    if tile_tasks == 1:
+        wanted = 2 * threads  # equal tasks; each copies all of x
     filter_tasks = max(1, min(-(-wanted // tile_tasks), problem.Kg // 32)) if tile_tasks < wanted else 1
     filters = -(-problem.Kg // (filter_tasks * rows)) * rows
     filter_tasks = -(-problem.Kg // filters)
@@ -188,7 +198,7 @@ def blocking(problem, threads):
     row_bytes = VECTORS * target.vector_bytes()
     panel_bytes = block * problem.R * problem.S * row_bytes
     sums_bytes = up(filters, rows) * row_bytes
-    group = max(1, min(tiles, GROUP_BYTES // (panel_bytes if block == problem.Cg else panel_bytes + sums_bytes)))
+    group = max(1, min(tiles, GROUP_BYTES // panel_bytes))
     partial_at = up(group * panel_bytes, 64)
     bias_at = partial_at + up(group * sums_bytes, 64)
     worker_bytes = bias_at + up((filters + rows) * real_bytes(problem), 64) + 64
@@ -230,7 +240,7 @@ def reads_in_place(problem, w):
     Packed they are up to a tenth faster, but packing them for one call costs more.
     """
     whole = problem.Kg % weight_panels.padded_filters(1) == 0
-    return whole and problem.dtype == problem.accumulate and w.flags.c_contiguous
+    return whole and problem.dtype == problem.accumulate and w.flags.c_contiguous and w.flags.aligned
 
 
 def packed_bytes(problem, device):

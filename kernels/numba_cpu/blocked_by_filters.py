@@ -36,7 +36,7 @@ from .tracing import Lanes, interleave, load, loop, shuffle, store, traced
 from .vectors import lanes, record_at
 
 passes = ("forward",)
-TASKS_PER_THREAD = 4
+TASKS_PER_THREAD = 10
 BLOCK_PIXELS = 96
 SHARED_BYTES = 4 << 20  # panels of the whole problem, where threads share them
 
@@ -278,9 +278,14 @@ def build(dtype_name):
                 full = j + tile_filters <= filters
                 out = y + j * item if direct and last and full else 0
                 add = residual + j * item if call.has_residual else 0
+                tile_row = tile_filters * item
+                here = block_w + (k + j) * depth * item
+                soon = (
+                    tile_row * rows // count * depth
+                )  # each row of tiles fetches its share of the next tile's weights
                 multiply(
                     vectors, count, panel, item, rows * depth * item, rows * item,
-                    block_w + (k + j) * depth * item, tile_filters * item, depth,
+                    here, tile_row, depth, here + depth * tile_row, soon, tile_row * rows // count,
                     partial + j * item, row, c0 == 0, out, call.y_q, biases + j * item, add, call.residual_q,
                     call.low, call.high,
                 )  # fmt: skip
@@ -327,7 +332,7 @@ def blocking(problem, threads):
     blocks = max(-(-all_pixels // BLOCK_PIXELS), 1)
     pixels = up(-(-all_pixels // blocks), panel_rows())
     pixel_tasks = -(-all_pixels // pixels)
-    filter_tasks = max(1, min(-(-wanted // pixel_tasks), problem.Kg // (2 * width)))
+    filter_tasks = max(1, min(-(-wanted // pixel_tasks), problem.Kg // width))
     filters = up(-(-problem.Kg // filter_tasks), width)
     filter_tasks = -(-problem.Kg // filters)
 

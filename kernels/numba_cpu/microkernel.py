@@ -34,7 +34,7 @@ from .tracing import Lanes, choose, convert, fma, load, loop, select, store, tra
 from .vectors import lanes
 
 VECTORS = 3  # columns of the widest tile, in vectors
-AHEAD = 1_024  # bytes of A fetched ahead: the processor's own prefetcher stops at each page, and every panel is a page
+AHEAD = 1_024  # how far, in bytes, to fetch a stream ahead: the processor's own prefetcher stops at every page's end
 
 
 def tile_rows(vectors) -> int:
@@ -53,22 +53,25 @@ def vector_type(dtype) -> Lanes:
     return Lanes(f"f{8 * np.dtype(dtype).itemsize}", lanes(dtype))
 
 
-def accumulate(V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums):
-    """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes."""
+def accumulate(V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, ahead, ahead_step, sums):
+    """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
+
+    ahead: memory that will be needed soon, fetched into the cache `ahead_step` bytes further at every step.
+    """
     panel = panel_rows()
 
     def step(d, carried):
-        sums, a, b = carried
+        sums, a, b, ahead = carried
         columns = [load(V, b + V.bytes * j) for j in range(vectors)]
         added = []
         for i in range(rows):
             where = a + a_row * (i % panel) + a_panel * (i // panel)
             weight = tracing.broadcast(V, load(V.scalar, where))
             added.append([fma(weight, columns[j], sums[i][j]) for j in range(vectors)])
-        tracing.prefetch(a + AHEAD)
-        return [added, a + a_step, b + b_step]
+        tracing.prefetch(ahead)
+        return [added, a + a_step, b + b_step, ahead + ahead_step]
 
-    return loop(depth, step, [sums, a, b])[0]
+    return loop(depth, step, [sums, a, b, ahead])[0]
 
 
 # ---- a whole tile: sums from where the last depth block left them, to where the next or the result needs them ----
@@ -85,7 +88,7 @@ def tile_function(dtype, vectors, bias_of):
 
     @traced(types.void)
     def tile(
-        a, a_row, a_panel, a_step, b, b_step, depth, partial, partial_row, first,
+        a, a_row, a_panel, a_step, b, b_step, depth, ahead, ahead_step, partial, partial_row, first,
         out, out_row, left, bias, residual, residual_row, low, high,
     ):  # fmt: skip
         def fresh():
@@ -120,7 +123,7 @@ def tile_function(dtype, vectors, bias_of):
             return choose(residual.differs(0), added, lambda: totals)
 
         sums = choose(first, fresh, continued)
-        sums = accumulate(V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums)
+        sums = accumulate(V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, ahead, ahead_step, sums)
         choose(out.differs(0), finish, leave)
 
     return tile
@@ -129,7 +132,9 @@ def tile_function(dtype, vectors, bias_of):
 def multiply_function(dtype, bias_of):
     """A Numba function that multiplies all rows of A with one column tile of B, tile by tile.
 
-    multiply(vectors, rows, a, ...): as a tile's arguments, for `rows` rows; a_panel: from panel to panel of A.
+    multiply(vectors, rows, a, ...): as a tile's arguments, for `rows` rows; a_panel: from panel to panel of A;
+    ahead, ahead_panel, ahead_step: what to fetch ahead, and by how much that moves on from panel to panel and step
+    to step.
     """
     item, panel = np.dtype(dtype).itemsize, panel_rows()
     bias_step = item if bias_of == "row" else 0
@@ -139,24 +144,25 @@ def multiply_function(dtype, bias_of):
 
     @numba.njit(error_model="numpy")
     def multiply(
-        vectors, rows, a, a_row, a_panel, a_step, b, b_step, depth, partial, partial_row, first,
+        vectors, rows, a, a_row, a_panel, a_step, b, b_step, depth, ahead, ahead_panel, ahead_step,
+        partial, partial_row, first,
         out, out_row, bias, residual, residual_row, low, high,
     ):  # fmt: skip
         height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
         for i in range(0, rows, height):
-            here = a + i // panel * a_panel
+            here, soon = a + i // panel * a_panel, ahead + i // panel * ahead_panel
             sums = partial + i * partial_row
             to = out + i * out_row if out != 0 else 0
             add = residual + i * residual_row if residual != 0 else 0
             weight = bias + i * bias_step
             if vectors == 3:
-                three(here, a_row, a_panel, a_step, b, b_step, depth, sums, partial_row, first,
+                three(here, a_row, a_panel, a_step, b, b_step, depth, soon, ahead_step, sums, partial_row, first,
                       to, out_row, rows - i, weight, add, residual_row, low, high)  # fmt: skip
             elif vectors == 2:
-                two(here, a_row, a_panel, a_step, b, b_step, depth, sums, partial_row, first,
+                two(here, a_row, a_panel, a_step, b, b_step, depth, soon, ahead_step, sums, partial_row, first,
                     to, out_row, rows - i, weight, add, residual_row, low, high)  # fmt: skip
             else:
-                one(here, a_row, a_panel, a_step, b, b_step, depth, sums, partial_row, first,
+                one(here, a_row, a_panel, a_step, b, b_step, depth, soon, ahead_step, sums, partial_row, first,
                     to, out_row, rows - i, weight, add, residual_row, low, high)  # fmt: skip
 
     return multiply
