@@ -29,7 +29,7 @@ from . import target, weight_panels
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled
 from .epilogue import CLAMP, activate, store_one_function
-from .microkernel import AHEAD, VECTORS, multiply_function, panel_rows
+from .microkernel import VECTORS, multiply_function, panel_rows
 from .pixel_panels import copy_tiles_function
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop
@@ -154,8 +154,8 @@ def build(dtype_name):
                         sums = partial + (tile * filters_padded + f) * panel_row
                         multiply(
                             (columns + W - 1) // W, some, weights, w_row, w_panel, w_step, b, b_step, depth,
-                            weights + AHEAD, w_panel, w_step, sums, panel_row, c0 == 0,
-                            out, call.y_k, biases + f * item, add, call.residual_k, call.low, call.high,
+                            sums, panel_row, c0 == 0, out, call.y_k, biases + f * item, add, call.residual_k,
+                            call.low, call.high,
                         )  # fmt: skip
                         if last and not (direct and full):
                             finish_tile(call, n, k0 + f, some, first, columns, sums, biases + f * item)

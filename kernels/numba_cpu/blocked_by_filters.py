@@ -285,26 +285,16 @@ def build(dtype_name):
                 )  # each row of tiles fetches its share of the next tile's weights
                 multiply(
                     vectors, count, panel, item, rows * depth * item, rows * item,
-                    here, tile_row, depth, here + depth * tile_row, soon, tile_row * rows // count,
+                    here, tile_row, depth,
                     partial + j * item, row, c0 == 0, out, call.y_q, biases + j * item, add, call.residual_q,
-                    call.low, call.high,
+                    call.low, call.high, here + depth * tile_row, soon, tile_row * rows // count,
                 )  # fmt: skip
         done = 0
         if direct:
             done = filters if filters % W == 0 else filters // width * width
         if done < filters:
-            finish(
-                call,
-                n,
-                k0 + done,
-                filters - done,
-                first,
-                count,
-                partial + done * item,
-                row,
-                biases + done * item,
-                square,
-            )
+            sums, some = partial + done * item, filters - done
+            finish(call, n, k0 + done, some, first, count, sums, row, biases + done * item, square)
 
     return task_loop(task)
 

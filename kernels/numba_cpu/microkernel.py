@@ -53,11 +53,13 @@ def vector_type(dtype) -> Lanes:
     return Lanes(f"f{8 * np.dtype(dtype).itemsize}", lanes(dtype))
 
 
-def accumulate(V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, ahead, ahead_step, sums):
+def accumulate(V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None):
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
 
-    ahead: memory that will be needed soon, fetched into the cache `ahead_step` bytes further at every step.
+    ahead: memory that will be needed soon, fetched into the cache `ahead_step` bytes further at every step; A, if
+    None.
     """
+    ahead, ahead_step = (a + AHEAD, a_step) if ahead is None else (ahead, ahead_step)
     panel = panel_rows()
 
     def step(d, carried):
@@ -123,7 +125,7 @@ def tile_function(dtype, vectors, bias_of):
             return choose(residual.differs(0), added, lambda: totals)
 
         sums = choose(first, fresh, continued)
-        sums = accumulate(V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, ahead, ahead_step, sums)
+        sums = accumulate(V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead, ahead_step)
         choose(out.differs(0), finish, leave)
 
     return tile
@@ -132,9 +134,9 @@ def tile_function(dtype, vectors, bias_of):
 def multiply_function(dtype, bias_of):
     """A Numba function that multiplies all rows of A with one column tile of B, tile by tile.
 
-    multiply(vectors, rows, a, ...): as a tile's arguments, for `rows` rows; a_panel: from panel to panel of A;
-    ahead, ahead_panel, ahead_step: what to fetch ahead, and by how much that moves on from panel to panel and step
-    to step.
+    multiply(vectors, rows, a, ...): as a tile's arguments, for `rows` rows; a_panel: from panel to panel of A. What
+    is fetched ahead is A, or what begins at `ahead` and moves on by ahead_panel and ahead_step from panel to panel
+    and step to step.
     """
     item, panel = np.dtype(dtype).itemsize, panel_rows()
     bias_step = item if bias_of == "row" else 0
@@ -144,10 +146,11 @@ def multiply_function(dtype, bias_of):
 
     @numba.njit(error_model="numpy")
     def multiply(
-        vectors, rows, a, a_row, a_panel, a_step, b, b_step, depth, ahead, ahead_panel, ahead_step,
-        partial, partial_row, first,
-        out, out_row, bias, residual, residual_row, low, high,
+        vectors, rows, a, a_row, a_panel, a_step, b, b_step, depth, partial, partial_row, first,
+        out, out_row, bias, residual, residual_row, low, high, ahead=0, ahead_panel=0, ahead_step=0,
     ):  # fmt: skip
+        if ahead == 0:
+            ahead, ahead_panel, ahead_step = a + AHEAD, a_panel, a_step
         height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
         for i in range(0, rows, height):
             here, soon = a + i // panel * a_panel, ahead + i // panel * ahead_panel
