@@ -1,4 +1,4 @@
-"""The CUDA C kernels in the PTX emulator: every tile, with all checks; and what their accounts say of banks and sectors.
+"""The CUDA C kernels in the PTX emulator: every tile, with all checks; and what their accounts say of banks, sectors.
 
 tests/convlib/emulator/test_every_kernel.py runs every shared problem there, with the tile each launcher chooses, which
 for problems as small is a small one.
