@@ -55,6 +55,7 @@ def options(command):
             click.option("--kernels", "each_kernel", is_flag=True, help="Measure every kernel of ours by itself too."),
             click.option("--threads", type=click.IntRange(1), default=None, help="Threads for everybody [all]."),
             click.option("--rounds", type=click.IntRange(1), default=None, help="Rounds of the engine."),
+            click.option("--add", is_flag=True, help="Keep the other suites' rows that are in the folder already."),
             OUTPUT,
         )
     ):
@@ -166,7 +167,9 @@ def run_gpu(threads, with_peers, **chosen):
     run_on(gpu.place(), lambda case: found, gpu.event_block, {"threads": threads or 1, "peaks": None}, **chosen)
 
 
-def run_on(place, peers_of: Callable, block: Callable, about_run, quick, suites, names, each_kernel, rounds, output):
+def run_on(
+    place, peers_of: Callable, block: Callable, about_run, quick, suites, names, each_kernel, rounds, add, output
+):
     """Measure the chosen cases with ours and their peers at one place, and write and show the results."""
     console = tables.console()
     chosen = [case for case in chosen_cases(quick, suites) if not names or any(name in case.name for name in names)]
@@ -182,7 +185,10 @@ def run_on(place, peers_of: Callable, block: Callable, about_run, quick, suites,
 
     rows = measure(chosen, makers, settings, block, console)
     about_run |= run_settings(settings) | {"device": str(place.device)}
-    finish(results.Results(about, about_run, rows), output, console)
+    measured = results.Results(about, about_run, rows)
+    if add and (output / "results.json").exists():
+        measured = results.added(results.read(output / "results.json"), measured)
+    finish(measured, output, console)
 
 
 def chosen_cases(quick, suites) -> list[cases.Case]:

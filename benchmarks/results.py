@@ -85,6 +85,18 @@ def read(path: Path) -> Results:
     return Results(content["machine"], content["settings"], rows)
 
 
+def added(before: Results, now: Results) -> Results:
+    """`now` with those suites of `before` that it has not measured itself. Raises ValueError for another machine's."""
+    for name in ("processor", "numba_target", "packages", "environment"):
+        if before.machine[name] != now.machine[name]:
+            raise ValueError(
+                f"results before: the same {name} needed, got {before.machine[name]}, now {now.machine[name]}"
+            )
+    rows = [row for row in before.rows if row.suite not in now.suites()] + now.rows
+    commands = dict.fromkeys([*before.settings["command"].split("; "), now.settings["command"]])
+    return Results(now.machine, now.settings | {"command": "; ".join(commands)}, rows)
+
+
 def geometric_mean(values: Iterable[float]) -> float:
     values = list(values)
     return math.exp(sum(map(math.log, values)) / len(values))

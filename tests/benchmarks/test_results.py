@@ -65,6 +65,24 @@ def test_a_candidate_that_failed_counts_for_nothing(vgg):
     assert results.verdicts(results_of(*failed)) == []
 
 
+MACHINE = {"processor": "one", "numba_target": "any", "packages": {}, "environment": {}}
+
+
+def test_other_suites_are_kept_and_the_same_suite_is_replaced():
+    vgg, resnet = cases.cases("vgg16")[0], cases.cases("resnet50")[0]
+    before = results.Results(MACHINE, {"command": "first"}, [row(vgg, PLAN, 1.0), row(resnet, PLAN, 1.0)])
+    now = results.Results(MACHINE, {"command": "second"}, [row(vgg, PLAN, 2.0)])
+    both = results.added(before, now)
+    assert [(r.suite, r.median_s) for r in both.rows] == [("resnet50", 1.0), ("vgg16", 2.0)]
+    assert both.settings["command"] == "first; second"
+
+
+def test_results_of_two_machines_are_never_mixed():
+    before = results.Results(MACHINE | {"processor": "another"}, {"command": ""}, [])
+    with pytest.raises(ValueError, match="results before: the same processor needed, got another, now one"):
+        results.added(before, results.Results(MACHINE, {"command": ""}, []))
+
+
 def test_the_share_of_peak_counts_what_winograd_really_multiplies():
     settings = {"threads": 2, "peaks": {"core_gflops": 100.0}}
     case = cases.cases("vgg16")[1]
