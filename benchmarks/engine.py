@@ -3,10 +3,11 @@
     round 1:  C  sleep, warm up, timed block   A  sleep, warm up, timed block   B ...
     round 2:  A  ...                           (a new order each round)
 
-Why the sleep: thread pools (OpenMP's, oneDNN's, ONNX Runtime's) spin for milliseconds after their last call and take
-the cores from whoever is measured next. Why the warm-up: after it the candidate's own threads must be awake again.
-A block's time is the median of its calls, a candidate's the median of its blocks, with p20 and p80. A ratio is the
-median of the rounds' ratios, since the two were neighbours there.
+Why the sleep: thread pools spin after their last call and take the cores from whoever is measured next; OpenMP's for
+about 10 ms, ONNX Runtime's for about 40 (measured as the process's own time during a sleep). So it lasts until this
+process uses no processor any more, at least 10 ms and at most 200. Why the warm-up: after it the candidate's own
+threads must be awake again. A block's time is the median of its calls, a candidate's the median of its blocks, with
+p20 and p80. A ratio is the median of the rounds' ratios, since the two were neighbours there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 
 SLEEP_SECONDS = 0.010
+MOST_SLEEP_SECONDS = 0.200
+LISTEN_SECONDS = 0.003
 WARM_UP_SECONDS = 0.003
 LONG_SECONDS = 0.050  # a call as long as this needs no warm-up: waking threads costs less than 1 % of it
 BLOCK_SECONDS = 0.030
@@ -81,6 +84,17 @@ def measure(
     return {name: Timing(tuple(values), calls[name]) for name, values in seconds.items()}
 
 
+def settle() -> None:
+    """Sleep until no thread of this process is spinning any more."""
+    give_up = time.perf_counter() + MOST_SLEEP_SECONDS
+    time.sleep(SLEEP_SECONDS)
+    while time.perf_counter() < give_up:
+        before = time.process_time()
+        time.sleep(LISTEN_SECONDS)
+        if time.process_time() - before < LISTEN_SECONDS / 4:
+            return
+
+
 def call_seconds(call, block) -> float:
     """Roughly how long a call takes: the best of three, or the first if it is long."""
     seconds = block(call, 1)
@@ -89,7 +103,7 @@ def call_seconds(call, block) -> float:
 
 def timed(call, calls: int, block, long: bool) -> float:
     """Seconds per call, after a pause and a warm-up."""
-    time.sleep(SLEEP_SECONDS)
+    settle()
     end = time.perf_counter() + WARM_UP_SECONDS
     while not long and time.perf_counter() < end:
         block(call, 1)

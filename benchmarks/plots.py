@@ -89,7 +89,7 @@ def advantages(results: Results, suite: str) -> Callable:
             label = f"{ours.removeprefix('convlib ')} against {against} (the fastest)"
             axes.barh(at, np.array(values) - 1, 0.38, left=1, color=colour, label=label)
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.axvline(1, color="black", linewidth=0.8)
         axes.axvline(

@@ -19,7 +19,7 @@ class Fake:
 def turns(monkeypatch):
     """Records sleeps and blocks in order; a block's time is what its candidate's call returns."""
     seen = []
-    monkeypatch.setattr(engine.time, "sleep", lambda seconds: seen.append("sleep"))
+    monkeypatch.setattr(engine, "settle", lambda: seen.append("sleep"))
 
     def block(call, calls):
         name, seconds = call()
@@ -75,3 +75,20 @@ def test_a_host_block_is_the_median_of_its_calls(monkeypatch):
     clock = iter((0.0, 1.0, 2.0, 12.0))  # three calls: 1, 1 and 10 seconds
     monkeypatch.setattr(engine.time, "perf_counter", lambda: next(clock))
     assert engine.host_block(lambda: None, 3) == 1.0
+
+
+@pytest.mark.parametrize(("busy", "milliseconds"), [(0, 13), (3, 22), (1000, 202)])
+def test_the_pause_lasts_until_no_thread_spins_and_no_longer_than_its_limit(monkeypatch, busy, milliseconds):
+    """`busy`: how many looks, 3 ms each after the first 10, find the process's threads using a whole core."""
+    clock, used, slept = [0.0], [0.0], []
+
+    def sleep(seconds):
+        used[0] += seconds if len(slept) <= busy else 0.0
+        slept.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr(engine.time, "sleep", sleep)
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(engine.time, "process_time", lambda: used[0])
+    engine.settle()
+    assert clock[0] == pytest.approx(milliseconds / 1e3)
