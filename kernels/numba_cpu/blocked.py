@@ -29,7 +29,7 @@ from . import target, weight_panels
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled
 from .epilogue import CLAMP, activate, store_one_function
-from .microkernel import VECTORS, multiply_function, panel_rows
+from .microkernel import VECTORS, multiply_cycles, multiply_function, panel_rows, predicted
 from .pixel_panels import copy_tiles_function
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop
@@ -256,8 +256,26 @@ def pack(problem, device, w, packed):
 
 
 def predicted_seconds(problem, device):
-    speed = 70e9 if problem.layout == "NCHW" else 30e9  # other memory orders are read and written number by number
-    return 10e-6 + 2 * problem.macs / (speed * device.threads)
+    pixels, maps = problem.P * problem.Q, problem.N * problem.groups
+    rows = weight_panels.padded_filters(problem.Kg)
+    multiply = multiply_cycles(rows, pixels, problem.reduction, problem.accumulate)
+    numbers, _ = blocking(problem, device.threads)
+    repeated = numbers[BLOCKING.index("filter_tasks")]  # each copies the panels for itself
+    return predicted(problem, device, maps * (multiply + repeated * copy_cycles(problem) + store_cycles(problem)))
+
+
+def copy_cycles(problem) -> float:
+    """Copying one group's panels: vectors where rows are long and contiguous, else number by number."""
+    numbers = problem.P * problem.Q * problem.reduction
+    point = problem.R * problem.S == 1 and problem.stride == (1, 1)
+    long_rows = problem.layout == "NCHW" and (point or 2 * lanes(problem.accumulate) <= problem.Q)
+    return numbers * (0.4 if long_rows and problem.dtype == problem.accumulate else 2.0)
+
+
+def store_cycles(problem) -> float:
+    """What storing one group's outputs costs beyond the micro-kernel's own stores."""
+    direct = problem.layout == "NCHW" and problem.dtype == problem.accumulate
+    return problem.Kg * problem.P * problem.Q * (0.25 if direct else 4.0)
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):

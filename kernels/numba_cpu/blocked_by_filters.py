@@ -29,7 +29,7 @@ from . import filter_columns, target, tracing
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled
 from .epilogue import CLAMP, activate, store_one_function
-from .microkernel import VECTORS, multiply_function, panel_rows, tile_rows, vector_type
+from .microkernel import VECTORS, multiply_cycles, multiply_function, panel_rows, predicted, tile_rows, vector_type
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop
 from .tracing import Lanes, interleave, load, loop, shuffle, store, traced
@@ -375,8 +375,14 @@ def pack(problem, device, w, packed):
 
 
 def predicted_seconds(problem, device):
-    speed = 70e9 if problem.layout == "NHWC" else 55e9  # the transposition of NCHW's sums costs the difference
-    return 12e-6 + 2 * problem.macs / (speed * device.threads)
+    pixels, maps = problem.P * problem.Q, problem.N * problem.groups
+    plain = problem.dtype == problem.accumulate
+    last = problem.layout == "NHWC" and plain
+    multiply = multiply_cycles(up(pixels, panel_rows()), problem.Kg, problem.reduction, problem.accumulate)
+    copy = pixels * problem.reduction * (0.5 if last else 1.2 if plain else 2.5)
+    stores = problem.Kg * pixels * (0.25 if last else 1.5 if plain else 4.0)
+    pack = 3.0 * problem.K * problem.reduction  # of a single call; a plan saves it, blocked.py needs none
+    return predicted(problem, device, maps * (multiply + copy + stores) + pack)
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):

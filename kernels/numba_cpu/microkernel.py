@@ -171,6 +171,34 @@ def multiply_function(dtype, bias_of):
     return multiply
 
 
+# ---- what it costs ----
+
+CLOCK = 3.05e9  # cycles a second, for predictions: the Zen 3 they were fitted on; kernels compare alike on others
+MEMORY_BYTES = 12e9  # a second, from and to memory that is no longer in the L2 cache
+CALL_SECONDS = 6e-6
+TAIL_UNITS = {
+    0: 0.0,
+    1: 1.6,
+    2: 2.4,
+    3: 3.0,
+}  # narrow tiles do 0.62 and 0.83 of the multiply-adds a cycle of a wide one
+
+
+def multiply_cycles(rows, columns, depth, dtype) -> float:
+    """Predicted cycles of a rows x columns x depth product: 2 vector multiply-adds a cycle, 0.9 of them kept busy."""
+    W = lanes(dtype)
+    wide, rest = divmod(columns, VECTORS * W)
+    units = VECTORS * wide + TAIL_UNITS[-(-rest // W)]
+    return units * rows * depth / 2 / 0.9
+
+
+def predicted(problem, device, cycles) -> float:
+    """Seconds for that many cycles of work shared by the device's threads, and for moving x, w and y once."""
+    N, C, H, W = problem.x_shape
+    numbers = N * C * H * W + problem.K * problem.reduction + N * problem.K * problem.P * problem.Q
+    return CALL_SECONDS + cycles / CLOCK / device.threads + numbers * problem.dtype.itemsize / MEMORY_BYTES / 2
+
+
 # ---- what the core can do at most ----
 
 
