@@ -22,7 +22,6 @@ other (Dekker).
 
 import ctypes
 import os
-import sys
 import threading
 import time
 from functools import cache
@@ -42,16 +41,6 @@ LoneJob = ctypes.c_int64 * (2 * LINE // 8)
 GENERATION, OPEN, ACTIVE, SLEEPING, TICKETS, JOB, TASKS = (LINE * i for i in range(7))
 THREADS, LOOP, CALL = TASKS + 8, TASKS + 16, TASKS + 24
 WORDS = 7 * LINE // 8
-
-
-def thread_count() -> int:
-    """How many threads a kernel may use now: numba.set_num_threads and NUMBA_NUM_THREADS, without starting Numba's
-    own.
-    """
-    layer = sys.modules.get("numba.np.ufunc.parallel")
-    if layer is not None and layer._is_initialized:
-        return layer.get_num_threads()
-    return numba.config.NUMBA_NUM_THREADS
 
 
 def task_loop(task):

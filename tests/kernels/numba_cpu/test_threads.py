@@ -71,10 +71,32 @@ def test_a_forked_child_computes_too():
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=120)
 
 
+@pytest.mark.parametrize("layer", ["workqueue", "default"])
+def test_calls_from_inside_a_parallel_function_are_served(layer):
+    program = """
+        import numba
+        from tests.kernels.numba_cpu.test_threads import run_counting
+
+        def call():
+            assert (run_counting(30, 2) == 1).all()
+
+        @numba.njit(parallel=True)
+        def several():
+            for i in numba.prange(8):
+                with numba.objmode():
+                    call()
+
+        for _ in range(20):
+            several()
+    """
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "4", "NUMBA_THREADING_LAYER": layer}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=120, env=environment)
+
+
 def test_numba_says_how_many_threads():
     program = """
         import numba
-        from convlib.kernels.numba_cpu.threads import thread_count
+        from convlib.device import thread_count
         assert thread_count() == 3
         numba.set_num_threads(2)
         assert thread_count() == 2

@@ -1,0 +1,84 @@
+"""The blocked kernels: what holds beyond the shared problems of test_every_kernel."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import convlib
+from convlib.arrays import empty_aligned
+from convlib.device import Device
+from convlib.kernels import reference
+from convlib.kernels.numba_cpu import blocked, blocked_by_filters
+from convlib.problem import make_problem
+
+LAYERS = json.loads((Path(convlib.__file__).parent / "layers.json").read_text())
+# past one block of channels, one tile of pixels and one of filters; with a window, as a point, with few pixels
+PROBLEMS = {
+    "window": ((1, 40, 9, 11), (24, 40, 3, 3), {"padding": 1}),
+    "stride 2": ((2, 33, 14, 14), (40, 33, 3, 3), {"padding": 1, "stride": 2}),
+    "point": ((2, 300, 13, 13), (128, 300, 1, 1), {}),
+    "few pixels": ((1, 300, 7, 7), (72, 300, 1, 1), {}),
+}
+
+
+def arrays(name):
+    x_shape, w_shape, keywords = PROBLEMS[name]
+    random = np.random.default_rng(0)
+    x, w = (random.integers(-3, 4, shape).astype(np.float32) for shape in (x_shape, w_shape))
+    return make_problem(x_shape, w_shape, x.dtype, **keywords), x, w
+
+
+def result(kernel, problem, x, w, threads, packed):
+    device = Device("cpu", threads=threads)
+    if packed:
+        memory = empty_aligned((kernel.packed_bytes(problem, device),), np.uint8)
+        kernel.pack(problem, device, w, memory)
+        w = memory
+    workspace = empty_aligned((kernel.workspace_bytes(problem, device),), np.uint8)
+    workspace[:] = 255  # NaN, wherever it is read before it is written
+    y = np.full(problem.y_shape, np.nan, np.float32)
+    kernel.run(problem, device, x, w, y, workspace=workspace)
+    return y
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("kernel", [blocked, blocked_by_filters], ids=lambda k: k.__name__.rpartition(".")[2])
+def test_gives_the_same_bits_on_any_number_of_threads(kernel, name):
+    problem, x, w = arrays(name)
+    x, w = x + np.float32(0.3), w * np.float32(0.7)  # sums that are rounded
+    first = result(kernel, problem, x, w, threads=1, packed=True)
+    for threads in (2, 3, 5):
+        np.testing.assert_array_equal(result(kernel, problem, x, w, threads, packed=True), first)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_contiguous_weights_are_read_where_they_lie(name):
+    problem, x, w = arrays(name)
+    assert blocked.reads_in_place(problem, w)
+    exact = reference.conv2d(problem, x, w, None, None)
+    np.testing.assert_array_equal(result(blocked, problem, x, w, 2, packed=False), exact)
+
+
+def test_other_weights_are_packed():
+    problem, _, w = arrays("window")
+    assert not blocked.reads_in_place(problem, w[:, :, ::-1])
+    odd = make_problem(problem.x_shape, (23, 40, 3, 3), np.dtype(np.float32))
+    assert not blocked.reads_in_place(odd, w[:23])
+
+
+@pytest.mark.parametrize("kernel", [blocked, blocked_by_filters], ids=lambda k: k.__name__.rpartition(".")[2])
+def test_workspace_stays_under_64_mb_on_every_layer_of_the_tables(kernel):
+    for network in LAYERS.values():
+        for layer in network["layers"]:
+            if layer["type"] != "conv":
+                continue
+            x_shape = tuple(layer[size] for size in "NCHW")
+            w_shape = (layer["K"], layer["C"] // layer["groups"], layer["R"], layer["S"])
+            problem = make_problem(
+                x_shape, w_shape, np.dtype(np.float32), groups=layer["groups"],
+                stride=tuple(layer["stride"]), padding=tuple(layer["padding"]),
+            )  # fmt: skip
+            for threads in (1, 2, 16):
+                assert kernel.workspace_bytes(problem, Device("cpu", threads=threads)) <= 64 << 20, layer
