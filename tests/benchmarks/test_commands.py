@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import cases, ours
+from benchmarks import cases, ours, startup
 from benchmarks.__main__ import main
 
 SMALL = ["--suite", "article_mnist_cnn", "--case", "5x5", "--no-peers", "--rounds", "2"]
@@ -40,6 +40,23 @@ def test_a_wrong_kernel_gets_no_time_and_fails_the_run(tmp_path, monkeypatch):
     row = next(r for r in json.loads((tmp_path / "results.json").read_text())["rows"] if r["candidate"] == ours.CONV2D)
     assert row["median_s"] is None
     assert "against float64" in row["status"]
+
+
+def test_every_kernel_can_be_measured_by_itself(tmp_path):
+    done = run("cpu", *SMALL, "--kernels", "--output", tmp_path)
+    assert done.exit_code == 0, done.output
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    alone = {row["candidate"] for row in rows} - {ours.CONV2D, ours.PLAN, ours.FAST_PLAN}
+    assert alone >= {"numba_cpu.direct", "numba_cpu.blocked"}
+    assert all(row["kernel"] == row["candidate"] for row in rows if row["candidate"] in alone)
+
+
+def test_further_measurements_join_the_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(startup, "measure", lambda: {"import numpy": 0.1})
+    run("cpu", *SMALL, "--output", tmp_path)
+    done = run("startup", "--output", tmp_path)
+    assert "import numpy" in done.output
+    assert "Before and around a call" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The report is one file that needs nothing else, with its pictures in both widths."""
 
+import json
 import re
 
 import pytest
@@ -9,6 +10,17 @@ from benchmarks import cases, gate, plots, report, results
 from benchmarks.ours import CONV2D, PLAN
 
 SECONDS = {CONV2D: 2e-3, PLAN: 6e-3, "PyTorch NCHW": 4e-3, "OpenCV filter2D": 3e-3, "MNN": 5e-4}
+
+FURTHER = {
+    "startup": {"import convlib, beyond numpy": 0.029, "conv2d, beyond the kernel": 31e-6},
+    "memory": {"vgg16": {"64x224x224-64-3x3": 12_345_678}},
+    "scaling": [{"suite": "vgg16", "case": "a", "threads": 2, "one_s": 0.004, "all_s": 0.002, "gain": 2.0}],
+    "stages": [
+        {"suite": "vgg16", "case": "b", "kernel": "numba_cpu.winograd_f4", "pack_s": 1e-3, "run_s": 9e-3,
+         "stages_s": {"input": 2e-3, "multiply": 6e-3, "output": 1.5e-3}},
+        {"suite": "vgg16", "case": "c", "kernel": "numba_cpu.blocked", "pack_s": 0.0, "run_s": 4e-3, "stages_s": {}},
+    ],
+}  # fmt: skip
 
 
 def row(case, candidate, seconds):
@@ -35,6 +47,8 @@ def written(tmp_path_factory):
         "date": "today", "threads": 2, "rounds": 3, "sleep_seconds": 0.01, "load_after": 0.0, "command": "benchmarks",
         "peaks": {"core_gflops": 100.0, "bandwidth_gbs": 10.0},
     }  # fmt: skip
+    for name, content in FURTHER.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
     report.write(results.Results(machine, settings, rows), folder)
     return folder
 
@@ -63,3 +77,12 @@ def test_every_picture_has_its_width(written, width):
     pictures = sorted(written.glob(f"*-{width}.png"))
     assert len(pictures) == 5
     assert {Image.open(picture).width for picture in pictures} == {width}
+
+
+def test_what_other_commands_measured_stands_in_the_page(written):
+    page = (written / "report.html").read_text()
+    assert '<td class="met">29.0 ms<td>30.0 ms' in page
+    assert '<td class="missed">31.0 us<td>30.0 us' in page
+    assert "vgg16 64x224x224-64-3x3<td>12.3" in page
+    assert "<td>4.00<td>2.00<td>2.00" in page
+    assert "winograd_f4<td>1.000<td>9.000<td>2.000<td>6.000<td>1.500" in page
