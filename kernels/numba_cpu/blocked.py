@@ -3,15 +3,23 @@ a time.
 
     y[k, pixel] = sum over d = (c, r, s) of  w[k, d] * x[d, pixel]       filters times pixels, as im2col has it
 
-    for every tile of 24 pixels (3 vectors)          its panel, 24 x about 256 depths, stays in the L1 cache
+    for every group of tiles, 24 pixels (3 vectors) each
         for every block of channels
-            copy the x values that these pixels read into the panel            once, K filters use it
-            for every 4 filters: the micro-kernel                              packed weights stream past, from L2 or L3
+            copy the x values that these pixels read into panels               a panel, 24 x about 256 depths, fits
+            for every 64 filters: for every tile: for every 4 filters:         the L1 cache; the weights of 64 filters
+                the micro-kernel                                               stay in the L2 cache for all tiles
 
 Why so: a panel costs a load and a store per number and serves 2 K flops each; no patch matrix goes through memory.
-Stride, dilation and padding matter while copying only: a vector of pixels is a plain load for stride 1, two loads
-and a shuffle for stride 2, zeros or single numbers where the window leaves the image. A 1x1 kernel with stride 1
-copies nothing: the micro-kernel reads x where it lies, and only the last, incomplete tile is copied.
+Stride, dilation and padding matter while copying only (pixel_panels.py). With at most 32 filters a contiguous 1x1
+layer of stride 1 copies nothing but its last, incomplete tile: the micro-kernel reads x where it lies. It also takes
+contiguous weights where they lie, so a single call packs none; a plan packs them (weight_panels.py).
+
+Measured on two Zen 3 cores, N = 1, GFLOP/s: ResNet-50's 1x1 layers 120 to 160 on maps of 14 to 56 pixels a side, its
+strided 3x3 layers 100 to 145, its 7x7 first layer 100 to 117 (ONNX Runtime: 105 to 150, 124 to 154, 120). What is
+missing to the 185 of two micro-kernels: on 7 x 7 maps the third tile has 1 pixel of 24 and costs half a tile (100 to
+110); with fewer than about 64 filters or channels, copying and memory (MobileNetV2: 65 to 110). Copying beats
+reading x in place from 64 filters up: rows of 24 pixels touch 3 cache lines instead of 1.5 and do not fit the L1
+cache.
 
 Sums of one output are always made in the same order (blocks of channels, then c, r, s), so the split into tasks does
 not change a bit. Tasks are runs of pixel tiles; where a map has few pixels, the filters are split as well.
@@ -171,8 +179,14 @@ def real_bytes(problem):
 
 
 def channel_block(problem) -> int:
-    """Channels whose panel fills about three quarters of the L1 cache, all blocks about equal; at least one."""
+    """Channels whose panel fills about three quarters of the L1 cache, all blocks about equal; at least one.
+
+    Twice as many where there are few pixels: their panels are read from the L2 cache anyhow, and sums wait less
+    often.
+    """
     depth = target.cache_bytes(1) * 3 // 4 // (VECTORS * target.vector_bytes())
+    if SHARING_TILES * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
+        depth *= 2
     blocks = -(-problem.reduction // max(depth, problem.R * problem.S))
     return -(-problem.Cg // blocks)
 

@@ -15,6 +15,9 @@ number alone, never on who runs it, so results are the same bits for every numbe
 late finds the counter used up. While one Python thread has the pool, another that calls runs its tasks alone. After
 a fork the child starts a new pool.
 
+Measured: a job of two tasks costs 4 to 5 microseconds on two threads (1.4 on one) while workers spin, 110 when they
+must be woken; workqueue takes 68 always.
+
 Why it is safe without a lock: a worker first counts itself active, then looks whether the job is open; the caller
 first closes the job, then waits until nobody is active. Both are sequentially consistent, so at least one sees the
 other (Dekker).
