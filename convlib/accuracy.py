@@ -18,6 +18,7 @@ UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, 
 # Plain sums of products, in whatever order, are 1. Others say where their number comes from.
 GROWTH = {
     "direct": 1.0,
+    "depthwise": 1.0,
     "tiled": 1.0,
     "im2col": 1.0,
     "blocked": 1.0,

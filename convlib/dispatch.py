@@ -31,6 +31,7 @@ from .workspace import aligned
 KERNELS: tuple[str, ...] = (
     "numba_cpu.direct",
     "numba_cpu.im2col",
+    "numba_cpu.depthwise",
     "numba_cpu.blocked",
     "numba_cpu.blocked_by_filters",
     "numba_cpu.winograd_f2",

@@ -52,6 +52,7 @@ TINY = (
     Case("dilation_and_stride", (1, 1, 12, 11), (2, 1, 3, 2), {"dilation": 2, "stride": 2, "padding": 1}),
     Case("groups", (1, 6, 5, 5), (4, 3, 3, 3), {"groups": 2, "padding": 1}, bias=True),
     Case("depthwise", (2, 5, 6, 7), (5, 1, 3, 3), {"groups": 5, "padding": 1}),
+    Case("depthwise_float16", (1, 5, 9, 21), (5, 1, 3, 3), {"groups": 5, "padding": 1, "stride": 2}, dtype="float16"),
     Case("depthwise_stride_2_two_filters", (1, 3, 7, 7), (6, 1, 3, 3), {"groups": 3, "stride": 2, "padding": 1}),
     Case("flipped", (1, 2, 5, 4), (2, 2, 3, 2), {"flip_kernel": True}),
     Case("slices", (1, 3, 5, 6), (2, 3, 3, 3), {"padding": 1}, bias=True, residual=True, memory="slices"),

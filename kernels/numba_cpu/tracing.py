@@ -287,6 +287,16 @@ def bits(value, to):
     return Value(value.builder, value.builder.bitcast(value.ir, to.ir), to)
 
 
+def hidden(number):
+    """The same integer, of which the compiler knows nothing.
+
+    What is loaded through a hidden address is loaded again rather than kept in a register and spilled; a loop with a
+    hidden count is not unrolled. Costs no instruction: it is inline assembly with none in it.
+    """
+    empty = ir.FunctionType(number.type.ir, [number.type.ir])
+    return Value(number.builder, number.builder.asm(empty, "", "=r,0", [number.ir], False), number.type)
+
+
 # ---- memory: addresses are 64-bit integers ----
 
 

@@ -1,0 +1,309 @@
+"""Depthwise convolution: every channel has its own window (groups == C) and one filter or several. Image filters too.
+
+    NCHW: lanes are columns                           NHWC: lanes are channels
+    one task: some rows of one channel's plane        one task: some rows of one register's width of channels
+
+        x plane ---copy rows---> panel in cache ---tiles of 4 x 3 vectors (sliding_window.py)---> y plane
+
+There is no sum over channels, so a loaded number serves R * S multiply-adds and no more: what counts is to read x once,
+write y once, and call once. A task copies the rows it needs, padded, into a panel of its thread's own, and runs tiles
+over it. For small windows the panel is half the first-level cache; where a tall window would have most rows copied
+several times, up to a quarter of the second-level cache. Neighbouring tasks of a plane copy R - 1 rows twice.
+
+The last tile of a row or column starts early enough to end with the image: some outputs are computed twice, by the
+same thread and in the same order, and none are masked unless a whole row is shorter than a vector. Sums are taken in
+the same order whatever the number of threads.
+
+An image filter (C = K = 1, up to any window) is the same problem with one large plane, cut into bands of rows.
+Source: the tile is sliding_window.py's; depthwise layers are from Howard et al., MobileNets, 2017.
+"""
+
+from dataclasses import astuple, dataclass
+from functools import lru_cache
+from math import ceil, gcd
+
+import numpy as np
+from numba import from_dtype, njit
+
+from . import target
+from .call import CALL_DTYPE, pack_call, problem_fields
+from .compilation import compiled
+from .sliding_window import Window, lanes_for, panel_filling, real_of, window_tile
+from .threads import run_tasks, task_loop
+from .vectors import record_at
+
+passes = ("forward",)
+
+STRIP = 512  # columns a task takes at most: some rows of that many fit the first-level cache
+TASKS = 16  # at least so many, where rows suffice, or threads wait for the last one
+
+# Measured on a Zen 3 at 3 GHz: a call through the pool, a task before its first row, x and y through the caches.
+CALL_SECONDS, CYCLES_PER_TASK, CYCLES_PER_SECOND, SECONDS_PER_BYTE = 8e-6, 250, 3e9, 4e-11
+
+GEOMETRY = (
+    "blocks", "bands", "strips", "spacing", "row_bytes", "phase_bytes", "scratch_at", "panel_at",
+    "worker_bytes",
+)  # fmt: skip
+DEPTHWISE_CALL = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How a problem is cut: the tile, GEOMETRY, and how many tasks there are."""
+
+    window: Window
+    geometry: tuple
+    tasks: int
+
+
+def build(*constants):
+    window = Window(*constants)
+    dtype_name, R, S, lanes_are_channels = window.dtype_name, window.R, window.S, window.lanes_are_channels
+    rows, vectors, stride = window.rows, window.vectors, window.stride
+    tile = window_tile(window)
+    fill_columns, fill_pixels, number_at, put_number = panel_filling(dtype_name)
+    real, L = real_of(dtype_name), lanes_for(dtype_name)
+    number_bytes = real.bitwidth // 8
+    lane_weights = L if lanes_are_channels else 1
+
+    @njit
+    def fill_weights(call, memory, k, channels):
+        """The bias and the R x S taps of filter k; of filters k, k + Kg, ... side by side where lanes are channels."""
+        for lane in range(channels):
+            filter_k = k + lane * call.Kg
+            w = call.w + filter_k * call.w_k
+            here = memory + lane * number_bytes
+            put_number(here, number_at(call.bias + filter_k * call.bias_k) if call.has_bias else real(0))
+            for r in range(R):
+                for s in range(S):
+                    here += lane_weights * number_bytes
+                    put_number(here, number_at(w + r * call.w_r + s * call.w_s))
+
+    @njit
+    def part(count, unit, parts, i):
+        """Where part i of `parts` begins, in whole units; the last part takes the rest."""
+        if i == 0:
+            return 0
+        return count if i == parts else count // unit * i // parts * unit
+
+    def depthwise(call_address, index, worker):
+        call = record_at(DEPTHWISE_CALL, call_address)
+        memory = call.workspace + worker * call.worker_bytes
+        scratch, panel = memory + call.scratch_at, memory + call.panel_at
+        strip, index = index % call.strips, index // call.strips
+        band, index = index % call.bands, index // call.bands
+        block, n = index % call.blocks, index // call.blocks
+
+        if lanes_are_channels:
+            c, span, lanes = block * L, vectors, min(L, call.C - block * L)
+            vector_columns = 1
+        else:
+            c, span, lanes = block, min(vectors * L, call.Q), min(L, call.Q)
+            vector_columns = (span - L) // max(vectors - 1, 1)
+        channels = lanes if lanes_are_channels else 1
+        rows_apart = rows * call.spacing
+        p0, p1 = part(call.P, rows_apart, call.bands, band), part(call.P, rows_apart, call.bands, band + 1)
+        q0, q1 = part(call.Q, span, call.strips, strip), part(call.Q, span, call.strips, strip + 1)
+
+        first_row = p0 * call.stride_h - call.top
+        row_count = (p1 - p0 - 1) * call.stride_h + (R - 1) * call.dilation_h + 1
+        first_column = q0 * call.stride_w - call.left
+        x = call.x + n * call.x_n + c * call.x_c
+        if lanes_are_channels:
+            pixel_bytes = call.stride_w * L * number_bytes
+            columns = (q1 - q0 - 1) * call.stride_w + (S - 1) * call.dilation_w + 1
+            fill_pixels(
+                panel, call.row_bytes, x, call.x_h, call.x_w, call.x_c, call.H, call.W, first_row, row_count,
+                first_column, columns, channels,
+            )  # fmt: skip
+        else:
+            pixel_bytes = number_bytes
+            columns = max(q1 - q0, L) + (S - 1) * call.dilation_w // stride
+            fill_columns(
+                panel, call.row_bytes, call.phase_bytes, x, call.x_h, call.x_w, call.H, call.W, first_row, row_count,
+                first_column, columns, stride,
+            )  # fmt: skip
+
+        for m in range(call.Kg):
+            k = c * call.Kg + m
+            fill_weights(call, memory, k, channels)
+            y = call.y + n * call.y_n + k * call.y_k
+            more = call.residual + n * call.residual_n + k * call.residual_k
+            for rest in range(call.spacing):
+                ends = (p1 - p0 - rest + call.spacing - 1) // call.spacing
+                for t in range(0, ends, rows):
+                    p = rest + min(t, ends - rows) * call.spacing
+                    for u in range(0, q1 - q0, span):
+                        q = min(u, q1 - q0 - span)
+                        tile(
+                            panel + p * call.stride_h * call.row_bytes + q * pixel_bytes,
+                            call.dilation_h * call.row_bytes,
+                            call.phase_bytes,
+                            memory,
+                            y + (p0 + p) * call.y_p + (q0 + q) * call.y_q,
+                            call.spacing * call.y_p,
+                            vector_columns * call.y_q,
+                            call.Kg * call.y_k if lanes_are_channels else call.y_q,
+                            more + (p0 + p) * call.residual_p + (q0 + q) * call.residual_q,
+                            call.spacing * call.residual_p,
+                            vector_columns * call.residual_q,
+                            call.Kg * call.residual_k if lanes_are_channels else call.residual_q,
+                            call.has_residual,
+                            lanes,
+                            scratch,
+                            call.activation,
+                            call.low,
+                            call.high,
+                            call.slope,
+                        )
+
+    return task_loop(depthwise)
+
+
+# ---- how a problem is cut ----
+
+
+@lru_cache(maxsize=1024)
+def blocking(problem) -> Blocking:
+    lanes_are_channels = problem.layout == "NHWC" and problem.C > 1
+    shared = gcd(problem.stride[0], problem.dilation[0])
+    spacing, step = problem.dilation[0] // shared, problem.stride[0] // shared
+    spacing = min(spacing, problem.P)
+    rows, vectors = best_tile(problem, spacing, step, lanes_are_channels)
+    L = lanes_for(problem.dtype.name)
+    span = vectors if lanes_are_channels else min(vectors * L, problem.Q)
+    blocks = ceil(problem.C / L) if lanes_are_channels else problem.C
+
+    strip_units = max(1, min(problem.Q, STRIP // (L if lanes_are_channels else 1)) // span)
+    strips = ceil(problem.Q // span / strip_units)
+    phase_bytes, row_bytes = panel_row(problem, largest_part(problem.Q, span, strips), lanes_are_channels)
+    bands = band_count(problem, rows * spacing, row_bytes, problem.N * blocks * strips)
+
+    panel_height = (largest_part(problem.P, rows * spacing, bands) - 1) * problem.stride[0]
+    panel_height += (problem.R - 1) * problem.dilation[0] + 1
+    number = problem.accumulate.itemsize
+    scratch_at = lines((1 + problem.R * problem.S) * number * (L if lanes_are_channels else 1))
+    panel_at = scratch_at + lines(rows * vectors * L * number)
+    worker_bytes = panel_at + lines(panel_height * row_bytes + row_bytes)
+    geometry = blocks, bands, strips, spacing, row_bytes, phase_bytes, scratch_at, panel_at, worker_bytes
+    apart = problem.stride[1] * L if lanes_are_channels else (span - L) // max(vectors - 1, 1)
+    window = Window(
+        problem.dtype.name, problem.R, problem.S, step, rows, vectors, apart * number, problem.stride[1],
+        problem.dilation[1], lanes_are_channels,
+    )  # fmt: skip
+    return Blocking(window, geometry, problem.N * blocks * bands * strips)
+
+
+def lines(count):
+    """Bytes, rounded up to whole cache lines."""
+    return -(-count // 64) * 64
+
+
+def largest_part(count, unit, parts):
+    """The longest of `parts` parts of whole units, the last of which takes the rest."""
+    return ceil(count // unit / parts) * unit + count % unit
+
+
+def panel_row(problem, columns, lanes_are_channels):
+    """(bytes of one remainder's columns, bytes of a row of the panel) for `columns` outputs."""
+    number, L = problem.accumulate.itemsize, lanes_for(problem.dtype.name)
+    reach = (problem.S - 1) * problem.dilation[1]
+    if lanes_are_channels:
+        pixels = (columns - 1) * problem.stride[1] + reach + 1
+        return 0, pixels * L * number
+    phase = lines((ceil((max(columns, L) + reach // problem.stride[1]) / L) * L) * number)
+    row = phase * problem.stride[1]
+    return phase, row + 64 if row % 1024 == 0 else row  # rows a multiple of 4,096 bytes apart would share cache lines
+
+
+def band_count(problem, unit, row_bytes, planes):
+    """Into how many bands to cut the rows: panels that stay in cache, few rows copied twice, enough tasks."""
+    halo = max((problem.R - 1) * problem.dilation[0] + 1 - problem.stride[0], 0)
+    for budget in (target.cache_bytes(1) // 2, target.cache_bytes(2) // 4):
+        rows = max((budget // row_bytes - halo) // problem.stride[0], unit)
+        if rows >= problem.P or rows * problem.stride[0] >= 4 * halo:
+            break
+    wanted = max(ceil(problem.P / rows), ceil(TASKS / planes))
+    return max(1, min(wanted, problem.P // unit))
+
+
+def best_tile(problem, spacing, step, lanes_are_channels):
+    """The tile (rows, vectors) that computes the plane in the fewest cycles."""
+    tiles = possible_tiles(problem, spacing, lanes_are_channels)
+    return min(tiles, key=lambda tile: plane_cycles(problem, spacing, step, lanes_are_channels, *tile))
+
+
+def possible_tiles(problem, spacing, lanes_are_channels):
+    """Tiles whose sums, one row of x and one weight fit the registers and which are no larger than the plane."""
+    L = lanes_for(problem.dtype.name)
+    for rows in range(1, min(8, problem.P // spacing) + 1):
+        for vectors in range(1, 9):
+            fits = rows * vectors + vectors + 1 <= target.register_count()
+            if lanes_are_channels:
+                inside = vectors <= problem.Q
+            else:
+                inside = vectors == 1 or vectors * L <= problem.Q or (vectors == 2 and L <= problem.Q)
+            if fits and inside:
+                yield rows, vectors
+
+
+def plane_cycles(problem, spacing, step, lanes_are_channels, rows, vectors):
+    """Cycles for one plane (or one register's width of channels), fitted to tiles of several shapes on a Zen 3.
+
+    A vector of columns lies across two cache lines every other time, which costs a second load.
+    """
+    L = lanes_for(problem.dtype.name)
+    span = vectors if lanes_are_channels else min(vectors * L, problem.Q)
+    tiles = spacing * ceil(problem.P / spacing / rows) * ceil(problem.Q / span)
+    window = problem.R * problem.S
+    multiply_adds = rows * vectors * window
+    loads_of_x = min((rows - 1) * step + problem.R, rows * problem.R) * problem.S * vectors
+    loads = loads_of_x * (1 if lanes_are_channels else 1.4) + rows * window
+    waiting = 4 * window  # each sum's chain of multiply-adds, four cycles apiece; the next tile overlaps half of it
+    return tiles * (max(0.45 * multiply_adds + 0.36 * loads, waiting / 2) + 15 + 3 * rows * vectors)
+
+
+# ---- the kernel ----
+
+
+def why_not(problem, device):
+    """Reasons why this kernel cannot run `problem` on `device`, in words for its user; empty when it can."""
+    if device.kind != "cpu":
+        return [f"runs on the CPU only, x is on {device}"]
+    if problem.groups != problem.C:
+        return [f"one input channel per filter needed (groups = C = {problem.C}), got groups = {problem.groups}"]
+    return []
+
+
+def workspace_bytes(problem, device):
+    return blocking(problem).geometry[-1] * device.threads
+
+
+@lru_cache(maxsize=4096)
+def predicted_seconds(problem, device):
+    """The call, the tiles, and moving x and y once; fitted to MobileNetV2's layers and image filters on a Zen 3."""
+    cut = blocking(problem)
+    window = cut.window
+    shared = gcd(problem.stride[0], problem.dilation[0])
+    spacing = min(problem.dilation[0] // shared, problem.P)
+    cycles = plane_cycles(problem, spacing, window.step, window.lanes_are_channels, window.rows, window.vectors)
+    planes = problem.N * cut.geometry[0] * problem.Kg
+    compute = (planes * cycles + cut.tasks * CYCLES_PER_TASK) / CYCLES_PER_SECOND
+    moved = (problem.N * problem.C * problem.H * problem.W + problem.N * problem.K * problem.P * problem.Q) * (
+        problem.dtype.itemsize
+    )
+    return CALL_SECONDS + (compute + moved * SECONDS_PER_BYTE) / min(device.threads, cut.tasks)
+
+
+@lru_cache(maxsize=1024)
+def prepared(problem):
+    """What every call for this problem shares: the record's fixed part, the compiled loop and the number of tasks."""
+    cut = blocking(problem)
+    loop = compiled(build, *astuple(cut.window))
+    return problem_fields(problem) + np.array(cut.geometry, np.int64).tobytes(), loop, cut.tasks
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x with w into y; arrays in logical order (N, C, H, W), (K, 1, R, S), (N, K, P, Q)."""
+    fields, loop, tasks = prepared(problem)
+    run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)

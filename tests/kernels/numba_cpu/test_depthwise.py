@@ -1,0 +1,93 @@
+"""Depthwise: bands and tiles without a gap, the same bits for any number of threads, NaN only where it is read."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from convlib import device
+from convlib.kernels import reference
+from convlib.kernels.numba_cpu import depthwise, sliding_window
+from convlib.problem import make_problem
+
+L = sliding_window.lanes_for("float32")
+
+
+def problem_of(x_shape, filters, window, **keywords):
+    layout = keywords.get("layout", "NCHW")
+    C = x_shape[1] if layout == "NCHW" else x_shape[3]
+    return make_problem(x_shape, (C * filters, 1, *window), "float32", groups=C, **keywords)
+
+
+def arrays_of(problem, integers=True):
+    """x, w and a NaN-filled y in logical order, lying in memory as the problem's layout says."""
+    random = np.random.default_rng(0)
+
+    def values(shape):
+        return (random.integers(-3, 4, shape) if integers else random.standard_normal(shape)).astype(np.float32)
+
+    x, w, y = values(problem.x_shape), values(problem.w_shape), np.full(problem.y_shape, np.nan, np.float32)
+    if problem.layout == "NHWC":
+        x, y = (np.ascontiguousarray(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for a in (x, y))
+    return x, w, y
+
+
+def run(problem, x, w, y, threads=2):
+    cpu = replace(device.cpu(), threads=threads)
+    workspace = np.full(depthwise.workspace_bytes(problem, cpu), 255, np.uint8)  # NaN in every float type
+    depthwise.run(problem, cpu, x, w, y, workspace=workspace)
+    return y
+
+
+PROBLEMS = {
+    "row_shorter_than_a_vector": problem_of((2, 3, 9, L - 1), 1, (3, 3), padding=1),
+    "row_of_one_vector_and_a_half": problem_of((1, 3, 9, L + L // 2), 1, (3, 3), padding=1),
+    "strips": problem_of((1, 1, 6, 2 * depthwise.STRIP + 5), 1, (3, 3), padding=1),
+    "bands_of_a_tall_window": problem_of((1, 1, 150, 40), 1, (31, 7), padding=(15, 3)),
+    "long_window_stride_2": problem_of((1, 2, 40, 61), 1, (15, 16), padding=7, stride=2),
+    "stride_and_dilation_apart": problem_of((1, 2, 40, 61), 2, (5, 4), padding=3, stride=(3, 2), dilation=(2, 3)),
+    "padding_wider_than_the_window": problem_of((1, 1, 3, 2), 1, (2, 2), padding=((3, 5), (9, 0))),
+    "channels_not_a_whole_vector": problem_of((1, 9, 8, 2 * L + 3), 1, (3, 3), padding=1, layout="NHWC"),
+    "channels_two_filters_stride_2": problem_of((1, 9, 11, L + 3), 2, (3, 5), padding=2, stride=2, layout="NHWC"),
+}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_equals_the_reference_exactly(problem):
+    x, w, y = arrays_of(problem)
+    np.testing.assert_array_equal(run(problem, x, w, y), reference.conv2d(problem, x, w, None, None))
+
+
+def test_gives_the_same_bits_for_any_number_of_threads():
+    problem = PROBLEMS["bands_of_a_tall_window"]
+    x, w, y = arrays_of(problem, integers=False)
+    alone = run(problem, x, w, y.copy(), threads=1)
+    for threads in (2, 3, 8):
+        np.testing.assert_array_equal(run(problem, x, w, y.copy(), threads), alone)
+
+
+def test_nan_and_infinity_reach_only_the_outputs_that_read_them():
+    problem = PROBLEMS["row_of_one_vector_and_a_half"]
+    x, w, y = arrays_of(problem)
+    w[w == 0] = 1
+    x[0, 1, 4, 5], x[0, 2, 0, 0] = np.nan, np.inf
+    run(problem, x, w, y)
+    bad = np.zeros(problem.y_shape, bool)
+    bad[0, 1, 3:6, 4:7] = bad[0, 2, 0:2, 0:2] = True
+    np.testing.assert_array_equal(~np.isfinite(y), bad)
+
+
+@pytest.mark.parametrize("rows", range(1, 6))
+@pytest.mark.parametrize(("R", "step"), [(1, 1), (3, 1), (3, 2), (2, 3), (9, 2)])
+def test_every_output_row_of_a_tile_gets_every_tap_row_once(R, step, rows):
+    taps = {j: [] for j in range(rows)}
+    for outputs, first, count in sliding_window.runs_of_input_rows(R, step, rows):
+        for i in range(first, first + count):
+            for j in outputs:
+                taps[j].append(i - j * step)
+    assert all(of_one_row == list(range(R)) for of_one_row in taps.values())
+
+
+def test_refuses_what_sums_over_channels():
+    problem = make_problem((1, 4, 5, 5), (4, 2, 3, 3), "float32", groups=2)
+    assert "groups = C = 4" in depthwise.why_not(problem, device.cpu())[0]
