@@ -167,9 +167,9 @@ def installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def choose(problem: ConvProblem, device: Device, *request) -> str:
-    """The name of the kernel that `chosen` finds."""
-    return chosen(problem, device, *request).name
+def choose(*arguments, **keywords) -> str:
+    """The name of the kernel that `chosen` finds for these arguments."""
+    return chosen(*arguments, **keywords).name
 
 
 def chosen(

@@ -1,0 +1,133 @@
+"""Dispatch: who can run a problem, who is chosen, and what a refusal says. Kernels here are stand-ins."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from convlib import UnsupportedError, accuracy, device, dispatch
+from convlib.problem import make_problem
+
+PROBLEM = make_problem((1, 8, 9, 9), (8, 8, 3, 3), "float32")
+CPU = device.Device("cpu", threads=2)
+
+
+def kernel(seconds, reasons=(), workspace=0, passes=("forward",), packed=None):
+    facts = {
+        "passes": passes,
+        "why_not": lambda problem, device: list(reasons),
+        "workspace_bytes": lambda problem, device: workspace,
+        "predicted_seconds": lambda problem, device: seconds,
+        "run": lambda *arguments: None,
+    }
+    if packed is not None:
+        facts |= {"packed_bytes": lambda problem, device: packed, "pack": lambda *arguments: None}
+    return SimpleNamespace(**facts)
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """Lists stand-ins instead of the kernels: listed(direct=kernel(...))."""
+    caches = (dispatch.candidates, dispatch.settled_choice, dispatch.algorithms)
+
+    def clear():
+        for cached in caches:
+            cached.cache_clear()
+
+    def put(**kernels):
+        modules = {f"numba_cpu.{name}": module for name, module in kernels.items()}
+        monkeypatch.setattr(dispatch, "KERNELS", tuple(modules))
+        monkeypatch.setattr(dispatch, "kernel", modules.__getitem__)
+        monkeypatch.setattr(accuracy, "GROWTH", {"direct": 1.0, "winograd": 100.0})
+        clear()
+
+    yield put
+    monkeypatch.undo()
+    clear()
+
+
+def test_chooses_the_smallest_prediction_among_those_that_can(listed):
+    listed(direct=kernel(3.0), blocked=kernel(1.0, reasons=["odd sizes only"]), tiled=kernel(2.0))
+    accuracy.GROWTH.update(blocked=1.0, tiled=1.0)
+    assert dispatch.choose(PROBLEM, CPU) == "numba_cpu.tiled"
+    assert dispatch.choose(PROBLEM, CPU, "numba_cpu", "direct") == "numba_cpu.direct"
+    chosen = dispatch.chosen(PROBLEM, CPU)
+    assert (chosen.name, chosen.family) == ("numba_cpu.tiled", "numba_cpu")
+
+
+def test_refusal_lists_every_reason(listed):
+    listed(direct=kernel(1.0, reasons=["float64 only, x is float32", "3 x 3 windows only"]))
+    with pytest.raises(UnsupportedError) as raised:
+        dispatch.choose(PROBLEM, CPU)
+    assert str(raised.value) == (
+        f"convlib cannot run this problem on cpu:0:\n  {PROBLEM}\n"
+        "  numba_cpu.direct: float64 only, x is float32; 3 x 3 windows only"
+    )
+
+
+def test_a_backend_and_an_algorithm_that_no_kernel_has_both(listed):
+    listed(direct=kernel(1.0))
+    with pytest.raises(UnsupportedError, match="backend='cupy_raw', algorithm='direct' cannot run"):
+        dispatch.choose(PROBLEM, CPU, "cupy_raw", "direct")
+
+
+@pytest.mark.parametrize(("limit", "possible"), [(None, True), (100 + 128, True), (100 + 127, False), (0, False)])
+def test_workspace_limit_counts_packed_weights_on_their_boundary(listed, limit, possible):
+    listed(direct=kernel(1.0, workspace=100, packed=65))
+    (candidate,) = dispatch.candidates(PROBLEM, CPU, 1.0, limit)
+    assert candidate.workspace_bytes == 228
+    assert candidate.possible is possible
+    if not possible:
+        assert candidate.reasons == (f"needs 228 bytes of workspace, workspace_limit is {limit}",)
+    else:
+        chosen = dispatch.chosen(PROBLEM, CPU, workspace_limit=limit)
+        assert (chosen.packed_bytes, chosen.workspace_bytes) == (128, 100)
+
+
+def test_max_error_rules_out_what_promises_less_but_never_plain_sums(listed):
+    listed(direct=kernel(2.0), winograd=kernel(1.0))
+    bound = accuracy.norm_relative(PROBLEM, "winograd")
+    assert dispatch.choose(PROBLEM, CPU, max_error=bound) == "numba_cpu.winograd"
+    assert dispatch.choose(PROBLEM, CPU, max_error=bound * 0.999) == "numba_cpu.direct"
+    assert dispatch.choose(PROBLEM, CPU, max_error=1e-30) == "numba_cpu.direct"
+    with pytest.raises(UnsupportedError, match=r"winograd: its error bound is 5.1e-05, max_error is 1.0e-06"):
+        dispatch.choose(PROBLEM, CPU, "auto", "winograd", 1e-6)
+
+
+def test_a_kernel_of_another_pass_says_which(listed):
+    listed(direct=kernel(1.0, passes=("input_grad", "weight_grad")))
+    (candidate,) = dispatch.candidates(PROBLEM, CPU, 1.0, None)
+    assert candidate.reasons == ("computes input_grad, weight_grad only, not forward",)
+
+
+def test_kernels_never_see_an_empty_batch(listed):
+    seen = []
+    module = kernel(1.0)
+    module.why_not = lambda problem, device: seen.append(problem.N) or []
+    listed(direct=module)
+    empty = make_problem((0, 8, 9, 9), (8, 8, 3, 3), "float32")
+    assert dispatch.choose(empty, CPU) == "numba_cpu.direct"
+    assert set(seen) == {1}
+
+
+def test_a_family_runs_where_its_arrays_are(monkeypatch):
+    gpu = device.named("sm_80")
+    assert dispatch.family_reasons("numba_cpu", gpu) == ["runs on cpu, the arrays are on cuda"]
+    assert dispatch.family_reasons("cupy_raw", device.simulator()) == [
+        "runs on cuda or emulator, the arrays are on simulator"
+    ]
+    monkeypatch.setattr(dispatch, "installed", lambda package: False)
+    assert dispatch.family_reasons("cupy_raw", gpu) == ["needs cupy, which is not installed: pip install cupy-cuda13x"]
+    assert dispatch.family_reasons("cupy_raw", device.emulator()) == []
+
+
+def test_every_listed_kernel_keeps_the_contract():
+    assert dispatch.KERNELS
+    assert len(set(dispatch.KERNELS)) == len(dispatch.KERNELS)
+    for name in dispatch.KERNELS:
+        family, algorithm = dispatch.family_of(name), dispatch.algorithm_of(name)
+        assert family in dispatch.FAMILIES
+        assert algorithm in accuracy.GROWTH, f"{name} has no error contract in accuracy.GROWTH"
+        if family == "numba_cpu":
+            module = dispatch.kernel(name)
+            assert set(module.passes) <= {"forward", "input_grad", "weight_grad"}
+            assert hasattr(module, "pack") == hasattr(module, "packed_bytes")

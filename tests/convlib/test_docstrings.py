@@ -1,0 +1,22 @@
+"""The examples in public docstrings are run as they stand."""
+
+import doctest
+from importlib import import_module
+
+import pytest
+
+MODULES = ("convlib", "convlib.operations", "convlib.plan", "convlib.explain", "convlib.layers", "convlib.device")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_give_what_they_show(name):
+    found = doctest.testmod(import_module(name))
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def test_every_public_function_with_arrays_shows_an_example():
+    import convlib
+
+    for function in (convlib.conv2d, convlib.plan, convlib.explain):
+        assert ">>>" in function.__doc__

@@ -1,0 +1,96 @@
+"""explain, kernels and info say what conv2d does."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import convlib
+from convlib import dispatch, explain
+
+X, W = np.zeros((1, 6, 9, 8), np.float32), np.zeros((4, 6, 3, 3), np.float32)
+
+
+def test_arrays_and_their_shapes_are_explained_alike():
+    call = {"padding": 1, "stride": 2, "activation": "relu"}
+    of_arrays = explain(X, W, np.zeros(4, np.float32), **call)
+    assert of_arrays == explain(X.shape, W.shape, True, **call)
+    assert of_arrays.problem.has_bias
+    assert not of_arrays.problem.has_residual
+    assert of_arrays != explain(X, W, **call)
+
+
+def test_every_kernel_has_a_verdict_and_one_is_chosen():
+    explanation = explain(X, W, padding=1)
+    assert [c.name for c in explanation.candidates] == list(dispatch.KERNELS)
+    verdicts = {c.name: explanation.verdict(c) for c in explanation.candidates}
+    assert verdicts[explanation.chosen] == "chosen"
+    assert list(verdicts.values()).count("chosen") == 1
+    assert verdicts["cupy_raw.direct"] == "runs on cuda or emulator, the arrays are on cpu"
+    text = str(explanation).splitlines()
+    assert text[0] == str(explanation.problem)
+    assert text[1] == f"on {explanation.device}"
+    (line,) = (line for line in text if explanation.chosen + " " in line)
+    assert line.endswith("ms predicted  chosen")
+
+
+def test_the_chosen_kernel_is_the_one_that_runs(monkeypatch):
+    explanation = explain(X, W)
+    ran = []
+    for candidate in explanation.candidates:
+        if candidate.possible:
+            module = dispatch.kernel(candidate.name)
+            monkeypatch.setattr(module, "run", lambda *a, name=candidate.name: ran.append(name))
+    convlib.conv2d(X, W)
+    assert ran == [explanation.chosen]
+
+
+def test_where_nothing_can_run_chosen_is_none():
+    explanation = explain(X, W, backend="cupy_raw")
+    assert explanation.chosen is None
+    assert "chosen" not in {explanation.verdict(c) for c in explanation.candidates}
+
+
+def test_padding_modes_are_explained_as_they_run_on_the_padded_input():
+    explanation = explain(X, W, padding=1, padding_mode="reflect", flip_kernel=True)
+    assert explanation.problem.x_shape == (1, 6, 11, 10)
+    assert explanation.problem.padding == ((0, 0), (0, 0))
+    with pytest.raises(ValueError, match="^padding: at most 7 needed for padding_mode='reflect' with W = 8, got 8$"):
+        explain(X, W, padding=(0, 8), padding_mode="reflect")
+
+
+def test_errors_are_conv2ds():
+    for wrong, kind, message in (
+        ({"stride": 0}, ValueError, "stride: at least 1"),
+        ({"groups": 4}, ValueError, "groups: must divide C = 6, got 4"),
+        ({"backend": "opencl"}, ValueError, "backend: one of"),
+        ({"max_error": 0}, ValueError, "max_error: a number above 0 needed, got 0"),
+        ({"padding_mode": "wrap"}, ValueError, "padding_mode: one of"),
+    ):
+        with pytest.raises(kind, match=f"^{message}"):
+            explain(X, W, **wrong)
+    with pytest.raises(TypeError, match="^w: float32 needed, like x, got float64"):
+        explain(X, W.astype(np.float64))
+    with pytest.raises(TypeError, match="^dtype: dtype must be one of"):
+        explain(X.shape, W.shape, dtype="int8")
+    with pytest.raises(TypeError, match=r"^x: a NumPy, CuPy, .* got builtins\.str"):
+        explain("1x6x9x8", W)
+
+
+def test_kernels_tells_each_ones_idea_and_file():
+    listed = convlib.kernels()
+    assert [facts.name for facts in listed] == list(dispatch.KERNELS)
+    for facts in listed:
+        assert facts.name == f"{facts.family}.{facts.algorithm}"
+        assert Path(facts.file).is_file()
+        assert facts.idea, f"{facts.name}'s file opens with no account"
+        assert "\n" not in facts.idea
+
+
+def test_info_names_versions_processor_threads_and_families():
+    found = convlib.info()
+    assert found["packages"]["numpy"] == np.__version__
+    assert found["threads"] >= 1
+    assert found["processor"]
+    assert set(found["families"]) == set(dispatch.FAMILIES)
+    assert found["families"]["numba_cpu"] == "ready"
