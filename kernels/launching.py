@@ -162,8 +162,15 @@ def recording():
     (2, 1, 1)
     """
     launches: list[Launch] = []
-    executors.append(lambda *parts: launches.append(Launch(*parts)))
-    try:
+    with through(lambda *parts: launches.append(Launch(*parts))):
         yield launches
+
+
+@contextlib.contextmanager
+def through(executor):
+    """Hand every launch inside to `executor(kernel, grid, block, args, shared_bytes, stream)`."""
+    executors.append(executor)
+    try:
+        yield
     finally:
         executors.pop()

@@ -110,8 +110,9 @@ def three(sizes):
 class Watch:
     """What `watching` collects. reports: one per launch, in order."""
 
-    def __init__(self, tracked, outputs, options):
-        self.tracked, self.outputs, self.options = tracked, outputs, options
+    def __init__(self, tracked=(), outputs=(), options=None, blocks=None, target=None):
+        self.tracked, self.outputs, self.options = tracked, outputs, options or {}
+        self.blocks, self.target = blocks, target
         self.reports: list[Report] = []
 
     @property
@@ -143,11 +144,12 @@ watches: list[Watch] = []
 
 
 @contextlib.contextmanager
-def watching(*, outputs=(), scratch=(), checks=True, counting=True, blocks=None):
+def watching(*, outputs=(), scratch=(), checks=True, counting=True, blocks=None, target=None):
     """Collect the reports of all kernels launched inside, instead of raising at the first faulty one.
 
     outputs: arrays of which every element must be written, once, by these launches. scratch: arrays, workspace say,
-    that hold nothing until a kernel writes them. blocks: a function from a grid to the blocks to run.
+    that hold nothing until a kernel writes them. blocks: a function from grid and block to the blocks to run.
+    target: what to compile for (80 is sm_80) instead of what CONVLIB_EMULATE_TARGET says.
 
     >>> with watching(outputs=[y]) as watch:            # doctest: +SKIP
     ...     convlib.conv2d(x, w, out=y, backend="cupy_raw")
@@ -155,7 +157,7 @@ def watching(*, outputs=(), scratch=(), checks=True, counting=True, blocks=None)
     """
     outputs = tuple(Tracked(f"output {i}", array) for i, array in enumerate(outputs))
     tracked = outputs + tuple(Tracked(f"scratch {i}", array) for i, array in enumerate(scratch))
-    watch = Watch(tracked, outputs, {"checks": checks, "counting": counting, "blocks": blocks})
+    watch = Watch(tracked, outputs, {"checks": checks, "counting": counting}, blocks, target)
     watches.append(watch)
     try:
         yield watch
@@ -171,19 +173,17 @@ def launch_kernel(kernel, grid, block, args, shared_bytes) -> None:
     from ..device import emulator
     from ..kernels.launching import CudaSource
 
+    watch = watches[-1] if watches else Watch(options={"counting": False})
     major, minor = emulator().compute_capability
-    target = 10 * major + minor
+    target = watch.target or 10 * major + minor
     if isinstance(kernel, CudaSource):
         ptx, name, abi = ptx_of_source(kernel, target), kernel.function, "cuda"
     else:
         ptx, name, abi = ptx_of_numba(kernel, arguments.numba_types(args), target), None, "numba"
-    watch = watches[-1] if watches else Watch((), (), {"checks": True, "counting": False, "blocks": None})
-    options = dict(watch.options)
-    sample = options.pop("blocks")
-    blocks = sample(grid) if sample else None
     report = launch(
-        ptx, name, grid, block, args, shared_bytes, blocks=blocks, abi=abi, tracked=watch.tracked, **options
-    )
+        ptx, name, grid, block, args, shared_bytes, abi=abi, tracked=watch.tracked, **watch.options,
+        blocks=watch.blocks(grid, block) if watch.blocks else None,
+    )  # fmt: skip
     watch.reports.append(report)
     if not watches:
         report.raise_if_faulty()

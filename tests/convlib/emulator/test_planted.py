@@ -41,7 +41,7 @@ def run(path, target):
     y = np.full(64 * blocks, np.nan, np.float32)
     output = Tracked("y", y)
     report = emulator.launch(ptx(path, target), "planted", blocks, 64, (x, y), shared, tracked=(output,))
-    faults = report.faults + emulator.Watch((output,), (output,), {}).output_faults()
+    faults = report.faults + emulator.Watch(outputs=(output,)).output_faults()
     return x, y, faults
 
 

@@ -1,0 +1,92 @@
+"""The static report reads machine code rightly, and no kernel may lose what the committed baseline has."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from convlib import compiling, report
+from convlib.emulator.profile import gpu_kernels
+
+for module, wheel in (("cuda.bindings.nvrtc", "NVRTC"), ("numba.cuda", "numba-cuda"), ("cupy", "CuPy")):
+    pytest.importorskip(module, reason=f"{wheel} is not installed (extra cuda13)")
+try:
+    compiling.cuda_program("nvdisasm")
+except ImportError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+BASELINE = Path(__file__).parent / "report_baseline.csv"
+GATED = (80, 120)  # one target of each compiler front end; the command compares all of them
+
+
+@pytest.mark.parametrize("kernel", gpu_kernels())
+def test_no_kernel_is_worse_than_the_baseline(kernel):
+    """After a change for the better, or a worthwhile loss: python -m convlib report --update-baseline."""
+    rows = list(report.rows([kernel], GATED, ["float32"]))
+    assert rows
+    assert not report.losses(rows, report.read_csv(BASELINE))
+
+
+def test_nothing_in_the_baseline_spills():
+    assert not [row.key for row in report.read_csv(BASELINE) if row.stack]
+
+
+ROW = report.Row("a.b", "f", "float32", 80, 256, 64, 0, 1024, 4, 32, 0.5, "registers", 100, 0.8, 0.1, 128.0, 32.0, 1.0)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"stack": 8}, "8 bytes of stack"), ({"warps": 16}, "16 warps at once"), ({"fma_share": 0.7}, "fma_share"),
+    ({"issue_bound": 0.5}, "issue_bound"), ({"dtype": "float64"}, "not in the baseline"),
+])  # fmt: skip
+def test_a_loss_is_named(change, words):
+    assert not report.losses([ROW], [ROW])
+    (found,) = report.losses([dataclasses.replace(ROW, **change)], [ROW])
+    assert words in found
+
+
+def test_rows_survive_the_csv(tmp_path):
+    report.write_csv(tmp_path / "rows.csv", [ROW])
+    assert report.read_csv(tmp_path / "rows.csv") == [ROW]
+
+
+@pytest.mark.parametrize(("target", "threads", "registers", "shared", "blocks", "limit"), [
+    (80, 256, 32, 1024, 8, "threads"), (80, 256, 64, 1024, 4, "registers"), (80, 256, 65, 1024, 3, "registers"),
+    (80, 64, 16, 0, 32, "threads"), (86, 64, 16, 1024, 16, "blocks"), (80, 128, 32, 49_152, 3, "shared memory"),
+    (75, 1024, 64, 0, 1, "threads"), (86, 1024, 40, 0, 1, "threads"), (90, 128, 168, 33_000, 3, "registers"),
+])  # fmt: skip
+def test_occupancy(target, threads, registers, shared, blocks, limit):
+    assert report.blocks_at_once(report.MULTIPROCESSORS[target], threads, registers, shared) == (blocks, limit)
+
+
+SASS = """
+.text.other:
+        /*0000*/                   FFMA R1, R1, R1, R1 ;
+.text.k:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+.L_x_0:
+        /*0010*/                   LDG.E.128 R4, [R2.64] ;
+.L_x_1:
+        /*0020*/                   LDS.64 R8, [R3] ;
+        /*0030*/                   LDS R10, [R3+0x40] ;
+        /*0040*/                   FFMA R4, R4, R8, R4 ;
+        /*0050*/              @!P0 FFMA R5, R5, R8, R5 ;
+        /*0060*/                   IADD3 R3, R3, 0x8, RZ ;
+        /*0070*/               @P0 BRA `(.L_x_1) ;
+        /*0080*/               @P1 BRA `(.L_x_0) ;
+        /*0090*/                   EXIT ;
+.L_x_2:
+        /*00a0*/                   BRA `(.L_x_2);
+"""
+
+
+def test_the_main_loop_is_found_and_read():
+    loop = report.Loop.of(SASS, "k")
+    assert loop.size == 6
+    assert loop.multiply_adds == 2
+    assert loop.share(*report.INTEGER) == pytest.approx(1 / 6)
+    assert loop.load_bits("LDS") == 48
+    assert loop.load_bits("LDG") == 0
+    assert loop.issue_bound(report.MULTIPROCESSORS[86]) == pytest.approx(2 / 6)
+    assert loop.issue_bound(report.MULTIPROCESSORS[80]) == pytest.approx(4 / 6)
