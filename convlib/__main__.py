@@ -126,20 +126,47 @@ def explain(x, w, layer, stride, padding, dilation, place, as_json, **keywords):
     show(table)
 
 
+@main.command()
+@click.option("--kernel", required=True, help="A listed GPU kernel, as cupy_raw.tiled.")
+@click.option("--layer", required=True, help="A layer of a known network, as vgg16:conv3_1, vgg16:5 or resnet50:NAME.")
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
+@click.option("--layout", type=click.Choice(LAYOUTS), default="NCHW", show_default=True)
+@click.option("--target", type=int, default=80, show_default=True, help="80 is sm_80.")
+@click.option("--threads", default=16_384, show_default=True, help="About how many threads of each launch to execute.")
+@one_line_errors
+def profile(kernel, layer, dtype, layout, target, threads):
+    """Execute a GPU kernel's compiled code in the emulator and count what it does; no GPU is needed."""
+    from .arrays import named_dtype
+    from .emulator import profile
+
+    problem = layers.layer_called(layer).problem
+    problem = dataclasses.replace(problem, dtype=named_dtype(dtype), layout=layout)
+    click.echo(profile.table(profile.profile(kernel, problem, target, threads)))
+
+
+@main.command()
+@click.option("--kernel", "kernels", multiple=True, help="A listed GPU kernel; may be repeated [all].")
+@click.option("--target", "targets", type=int, multiple=True, help="80 is sm_80; may be repeated [all].")
+@click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="May be repeated [all].")
+@click.option("--csv", "path", type=click.Path(dir_okay=False), help="Write the rows to this file too.")
+@click.option("--baseline", type=click.Path(exists=True, dir_okay=False), help="Compare with this CSV; a loss exits 1.")
+@one_line_errors
+def report(kernels, targets, dtypes, path, baseline):
+    """Registers, spills, occupancy and the main loop of every GPU kernel, from its machine code; no GPU is needed."""
+    from . import compiling, report
+
+    rows = list(report.rows(kernels or None, targets or compiling.TARGETS, dtypes or report.DTYPES))
+    click.echo(report.table(rows))
+    if path:
+        report.write_csv(path, rows)
+    lost = report.losses(rows, report.read_csv(baseline)) if baseline else []
+    if lost:
+        raise click.ClickException("worse than the baseline:\n  " + "\n  ".join(lost))
+
+
 def problem_of_layer(name, keywords):
     """The shapes and parameters of a layer that layers.json has."""
-    network, _, wanted = name.partition(":")
-    found = layers.layers(network)
-    names = [layer.name for layer in found]
-    if wanted.isdecimal() and 1 <= int(wanted) <= len(found):
-        problem = found[int(wanted) - 1].problem
-    elif wanted in names:
-        problem = found[names.index(wanted)].problem
-    else:
-        raise WrongArgument(
-            f"--layer: a number from 1 to {len(found)} or a name needed after {network}:, got {wanted!r}; "
-            f"names: {', '.join(names)}"
-        )
+    problem = layers.layer_called(name).problem
     parameters = {name: getattr(problem, name) for name in ("stride", "padding", "dilation", "groups")}
     x = problem.x_shape if keywords["layout"] == "NCHW" else tuple(problem.x_shape[axis] for axis in (0, 2, 3, 1))
     keywords = {**keywords, **parameters, "weight_layout": "OIHW", "bias": problem.has_bias or keywords["bias"]}

@@ -77,3 +77,34 @@ def layer_problem(row: dict) -> ConvProblem:
         groups=row["groups"],
         has_bias=row["bias"],
     )
+
+
+def layer_called(text: str) -> Layer:
+    """The layer that "network:which" names: its place from 1 on, its name, or, of VGG-16, the paper's name.
+
+    Raises ValueError, with the names there are, for any other.
+
+    >>> layer_called("vgg16:conv3_1").name, layer_called("vgg16:5").name
+    ('128x56x56-256-3x3', '128x56x56-256-3x3')
+    """
+    network, _, which = text.partition(":")
+    found = layers(network)
+    called = {str(i): layer for i, layer in enumerate(found, 1)} | {layer.name: layer for layer in found}
+    papers = papers_names(found) if network == "vgg16" else {}
+    if which not in called | papers:
+        names = ", ".join([*(layer.name for layer in found), *papers])
+        raise ValueError(
+            f"layer: a number from 1 to {len(found)} or a name needed after {network}:, got {which!r}; names: {names}"
+        )
+    return (called | papers)[which]
+
+
+def papers_names(found):
+    """conv1_1 to conv5_3, as VGG-16's authors number its layers: blocks of one image size, layers within a block."""
+    names, in_block = {}, {}
+    for layer in found:
+        block = list(dict.fromkeys(other.problem.H for other in found)).index(layer.problem.H) + 1
+        for _ in range(layer.count):
+            in_block[block] = in_block.get(block, 0) + 1
+            names[f"conv{block}_{in_block[block]}"] = layer
+    return names

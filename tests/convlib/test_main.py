@@ -116,7 +116,7 @@ WRONG = {
     ),
     "layer": (
         ("explain", "--layer", "article_mnist_cnn:4"),
-        "--layer: a number from 1 to 3 or a name needed after article_mnist_cnn:, got '4'; names: 1x28x28-32-3x3, "
+        "layer: a number from 1 to 3 or a name needed after article_mnist_cnn:, got '4'; names: 1x28x28-32-3x3, "
         "32x13x13-64-3x3, 64x5x5-64-3x3",
     ),
     "device": (
@@ -133,3 +133,11 @@ def test_wrong_arguments_end_in_one_line_and_code_2(arguments, message):
 
 def test_an_unknown_option_ends_in_code_2():
     assert "No such option" in run(*CALL, "--strides", "2", code=2)
+
+
+def test_profile_counts_a_layer_of_a_network():
+    pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
+    pytest.importorskip("cupy", reason="CuPy is not installed (extra cuda13)")
+    text = run("profile", "--kernel", "cupy_raw.direct", "--layer", "vgg16:conv5_3", "--threads", "512")
+    assert "conv2d_direct" in text
+    assert "blocks" in text

@@ -23,7 +23,7 @@ GATED = (80, 120)  # one target of each compiler front end; the command compares
 
 @pytest.mark.parametrize("kernel", gpu_kernels())
 def test_no_kernel_is_worse_than_the_baseline(kernel):
-    """After a change for the better, or a worthwhile loss: python -m convlib report --update-baseline."""
+    """The baseline's own command is in its folder's history: python -m convlib report --csv report_baseline.csv."""
     rows = list(report.rows([kernel], GATED, ["float32"]))
     assert rows
     assert not report.losses(rows, report.read_csv(BASELINE))
