@@ -175,7 +175,7 @@ def blocks_at_once(has, threads, registers, shared):
 
 # SASS
 
-MULTIPLY_ADDS = ("FFMA", "FFMA2", "DFMA", "HFMA2")
+MULTIPLY_ADDS = ("FFMA", "FFMA2", "DFMA")  # not HFMA2, which compilers also use to load a constant
 INTEGER = ("IMAD", "IADD", "IADD3", "LEA", "LOP3", "SHF", "ISETP", "IMNMX", "IABS", "SEL", "PRMT", "UIADD3", "UIMAD",
            "ULEA", "ULOP3", "USHF")  # fmt: skip
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")

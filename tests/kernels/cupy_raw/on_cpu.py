@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ import numpy as np
 from convlib.kernels import launching
 
 HERE = Path(__file__).parent
+SANITIZERS = os.environ.get("CONVLIB_ON_CPU_SANITIZERS", "").split()  # tests/kernels/cupy_raw/test_sanitized.py
 ERRORS = {1: "another number of arguments needed", 2: "a barrier that some threads did not reach"}
 
 # The only instructions written in PTX.
@@ -78,7 +80,7 @@ def library(kernel, text, headers):
         f'#include "{HERE / "cuda_on_cpu.h"}"\n#include "{kernel.file}"\n'
         f'extern "C" int start(unsigned* grid, unsigned* block, void** arguments, int count) {{ {start} }}\n'
     )
-    options = ["-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-fno-strict-aliasing", *kernel.defines()]
+    options = ["-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-fno-strict-aliasing", *SANITIZERS, *kernel.defines()]
     try:
         compiled = subprocess.run(
             ["g++", *options, "start.cpp", "-o", "kernel.so"], cwd=folder, capture_output=True, text=True, check=False

@@ -1,0 +1,102 @@
+"""A second opinion on races: SentryWard proves the PTX of tiny launches free of them, in every schedule.
+
+The emulator sees the schedule it runs; SentryWard reasons about all of them, on launches of a few blocks. It says
+nothing about bounds. Its exit code is always 0, so the verdict is read from its report; controls with a barrier
+removed must not pass. Source: SentryWard 0.1.1, static verifier for PTX (PyPI, Apache-2.0).
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from convlib import arrays, compiling, device, dispatch
+from convlib.emulator import arguments, parse
+from convlib.emulator.profile import gpu_kernels
+from convlib.kernels import launching
+from tests.problems import Case, arrays_of, logical_arrays
+
+api = pytest.importorskip("sentryward.api", reason="SentryWard is not installed (extra emulate)")
+for module, wheel in (("cuda.bindings.nvrtc", "NVRTC"), ("numba.cuda", "numba-cuda"), ("cupy", "CuPy")):
+    pytest.importorskip(module, reason=f"{wheel} is not installed (extra cuda13)")
+
+TARGET = 80
+CASE = Case("tiny", (1, 3, 5, 6), (4, 3, 3, 3), {"padding": 1}, bias=True)
+
+
+def launches_of(name):
+    problem, place = CASE.problem(), device.emulator_of(TARGET)
+    module = dispatch.kernel(name)
+    x, w, bias, residual, out = arrays_of(CASE)
+    x, w, bias, residual = logical_arrays(CASE, x, w, bias, residual)
+    workspace = arrays.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
+    with launching.recording() as launches:
+        module.run(problem, place, x, w, out, bias, residual, workspace if workspace.size else None)
+    return launches
+
+
+def ptx_of(launch):
+    if isinstance(launch.kernel, launching.CudaSource):
+        return compiling.cuda_source_ptx(launch.kernel, TARGET), launch.kernel.function
+    return compiling.numba_ptx(launch.kernel, arguments.numba_types(launch.args), TARGET), None
+
+
+def configuration(launch, function, raw):
+    """What SentryWard wants to know of a launch: its sizes, each pointer as an object of its own, every other value."""
+    objects, declarations, values = {}, [], []
+
+    def address_of(array):
+        address = array.__array_interface__["data"][0]
+        objects.setdefault(address, f"array{len(objects)}")
+        return address
+
+    given = (arguments.raw_values if raw else arguments.numba_values)(launch.args, address_of)
+    for parameter, data in zip(function.parameters, given, strict=True):
+        number = int.from_bytes(data, "little")
+        if parameter.size == 8 and number in objects:
+            pointer = {"parameter": parameter.name, "type": "pointer", "space": "global", "object": objects[number]}
+            declarations.append(pointer)
+        elif parameter.size <= 8:
+            values.append({"parameter": parameter.name, "type": f"u{8 * parameter.size}", "value": number})
+        else:
+            words = np.frombuffer(data, np.uint32)
+            values += [{"parameter": parameter.name, "offset": 4 * i, "type": "u32", "value": int(word)}
+                       for i, word in enumerate(words)]  # fmt: skip
+    sizes = {
+        "grid_dim": list(launch.grid),
+        "block_dim": list(launch.block),
+        "dynamic_shared_bytes": launch.shared_bytes,
+    }
+    return {
+        "schema": "spverify.kernel-input/v1", "entry": function.name, "launch": sizes, "declarations": declarations,
+        "arguments": values,
+    }  # fmt: skip
+
+
+def verdict(ptx, configured, folder):
+    (folder / "kernel.ptx").write_text(ptx)
+    (folder / "input.json").write_text(json.dumps(configured))
+    report = api.verify(folder / "kernel.ptx", input=folder / "input.json", timeout_seconds=240)
+    return report["result"], report["diagnostics"]
+
+
+@pytest.mark.parametrize("name", gpu_kernels())
+def test_every_kernel_is_proved_free_of_races(name, tmp_path):
+    for launch in launches_of(name):
+        ptx, function_name = ptx_of(launch)
+        function = parse(ptx).kernel(function_name)
+        found, diagnostics = verdict(ptx, configuration(launch, function, function_name is not None), tmp_path)
+        assert found == "race_free", f"{function.name}: {found}, {diagnostics}"
+
+
+@pytest.mark.parametrize("name", [name for name in gpu_kernels() if dispatch.algorithm_of(name) == "tiled"])
+def test_a_removed_barrier_is_not_proved(name, tmp_path):
+    launch = launches_of(name)[0]
+    ptx, function_name = ptx_of(launch)
+    function = parse(ptx).kernel(function_name)
+    configured = configuration(launch, function, function_name is not None)
+    racy = "\n".join(line for line in ptx.splitlines() if not line.strip().startswith("bar.sync"))
+    assert racy != ptx
+    assert verdict(racy, configured, tmp_path)[0] == "potential_race"
