@@ -14,7 +14,7 @@ import pytest
 
 from convlib import arrays, compiling, device, dispatch
 from convlib.emulator import arguments, parse
-from convlib.emulator.profile import gpu_kernels
+from convlib.emulator.profile import gpu_kernels, short
 from convlib.kernels import launching
 from tests.problems import Case, arrays_of, logical_arrays
 
@@ -23,6 +23,8 @@ for module, wheel in (("cuda.bindings.nvrtc", "NVRTC"), ("numba.cuda", "numba-cu
     pytest.importorskip(module, reason=f"{wheel} is not installed (extra cuda13)")
 
 TARGET = 80
+# What SentryWard 0.1.1 cannot decide: a branch that hangs on a loaded value. The emulator's check stands alone there.
+UNDECIDED = {("numba_cuda.im2col", "im2col_product"): "control_predicate_not_static"}
 CASE = Case("tiny", (1, 3, 5, 6), (4, 3, 3, 3), {"padding": 1}, bias=True)
 
 
@@ -88,6 +90,10 @@ def test_every_kernel_is_proved_free_of_races(name, tmp_path):
         ptx, function_name = ptx_of(launch)
         function = parse(ptx).kernel(function_name)
         found, diagnostics = verdict(ptx, configuration(launch, function, function_name is not None), tmp_path)
+        undecided = UNDECIDED.get((name, short(function.name)))
+        if undecided:
+            assert (found, diagnostics[0]["code"]) == ("unsupported", undecided)
+            continue
         assert found == "race_free", f"{function.name}: {found}, {diagnostics}"
 
 

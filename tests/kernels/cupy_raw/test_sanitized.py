@@ -1,4 +1,4 @@
-"""The CUDA C kernels run by g++ (on_cpu.py) under AddressSanitizer: no read or write outside an array, global or shared.
+"""The CUDA C kernels run by g++ (on_cpu.py) under AddressSanitizer: no access outside an array, global or shared.
 
 A second opinion on bounds that shares nothing with the emulator, not even the compiler. The tests run in a process of
 their own, because the sanitizer has to be loaded before Python.
