@@ -42,7 +42,7 @@ channels as lanes.
 """
 
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
 from . import target
@@ -68,16 +68,19 @@ from .winograd_stages import (
 passes = ("forward",)
 
 DEPTH_BLOCK = 128  # channels summed at a time: 128 x 24 floats of V are 12 KB of L1
-BLOCK_BYTES = 4 << 20  # V and M of a block; larger ones read U less often, but come from L3
+BLOCK_BYTES = 8 << 20  # V and M of a block; larger ones read U less often, but come from L3
 CHUNK_FILTERS = 64  # multiplied before their outputs are transformed: their M, 36 x 64 x 24 floats, stays in L2
 PAST_CACHE_BYTES = 8 << 20  # outputs this large are stored past the cache
 
-# The cost model, in cycles of one core; fitted to Zen 3.
+PAST_CACHE_WEIGHTS = 1 << 20  # transformed weights this large are: 512 x 512 take 1.6 ms instead of 4.8
+
+# The cost model, in cycles of one core. Fitted to medians on Zen 3 (two threads, C and K of 64 to 512, maps of 7 to 224).
 CYCLES_PER_SECOND = 3.1e9
-TRANSFORM_CYCLES = {2: 120, 4: 250, 6: 480}  # per vector of tiles and channel, in or out
-MULTIPLIES_PER_CYCLE = 2 * 0.85
-STREAM_BYTES_PER_CYCLE = 5.0  # U, from L3 or memory
-MEMORY_BYTES_PER_CYCLE = 5.0  # x and y
+TRANSFORM_CYCLES = {2: 150, 4: 280, 6: 700}  # per vector of tiles and channel or filter, staging included
+TILE_EFFICIENCY = {1: 0.45, 2: 0.68, 3: 0.72}  # of two multiply-adds a cycle, by the vectors of a tile; caches included
+STREAM_BYTES_PER_CYCLE = 3.0  # U, from L3 or memory
+MEMORY_BYTES_PER_CYCLE = 3.0  # x and y, per thread
+PARTS_COST = 1.06  # each further part reads all of x
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def lines(count):
 def cut(m, problem, threads) -> Cut:
     """The split into ranges of strips and parts of filters that the cost model finds fastest."""
     cuts = [cut_into(m, problem, threads, parts) for parts in part_counts(problem, threads)]
-    return min(cuts, key=lambda cut: cycles(m, problem, threads, cut))
+    return min(cuts, key=lambda cut: cycles(problem, threads, cut))
 
 
 def part_counts(problem, threads):
@@ -178,20 +181,27 @@ def cut_into(m, problem, threads, parts) -> Cut:
     )  # fmt: skip
 
 
-def cycles(m, problem, threads, cut) -> float:
-    """Predicted cycles: those of the thread with the most work, and the memory that all share."""
-    numbers, planes = Numbers(problem.dtype.name), (m + 2) ** 2
-    rounds = ceil_div(problem.groups * cut.ranges * cut.parts, threads)
-    vectors = cut.vectors / cut.ranges
+def cycles(problem, threads, cut) -> float:
+    """Predicted cycles: those of the thread with the most work, and the memory traffic that all share."""
+    numbers, planes = Numbers(problem.dtype.name), (cut.m + 2) ** 2
     filters = cut.part * panel_rows()
-    width = 0.5 + 0.5 * min(1.0, cut.vectors / cut.strips / 2)  # a tile of one vector waits for its weights
-    transforms = TRANSFORM_CYCLES[m] * vectors * (problem.Cg + filters)
-    multiply = planes * vectors * problem.Cg * filters / (MULTIPLIES_PER_CYCLE * width)
-    blocks = ceil_div(ceil_div(cut.strips, cut.ranges), cut.strips_per_block)
-    stream = planes * problem.Cg * filters * numbers.item * blocks / STREAM_BYTES_PER_CYCLE
+    transform, multiply = TRANSFORM_CYCLES[cut.m] * (problem.Cg + filters), planes * problem.Cg * filters / 2
+    stream = planes * problem.Cg * filters * numbers.item / STREAM_BYTES_PER_CYCLE
+
+    def strip_cycles(strip):
+        width = (strip + 1) * cut.vectors // cut.strips - strip * cut.vectors // cut.strips
+        return width * transform + width * multiply / TILE_EFFICIENCY[width]
+
+    def range_cycles(index):
+        first, end = index * cut.strips // cut.ranges, (index + 1) * cut.strips // cut.ranges
+        blocks = ceil_div(end - first, cut.strips_per_block)
+        return max(sum(map(strip_cycles, range(first, end))), blocks * stream)
+
+    longest = max(map(range_cycles, range(min(cut.ranges, 64))))
+    rounds = ceil_div(problem.groups * cut.ranges * cut.parts, threads)
     pixels = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
     memory = pixels * problem.dtype.itemsize / MEMORY_BYTES_PER_CYCLE / threads
-    return rounds * (transforms + max(multiply, stream)) + memory
+    return rounds * longest * (PARTS_COST if cut.parts > 1 else 1.0) + memory
 
 
 # ---- the kernel; winograd_f2.py, winograd_f4.py and winograd_f6.py give m ----
@@ -243,20 +253,18 @@ def pack_scratch_bytes(problem):
 def pack(m, problem, device, w, packed):
     """Write the transformed weights w (K, C/groups, 3, 3) into `packed` (uint8, 64-byte aligned)."""
     chosen = cut(m, problem, device.threads)
-    fields = problem_fields(problem) + replace_bytes(chosen, pack_scratch_bytes(problem))
+    streaming = int(weight_bytes(m, problem, device) >= PAST_CACHE_WEIGHTS)
+    own = replace(chosen, worker_bytes=pack_scratch_bytes(problem), streaming=streaming)
+    fields = problem_fields(problem) + own.packed()
     scratch = packed[weight_bytes(m, problem, device) :]
     call = pack_call(fields, packed, w, packed, None, None, scratch)
     loop = compiled(build_pack_loop, m, problem.dtype.name)
     run_tasks(loop, call, problem.groups * chosen.panels, device.threads)
 
 
-def replace_bytes(chosen, worker_bytes):
-    return Cut(**(asdict(chosen) | {"worker_bytes": worker_bytes})).packed()
-
-
 def predicted_seconds(m, problem, device):
     chosen = cut(m, problem, device.threads)
-    return 10e-6 + cycles(m, problem, device.threads, chosen) / CYCLES_PER_SECOND
+    return 10e-6 + cycles(problem, device.threads, chosen) / CYCLES_PER_SECOND
 
 
 @lru_cache(maxsize=1024)

@@ -22,11 +22,11 @@ from numba import from_dtype, types
 
 from . import tracing
 from .call import CALL_DTYPE
-from .epilogue import activate
+from .epilogue import CLAMP, activate
 from .microkernel import VECTORS, accumulate, panel_rows, tile_rows, vector_type
 from .short_floats import memory_functions
-from .tracing import choose, load, store, traced, zeros
-from .vectors import Vector, array_at, broadcast, record_at, store_past_cache
+from .tracing import choose, convert, load, loop, select, store, traced, zeros
+from .vectors import Vector, array_at, broadcast, record_at
 from .winograd_transforms import filter_transform, input_transform, output_transform, transposed_copy
 
 FIELDS = (
@@ -107,6 +107,54 @@ def strip_functions(numbers):
     return first_vector, find_segments, set_offsets
 
 
+# ---- rows of numbers, as traced loops: a row is short, so what it costs beyond its vectors counts ----
+
+
+def over_rows(V, rows, count, visit):
+    """visit(row, byte offset) for vectors that cover `count` >= V.count numbers of a row; the last two may overlap."""
+    last = count - V.count
+    fours = last // (4 * V.count)
+    singles = (last - fours * (4 * V.count) + (V.count - 1)) // V.count
+
+    def one_row(row):
+        loop(fours, lambda i: [visit(row, i * (4 * V.bytes) + V.bytes * j) for j in range(4)])
+        loop(singles, lambda i: visit(row, (fours * 4 + i) * V.bytes))
+        visit(row, last * V.item_bytes)
+
+    loop(rows, one_row)
+
+
+def copy_rows_function(V):
+    """copy_rows(target, target_row, source, source_row, rows, count): numbers side by side, rows any bytes apart."""
+
+    @traced(types.void)
+    def copy_rows(target, target_row, source, source_row, rows, count):
+        def visit(row, at):
+            store(target + target_row * row + at, load(V, source + source_row * row + at))
+
+        over_rows(V, rows, count, visit)
+
+    return copy_rows
+
+
+def finish_rows_function(V, store_vector):
+    """finish_rows(y, y_row, source, source_row, rows, count, bias, low, high): y = clamp(source + bias)."""
+
+    @traced(types.void)
+    def finish_rows(y, y_row, source, source_row, rows, count, bias, low, high):
+        add = tracing.broadcast(V, bias)
+        least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
+
+        def visit(row, at):
+            total = load(V, source + source_row * row + at) + add
+            clamped = select(total < least, least, select(total > most, most, total))
+            store_vector(y + y_row * row + at, clamped)
+
+        over_rows(V, rows, count, visit)
+
+    return finish_rows
+
+
 def build_input_stage(dtype_name):
     """All channels of a strip, from x to their planes in its slot."""
     numbers = Numbers(dtype_name)
@@ -114,7 +162,8 @@ def build_input_stage(dtype_name):
     first_vector, find_segments, set_offsets = strip_functions(numbers)
     read, _, read_vector, _ = memory_functions(dtype_name)
     _, write, _, write_vector = memory_functions(real.name)
-    copy_square = transposed_copy(dtype_name, numbers.lanes)
+    copy_square, copy_rows = transposed_copy(dtype_name, numbers.lanes), copy_rows_function(numbers.lanes)
+    plain = item == stored_item
 
     @njit
     def copy_row(target, source, step, count):
@@ -149,8 +198,12 @@ def build_input_stage(dtype_name):
             left, right = max(0, -v), min(tiles * call.m + 2, call.W - v)
             source = x + image * call.x_n + h * call.x_h + (v + left) * call.x_w
             line = target + s * (call.m + 2) * call.input_pitch + left * item
-            if left < right:
-                for i in range(max(0, -h), min(call.m + 2, call.H - h)):
+            top, bottom = max(0, -h), min(call.m + 2, call.H - h)
+            if plain and call.x_w == item and right - left >= lanes and top < bottom:
+                to, of = line + top * call.input_pitch, source + top * call.x_h
+                copy_rows(to, call.input_pitch, of, call.x_h, bottom - top, right - left)
+            elif left < right:
+                for i in range(top, bottom):
                     to, of = line + i * call.input_pitch, source + i * call.x_h
                     if together:
                         copy_pixels(to, call.input_staging, of, call.x_w, right - left)
@@ -319,36 +372,32 @@ def build_output_stage(dtype_name):
     read, write, read_vector, write_vector = memory_functions(dtype_name)
     read_sum, write_bias, read_sums, _ = memory_functions(real.name)
     copy_square = transposed_copy(real.name, numbers.lanes)
+    finish_rows, finish_rows_past = (finish_rows_function(numbers.lanes, s) for s in (store, tracing.store_past_cache))
 
     @njit
-    def finish_vector(sums, y, residual, has_residual, kind, low, high, slope, past_cache):
+    def finish_vector(sums, y, residual, has_residual, kind, low, high, slope):
         if has_residual:
             sums = sums + read_vector(residual)
-        result = activate(sums, kind, low, high, slope)
-        if past_cache:
-            store_past_cache(y, 0, result)
-        else:
-            write_vector(y, result)
+        write_vector(y, activate(sums, kind, low, high, slope))
 
     @njit
-    def finish_row(call, source, y, residual, count, bias, y_step, residual_step, past_cache):
+    def finish_row(call, source, y, residual, count, bias):
         """y = activation(staged sums + bias + residual) for `count` outputs in a row."""
         kind, low, high, slope, has_residual = call.activation, call.low, call.high, call.slope, call.has_residual
-        together = y_step == stored_item and (has_residual == 0 or residual_step == stored_item)
+        together = call.y_q == stored_item and (has_residual == 0 or call.residual_q == stored_item)
         if together and count >= lanes:
             add, last = broadcast(V, bias), count - lanes
-            past_cache = int(past_cache and y % vector_bytes == 0 and count % lanes == 0)
-            for i in range(0, last, lanes):
-                at, sums = i * stored_item, read_sums(source + i * item) + add
-                finish_vector(sums, y + at, residual + at, has_residual, kind, low, high, slope, past_cache)
-            at, sums = last * stored_item, read_sums(source + last * item) + add
-            finish_vector(sums, y + at, residual + at, has_residual, kind, low, high, slope, past_cache)
+            for i in range(0, last + lanes, lanes):
+                at = min(i, last)
+                to, other = y + at * stored_item, residual + at * stored_item
+                sums = read_sums(source + at * item) + add
+                finish_vector(sums, to, other, has_residual, kind, low, high, slope)
             return
         for i in range(count):
             total = read_sum(source + i * item) + bias
             if has_residual:
-                total += read(residual + i * residual_step)
-            write(y + i * y_step, activate(total, kind, low, high, slope))
+                total += read(residual + i * call.residual_q)
+            write(y + i * call.y_q, activate(total, kind, low, high, slope))
 
     @njit
     def finish_pixels(call, source, y, residual, count, biases, square):
@@ -360,7 +409,7 @@ def build_output_stage(dtype_name):
             for j in range(min(lanes, count - i)):
                 to, add = y + (i + j) * call.y_q, residual + (i + j) * call.residual_q
                 sums = read_sums(square + j * vector_bytes) + bias
-                finish_vector(sums, to, add, has_residual, kind, low, high, slope, 0)
+                finish_vector(sums, to, add, has_residual, kind, low, high, slope)
 
     @njit
     def bias_of(call, k):
@@ -371,6 +420,7 @@ def build_output_stage(dtype_name):
         """The outputs of a strip from the staging area to y: of filter k, or of as many as lanes from k on."""
         table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
         bias = bias_of(call, k)
+        simple = plain and call.activation == CLAMP and call.has_residual == 0 and call.y_q == item
         for s in range(count):
             image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
             p, q = row * call.m, column * call.m
@@ -378,13 +428,19 @@ def build_output_stage(dtype_name):
             add = call.residual + image * call.residual_n + k * call.residual_k
             add += p * call.residual_p + q * call.residual_q
             line, columns = source + s * call.m * call.output_pitch, min(tiles * call.m, call.Q - q)
-            for i in range(min(call.m, call.P - p)):
-                past_cache = call.streaming if plain else 0
+            rows = min(call.m, call.P - p)
+            if not together and simple and columns >= lanes:
+                if call.streaming and (y | call.y_p) % vector_bytes == 0 and columns % lanes == 0:
+                    finish_rows_past(y, call.y_p, line, call.output_pitch, rows, columns, bias, call.low, call.high)
+                else:
+                    finish_rows(y, call.y_p, line, call.output_pitch, rows, columns, bias, call.low, call.high)
+                continue
+            for i in range(rows):
                 to, other, of = y + i * call.y_p, add + i * call.residual_p, line + i * call.output_pitch
                 if together:
                     finish_pixels(call, of, to, other, columns, biases, square)
                 else:
-                    finish_row(call, of, to, other, columns, bias, call.y_q, call.residual_q, past_cache)
+                    finish_row(call, of, to, other, columns, bias)
 
     @njit
     def transform_filter(call, source, plane, staged, offsets, width):
@@ -462,14 +518,17 @@ def build():
 def build_pack(m, dtype_name):
     """The task that transforms one panel of filters of one group, to where multiply_stage reads it.
 
-    In memory: group, plane, block of channels, panel, channel, filter of the panel.
+    In memory: group, plane, block of channels, panel, channel, filter of the panel. Weights larger than the caches are
+    stored past them, a cache line of each plane at a time: half lines to 36 places at once would each be read first.
     """
     numbers = Numbers(dtype_name)
     lanes, item, vector_bytes, panel_height = numbers.count, numbers.item, numbers.bytes, panel_rows()
+    real, plain = numbers.real, numbers.item == numbers.stored_item
     read, _, _, _ = memory_functions(dtype_name)
-    _, write, _, _ = memory_functions(numbers.real.name)
-    real = numbers.real
+    _, write, _, _ = memory_functions(real.name)
+    line = max(1, 64 // vector_bytes)
     transform = filter_transform(m, numbers.lanes)
+    transform_line_past = filter_transform(m, numbers.lanes, line, tracing.store_past_cache)
     staging_at, taps_bytes = numbers.staging_at, 12 * item
 
     @njit
@@ -484,28 +543,53 @@ def build_pack(m, dtype_name):
         for i in range(9):
             write(target + i * item, real(0))
 
+    @njit
+    def pack_staged(call, w, first, vectors, depth, filters, scratch, target):
+        """Vectors first .. vectors-1 of a panel, through a copy of their taps; zeros for missing filters."""
+        offsets, staged = array_at(types.int64, scratch, (lanes,), (8,)), scratch + staging_at
+        for v in range(first, vectors):
+            for lane in range(lanes):
+                channel, k = (v * lanes + lane) // panel_height, (v * lanes + lane) % panel_height
+                offsets[lane] = lane * taps_bytes
+                if channel < depth and k < filters:
+                    stage_taps(call, w + k * call.w_k + channel * call.w_c, staged + lane * taps_bytes)
+                else:
+                    clear_taps(staged + lane * taps_bytes)
+            transform(staged, 0, scratch, target + v * vector_bytes, call.filter_plane)
+
+    @njit
+    def pack_in_place(call, w, vectors, scratch, target):
+        """Whole vectors of a whole panel whose taps lie side by side; returns how many were done."""
+        offsets = array_at(types.int64, scratch, (lanes,), (8,))
+        for lane in range(lanes):
+            offsets[lane] = lane % panel_height * call.w_k + lane // panel_height * call.w_c
+        step, done = lanes // panel_height * call.w_c, 0
+        if call.streaming:
+            while done + line <= vectors:
+                to = target + done * vector_bytes
+                transform_line_past(w + done * step, step, scratch, to, call.filter_plane)
+                done += line
+        while done < vectors:
+            transform(w + done * step, 0, scratch, target + done * vector_bytes, call.filter_plane)
+            done += 1
+        return done
+
     def pack(call_address, index, worker):
         call = record_at(RECORD, call_address)
         group, panel = index // call.panels, index % call.panels
         scratch = call.workspace + worker * call.worker_bytes
-        offsets = array_at(types.int64, scratch, (lanes,), (8,))
-        staged = scratch + staging_at
-        for i in range(lanes):
-            offsets[i] = i * taps_bytes
-        w = call.w + group * call.Kg * call.w_k
+        filters = min(panel_height, call.Kg - panel * panel_height)
+        w = call.w + (group * call.Kg + panel * panel_height) * call.w_k
+        together = plain and call.w_s == item and call.w_r == 3 * item
+        in_place = together and filters == panel_height and lanes % panel_height == 0
         for c in range(0, call.Cg, call.depth_block):
             depth = min(call.depth_block, call.Cg - c)
             vectors = (depth * panel_height + lanes - 1) // lanes
             target = call.y + group * call.filter_group + c * panel_height * item * call.panels
             target += panel * vectors * vector_bytes
-            for v in range(vectors):
-                for lane in range(lanes):
-                    d, row = (v * lanes + lane) // panel_height, (v * lanes + lane) % panel_height
-                    k = panel * panel_height + row
-                    if d < depth and k < call.Kg:
-                        stage_taps(call, w + k * call.w_k + (c + d) * call.w_c, staged + lane * taps_bytes)
-                    else:
-                        clear_taps(staged + lane * taps_bytes)
-                transform(staged, scratch, target + v * vector_bytes, call.filter_plane)
+            here, done = w + c * call.w_c, 0
+            if in_place:
+                done = pack_in_place(call, here, depth * panel_height // lanes, scratch, target)
+            pack_staged(call, here, done, vectors, depth, filters, scratch, target)
 
     return pack

@@ -171,18 +171,25 @@ def input_transform(m, V):
     return transform
 
 
-def filter_transform(m, V):
-    """transform(base, table, target, plane): the nine taps at base + table[lane] to their planes."""
+def filter_transform(m, V, vectors=1, store_vector=store):
+    """transform(base, step, table, target, plane): nine taps at base + table[lane] to their planes.
+
+    And so on for `vectors` vectors that begin `step` bytes apart; all of a plane's are stored together.
+    """
     matrix = filter_matrix(m)
 
-    @traced(types.void)
-    def transform(base, table, target, plane):
-        taps = load_rows(V, tile_addresses(V, base, table), 9)
+    def planes_of(taps):
         rows = [times_paired_rows(matrix, taps[3 * r : 3 * r + 3]) for r in range(3)]
-        for j in range(m + 2):
-            for value in times_paired_rows(matrix, [row[j] for row in rows]):
-                store(target, value)
-                target = target + plane
+        return [value for j in range(m + 2) for value in times_paired_rows(matrix, [row[j] for row in rows])]
+
+    @traced(types.void)
+    def transform(base, step, table, target, plane):
+        addresses = tile_addresses(V, base, table)
+        taps = [load_rows(V, [a + step * i for a in addresses], 9) for i in range(vectors)]
+        for values in zip(*map(planes_of, taps), strict=True):
+            for i, value in enumerate(values):
+                store_vector(target + V.bytes * i, value)
+            target = target + plane
 
     return transform
 

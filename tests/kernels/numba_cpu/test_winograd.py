@@ -73,7 +73,7 @@ def test_splitting_the_filters_changes_no_bit(other_cut):
 
 def test_stores_past_the_cache_write_the_same(other_cut):
     y = computed(threads=1, shape=(1, 8, 18, 48))
-    other_cut(PAST_CACHE_BYTES=0)
+    other_cut(PAST_CACHE_BYTES=0, PAST_CACHE_WEIGHTS=0)
     np.testing.assert_array_equal(y, computed(threads=1, shape=(1, 8, 18, 48)))
 
 
