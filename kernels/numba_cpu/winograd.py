@@ -28,6 +28,8 @@ Lessons, all measured on two Zen 3 cores with AVX2:
   too (`parts`): every part transforms the input again, 3 % on 512 -> 512 at 28 x 28, and streams its own share of U
   only.
 - Sums over channels are cut every 128: a panel of V then fills a third of L1, and rounding errors stop growing with C.
+- Blocks that leave L2 although they could stay cost a third on 64 -> 64 at 112 x 112 (3.1 to 4.3 ms).
+- Fetching U ahead by prefetch instructions gained nothing.
 - Points 0, +-sqrt(1/2), +-sqrt(2) halve F(4,3)'s error against 0, +-1, +-2.
 - Past-cache stores pay when y is larger than the caches (64 x 224 x 224) and hurt when the next layer would find it
   there.
@@ -68,15 +70,17 @@ from .winograd_stages import (
 passes = ("forward",)
 
 DEPTH_BLOCK = 128  # channels summed at a time: 128 x 24 floats of V are 12 KB of L1
-BLOCK_BYTES = 8 << 20  # V and M of a block; larger ones read U less often, but come from L3
+# A block's V and M take as much as U, within these limits: smaller blocks read U more often, larger ones leave L2.
+LEAST_BLOCK_BYTES, MOST_BLOCK_BYTES = 1 << 20, 8 << 20
 CHUNK_FILTERS = 64  # multiplied before their outputs are transformed: their M, 36 x 64 x 24 floats, stays in L2
+LONG_CHUNK_FILTERS = 128  # the same where V comes from L3, to read it less often
 PAST_CACHE_BYTES = 8 << 20  # outputs this large are stored past the cache
 
 PAST_CACHE_WEIGHTS = 1 << 20  # transformed weights this large are: 512 x 512 take 1.6 ms instead of 4.8
 
-# The cost model, in cycles of one core. Fitted to medians on Zen 3 (two threads, C and K of 64 to 512, maps of 7 to 224).
+# The cost model, in cycles of one core; fitted to medians on Zen 3 (two threads, 64 to 512 channels, maps of 7 to 224).
 CYCLES_PER_SECOND = 3.1e9
-TRANSFORM_CYCLES = {2: 150, 4: 280, 6: 700}  # per vector of tiles and channel or filter, staging included
+TRANSFORM_CYCLES = {2: 150, 4: 280, 6: 800}  # per vector of tiles and channel or filter, staging included
 TILE_EFFICIENCY = {1: 0.45, 2: 0.68, 3: 0.72}  # of two multiply-adds a cycle, by the vectors of a tile; caches included
 STREAM_BYTES_PER_CYCLE = 3.0  # U, from L3 or memory
 MEMORY_BYTES_PER_CYCLE = 3.0  # x and y, per thread
@@ -149,14 +153,17 @@ def cut_into(m, problem, threads, parts) -> Cut:
     panels = ceil_div(problem.Kg, panel)
     part = ceil_div(panels, parts)
     parts = ceil_div(panels, part)
-    chunk = min(part, max(1, CHUNK_FILTERS // panel))
 
     strip_bytes = VECTORS * numbers.bytes
     input_slot = planes * (problem.Cg * strip_bytes + PLANE_PADDING)
+    in_cache = input_slot <= target.cache_bytes(2)
+    chunk = min(part, max(1, (CHUNK_FILTERS if in_cache else LONG_CHUNK_FILTERS) // panel))
     output_slot = planes * (chunk * panel * strip_bytes + PLANE_PADDING)
     shares = max(1, ceil_div(threads, parts * problem.groups))  # ranges that keep every thread busy
     strips = min(vectors, ceil_div(ceil_div(vectors, VECTORS), shares) * shares)
-    fitting = max(1, BLOCK_BYTES // (input_slot + output_slot))
+    weights = planes * problem.Cg * problem.Kg * numbers.item
+    block_bytes = min(MOST_BLOCK_BYTES, max(LEAST_BLOCK_BYTES, weights))
+    fitting = max(1, block_bytes // (input_slot + output_slot))
     per_range = fitting if parts == 1 else strips  # a thread that keeps its part keeps its share of U in its caches
     ranges = min(strips, ceil_div(ceil_div(strips, per_range), shares) * shares)
     per_block = min(fitting, ceil_div(strips, ranges))

@@ -11,7 +11,7 @@ anywhere in a row of tiles. Its part of one row of tiles is a segment:
                                          segment 1: ...                 plane (m+2)^2 - 1
 
 The staging area makes padding, odd sizes, every stride, NHWC and 16-bit numbers a matter of copying rows: the
-transforms see float rows with everything in place. It costs a store and a load per pixel, a seventh of a transform.
+transforms see float rows with everything in place. It costs a store and a load per pixel.
 Output goes the same way back. While one channel is transformed the next is being copied into another plane of the
 staging area: a load of what was stored just before, by stores of another width, would wait for them.
 """

@@ -25,7 +25,7 @@ def weights(K, C, seed=1):
 
 @pytest.fixture
 def other_cut(monkeypatch):
-    """Cut problems by other numbers: other_cut(BLOCK_BYTES=0, ...)."""
+    """Cut problems by other numbers: other_cut(CHUNK_FILTERS=8, ...)."""
 
     def change(**constants):
         for name, value in constants.items():
@@ -61,7 +61,7 @@ def aligned_bytes(count):
 def test_the_bits_do_not_depend_on_threads_or_blocks(other_cut):
     y = computed(threads=1)
     np.testing.assert_array_equal(y, computed(threads=3))
-    other_cut(BLOCK_BYTES=0, CHUNK_FILTERS=8)
+    other_cut(LEAST_BLOCK_BYTES=0, MOST_BLOCK_BYTES=0, CHUNK_FILTERS=8)
     np.testing.assert_array_equal(y, computed(threads=2))
 
 
