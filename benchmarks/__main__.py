@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from . import (
     cases,
     engine,
+    gate,
     gpu,
     machine,
     memory,
@@ -33,6 +36,7 @@ from . import (
 )
 
 QUICK = engine.Settings(rounds=5, block_seconds=0.010, most_seconds=1.0)
+GPU = engine.Settings(rounds=5, block_seconds=0.005, most_seconds=1.0)  # its neighbours are quiet
 
 
 OUTPUT = click.option(
@@ -55,6 +59,8 @@ def options(command):
             click.option("--kernels", "each_kernel", is_flag=True, help="Measure every kernel of ours by itself too."),
             click.option("--threads", type=click.IntRange(1), default=None, help="Threads for everybody [all]."),
             click.option("--rounds", type=click.IntRange(1), default=None, help="Rounds of the engine."),
+            click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images in a batch."),
+            click.option("--minutes", type=float, default=None, help="Begin no case after so many minutes."),
             click.option("--add", is_flag=True, help="Keep the other suites' rows that are in the folder already."),
             OUTPUT,
         )
@@ -164,18 +170,22 @@ def run_gpu(threads, with_peers, **chosen):
     if reason:
         raise click.ClickException(f"no GPU to measure on: {reason}")
     found = gpu.makers() if with_peers else {}
-    run_on(gpu.place(), lambda case: found, gpu.event_block, {"threads": threads or 1, "peaks": None}, **chosen)
+    with gpu.stream():
+        about = {"threads": threads or 1, "peaks": None}
+        run_on(gpu.place(), lambda case: found, gpu.event_block, about, exact=gpu.exact, settings=GPU, **chosen)
 
 
 def run_on(
-    place, peers_of: Callable, block: Callable, about_run, quick, suites, names, each_kernel, rounds, add, output
-):
+    place, peers_of: Callable, block: Callable, about_run, *, quick, suites, names, each_kernel, rounds, add, output,
+    minutes, batch, exact=gate.exact, settings=None,
+):  # fmt: skip
     """Measure the chosen cases with ours and their peers at one place, and write and show the results."""
     console = tables.console()
     chosen = [case for case in chosen_cases(quick, suites) if not names or any(name in case.name for name in names)]
+    chosen = [cases.batch_of(case, batch) for case in chosen]
     if not chosen:
         raise click.UsageError(f"--case: no case has {' or '.join(names)} in its name")
-    settings = engine_settings(quick, rounds)
+    settings = engine_settings(QUICK if quick else settings or engine.Settings(), rounds)
     about = machine.describe()
     console.print(f"{about['processor']}, {', '.join(about['instruction_sets'])}; on {place.device}", highlight=False)
 
@@ -183,7 +193,7 @@ def run_on(
         kernels = ours.kernel_makers(case, place) if each_kernel else {}
         return ours.makers(case, place) | kernels | peers_of(case)
 
-    rows = measure(chosen, makers, settings, block, console)
+    rows = measure(chosen, makers, settings, block, console, exact, minutes)
     about_run |= run_settings(settings) | {"device": str(place.device)}
     measured = results.Results(about, about_run, rows)
     if add and (output / "results.json").exists():
@@ -209,8 +219,7 @@ def set_threads(threads: int | None) -> int:
     return threads
 
 
-def engine_settings(quick, rounds) -> engine.Settings:
-    base = QUICK if quick else engine.Settings()
+def engine_settings(base: engine.Settings, rounds: int | None) -> engine.Settings:
     return replace(base, rounds=rounds or base.rounds)
 
 
@@ -234,15 +243,19 @@ def tell_missing(suites) -> None:
 
 
 def measure(
-    chosen, makers: Callable, settings: engine.Settings, block: Callable, console: Console
+    chosen, makers: Callable, settings: engine.Settings, block: Callable, console: Console, exact: Callable, minutes
 ) -> list[results.Row]:
-    """Every row of the chosen cases, with a progress bar that says what is being done."""
+    """Every row of the chosen cases, with a progress bar that says what is being done; none begins after `minutes`."""
+    end = time.monotonic() + 60 * (minutes or math.inf)
     with progress_bar(console) as progress:
         task = progress.add_task("", total=len(chosen))
         rows = []
         for case in chosen:
+            if time.monotonic() > end:
+                console.print(f"{minutes:g} minutes are over; not measured: {case} and what comes after it")
+                break
             rows += runner.run_case(
-                case, makers(case), settings, block, lambda text: progress.update(task, description=text)
+                case, makers(case), settings, block, lambda text: progress.update(task, description=text), exact
             )
             progress.advance(task)
     return rows

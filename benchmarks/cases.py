@@ -7,7 +7,7 @@ and errors of different layers can be compared.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -83,6 +83,13 @@ def filter_case(size: str, channels: int, window: int) -> Case:
         shape, (channels, 1, window, window), "float32", padding=window // 2, groups=channels, layout=layout
     )
     return Case(FILTERS, f"{size}-{channels}-{window}x{window}", problem)
+
+
+def batch_of(case: Case, N: int) -> Case:
+    """The case with N images for each one it has."""
+    if N == 1:
+        return case
+    return replace(case, name=f"{N * case.problem.N}x{case.name}", problem=replace(case.problem, N=N * case.problem.N))
 
 
 def suites() -> tuple[str, ...]:

@@ -6,6 +6,8 @@ Errors are norm-relative, ||y - exact|| / ||exact||, and sort the candidates int
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from convlib import accuracy
@@ -20,15 +22,16 @@ class GateError(Exception):
     """A candidate's answer is not the convolution; it is named in the table and gets no time."""
 
 
-def exact(case: Case, operands: Operands) -> np.ndarray:
+def exact(case: Case, operands: Operands, put: Callable = np.asarray, get: Callable = np.asarray) -> np.ndarray:
     """The result in float64, (N, K, P, Q): reference.py's definition, by faster ways than its loops.
 
+    put, get: to and from the library whose matrix products are used, NumPy's or CuPy's.
     tests/benchmarks/test_gate.py holds both ways against reference.py, which would take minutes on a large layer.
     """
     problem = case.problem
     x, w = operands.x.astype(np.float64), operands.w.astype(np.float64)
     x = np.pad(x, ((0, 0), (0, 0), *problem.padding))
-    y = by_fourier(problem, x, w) if is_large_filter(problem) else by_matmul(problem, x, w)
+    y = by_fourier(problem, x, w) if is_large_filter(problem) else get(by_matmul(problem, put(x), put(w)))
     if operands.bias is not None:
         y += operands.bias.astype(np.float64)[:, None, None]
     return reference.activated(problem, y)
@@ -51,11 +54,11 @@ def by_matmul(problem, x, w):
     """The sum over channels as a matrix product, for each tap of the window."""
     N, G, P, Q = problem.N, problem.groups, problem.P, problem.Q
     w = w.reshape(G, problem.Kg, problem.Cg, problem.R, problem.S)
-    y = np.zeros((N, G, problem.Kg, P * Q))
+    y = 0.0
     for r in range(problem.R):
         for s in range(problem.S):
             window = x[:, :, span(r, 0, problem, P), span(s, 1, problem, Q)].reshape(N, G, problem.Cg, P * Q)
-            y += w[:, :, :, r, s] @ window
+            y = y + w[:, :, :, r, s] @ window
     return y.reshape(problem.y_shape)
 
 

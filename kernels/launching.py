@@ -104,7 +104,7 @@ def on_gpu(kernel, grid, block, args, shared_bytes, stream):
 
         function = raw_kernel(kernel, cupy.cuda.Device().id)
         with cupy_stream(stream):
-            function(grid, block, args, shared_mem=shared_bytes)
+            function(grid, block, with_null_pointers(args), shared_mem=shared_bytes)
     else:
         args = in_simulator(args) if simulating() else args
         kernel[grid, block, numba_stream(stream), shared_bytes](*args)
@@ -121,8 +121,13 @@ def on_emulator(kernel, grid, block, args, shared_bytes, stream):
     from ..emulator import launch_kernel
 
     if isinstance(kernel, CudaSource):
-        args = tuple(np.uint64(0) if argument is None else argument for argument in args)  # a null pointer
+        args = with_null_pointers(args)
     launch_kernel(kernel, grid, block, args, shared_bytes)
+
+
+def with_null_pointers(args):
+    """None as the 64-bit zero that the driver copies: CuPy's own None would be no argument at all."""
+    return tuple(np.uint64(0) if argument is None else argument for argument in args)
 
 
 @cache
@@ -136,9 +141,12 @@ def raw_kernel(source: CudaSource, device_id: int):
 
 
 def cupy_stream(stream):
+    """A context in which CuPy works on `stream`: its address, 0 for the default stream, None for CuPy's current one."""
     import cupy
 
-    return cupy.cuda.ExternalStream(stream) if stream else contextlib.nullcontext()
+    if stream is None:
+        return contextlib.nullcontext()
+    return cupy.cuda.ExternalStream(stream) if stream else cupy.cuda.Stream.null
 
 
 def numba_stream(stream):

@@ -409,6 +409,11 @@ def on_this_gpu(library):
         from numba import cuda
 
         return [cuda.to_device(a) for a in (X, W, BIAS)], lambda y: y.copy_to_host()
+    if library == "jax":
+        jax = pytest.importorskip("jax", reason="JAX is not installed")
+        if jax.default_backend() != "gpu":
+            pytest.skip("JAX sees no GPU")
+        return [jax.numpy.asarray(a) for a in (X, W, BIAS)], np.asarray
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     if not torch.cuda.is_available():
         pytest.skip("PyTorch sees no GPU")
@@ -417,7 +422,7 @@ def on_this_gpu(library):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not convlib.info()["gpus"], reason="no GPU is visible")
-@pytest.mark.parametrize("library", ["cupy", "numba", "torch"])
+@pytest.mark.parametrize("library", ["cupy", "numba", "torch", "jax"])
 @pytest.mark.parametrize("backend", ["numba_cuda", "cupy_raw"])
 def test_gpu_arrays_through_both_families(library, backend):
     (x, w, bias), to_host = on_this_gpu(library)

@@ -49,11 +49,12 @@ def declared_parameters(code, name):
 
 
 def check_argument(parameter, value):
-    """A pointer takes an array or None; anything else a NumPy scalar or a 0-dimensional struct, by value."""
+    """A pointer takes an array or a 64-bit zero; anything else a NumPy scalar or a 0-dimensional struct, by value."""
     if isinstance(value, (bool, int, float, complex)) and not isinstance(value, np.generic):
         raise TypeError(f"{parameter}: a NumPy scalar needed, got the Python number {value!r}")
-    is_array = value is None or (isinstance(value, np.ndarray) and value.ndim > 0)
-    if ("*" in parameter) != is_array:
+    is_array = isinstance(value, np.ndarray) and value.ndim > 0
+    is_null = isinstance(value, np.uint64) and value == 0
+    if ("*" in parameter) != (is_array or is_null):
         raise TypeError(f"{parameter}: got {type(value).__name__}")
 
 
@@ -72,7 +73,11 @@ def module(device_id=0):
         def __exit__(self, *_):
             streams.pop()
 
-    cuda = types.SimpleNamespace(Device=lambda: types.SimpleNamespace(id=device_id), ExternalStream=ExternalStream)
+    cuda = types.SimpleNamespace(
+        Device=lambda: types.SimpleNamespace(id=device_id),
+        ExternalStream=ExternalStream,
+        Stream=types.SimpleNamespace(null=ExternalStream(0)),
+    )
     cupy = types.ModuleType("cupy")
     cupy.RawKernel, cupy.cuda = kernel, cuda
     return cupy

@@ -45,7 +45,7 @@ def test_a_cuda_source_goes_to_a_raw_kernel_with_its_text_and_options(fill, cupy
     assert kernel.options[0] == f"-I{launching.CUPY_RAW}"
     assert "-DN=4" in kernel.options
     (call,) = kernel.calls
-    assert call == ((2, 3, 1), (32, 1, 1), args, 128, None)
+    assert call == ((2, 3, 1), (32, 1, 1), (args[0], np.uint64(0), *args[2:]), 128, None)
 
 
 def test_a_raw_kernel_is_made_once_for_each_device_and_each_set_of_constants(fill, cupy):
@@ -61,7 +61,7 @@ def test_a_raw_kernel_is_started_on_the_callers_stream(fill, cupy):
     for stream in (None, 0, 0xABC0):
         launch(fill, 1, 32, arguments(), stream=stream)
     (kernel,) = cupy.RawKernel.made
-    assert [call[-1] for call in kernel.calls] == [None, None, 0xABC0]
+    assert [call[-1] for call in kernel.calls] == [None, 0, 0xABC0]
     assert cupy.RawKernel.streams == []
 
 
@@ -75,16 +75,19 @@ def test_python_numbers_are_refused_before_they_reach_a_kernel(fill, cupy, numbe
 
 def test_the_stand_in_refuses_what_cupy_would_take_in_silence(fill, cupy):
     kernel = cupy.RawKernel(KERNEL, "fill")
+    passed = launching.with_null_pointers(arguments())
     with pytest.raises(TypeError, match="stream"):
-        kernel((1,), (32,), arguments(), stream=3)
+        kernel((1,), (32,), passed, stream=3)
+    with pytest.raises(TypeError, match="got NoneType"):
+        kernel((1,), (32,), arguments())
     with pytest.raises(TypeError, match="4 arguments declared, got 3"):
-        kernel((1,), (32,), arguments()[:3])
+        kernel((1,), (32,), passed[:3])
     with pytest.raises(TypeError, match="int n: a NumPy scalar needed, got the Python number 4"):
-        kernel((1,), (32,), (*arguments()[:2], 4, np.zeros((), SIZE)))
+        kernel((1,), (32,), (*passed[:2], 4, np.zeros((), SIZE)))
     with pytest.raises(TypeError, match="int n: got ndarray"):
-        kernel((1,), (32,), (*arguments()[:2], np.zeros(4), np.zeros((), SIZE)))
+        kernel((1,), (32,), (*passed[:2], np.zeros(4), np.zeros((), SIZE)))
     with pytest.raises(TypeError, match=r"float\* y: got int32"):
-        kernel((1,), (32,), (np.int32(4), *arguments()[1:]))
+        kernel((1,), (32,), (np.int32(4), *passed[1:]))
 
 
 def test_the_stand_in_has_the_signature_that_the_installed_cupy_documents():
@@ -94,10 +97,9 @@ def test_the_stand_in_has_the_signature_that_the_installed_cupy_documents():
     assert "str code, str name, tuple options=(), str backend='nvrtc'" in cupy.RawKernel.__doc__
 
 
-def test_the_installed_cupy_takes_structs_by_value_and_none_as_a_null_pointer():
-    """Its documentation promises the first; the second is only to be had from its compiled code."""
+def test_the_installed_cupy_takes_structs_and_null_pointers_by_value():
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed (extra cuda13)")
-    assert converted_by_cupy(cupy, (np.zeros((), SIZE), None, np.int32(1)))
+    assert converted_by_cupy(cupy, (np.zeros((), SIZE), np.uint64(0), np.int32(1)))
     with pytest.raises(TypeError, match=r"Only numpy.ndarrays of size one can be passed by value"):
         converted_by_cupy(cupy, (np.zeros(2, np.int32),))
     with pytest.raises(TypeError, match="Unsupported type"):

@@ -33,9 +33,10 @@ def test_arguments_fit_the_parameters_that_the_kernel_declares(name, case):
     for launch in launches_of(KERNELS[name], case):
         declared = stand_in_cupy.declared_parameters(launch.kernel.text(), launch.kernel.function)
         assert len(launch.args) == len(declared)
-        for parameter, value in zip(declared, launch.args, strict=True):
+        passed = launching.with_null_pointers(launch.args)
+        for parameter, value, given in zip(declared, passed, launch.args, strict=True):
             stand_in_cupy.check_argument(parameter, value)
-            check_type(parameter, value, case.problem())
+            check_type(parameter, given, case.problem())
         assert launch.shared_bytes == 0, "their shared memory is declared in the source"
         assert launch.stream == 7
 

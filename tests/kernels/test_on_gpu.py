@@ -1,0 +1,160 @@
+"""Every listed GPU kernel on this machine's GPU, against the reference: values, bits, and what lies around the result.
+
+Arrays are CuPy's; bfloat16, which CuPy's arrays take but hardly compute with, crosses as PyTorch's where that is there.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import convlib
+from convlib import device, dispatch
+from convlib.problem import make_problem
+from tests.kernels.test_every_kernel import assert_close, forced
+from tests.problems import SMALL, TINY, Case, arrays_of
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not convlib.info()["gpus"], reason="no GPU is visible"),
+]
+
+GPU_KERNELS = [name for name in dispatch.KERNELS if "cuda" in dispatch.FAMILIES[dispatch.family_of(name)].runs_on]
+FORWARD = [name for name in GPU_KERNELS if "forward" in dispatch.kernel(name).passes]
+LARGE = (
+    Case("resnet_3x3", (4, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, bias=True),
+    Case("resnet_3x3_late", (8, 512, 7, 7), (512, 512, 3, 3), {"padding": 1}, bias=True),
+    Case("resnet_1x1_strided", (4, 256, 56, 56), (512, 256, 1, 1), {"stride": 2}),
+    Case("resnet_first", (4, 3, 224, 224), (64, 3, 7, 7), {"padding": 3, "stride": 2}, bias=True),
+    Case("vgg_3x3", (1, 128, 112, 112), (128, 128, 3, 3), {"padding": 1, "activation": "relu"}, bias=True),
+    Case("vgg_3x3_nhwc", (1, 56, 56, 256), (256, 256, 3, 3), {"padding": 1, "layout": "NHWC"}, bias=True),
+    Case("mobilenet_depthwise", (8, 96, 112, 112), (96, 1, 3, 3), {"padding": 1, "stride": 2, "groups": 96}),
+    Case("float16_3x3", (2, 128, 28, 28), (128, 128, 3, 3), {"padding": 1}, dtype="float16"),
+    Case("float64_3x3", (2, 64, 28, 28), (96, 64, 3, 3), {"padding": 1}, dtype="float64"),
+)
+GUARD = 64  # elements of NaN before and after the result
+
+
+def on_gpu(array, dtype_name):
+    """`array` on the GPU with the same strides, and its library's name."""
+    import cupy
+
+    if array is None:
+        return None
+    if dtype_name == "bfloat16":
+        torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+        return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).cuda().view(torch.bfloat16)
+    if array.base is None or array.flags.c_contiguous:
+        return cupy.asarray(array)
+    first, last = np.lib.array_utils.byte_bounds(array)
+    flat = cupy.empty(last - first, cupy.uint8)
+    start = array.__array_interface__["data"][0] - first
+    strided = cupy.ndarray(array.shape, array.dtype, flat.data + start, array.strides)
+    if 0 in array.strides:
+        strided[:1] = cupy.asarray(array[:1])
+    else:
+        strided[...] = cupy.asarray(np.ascontiguousarray(array))
+    return strided
+
+
+def to_host(array):
+    if isinstance(array, np.ndarray) or array is None:
+        return array
+    if hasattr(array, "get"):
+        return array.get()
+    import ml_dtypes
+    import torch
+
+    if array.dtype is torch.bfloat16:
+        return array.view(torch.int16).cpu().numpy().view(ml_dtypes.bfloat16)
+    return array.cpu().numpy()
+
+
+def guarded(shape, dtype_name):
+    """A result of NaN between two guards of NaN, and the flat array that it lies in."""
+    import cupy
+
+    size = int(np.prod(shape))
+    if dtype_name == "bfloat16":
+        import torch
+
+        flat = torch.full((size + 2 * GUARD,), float("nan"), dtype=torch.bfloat16, device="cuda")
+    else:
+        flat = cupy.full(size + 2 * GUARD, np.nan, dtype_name)
+    return flat[GUARD : GUARD + size].reshape(shape), flat
+
+
+def served(cases):
+    here = device.gpu(0) if convlib.info()["gpus"] else device.named("sm_80")
+    pairs = [(name, case) for name in FORWARD for case in cases]
+    return [(name, case) for name, case in pairs if not dispatch.kernel(name).why_not(case.problem(), here)]
+
+
+def arguments(case, integers=True):
+    x, w, bias, residual, out = arrays_of(case, integers=integers)
+    return (x, w, bias, residual, out), [on_gpu(a, case.dtype) for a in (x, w, bias, residual)]
+
+
+@pytest.mark.parametrize(("name", "case"), served(TINY + SMALL + LARGE), ids=str)
+def test_equals_the_reference_and_writes_nothing_else(name, case):
+    (x, w, bias, residual, out), (gx, gw, gb, gr) = arguments(case)
+    y, flat = guarded(out.shape, case.dtype)
+
+    result = convlib.conv2d(gx, gw, gb, residual=gr, out=y, **case.keywords, **forced(name))
+
+    assert result is y
+    assert_close(case, dispatch.algorithm_of(name), np.ascontiguousarray(to_host(y)), x, w, bias, residual)
+    around = to_host(flat).astype(np.float32)
+    assert np.isnan(around[:GUARD]).all(), "written before the result"
+    assert np.isnan(around[-GUARD:]).all(), "written past the result"
+    for given, before in zip((gx, gw, gb, gr), (x, w, bias, residual)):
+        if given is not None:
+            np.testing.assert_array_equal(to_host(given).astype(np.float64), before.astype(np.float64))
+
+
+@pytest.mark.parametrize(("name", "case"), served(TINY + SMALL + LARGE), ids=str)
+def test_gives_the_same_bits_twice_and_through_a_plan(name, case):
+    _, (x, w, bias, residual) = arguments(case, integers=False)
+    call = {**case.keywords, **forced(name)}
+    plan = convlib.plan(tuple(x.shape), w, bias, residual=residual is not None, **call)
+    results = [convlib.conv2d(x, w, bias, residual=residual, **call) for _ in range(3)]
+    results.append(plan(x, residual=residual))
+    first, *others = (to_host(y).view(np.uint8) for y in results)
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_a_plan_can_be_captured_in_a_graph(name):
+    """No allocation, no synchronisation, everything on the caller's stream: a replay then sees the new image."""
+    import cupy
+
+    case = LARGE[0]
+    _, (x, w, bias, _) = arguments(case)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        plan = convlib.plan(x.shape, w, bias, **case.keywords, **forced(name))
+        y = plan(x)
+        stream.synchronize()
+        stream.begin_capture()
+        plan(x, out=y)
+        graph = stream.end_capture()
+        x *= 2
+        y[...] = np.nan
+        graph.launch()
+        stream.synchronize()
+        wanted = plan(x)
+    np.testing.assert_array_equal(y.get(), wanted.get())
+
+
+@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_input_gradients_through_every_kernel(name, stride):
+    case = replace(LARGE[7], keywords={"padding": 1, "stride": stride}, dtype="float32")
+    x, w, *_ = arrays_of(case)
+    problem = make_problem(case.x, case.w, np.dtype("float32"), padding=1, stride=stride)
+    grad_y = np.random.default_rng(1).integers(-3, 4, problem.y_shape).astype(np.float32)
+    got = convlib.conv2d_input_grad(
+        on_gpu(grad_y, "float32"), on_gpu(w, "float32"), x.shape, **case.keywords, **forced(name)
+    )
+    np.testing.assert_array_equal(got.get(), convlib.conv2d_input_grad(grad_y, w, x.shape, **case.keywords))
