@@ -25,11 +25,12 @@ CONV2D, PLAN, FAST_PLAN = "convlib conv2d", "convlib plan", "convlib plan, max_e
 
 @dataclass(frozen=True)
 class Place:
-    """Where arrays lie. put: a NumPy array as one of there; get: back again."""
+    """Where arrays lie. put: a NumPy array as one of there; get: back again; once: marks what cannot be replayed."""
 
     device: Device
     put: Callable[[np.ndarray], Any]
     get: Callable[[Any], np.ndarray]
+    once: Callable[[Callable], Callable] = lambda call: call
 
 
 def host() -> Place:
@@ -46,10 +47,12 @@ def makers(case: Case, place: Place) -> dict[str, Callable]:
 
 
 def kernel_makers(case: Case, place: Place) -> dict[str, Callable]:
-    """Every kernel that can run the case there, forced by its two names, through conv2d."""
+    """Every kernel that can run the case there, forced by its two names: through conv2d, on a GPU through plan."""
     held = dispatch.candidates(case.problem, place.device, FAST_MAX_ERROR, None)
     possible = [candidate.name for candidate in held if candidate.possible]
-    return {name: partial(conv2d, place=place, max_error=FAST_MAX_ERROR, kernel=name) for name in possible}
+    if place.device.is_gpu:
+        return {n: partial(plan, place=place, max_error=FAST_MAX_ERROR, name=n, kernel=n) for n in possible}
+    return {n: partial(conv2d, place=place, max_error=FAST_MAX_ERROR, kernel=n) for n in possible}
 
 
 def choice(case: Case, place: Place, max_error: float) -> str:
@@ -64,11 +67,9 @@ def conv2d(
     kernel: str | None = None,
 ) -> Candidate:
     """conv2d, by the kernel it chooses or by `kernel`; the weights are packed in each call."""
-    keywords = parameters(case) | {"max_error": max_error}
-    if kernel is not None:
-        keywords |= {"backend": dispatch.family_of(kernel), "algorithm": dispatch.algorithm_of(kernel)}
+    keywords = parameters(case) | forced(kernel) | {"max_error": max_error}
     x, w, bias, y = arrays(case, operands, place)
-    call = partial(convlib.conv2d, x, w, bias, out=y, **keywords)
+    call = place.once(partial(convlib.conv2d, x, w, bias, out=y, **keywords))
     used = kernel or choice(case, place, max_error)
     return Candidate(kernel or CONV2D, call, lambda: logical(case, place.get(y)), max_error, True, used)
 
@@ -79,12 +80,18 @@ def plan(
     place: Place,
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     name: str = PLAN,
+    kernel: str | None = None,
 ) -> Candidate:
-    """A plan's call: the weights have been packed beforehand."""
+    """A plan's call, by the kernel it chooses or by `kernel`: the weights have been packed beforehand."""
     x, w, bias, y = arrays(case, operands, place)
-    planned = convlib.plan(x.shape, w, bias, max_error=max_error, **parameters(case))
+    planned = convlib.plan(x.shape, w, bias, max_error=max_error, **parameters(case), **forced(kernel))
     call = partial(planned, x, out=y)
     return Candidate(name, call, lambda: logical(case, place.get(y)), max_error, True, planned.name)
+
+
+def forced(kernel: str | None) -> dict:
+    """The two arguments that leave no choice but `kernel`."""
+    return {"backend": dispatch.family_of(kernel), "algorithm": dispatch.algorithm_of(kernel)} if kernel else {}
 
 
 def parameters(case: Case) -> dict:
