@@ -273,7 +273,6 @@ def in_order(array: np.ndarray, channels_last: bool):
 
 def fastest_plan(graph, bound) -> Callable:
     """The call of the plan that was fastest in a few tries, among all that could be built."""
-    import cudnn as frontend
     import cupy
 
     timed = []
