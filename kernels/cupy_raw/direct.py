@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from .. import gpu_cost as cost
 from ..launching import CudaSource, ceil_div, launch
 from .parameters import (
@@ -38,6 +40,7 @@ def predicted_seconds(problem, device):
     return max(compute, cost.memory_seconds(problem, device)) + cost.LAUNCH
 
 
+@lru_cache(maxsize=4096)
 def source(problem, device, wide=False):
     constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     return CudaSource("direct.cu", "conv2d_direct", constants + layout_constants(problem))

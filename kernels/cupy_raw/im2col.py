@@ -97,7 +97,12 @@ def predicted_seconds(problem, device):
 
 def sources(problem, device, wide=False):
     """The three kernels: pack the weights, gather the columns, multiply."""
-    sizes, types = matrices(problem, device), type_constants(problem, wide)
+    return sources_of(problem, matrices(problem, device), wide)
+
+
+@lru_cache(maxsize=4096)
+def sources_of(problem, sizes, wide):
+    types = type_constants(problem, wide)
     copying = types + window_constants(problem)
     multiplying = (*types, *store_constants(problem), ("TILE_K", sizes.tile_k), ("TILE_M", sizes.tile_m))
     return (
@@ -127,10 +132,12 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
         launch(gemm, gemm_blocks(problem, sizes, padded), threads, arguments, stream=stream)
 
 
+@lru_cache(maxsize=4096)
 def slice_struct(sizes, first, total):
     """`struct Slice` for the outputs from `first` on."""
     part = np.zeros((), SLICE)
     part["first"], part["pixels"] = first, min(sizes.pixels, total - first)
     part["padded"] = round_up(int(part["pixels"]), sizes.tile_m)
     part["depth"], part["filters"] = sizes.depth, sizes.filters
+    part.flags.writeable = False
     return part

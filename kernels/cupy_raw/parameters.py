@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -22,26 +22,32 @@ def problem_type(accumulate):
 
 def problem_struct(problem, x, w, y, bias, residual):
     """The argument `problem` of every kernel."""
+    optional = (None if array is None else array.strides for array in (bias, residual))
+    return struct_of(problem, x.itemsize, x.strides, w.strides, y.strides, *optional)
+
+
+@lru_cache(maxsize=4096)
+def struct_of(problem, item, x, w, y, bias, residual):
+    """problem_struct by the arrays' strides in bytes; cached, since to fill one takes longer than a launch."""
     (top, _), (left, _) = problem.padding
     struct = np.zeros((), problem_type(problem.accumulate))
-    for name, array in (("x", x), ("w", w), ("y", y), ("residual", residual)):
-        struct[name] = element_strides(name, array)
-    struct["bias"] = element_strides("bias", bias)[0]
+    for name, strides in (("x", x), ("w", w), ("y", y), ("residual", residual)):
+        struct[name] = element_strides(name, strides, item)
+    struct["bias"] = element_strides("bias", bias, item)[0]
     for name in ("N", "C", "H", "W", "K", "P", "Q", "Cg", "Kg", "groups"):
         struct[name] = getattr(problem, name)
     struct["top"], struct["left"], struct["slope"] = top, left, problem.slope
+    struct.flags.writeable = False
     return struct
 
 
-def element_strides(name, array):
+def element_strides(name, strides, item):
     """Strides in elements, as the kernels count them; zeros where there is no array."""
-    if array is None:
+    if strides is None:
         return (0, 0, 0, 0)
-    if any(stride % array.itemsize for stride in array.strides):
-        raise ValueError(
-            f"{name}: strides that are multiples of its {array.itemsize}-byte elements needed, got {array.strides}"
-        )
-    return tuple(stride // array.itemsize for stride in array.strides)
+    if any(stride % item for stride in strides):
+        raise ValueError(f"{name}: strides that are multiples of its {item}-byte elements needed, got {strides}")
+    return tuple(stride // item for stride in strides)
 
 
 def type_constants(problem, wide):
@@ -72,15 +78,29 @@ def layout_constants(problem):
 
 def is_wide(problem, x, w, y, residual):
     """Whether an array, or x with its padding, spans 2^31 elements: then offsets into it need 64 bits."""
+    return spans_wide(
+        problem, x.itemsize, x.strides, w.strides, y.strides, None if residual is None else residual.strides
+    )
+
+
+@lru_cache(maxsize=4096)
+def spans_wide(problem, item, x, w, y, residual):
     N, C, H, W = problem.x_shape
     (top, bottom), (left, right) = problem.padding
-    shapes = (N, C, H + top + bottom, W + left + right), problem.w_shape, problem.y_shape, problem.y_shape
-    return any(span(array, shape) >= 2**31 for array, shape in zip((x, w, y, residual), shapes, strict=True))
+    padded = N, C, H + top + bottom, W + left + right
+    shapes = {
+        "x": (x, padded),
+        "w": (w, problem.w_shape),
+        "y": (y, problem.y_shape),
+        "residual": (residual, problem.y_shape),
+    }
+    spans = (span(element_strides(name, strides, item), shape) for name, (strides, shape) in shapes.items())
+    return max(spans) >= 2**31
 
 
-def span(array, shape):
-    """How many elements lie between the first and the last of `shape`, at the array's strides."""
-    return sum(abs(stride) * size for stride, size in zip(element_strides("", array), shape, strict=True))
+def span(strides, shape):
+    """How many elements lie between the first and the last of `shape`, at these strides."""
+    return sum(abs(stride) * size for stride, size in zip(strides, shape))
 
 
 def size_reasons(problem):

@@ -158,7 +158,11 @@ def predicted_seconds(problem, device):
 
 
 def source(problem, device, wide=False):
-    tile = tile_for(problem, device)
+    return source_of(problem, tile_for(problem, device), wide)
+
+
+@lru_cache(maxsize=4096)
+def source_of(problem, tile, wide):
     names = ("COLUMNS", "ROWS", "FILTERS", "WARPS_P", "WARPS_K", "CHANNELS")
     constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     constants += layout_constants(problem) + tuple(zip(names, tile, strict=True))

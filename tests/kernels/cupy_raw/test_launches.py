@@ -113,7 +113,7 @@ def test_arrays_past_2_to_the_31_elements_get_64_bit_offsets():
 def test_strides_between_elements_are_refused():
     packed = np.zeros((1, 1, 3, 3), np.dtype([("value", "f4"), ("byte", "u1")]))["value"]
     with pytest.raises(ValueError, match="x: strides that are multiples of its 4-byte elements needed, got"):
-        parameters.element_strides("x", packed)
+        parameters.element_strides("x", packed.strides, packed.itemsize)
 
 
 @pytest.mark.parametrize("name", KERNELS)
