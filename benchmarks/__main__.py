@@ -36,7 +36,7 @@ from . import (
 )
 
 QUICK = engine.Settings(rounds=5, block_seconds=0.010, most_seconds=1.0)
-GPU = engine.Settings(rounds=5, block_seconds=0.005, most_seconds=1.0)  # its neighbours are quiet
+GPU = engine.Settings(rounds=5, block_seconds=0.005, most_seconds=1.0, settles=False)
 
 
 OUTPUT = click.option(

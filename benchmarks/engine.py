@@ -31,11 +31,15 @@ MOST_CALLS = 2_000
 
 @dataclass(frozen=True)
 class Settings:
-    """How long to measure: rounds, the length of a timed block, and after how long a slow candidate gets no more."""
+    """How long to measure: rounds, the length of a timed block, and after how long a slow candidate gets no more.
+
+    settles: whether to wait for spinning threads before each block, which take nothing from a GPU.
+    """
 
     rounds: int = 9
     block_seconds: float = BLOCK_SECONDS
     most_seconds: float = 6.0
+    settles: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ def measure(
             for candidate in order.sample(candidates, len(candidates)):
                 name, so_far = candidate.name, seconds[candidate.name]
                 if sum(so_far) * calls[name] < settings.most_seconds:
+                    if settings.settles:
+                        settle()
                     so_far.append(timed(candidate.call, calls[name], block, roughly[name] > LONG_SECONDS))
     finally:
         gc.enable()
@@ -102,8 +108,7 @@ def call_seconds(call, block) -> float:
 
 
 def timed(call, calls: int, block, long: bool) -> float:
-    """Seconds per call, after a pause and a warm-up."""
-    settle()
+    """Seconds per call, after a warm-up."""
     end = time.perf_counter() + WARM_UP_SECONDS
     while not long and time.perf_counter() < end:
         block(call, 1)
