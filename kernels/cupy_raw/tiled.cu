@@ -16,8 +16,11 @@
 // Why it pays: a pixel is read from global memory once per block and used R * S * TILE_K times, a weight once and used
 // TILE_P * TILE_Q times. From shared memory, 3x3 and 4 x 8 outputs per thread take 18 words of x (6 rows, 3 columns;
 // the compiler keeps what rows share) and 18 vectors of w for 288 multiply-adds: on sm_80 these are 288 of the 332
-// instructions of the loop over channels (87 %; 85 % with stride 2), in 80 registers. Staging takes 30 to 40
-// instructions per word, so that of a whole stage, 8 channels of 3x3, two thirds multiply.
+// instructions of the loop over channels (87 %; 85 % with stride 2), in 91 registers. Staging takes 30 to 40
+// instructions per word, so that of a whole stage, 8 channels of 3x3, two thirds multiply. With 2 x 8 outputs 144 of
+// 181 multiply (80 %; 78 % with stride 2); the launcher takes such tiles for small maps only: 8 images of 256 channels,
+// 14 x 14, make 512 blocks of them that fill 73 % of the 108 multiprocessors of an A100 with useful work, 4 x 8 outputs
+// 64 to 256 blocks that fill 45 to 60 %. That is counted, and predicted to be a fifth faster; it was not measured.
 // Bank conflicts: no read has any. Columns are stored by their remainder modulo the stride, so lanes read neighbouring
 // words whatever STRIDE_W and the dilation are, and the rows' pitch sends the lanes of the next rows to the banks that
 // the first left free. All lanes of a warp read the same weights. Storing the weights: 8 lanes walk along c, r, s,
