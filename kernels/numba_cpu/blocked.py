@@ -35,7 +35,7 @@ from numba import from_dtype
 
 from . import target, weight_panels
 from .call import CALL_DTYPE, pack_call, problem_fields
-from .compilation import compiled
+from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
 from .microkernel import VECTORS, multiply_cycles, multiply_function, panel_rows, predicted
 from .pixel_panels import copy_tiles_function
@@ -73,7 +73,7 @@ def build(dtype_name):
     copy_tiles = copy_tiles_function(dtype_name)
     padding = weight_panels.padded_filters(1)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def finish_tile(call, n, k0, filters, first, columns, partial, biases):
         """Bias, residual, activation and store for sums that wait in `partial`, wherever y lies."""
         flat = flat_rows(call.y_p, call.y_q, call.Q) and flat_rows(call.residual_p, call.residual_q, call.Q)
@@ -94,12 +94,12 @@ def build(dtype_name):
             for j in range(done, columns):
                 store_one(call, n, k, first + j, read_sum(sums + j * item) + bias)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def flat_rows(row, pixel, Q):
         """Do rows follow each other without a gap, so that all pixels are one row?"""
         return row == Q * pixel
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def copy_biases(call, k0, filters, biases):
         for i in range(filters):
             write_sum(biases + i * item, read(call.bias + (k0 + i) * call.bias_k) if call.has_bias else zero)

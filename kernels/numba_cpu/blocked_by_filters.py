@@ -20,14 +20,13 @@ first round of tasks packs the panels of the whole problem, and a second multipl
 import struct
 from functools import lru_cache
 
-import numba
 import numpy as np
 from numba import from_dtype
 from numba.core import types
 
 from . import filter_columns, target, tracing
 from .call import CALL_DTYPE, pack_call, problem_fields
-from .compilation import compiled
+from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
 from .microkernel import VECTORS, multiply_cycles, multiply_function, panel_rows, predicted, tile_rows, vector_type
 from .short_floats import memory_functions
@@ -80,17 +79,17 @@ def build_functions(dtype_name):
 
     can_interleave = same and V.count >= rows
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def copy_pixel(to, step, x, x_step, count):
         for c in range(count):
             write(to + c * step, read(x + c * x_step))
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def clear_pixel(to, step, count):
         for c in range(count):
             write(to + c * step, 0.0)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def copy_tap(call, to, step, x, pixel, end, r, s, channels):
         """One group of pixels at one tap of the window."""
         p, q = pixel // call.Q, pixel % call.Q
@@ -117,7 +116,7 @@ def build_functions(dtype_name):
             else:
                 clear_pixel(into, step, channels - done)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def copy_pixels(call, panel, x, first, end, channels):
         """Panels of the pixels first .. end-1, whole groups of them. x: the image's first channel of this block."""
         taps = call.R * call.S
@@ -178,11 +177,11 @@ def build(dtype_name):
         for i, pixels in enumerate(square):
             store(to + i * lanes_type.bytes, pixels)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def flat_rows(row, pixel, Q):
         return row == Q * pixel
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def finish_transposed(call, n, k0, filters, first, count, partial, row, biases, square):
         """Sums to contiguous pixels of y, W x W at a time; returns how many pixels and how many filters it did."""
         for i in range(0, count - W + 1, W):
@@ -197,7 +196,7 @@ def build(dtype_name):
                     total = activate(total, call.activation, call.low, call.high, call.slope)
                     write_vector(y + k * call.y_k, total)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def finish_filters(call, n, k0, filters, pixel, sums, biases):
         """One pixel's sums to contiguous filters of y, in whole vectors."""
         p, q = pixel // call.Q, pixel % call.Q
@@ -210,7 +209,7 @@ def build(dtype_name):
             total = activate(total, call.activation, call.low, call.high, call.slope)
             write_vector(y + j * stored_item, total)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def finish(call, n, k0, filters, first, count, partial, row, biases, square):
         """Bias, residual, activation and store for the sums in `partial`, wherever y lies."""
         flat = flat_rows(call.y_p, call.y_q, call.Q) and flat_rows(call.residual_p, call.residual_q, call.Q)
@@ -229,7 +228,7 @@ def build(dtype_name):
                 number = read_sum(partial + i * row + j * item) + read_sum(biases + j * item)
                 store_one(call, n, k0 + j, first + i, number)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def copy_biases(call, k0, filters, padded, biases):
         for i in range(padded):
             write_sum(

@@ -23,11 +23,11 @@ from functools import lru_cache
 from math import ceil, gcd
 
 import numpy as np
-from numba import from_dtype, njit
+from numba import from_dtype
 
 from . import target
 from .call import CALL_DTYPE, pack_call, problem_fields
-from .compilation import compiled
+from .compilation import compiled, inlined
 from .sliding_window import Window, lanes_for, panel_filling, real_of, window_tile
 from .threads import run_tasks, task_loop
 from .vectors import record_at
@@ -66,7 +66,7 @@ def build(*constants):
     number_bytes = real.bitwidth // 8
     lane_weights = L if lanes_are_channels else 1
 
-    @njit
+    @inlined
     def fill_weights(call, memory, k, channels):
         """The bias and the R x S taps of filter k; of filters k, k + Kg, ... side by side where lanes are channels."""
         for lane in range(channels):
@@ -79,7 +79,7 @@ def build(*constants):
                     here += lane_weights * number_bytes
                     put_number(here, number_at(w + r * call.w_r + s * call.w_s))
 
-    @njit
+    @inlined
     def part(count, unit, parts, i):
         """Where part i of `parts` begins, in whole units; the last part takes the rest."""
         if i == 0:

@@ -12,10 +12,10 @@ Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning,
 
 from functools import lru_cache
 
-from numba import float32, float64, njit, uint16
+from numba import float32, float64, uint16
 
 from .call import CALL, pack_call, problem_fields
-from .compilation import compiled
+from .compilation import compiled, inlined
 from .epilogue import activate
 from .short_floats import number_functions
 from .threads import run_tasks, task_loop
@@ -25,13 +25,13 @@ passes = ("forward",)
 SECONDS_PER_MAC = 1.2e-9
 
 
-@njit
+@inlined
 def first_tap(start, dilation):
     """The first tap whose position start + tap * dilation is not negative."""
     return 0 if start >= 0 else (-start + dilation - 1) // dilation
 
 
-@njit
+@inlined
 def end_tap(start, dilation, size, taps):
     """One past the last tap whose position is under `size`."""
     return max(0, min(taps, (size - 1 - start) // dilation + 1)) if start < size else 0
@@ -64,7 +64,7 @@ def build(dtype_name):
                             total += as_number(x[n, first_channel + c, h, v]) * as_number(w[k, c, r, s])
                 y[n, k, p, q] = as_stored(finished(call, total, n, k, p, q))
 
-    @njit
+    @inlined
     def finished(call, total, n, k, p, q):
         if call.has_bias:
             bias = array_at(element, call.bias, (call.K,), (call.bias_k,))

@@ -7,10 +7,10 @@ compilation per activation.
 
 import math
 
-import numba
 from numba.core import types
 
 from . import tracing
+from .compilation import inlined
 from .short_floats import memory_functions
 from .tracing import bits, choose, constant, convert, fma, select, traced
 
@@ -79,7 +79,7 @@ def store_one_function(dtype_name):
     """
     read, write, _, _ = memory_functions(dtype_name)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def store_one(call, n, k, pixel, number):
         p, q = pixel // call.Q, pixel % call.Q
         if call.has_residual:

@@ -6,11 +6,11 @@ The last tile of a group has 1 or 2 vectors of filters instead of 3; missing fil
 block lie one after the other. float16 and bfloat16 become float32 here.
 """
 
-import numba
 import numpy as np
 from numba.core import types
 
 from .call import CALL
+from .compilation import inlined
 from .microkernel import VECTORS, vector_type
 from .short_floats import memory_functions
 from .threads import task_loop
@@ -51,7 +51,7 @@ def build(dtype_name, channel_block):
         loop(count // W, step)
         return count // W * W
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def pack_block(call, to, row, w, filters, c0, channels):
         """One vector of filters' channels c0 .. c0 + channels - 1; row: bytes from depth to depth."""
         taps = call.R * call.S

@@ -26,12 +26,11 @@ in Van Zee and van de Geijn, BLIS, ACM TOMS 2015.
 
 import time
 
-import numba
 import numpy as np
 from numba.core import types
 
 from . import target, tracing
-from .compilation import compiled
+from .compilation import compiled, inlined
 from .threads import aligned_words
 from .tracing import Lanes, choose, convert, fma, load, loop, select, store, traced, when
 from .vectors import lanes
@@ -147,7 +146,7 @@ def multiply_function(dtype, bias_of):
     one, two, three = tiles[1], tiles[2], tiles[3]
     one_rows, two_rows, three_rows = (tile_rows(vectors) for vectors in (1, 2, 3))
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def multiply(
         vectors, rows, a, a_row, a_panel, a_step, b, b_step, depth, partial, partial_row, first,
         out, out_row, bias, residual, residual_row, low, high, ahead=0, ahead_panel=0, ahead_step=0,

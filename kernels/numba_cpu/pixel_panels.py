@@ -8,6 +8,7 @@ edge: one by one. What a vector needs is decided once per window row and then do
 import numba
 import numpy as np
 
+from .compilation import inlined
 from .microkernel import VECTORS
 from .short_floats import memory_functions
 from .vectors import Vector, broadcast, lanes, load_even, load_strided
@@ -28,7 +29,7 @@ def copy_tiles_function(dtype_name):
     read, _, read_vector, _ = memory_functions(dtype_name)
     _, write_sum, _, write_sums = memory_functions(np.dtype(real).name)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def copy_vectors(to, step, x, x_step, x_pixel, count, taps, x_tap):
         """W pixels, x_pixel bytes apart, of `count` channels and `taps` window columns, all inside the image."""
         if x_pixel == stored_item:
@@ -49,23 +50,23 @@ def copy_tiles_function(dtype_name):
                 for i in range(W):
                     copy_pixel(to + s * panel_row + i * item, step, x + s * x_tap + i * x_pixel, x_step, count)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def copy_pixel(to, step, x, x_step, count):
         for c in range(count):
             write_sum(to + c * step, read(x + c * x_step))
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def clear_pixel(to, step, count):
         for c in range(count):
             write_sum(to + c * step, zero)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def clear_vectors(to, step, count, taps):
         for s in range(taps):
             for c in range(count):
                 write_sums(to + s * panel_row + c * step, broadcast(V, zero))
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def copy_scattered(call, to, step, x, pixel, r, s, channels):
         """W pixels that do not lie in one row, or not all inside the image: one after the other."""
         for i in range(W):
@@ -78,7 +79,7 @@ def copy_tiles_function(dtype_name):
             else:
                 clear_pixel(into, step, channels)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def copy_window_row(call, to, step, x, pixel, r, channels):
         """One vector of pixels at the window's row r."""
         p, q = pixel // call.Q, pixel % call.Q
@@ -99,7 +100,7 @@ def copy_tiles_function(dtype_name):
                 else:
                     copy_scattered(call, to + s * panel_row, step, x, pixel, r, s, channels)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def copy_flat(panel, start, stop, x, x_step, channels):
         """Whole vectors of neighbouring pixels, channel after channel, so that long pieces of x are read at once."""
         tile_bytes = channels * panel_row
@@ -111,7 +112,7 @@ def copy_tiles_function(dtype_name):
                     panel + tile * tile_bytes + c * panel_row + column * item, read_vector(here + pixel * stored_item)
                 )
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def copy_tiles(call, panel, start, stop, x, channels, flat):
         taps = call.R * call.S
         whole = start

@@ -30,10 +30,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import gcd
 
-from numba import float32, float64, njit
+from numba import float32, float64
 from numba.core import types
 
 from . import target
+from .compilation import inlined
 from .epilogue import activated
 from .short_floats import narrow, widen
 from .tracing import (
@@ -339,12 +340,12 @@ def panel_filling(dtype_name):
         stored = Lanes(kind, L)
         store(to, as_numbers(load_lanes(stored, address, first_lanes(stored, count)), dtype_name))
 
-    @njit
+    @inlined
     def clear_row(panel, count):
         for i in range(0, count, L):
             put_zeros(panel + i * number_bytes)
 
-    @njit
+    @inlined
     def move_row(to, row, count):
         """Without masks, which take longer than two overlapping moves."""
         if count >= L:
@@ -358,7 +359,7 @@ def panel_filling(dtype_name):
             for i in range(count):
                 put_number(to + i * number_bytes, number_at(row + i * item))
 
-    @njit
+    @inlined
     def sort_row(to, phase_bytes, row, count):
         if count >= L:
             for i in range(0, count - L, L):
@@ -373,14 +374,14 @@ def panel_filling(dtype_name):
                 put_number(to + i * number_bytes, number_at(row + 2 * i * item))
                 put_number(to + i * number_bytes + phase_bytes, number_at(row + (2 * i + 1) * item))
 
-    @njit
+    @inlined
     def place_columns(to, row, x_w, first, stride, start, end, W):
         """Places start .. end-1 of columns first, first + stride, ...; zero where the row has no such column."""
         for i in range(start, end):
             w = first + i * stride
             put_number(to + i * number_bytes, number_at(row + w * x_w) if w >= 0 and w < W else real(0))
 
-    @njit
+    @inlined
     def fill_columns(panel, row_bytes, phase_bytes, x, x_h, x_w, H, W, first_row, rows, first, count, stride):
         """Rows first_row, ... of one channel; of each, `count` columns for every remainder, from column `first` on.
 
@@ -413,7 +414,7 @@ def panel_filling(dtype_name):
                 for phase in range(stride):
                     place_columns(to + phase * phase_bytes, row, x_w, first + phase, stride, 0, count, W)
 
-    @njit
+    @inlined
     def fill_pixels(panel, row_bytes, x, x_h, x_w, x_c, H, W, first_row, rows, first, count, channels):
         """Rows first_row, ... of `channels` (at most L) channels; of each row pixels first .. first+count-1."""
         start = min(max(0, -first), count)

@@ -29,10 +29,9 @@ import threading
 import time
 from functools import cache
 
-import numba
 import numpy as np
 
-from .compilation import compiled
+from .compilation import compiled, inlined
 from .vectors import call_task_loop, fetch_add, load_shared, pause, store_shared
 
 SPIN_SECONDS = 100e-6  # as long as Python usually needs between two layers; sleeping and waking costs about 50e-6
@@ -52,7 +51,7 @@ def task_loop(task):
     call: address of what the kernel was called with. index: 0 .. tasks-1. worker: 0 .. threads-1, for private
     workspace.
     """
-    task = numba.njit(error_model="numpy")(task)
+    task = inlined(task)
 
     def loop(call, job, worker):
         index = fetch_add(job, 1)

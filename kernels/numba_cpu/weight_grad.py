@@ -39,7 +39,7 @@ from numba.core import types
 
 from . import target, tracing
 from .call import CALL_DTYPE, pack_call, problem_fields
-from .compilation import compiled
+from .compilation import compiled, inlined
 from .microkernel import VECTORS, multiply_function, panel_rows, tile_rows, vector_type
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop
@@ -77,14 +77,14 @@ def build_copy_input(dtype_name):
     V = Vector(numba.from_dtype(np.dtype(t.real)), W)
     read, read_vector, write_sum, write_sums = t.read, t.read_vector, t.write_sum, t.write_sums
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def meets_a_tap(phase, taps, dilation, stride):
         meets = False
         for tap in range(taps):
             meets |= tap * dilation % stride == phase
         return meets
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def clear(to, count):
         done = count // W * W
         for j in range(0, done, W):
@@ -92,7 +92,7 @@ def build_copy_input(dtype_name):
         for j in range(done, count):
             write_sum(to + j * item, zero)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def copy_row(to, x, step, first, last, pitch):
         """Columns first .. last - 1 come from x, `step` bytes apart; zeros before and after."""
         clear(to, first)
@@ -121,7 +121,7 @@ def build_copy_input(dtype_name):
                         phase = (phase_h * call.phases_w + phase_w) * call.channels * call.plane * item
                         copy_plane(call, to + phase, x, phase_h, phase_w + column * call.dilation_w)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def copy_plane(call, to, x, row_shift, column_shift):
         """Element (row, j) of the plane is x's at row stride + row_shift - top, j stride + column_shift - left."""
         shift = column_shift - call.left
@@ -154,7 +154,7 @@ def build_copy_grad(dtype_name):
         for i, column in enumerate(tracing.transpose(rows)):
             store(to + panel_row * i, column)
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def copy_pixels(call, to, grad, filters, first, last):
         """Pixels first .. last - 1 of up to W filters."""
         for q in range(first, last):

@@ -6,12 +6,12 @@ Panels of one depth block lie one after the other, so the multiply reads one str
 up to whole tiles with zeros. float16 and bfloat16 become float32 here.
 """
 
-import numba
 import numpy as np
 from numba.core import types
 
 from . import tracing
 from .call import CALL
+from .compilation import inlined
 from .microkernel import panel_rows, tile_rows, vector_type
 from .short_floats import memory_functions
 from .threads import task_loop
@@ -50,7 +50,7 @@ def build(dtype_name, channel_block):
         tracing.loop(count // V.count, step)
         return count // V.count * V.count
 
-    @numba.njit(error_model="numpy")
+    @inlined
     def interleave_block(call, to, w, filters, c0, channels):
         """One panel's channels c0 .. c0 + channels - 1."""
         taps = call.R * call.S

@@ -16,12 +16,12 @@ Output goes the same way back. While one channel is transformed the next is bein
 staging area: a load of what was stored just before, by stores of another width, would wait for them.
 """
 
-import numba
 import numpy as np
 from numba import from_dtype, types
 
 from . import tracing
 from .call import CALL_DTYPE
+from .compilation import inlined
 from .epilogue import CLAMP, activate
 from .microkernel import VECTORS, accumulate, panel_rows, tile_rows, vector_type
 from .short_floats import memory_functions
@@ -41,8 +41,6 @@ LEAVES = (  # addresses of machine code
 RECORD_DTYPE = np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in FIELDS + LEAVES])
 RECORD = from_dtype(RECORD_DTYPE)
 PLANE_PADDING = 64  # bytes: without, the planes of a tile fall into the same cache sets
-
-njit = numba.njit(error_model="numpy")
 
 
 @traced(types.void)
@@ -69,11 +67,11 @@ def strip_functions(numbers):
     """Numba functions for where a strip's tiles are: (width, find_segments, set_offsets)."""
     lanes = numbers.count
 
-    @njit
+    @inlined
     def first_vector(call, strip):
         return strip * call.vectors // call.strips
 
-    @njit
+    @inlined
     def find_segments(call, strip, segments):
         """Write (image, row, column, tiles) of each of the strip's segments; returns how many there are."""
         tile = first_vector(call, strip) * lanes
@@ -91,7 +89,7 @@ def strip_functions(numbers):
                 image, row = image + 1, 0
         return count
 
-    @njit
+    @inlined
     def set_offsets(segments, count, offsets, width, tile_bytes, segment_bytes, beyond):
         """Write where in the staging area each lane's tile begins; lanes past the last tile get `beyond`."""
         table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
@@ -165,7 +163,7 @@ def build_input_stage(dtype_name):
     copy_square, copy_rows = transposed_copy(dtype_name, numbers.lanes), copy_rows_function(numbers.lanes)
     plain = item == stored_item
 
-    @njit
+    @inlined
     def copy_row(target, source, step, count):
         """`count` numbers, `step` bytes apart in memory."""
         if step == stored_item and count >= lanes:
@@ -177,7 +175,7 @@ def build_input_stage(dtype_name):
             for i in range(count):
                 write(target + i * item, read(source + i * step))
 
-    @njit
+    @inlined
     def copy_pixels(target, plane, source, step, count):
         """`count` pixels of `lanes` channels that lie side by side; a plane of the staging area for each channel."""
         done = 0
@@ -188,7 +186,7 @@ def build_input_stage(dtype_name):
             for c in range(lanes):
                 write(target + c * plane + i * item, read(source + i * step + c * stored_item))
 
-    @njit
+    @inlined
     def stage(call, x, segments, count, target, together):
         """The pixels under a strip of one channel, or of as many as there are lanes (`together`). x: the channel."""
         table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
@@ -210,13 +208,13 @@ def build_input_stage(dtype_name):
                     else:
                         copy_row(to, of, call.x_w, right - left)
 
-    @njit
+    @inlined
     def clear(address, count):
         zero = broadcast(numbers_vector, real(0))
         for i in range(0, count, numbers_bytes):
             write_vector(address + i, zero)
 
-    @njit
+    @inlined
     def transform_channel(call, staged, offsets, width, target, plane):
         call_leaf(call.transform_input, staged, offsets, call.input_pitch, target, plane, width, 0)
 
@@ -338,7 +336,7 @@ def build_multiply_stage(real_name):
     item, vector_bytes, lanes = numbers.item, numbers.bytes, numbers.count
     first_vector, _, _ = strip_functions(numbers)
 
-    @njit
+    @inlined
     def multiply_plane(call, plane, filters, panel, panels, strip, strips, inputs, outputs):
         for c in range(0, call.Cg, call.depth_block):
             depth = min(call.depth_block, call.Cg - c)
@@ -374,13 +372,13 @@ def build_output_stage(dtype_name):
     copy_square = transposed_copy(real.name, numbers.lanes)
     finish_rows, finish_rows_past = (finish_rows_function(numbers.lanes, s) for s in (store, tracing.store_past_cache))
 
-    @njit
+    @inlined
     def finish_vector(sums, y, residual, has_residual, kind, low, high, slope):
         if has_residual:
             sums = sums + read_vector(residual)
         write_vector(y, activate(sums, kind, low, high, slope))
 
-    @njit
+    @inlined
     def finish_row(call, source, y, residual, count, bias):
         """y = activation(staged sums + bias + residual) for `count` outputs in a row."""
         kind, low, high, slope, has_residual = call.activation, call.low, call.high, call.slope, call.has_residual
@@ -399,7 +397,7 @@ def build_output_stage(dtype_name):
                 total += read(residual + i * call.residual_q)
             write(y + i * call.y_q, activate(total, kind, low, high, slope))
 
-    @njit
+    @inlined
     def finish_pixels(call, source, y, residual, count, biases, square):
         """The same for `lanes` filters that lie side by side in y and residual (NHWC)."""
         kind, low, high, slope, has_residual = call.activation, call.low, call.high, call.slope, call.has_residual
@@ -411,11 +409,11 @@ def build_output_stage(dtype_name):
                 sums = read_sums(square + j * vector_bytes) + bias
                 finish_vector(sums, to, add, has_residual, kind, low, high, slope)
 
-    @njit
+    @inlined
     def bias_of(call, k):
         return read(call.bias + k * call.bias_k) if call.has_bias else real(0)
 
-    @njit
+    @inlined
     def unstage(call, k, segments, count, source, together, biases, square):
         """The outputs of a strip from the staging area to y: of filter k, or of as many as lanes from k on."""
         table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
@@ -442,7 +440,7 @@ def build_output_stage(dtype_name):
                 else:
                     finish_row(call, of, to, other, columns, bias)
 
-    @njit
+    @inlined
     def transform_filter(call, source, plane, staged, offsets, width):
         call_leaf(call.transform_output, source, plane, staged, offsets, call.output_pitch, width, 0)
 
@@ -485,7 +483,7 @@ def build():
     """The task: a range of strips and a part of the filters of one group, from x to y."""
     panel_height = panel_rows()
 
-    @njit
+    @inlined
     def block(call_address, call, scratch, group, strip, strips, first_panel, end_panel):
         inputs = scratch + call.slots_at
         outputs = inputs + call.strips_per_block * call.input_slot
@@ -531,19 +529,19 @@ def build_pack(m, dtype_name):
     transform_line_past = filter_transform(m, numbers.lanes, line, tracing.store_past_cache)
     staging_at, taps_bytes = numbers.staging_at, 12 * item
 
-    @njit
+    @inlined
     def stage_taps(call, w, target):
         """The nine taps at w, wherever they lie."""
         for r in range(3):
             for s in range(3):
                 write(target + (3 * r + s) * item, read(w + r * call.w_r + s * call.w_s))
 
-    @njit
+    @inlined
     def clear_taps(target):
         for i in range(9):
             write(target + i * item, real(0))
 
-    @njit
+    @inlined
     def pack_staged(call, w, first, vectors, depth, filters, scratch, target):
         """Vectors first .. vectors-1 of a panel, through a copy of their taps; zeros for missing filters."""
         offsets, staged = array_at(types.int64, scratch, (lanes,), (8,)), scratch + staging_at
@@ -557,7 +555,7 @@ def build_pack(m, dtype_name):
                     clear_taps(staged + lane * taps_bytes)
             transform(staged, 0, scratch, target + v * vector_bytes, call.filter_plane)
 
-    @njit
+    @inlined
     def pack_in_place(call, w, vectors, scratch, target):
         """Whole vectors of a whole panel whose taps lie side by side; returns how many were done."""
         offsets = array_at(types.int64, scratch, (lanes,), (8,))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, device, dispatch, operations
+from convlib import accuracy, arrays, device, dispatch, operations
 from convlib.device import Device
 from convlib.kernels import reference
 from convlib.problem import make_problem
-from tests.problems import SMALL, TINY, arrays_of, expected
+from tests.problems import SMALL, TINY, arrays_of, expected, logical_arrays
 
 CPU_KERNELS = [name for name in dispatch.KERNELS if "cpu" in dispatch.FAMILIES[dispatch.family_of(name)].runs_on]
 
@@ -56,6 +56,30 @@ def test_gives_the_same_bits_twice_and_through_a_plan(name, case):
     np.testing.assert_array_equal(y, convlib.conv2d(x, w, bias, residual=residual, **call))
     plan = convlib.plan(x.shape, w, bias, residual=residual is not None, **call)
     np.testing.assert_array_equal(y, plan(x, residual=residual))
+
+
+@pytest.mark.parametrize(("name", "case"), SERVED, ids=str)
+def test_reads_nothing_before_it_is_written(name, case):
+    """Packed weights and workspace begin as NaN in every type, and as -1 where offsets go."""
+    kernel, problem, place = dispatch.kernel(name), case.problem(), device.cpu()
+    x, w, bias, residual, out = arrays_of(case)
+    x, w, bias, residual = logical_arrays(case, x, w, bias, residual)
+    order = operations.FROM_LAYOUT[problem.layout]
+    if hasattr(kernel, "pack"):
+        packed = poisoned(kernel.packed_bytes(problem, place))
+        kernel.pack(problem, place, w, packed)
+        w = packed
+    workspace = poisoned(kernel.workspace_bytes(problem, place))
+
+    kernel.run(problem, place, x, w, out.transpose(order), bias, residual, workspace=workspace)
+
+    assert_close(case, dispatch.algorithm_of(name), out, *arrays_of(case)[:4])
+
+
+def poisoned(count):
+    memory = arrays.empty_aligned((count,), np.uint8)
+    memory[:] = 255
+    return memory
 
 
 @pytest.mark.parametrize(("name", "case"), REFUSED, ids=str)

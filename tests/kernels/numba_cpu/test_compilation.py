@@ -2,10 +2,16 @@
 read.
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
 import numpy as np
 import pytest
 
-from convlib.kernels.numba_cpu import compilation
+from convlib.kernels.numba_cpu import compilation, target
 from convlib.kernels.numba_cpu.vectors import store_shared
 
 
@@ -66,3 +72,43 @@ def test_works_where_nothing_can_be_written(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(compilation, "folders", lambda: [tmp_path / "file" / "cache"])
     assert written_by(compilation.load_or_compile(build_constant, (11,))) == 11
+
+
+def test_what_kernels_call_is_linked_before_the_code_generator_has_touched_it(monkeypatch):
+    """What it leaves behind is not to be optimized again: see compilation.py."""
+    libraries = []
+    finalize = compilation.LinkedLibrary._finalize_final_module
+
+    def noted(library):
+        libraries.append(library)
+        finalize(library)
+
+    monkeypatch.setattr(compilation.LinkedLibrary, "_finalize_final_module", noted)
+
+    @compilation.inlined
+    def write_two(address):
+        store_shared(address, 1)
+        store_shared(address + 8, 2)
+
+    compiled, _ = compilation.compile_with_numba(lambda address: write_two(address))
+
+    words = np.zeros(2, np.int64)
+    compilation.as_callable(compiled.address, 1, compiled).call(words.ctypes.data)
+    assert words.tolist() == [1, 2]
+    (library,) = libraries
+    engine = numba.core.registry.cpu_target.target_context.codegen()._engine
+    assert not any(engine.is_symbol_defined(f.name) for f in library.get_defined_functions())
+
+
+@pytest.mark.skipif(target.architecture() != "x86_64", reason="about instruction sets of x86-64")
+@pytest.mark.skipif(target.vector_bytes() < 64, reason="these tests ran with AVX2 already")
+def test_kernels_compiled_for_avx2_read_nothing_before_it_is_written(tmp_path):
+    """On a processor with AVX-512, where nothing else would see the other code; as compiled, and as found on disk."""
+    lowered = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt"}
+    environment = os.environ | lowered | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    chosen = "reads_nothing and (float64_wide or float16_wide) and (winograd or blocked)"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/test_every_kernel.py"]
+    root = Path(__file__).parents[3]
+    for _ in range(2):
+        done = subprocess.run([*command, "-k", chosen], env=environment, cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
