@@ -89,7 +89,7 @@ def cpu_command(**chosen):
 @main.command("gpu")
 @options
 def gpu_command(**chosen):
-    """CuPy arrays on the GPU, beside cuDNN and PyTorch CUDA. Never run on hardware so far."""
+    """CuPy arrays on the GPU, beside cuDNN and PyTorch CUDA."""
     run_gpu(**chosen)
 
 
@@ -171,7 +171,7 @@ def run_gpu(threads, with_peers, **chosen):
         raise click.ClickException(f"no GPU to measure on: {reason}")
     found = gpu.makers() if with_peers else {}
     with gpu.stream():
-        about = {"threads": threads or 1, "peaks": None}
+        about = {"threads": 1, "peaks": gpu.peaks(), "driver": gpu.driver()}
         run_on(gpu.place(), lambda case: found, gpu.event_block, about, exact=gpu.exact, settings=GPU, **chosen)
 
 
@@ -194,7 +194,7 @@ def run_on(
         return ours.makers(case, place) | kernels | peers_of(case)
 
     rows = measure(chosen, makers, settings, block, console, exact, minutes)
-    about_run |= run_settings(settings) | {"device": str(place.device)}
+    about_run |= run_settings(settings) | {"device": str(place.device), "batch": batch}
     measured = results.Results(about, about_run, rows)
     if add and (output / "results.json").exists():
         measured = results.added(results.read(output / "results.json"), measured)

@@ -1,7 +1,7 @@
 """The GPU's side: where arrays lie, how a block is timed, and the peers cuDNN and PyTorch CUDA.
 
-This file has never run on a GPU: whoever wrote it had none. What can be tried without one is: the cuDNN graphs are
-built and looked at in tests/benchmarks/test_gpu.py. Run `python -m benchmarks gpu` and believe what it says then.
+Without a GPU the cuDNN graphs are built and looked at in tests/benchmarks/test_gpu.py; with one, `python -m benchmarks
+gpu` runs it all.
 
 cuDNN is called through NVIDIA's own front end (nvidia-cudnn-frontend) on CuPy arrays: NCHW and NHWC, with TF32 and
 without, once with the plan its heuristic ranks first and once with the fastest of all its plans. With TF32 products
@@ -11,6 +11,8 @@ have 10 bits, so those candidates fall into the "fast" class and are never set b
 from __future__ import annotations
 
 import contextlib
+import shutil
+import subprocess
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
@@ -51,6 +53,59 @@ def stream():
     import cupy
 
     return cupy.cuda.Stream(non_blocking=True)
+
+
+FMA_LOOP = """
+extern "C" __global__ void multiply_add(float* y, float a, float b, int steps) {
+    float sums[16];
+    for (int i = 0; i < 16; ++i) sums[i] = threadIdx.x + i;
+    for (int step = 0; step < steps; ++step) {
+        #pragma unroll
+        for (int i = 0; i < 16; ++i) sums[i] = fmaf(sums[i], a, b);
+    }
+    float total = 0;
+    for (int i = 0; i < 16; ++i) total += sums[i];
+    y[blockIdx.x * blockDim.x + threadIdx.x] = total;
+}
+"""
+COPIED = 1 << 30  # bytes, twenty times the largest L2 cache
+
+
+def peaks() -> dict:
+    """What this GPU does at most, measured: multiply-adds in registers, and a copy in its memory."""
+    return {"core_gflops": multiply_add_gflops(), "bandwidth_gbs": copy_gbs()}
+
+
+def multiply_add_gflops() -> float:
+    import cupy
+
+    kernel, steps, threads = cupy.RawKernel(FMA_LOOP, "multiply_add"), 4096, 256
+    blocks = 8 * device.gpu(0).sm_count
+    y = cupy.empty(blocks * threads, cupy.float32)
+    arguments = (y, np.float32(0.999), np.float32(1e-3), np.int32(steps))
+    call = partial(kernel, (blocks,), (threads,), arguments)
+    seconds = min(launched_block(call, 5) for _ in range(5))
+    return blocks * threads * steps * 16 * 2 / seconds / 1e9
+
+
+def copy_gbs() -> float:
+    import cupy
+
+    a = cupy.zeros(COPIED, cupy.uint8)
+    call = partial(cupy.copyto, cupy.empty_like(a), a)
+    seconds = min(launched_block(call, 5) for _ in range(5))
+    return 2 * COPIED / seconds / 1e9
+
+
+def driver() -> str:
+    """The driver's version as nvidia-smi has it, otherwise the CUDA version that it supports."""
+    import cupy
+
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return f"for CUDA {cupy.cuda.runtime.driverGetVersion() / 1000:g}"
+    command = [program, "--query-gpu=driver_version,clocks.sm,clocks.max.sm,power.limit", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
 def exact(case: Case, operands: Operands) -> np.ndarray:

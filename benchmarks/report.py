@@ -29,8 +29,8 @@ def write(results: Results, folder: Path) -> None:
     )
     page = environment.get_template(TEMPLATE).render(
         machine=results.machine,
-        settings={"peaks": None} | results.settings,
-        hardware=hardware(results),
+        settings={"peaks": None, "driver": None} | results.settings,
+        subject=subject(results),
         verdicts=verdicts(results),
         roofline=("roofline", plots.roofline(results)) if results.settings.get("peaks") else None,
         suites=[suite_of(results, name) for name in results.suites()],
@@ -49,9 +49,10 @@ def further(folder: Path, name: str):
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def hardware(results: Results) -> str:
-    gpus = results.machine["gpus"]
-    return f"GPU: {', '.join(gpus)}." if gpus else "No GPU was there: nothing below says anything about GPU kernels."
+def subject(results: Results) -> str:
+    """The processor that was measured."""
+    device = results.settings.get("device", "cpu:0")
+    return results.machine["processor"] if device.startswith("cpu") else device.partition("(")[2].rstrip(")")
 
 
 def picture(folder: Path, drawn) -> Markup:
@@ -89,7 +90,7 @@ def case_of(results: Results, suite: str, case: str, candidates: list[str]) -> d
         "name": case,
         "share": "" if share is None else f"{share:.0%}",
         "count": next(iter(rows.values())).count,
-        "kernel": plan.kernel.partition(".")[2] if plan else "",
+        "kernel": plan.kernel.removeprefix("numba_cpu.") if plan else "",
         "cells": [cell(rows.get(name), best) for name in candidates],
     }
 

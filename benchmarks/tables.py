@@ -87,7 +87,7 @@ def ours_cells(rows: dict[str, Row], settings: dict):
 def rest_cells(rows: dict[str, Row]):
     best, plan = fastest(accurate_peers(rows)), measured(rows).get(PLAN)
     yield best.candidate if best else ""
-    yield plan.kernel.partition(".")[2] if plan else ""
+    yield plan.kernel.removeprefix("numba_cpu.") if plan else ""
     yield f"{plan.error:.0e}" if plan else ""
 
 
@@ -175,7 +175,7 @@ def stages_table(found: list[dict]) -> Table:
     for one in found:
         times = [one["pack_s"], one["run_s"], *(one["stages_s"].get(part) for part in parts)]
         cells = ["" if seconds is None else f"{seconds * 1e3:.3f}" for seconds in times]
-        table.add_row(one["suite"], one["case"], one["kernel"].partition(".")[2], *cells)
+        table.add_row(one["suite"], one["case"], one["kernel"].removeprefix("numba_cpu."), *cells)
     return table
 
 

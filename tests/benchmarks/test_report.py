@@ -34,6 +34,16 @@ def row(case, candidate, seconds):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
+    return written_with(tmp_path_factory, {"device": "cpu:0"})
+
+
+@pytest.fixture(scope="module")
+def written_on_a_gpu(tmp_path_factory):
+    device = {"device": "cuda:0 (NVIDIA H200)", "batch": 32, "threads": 1, "driver": "580.1, 345 MHz"}
+    return written_with(tmp_path_factory, device)
+
+
+def written_with(tmp_path_factory, settings_of_device):
     folder = tmp_path_factory.mktemp("report")
     chosen = cases.cases("article_mnist_cnn") + cases.filter_cases()[:2]
     rows = [row(case, name, seconds) for case in chosen for name, seconds in SECONDS.items()]
@@ -46,7 +56,7 @@ def written(tmp_path_factory):
     settings = {
         "date": "today", "threads": 2, "rounds": 3, "sleep_seconds": 0.01, "load_after": 0.0, "command": "benchmarks",
         "peaks": {"core_gflops": 100.0, "bandwidth_gbs": 10.0},
-    }  # fmt: skip
+    } | settings_of_device  # fmt: skip
     for name, content in FURTHER.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     report.write(results.Results(machine, settings, rows), folder)
@@ -60,10 +70,19 @@ def test_the_page_refers_to_nothing_outside_itself(written):
     assert len(re.findall("<picture>", page)) == 5
 
 
-def test_the_page_says_that_no_gpu_was_there_and_what_was_refused(written):
+def test_the_page_says_what_it_is_about_and_what_was_refused(written):
     page = (written / "report.html").read_text()
-    assert "No GPU was there" in page
+    assert "<h1>convlib beside its peers on A processor</h1>" in page
+    assert "Nothing here says anything about GPU kernels" in page
     assert "ncnn: &lt;refused &amp; told&gt; <small>(article_mnist_cnn 1x28x28-32-3x3)" in page
+
+
+def test_the_page_of_a_gpu_names_it_and_its_driver(written_on_a_gpu):
+    page = (written_on_a_gpu / "report.html").read_text()
+    assert "<h1>convlib beside its peers on NVIDIA H200</h1>" in page
+    assert "<dd>580.1, 345 MHz</dd>" in page
+    assert "float32, 32 images in a batch. Nothing here says anything about CPU kernels" in page
+    assert "replays of a captured graph" in page
 
 
 def test_the_fastest_accurate_candidate_is_marked_and_not_the_fast_one(written):
