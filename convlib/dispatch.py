@@ -44,6 +44,7 @@ KERNELS: tuple[str, ...] = (
     "cupy_raw.direct",
     "cupy_raw.tiled",
     "cupy_raw.im2col",
+    "cupy_raw.implicit_gemm",
 )
 
 

@@ -7,12 +7,12 @@ import pytest
 
 from convlib import arrays, device
 from convlib.kernels import launching
-from convlib.kernels.cupy_raw import direct, im2col, parameters, tiled
+from convlib.kernels.cupy_raw import direct, im2col, implicit_gemm, parameters, tiled
 from tests.kernels import stand_in_cupy
 from tests.kernels.cupy_raw import on_cpu
 from tests.problems import SMALL, TINY, arrays_of, dtype_named, logical_arrays
 
-KERNELS = {"direct": direct, "tiled": tiled, "im2col": im2col}
+KERNELS = {"direct": direct, "tiled": tiled, "im2col": im2col, "implicit_gemm": implicit_gemm}
 GPU = device.emulator_of(80)
 
 
@@ -44,7 +44,7 @@ def test_arguments_fit_the_parameters_that_the_kernel_declares(name, case):
 def check_type(parameter, value, problem):
     """Element pointers point to elements, Accumulator pointers into the workspace, structs have their type."""
     if value is None:
-        assert parameter.endswith(("bias", "residual"))
+        assert parameter.endswith(("bias", "residual", "partial"))
     elif "Element*" in parameter:
         assert value.dtype.itemsize == problem.dtype.itemsize
     elif "Accumulator*" in parameter:
@@ -52,6 +52,10 @@ def check_type(parameter, value, problem):
         assert value.ctypes.data % 16 == 0, "128-bit loads need aligned matrices"
     elif parameter.startswith("Problem"):
         assert value.dtype == parameters.problem_type(problem.accumulate)
+    elif parameter.startswith("Cut"):
+        assert value.dtype == implicit_gemm.CUT
+    elif parameter == "int splits":
+        assert value.dtype == np.int32
     else:
         assert parameter.startswith("Slice")
         assert value.dtype == im2col.SLICE

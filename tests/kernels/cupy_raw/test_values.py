@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from convlib import accuracy, arrays, device, operations
-from convlib.kernels.cupy_raw import direct, im2col, tiled
+from convlib.kernels.cupy_raw import direct, im2col, implicit_gemm, tiled
 from tests.kernels.cupy_raw import on_cpu
 from tests.problems import SMALL, TINY, Case, arrays_of, expected, logical_arrays
 
 pytestmark = pytest.mark.skipif(not on_cpu.available(), reason="g++ is not installed")
 
-KERNELS = {"direct": direct, "tiled": tiled, "im2col": im2col}
+KERNELS = {"direct": direct, "tiled": tiled, "im2col": im2col, "implicit_gemm": implicit_gemm}
 GPU = device.emulator_of(80)
 BESIDE = 1234  # no result is
 

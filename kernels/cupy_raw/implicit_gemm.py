@@ -1,0 +1,199 @@
+"""Implicit GEMM: the matrix product of im2col, its matrix gathered tile by tile into shared memory, never written.
+
+implicit_gemm.cu tells the idea; this file chooses the tile, the order of the reduction and the splits, and launches.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import gpu_cost as cost
+from ..launching import MAX_GRID, CudaSource, ceil_div, launch
+from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
+
+DEPTH = 8  # reduction steps per stage, as in gemm_layout.cuh
+EACH = {4: 8, 8: 4}  # filters, and pixels, per thread of register_tile.cuh, by the bytes of a sum
+CHUNK = 4  # channels side by side that one thread loads at once
+THREADS = 256  # of pack_filters and sum_splits
+TILES = ((16, 16), (16, 8), (8, 16), (8, 8), (4, 16), (4, 8))  # filters x pixels, in EACH
+FEWEST_CHANNELS = 16  # from here on a stage of 8 channels of one tap wastes less than the other order's divisions cost
+FEWEST_STAGES = 8  # of one split: its prologue and its sums must pay
+MOST_SPLITS = 32
+
+CUT = np.dtype(
+    [
+        ("pixels", "i8"),
+        ("tiles_m", "i4"),
+        ("filters", "i4"),
+        ("depth", "i4"),
+        ("channels", "i4"),
+        ("stages", "i4"),
+    ],
+    align=True,
+)
+
+# Beside the multiply-adds of the main loop, in issue slots for each: other instructions, and waiting.
+# Measured on an H200 (132 SMs): 60 % of the peak with 16 warps or more on each SM.
+SLOTS_PER_MULTIPLY_ADD = 0.6
+THREAD_SLOTS = 600  # of each thread of a block beside: addresses, the first stage's wait, the store
+
+passes = ("forward",)
+
+
+class Cut(NamedTuple):
+    """How the product is cut into blocks; see implicit_gemm.cu."""
+
+    tile_k: int
+    tile_m: int
+    threads: int
+    taps_inner: bool
+    tiles_m: int
+    filters: int
+    depth: int
+    channels: int
+    stages: int
+    splits: int
+    packed_bytes: int
+    partial_bytes: int
+
+    def blocks(self, problem):
+        return self.splits * problem.groups * self.tiles_m * (self.filters // self.tile_k)
+
+
+@lru_cache(maxsize=4096)
+def cut_for(problem, device):
+    """The cut that is predicted to be the fastest."""
+    each = EACH[problem.accumulate.itemsize]
+    cuts = [
+        cut_of(problem, tile_k * each, tile_m * each, splits)
+        for tile_k, tile_m in TILES
+        for splits in possible_splits(problem)
+    ]
+    return min(cuts, key=lambda cut: seconds(problem, device, cut))
+
+
+def possible_splits(problem):
+    """1, and every number of splits that leaves each FEWEST_STAGES."""
+    most = min(depth_of(problem)[0] // DEPTH // FEWEST_STAGES, MOST_SPLITS)
+    return (1, *range(2, most + 1))
+
+
+def depth_of(problem):
+    """The padded depth, the padded channels of a group, and whether taps are inner."""
+    taps = problem.R * problem.S
+    if problem.Cg < FEWEST_CHANNELS and problem.Cg % DEPTH:
+        return round_up(problem.reduction, DEPTH), problem.Cg, True
+    channels = round_up(problem.Cg, DEPTH)
+    return taps * channels, channels, False
+
+
+def cut_of(problem, tile_k, tile_m, splits):
+    itemsize = problem.accumulate.itemsize
+    depth, channels, taps_inner = depth_of(problem)
+    stages = ceil_div(depth // DEPTH, splits)
+    splits = ceil_div(depth // DEPTH, stages)
+    pixels, filters = problem.N * problem.P * problem.Q, round_up(problem.Kg, tile_k)
+    packed = round_up(problem.groups * depth * filters * itemsize, 64)
+    partial = splits * problem.K * pixels * itemsize if splits > 1 else 0
+    threads = tile_k * tile_m // EACH[itemsize] ** 2
+    tiles_m = ceil_div(pixels, tile_m)
+    return Cut(
+        tile_k, tile_m, threads, taps_inner, tiles_m, filters, depth, channels, stages, splits, packed, partial
+    )  # fmt: skip
+
+
+def round_up(size, multiple):
+    return ceil_div(size, multiple) * multiple
+
+
+def seconds(problem, device, cut):
+    """The busiest SM's blocks, then what splits write and read again."""
+    macs = cut.tile_k * cut.tile_m * cut.stages * DEPTH
+    slots = macs * (SLOTS_PER_MULTIPLY_ADD + cost.multiply_slots(problem, device)) + THREAD_SLOTS * cut.threads
+    multiply = cost.block_seconds(device, cut.blocks(problem), cut.threads, slots)
+    splitting = cost.LAUNCH + cost.memory_seconds(problem, device, 2 * cut.partial_bytes) if cut.splits > 1 else 0
+    return multiply + splitting
+
+
+def why_not(problem, device):
+    reasons = size_reasons(problem)
+    cut = cut_for(problem, device)
+    packing = ceil_div(problem.groups * cut.depth * cut.filters, THREADS)
+    outputs = ceil_div(problem.N * problem.K * problem.P * problem.Q, THREADS)
+    grids = {"multiply": cut.blocks(problem), "pack the weights": packing, "add the splits": outputs}
+    for name, blocks in grids.items():
+        if blocks > MAX_GRID[0]:
+            reasons.append(f"at most {MAX_GRID[0]:,} blocks to {name}, this problem has {blocks:,}")
+    return reasons
+
+
+def workspace_bytes(problem, device):
+    cut = cut_for(problem, device)
+    return cut.packed_bytes + cut.partial_bytes
+
+
+def predicted_seconds(problem, device):
+    cut = cut_for(problem, device)
+    moved = cost.memory_seconds(problem, device, 2 * cut.packed_bytes)
+    return max(seconds(problem, device, cut), moved) + 2 * cost.LAUNCH
+
+
+def sources(problem, device, wide=False, together=False):
+    """The kernels: pack the weights, multiply, and add the splits."""
+    return sources_of(problem, cut_for(problem, device), wide, together)
+
+
+@lru_cache(maxsize=4096)
+def sources_of(problem, cut, wide, together):
+    whole = problem.Cg % DEPTH == 0
+    constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
+    constants += (("TILE_K", cut.tile_k), ("TILE_M", cut.tile_m), ("ORDER", int(cut.taps_inner)))
+    constants += (("TOGETHER", int(together)), ("WHOLE", int(whole)), ("SPLIT", int(cut.splits > 1)))
+    functions = ("pack_filters", "conv2d_implicit_gemm", "sum_splits")
+    return tuple(CudaSource("implicit_gemm.cu", function, constants) for function in functions)
+
+
+def channels_together(problem, cut, x):
+    """Whether one thread may load CHUNK channels of a pixel at once: side by side, aligned, and enough threads."""
+    item = x.itemsize
+    aligned = min(CHUNK * item, 16)
+    elements = DEPTH * cut.tile_m // cut.threads
+    if cut.taps_inner or problem.Cg % CHUNK or elements % CHUNK or x.strides[1] != item:
+        return False
+    return address_of(x) % aligned == 0 and all(x.strides[axis] % aligned == 0 for axis in (0, 2, 3))
+
+
+def address_of(array):
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x and w into y. workspace: `workspace_bytes` of them, 64-byte aligned."""
+    cut = cut_for(problem, device)
+    struct, part = problem_struct(problem, x, w, y, bias, residual), cut_struct(problem, cut)
+    packed, partial = workspace[: cut.packed_bytes], workspace[cut.packed_bytes :] if cut.partial_bytes else None
+    together = channels_together(problem, cut, x)
+    pack, multiply, add = sources_of(problem, cut, is_wide(problem, x, w, y, residual), together)
+
+    launch(pack, ceil_div(problem.groups * cut.depth * cut.filters, THREADS), THREADS, (w, packed, struct, part),
+           stream=stream)  # fmt: skip
+    arguments = (x, packed, y, bias, residual, partial, struct, part)
+    launch(multiply, cut.blocks(problem), cut.threads, arguments, stream=stream)
+    if cut.splits > 1:
+        outputs = problem.N * problem.K * problem.P * problem.Q
+        arguments = (partial, y, bias, residual, struct, part, np.int32(cut.splits))
+        launch(add, ceil_div(outputs, THREADS), THREADS, arguments, stream=stream)
+
+
+@lru_cache(maxsize=4096)
+def cut_struct(problem, cut):
+    """`struct Cut`."""
+    struct = np.zeros((), CUT)
+    struct["pixels"] = problem.N * problem.P * problem.Q
+    for name in ("tiles_m", "filters", "depth", "channels", "stages"):
+        struct[name] = getattr(cut, name)
+    struct.flags.writeable = False
+    return struct

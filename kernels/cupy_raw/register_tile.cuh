@@ -1,0 +1,111 @@
+// The inner half of a matrix product: a block's tile of filters x pixels, multiplied out of shared memory.
+//
+//                      pixels                       a block: TILE_K filters x TILE_M pixels of one group
+//                     +-----+-----+                 a warp:  32 x 64, as 4 x 8 lanes (float64: 16 x 32)
+//              DEPTH  | buf | next|  shared         a thread: 8 x 8 sums in registers (4 x 4), two VECTORs each way
+//                     +-----+-----+
+//     filters +-----+ +===========+
+//     buf     |     | |   TILE_M  |
+//     next    |     | |  x TILE_K |  registers
+//             +-----+ +===========+
+//
+// While the block multiplies one stage of DEPTH steps, each thread holds its share of the next one in registers,
+// fetched before, stored into the other buffer after: one barrier per stage, and the fetch hides behind DEPTH * 64
+// multiply-adds. What is fetched, and from where, is the including file's part.
+//
+// Bank conflicts: none. A 128-bit load is served in halves of a warp where lanes i and i ^ 1, or i and i ^ 2, read the
+// same address. So bit 1 of a lane's number tells its filters and bit 0 its pixels: both loads are then served in two
+// passes, and 4 of them (8 passes) feed 64 multiply-adds. With the lanes in plain order the pixels' take four.
+//
+// Compiled with -DTILE_K -DTILE_M, multiples of a warp's.
+
+#pragma once
+
+#include "gemm_layout.cuh"
+
+constexpr int EACH = 2 * VECTOR;  // filters, and pixels, per thread
+constexpr int WARPS_ACROSS = TILE_M / (PIXEL_LANES * EACH);
+constexpr int THREADS = TILE_K / EACH * (TILE_M / EACH);
+#if __CUDA_ARCH__ == 1000  // its compiler wants a few registers more than 128, and would spill them
+constexpr int BLOCKS_PER_SM = THREADS == 256 ? 1 : 384 / THREADS;
+#else
+constexpr int BLOCKS_PER_SM = (THREADS == 256 ? 512 : 384) / THREADS;  // 128 or 168 registers: small blocks fetch more
+#endif
+constexpr int FILTER_BLOCK = FILTER_LANES * VECTOR, PIXEL_BLOCK = PIXEL_LANES * VECTOR;
+
+alignas(16) __shared__ Accumulator filters[2][DEPTH][TILE_K];
+alignas(16) __shared__ Accumulator pixels[2][DEPTH][TILE_M];
+
+__device__ __forceinline__ Vector& vector_at(Accumulator& first) { return reinterpret_cast<Vector&>(first); }
+__device__ __forceinline__ const Vector& vector_at(const Accumulator& first)
+{
+    return reinterpret_cast<const Vector&>(first);
+}
+
+// A thread's first VECTOR of a DEPTH x WIDTH tile, and how many rows below it lies its next one.
+template <int WIDTH> __device__ __forceinline__ int own_row() { return threadIdx.x * VECTOR / WIDTH; }
+template <int WIDTH> __device__ __forceinline__ int own_column() { return threadIdx.x * VECTOR % WIDTH; }
+template <int WIDTH> constexpr int ROWS_APART = THREADS * VECTOR / WIDTH;
+template <int WIDTH> constexpr int VECTORS_OF = DEPTH * WIDTH / VECTOR / THREADS;  // what a thread fetches per stage
+
+// A thread's share of a stage of a matrix that lies in memory as gemm_layout.cuh has it.
+template <int WIDTH>
+struct Share {
+    Vector vectors[VECTORS_OF<WIDTH>];
+
+    // `own` is the thread's first element; rows are `pitch` apart.
+    __device__ __forceinline__ void fetch(const Accumulator* __restrict__ own, int pitch)
+    {
+        #pragma unroll
+        for (int v = 0; v < VECTORS_OF<WIDTH>; ++v)
+            vectors[v] = vector_at(own[(int64)(v * ROWS_APART<WIDTH>) * pitch]);
+    }
+
+    __device__ __forceinline__ void put(Accumulator (&tile)[DEPTH][WIDTH]) const
+    {
+        #pragma unroll
+        for (int v = 0; v < VECTORS_OF<WIDTH>; ++v)
+            vector_at(tile[own_row<WIDTH>() + v * ROWS_APART<WIDTH>][own_column<WIDTH>()]) = vectors[v];
+    }
+};
+
+// Which of the block's filters and pixels a thread multiplies: number i of EACH lies LANES further than number i - 1.
+struct Place {
+    int filter_lane, pixel_lane, warp_filter, warp_pixel;
+
+    __device__ __forceinline__ Place()
+    {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        filter_lane = (lane >> 1 & 1) | (lane >> 3 & 2);
+        pixel_lane = (lane & 1) | (lane >> 1 & 6);
+        warp_filter = warp / WARPS_ACROSS * FILTER_LANES * EACH;
+        warp_pixel = warp % WARPS_ACROSS * PIXEL_LANES * EACH;
+    }
+
+    __device__ __forceinline__ int filter(int i) const { return warp_filter + filter_lane + i * FILTER_LANES; }
+    __device__ __forceinline__ int pixel(int j) const { return warp_pixel + pixel_lane + j * PIXEL_LANES; }
+};
+
+// EACH places of one row, a VECTOR from every BLOCK: the first of them is this lane's.
+template <int BLOCK>
+__device__ __forceinline__ void load(Accumulator (&values)[EACH], const Accumulator* row)
+{
+    #pragma unroll
+    for (int v = 0; v < EACH / VECTOR; ++v) vector_at(values[v * VECTOR]) = vector_at(row[v * BLOCK]);
+}
+
+__device__ __forceinline__ void multiply_stage(Accumulator (&sums)[EACH][EACH], int buffer, const Place& place)
+{
+    const int filter = place.warp_filter + place.filter_lane * VECTOR;
+    const int pixel = place.warp_pixel + place.pixel_lane * VECTOR;
+    #pragma unroll
+    for (int step = 0; step < DEPTH; ++step) {
+        alignas(16) Accumulator a[EACH], b[EACH];
+        load<FILTER_BLOCK>(a, &filters[buffer][step][filter]);
+        load<PIXEL_BLOCK>(b, &pixels[buffer][step][pixel]);
+        #pragma unroll
+        for (int i = 0; i < EACH; ++i)
+            #pragma unroll
+            for (int j = 0; j < EACH; ++j) sums[i][j] += a[i] * b[j];
+    }
+}
