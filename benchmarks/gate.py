@@ -22,18 +22,18 @@ class GateError(Exception):
     """A candidate's answer is not the convolution; it is named in the table and gets no time."""
 
 
-def exact(case: Case, operands: Operands, put: Callable = np.asarray, get: Callable = np.asarray) -> np.ndarray:
+def exact(case: Case, operands: Operands, put: Callable = np.asarray) -> np.ndarray:
     """The result in float64, (N, K, P, Q): reference.py's definition, by faster ways than its loops.
 
-    put, get: to and from the library whose matrix products are used, NumPy's or CuPy's.
+    put: into the library whose matrix products are taken and whose array comes back, NumPy or CuPy.
     tests/benchmarks/test_gate.py holds both ways against reference.py, which would take minutes on a large layer.
     """
     problem = case.problem
     x, w = operands.x.astype(np.float64), operands.w.astype(np.float64)
     x = np.pad(x, ((0, 0), (0, 0), *problem.padding))
-    y = by_fourier(problem, x, w) if is_large_filter(problem) else get(by_matmul(problem, put(x), put(w)))
+    y = put(by_fourier(problem, x, w)) if is_large_filter(problem) else by_matmul(problem, put(x), put(w))
     if operands.bias is not None:
-        y += operands.bias.astype(np.float64)[:, None, None]
+        y += put(operands.bias.astype(np.float64))[:, None, None]
     return reference.activated(problem, y)
 
 

@@ -38,7 +38,7 @@ class CudaView:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def __cuda_array_interface__(self):
@@ -467,10 +467,24 @@ def for_family(view, family, device):
         return cuda.as_cuda_array(view, sync=False)
     import cupy
 
+    if is_whole(view, cupy.ndarray):
+        return view.owner
     first, last = extent(view)
     memory = cupy.cuda.UnownedMemory(first, last - first, view.owner, device.index)
     pointer = cupy.cuda.MemoryPointer(memory, view.address - first)
     return cupy.ndarray(view.shape, view.dtype, pointer, view.strides)
+
+
+def is_whole(view, kind):
+    """Whether a view's owner is an array of `kind` that has its address, shape and strides: then it serves as it is."""
+    owner = view.owner
+    return (
+        type(owner) is kind
+        and owner.data.ptr == view.address
+        and owner.strides == view.strides
+        and owner.shape == view.shape
+        and owner.dtype.itemsize == view.dtype.itemsize
+    )
 
 
 def device_bytes(count, family, device, stream):

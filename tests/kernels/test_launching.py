@@ -45,7 +45,8 @@ def test_a_cuda_source_goes_to_a_raw_kernel_with_its_text_and_options(fill, cupy
     assert kernel.options[0] == f"-I{launching.CUPY_RAW}"
     assert "-DN=4" in kernel.options
     (call,) = kernel.calls
-    assert call == ((2, 3, 1), (32, 1, 1), (args[0], np.uint64(0), *args[2:]), 128, None)
+    passed = (args[0], np.uint64(0), args[2], args[3].view("V4"))
+    assert call == ((2, 3, 1), (32, 1, 1), passed, 128, None)
 
 
 def test_a_raw_kernel_is_made_once_for_each_device_and_each_set_of_constants(fill, cupy):
