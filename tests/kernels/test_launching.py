@@ -45,7 +45,7 @@ def test_a_cuda_source_goes_to_a_raw_kernel_with_its_text_and_options(fill, cupy
     assert kernel.options[0] == f"-I{launching.CUPY_RAW}"
     assert "-DN=4" in kernel.options
     (call,) = kernel.calls
-    passed = (args[0], np.uint64(0), args[2], args[3].view("V4"))
+    passed = (args[0], np.uint64(0), args[2], args[3].view("V8"))
     assert call == ((2, 3, 1), (32, 1, 1), passed, 128, None)
 
 
@@ -100,7 +100,7 @@ def test_the_stand_in_has_the_signature_that_the_installed_cupy_documents():
 
 def test_the_installed_cupy_takes_structs_and_null_pointers_by_value():
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed (extra cuda13)")
-    assert converted_by_cupy(cupy, (np.zeros((), SIZE), np.uint64(0), np.int32(1)))
+    assert converted_by_cupy(cupy, launching.as_cupy_passes_them(arguments()[1:]))
     with pytest.raises(TypeError, match=r"Only numpy.ndarrays of size one can be passed by value"):
         converted_by_cupy(cupy, (np.zeros(2, np.int32),))
     with pytest.raises(TypeError, match="Unsupported type"):
