@@ -1,16 +1,19 @@
-"""Predicted times, from counts and published limits of a streaming multiprocessor; nothing here was measured.
+"""Predicted times, from counts and limits of a streaming multiprocessor, fitted to what an H200 measured.
 
 Both GPU families are predicted with these, so that they can be compared. A kernel counts multiply-adds and the share
 they have of its instructions, or the issue slots of a block: one for each instruction of each thread, more for a
 multiply-add where an SM has fewer than 128 lanes for them. An SM issues 128 slots per cycle (four schedulers, a warp
 each) once it has warps enough.
 Per SM: NVIDIA's architecture papers for Turing to Blackwell (float32 lanes, float64 ratio). Memory bandwidth is that of
-the cards' data sheets divided by their SMs (in GB/s: T4 8, A100 14, H100 25, RTX 4090 8): 10 stands for all.
+the cards' data sheets divided by their SMs, for compute capability 9.0 an H200's by copying. Issue slots alone are too
+kind: a warp also waits, for shared memory and at barriers. A kernel's WAITING says how many times as long it took on an
+H200 as its slots (results/nvidia-h200-2026-11-27: the median over six layers; no other GPU was measured).
 """
 
 CLOCK = 1.5e9  # cycles per second, between the base and boost clocks of data-centre cards
-LAUNCH = 5e-6  # seconds from one launch to the next
-MEMORY_PER_SM = 10e9  # bytes per second
+CLOCKS = {(9, 0): 1.98e9}
+LAUNCH = 3e-6  # seconds from one launch to the next
+MEMORY_PER_SM = {(7, 5): 8e9, (8, 0): 14e9, (8, 6): 11e9, (8, 9): 8e9, (9, 0): 32e9, (10, 0): 54e9, (12, 0): 10e9}
 SLOTS_PER_CYCLE = 128  # per SM
 WARPS_TO_SATURATE = 8  # two for each scheduler, where every thread has tens of independent sums
 
@@ -22,12 +25,16 @@ def sm_count(device):
     return max(device.sm_count, 1)
 
 
+def clock(device):
+    return CLOCKS.get(device.compute_capability, CLOCK)
+
+
 def multiply_adds_per_second(problem, device):
     """The most one SM does per second, in the type that sums are kept in."""
     lanes = FLOAT32_LANES.get(device.compute_capability, 128)
     if problem.accumulate.itemsize == 8:
         lanes /= FLOAT64_RATIO.get(device.compute_capability, 64)
-    return lanes * CLOCK
+    return lanes * clock(device)
 
 
 def multiply_seconds(problem, device, blocks, macs_per_block, blocks_per_sm, share):
@@ -40,14 +47,14 @@ def multiply_seconds(problem, device, blocks, macs_per_block, blocks_per_sm, sha
 
 def multiply_slots(problem, device):
     """Issue slots that one multiply-add takes, in the type that sums are kept in."""
-    return SLOTS_PER_CYCLE * CLOCK / multiply_adds_per_second(problem, device)
+    return SLOTS_PER_CYCLE * clock(device) / multiply_adds_per_second(problem, device)
 
 
 def block_seconds(device, blocks, threads, slots):
     """Seconds until the busiest SM has issued its blocks, each of `threads` threads and `slots` issue slots in all."""
     busiest = -(-blocks // sm_count(device))
     saturation = min(busiest * threads / 32 / WARPS_TO_SATURATE, 1)
-    return busiest * slots / (SLOTS_PER_CYCLE * CLOCK * saturation)
+    return busiest * slots / (SLOTS_PER_CYCLE * clock(device) * saturation)
 
 
 def memory_seconds(problem, device, extra_bytes=0):
@@ -55,4 +62,5 @@ def memory_seconds(problem, device, extra_bytes=0):
     x = problem.N * problem.C * problem.H * problem.W
     w = problem.K * problem.reduction
     y = problem.N * problem.K * problem.P * problem.Q * (2 if problem.has_residual else 1)
-    return ((x + w + y) * problem.dtype.itemsize + extra_bytes) / (MEMORY_PER_SM * sm_count(device))
+    bytes_per_second = MEMORY_PER_SM.get(device.compute_capability, 10e9) * sm_count(device)
+    return ((x + w + y) * problem.dtype.itemsize + extra_bytes) / bytes_per_second

@@ -35,9 +35,8 @@ CUT = np.dtype(
     align=True,
 )
 
-# Beside the multiply-adds of the main loop, in issue slots for each: other instructions, and waiting.
-# Measured on an H200 (132 SMs): 60 % of the peak with 16 warps or more on each SM.
-SLOTS_PER_MULTIPLY_ADD = 0.6
+SLOTS_PER_MULTIPLY_ADD = (0.19, 0.6)  # beside the multiply-add itself, in the main loop: channels inner, taps inner
+WAITING = 1.75  # times as long as its issue slots: what im2col's product, the same loop, took on an H200
 THREAD_SLOTS = 600  # of each thread of a block beside: addresses, the first stage's wait, the store
 
 passes = ("forward",)
@@ -112,10 +111,11 @@ def round_up(size, multiple):
 def seconds(problem, device, cut):
     """The busiest SM's blocks, then what splits write and read again."""
     macs = cut.tile_k * cut.tile_m * cut.stages * DEPTH
-    slots = macs * (SLOTS_PER_MULTIPLY_ADD + cost.multiply_slots(problem, device)) + THREAD_SLOTS * cut.threads
+    each = SLOTS_PER_MULTIPLY_ADD[cut.taps_inner] + cost.multiply_slots(problem, device)
+    slots = macs * each + THREAD_SLOTS * cut.threads
     multiply = cost.block_seconds(device, cut.blocks(problem), cut.threads, slots)
     splitting = cost.LAUNCH + cost.memory_seconds(problem, device, 2 * cut.partial_bytes) if cut.splits > 1 else 0
-    return multiply + splitting
+    return WAITING * multiply + splitting
 
 
 def why_not(problem, device):

@@ -48,6 +48,7 @@ THREADS = 256  # of the two kernels that move elements
 TILES = ((128, 128), (64, 64), (32, 128))  # filters x pixels in float32, 64 outputs a thread; half of each in float64
 BLOCKS_PER_SM = {1024: 1, 256: 6}  # by outputs a tile, in vectors: 166 registers a thread (sm_80) of 65,536
 MULTIPLY_SHARE = 0.82  # multiply-adds among the instructions of a step, see above
+WAITING = 2.0  # times as long as its issue slots, measured on an H200: see gpu_cost.py
 
 SIMULATED = simulating()
 
@@ -275,7 +276,7 @@ def predicted_seconds(problem, device):
     multiply = cost.multiply_seconds(problem, device, blocks, macs, per_sm, MULTIPLY_SHARE)
     columns = cut.pixel_tiles * cut.tile_m * problem.groups * cut.rows * problem.dtype.itemsize
     moved = cost.memory_seconds(problem, device, 2 * (columns + cut.filter_bytes))
-    return slices * multiply + moved + (1 + 2 * slices) * cost.LAUNCH
+    return WAITING * slices * multiply + moved + (1 + 2 * slices) * cost.LAUNCH
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
