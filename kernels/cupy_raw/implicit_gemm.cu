@@ -15,7 +15,7 @@
 // Why it pays: im2col writes and reads R * S times the input through memory; here it comes from the caches, whence
 // a tile of 128 x 128 takes one word for 64 multiply-adds.
 // Small problems: where the tiles are fewer than the multiprocessors, SPLIT makes several blocks share one, each with
-// its part of d; they write sums to the workspace and sum_splits adds them, always in the same order.
+// its part of d; they write whole tiles of sums to the workspace and sum_splits adds them, always in the same order.
 // Limits: none on the problem.
 // Source: Chetlur et al., cuDNN, 2014; the order of d and the incremental addresses: Thakkar et al., CUTLASS,
 // implicit GEMM convolution, 2020.
@@ -24,6 +24,11 @@
 // of them aligned), -DWHOLE (1: no stage ends amid the channels), -DSPLIT, -DACTIVATION.
 
 #include "epilogue.cuh"
+#if ORDER == 1 && __CUDA_ARCH__ >= 1200
+#define MORE_REGISTERS true
+#else
+#define MORE_REGISTERS (TOGETHER && (SPLIT || WIDE))
+#endif
 #include "register_tile.cuh"
 
 constexpr int TAPS = R * S;
@@ -132,7 +137,8 @@ struct Walk {
             const bool wanted = inside[j] && (WHOLE || channel + first_step() + i < problem.Cg);
             return wanted ? widened(x[at[j] + i * (Offset)problem.x.c]) : Accumulator(0);
         }
-        const int step = d + first_step() + i, c = step / TAPS, r = step % TAPS / S, s = step % S;
+        const unsigned step = d + first_step() + i;
+        const int c = step / TAPS, r = step % TAPS / S, s = step % S;
         const bool wanted = c < problem.Cg && contains(problem, j, r, s);
         return wanted ? widened(x[corner[j] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)])
                       : Accumulator(0);
@@ -163,7 +169,7 @@ struct Walk {
     }
 };
 
-// grid: splits * groups * tiles_m * (filters / TILE_K), block: THREADS.
+// grid: groups * tiles_m * (filters / TILE_K) and the splits, block: THREADS.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restrict__ packed, Element* __restrict__ y,
                      const Element* __restrict__ bias, const Element* __restrict__ residual,
@@ -173,8 +179,8 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
     unsigned block = blockIdx.x;
     const int first_filter = block % across_k * TILE_K; block /= across_k;
     const Index first_pixel = (Index)(block % cut.tiles_m) * TILE_M; block /= cut.tiles_m;
-    const int group = block % problem.groups, split = block / problem.groups;
-    const int stage = split * cut.stages, end = min(stage + cut.stages, cut.depth / DEPTH);
+    const int group = block;
+    const int stage = blockIdx.y * cut.stages, end = min(stage + cut.stages, cut.depth / DEPTH);
     packed += ((int64)group * cut.depth + stage * DEPTH + own_row<TILE_K>()) * cut.filters
             + first_filter + own_column<TILE_K>();
 
@@ -204,36 +210,45 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
     }
     multiply_stage(sums, buffer, place);
 
+    if constexpr (SPLIT) {  // the tile's edges too: 64 conditions would cost more registers than there are
+        const int filter = group * cut.filters + first_filter + place.filter(0);
+        const int64 row = (int64)blockIdx.y * problem.groups * cut.filters + filter, pitch = (int64)cut.tiles_m * TILE_M;
+        Accumulator* to = partial + row * pitch + first_pixel + place.pixel(0);
+        #pragma unroll
+        for (int i = 0; i < EACH; ++i, to += FILTER_LANES * pitch)
+            #pragma unroll
+            for (int j = 0; j < EACH; ++j) to[j * PIXEL_LANES] = sums[i][j];
+        return;
+    }
     #pragma unroll
     for (int j = 0; j < EACH; ++j) {
         Index pixel = first_pixel + place.pixel(j);
         if (pixel >= cut.pixels) continue;
-        const Index m = pixel;
         const int q = pixel % problem.Q; pixel /= problem.Q;
         const int p = pixel % problem.P, n = pixel / problem.P;
         #pragma unroll
         for (int i = 0; i < EACH; ++i) {
             const int k = first_filter + place.filter(i);
-            if (k >= problem.Kg) continue;
-            if constexpr (SPLIT)
-                partial[((int64)split * problem.K + group * problem.Kg + k) * cut.pixels + m] = sums[i][j];
-            else
-                store(problem, {y, bias, residual}, n, group * problem.Kg + k, p, q, sums[i][j]);
+            if (k < problem.Kg) store(problem, {y, bias, residual}, n, group * problem.Kg + k, p, q, sums[i][j]);
         }
     }
 }
 
-// Add what the splits left in `partial`, in their order, and finish. grid: over K * pixels, one thread each.
+// Add what the splits left in `partial`, splits x groups x filters x tiles_m * TILE_M, in their order, and finish.
+// grid: over K * pixels, one thread each.
 extern "C" __global__ void __launch_bounds__(256)
 sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, const Element* __restrict__ bias,
            const Element* __restrict__ residual, Problem problem, Cut cut, int splits)
 {
-    const int64 index = (int64)blockIdx.x * 256 + threadIdx.x, outputs = problem.K * cut.pixels;
-    if (index >= outputs) return;
-    Accumulator sum = 0;
-    for (int split = 0; split < splits; ++split) sum += partial[split * outputs + index];
+    const int64 index = (int64)blockIdx.x * 256 + threadIdx.x;
+    if (index >= problem.K * cut.pixels) return;
     Index pixel = index % cut.pixels;
-    const int k = index / cut.pixels, q = pixel % problem.Q; pixel /= problem.Q;
+    const int k = index / cut.pixels;
+    const int64 row = (int64)(k / problem.Kg) * cut.filters + k % problem.Kg, pitch = (int64)cut.tiles_m * TILE_M;
+    partial += row * pitch + pixel;
+    Accumulator sum = 0;
+    for (int split = 0; split < splits; ++split) sum += partial[split * problem.groups * cut.filters * pitch];
+    const int q = pixel % problem.Q; pixel /= problem.Q;
     store(problem, {y, bias, residual}, pixel / problem.P, k, pixel % problem.P, q, sum);
 }
 

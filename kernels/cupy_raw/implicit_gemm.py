@@ -5,6 +5,7 @@ implicit_gemm.cu tells the idea; this file chooses the tile, the order of the re
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -58,8 +59,8 @@ class Cut(NamedTuple):
     packed_bytes: int
     partial_bytes: int
 
-    def blocks(self, problem):
-        return self.splits * problem.groups * self.tiles_m * (self.filters // self.tile_k)
+    def grid(self, problem):
+        return problem.groups * self.tiles_m * (self.filters // self.tile_k), self.splits
 
 
 @lru_cache(maxsize=4096)
@@ -96,9 +97,9 @@ def cut_of(problem, tile_k, tile_m, splits):
     splits = ceil_div(depth // DEPTH, stages)
     pixels, filters = problem.N * problem.P * problem.Q, round_up(problem.Kg, tile_k)
     packed = round_up(problem.groups * depth * filters * itemsize, 64)
-    partial = splits * problem.K * pixels * itemsize if splits > 1 else 0
     threads = tile_k * tile_m // EACH[itemsize] ** 2
     tiles_m = ceil_div(pixels, tile_m)
+    partial = splits * problem.groups * filters * tiles_m * tile_m * itemsize if splits > 1 else 0
     return Cut(
         tile_k, tile_m, threads, taps_inner, tiles_m, filters, depth, channels, stages, splits, packed, partial
     )  # fmt: skip
@@ -113,7 +114,7 @@ def seconds(problem, device, cut):
     macs = cut.tile_k * cut.tile_m * cut.stages * DEPTH
     each = SLOTS_PER_MULTIPLY_ADD[cut.taps_inner] + cost.multiply_slots(problem, device)
     slots = macs * each + THREAD_SLOTS * cut.threads
-    multiply = cost.block_seconds(device, cut.blocks(problem), cut.threads, slots)
+    multiply = cost.block_seconds(device, math.prod(cut.grid(problem)), cut.threads, slots)
     splitting = cost.LAUNCH + cost.memory_seconds(problem, device, 2 * cut.partial_bytes) if cut.splits > 1 else 0
     return WAITING * multiply + splitting
 
@@ -123,7 +124,7 @@ def why_not(problem, device):
     cut = cut_for(problem, device)
     packing = ceil_div(problem.groups * cut.depth * cut.filters, THREADS)
     outputs = ceil_div(problem.N * problem.K * problem.P * problem.Q, THREADS)
-    grids = {"multiply": cut.blocks(problem), "pack the weights": packing, "add the splits": outputs}
+    grids = {"multiply": cut.grid(problem)[0], "pack the weights": packing, "add the splits": outputs}
     for name, blocks in grids.items():
         if blocks > MAX_GRID[0]:
             reasons.append(f"at most {MAX_GRID[0]:,} blocks to {name}, this problem has {blocks:,}")
@@ -181,7 +182,7 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     launch(pack, ceil_div(problem.groups * cut.depth * cut.filters, THREADS), THREADS, (w, packed, struct, part),
            stream=stream)  # fmt: skip
     arguments = (x, packed, y, bias, residual, partial, struct, part)
-    launch(multiply, cut.blocks(problem), cut.threads, arguments, stream=stream)
+    launch(multiply, cut.grid(problem), cut.threads, arguments, stream=stream)
     if cut.splits > 1:
         outputs = problem.N * problem.K * problem.P * problem.Q
         arguments = (partial, y, bias, residual, struct, part, np.int32(cut.splits))

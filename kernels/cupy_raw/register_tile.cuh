@@ -17,20 +17,28 @@
 // same address. So bit 1 of a lane's number tells its filters and bit 0 its pixels: both loads are then served in two
 // passes, and 4 of them (8 passes) feed 64 multiply-adds. With the lanes in plain order the pixels' take four.
 //
-// Compiled with -DTILE_K -DTILE_M, multiples of a warp's.
+// Compiled with -DTILE_K -DTILE_M, multiples of a warp's. The including file may define MORE_REGISTERS: true where
+// its fetches need them more than the multiprocessor needs a second block.
 
 #pragma once
 
 #include "gemm_layout.cuh"
 
+#ifndef MORE_REGISTERS
+#define MORE_REGISTERS false
+#endif
+
 constexpr int EACH = 2 * VECTOR;  // filters, and pixels, per thread
 constexpr int WARPS_ACROSS = TILE_M / (PIXEL_LANES * EACH);
 constexpr int THREADS = TILE_K / EACH * (TILE_M / EACH);
-#if __CUDA_ARCH__ == 1000  // its compiler wants a few registers more than 128, and would spill them
-constexpr int BLOCKS_PER_SM = THREADS == 256 ? 1 : 384 / THREADS;
+// Registers: 128 with 16 warps, 168 with 12 (a small block fetches more per thread), 255 with 8.
+#if __CUDA_ARCH__ == 1000  // its compiler wants a few more than 128, and would spill them
+constexpr bool SHORT_OF_128 = true;
 #else
-constexpr int BLOCKS_PER_SM = (THREADS == 256 ? 512 : 384) / THREADS;  // 128 or 168 registers: small blocks fetch more
+constexpr bool SHORT_OF_128 = MORE_REGISTERS;
 #endif
+constexpr int WARPS_PER_SM = THREADS == 256 ? SHORT_OF_128 ? 8 : 16 : THREADS == 32 && WIDE ? 8 : 12;
+constexpr int BLOCKS_PER_SM = WARPS_PER_SM * 32 / THREADS;
 constexpr int FILTER_BLOCK = FILTER_LANES * VECTOR, PIXEL_BLOCK = PIXEL_LANES * VECTOR;
 
 alignas(16) __shared__ Accumulator filters[2][DEPTH][TILE_K];

@@ -7,7 +7,7 @@ import pytest
 
 from convlib import compiling, device
 from convlib.compiling import TARGETS
-from convlib.kernels.cupy_raw import direct, im2col, tiled
+from convlib.kernels.cupy_raw import direct, im2col, implicit_gemm, tiled
 from convlib.problem import DTYPES, make_problem
 from tests.kernels.cupy_raw.machine_code import main_loop, multiply_share
 from tests.problems import dtype_named
@@ -39,7 +39,8 @@ GPU = device.emulator_of(80)
 
 def sources_of(problem, wide=False):
     alone = (kernel.source(problem, GPU, wide) for kernel in (direct, tiled))
-    return (*alone, *im2col.sources(problem, GPU, wide))
+    together = problem.layout == "NHWC"
+    return (*alone, *im2col.sources(problem, GPU, wide), *implicit_gemm.sources(problem, GPU, wide, together))
 
 
 def check(source, target, dtype):
@@ -84,6 +85,34 @@ def test_the_matrix_product_multiplies_in_nine_of_ten_instructions(target):
     assert set(loads(loop, "LDG")) == {"128"}
     assert loads(loop, "STS") == {"128": 2}
     assert sum(n for name, n in loop.items() if name.startswith("BAR")) == 1, "one barrier per stage"
+
+
+def implicit_source(case, tile, splits=1, together=False, wide=False, dtype="float32"):
+    problem = problem_of(case, dtype)
+    each = implicit_gemm.EACH[problem.accumulate.itemsize]
+    cut = implicit_gemm.cut_of(problem, tile[0] * each, tile[1] * each, splits)
+    return implicit_gemm.sources_of(problem, cut, wide, together)[1]
+
+
+@pytest.mark.parametrize("target", [90, 100, 120])
+@pytest.mark.parametrize("tile", implicit_gemm.TILES, ids=str)
+def test_every_tile_and_walk_of_the_implicit_product_compiles_without_spills(tile, target):
+    """The targets whose compilers want the most registers; sm_75 to sm_89 want fewer."""
+    for splits in (1, 2):
+        check(implicit_source("7x7_stride_2", tile, splits), target, "float32")
+        for together in (False, True):
+            check(implicit_source("3x3", tile, splits, together), target, "float32")
+    check(implicit_source("3x3", tile, 1, True, wide=True), target, "float32")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("tile", "share"), [((16, 16), 0.83), ((8, 8), 0.79), ((4, 8), 0.72)], ids=str)
+def test_the_implicit_product_multiplies_in_five_of_six_instructions(tile, share, target):
+    """Small tiles in four of five and five of seven: each thread of theirs fetches more windows."""
+    loop = main_loop(compiling.sass(compiling.cuda_source_cubin(implicit_source("3x3", tile), target)))
+    assert multiply_share(loop) >= share
+    assert loads(loop, "LDS") == {"128": 32}
+    assert sum(n for name, n in loop.items() if name.startswith("BAR")) == 1
 
 
 @pytest.mark.parametrize("target", TARGETS)

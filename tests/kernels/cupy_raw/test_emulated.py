@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from convlib import accuracy, arrays, device, operations
-from convlib.kernels.cupy_raw import im2col, tiled
+from convlib.kernels.cupy_raw import im2col, implicit_gemm, tiled
 from convlib.problem import make_problem
+from tests.kernels.cupy_raw.test_values import WALKS, force_cut
 from tests.problems import Case, arrays_of, dtype_named, expected, logical_arrays
 
 emulator = pytest.importorskip("convlib.emulator", reason="the emulator is not installed")
@@ -66,6 +67,14 @@ def test_every_tile_of_the_matrix_product_runs_without_a_fault_in_slices(tile_k,
     im2col.matrices.cache_clear()
 
 
+@pytest.mark.parametrize("walk", WALKS)
+@pytest.mark.parametrize("tile", implicit_gemm.TILES, ids=str)
+def test_every_tile_and_walk_of_the_implicit_product_runs_without_a_fault(tile, walk, monkeypatch):
+    splits = 1 + 2 * (implicit_gemm.TILES.index(tile) % 2)
+    force_cut(monkeypatch, WALKS[walk].problem(), tile, splits)
+    check(implicit_gemm, "implicit_gemm", WALKS[walk])
+
+
 LAYERS = {
     "wide": ((1, 16, 12, 64), (64, 16, 3, 3), {"padding": 1}),
     "narrow": ((1, 8, 7, 7), (64, 8, 3, 3), {"padding": 1}),
@@ -107,6 +116,16 @@ def test_no_access_of_the_matrix_product_meets_a_bank_conflict(dtype):
     assert {access.size for access in shared} == {16}
     for access in shared:
         assert access.cost == access.requests * 4, access
+
+
+@pytest.mark.parametrize(("layer", "stores"), [("wide", {16: 1, 4: 1}), ("channels_last", {16: 1, 4: 2})])
+def test_what_the_implicit_product_stores_meets_at_most_two_lanes_in_a_bank(layer, stores):
+    """Two lanes that each took four of a pixel's channels store them four rows apart, in the same bank."""
+    _, report, *_ = reports_of(implicit_gemm, layer)
+    for access in accesses(report, "shared", "load"):
+        assert (access.size, access.cost) == (16, access.requests * 4), access
+    for access in accesses(report, "shared", "store"):
+        assert access.cost == access.requests * access.size // 4 * stores[access.size], access
 
 
 def test_the_matrix_product_moves_whole_sectors():

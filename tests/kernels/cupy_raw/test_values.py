@@ -67,6 +67,39 @@ def test_every_tile_of_the_matrix_product_equals_the_reference(wanted, dtype, mo
     im2col.matrices.cache_clear()
 
 
+# Each way of walking along d, for every tile of the implicit product: whole stages of channels and others, taps inner,
+# channels side by side; in one piece, and in three that leave the last one short.
+WALKS = {
+    "whole": Case("whole", (2, 32, 9, 11), (70, 16, 3, 3), {"padding": 1, "groups": 2}, bias=True, memory="slices"),
+    "part": Case("part", (2, 20, 9, 11), (35, 20, 3, 2), {"dilation": (1, 2)}, residual=True, memory="slices"),
+    "taps": Case("taps", (2, 11, 9, 11), (35, 11, 3, 3), {"stride": 2, "padding": 2}, bias=True, memory="slices"),
+    "together": Case("together", (2, 9, 11, 20), (35, 20, 3, 3), {"padding": 1, "layout": "NHWC"}, residual=True),
+    "together_whole": Case("together_whole", (2, 9, 11, 48), (33, 16, 3, 3), {"groups": 3, "layout": "NHWC"}),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("walk", WALKS)
+@pytest.mark.parametrize("tile", implicit_gemm.TILES, ids=str)
+def test_every_tile_and_walk_of_the_implicit_product_equals_the_reference(tile, walk, splits, dtype, monkeypatch):
+    case = replace(WALKS[walk], dtype=dtype)
+    cut = force_cut(monkeypatch, case.problem(), tile, splits)
+    assert (cut.splits, cut.taps_inner) == (splits, walk == "taps")
+    together = implicit_gemm.channels_together
+    taken = []
+    monkeypatch.setattr(implicit_gemm, "channels_together", lambda *given: taken.append(together(*given)) or taken[-1])
+    check(implicit_gemm, "implicit_gemm", case)
+    assert taken == [walk.startswith("together") and (dtype, tile[0]) != ("float64", 16)], "too many threads for that"
+
+
+def force_cut(monkeypatch, problem, tile, splits):
+    each = implicit_gemm.EACH[problem.accumulate.itemsize]
+    cut = implicit_gemm.cut_of(problem, tile[0] * each, tile[1] * each, splits)
+    monkeypatch.setattr(implicit_gemm, "cut_for", lambda problem, device: cut)
+    return cut
+
+
 def check(kernel, name, case):
     x, w, bias, residual, out = arrays_of(case)
     beside = elements_beside(out)

@@ -1,0 +1,81 @@
+"""ONNX's own test cases of Conv, ConvTranspose and BatchNormalization, run by convlib's operators."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra peers)")
+
+from onnx import TensorProto, helper  # noqa: E402
+from onnx.reference import ReferenceEvaluator  # noqa: E402
+
+import convlib  # noqa: E402
+from convlib.onnx import conv, conv_transpose, operators  # noqa: E402
+
+NAMES = (
+    "test_basic_conv_with_padding", "test_basic_conv_without_padding", "test_conv_with_strides_padding",
+    "test_conv_with_strides_no_padding", "test_conv_with_strides_and_asymmetric_padding", "test_conv_with_autopad_same",
+    "test_convtranspose", "test_convtranspose_1d", "test_convtranspose_output_shape", "test_convtranspose_pad",
+    "test_convtranspose_kernel_shape", "test_convtranspose_pads", "test_convtranspose_dilations",
+    "test_convtranspose_autopad_same", "test_convtranspose_group_2", "test_convtranspose_group_2_image_3",
+    "test_batchnorm_example", "test_batchnorm_epsilon",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cases():
+    from onnx.backend.test.case.node import collect_testcases
+
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {case.name: case for case in collect_testcases()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_onnx_own_case(name, cases):
+    case = cases[name]
+    session = ReferenceEvaluator(case.model, new_ops=operators)
+    for inputs, outputs in case.data_sets:
+        got = session.run(None, dict(zip(session.input_names, inputs)))
+        for y, wanted in zip(got, outputs, strict=True):
+            np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_convolutions_really_run_on_convlib(monkeypatch):
+    called = []
+    monkeypatch.setattr("convlib.onnx.conv2d", lambda *a, **k: called.append(k) or convlib.conv2d(*a, **k))
+    node = helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 1], pads=[1, 0, 0, 2], group=2)
+    graph = helper.make_graph(
+        [node], "one",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "xw"],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)])
+    random = np.random.default_rng(0)
+    x, w = (random.standard_normal(shape).astype(np.float32) for shape in ((2, 4, 7, 6), (6, 2, 3, 3)))
+    (y,) = ReferenceEvaluator(model, new_ops=operators).run(None, {"x": x, "w": w})
+    (plain,) = ReferenceEvaluator(model).run(None, {"x": x, "w": w})
+    np.testing.assert_allclose(y, plain, rtol=1e-5, atol=1e-5)
+    assert called == [{"stride": (2, 1), "padding": ((1, 0), (0, 2)), "dilation": (1, 1), "groups": 2}]
+
+
+def test_batch_normalization_of_old_models_takes_the_running_statistics():
+    node = helper.make_node("BatchNormalization", ["x", "s", "b", "m", "v"], ["y"], momentum=0.9)
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "xsbmv"]
+    graph = helper.make_graph([node], "one", values, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)])
+    x = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
+    s, b, m, v = (np.array(pair, np.float32) for pair in ((2, 3), (1, -1), (4, 5), (0.25, 4)))
+    (y,) = ReferenceEvaluator(model, new_ops=operators).run(None, dict(zip("xsbmv", (x, s, b, m, v))))
+    wanted = [2 * (x[0, 0] - 4) / 0.5 + 1, 3 * (x[0, 1] - 5) / 2 - 1]
+    np.testing.assert_allclose(y[0], wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_three_axes_and_unknown_paddings_are_refused_in_words():
+    with pytest.raises(convlib.UnsupportedError, match=r"Conv: one or two axes besides N and C needed, got x of shape"):
+        conv(np.zeros((1, 1, 2, 2, 2), np.float32), np.zeros((1, 1, 1, 1, 1), np.float32))
+    with pytest.raises(ValueError, match="auto_pad: one of NOTSET, VALID, SAME_UPPER, SAME_LOWER needed, got 'SAME'"):
+        conv(np.zeros((1, 1, 2, 2), np.float32), np.zeros((1, 1, 1, 1), np.float32), auto_pad="SAME")
+    with pytest.raises(ValueError, match=r"w with as many axes as x needed \(4\), got 3"):
+        conv_transpose(np.zeros((1, 1, 2, 2), np.float32), np.zeros((1, 1, 1), np.float32))
