@@ -7,7 +7,7 @@ each) once it has warps enough.
 Per SM: NVIDIA's architecture papers for Turing to Blackwell (float32 lanes, float64 ratio). Memory bandwidth is that of
 the cards' data sheets divided by their SMs, for compute capability 9.0 an H200's by copying. Issue slots alone are too
 kind: a warp also waits, for shared memory and at barriers. A kernel's WAITING says how many times as long it took on an
-H200 as its slots (results/nvidia-h200-2026-11-27: the median over six layers; no other GPU was measured).
+H200 as its slots (results/nvidia-h200-2026-11-27 and -28: the median over the layers; no other GPU was measured).
 """
 
 CLOCK = 1.5e9  # cycles per second, between the base and boost clocks of data-centre cards

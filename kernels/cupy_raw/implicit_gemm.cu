@@ -16,6 +16,9 @@
 // a tile of 128 x 128 takes one word for 64 multiply-adds.
 // Small problems: where the tiles are fewer than the multiprocessors, SPLIT makes several blocks share one, each with
 // its part of d; they write whole tiles of sums to the workspace and sum_splits adds them, always in the same order.
+// Measured on an H200, float32, 15 layers of ResNet-50 at 32 images (results/nvidia-h200-2026-11-28): 22 to 42 TFLOP/s
+// of the 63 its lanes do; 0.65 to 1.28 times as fast as the better of cuDNN and PyTorch without TF32, 1.05 in the mean.
+// 1.0 to 1.9 times as fast as im2col, except for wide 1x1 with a stride (0.8), whose columns are a small copy.
 // Limits: none on the problem.
 // Source: Chetlur et al., cuDNN, 2014; the order of d and the incremental addresses: Thakkar et al., CUTLASS,
 // implicit GEMM convolution, 2020.
