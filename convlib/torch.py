@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from . import gradients, operations
-from .problem import output_size, resolved_padding
+from .problem import checked_padding, output_size, resolved_padding
 
 LIBRARY = torch.library.Library("convlib", "DEF")
 PARAMETERS = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups"
@@ -55,6 +55,7 @@ def conv2d(
     >>> conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2)).flatten()
     tensor([4., 4., 4., 4.])
     """
+    check_axes(input, weight)
     if input.dim() == 3:
         return conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
     stride, dilation = two(stride), two(dilation)
@@ -80,6 +81,7 @@ def conv_transpose2d(
     >>> conv_transpose2d(torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2)).flatten()
     tensor([1., 2., 1.])
     """
+    check_axes(input, weight)
     if input.dim() == 3:
         return conv_transpose2d(input[None], weight, bias, stride, padding, output_padding, groups, dilation)[0]
     stride, dilation = two(stride), two(dilation)
@@ -150,6 +152,13 @@ def swapped(model, classes):
     return model
 
 
+def check_axes(input, weight):
+    if input.dim() not in (3, 4):
+        raise ValueError(f"input: 4 axes needed, or 3 for a single image, got the shape {tuple(input.shape)}")
+    if weight.dim() != 4:
+        raise ValueError(f"weight: 4 axes needed, got the shape {tuple(weight.shape)}")
+
+
 def two(value) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
@@ -160,7 +169,7 @@ def four(padding, size, window, stride, dilation) -> list[int]:
         return [padding] * 4
     if not isinstance(padding, str) and all(isinstance(p, int) for p in padding) and len(padding) == 2:
         return [padding[0], padding[0], padding[1], padding[1]]
-    (top, bottom), (left, right) = resolved_padding(padding, size, window, stride, dilation)
+    (top, bottom), (left, right) = resolved_padding(checked_padding(padding), size, window, stride, dilation)
     return [top, bottom, left, right]
 
 
@@ -274,9 +283,17 @@ def backward_conv_transpose2d(context, grad):
     needs_x, needs_w, needs_bias = context.needs_input_grad[:3]
     H, W = x.shape[2:]
     by_x = OPS.conv2d(grad, w, None, *context.parameters)[:, :, :H, :W] if needs_x else None
+    x = as_many(x, grad, w, *context.parameters[:3])
     by_w = OPS.weight_grad(grad, x, w.shape, *context.parameters) if needs_w else None
     by_bias = grad.sum((0, 2, 3)) if needs_bias else None
     return by_x, by_w, by_bias, None, None, None, None, None
+
+
+def as_many(x, y, w, stride, padding, dilation):
+    """x with zeros after it where the convolution of y has more outputs: output_padding may exceed the stride."""
+    P, Q = (output_size(y.shape[2 + a], w.shape[2 + a], stride[a], pairs(padding)[a], dilation[a]) for a in (0, 1))
+    H, W = x.shape[2:]
+    return x if (P, Q) == (H, W) else nn.functional.pad(x, (0, Q - W, 0, P - H))
 
 
 # Batching over a further axis (torch.func.vmap): images are stacked; weights become groups.

@@ -27,10 +27,10 @@
 // of them aligned), -DWHOLE (1: no stage ends amid the channels), -DSPLIT, -DACTIVATION.
 
 #include "epilogue.cuh"
-#if ORDER == 1 && __CUDA_ARCH__ >= 1200
-#define MORE_REGISTERS true
+#if __CUDA_ARCH__ >= 1200
+#define MORE_REGISTERS (WIDE || ORDER == 1 || (TOGETHER && (SPLIT || sizeof(Element) == 2)))
 #else
-#define MORE_REGISTERS (TOGETHER && (SPLIT || WIDE))
+#define MORE_REGISTERS (WIDE || (TOGETHER && SPLIT))
 #endif
 #include "register_tile.cuh"
 
