@@ -14,7 +14,7 @@ import click
 
 import convlib
 
-from . import accuracy, device, layers
+from . import accuracy, device, dispatch, layers
 from .errors import UnsupportedError
 from .problem import ACTIVATIONS, DTYPES, LAYOUTS, WEIGHT_LAYOUTS
 
@@ -140,7 +140,8 @@ def profile(kernel, layer, dtype, layout, target, threads):
     from .emulator import profile
 
     problem = layers.layer_called(layer).problem
-    problem = dataclasses.replace(problem, dtype=named_dtype(dtype), layout=layout)
+    passes = dispatch.kernel(kernel).passes if kernel in profile.gpu_kernels() else ("forward",)
+    problem = dataclasses.replace(problem, dtype=named_dtype(dtype), layout=layout, pass_=passes[0])
     click.echo(profile.table(profile.profile(kernel, problem, target, threads)))
 
 

@@ -6,6 +6,7 @@ A kernel is a module of convlib.kernels. It has
     why_not(problem, device)                 reasons, in words for its user, why it cannot run; empty when it can
     workspace_bytes(problem, device)         scratch memory that `run` is to be given
     predicted_seconds(problem, device)       from counts and published or measured limits; the smallest is chosen
+    pack_seconds(problem, device)            optional: what `pack` adds to a single call
     run(problem, device, x, w, y, bias, residual, workspace, stream)
     packed_bytes(problem, device), pack(problem, device, w, packed)      only where weights are repacked first (CPU)
     reads_in_place(problem, w)               of those, where `run` also takes these weights as they lie: for one call
@@ -45,6 +46,8 @@ KERNELS: tuple[str, ...] = (
     "cupy_raw.tiled",
     "cupy_raw.im2col",
     "cupy_raw.implicit_gemm",
+    "cupy_raw.weight_grad",
+    "cupy_raw.weight_grad_direct",
 )
 
 
@@ -117,11 +120,14 @@ def algorithms() -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def candidates(
-    problem: ConvProblem, device: Device, max_error: float, workspace_limit: int | None
+    problem: ConvProblem, device: Device, max_error: float, workspace_limit: int | None, planned: bool = False
 ) -> tuple[Candidate, ...]:
-    """Every listed kernel with its reasons against `problem` on `device`, in the list's order."""
+    """Every listed kernel with its reasons against `problem` on `device`, in the list's order.
+
+    planned: the weights have been packed already, so that their packing does not count.
+    """
     problem = with_an_image(problem)
-    return tuple(candidate(name, problem, device, max_error, workspace_limit) for name in KERNELS)
+    return tuple(candidate(name, problem, device, max_error, workspace_limit, planned) for name in KERNELS)
 
 
 def with_an_image(problem):
@@ -129,7 +135,7 @@ def with_an_image(problem):
     return problem if problem.N else replace(problem, N=1)
 
 
-def candidate(name, problem, device, max_error, workspace_limit):
+def candidate(name, problem, device, max_error, workspace_limit, planned):
     reasons = family_reasons(family_of(name), device)
     if reasons:
         return Candidate(name, tuple(reasons))
@@ -145,7 +151,10 @@ def candidate(name, problem, device, max_error, workspace_limit):
         reasons.append(f"needs {workspace:,} bytes of workspace, workspace_limit is {workspace_limit:,}")
     if error > max_error and not accuracy.sums_plainly(algorithm_of(name)):
         reasons.append(f"its error bound is {error:.1e}, max_error is {max_error:.1e}")
-    return Candidate(name, tuple(reasons), module.predicted_seconds(problem, device), workspace, error)
+    seconds = module.predicted_seconds(problem, device)
+    if not planned and hasattr(module, "pack_seconds"):
+        seconds += module.pack_seconds(problem, device)
+    return Candidate(name, tuple(reasons), seconds, workspace, error)
 
 
 def packed_bytes(module, problem, device):
@@ -180,8 +189,11 @@ def chosen(
     algorithm: str = "auto",
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
+    planned: bool = False,
 ) -> Chosen:
     """The kernel to run: the fastest predicted among those that can and were asked for.
+
+    planned: its weights will be packed once for many calls.
 
     Raises ValueError for an unknown backend or algorithm, TypeError or ValueError for a wrong max_error or
     workspace_limit, and UnsupportedError, with every reason, when no kernel can run.
@@ -194,15 +206,15 @@ def chosen(
         raise ValueError(f"max_error: a number above 0 needed, got {max_error!r}")
     if workspace_limit is not None:
         workspace_limit = integer("workspace_limit", workspace_limit, least=0, most=LARGEST_ARRAY)
-    return settled_choice(problem, device, backend, algorithm, float(max_error), workspace_limit)
+    return settled_choice(problem, device, backend, algorithm, float(max_error), workspace_limit, planned)
 
 
 @lru_cache(maxsize=4096)
-def settled_choice(problem, device, backend, algorithm, max_error, workspace_limit):
+def settled_choice(problem, device, backend, algorithm, max_error, workspace_limit, planned):
     problem = with_an_image(problem)
     asked = [
         c
-        for c in candidates(problem, device, max_error, workspace_limit)
+        for c in candidates(problem, device, max_error, workspace_limit, planned)
         if backend in ("auto", family_of(c.name)) and algorithm in ("auto", algorithm_of(c.name))
     ]
     possible = [c for c in asked if c.possible]

@@ -67,7 +67,7 @@ def plan(
     )  # fmt: skip
     check_shape("bias", bias, (problem.K,))
     device = device_for(library, w, backend)
-    chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit)
+    chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit, planned=True)
     weights = arrays.as_storage(weights_view(library.view(w, "w"), weight_layout, flip_kernel))
     bias = None if bias is None else arrays.as_storage(library.view(bias, "bias"))
     return Plan(problem, device, chosen, library, library.device(w, "w"), batched, weights, bias)

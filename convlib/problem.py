@@ -88,6 +88,16 @@ class ConvProblem:
         return self.N * self.K * self.P * self.Q * self.Cg * self.R * self.S
 
     @property
+    def operand_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of a kernel's two operands and its result, in the order in which it takes them."""
+        shapes = {
+            "forward": (self.x_shape, self.w_shape, self.y_shape),
+            "input_grad": (self.y_shape, self.w_shape, self.x_shape),
+            "weight_grad": (self.x_shape, self.y_shape, self.w_shape),
+        }
+        return shapes[self.pass_]
+
+    @property
     def reduction(self) -> int:
         """How many products each element of the pass's result sums."""
         if self.pass_ == "input_grad":

@@ -119,10 +119,10 @@ def recorded(name, dtype, target):
     """The launches of a listed kernel on the first of PROBLEMS that it serves; none if it serves none."""
     module, place = dispatch.kernel(name), device.emulator_of(target)
     for x, w, keywords in PROBLEMS:
-        problem = make_problem(x, w, arrays.named_dtype(dtype), **keywords)
+        problem = make_problem(x, w, arrays.named_dtype(dtype), pass_=module.passes[0], **keywords)
         if not module.why_not(problem, place):
             operands = [np.empty(s, f"u{problem.dtype.itemsize}" if problem.dtype.itemsize == 2 else problem.dtype)
-                        for s in (problem.x_shape, problem.w_shape, problem.y_shape)]  # fmt: skip
+                        for s in problem.operand_shapes]  # fmt: skip
             workspace = arrays.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
             with launching.recording() as launches:
                 module.run(problem, place, *operands, workspace=workspace if workspace.size else None)

@@ -76,7 +76,7 @@ def emulating():
 
 
 def random_operands(problem):
-    """x, w, y, bias and residual in logical order, in the memory order that the problem's layout says."""
+    """What the pass's kernels take, in logical order, in the memory order that the problem's layout says."""
     random = np.random.default_rng(0)
 
     def values(shape):
@@ -87,6 +87,8 @@ def random_operands(problem):
         n, c, h, w = shape
         return values(shape) if problem.layout == "NCHW" else values((n, h, w, c)).transpose(0, 3, 1, 2)
 
+    if problem.pass_ == "weight_grad":
+        return images(problem.x_shape), images(problem.y_shape), values(problem.w_shape), None, None
     bias = values((problem.K,)) if problem.has_bias else None
     residual = images(problem.y_shape) if problem.has_residual else None
     return images(problem.x_shape), values(problem.w_shape), images(problem.y_shape), bias, residual

@@ -18,7 +18,8 @@
 // passes, and 4 of them (8 passes) feed 64 multiply-adds. With the lanes in plain order the pixels' take four.
 //
 // Compiled with -DTILE_K -DTILE_M, multiples of a warp's. The including file may define MORE_REGISTERS: true where
-// its fetches need them more than the multiprocessor needs a second block.
+// its fetches need them more than the multiprocessor needs a second block; and ROW_PADDING, a multiple of VECTOR, where
+// its stores would meet one bank.
 
 #pragma once
 
@@ -26,6 +27,9 @@
 
 #ifndef MORE_REGISTERS
 #define MORE_REGISTERS false
+#endif
+#ifndef ROW_PADDING
+#define ROW_PADDING 0
 #endif
 
 constexpr int EACH = 2 * VECTOR;  // filters, and pixels, per thread
@@ -37,12 +41,12 @@ constexpr bool SHORT_OF_128 = true;
 #else
 constexpr bool SHORT_OF_128 = MORE_REGISTERS;
 #endif
-constexpr int WARPS_PER_SM = THREADS == 256 ? SHORT_OF_128 ? 8 : 16 : THREADS == 32 && WIDE ? 8 : 12;
+constexpr int WARPS_PER_SM = THREADS == 256 ? SHORT_OF_128 ? 8 : 16 : WIDE && MORE_REGISTERS ? 8 : 12;
 constexpr int BLOCKS_PER_SM = WARPS_PER_SM * 32 / THREADS;
 constexpr int FILTER_BLOCK = FILTER_LANES * VECTOR, PIXEL_BLOCK = PIXEL_LANES * VECTOR;
 
-alignas(16) __shared__ Accumulator filters[2][DEPTH][TILE_K];
-alignas(16) __shared__ Accumulator pixels[2][DEPTH][TILE_M];
+alignas(16) __shared__ Accumulator filters[2][DEPTH][TILE_K + ROW_PADDING];
+alignas(16) __shared__ Accumulator pixels[2][DEPTH][TILE_M + ROW_PADDING];
 
 __device__ __forceinline__ Vector& vector_at(Accumulator& first) { return reinterpret_cast<Vector&>(first); }
 __device__ __forceinline__ const Vector& vector_at(const Accumulator& first)

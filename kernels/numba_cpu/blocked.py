@@ -37,7 +37,7 @@ from . import target, weight_panels
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
-from .microkernel import VECTORS, multiply_cycles, multiply_function, panel_rows, predicted
+from .microkernel import CLOCK, VECTORS, multiply_cycles, multiply_function, panel_rows, predicted
 from .pixel_panels import copy_tiles_function
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop
@@ -278,12 +278,20 @@ def predicted_seconds(problem, device):
     return predicted(problem, device, maps * (multiply + repeated * copy_cycles(problem) + store_cycles(problem)))
 
 
+def pack_seconds(problem, device):
+    """Weights that lie as `reads_in_place` asks are not packed for a single call; most are contiguous."""
+    if problem.dtype == problem.accumulate and problem.Kg % weight_panels.padded_filters(1) == 0:
+        return 0.0
+    return 3.0 * problem.K * problem.reduction / CLOCK / device.threads
+
+
 def copy_cycles(problem) -> float:
-    """Copying one group's panels: vectors where rows are long and contiguous, else number by number."""
+    """Copying one group's panels: vectors where rows are long, pieces of them where they are short, or one by one."""
     numbers = problem.P * problem.Q * problem.reduction
+    if problem.layout != "NCHW" or problem.dtype != problem.accumulate or problem.stride[1] > 2:
+        return 2.0 * numbers
     point = problem.R * problem.S == 1 and problem.stride == (1, 1)
-    long_rows = problem.layout == "NCHW" and (point or 2 * lanes(problem.accumulate) <= problem.Q)
-    return numbers * (0.4 if long_rows and problem.dtype == problem.accumulate else 2.0)
+    return numbers * (0.4 if point or 2 * lanes(problem.accumulate) <= problem.Q else 0.7)
 
 
 def store_cycles(problem) -> float:

@@ -28,7 +28,8 @@ from . import filter_columns, target, tracing
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
-from .microkernel import VECTORS, multiply_cycles, multiply_function, panel_rows, predicted, tile_rows, vector_type
+from .microkernel import CLOCK, VECTORS, multiply_cycles, multiply_function, panel_rows, predicted, tile_rows, vector_type
+from .row_pieces import copy_pieces_function
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop
 from .tracing import Lanes, interleave, load, loop, shuffle, store, traced
@@ -57,6 +58,7 @@ def build_functions(dtype_name):
     group = Lanes(V.kind, rows)
     read, _, _, _ = memory_functions(dtype_name)
     _, write, _, _ = memory_functions(np.dtype(real).name)
+    copy_pieces = copy_pieces_function(real, rows)
 
     @traced(types.void)
     def copy_group(to, step, x, x_step, count):
@@ -102,6 +104,9 @@ def build_functions(dtype_name):
         if one_row and inside and same and pitch == item:
             copy_group(to, step, here, call.x_c, channels)
             return
+        if same and call.x_w == item and call.stride_w <= 2:
+            copy_pieces(call, to, step, x, pixel, end, r, s, channels)
+            return
         done = 0
         if one_row and inside and can_interleave and call.x_c == item:
             done = interleave_group(to, step, here, pitch, channels)
@@ -131,7 +136,7 @@ def build_functions(dtype_name):
 
 
 def build_panels(dtype_name):
-    """First round: task = one block of pixels of one image and group, all channels, into the shared workspace."""
+    """First round: task = one block of pixels of one image and group, one of channels, into the shared workspace."""
     real = np.float64 if dtype_name == "float64" else np.float32
     item = np.dtype(real).itemsize
     copy_pixels = build_functions(dtype_name)
@@ -139,16 +144,16 @@ def build_panels(dtype_name):
 
     def task(call_address, index, worker):
         call = record_at(CALL_BY_FILTERS, call_address)
-        pixel_task, rest = index % call.pixel_tasks, index // call.pixel_tasks
+        channel_tasks = (call.Cg + call.channel_block - 1) // call.channel_block
+        c0, block = index % channel_tasks * call.channel_block, index // channel_tasks
+        pixel_task, rest = block % call.pixel_tasks, block // call.pixel_tasks
         g, n = rest % call.groups, rest // call.groups
         taps, first = call.R * call.S, pixel_task * call.pixels
         end = min(first + call.pixels, call.P * call.Q)
         padded = (call.pixels + height - 1) // height * height
-        panel = call.workspace + index * padded * call.Cg * taps * item
-        x = call.x + n * call.x_n + g * call.Cg * call.x_c
-        for c0 in range(0, call.Cg, call.channel_block):
-            channels = min(call.channel_block, call.Cg - c0)
-            copy_pixels(call, panel + c0 * taps * padded * item, x + c0 * call.x_c, first, end, channels)
+        panel = call.workspace + (block * call.Cg + c0) * taps * padded * item
+        x = call.x + n * call.x_n + (g * call.Cg + c0) * call.x_c
+        copy_pixels(call, panel, x, first, end, min(call.channel_block, call.Cg - c0))
 
     return task_loop(task)
 
@@ -321,8 +326,8 @@ def blocking(problem, threads):
     blocks = max(-(-all_pixels // BLOCK_PIXELS), 1)
     pixels = up(-(-all_pixels // blocks), panel_rows())
     pixel_tasks = -(-all_pixels // pixels)
-    filter_tasks = max(1, min(-(-wanted // pixel_tasks), problem.Kg // width))
-    filters = up(-(-problem.Kg // filter_tasks), width)
+    tiles = -(-problem.Kg // width)
+    filters = max(1, tiles // -(-wanted // pixel_tasks)) * width
     filter_tasks = -(-problem.Kg // filters)
 
     block = channel_block(problem)
@@ -337,16 +342,17 @@ def blocking(problem, threads):
     worker_bytes = up(bias_at + filters * item + target.vector_bytes() ** 2 // item + 64, 64)
     workers_at = shared_bytes if shared else 0
     numbers = (pixels, filters, pixel_tasks, filter_tasks, block, shared, worker_bytes, partial_at, bias_at, workers_at)
-    return numbers, panels if shared else 0, panels * filter_tasks, workers_at + threads * worker_bytes
+    copies = panels * -(-problem.Cg // block) if shared else 0
+    return numbers, copies, panels * filter_tasks, workers_at + threads * worker_bytes
 
 
 @lru_cache(maxsize=1024)
 def prepared(problem, threads):
     """What every call for this problem shares: the packed sizes, the compiled loops and their numbers of tasks."""
-    numbers, panels, tasks, _ = blocking(problem, threads)
+    numbers, copies, tasks, _ = blocking(problem, threads)
     fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING)}q", *numbers)
-    pack_panels = compiled(build_panels, problem.dtype.name) if panels else None
-    return fields, pack_panels, panels, compiled(build, problem.dtype.name), tasks
+    pack_panels = compiled(build_panels, problem.dtype.name) if copies else None
+    return fields, pack_panels, copies, compiled(build, problem.dtype.name), tasks
 
 
 # ---- the kernel ----
@@ -378,18 +384,22 @@ def predicted_seconds(problem, device):
     plain = problem.dtype == problem.accumulate
     last = problem.layout == "NHWC" and plain
     multiply = multiply_cycles(up(pixels, panel_rows()), problem.Kg, problem.reduction, problem.accumulate)
-    copy = pixels * problem.reduction * (0.5 if last else 1.2 if plain else 2.5)
+    point = problem.R * problem.S == 1 and problem.stride == (1, 1)
+    copy = pixels * problem.reduction * (0.5 if last else 2.5 if not plain else 0.6 if point else 1.3)
     stores = problem.Kg * pixels * (0.25 if last else 1.5 if plain else 4.0)
-    pack = 3.0 * problem.K * problem.reduction  # of a single call; a plan saves it, blocked.py needs none
-    return predicted(problem, device, maps * (multiply + copy + stores) + pack)
+    return predicted(problem, device, maps * (multiply + copy + stores))
+
+
+def pack_seconds(problem, device):
+    return 3.0 * problem.K * problem.reduction / CLOCK / device.threads
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical
     order.
     """
-    fields, pack_panels, panels, loop, tasks = prepared(problem, device.threads)
+    fields, pack_panels, copies, loop, tasks = prepared(problem, device.threads)
     call = pack_call(fields, x, w, y, bias, residual, workspace)
-    if panels:
-        run_tasks(pack_panels, call, panels, device.threads)
+    if copies:
+        run_tasks(pack_panels, call, copies, device.threads)
     run_tasks(loop, call, tasks, device.threads)

@@ -187,11 +187,11 @@ TAIL_UNITS = {
 
 
 def multiply_cycles(rows, columns, depth, dtype) -> float:
-    """Predicted cycles of a rows x columns x depth product: 2 vector multiply-adds a cycle, 0.9 of them kept busy."""
+    """Predicted cycles of a rows x columns x depth product: 0.9 of the core's multiply-adds kept busy."""
     W = lanes(dtype)
     wide, rest = divmod(columns, VECTORS * W)
     units = VECTORS * wide + TAIL_UNITS[-(-rest // W)]
-    return units * rows * depth / 2 / 0.9
+    return units * rows * depth / target.multiply_adds_per_cycle() / 0.9
 
 
 def predicted(problem, device, cycles) -> float:

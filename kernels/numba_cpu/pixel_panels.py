@@ -2,7 +2,7 @@
 
 A vector of pixels is copied in the fastest way its place allows: it lies in one row and inside the image: a load
 (stride 1), two loads and a shuffle (stride 2), or a gather; in a row of padding: zeros; across rows or the image's
-edge: one by one. What a vector needs is decided once per window row and then done for all channels.
+edge: row by row (row_pieces.py), or one by one. What a vector needs is decided once per window row and then done for all channels.
 """
 
 import numba
@@ -10,6 +10,7 @@ import numpy as np
 
 from .compilation import inlined
 from .microkernel import VECTORS
+from .row_pieces import copy_pieces_function
 from .short_floats import memory_functions
 from .vectors import Vector, broadcast, lanes, load_even, load_strided
 
@@ -28,6 +29,7 @@ def copy_tiles_function(dtype_name):
     zero = real(0)
     read, _, read_vector, _ = memory_functions(dtype_name)
     _, write_sum, _, write_sums = memory_functions(np.dtype(real).name)
+    copy_pieces = copy_pieces_function(real, W)
 
     @inlined
     def copy_vectors(to, step, x, x_step, x_pixel, count, taps, x_tap):
@@ -68,7 +70,10 @@ def copy_tiles_function(dtype_name):
 
     @inlined
     def copy_scattered(call, to, step, x, pixel, r, s, channels):
-        """W pixels that do not lie in one row, or not all inside the image: one after the other."""
+        """W pixels that do not lie in one row, or not all inside the image: piece by piece, or one by one."""
+        if same and call.x_w == item and call.stride_w <= 2:
+            copy_pieces(call, to, step, x, pixel, call.P * call.Q, r, s, channels)
+            return
         for i in range(W):
             p, q = (pixel + i) // call.Q, (pixel + i) % call.Q
             h = p * call.stride_h - call.top + r * call.dilation_h

@@ -81,7 +81,8 @@ PAST_CACHE_WEIGHTS = 1 << 20  # transformed weights this large are: 512 x 512 ta
 # The cost model, in cycles of one core; fitted to medians on Zen 3 (two threads, 64 to 512 channels, maps of 7 to 224).
 CYCLES_PER_SECOND = 3.1e9
 TRANSFORM_CYCLES = {2: 150, 4: 280, 6: 800}  # per vector of tiles and channel or filter, staging included
-TILE_EFFICIENCY = {1: 0.45, 2: 0.68, 3: 0.72}  # of two multiply-adds a cycle, by the vectors of a tile; caches included
+TILE_EFFICIENCY = {1: 0.45, 2: 0.68, 3: 0.72}  # of the core's multiply-adds, by the vectors of a tile; caches included
+PACK_CYCLES = {2: 20, 4: 38, 6: 70}  # per filter and channel: 1.6 ms for F(4,3) of 512 x 512 by two threads
 STREAM_BYTES_PER_CYCLE = 3.0  # U, from L3 or memory
 MEMORY_BYTES_PER_CYCLE = 3.0  # x and y, per thread
 PARTS_COST = 1.06  # each further part reads all of x
@@ -192,7 +193,8 @@ def cycles(problem, threads, cut) -> float:
     """Predicted cycles: those of the thread with the most work, and the memory traffic that all share."""
     numbers, planes = Numbers(problem.dtype.name), (cut.m + 2) ** 2
     filters = cut.part * panel_rows()
-    transform, multiply = TRANSFORM_CYCLES[cut.m] * (problem.Cg + filters), planes * problem.Cg * filters / 2
+    transform, multiply = TRANSFORM_CYCLES[cut.m] * (problem.Cg + filters), planes * problem.Cg * filters
+    multiply /= target.multiply_adds_per_cycle()
     stream = planes * problem.Cg * filters * numbers.item / STREAM_BYTES_PER_CYCLE
 
     def strip_cycles(strip):
@@ -272,6 +274,10 @@ def pack(m, problem, device, w, packed):
 def predicted_seconds(m, problem, device):
     chosen = cut(m, problem, device.threads)
     return 10e-6 + cycles(problem, device.threads, chosen) / CYCLES_PER_SECOND
+
+
+def pack_seconds(m, problem, device):
+    return PACK_CYCLES[m] * problem.K * problem.Cg / CYCLES_PER_SECOND / device.threads
 
 
 @lru_cache(maxsize=1024)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import device, dispatch
+from convlib import device, dispatch, operations
 from convlib.problem import make_problem
 from tests.kernels.test_every_kernel import assert_close, forced
 from tests.problems import SMALL, TINY, Case, arrays_of
@@ -20,6 +20,7 @@ pytestmark = [
 ]
 
 GPU_KERNELS = [name for name in dispatch.KERNELS if "cuda" in dispatch.FAMILIES[dispatch.family_of(name)].runs_on]
+BACKWARD = [name for name in GPU_KERNELS if "weight_grad" in dispatch.kernel(name).passes]
 FORWARD = [name for name in GPU_KERNELS if "forward" in dispatch.kernel(name).passes]
 LARGE = (
     Case("resnet_3x3", (4, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, bias=True),
@@ -161,3 +162,20 @@ def test_input_gradients_through_every_kernel(name, stride):
         grad_y.astype(float), w.astype(float), x.shape, **case.keywords, algorithm="direct"
     )
     np.testing.assert_array_equal(got.get(), exact)
+
+
+@pytest.mark.parametrize("case", [case for case in TINY + SMALL + LARGE if not case.residual], ids=str)
+@pytest.mark.parametrize("name", BACKWARD)
+def test_weight_gradients_equal_the_reference_with_the_same_bits(name, case):
+    (x, w, *_), (gx, *_) = arguments(case)
+    problem = case.problem()
+    keywords = {key: value for key, value in case.keywords.items() if key != "activation"}
+    shape = operations.result_shape(problem, True)
+    grad_y = np.random.default_rng(1).integers(-3, 4, shape).astype(x.dtype)
+    results = [
+        to_host(convlib.conv2d_weight_grad(gx, on_gpu(grad_y, case.dtype), w.shape, **keywords, **forced(name)))
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(*(result.view(np.uint8) for result in results))
+    exact = convlib.conv2d_weight_grad(x.astype(float), grad_y.astype(float), w.shape, **keywords)
+    np.testing.assert_array_equal(results[0].astype(float), exact.astype(x.dtype).astype(float))

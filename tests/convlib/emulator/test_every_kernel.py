@@ -7,11 +7,15 @@ output element must be written exactly once, by threads that do not race, from m
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 import convlib
-from convlib import device, dispatch, emulator
+from convlib import device, dispatch, emulator, operations
 from convlib.compiling import TARGETS
+from convlib.kernels import reference
 from tests.kernels.test_every_kernel import assert_close, forced
 from tests.problems import SMALL, TINY, arrays_of
 
@@ -25,8 +29,8 @@ DTYPE_CASES = [BY_NAME[name] for name in ("3x3_same", "float64", "float16", "bfl
 PAST_EVERY_TILE = [BY_NAME[name] for name in ("many_channels", "nhwc_wide", "groups_wide", "depthwise_wide")]
 
 
-def served(name, case, target):
-    problem = case.problem()
+def served(name, case, target, pass_="forward"):
+    problem = replace(case.problem(), pass_=pass_)
     module = dispatch.kernel(name)
     return problem.pass_ in module.passes and not module.why_not(problem, device.emulator_of(target))
 
@@ -72,3 +76,30 @@ def test_every_dtype_for_every_target(name, case, target, monkeypatch):
 @pytest.mark.parametrize(("name", "case", "target"), LARGER, ids=str)
 def test_problems_past_every_tile(name, case, target, monkeypatch):
     check(name, case, target, monkeypatch)
+
+
+WEIGHT_GRADS = [
+    (name, case, target)
+    for name in GPU_KERNELS
+    for cases, targets in ((TINY, (80, 120)), (DTYPE_CASES, TARGETS), (PAST_EVERY_TILE, (80, 120)))
+    for i, case in enumerate(case for case in cases if not case.residual)
+    for target in (targets if cases is DTYPE_CASES else targets[i % 2 :][:1])
+    if served(name, case, target, "weight_grad")
+]
+
+
+@pytest.mark.parametrize(("name", "case", "target"), WEIGHT_GRADS, ids=str)
+def test_weight_gradients(name, case, target, monkeypatch):
+    monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(target))
+    problem, (x, w, *_) = case.problem(), arrays_of(case)
+    keywords = {key: value for key, value in case.keywords.items() if key != "activation"}
+    grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(x.dtype)
+    out = np.full(w.shape, np.nan).astype(x.dtype)
+    with emulator.watching(outputs=[out]) as watch:
+        convlib.conv2d_weight_grad(x, grad_y, w.shape, out=out, **keywords, **forced(name))
+    assert watch.reports or problem.N == 0, "no kernel was launched"
+    watch.raise_if_faulty()
+    order = operations.FROM_LAYOUT[problem.layout]
+    exact = reference.weight_grad(problem, x.transpose(order), grad_y.transpose(order))
+    got = operations.weights_view(out, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
+    np.testing.assert_array_equal(got.astype(float), exact.astype(x.dtype).astype(float))

@@ -1,13 +1,14 @@
 """Every CUDA C kernel compiled for every target and type, as on a user's GPU; and what its machine code looks like."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from convlib import compiling, device
 from convlib.compiling import TARGETS
-from convlib.kernels.cupy_raw import direct, im2col, implicit_gemm, tiled
+from convlib.kernels.cupy_raw import direct, im2col, implicit_gemm, tiled, weight_grad, weight_grad_direct
 from convlib.problem import DTYPES, make_problem
 from tests.kernels.cupy_raw.machine_code import main_loop, multiply_share
 from tests.problems import dtype_named
@@ -40,7 +41,9 @@ GPU = device.emulator_of(80)
 def sources_of(problem, wide=False):
     alone = (kernel.source(problem, GPU, wide) for kernel in (direct, tiled))
     together = problem.layout == "NHWC"
-    return (*alone, *im2col.sources(problem, GPU, wide), *implicit_gemm.sources(problem, GPU, wide, together))
+    forward = (*alone, *im2col.sources(problem, GPU, wide), *implicit_gemm.sources(problem, GPU, wide, together))
+    problem = replace(problem, pass_="weight_grad")
+    return (*forward, *weight_grad.sources(problem, GPU, wide), *weight_grad_direct.sources(problem, GPU, wide))
 
 
 def check(source, target, dtype):
@@ -103,6 +106,17 @@ def test_every_tile_and_walk_of_the_implicit_product_compiles_without_spills(til
         for together in (False, True):
             check(implicit_source("3x3", tile, splits, together), target, "float32")
     check(implicit_source("3x3", tile, 1, True, wide=True), target, "float32")
+
+
+@pytest.mark.parametrize("target", [90, 100, 120])
+@pytest.mark.parametrize("tile", weight_grad.TILES, ids=str)
+def test_every_tile_of_the_weight_gradient_compiles_without_spills_and_multiplies_in_two_of_three(tile, target):
+    problem = replace(problem_of("3x3_large"), pass_="weight_grad")
+    cut = weight_grad.cut_of(problem, 8 * tile[0], 8 * tile[1], 4)
+    for wide in (False, True):
+        check(weight_grad.sources_of(problem, cut, wide)[0], target, "float32")
+    cubin = compiling.cuda_source_cubin(weight_grad.sources_of(problem, cut, False)[0], target)
+    assert multiply_share(main_loop(compiling.sass(cubin))) >= 0.66
 
 
 @pytest.mark.parametrize("target", TARGETS)

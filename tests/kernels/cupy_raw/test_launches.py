@@ -1,29 +1,33 @@
 """Each launcher hands its kernels what they declare: checked without a GPU, a compiler or CuPy."""
 
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from convlib import arrays, device
 from convlib.kernels import launching
-from convlib.kernels.cupy_raw import direct, im2col, implicit_gemm, parameters, tiled
+from convlib.kernels.cupy_raw import direct, im2col, implicit_gemm, parameters, tiled, weight_grad, weight_grad_direct
 from tests.kernels import stand_in_cupy
 from tests.kernels.cupy_raw import on_cpu
 from tests.problems import SMALL, TINY, arrays_of, dtype_named, logical_arrays
 
-KERNELS = {"direct": direct, "tiled": tiled, "im2col": im2col, "implicit_gemm": implicit_gemm}
+FORWARD = {"direct": direct, "tiled": tiled, "im2col": im2col, "implicit_gemm": implicit_gemm}
+KERNELS = {**FORWARD, "weight_grad": weight_grad, "weight_grad_direct": weight_grad_direct}
 GPU = device.emulator_of(80)
 
 
 def launches_of(kernel, case):
-    problem = case.problem()
+    problem = replace(case.problem(), pass_=kernel.passes[0])
     x, w, bias, residual, y = arrays_of(case)
     x, w, bias, residual = map(arrays.as_storage, logical_arrays(case, x, w, bias, residual))
     order = (0, 3, 1, 2) if problem.layout == "NHWC" else (0, 1, 2, 3)
+    y = arrays.as_storage(y.transpose(order))
     workspace = np.zeros(kernel.workspace_bytes(problem, GPU), np.uint8)
+    operands = (x, y, w) if problem.pass_ == "weight_grad" else (x, w, y, bias, residual)
     with launching.recording() as launches:
-        kernel.run(problem, GPU, x, w, arrays.as_storage(y.transpose(order)), bias, residual, workspace, stream=7)
+        kernel.run(problem, GPU, *operands, workspace=workspace, stream=7)
     return launches
 
 
@@ -54,6 +58,8 @@ def check_type(parameter, value, problem):
         assert value.dtype == parameters.problem_type(problem.accumulate)
     elif parameter.startswith("Cut"):
         assert value.dtype == implicit_gemm.CUT
+    elif parameter.startswith("Splits"):
+        assert value.dtype == weight_grad.SPLITS
     elif parameter == "int splits":
         assert value.dtype == np.int32
     else:
@@ -107,7 +113,7 @@ def test_arrays_past_2_to_the_31_elements_get_64_bit_offsets():
     assert not parameters.is_wide(problem, x, w, y, None)
     far = np.lib.stride_tricks.as_strided(x, strides=(4 * 2**31, *x.strides[1:]))
     assert parameters.is_wide(problem, far, w, y, None)
-    for kernel in KERNELS.values():
+    for kernel in FORWARD.values():
         with launching.recording() as launches:
             workspace = np.zeros(kernel.workspace_bytes(problem, GPU), np.uint8)
             kernel.run(problem, GPU, far, w, y, None, None, workspace)
@@ -142,7 +148,9 @@ def test_predicted_times_grow_with_the_problem(name, dtype):
     from convlib.problem import make_problem
 
     seconds = [
-        KERNELS[name].predicted_seconds(make_problem((n, 64, 56, 56), (64, 64, 3, 3), dtype_named(dtype)), GPU)
+        KERNELS[name].predicted_seconds(
+            make_problem((n, 64, 56, 56), (64, 64, 3, 3), dtype_named(dtype), pass_=KERNELS[name].passes[0]), GPU
+        )
         for n in (1, 8, 64)
     ]
     assert 1e-6 < seconds[0] < seconds[1] < seconds[2] < 10

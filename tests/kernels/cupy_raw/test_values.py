@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from convlib import accuracy, arrays, device, operations
-from convlib.kernels.cupy_raw import direct, im2col, implicit_gemm, tiled
+from convlib.kernels import reference
+from convlib.kernels.cupy_raw import direct, im2col, implicit_gemm, tiled, weight_grad, weight_grad_direct
 from tests.kernels.cupy_raw import on_cpu
 from tests.problems import SMALL, TINY, Case, arrays_of, expected, logical_arrays
 
@@ -98,6 +99,62 @@ def force_cut(monkeypatch, problem, tile, splits):
     cut = implicit_gemm.cut_of(problem, tile[0] * each, tile[1] * each, splits)
     monkeypatch.setattr(implicit_gemm, "cut_for", lambda problem, device: cut)
     return cut
+
+
+BACKWARD = {"weight_grad": weight_grad, "weight_grad_direct": weight_grad_direct}
+
+
+@pytest.mark.parametrize("case", [case for case in TINY + SMALL if not case.residual and 0 not in case.x], ids=str)
+@pytest.mark.parametrize("name", BACKWARD)
+def test_weight_gradients_equal_the_reference(name, case):
+    check_weight_grad(BACKWARD[name], case)
+
+
+WEIGHTS = Case("weights", (3, 11, 13, 10), (70, 11, 3, 2), {"padding": (1, 2), "stride": (1, 2)}, memory="slices")
+GROUPS = Case("weights_groups", (2, 13, 10, 24), (70, 12, 3, 3), {"groups": 2, "dilation": 2, "layout": "NHWC"})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("tile", weight_grad.TILES, ids=str)
+def test_every_tile_of_the_weight_gradient_equals_the_reference(tile, splits, dtype, monkeypatch):
+    case = replace((WEIGHTS, GROUPS)[tile[0] // 16], dtype=dtype)
+    problem = replace(case.problem(), pass_="weight_grad")
+    each = weight_grad.EACH[problem.accumulate.itemsize]
+    cut = weight_grad.cut_of(problem, tile[0] * each, tile[1] * each, splits)
+    assert cut.splits == splits
+    monkeypatch.setattr(weight_grad, "cut_for", lambda problem, device: cut)
+    check_weight_grad(weight_grad, case)
+
+
+@pytest.mark.parametrize("case", [WEIGHTS, GROUPS], ids=str)
+def test_the_direct_weight_gradient_splits_pixels_and_taps(case, monkeypatch):
+    monkeypatch.setattr(weight_grad_direct, "FEWEST_PIXELS", 40)
+    weight_grad_direct.cut_for.cache_clear()
+    case = replace(case, w=(*case.w[:2], 7, 6), keywords={**case.keywords, "padding": 5})
+    assert weight_grad_direct.cut_for(replace(case.problem(), pass_="weight_grad"), GPU)[:1] == (2,), "two chunks"
+    check_weight_grad(weight_grad_direct, case)
+    weight_grad_direct.cut_for.cache_clear()
+
+
+def check_weight_grad(kernel, case):
+    """The kernel's grad_w, in a slice of a larger array; its workspace starts as NaNs."""
+    problem = replace(case.problem(), pass_="weight_grad", activation=None, has_bias=False)
+    assert kernel.why_not(problem, GPU) == []
+    x, w, *_ = arrays_of(case)
+    x = logical_arrays(case, x, w, None, None)[0]
+    grad_y = np.random.default_rng(1).integers(-3, 4, problem.y_shape).astype(problem.dtype)
+    larger = np.full([2 * size + 2 for size in problem.w_shape], BESIDE).astype(problem.dtype)
+    grad_w = larger[tuple(slice(1, 1 + 2 * size, 2) for size in problem.w_shape)]
+    beside = elements_beside(grad_w)
+    grad_w[...] = np.nan
+    workspace = arrays.empty_aligned((kernel.workspace_bytes(problem, GPU),), np.uint8)
+    workspace.fill(0xFF)
+    with on_cpu.kernels_on_cpu():
+        kernel.run(problem, GPU, *map(arrays.as_storage, (x, grad_y, grad_w)), workspace=workspace)
+    exact = reference.weight_grad(problem, x, grad_y)
+    np.testing.assert_array_equal(grad_w.astype(float), exact.astype(problem.dtype).astype(float))
+    assert (beside() == np.asarray(BESIDE).astype(problem.dtype)).all(), "an element beside the output was written"
 
 
 def check(kernel, name, case):

@@ -1,0 +1,94 @@
+"""Weight gradient by one block per filter, channel and few taps: for depthwise layers and others of small groups.
+
+weight_grad_direct.cu tells the idea; this file splits the pixels and launches.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from .. import gpu_cost as cost
+from ..launching import MAX_GRID, CudaSource, ceil_div, launch
+from .parameters import is_wide, problem_struct, size_reasons, type_constants, window_constants
+from .weight_grad import THREADS as FINISH_THREADS
+from .weight_grad import splits_struct
+
+THREADS = 256
+MOST_TAPS = 128  # times the bytes of a sum, at once
+FEWEST_PIXELS = 8 * THREADS  # of one split: the pairwise sums must pay
+MOST_SPLITS = 256
+BLOCKS_PER_SM = 8  # to have, if the pixels are enough
+SLOTS_PER_TAP, SLOTS_PER_PIXEL, SLOTS_PER_SUM = 5, 40, 3  # issue slots, counted in the machine code
+WAITING = 2.5  # times as long as its issue slots: what direct.cu took on an H200
+
+passes = ("weight_grad",)
+
+
+class Cut(NamedTuple):
+    """How pixels and taps are cut into blocks; filters and columns as `struct Splits` has them."""
+
+    chunks: int
+    filters: int
+    columns: int
+    pixels: int
+    splits: int
+    partial_bytes: int
+
+    def grid(self, problem):
+        return problem.K * problem.Cg * self.chunks, self.splits
+
+
+@lru_cache(maxsize=4096)
+def cut_for(problem, device):
+    chunks = ceil_div(problem.R * problem.S, MOST_TAPS // problem.accumulate.itemsize)
+    blocks = problem.K * problem.Cg * chunks
+    wanted = ceil_div(BLOCKS_PER_SM * cost.sm_count(device), blocks)
+    splits = max(1, min(wanted, problem.reduction // FEWEST_PIXELS, MOST_SPLITS))
+    pixels = ceil_div(problem.reduction, splits)
+    splits = ceil_div(problem.reduction, pixels)
+    columns = problem.Cg * problem.R * problem.S
+    return Cut(chunks, problem.Kg, columns, pixels, splits, splits * problem.K * columns * problem.accumulate.itemsize)
+
+
+def why_not(problem, device):
+    reasons = size_reasons(problem)
+    blocks = cut_for(problem, device).grid(problem)[0]
+    if blocks > MAX_GRID[0]:
+        reasons.append(f"at most {MAX_GRID[0]:,} blocks, this problem has {blocks:,}")
+    return reasons
+
+
+def workspace_bytes(problem, device):
+    return cut_for(problem, device).partial_bytes
+
+
+def predicted_seconds(problem, device):
+    cut = cut_for(problem, device)
+    taps = ceil_div(problem.R * problem.S, cut.chunks)
+    each = taps * (SLOTS_PER_TAP + cost.multiply_slots(problem, device)) + SLOTS_PER_PIXEL
+    slots = cut.pixels * each + THREADS * taps * SLOTS_PER_SUM
+    blocks = cut.grid(problem)[0] * cut.splits
+    multiply = WAITING * cost.block_seconds(device, blocks, THREADS, slots)
+    return max(multiply, cost.memory_seconds(problem, device, 2 * cut.partial_bytes)) + 2 * cost.LAUNCH
+
+
+@lru_cache(maxsize=4096)
+def sources(problem, device, wide=False):
+    """The kernels: multiply and sum, and add the splits."""
+    constants = type_constants(problem, wide) + window_constants(problem)
+    functions = ("conv2d_weight_grad_direct", "finish_weight_grad")
+    return tuple(CudaSource("weight_grad_direct.cu", function, constants) for function in functions)
+
+
+def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):
+    """Write the weight gradient into grad_w (K, C/groups, R, S), from x (N, C, H, W) and grad_y (N, K, P, Q).
+
+    workspace: `workspace_bytes` of them, 64-byte aligned.
+    """
+    cut = cut_for(problem, device)
+    struct, part = problem_struct(problem, x, grad_w, grad_y, None, None), splits_struct(problem, cut)
+    multiply, finish = sources(problem, device, is_wide(problem, x, grad_w, grad_y, None))
+    launch(multiply, cut.grid(problem), THREADS, (x, grad_y, workspace, struct, part), stream=stream)
+    weights = problem.K * problem.Cg * problem.R * problem.S
+    launch(finish, ceil_div(weights, FINISH_THREADS), FINISH_THREADS, (workspace, grad_w, struct, part), stream=stream)
