@@ -28,7 +28,16 @@ from . import filter_columns, target, tracing
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
-from .microkernel import CLOCK, VECTORS, multiply_cycles, multiply_function, panel_rows, predicted, tile_rows, vector_type
+from .microkernel import (
+    CLOCK,
+    VECTORS,
+    multiply_cycles,
+    multiply_function,
+    panel_rows,
+    predicted,
+    tile_rows,
+    vector_type,
+)
 from .row_pieces import copy_pieces_function
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop
@@ -322,12 +331,11 @@ def blocking(problem, threads):
     """The numbers of BLOCKING, the numbers of tasks of both rounds, and the bytes of workspace."""
     item, width, height = problem.accumulate.itemsize, VECTORS * lanes(problem.accumulate), tile_rows(1)
     all_pixels = problem.P * problem.Q
-    wanted = -(-TASKS_PER_THREAD * threads // (problem.N * problem.groups)) if threads > 1 else 1
     blocks = max(-(-all_pixels // BLOCK_PIXELS), 1)
     pixels = up(-(-all_pixels // blocks), panel_rows())
     pixel_tasks = -(-all_pixels // pixels)
-    tiles = -(-problem.Kg // width)
-    filters = max(1, tiles // -(-wanted // pixel_tasks)) * width
+    wanted = -(-TASKS_PER_THREAD * threads // (problem.N * problem.groups * pixel_tasks)) if threads > 1 else 1
+    filters = max(1, -(-problem.Kg // width) // wanted) * width  # whole columns, as they are packed
     filter_tasks = -(-problem.Kg // filters)
 
     block = channel_block(problem)

@@ -178,19 +178,20 @@ def multiply_function(dtype, bias_of):
 CLOCK = 3.05e9  # cycles a second, for predictions: the Zen 3 they were fitted on; kernels compare alike on others
 MEMORY_BYTES = 12e9  # a second, from and to memory that is no longer in the L2 cache
 CALL_SECONDS = 6e-6
-TAIL_UNITS = {
-    0: 0.0,
-    1: 1.6,
-    2: 2.4,
-    3: 3.0,
-}  # narrow tiles do 0.62 and 0.83 of the multiply-adds a cycle of a wide one
+# Multiply-adds of a vector that a tile of so many vectors takes as long as: narrow ones wait for loads where there are
+# 16 registers (Zen 3) and hardly with 32 (Zen 5).
+TAIL_UNITS = {16: (0.0, 1.6, 2.4, 3.0), 32: (0.0, 1.2, 2.0, 3.0)}
+
+
+def tail_units(vectors) -> float:
+    return TAIL_UNITS[target.register_count()][vectors]
 
 
 def multiply_cycles(rows, columns, depth, dtype) -> float:
     """Predicted cycles of a rows x columns x depth product: 0.9 of the core's multiply-adds kept busy."""
     W = lanes(dtype)
     wide, rest = divmod(columns, VECTORS * W)
-    units = VECTORS * wide + TAIL_UNITS[-(-rest // W)]
+    units = VECTORS * wide + tail_units(-(-rest // W))
     return units * rows * depth / target.multiply_adds_per_cycle() / 0.9
 
 

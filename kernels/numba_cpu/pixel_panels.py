@@ -2,7 +2,8 @@
 
 A vector of pixels is copied in the fastest way its place allows: it lies in one row and inside the image: a load
 (stride 1), two loads and a shuffle (stride 2), or a gather; in a row of padding: zeros; across rows or the image's
-edge: row by row (row_pieces.py), or one by one. What a vector needs is decided once per window row and then done for all channels.
+edge: row by row (row_pieces.py), or one by one. What a vector needs is decided once per window row and then done for
+all channels.
 """
 
 import numba

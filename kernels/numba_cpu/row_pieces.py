@@ -105,4 +105,3 @@ def copy_pieces_function(real, count):
             lane, q, p = lane + pixels, 0, p + 1
 
     return copy_pieces
-

@@ -75,9 +75,9 @@ def converts_float16() -> bool:
 def cache_bytes(level: int) -> int:
     """Size of one core's data cache of that level, as Linux tells it; a common size where it does not."""
     units = {"K": 1 << 10, "M": 1 << 20}
-    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+    for entry in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
-            found, kind, size = ((cache / name).read_text().strip() for name in ("level", "type", "size"))
+            found, kind, size = ((entry / name).read_text().strip() for name in ("level", "type", "size"))
         except OSError:
             continue
         if found == str(level) and kind != "Instruction" and size[:-1].isdigit() and size[-1] in units:
