@@ -14,6 +14,8 @@ The last tile of a row or column starts early enough to end with the image: some
 same thread and in the same order, and none are masked unless a whole row is shorter than a vector. Sums are taken in
 the same order whatever the number of threads.
 
+Where rows are short, processors with AVX-512 do without the panel: short_rows.py.
+
 An image filter (C = K = 1, up to any window) is the same problem with one large plane, cut into bands of rows.
 Source: the tile is sliding_window.py's; depthwise layers are from Howard et al., MobileNets, 2017.
 """
@@ -25,7 +27,7 @@ from math import ceil, gcd
 import numpy as np
 from numba import from_dtype
 
-from . import target
+from . import short_rows, target
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .sliding_window import Window, lanes_for, panel_filling, real_of, window_tile
@@ -289,6 +291,8 @@ def predicted_seconds(problem, device):
     cycles = plane_cycles(problem, spacing, window.step, window.lanes_are_channels, window.rows, window.vectors)
     planes = problem.N * cut.geometry[0] * problem.Kg
     compute = (planes * cycles + cut.tasks * CYCLES_PER_TASK) / CYCLES_PER_SECOND
+    if short_rows.serves(problem):
+        compute = short_rows.cycles(problem) / CYCLES_PER_SECOND
     moved = (problem.N * problem.C * problem.H * problem.W + problem.N * problem.K * problem.P * problem.Q) * (
         problem.dtype.itemsize
     )
@@ -297,7 +301,7 @@ def predicted_seconds(problem, device):
 
 @lru_cache(maxsize=1024)
 def prepared(problem):
-    """What every call for this problem shares: the record's fixed part, the compiled loop and the number of tasks."""
+    """What calls for this problem share: the record's fixed part, the compiled loop and the number of tasks."""
     cut = blocking(problem)
     loop = compiled(build, *astuple(cut.window))
     return problem_fields(problem) + np.array(cut.geometry, np.int64).tobytes(), loop, cut.tasks
@@ -305,5 +309,6 @@ def prepared(problem):
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with w into y; arrays in logical order (N, C, H, W), (K, 1, R, S), (N, K, P, Q)."""
-    fields, loop, tasks = prepared(problem)
+    short = short_rows.serves(problem) and short_rows.takes(x, y, residual)
+    fields, loop, tasks = short_rows.prepared(problem, device.threads) if short else prepared(problem)
     run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)

@@ -18,15 +18,12 @@ from .compilation import inlined
 from .microkernel import vector_type
 from .tracing import (
     Lanes,
-    broadcast,
     choose,
-    convert,
-    lane_numbers,
+    constant,
+    lanes_between,
     load,
     load_lanes,
     loop,
-    maximum,
-    minimum,
     select,
     shuffle,
     store,
@@ -42,18 +39,10 @@ def copy_pieces_function(real, count):
     V = Lanes(vector_type(real).kind, count)
     item = V.item_bytes
 
-    def between(first, end, like, lane_offset=0):
-        """A mask of the lanes from `first` to `end`, of a vector that begins at lane `lane_offset`."""
-        numbers = lane_numbers(V, like)
-        kind = numbers.type.scalar
-        bounds = (convert(minimum(maximum(b - lane_offset, 0), count), kind) for b in (first, end))
-        least, limit = (broadcast(numbers.type, bound) for bound in bounds)
-        return (numbers >= least) & (numbers < limit)
-
     def pieces_of(read):
         @traced(types.void)
         def copy(to, step, x, x_step, channels, first, end, merge):
-            mask, numbers = between(first, end, x), read(x, first, end)
+            mask, numbers = lanes_between(V, constant(x, 0), first, end), read(x, first, end)
 
             def put():
                 loop(channels, lambda c: store(to + c * step, numbers(x + c * x_step)))
@@ -69,11 +58,11 @@ def copy_pieces_function(real, count):
         return copy
 
     def neighbours(x, first, end):
-        mask = between(first, end, x)
+        mask = lanes_between(V, constant(x, 0), first, end)
         return lambda here: load_lanes(V, here, mask)
 
     def every_second(x, first, end):
-        masks = [between(first * 2, end * 2 - 1, x, offset) for offset in (0, count)]
+        masks = [lanes_between(V, constant(x, offset), first * 2, end * 2 - 1) for offset in (0, count)]
 
         def numbers(here):
             low, high = (load_lanes(V, here + V.bytes * i, mask) for i, mask in enumerate(masks))

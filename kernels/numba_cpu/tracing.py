@@ -234,6 +234,22 @@ def first_lanes(V, count):
     return numbers < broadcast(numbers.type, limit)
 
 
+def lanes_between(V, number, first, end):
+    """A mask: true in the lanes i with first <= number + i < end."""
+    numbers = lane_numbers(V, number)
+
+    def bound(limit):
+        inside = minimum(maximum(constant(number, limit, I64) - number, 0), V.count)
+        return broadcast(numbers.type, convert(inside, numbers.type.scalar))
+
+    return (numbers >= bound(first)) & (numbers < bound(end))
+
+
+def no_lanes(V, like):
+    """A mask that is true nowhere."""
+    return zeros(V.of("i1"), like)
+
+
 def fma(a, b, c):
     """a * b + c, rounded once."""
     if "fma" in target.features() or target.vector_bytes() == 64 or target.architecture() == "aarch64":
