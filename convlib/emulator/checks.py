@@ -148,7 +148,7 @@ def readers_race(records, g, between_blocks, phase, phase_block, lane, thread, k
 @inlined
 def readers_known(records, g, lane, thread, known):
     """Whether every recorded reader but `thread` itself happened before this access."""
-    first, mask = records[g, R_WARP] << 5, records[g, R_MASK]
+    first, mask = records[g, R_WARP] << 5, records[g, R_MASK] & 0xFFFFFFFF  # lane 31 is its sign
     if thread >> 5 == records[g, R_WARP]:
         mask &= ~(1 << (thread & 31))
     if known.shape[0] == 0:

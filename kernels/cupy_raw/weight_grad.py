@@ -116,10 +116,9 @@ def sources(problem, device, wide=False):
 @lru_cache(maxsize=4096)
 def sources_of(problem, cut, wide):
     constants = type_constants(problem, wide) + window_constants(problem)
-    constants += (("TILE_K", cut.tile_k), ("TILE_M", cut.tile_m))
-    return tuple(
-        CudaSource("weight_grad.cu", function, constants) for function in ("conv2d_weight_grad", "finish_weight_grad")
-    )
+    tile = (("TILE_K", cut.tile_k), ("TILE_M", cut.tile_m))
+    multiply = CudaSource("weight_grad.cu", "conv2d_weight_grad", constants + tile)
+    return multiply, CudaSource("finish_weight_grad.cu", "finish_weight_grad", constants)
 
 
 def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):

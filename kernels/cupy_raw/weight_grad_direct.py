@@ -77,8 +77,8 @@ def predicted_seconds(problem, device):
 def sources(problem, device, wide=False):
     """The kernels: multiply and sum, and add the splits."""
     constants = type_constants(problem, wide) + window_constants(problem)
-    functions = ("conv2d_weight_grad_direct", "finish_weight_grad")
-    return tuple(CudaSource("weight_grad_direct.cu", function, constants) for function in functions)
+    multiply = CudaSource("weight_grad_direct.cu", "conv2d_weight_grad_direct", constants)
+    return multiply, CudaSource("finish_weight_grad.cu", "finish_weight_grad", constants)
 
 
 def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):
