@@ -116,7 +116,7 @@ def test_every_tile_of_the_weight_gradient_compiles_without_spills_and_multiplie
     for wide in (False, True):
         check(weight_grad.sources_of(problem, cut, wide)[0], target, "float32")
     cubin = compiling.cuda_source_cubin(weight_grad.sources_of(problem, cut, False)[0], target)
-    assert multiply_share(main_loop(compiling.sass(cubin))) >= 0.66
+    assert multiply_share(main_loop(compiling.sass(cubin))) >= 0.65
 
 
 @pytest.mark.parametrize("target", TARGETS)
