@@ -38,8 +38,13 @@ class Conv2D(keras.layers.Conv2D):
     True
     """
 
-    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
-        return applied("conv2d", self, inputs, kernel, None, padding=self.padding, groups=self.groups)
+    def convolution_op(self, inputs: Any, kernel: Any, bias: Any = None) -> Any:
+        return applied("conv2d", self, inputs, kernel, bias, padding=self.padding, groups=self.groups)
+
+    def call(self, inputs: Any) -> Any:
+        if type(self).convolution_op is not Conv2D.convolution_op:
+            return super().call(inputs)  # as Keras documents it: whoever overrides it gets no bias
+        return activated(self, self.convolution_op(inputs, self.kernel, self.bias))
 
 
 @keras.saving.register_keras_serializable("convlib")
@@ -54,7 +59,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
         *window, channels, multiplier = self.kernel.shape
         kernel = ops.reshape(self.kernel, (*window, 1, channels * multiplier))
         outputs = applied("conv2d", self, inputs, kernel, self.bias, padding=self.padding, groups=channels)
-        return outputs if self.activation is None else self.activation(outputs)
+        return activated(self, outputs)
 
 
 @keras.saving.register_keras_serializable("convlib")
@@ -72,7 +77,11 @@ class Conv2DTranspose(keras.layers.Conv2DTranspose):
         outputs = applied(
             "conv_transpose2d", self, inputs, self.kernel, self.bias, padding=padding, output_padding=added
         )
-        return outputs if self.activation is None else self.activation(outputs)
+        return activated(self, outputs)
+
+
+def activated(layer, outputs):
+    return outputs if layer.activation is None else layer.activation(outputs)
 
 
 def transposed_axis(padding, window, stride, dilation, output_padding):

@@ -166,7 +166,8 @@ def trained(model, data, epochs, batch_size):
         )
         history = model.fit(
             data.train_images, data.train_labels, batch_size=batch_size, epochs=epochs,
-            validation_data=(data.test_images, data.test_labels), callbacks=[advance], verbose=0,
+            validation_data=(data.test_images, data.test_labels), validation_batch_size=batch_size,
+            callbacks=[advance], verbose=0,
         ).history  # fmt: skip
     return history, np.diff(marks)
 
@@ -316,7 +317,7 @@ def main(folder, download, backend, layers, epochs, batch_size, seed, output):
     show_epochs(history, seconds)
     output.mkdir(parents=True, exist_ok=True)
     model.save(output / "model.keras")
-    predicted = model.predict(data.test_images, verbose=0).argmax(1)
+    predicted = model.predict(data.test_images, batch_size, verbose=0).argmax(1)
     draw(model, data, history, confusion(data.test_labels, predicted), output)
     click.echo(
         f"accuracy on held-out digits: {np.mean(predicted == data.test_labels):.4f}; "

@@ -123,6 +123,19 @@ def test_a_mixed_policy_computes_in_16_bits(policy):
         assert error < {"mixed_bfloat16": 2e-2, "mixed_float16": 3e-3}[policy]
 
 
+def test_a_subclass_may_change_the_convolution_as_keras_documents():
+    class Doubled(Conv2D):
+        def convolution_op(self, inputs, kernel):
+            return super().convolution_op(inputs, 2 * kernel)
+
+    x = images("channels_last")
+    layer, plain = Doubled(3, 3, bias_initializer="ones"), Conv2D(3, 3, bias_initializer="ones")
+    y = ops.convert_to_numpy(layer(x))
+    plain.build(x.shape)
+    plain.set_weights([2 * layer.get_weights()[0], layer.get_weights()[1]])
+    np.testing.assert_allclose(y, ops.convert_to_numpy(plain(x)), rtol=1e-4, atol=1e-5)
+
+
 def test_integers_are_taken_as_keras_takes_them():
     x = RANDOM.integers(0, 255, (1, 6, 6, 1), np.uint8)
     layer = Conv2D(2, 3)
