@@ -241,6 +241,8 @@ def batched(result, arrays, places, *, shape, parameters):
     """vmap: the new axis goes into one that the arrays have, so that one call serves all of it."""
     arrays, places = dict(zip(OPERANDS[result], arrays)), dict(zip(OPERANDS[result], places))
     B = next(arrays[name].shape[place] for name, place in places.items() if place is not None)
+    if B == 0:
+        return jnp.zeros((0, *shape), arrays[OPERANDS[result][0]].dtype), 0
     into, groups = axes_for_batch(result, [name for name in arrays if places[name] is not None], parameters.groups, B)
     for name, letter in into.items():
         if name != result:

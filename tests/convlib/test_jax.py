@@ -197,6 +197,12 @@ def test_vmap_of_the_transposed_is_a_loop():
         np.testing.assert_array_equal(got[i], one(xs[:, i], ws[i], biases[i]))
 
 
+def test_vmap_over_nothing_gives_nothing():
+    x, w, _ = arrays({})
+    assert jax.vmap(conv2d)(x[None][:0], w[None][:0]).shape == (0, 2, 6, 4, 6)
+    assert jax.jit(jax.vmap(conv2d, (0, None)))(x[None][:0], w).shape == (0, 2, 6, 4, 6)
+
+
 def test_gradients_of_each_image_are_taken_in_two_calls(calls):
     x, w, _ = arrays({})
 
