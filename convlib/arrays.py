@@ -306,7 +306,8 @@ class Jax:
 
         if isinstance(array, jax.core.Tracer):
             raise TypeError(
-                f"{name}: a concrete array needed, got a JAX tracer; convlib.conv2d cannot run inside jit, grad or vmap"
+                f"{name}: a concrete array needed, got a JAX tracer; convlib.conv2d cannot run inside jit, grad or "
+                "vmap, convlib.jax.conv2d can"
             )
         devices = array.devices()
         if len(devices) != 1:

@@ -7,7 +7,7 @@ import pytest
 
 MODULES = ("convlib", "convlib.operations", "convlib.plan", "convlib.explain", "convlib.layers", "convlib.device")
 
-NEEDING = {"convlib.torch": "torch", "convlib.onnx": "onnx"}
+NEEDING = {"convlib.torch": "torch", "convlib.jax": "jax", "convlib.onnx": "onnx"}
 
 
 @pytest.mark.parametrize("name", [*MODULES, *NEEDING])
