@@ -12,8 +12,8 @@ import pytest
 import convlib
 from convlib import device, dispatch, emulator
 from convlib.compiling import TARGETS
+from convlib.verification.problems import SMALL, TINY, arrays_of
 from tests.kernels.test_every_kernel import assert_close, forced
-from tests.problems import SMALL, TINY, arrays_of
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
 pytest.importorskip("numba.cuda", reason="numba-cuda is not installed (extra cuda13)")
