@@ -1,4 +1,4 @@
-"""The problems that every listed kernel is held against, by the tests and by `python -m convlib verify`, and their data.
+"""The problems that every listed kernel is held against, by tests and by `python -m convlib verify`, and their data.
 
 Sizes are odd, and lie under, on and past the tiles that kernels use. Arrays lie between guards, contiguous, as slices
 of something larger, reversed, or repeated. Add a problem here and every kernel is held against it.
@@ -6,7 +6,7 @@ of something larger, reversed, or repeated. Add a problem here and every kernel 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -116,6 +116,23 @@ LARGE = (
     Case("float64_3x3", (2, 64, 28, 28), (96, 64, 3, 3), {"padding": 1}, dtype="float64"),
 )
 
+# The emulator executes some million instructions a second: of the larger problems those that stick out of every tile.
+PAST_EVERY_TILE = ("many_channels", "nhwc_wide", "groups_wide", "depthwise_wide")
+# For --quick: one and two images, both layouts, groups, strides, and sizes under and past a tile.
+QUICK = ("one_output", "3x3_same", "nhwc", "depthwise", "depthwise_stride_2_two_filters", "first_layer", "nhwc_wide")
+QUICK_EMULATED = ("3x3_same", "nhwc", "depthwise", "groups")
+
+
+def cases_for(kind, dtype, quick=False) -> list[Case]:
+    """The problems that a kernel is verified on in `dtype` on a device of this kind."""
+    cases = TINY + SMALL + (LARGE if kind == "cuda" else ())
+    if kind == "emulator":
+        cases = tuple(case for case in cases if case in TINY or case.name in PAST_EVERY_TILE)
+    if quick:
+        names = QUICK_EMULATED if kind == "emulator" else QUICK
+        cases = tuple(case for case in cases if case.name in names)
+    return [replace(case, dtype=dtype) for case in cases if case.dtype in ("float32", dtype)]
+
 
 def arrays_of(case, seed=0, integers=True):
     """x, w, bias, residual and a NaN-filled out for `case`, in the layouts its keywords name."""
@@ -141,7 +158,7 @@ def in_memory(array, memory):
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An array with the bytes around it. flat: all of them, on a 64-byte boundary; view: the array that lies in them."""
+    """An array with the bytes around it. flat: all of them, on a 64-byte boundary; view: the array in them."""
 
     flat: np.ndarray
     view: np.ndarray

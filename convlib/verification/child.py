@@ -1,0 +1,72 @@
+"""The process in which kernels are checked: python -m convlib.verification.child, started by rows.py.
+
+It reads one line of JSON, {"kernel", "device", "quick", "rows": [[pass, dtype], ...]}, and answers in lines of JSON:
+
+    {"row": 0, "problem": "3x3_same"}                                       about to be checked; every line restarts
+    {"row": 0, "passed": 31}  or  {"row": 0, "problem": ..., "fault": ...}  the parent's clock
+
+After a fault it ends: memory or the GPU's context may be damaged. Should the parent die, it ends too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+
+from .. import device
+
+
+def main():
+    answers = own_stdout()
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
+
+    def say(**facts):
+        answers.write(json.dumps(facts) + "\n")
+        answers.flush()
+
+    sys.exit(0 if work(job, say) else 1)
+
+
+def work(job, say) -> bool:
+    """Check the rows of `job` up to the first fault; whether there was none."""
+    from . import checks, rows
+
+    place = device_called(job["device"])
+    for number, (pass_, dtype) in enumerate(job["rows"]):
+        cases = rows.served(job["kernel"], pass_, dtype, place, job["quick"])
+        for case in cases:
+            say(row=number, problem=case.name)
+            try:
+                checks.check(job["kernel"], case, pass_, place)
+            except checks.Fault as fault:
+                say(row=number, problem=case.name, fault=str(fault))
+                return False
+            except Exception as error:  # whatever a kernel or its library raises is the kernel's fault here
+                say(row=number, problem=case.name, fault=f"{type(error).__name__}: {error}")
+                return False
+        say(row=number, passed=len(cases))
+    return True
+
+
+def device_called(text):
+    return device.emulator() if text == "emulator" else device.named(text)
+
+
+def own_stdout():
+    """The pipe to the parent, for this file alone: what anybody else prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def end_with_the_parent():
+    """The parent never closes stdin: its end is the parent's."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
