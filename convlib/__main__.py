@@ -235,10 +235,12 @@ def print_results(results, missing):
         table = new_table(f"on {place}", "kernel", "pass", "dtype", "problems", "verdict")
         for result in found:
             row, style = result.row, "" if result.passed else "red"
-            verdict = "right" if result.passed else f"{result.problem}: {result.fault}"
-            cells = (row.kernel, row.pass_, row.dtype, str(result.problems), verdict)
+            cells = (row.kernel, row.pass_, row.dtype, str(result.problems), "right" if result.passed else "WRONG")
             table.add_row(*(Text(cell, style) for cell in cells))
         show(table)
+        for result in found:
+            if not result.passed:
+                click.echo(f"{result.row.key}, {result.problem}: {result.fault}")
     for name, why in missing.items():
         click.echo(f"{name} was not checked: {why}")
     found = [result for of_place in results.values() for result in of_place]

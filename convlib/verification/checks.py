@@ -212,8 +212,8 @@ def watched(place, result, scratch, thorough):
     faults = [fault for report in watch.reports for fault in report.faults]
     faults += watch.output_faults() if thorough else []
     if faults:
-        kernel = watch.reports[-1].kernel
-        raise Fault(f"{kernel}: " + "; ".join(" ".join(str(fault).split()) for fault in faults[:3]))
+        more = f" (and {len(faults) - 1} other faults)" if len(faults) > 1 else ""
+        raise Fault(f"{' '.join(str(replace(faults[0], text='')).split())}{more}")
     if not watch.reports:
         raise Fault("no kernel was launched")
 

@@ -82,6 +82,7 @@ EXPECTED = {
     "right_named_barrier": lambda x: x[:64][::-1],
     "right_local_array": lambda x: np.zeros(64),
     "right_switch": switched,
+    "right_widened_load": lambda x: x[:64],
 }
 
 
