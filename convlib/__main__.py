@@ -197,32 +197,29 @@ def verify(kernels, place, emulate, quick, sanitize, limit, restart, as_json):
     missing = rows.unchecked(names, places)
     if kernels and missing:
         raise WrongArgument("; ".join(f"--kernel: {name} cannot be checked: {why}" for name, why in missing.items()))
-    results = {}
-    for place in places:
-        settings = children.Settings(quick, sanitize and place.kind == "cuda", limit)
-        results[place] = list(with_progress(rows.todo(names, place, quick), place, settings, restart))
+    todo = {place: rows.todo(names, place, quick) for place in places}
+    results = {place: [] for place in places}
+    for place, result in with_progress(todo, children.Settings(quick, sanitize, limit), restart):
+        results[place].append(result)
     (print_results_as_json if as_json else print_results)(results, missing)
     if any(not result.passed for found in results.values() for result in found):
         raise SystemExit(1)
 
 
-def with_progress(rows, place, settings, restart):
-    """The results of `rows`, with a bar on stderr while they are awaited."""
+def with_progress(todo, settings, restart):
+    """The results of `todo`, with a bar on stderr while they are awaited."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from .verification.records import Records
     from .verification.runs import verified
 
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(str(place), total=len(rows))
+        task = progress.add_task("", total=sum(map(len, todo.values())))
         try:
-            for result in verified(
-                rows, place, settings, Records(place), restart, lambda text: progress.update(task, description=text)
-            ):
+            for found in verified(todo, settings, restart, lambda text: progress.update(task, description=text)):
                 progress.advance(task)
-                yield result
+                yield found
         except KeyboardInterrupt:
             click.echo("interrupted; the same command goes on from here", err=True)
             raise SystemExit(130) from None

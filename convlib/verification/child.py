@@ -2,10 +2,11 @@
 
 It reads one line of JSON, {"kernel", "device", "quick", "rows": [[pass, dtype], ...]}, and answers in lines of JSON:
 
-    {"row": 0, "problem": "3x3_same"}                                       about to be checked; every line restarts
-    {"row": 0, "passed": 31}  or  {"row": 0, "problem": ..., "fault": ...}  the parent's clock
+    {"row": "cupy_raw.tiled forward float32", "problem": "3x3_same"}    about to be checked
+    {"row": ..., "passed": 31}                                          all of them
+    {"row": ..., "problem": "3x3_same", "fault": "a wrong value: ..."}
 
-After a fault it ends: memory or the GPU's context may be damaged. Should the parent die, it ends too.
+Every line restarts the parent's clock. After a fault it ends: memory or the GPU's context may be damaged. Should the parent die, it ends too.
 """
 
 from __future__ import annotations
@@ -35,19 +36,20 @@ def work(job, say) -> bool:
     from . import checks, rows
 
     place = device_called(job["device"])
-    for number, (pass_, dtype) in enumerate(job["rows"]):
+    for pass_, dtype in job["rows"]:
+        row = rows.Row(job["kernel"], pass_, dtype).key
         cases = rows.served(job["kernel"], pass_, dtype, place, job["quick"])
         for case in cases:
-            say(row=number, problem=case.name)
+            say(row=row, problem=case.name)
             try:
                 checks.check(job["kernel"], case, pass_, place)
             except checks.Fault as fault:
-                say(row=number, problem=case.name, fault=str(fault))
+                say(row=row, problem=case.name, fault=str(fault))
                 return False
             except Exception as error:  # whatever a kernel or its library raises is the kernel's fault here
-                say(row=number, problem=case.name, fault=f"{type(error).__name__}: {error}")
+                say(row=row, problem=case.name, fault=f"{type(error).__name__}: {error}")
                 return False
-        say(row=number, passed=len(cases))
+        say(row=row, passed=len(cases))
     return True
 
 

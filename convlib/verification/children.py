@@ -46,12 +46,15 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """limit: the most seconds from one sign of life of a child to its next, compilation included."""
+    """limit: the most seconds from one sign of life of a child to its next, compilation included.
+
+    command: what starts a child, CHILD if it is not given.
+    """
 
     quick: bool = False
     sanitize: bool = False
     limit: float = 300.0
-    command: tuple[str, ...] = CHILD
+    command: tuple[str, ...] | None = None
 
 
 def checked(
@@ -62,10 +65,11 @@ def checked(
     A child that crashes, hangs or finds a fault costs one row; another goes on with the next. Under the sanitizer every
     row has its own, since only its exit code says what it found.
     """
+    settings = replace(settings, sanitize=settings.sanitize and place.kind == "cuda")
     for _, of_kernel in groupby(rows, key=lambda row: row.kernel):
         left = list(of_kernel)
         while left:
-            for result in from_child(left[:1] if settings.sanitize else left, place, settings, note):
+            for result in from_child(left[:1] if settings.sanitize else tuple(left), place, settings, note):
                 left.remove(result.row)
                 yield result
 
@@ -92,9 +96,10 @@ class Child:
     def __init__(self, rows, place, settings, folder):
         self.limit, self.errors, self.log = settings.limit, folder / "stderr", folder / "sanitizer"
         sanitizer = (*SANITIZER, f"--log-file={self.log}") if settings.sanitize else ()
+        command = [*sanitizer, *(settings.command or CHILD)]
         with self.errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [*sanitizer, *settings.command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                 text=True, env=environment(place), start_new_session=True,
             )  # fmt: skip
         self.answers = queue.Queue()
@@ -121,6 +126,8 @@ class Child:
                 return Result(row, right, time.monotonic() - start, problem or STARTING, fault)
             if answer is None:
                 return Result(row, right, time.monotonic() - start, problem or STARTING, self.ending())
+            if answer["row"] != row.key:
+                raise RuntimeError(f"{row.key} was awaited, the child answered about {answer['row']}")
             if "passed" in answer:
                 return Result(row, answer["passed"], time.monotonic() - start)
             if "fault" in answer:

@@ -15,24 +15,38 @@ from .sources import digest
 
 
 def verified(
-    rows: list[Row],
-    place: Device,
+    todo: dict[Device, list[Row]],
     settings: Settings,
-    records: Records,
     restart: bool = False,
     note: Callable[[str], None] = lambda text: None,
-) -> Iterator[Result]:
-    """As `checked`, every result put on record; first those that an interrupted run with these settings had found."""
-    run = records.begin({"quick": settings.quick, "sanitize": settings.sanitize}, restart)
-    found = {key: entry for key, entry in records.entries().items() if entry.run == run}
-    done = [row for row in rows if row.key in found and found[row.key].is_about(row.kernel)]
+) -> Iterator[tuple[Device, Result]]:
+    """Results of all rows, device by device, each put on record; `note` hears what is being checked.
+
+    What an interrupted run with these settings had found is not checked again, unless kernels changed or for `restart`.
+    """
+    kind = {"quick": settings.quick, "sanitize": settings.sanitize}
+    records = {place: Records(place) for place in todo}
+    runs = {place: records[place].begin(kind, restart) for place in todo}
+    for place, rows in todo.items():
+        for result in on_device(rows, place, settings, records[place], runs[place], note):
+            yield place, result
+    for place, run in runs.items():
+        records[place].finish(run)
+
+
+def on_device(rows, place, settings, records, run, note) -> Iterator[Result]:
+    found = records.entries()
+    done = [row for row in rows if row.key in found and of_this_run(found[row.key], row, run)]
     for row in done:
         entry = found[row.key]
         yield Result(row, entry.problems, entry.seconds, entry.problem, entry.fault, before=True)
     for result in checked([row for row in rows if row not in done], place, settings, note):
         records.put(result.row.key, entry_of(result, run))
         yield result
-    records.finish(run)
+
+
+def of_this_run(entry, row, run) -> bool:
+    return entry.run == run and entry.is_about(row.kernel)
 
 
 def entry_of(result, run) -> Entry:
