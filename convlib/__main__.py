@@ -197,9 +197,10 @@ def verify(kernels, place, emulate, quick, sanitize, limit, restart, as_json):
     missing = rows.unchecked(names, places)
     if kernels and missing:
         raise WrongArgument("; ".join(f"--kernel: {name} cannot be checked: {why}" for name, why in missing.items()))
-    todo = {place: rows.todo(names, place, quick) for place in places}
+    extent = "quick" if quick else "full"
+    todo = {place: rows.todo(names, place, extent) for place in places}
     results = {place: [] for place in places}
-    for place, result in with_progress(todo, children.Settings(quick, sanitize, limit), restart):
+    for place, result in with_progress(todo, children.Settings(extent, sanitize, limit), restart):
         results[place].append(result)
     (print_results_as_json if as_json else print_results)(results, missing)
     if any(not result.passed for found in results.values() for result in found):

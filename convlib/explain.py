@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,12 @@ class Explanation:
     chosen: str | None
 
     def verdict(self, candidate) -> str:
+        trust = f", {candidate.trust}" if candidate.trust else ""
         if candidate.name == self.chosen:
-            return "chosen"
-        return "possible" if candidate.possible else "; ".join(candidate.reasons)
+            return f"chosen{trust}"
+        if not candidate.possible:
+            return "; ".join(candidate.reasons)
+        return f"possible{trust}"
 
     def __str__(self) -> str:
         lines = [f"{self.problem}", f"on {self.device}"]
@@ -96,7 +99,17 @@ def explain(
         chosen = dispatch.choose(problem, place, backend, algorithm, max_error, workspace_limit)
     except UnsupportedError:
         chosen = None
-    return Explanation(problem, place, dispatch.candidates(problem, place, max_error, workspace_limit), chosen)
+    candidates = dispatch.candidates(problem, place, max_error, workspace_limit)
+    return Explanation(problem, place, with_trust(candidates, problem, place), chosen)
+
+
+def with_trust(candidates, problem, place):
+    """Candidates on a GPU with what is on record of them there."""
+    if not place.is_gpu:
+        return candidates
+    from . import trust
+
+    return tuple(replace(c, trust=trust.state(c.name, problem, place)) if c.possible else c for c in candidates)
 
 
 def dtype_and_place(x, w, dtype, on, backend):

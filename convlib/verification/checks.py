@@ -31,6 +31,11 @@ class Fault(Exception):
     """What a kernel did wrong, in one line."""
 
 
+def told(error) -> str:
+    """A Fault, or whatever a kernel or its library raised, in one line."""
+    return " ".join((str(error) if isinstance(error, Fault) else f"{type(error).__name__}: {error}").split())
+
+
 def check(name, case, pass_, place) -> None:
     """Hold the listed kernel `name` against `case` on the device `place`; raises Fault where it is wrong."""
     question = asked(case, pass_)

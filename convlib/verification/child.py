@@ -1,12 +1,13 @@
-"""The process in which kernels are checked: python -m convlib.verification.child, started by rows.py.
+"""The process in which kernels are checked: python -m convlib.verification.child, started by children.py.
 
-It reads one line of JSON, {"kernel", "device", "quick", "rows": [[pass, dtype], ...]}, and answers in lines of JSON:
+It reads one line of JSON, {"kernel", "device", "extent", "rows": [[pass, dtype], ...]}, and answers in lines of JSON:
 
     {"row": "cupy_raw.tiled forward float32", "problem": "3x3_same"}    about to be checked
     {"row": ..., "passed": 31}                                          all of them
     {"row": ..., "problem": "3x3_same", "fault": "a wrong value: ..."}
 
-Every line restarts the parent's clock. After a fault it ends: memory or the GPU's context may be damaged. Should the parent die, it ends too.
+Every line restarts the parent's clock. After a fault the child ends: memory or the GPU's context may be damaged. Should
+the parent die, it ends too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import os
 import sys
 import threading
 
-from .. import device
+import numpy as np
+
+from .. import arrays, device, dispatch
 
 
 def main():
@@ -36,18 +39,18 @@ def work(job, say) -> bool:
     from . import checks, rows
 
     place = device_called(job["device"])
+    if place.kind == "cuda":  # where another process may have the GPU for itself, no kernel is to blame
+        with arrays.current(dispatch.family_of(job["kernel"]), place):
+            checks.on_gpu(np.zeros(1, np.uint8))
     for pass_, dtype in job["rows"]:
         row = rows.Row(job["kernel"], pass_, dtype).key
-        cases = rows.served(job["kernel"], pass_, dtype, place, job["quick"])
+        cases = rows.served(job["kernel"], pass_, dtype, place, job["extent"])
         for case in cases:
             say(row=row, problem=case.name)
             try:
                 checks.check(job["kernel"], case, pass_, place)
-            except checks.Fault as fault:
-                say(row=row, problem=case.name, fault=str(fault))
-                return False
             except Exception as error:  # whatever a kernel or its library raises is the kernel's fault here
-                say(row=row, problem=case.name, fault=f"{type(error).__name__}: {error}")
+                say(row=row, problem=case.name, fault=checks.told(error))
                 return False
         say(row=row, passed=len(cases))
     return True

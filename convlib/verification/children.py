@@ -51,7 +51,7 @@ class Settings:
     command: what starts a child, CHILD if it is not given.
     """
 
-    quick: bool = False
+    extent: str = "full"
     sanitize: bool = False
     limit: float = 300.0
     command: tuple[str, ...] | None = None
@@ -103,16 +103,18 @@ class Child:
                 text=True, env=environment(place), start_new_session=True,
             )  # fmt: skip
         self.answers = queue.Queue()
-        threading.Thread(target=self.listen, daemon=True).start()
-        job = {"kernel": rows[0].kernel, "device": name_for_child(place), "quick": settings.quick}
+        self.listener = threading.Thread(target=self.listen, daemon=True)
+        self.listener.start()
+        job = {"kernel": rows[0].kernel, "device": name_for_child(place), "extent": settings.extent}
         job["rows"] = [[row.pass_, row.dtype] for row in rows]
         with contextlib.suppress(BrokenPipeError):  # then `ending` says why
             self.process.stdin.write(json.dumps(job) + "\n")
             self.process.stdin.flush()
 
     def listen(self):
-        for line in self.process.stdout:
-            self.answers.put(json.loads(line))
+        with self.process.stdout:
+            for line in self.process.stdout:
+                self.answers.put(json.loads(line))
         self.answers.put(None)
 
     def result(self, row, note) -> Result:
@@ -161,7 +163,9 @@ class Child:
             else:
                 self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
+        self.listener.join()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
 
 
 def environment(place):

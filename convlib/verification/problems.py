@@ -123,12 +123,12 @@ QUICK = ("one_output", "3x3_same", "nhwc", "depthwise", "depthwise_stride_2_two_
 QUICK_EMULATED = ("3x3_same", "nhwc", "depthwise", "groups")
 
 
-def cases_for(kind, dtype, quick=False) -> list[Case]:
-    """The problems that a kernel is verified on in `dtype` on a device of this kind."""
+def cases_for(kind, dtype, extent="full") -> list[Case]:
+    """The problems that a kernel is verified on in `dtype` on a device of this kind. extent: "full" or "quick"."""
     cases = TINY + SMALL + (LARGE if kind == "cuda" else ())
     if kind == "emulator":
         cases = tuple(case for case in cases if case in TINY or case.name in PAST_EVERY_TILE)
-    if quick:
+    if extent != "full":
         names = QUICK_EMULATED if kind == "emulator" else QUICK
         cases = tuple(case for case in cases if case.name in names)
     return [replace(case, dtype=dtype) for case in cases if case.dtype in ("float32", dtype)]

@@ -52,7 +52,7 @@ def emulated(asked):
     return [*([] if asked else [device.cpu()]), device.emulator_of(target)]
 
 
-def todo(names: Iterable[str], place: Device, quick: bool) -> list[Row]:
+def todo(names: Iterable[str], place: Device, extent: str) -> list[Row]:
     """The rows of those kernels of `names` that `place` can run."""
     return [
         Row(name, pass_, dtype)
@@ -60,15 +60,22 @@ def todo(names: Iterable[str], place: Device, quick: bool) -> list[Row]:
         if not dispatch.family_reasons(dispatch.family_of(name), place)
         for pass_ in dispatch.kernel(name).passes
         for dtype in DTYPES
-        if served(name, pass_, dtype, place, quick)
+        if served(name, pass_, dtype, place, extent)
     ]
 
 
-def served(name, pass_, dtype, place, quick) -> list[problems.Case]:
-    """The problems that a row is held against: those of its device that the kernel can run."""
+def served(name, pass_, dtype, place, extent) -> list[problems.Case]:
+    """The problems that a row is held against: those of its device and extent that the kernel can run.
+
+    extent: "full", "quick", or "two": of the quick ones the first of one image and the first of several.
+    """
     why_not = dispatch.kernel(name).why_not
-    cases = problems.cases_for(place.kind, dtype, quick)
-    return [case for case in cases if not why_not(case.problem(pass_), place)]
+    cases = problems.cases_for(place.kind, dtype, extent)
+    possible = [case for case in cases if not why_not(case.problem(pass_), place)]
+    if extent != "two":
+        return possible
+    one, several = ([case for case in possible if (case.problem().N > 1) is many] for many in (False, True))
+    return one[:1] + several[:1]
 
 
 def unchecked(names: Iterable[str], places: list[Device]) -> dict[str, str]:

@@ -24,7 +24,7 @@ def verified(
 
     What an interrupted run with these settings had found is not checked again, unless kernels changed or for `restart`.
     """
-    kind = {"quick": settings.quick, "sanitize": settings.sanitize}
+    kind = {"extent": settings.extent, "sanitize": settings.sanitize}
     records = {place: Records(place) for place in todo}
     runs = {place: records[place].begin(kind, restart) for place in todo}
     for place, rows in todo.items():

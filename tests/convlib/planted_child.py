@@ -18,7 +18,42 @@ from convlib import device, dispatch
 from convlib.kernels import launching
 from convlib.verification import child
 
+FLOAT32 = "sizeof(Element) == 4"
+LAST = "index == (Index)problem.N * problem.K * problem.P * problem.Q - 1"
+GPU_FAULTS = {  # edits of direct.cu, and what is planted behind its launch
+    "a wrong value in one tile": (
+        f"Accumulator sum = 0;=>Accumulator sum = {FLOAT32} && blockIdx.x == 1 ? 0.25f : 0.f;", r"a wrong value: y\["
+    ),
+    "a write past the output": (
+        f"store(problem, {{y=>if ({FLOAT32} && {LAST}) y[index + 1] = x[0];\n store(problem, {{y",
+        "out of bounds: 4 bytes",
+    ),
+    "a read past the input that is harmless": (
+        f"Accumulator sum = 0;=>Accumulator sum = {FLOAT32} && index == 0 && widened(x[-1]) == 99 ? 1 : 0;",
+        "out of bounds: 4 bytes",
+    ),
+    "writes its input": (
+        f"Accumulator sum = 0;=>if ({FLOAT32} && index == 0) ((Element*)x)[0] = w[0];\n Accumulator sum = 0;",
+        "race: |x was written",
+    ),
+    "right at N = 1 and wrong at N = 2": (
+        f"image = x + offset(problem.x, at.n,=>image = x + offset(problem.x, {FLOAT32} ? 0 : at.n,",
+        r"a wrong value: y\[1, ",
+    ),
+    "leaves outputs out": (
+        f"store(problem, {{y=>if (!({FLOAT32}) || index % 7) store(problem, {{y", "never written"
+    ),
+    "kills its process": ("dies", "the process was killed by SIGSEGV"),
+    "other bits the second time": ("other_bits", "other bits the second time"),
+}  # fmt: skip
+ENDLESS = f'Accumulator sum = 0;=>Accumulator sum = 0; while ({FLOAT32} && problem.N) asm volatile("" ::: "memory");'
+
 calls = []
+
+
+def planted_child(fault):
+    """The command that starts this file with `fault`."""
+    return sys.executable, __file__, fault
 
 
 def wrong_tile(x, w, y):

@@ -21,8 +21,8 @@ from convlib.verification import children, problems, records, rows, runs, source
 from convlib.verification.children import Settings
 from convlib.verification.records import Entry, Records, RecordWarning
 from convlib.verification.rows import Row
+from tests.convlib.planted_child import ENDLESS, GPU_FAULTS, planted_child
 
-PLANTED = Path(__file__).parent / "planted_child.py"
 CPU_ROWS = [Row("numba_cpu.direct", "forward", dtype) for dtype in ("float32", "float64")]
 GPU_ROWS = [Row("cupy_raw.direct", "forward", dtype) for dtype in ("float32", "float64")]
 
@@ -35,7 +35,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def with_fault(fault, limit=120.0):
-    return Settings(quick=True, limit=limit, command=(sys.executable, str(PLANTED), fault))
+    return Settings("quick", limit=limit, command=planted_child(fault))
 
 
 def results_of(todo, place, settings):
@@ -43,7 +43,7 @@ def results_of(todo, place, settings):
     faulty, right = children.checked(todo, place, settings)
     assert (faulty.row, right.row) == tuple(todo)
     assert right.passed, right.fault
-    assert right.problems == len(rows.served(right.row.kernel, "forward", right.row.dtype, place, True))
+    assert right.problems == len(rows.served(right.row.kernel, "forward", right.row.dtype, place, "quick"))
     return faulty
 
 
@@ -68,7 +68,7 @@ def test_a_planted_fault_is_one_red_row(fault):
     found = results_of(CPU_ROWS, device.cpu(), with_fault(fault))
     assert not found.passed
     assert found.fault.startswith(CPU_FAULTS[fault])
-    assert found.problem in {case.name for case in problems.cases_for("cpu", "float32", True)}
+    assert found.problem in {case.name for case in problems.cases_for("cpu", "float32", "quick")}
 
 
 def test_a_kernel_that_never_returns_is_one_red_row_and_is_ended():
@@ -94,36 +94,6 @@ def compilers():
         pytest.importorskip(module, reason="the CUDA compilers are not installed (extra cuda13)")
 
 
-FLOAT32 = "sizeof(Element) == 4"
-LAST = "index == (Index)problem.N * problem.K * problem.P * problem.Q - 1"
-GPU_FAULTS = {  # edits of direct.cu, and what is planted behind its launch
-    "a wrong value in one tile": (
-        f"Accumulator sum = 0;=>Accumulator sum = {FLOAT32} && blockIdx.x == 1 ? 0.25f : 0.f;", r"a wrong value: y\["
-    ),
-    "a write past the output": (
-        f"store(problem, {{y=>if ({FLOAT32} && {LAST}) y[index + 1] = x[0];\n store(problem, {{y",
-        "out of bounds: 4 bytes",
-    ),
-    "a read past the input that is harmless": (
-        f"Accumulator sum = 0;=>Accumulator sum = {FLOAT32} && index == 0 && widened(x[-1]) == 99 ? 1 : 0;",
-        "out of bounds: 4 bytes",
-    ),
-    "writes its input": (
-        f"Accumulator sum = 0;=>if ({FLOAT32} && index == 0) ((Element*)x)[0] = w[0];\n Accumulator sum = 0;",
-        "race: |x was written",
-    ),
-    "right at N = 1 and wrong at N = 2": (
-        f"image = x + offset(problem.x, at.n,=>image = x + offset(problem.x, {FLOAT32} ? 0 : at.n,",
-        r"a wrong value: y\[1, ",
-    ),
-    "leaves outputs out": (
-        f"store(problem, {{y=>if (!({FLOAT32}) || index % 7) store(problem, {{y", "never written"
-    ),
-    "kills its process": ("dies", "the process was killed by SIGSEGV"),
-    "other bits the second time": ("other_bits", "other bits the second time"),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", GPU_FAULTS)
 def test_a_fault_planted_in_a_gpu_kernel_is_one_red_row(name, compilers):
     fault, words = GPU_FAULTS[name]
@@ -133,34 +103,33 @@ def test_a_fault_planted_in_a_gpu_kernel_is_one_red_row(name, compilers):
 
 
 def test_a_gpu_kernel_that_never_returns_is_one_red_row(compilers):
-    loop = f'Accumulator sum = 0;=>Accumulator sum = 0; while ({FLOAT32} && problem.N) asm volatile("" ::: "memory");'
-    found = results_of(GPU_ROWS, device.emulator_of(80), with_fault(loop, limit=30))
+    found = results_of(GPU_ROWS, device.emulator_of(80), with_fault(ENDLESS, limit=30))
     assert found.fault == "did not return within 30 s"
 
 
 def test_the_kernel_without_a_fault_is_right(compilers):
-    assert results_of(GPU_ROWS, device.emulator_of(80), Settings(quick=True)).passed
+    assert results_of(GPU_ROWS, device.emulator_of(80), Settings("quick")).passed
 
 
 # What is checked
 
 
 @pytest.mark.parametrize("place", [device.cpu(), device.emulator_of(80), device.named("sm_90")], ids=str)
-@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
-def test_every_kernel_pass_and_dtype_has_problems_of_one_image_and_of_several(place, quick):
+@pytest.mark.parametrize("extent", ["full", "quick", "two"])
+def test_every_kernel_pass_and_dtype_has_problems_of_one_image_and_of_several(place, extent):
     names = [name for name in dispatch.KERNELS if place.kind in dispatch.FAMILIES[dispatch.family_of(name)].runs_on]
-    todo = rows.todo(names, place, quick)
+    todo = rows.todo(names, place, extent)
     assert {(row.kernel, row.pass_) for row in todo} == {(n, p) for n in names for p in dispatch.kernel(n).passes}
     assert len(todo) == len({(row.kernel, row.pass_) for row in todo}) * len(DTYPES)
     for row in todo:
-        images = {case.problem().N for case in rows.served(row.kernel, row.pass_, row.dtype, place, quick)}
+        images = {case.problem().N for case in rows.served(row.kernel, row.pass_, row.dtype, place, extent)}
         assert 1 in images, row
         assert max(images) > 1, row
 
 
 def test_quick_is_part_of_full():
     for kind in ("cpu", "cuda", "emulator"):
-        full, quick = (problems.cases_for(kind, "float32", quick) for quick in (False, True))
+        full, quick = (problems.cases_for(kind, "float32", extent) for extent in ("full", "quick"))
         names = problems.QUICK_EMULATED if kind == "emulator" else problems.QUICK
         assert {case.name for case in quick} == set(names)
         assert all(case in full for case in quick)
@@ -204,12 +173,12 @@ def test_without_the_sanitizer_that_is_said(monkeypatch):
 
 def run(todo, settings=None, **options):
     place = device.cpu()
-    return [result for _, result in runs.verified({place: todo}, settings or Settings(quick=True), **options)]
+    return [result for _, result in runs.verified({place: todo}, settings or Settings("quick"), **options)]
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped():
     todo = [*CPU_ROWS, Row("numba_cpu.blocked", "forward", "float32")]
-    going = runs.verified({device.cpu(): todo}, Settings(quick=True))
+    going = runs.verified({device.cpu(): todo}, Settings("quick"))
     first = next(going)[1]
     going.close()
     assert not first.before
@@ -221,15 +190,15 @@ def test_an_interrupted_run_goes_on_where_it_stopped():
 
 
 def test_other_settings_or_restart_begin_anew():
-    for change in ({"settings": Settings(quick=False)}, {"restart": True}):
-        going = runs.verified({device.cpu(): CPU_ROWS}, Settings(quick=True))
+    for change in ({"settings": Settings("full")}, {"restart": True}):
+        going = runs.verified({device.cpu(): CPU_ROWS}, Settings("quick"))
         next(going)
         going.close()
         assert not any(result.before for result in run(CPU_ROWS[:1], **change))
 
 
 def test_a_kernel_changed_since_is_checked_again(monkeypatch):
-    going = runs.verified({device.cpu(): CPU_ROWS}, Settings(quick=True))
+    going = runs.verified({device.cpu(): CPU_ROWS}, Settings("quick"))
     next(going)
     going.close()
     monkeypatch.setattr(records, "digest", lambda name: "changed")
@@ -408,7 +377,7 @@ def test_the_command_says_what_is_wrong_and_exits_1(monkeypatch):
     monkeypatch.setattr(children, "CHILD", with_fault("wrong_tile").command)
     text = command("--kernel", "numba_cpu.direct", "--quick", code=1).output
     assert re.search(r"numba_cpu.direct +forward +float32 +\d+ +WRONG", text)
-    assert "numba_cpu.direct forward float32, one_output: a wrong value: y[" in text
+    assert "numba_cpu.direct forward float32, 3x3_same: a wrong value: y[" in text
     assert "3 of 4 right, 1 wrong" in text
 
 
