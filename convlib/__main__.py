@@ -68,14 +68,14 @@ def info(as_json):
 @main.command()
 @as_json
 def kernels(as_json):
-    """Every listed kernel: name, idea, file."""
+    """Every listed kernel: name, idea, file, and where it was verified."""
     listed = convlib.kernels()
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(facts) for facts in listed], indent=2))
         return
     table = new_table(f"{len(listed)} kernels", "kernel", "idea")
     for facts in listed:
-        table.add_row(facts.name, facts.idea)
+        table.add_row(facts.name, "\n".join([facts.idea, *facts.found]))
     show(table)
 
 

@@ -19,13 +19,17 @@ PACKAGES = ("numpy", "numba", "llvmlite", "numba-cuda", "cupy-cuda12x", "cupy-cu
 
 @dataclass(frozen=True, slots=True)
 class KernelFacts:
-    """A listed kernel: its name, idea and file."""
+    """A listed kernel: its name, idea and file.
+
+    found: on which devices `python -m convlib verify` or a first use found it right or wrong, and since when.
+    """
 
     name: str
     family: str
     algorithm: str
     idea: str
     file: str
+    found: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +130,15 @@ def shape_of(array):
     return array if isinstance(array, (tuple, list)) else array.shape
 
 
-@cache
 def kernels() -> tuple[KernelFacts, ...]:
-    """Every listed kernel with the first line of its account; reads the files, imports nothing."""
-    return tuple(kernel_facts(name) for name in dispatch.KERNELS)
+    """Every listed kernel with the first line of its account and what is on record; reads files, imports no kernel."""
+    from .verification import records
+
+    found = records.found_of(dispatch.KERNELS)
+    return tuple(replace(kernel_facts(name), found=found[name]) for name in dispatch.KERNELS)
 
 
+@cache
 def kernel_facts(name):
     import ast
 

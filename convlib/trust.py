@@ -16,7 +16,6 @@ It is asked where dispatch chooses, and that answer is cached: later calls of th
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import sys
 import threading
@@ -32,7 +31,7 @@ from .errors import UnsupportedError
 from .problem import ConvProblem, check_choice
 from .verification import checks, children, runs
 from .verification.children import Result, Settings
-from .verification.records import Entry, Records
+from .verification.records import Entry, Records, since
 from .verification.rows import Row, served
 
 POLICIES = ("verify", "all", "verified")
@@ -89,8 +88,8 @@ def state(name: str, problem: ConvProblem, place: Device) -> str | None:
 def state_of(entry: Entry | None) -> str:
     if entry is None:
         return "unverified"
-    since = f"since {datetime.date.fromtimestamp(entry.since)}"
-    return f"verified {since}" if entry.passed else f"quarantined {since}: {entry.problem}: {entry.fault}"
+    when = since([entry])
+    return f"verified {when}" if entry.passed else f"quarantined {when}: {entry.problem}: {entry.fault}"
 
 
 def is_here(place: Device) -> bool:

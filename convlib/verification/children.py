@@ -114,7 +114,8 @@ class Child:
     def listen(self):
         with self.process.stdout:
             for line in self.process.stdout:
-                self.answers.put(json.loads(line))
+                with contextlib.suppress(ValueError):  # half a line, of a child that was killed while it wrote
+                    self.answers.put(json.loads(line))
         self.answers.put(None)
 
     def result(self, row, note) -> Result:

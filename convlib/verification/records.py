@@ -12,6 +12,7 @@ be written is warned of, and things go on as if there were none.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import re
 import tempfile
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -70,7 +71,7 @@ class Records:
 
     def __init__(self, place: Device, folder: Path | None = None):
         self.identity = identity(place)
-        self.path = (folder or user_state_path("convlib") / "verified") / file_name(self.identity)
+        self.path = (folder or usual_folder()) / file_name(self.identity)
         self.out_of_reach = False
 
     def entries(self) -> dict[str, Entry]:
@@ -106,15 +107,7 @@ class Records:
         self.change(change)
 
     def read(self) -> dict:
-        try:
-            return understood(json.loads(self.path.read_bytes()))
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            self.warn("cannot be read", error)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            self.warn("is damaged and counts as empty", error)
-        return {"entries": {}, "unfinished": None}
+        return read(self.path)
 
     def change(self, function: Callable[[dict], None]) -> None:
         """Let `function` change the content, while nobody else does."""
@@ -128,10 +121,10 @@ class Records:
                 self.write(content)
         except (OSError, Timeout) as error:
             self.out_of_reach = True  # tried once, not for every row again
-            self.warn("cannot be written, so nothing is remembered", error)
+            warn(self.path, "cannot be written, so nothing is remembered", error)
 
     def write(self, content):
-        text = json.dumps({"device": self.identity, **content}, indent=1)
+        text = json.dumps({**content, "device": self.identity}, indent=1)
         with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".tmp", delete=False) as file:
             try:
                 file.write(text)
@@ -142,8 +135,47 @@ class Records:
                     os.unlink(file.name)
                 raise
 
-    def warn(self, what, error):
-        warnings.warn(f"{self.path} {what}: {error}", RecordWarning, stacklevel=3)
+
+def usual_folder() -> Path:
+    return user_state_path("convlib") / "verified"
+
+
+def found_of(kernels: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """What is on record of each kernel as it is now, in words, a line for each device."""
+    contents = [read(path) for path in sorted(usual_folder().glob("*.json"))]
+    return {name: tuple(line for content in contents if (line := summary(content, name))) for name in kernels}
+
+
+def summary(content, kernel) -> str | None:
+    entries = {key: Entry(**fields) for key, fields in content["entries"].items() if key.startswith(f"{kernel} ")}
+    entries = {key: entry for key, entry in entries.items() if entry.is_about(kernel)}
+    wrong = {key: entry for key, entry in entries.items() if not entry.passed}
+    if not entries:
+        return None
+    rows = ", ".join(key.partition(" ")[2] for key in wrong or entries)
+    state = "quarantined" if wrong else "verified"
+    return f"{state} on {content['device']['name']} {since((wrong or entries).values())}: {rows}"
+
+
+def since(entries) -> str:
+    return f"since {datetime.date.fromtimestamp(max(entry.since for entry in entries))}"
+
+
+def read(path) -> dict:
+    """A record's content; empty, with a warning, where it is damaged or cannot be read."""
+    try:
+        return understood(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        warn(path, "cannot be read", error)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        warn(path, "is damaged and counts as empty", error)
+    return {"device": {}, "entries": {}, "unfinished": None}
+
+
+def warn(path, what, error):
+    warnings.warn(f"{path} {what}: {error}", RecordWarning, stacklevel=4)
 
 
 def understood(content) -> dict:
@@ -153,7 +185,7 @@ def understood(content) -> dict:
     unfinished = content["unfinished"]
     if unfinished is not None:
         unfinished = {"run": str(unfinished["run"]), "settings": dict(unfinished["settings"])}
-    return {"entries": content["entries"], "unfinished": unfinished}
+    return {"device": {"name": str(content["device"]["name"])}, "entries": content["entries"], "unfinished": unfinished}
 
 
 def identity(place: Device) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import convlib
 from convlib import device, dispatch
 from convlib.__main__ import main
 from convlib.device import Device
@@ -318,6 +319,27 @@ def test_two_processes_at_once_lose_nothing(folder):
     assert {key: entry.problems for key, entry in found.items()} == {
         f"{name} {i}": i for name in ("one", "two") for i in range(40)
     }
+
+
+def test_kernels_tells_what_is_on_record():
+    record = Records(device.cpu())
+    name, day = record.identity["name"], r"\d{4}-\d\d-\d\d"
+
+    def found():
+        return {facts.name: facts.found for facts in convlib.kernels()}
+
+    assert set(found().values()) == {()}
+    for dtype in ("float32", "float64"):
+        record.put(f"numba_cpu.direct forward {dtype}", entry())
+    (line,) = found()["numba_cpu.direct"]
+    assert re.fullmatch(rf"verified on {name} since {day}: forward float32, forward float64", line)
+    record.put("numba_cpu.direct forward float64", entry(fault="a wrong value"))
+    (line,) = found()["numba_cpu.direct"]
+    assert re.fullmatch(rf"quarantined on {name} since {day}: forward float64", line)
+    assert found()["numba_cpu.blocked"] == ()
+    record.put("numba_cpu.direct forward float64", entry(digest="of what it was before"))
+    assert found()["numba_cpu.direct"][0].startswith("verified")
+    assert "verified on" in CliRunner().invoke(main, ("kernels",), env={"COLUMNS": "200"}).output
 
 
 def test_another_driver_is_another_device(monkeypatch, tmp_path):
