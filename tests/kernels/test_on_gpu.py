@@ -12,7 +12,6 @@ import convlib
 from convlib import device, dispatch
 from convlib.problem import make_problem
 from convlib.verification import checks
-from convlib.verification import checks
 from convlib.verification.problems import LARGE, SMALL, TINY, arrays_of
 from tests.kernels.test_every_kernel import assert_close, forced
 
