@@ -161,17 +161,18 @@ def lend(one, family, place) -> Loan:
         memory = arrays.empty_aligned(one.flat.shape, np.uint8)
         memory[:] = one.flat
         return Loan(one, one.seen_in(memory), lambda: memory)
-    memory, start, read = on_gpu(one.flat)
+    memory, start, read = on_gpu(one.flat, place)
     view = arrays.CudaView(start + one.offset, one.view.shape, one.view.strides, one.view.dtype, memory)
     return Loan(one, arrays.for_family(view, family, place), read)
 
 
-def on_gpu(flat):
-    """Bytes in the current GPU's memory: who keeps them, their address, and a function that waits and copies back."""
+def on_gpu(flat, place):
+    """Bytes in a GPU's memory: who keeps them, their address, and a function that waits and copies them back."""
     if dispatch.installed("cupy"):
         import cupy
 
-        memory = cupy.asarray(flat)
+        with cupy.cuda.Device(place.index):  # Numba's current GPU is none of CuPy's business
+            memory = cupy.asarray(flat)
         return memory, memory.data.ptr, memory.get
     from numba import cuda
 

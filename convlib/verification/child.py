@@ -41,7 +41,7 @@ def work(job, say) -> bool:
     place = device_called(job["device"])
     if place.kind == "cuda":  # where another process may have the GPU for itself, no kernel is to blame
         with arrays.current(dispatch.family_of(job["kernel"]), place):
-            checks.on_gpu(np.zeros(1, np.uint8))
+            checks.on_gpu(np.zeros(1, np.uint8), place)
     for pass_, dtype in job["rows"]:
         row = rows.Row(job["kernel"], pass_, dtype).key
         cases = rows.served(job["kernel"], pass_, dtype, place, job["extent"])
@@ -68,8 +68,9 @@ def own_stdout():
 
 
 def end_with_the_parent():
-    """The parent never closes stdin: its end is the parent's."""
-    sys.stdin.read()
+    """The parent never closes stdin: its end is the parent's. Not through sys.stdin: Python wants its lock at exit."""
+    while os.read(0, 1024):
+        pass
     os._exit(1)
 
 

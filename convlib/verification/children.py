@@ -20,7 +20,7 @@ from pathlib import Path
 from ..device import Device
 from .rows import Row
 
-CHILD = (sys.executable, "-m", "convlib.verification.child")
+CHILD = (sys.executable, "-P", "-m", "convlib.verification.child")
 SANITIZER = ("compute-sanitizer", "--error-exitcode=99")
 STARTING = "before its first problem"
 
@@ -148,7 +148,6 @@ class Child:
 
     def complaint(self) -> str | None:
         """What the sanitizer has to say once the child is done; None if nothing."""
-        self.process.stdin.close()
         code = self.process.wait()
         if code == 0:
             return None

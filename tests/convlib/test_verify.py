@@ -1,5 +1,7 @@
 """verify: planted faults are each one red row, everything else stays green; runs go on; records survive."""
 
+import contextlib
+import ctypes
 import json
 import os
 import re
@@ -7,22 +9,26 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import convlib
-from convlib import device, dispatch
+from convlib import arrays, device, dispatch
 from convlib.__main__ import main
 from convlib.device import Device
+from convlib.kernels import launching
 from convlib.problem import DTYPES
-from convlib.verification import children, problems, records, rows, runs, sources
+from convlib.verification import checks, children, problems, records, rows, runs, sources
 from convlib.verification.children import Settings
 from convlib.verification.records import Entry, Records, RecordWarning
 from convlib.verification.rows import Row
 from tests.convlib.planted_child import ENDLESS, GPU_FAULTS, planted_child
+from tests.kernels.cupy_raw import on_cpu
 
 CPU_ROWS = [Row("numba_cpu.direct", "forward", dtype) for dtype in ("float32", "float64")]
 GPU_ROWS = [Row("cupy_raw.direct", "forward", dtype) for dtype in ("float32", "float64")]
@@ -85,6 +91,13 @@ def test_right_for_one_image_is_found_by_a_problem_of_several():
     assert case.problem().N > 1
 
 
+def test_a_child_ends_with_its_parent(tmp_path):
+    child = children.Child(CPU_ROWS, device.cpu(), with_fault("never_returns"), tmp_path)
+    assert child.answers.get(timeout=60)["problem"]
+    child.process.stdin.close()  # as the system does when the parent dies
+    assert child.process.wait(60) == 1
+
+
 def test_what_a_kernel_prints_is_no_answer():
     assert results_of(CPU_ROWS, device.cpu(), with_fault("prints")).passed
 
@@ -110,6 +123,93 @@ def test_a_gpu_kernel_that_never_returns_is_one_red_row(compilers):
 
 def test_the_kernel_without_a_fault_is_right(compilers):
     assert results_of(GPU_ROWS, device.emulator_of(80), Settings("quick")).passed
+
+
+# On a GPU: CuPy's arrays, as views of memory that g++'s kernels can reach
+
+
+def stand_in_cupy():
+    """The part of CuPy that carries bytes to a GPU and back, and makes arrays of addresses there."""
+
+    def asarray(flat):
+        memory = arrays.empty_aligned(flat.shape, np.uint8)
+        memory[:] = flat
+        pointer = types.SimpleNamespace(ptr=problems.address(memory))
+        return types.SimpleNamespace(data=pointer, get=memory.copy, memory=memory)
+
+    def ndarray(shape, dtype, pointer, strides):
+        start, size, _ = pointer.memory
+        everything = np.frombuffer((ctypes.c_char * size).from_address(start), np.uint8)
+        return np.ndarray(shape, dtype, everything, pointer.offset, strides)
+
+    cupy = types.ModuleType("cupy")
+    cupy.asarray, cupy.ndarray = asarray, ndarray
+    cupy.cuda = types.SimpleNamespace(
+        Device=lambda index: contextlib.nullcontext(),
+        UnownedMemory=lambda start, size, owner, index: (start, size, owner),
+        MemoryPointer=lambda memory, offset: types.SimpleNamespace(memory=memory, offset=offset),
+    )
+    return cupy
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    if not on_cpu.available():
+        pytest.skip("g++ is not installed")
+    monkeypatch.setitem(sys.modules, "cupy", stand_in_cupy())
+    monkeypatch.setattr(dispatch, "installed", lambda package: True)
+    with on_cpu.kernels_on_cpu():
+        yield Device("cuda", name="a stand-in", compute_capability=(8, 0), sm_count=108)
+
+
+@pytest.mark.parametrize("name", ["cupy_raw.direct", "cupy_raw.implicit_gemm"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_arrays_cross_to_a_gpu_and_back_with_their_guards(name, dtype, gpu):
+    for case in problems.cases_for("cuda", dtype):
+        if case.name in ("slices", "nhwc", "negative_strides"):
+            checks.check(name, case, "forward", gpu)
+
+
+@pytest.mark.parametrize(("argument", "at", "fault"), [
+    (2, lambda y: np.lib.array_utils.byte_bounds(y)[1], "written beside the result: 0 bytes past its end"),
+    (2, lambda y: np.lib.array_utils.byte_bounds(y)[0] - 1, "written beside the result: 1 bytes before"),
+    (0, lambda x: np.lib.array_utils.byte_bounds(x)[0], "x was written: at byte 0"),
+    (1, lambda w: np.lib.array_utils.byte_bounds(w)[1], "w was written: 0 bytes past its end"),
+    (3, lambda bias: np.lib.array_utils.byte_bounds(bias)[0], "bias was written: at byte 0"),
+])  # fmt: skip
+def test_a_stray_write_on_a_gpu_is_found(argument, at, fault, gpu):
+    def launch(kernel, grid, block, args, shared_bytes, stream):
+        on_cpu.run_on_cpu(kernel, grid, block, args, shared_bytes, stream)
+        ctypes.c_ubyte.from_address(at(args[argument])).value ^= 1
+
+    case = next(case for case in problems.TINY if case.name == "3x3_same")
+    with launching.through(launch), pytest.raises(checks.Fault, match=fault):
+        checks.check("cupy_raw.direct", case, "forward", gpu)
+
+
+def test_a_stray_write_beside_the_workspace_is_found(gpu):
+    def launch(kernel, grid, block, args, shared_bytes, stream):
+        on_cpu.run_on_cpu(kernel, grid, block, args, shared_bytes, stream)
+        if kernel.function == "pack_filters":
+            ctypes.c_ubyte.from_address(problems.address(args[1]) - 5).value ^= 1
+
+    case = next(case for case in problems.TINY if case.name == "3x3_same")
+    with launching.through(launch), pytest.raises(checks.Fault, match="beside the workspace: 5 bytes before"):
+        checks.check("cupy_raw.implicit_gemm", case, "forward", gpu)
+
+
+def test_packed_weights_that_run_changes_are_found(monkeypatch):
+    """A plan packs once and runs again and again."""
+    kernel = dispatch.kernel("numba_cpu.blocked")
+    run = kernel.run
+
+    def changing(problem, place, x, packed, *rest):
+        run(problem, place, x, packed, *rest)
+        packed[3] ^= 1
+
+    monkeypatch.setattr(kernel, "run", changing)
+    with pytest.raises(checks.Fault, match="packed weights was written: at byte 3"):
+        checks.check("numba_cpu.blocked", problems.TINY[0], "forward", device.cpu())
 
 
 # What is checked
@@ -419,6 +519,15 @@ def test_the_command_says_what_it_did_not_check(monkeypatch):
     }
     found = command("--kernel", "cupy_raw.tiled", code=2)
     assert found.output == f"Error: --kernel: cupy_raw.tiled cannot be checked: {rows.NO_GPU}\n"
+
+
+def test_an_interrupted_command_says_how_to_go_on(monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(runs, "verified", interrupted)
+    assert "interrupted; the same command goes on from here" in command("--quick", code=130).output
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
