@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from functools import wraps
 
 import click
@@ -16,7 +17,7 @@ import convlib
 
 from . import accuracy, device, dispatch, layers
 from .errors import UnsupportedError
-from .problem import ACTIVATIONS, DTYPES, LAYOUTS, WEIGHT_LAYOUTS
+from .problem import ACTIVATIONS, DTYPES, LAYOUTS, WEIGHT_LAYOUTS, check_choice
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -67,14 +68,14 @@ def info(as_json):
 @main.command()
 @as_json
 def kernels(as_json):
-    """Every listed kernel: name, idea, file."""
+    """Every listed kernel: name, idea, file, and where it was verified."""
     listed = convlib.kernels()
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(facts) for facts in listed], indent=2))
         return
     table = new_table(f"{len(listed)} kernels", "kernel", "idea")
     for facts in listed:
-        table.add_row(facts.name, facts.idea)
+        table.add_row(facts.name, "\n".join([facts.idea, *facts.found]))
     show(table)
 
 
@@ -165,6 +166,107 @@ def report(kernels, targets, dtypes, path, baseline):
         raise click.ClickException("worse than the baseline:\n  " + "\n  ".join(lost))
 
 
+@main.command()
+@click.option("--kernel", "kernels", multiple=True, help="A listed kernel, as cupy_raw.tiled; may be repeated [all].")
+@click.option("--device", "place", help="Only on cpu, cuda:0, or, with --emulate, as a target such as sm_90 [all].")
+@click.option("--emulate", is_flag=True, help="GPU kernels in the PTX emulator, not on a GPU.")
+@click.option("--quick", is_flag=True, help="A few problems for each kernel, not all.")
+@click.option("--sanitize", is_flag=True, help="GPU kernels under compute-sanitizer, which must be on the path.")
+@click.option(
+    "--limit",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Seconds that one problem may take, compilation included.",
+)
+@click.option("--restart", is_flag=True, help="Begin anew, not where an interrupted run stopped.")
+@as_json
+@one_line_errors
+def verify(kernels, place, emulate, quick, sanitize, limit, restart, as_json):
+    """Check every kernel on what this machine has; exits 1 if one is wrong. What it finds is kept.
+
+    Each kernel runs in a process of its own: values against the reference, the same bits twice, nothing else written.
+    """
+    from .verification import children, rows
+
+    if sanitize and not shutil.which(children.SANITIZER[0]):
+        raise WrongArgument(f"--sanitize: {children.SANITIZER[0]} needed on the path; it comes with the CUDA toolkit")
+    names = [name for name in dispatch.KERNELS if name in kernels or not kernels]
+    for name in kernels:
+        check_choice("--kernel", name, dispatch.KERNELS)
+    places = rows.places(place, emulate)
+    missing = rows.unchecked(names, places)
+    if kernels and missing:
+        raise WrongArgument("; ".join(f"--kernel: {name} cannot be checked: {why}" for name, why in missing.items()))
+    extent = "quick" if quick else "full"
+    todo = {place: rows.todo(names, place, extent) for place in places}
+    results = {place: [] for place in places}
+    for place, result in with_progress(todo, children.Settings(extent, sanitize, limit), restart):
+        results[place].append(result)
+    (print_results_as_json if as_json else print_results)(results, missing)
+    if any(not result.passed for found in results.values() for result in found):
+        raise SystemExit(1)
+
+
+def with_progress(todo, settings, restart):
+    """The results of `todo`, with a bar on stderr while they are awaited."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from .verification.runs import verified
+
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=sum(map(len, todo.values())))
+        try:
+            for found in verified(todo, settings, restart, lambda text: progress.update(task, description=text)):
+                progress.advance(task)
+                yield found
+        except KeyboardInterrupt:
+            click.echo("interrupted; the same command goes on from here", err=True)
+            raise SystemExit(130) from None
+
+
+def print_results(results, missing):
+    from rich.text import Text
+
+    for place, found in results.items():
+        table = new_table(f"on {place}", "kernel", "pass", "dtype", "problems", "verdict")
+        for result in found:
+            row, style = result.row, "" if result.passed else "red"
+            cells = (row.kernel, row.pass_, row.dtype, str(result.problems), "right" if result.passed else "WRONG")
+            table.add_row(*(Text(cell, style) for cell in cells))
+        show(table)
+        for result in found:
+            if not result.passed:
+                click.echo(f"{result.row.key}, {result.problem}: {result.fault}")
+    for name, why in missing.items():
+        click.echo(f"{name} was not checked: {why}")
+    found = [result for of_place in results.values() for result in of_place]
+    wrong, before = sum(not result.passed for result in found), sum(result.before for result in found)
+    going_on = f"; {before} of them found before, by the run that was interrupted" if before else ""
+    click.echo(f"{len(found) - wrong} of {len(found)} right, {wrong} wrong{going_on}")
+
+
+def print_results_as_json(results, missing):
+    from .verification.records import identity
+
+    listed = [
+        {
+            "device": identity(place),
+            **dataclasses.asdict(result.row),
+            "passed": result.passed,
+            "problems": result.problems,
+            "seconds": result.seconds,
+            "problem": result.problem,
+            "fault": result.fault,
+        }
+        for place, found in results.items()
+        for result in found
+    ]
+    click.echo(json.dumps({"results": listed, "not_checked": missing}, indent=2))
+
+
 def problem_of_layer(name, keywords):
     """The shapes and parameters of a layer that layers.json has."""
     problem = layers.layer_called(name).problem
@@ -214,8 +316,9 @@ def new_table(title, *columns, show_header=True):
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=show_header)
     for column in columns:
-        justify = "right" if column in ("predicted", "workspace") else "left"
-        table.add_column(column, overflow="fold", no_wrap=column == "kernel", justify=justify)
+        justify = "right" if column in ("predicted", "workspace", "problems") else "left"
+        whole = column in ("kernel", "pass", "dtype", "problems")
+        table.add_column(column, overflow="fold", no_wrap=whole, justify=justify)
     return table
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +145,24 @@ def gpu_through_numba(index):
         device.MULTIPROCESSOR_COUNT,
         device.MAX_SHARED_MEMORY_PER_BLOCK,
     )
+
+
+DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@cache
+def driver() -> str:
+    """The version of NVIDIA's driver, as "580.82.07"; where the system does not say, of the CUDA that it supports."""
+    found = re.search(r"\d+\.\d+(\.\d+)*", DRIVER.read_text()) if DRIVER.is_file() else None
+    return found.group() if found else f"CUDA {supported_cuda()}"
+
+
+def supported_cuda():
+    try:
+        import cupy
+    except ImportError:
+        from numba import cuda
+
+        return ".".join(map(str, cuda.cudadrv.driver.driver.get_version()))
+    version = cupy.cuda.runtime.driverGetVersion()
+    return f"{version // 1000}.{version % 1000 // 10}"

@@ -74,7 +74,8 @@ BACKENDS = ("auto", *FAMILIES)
 class Candidate:
     """One listed kernel held against one problem. Seconds are predicted, never measured.
 
-    workspace_bytes: all the scratch memory of a call, repacked weights included.
+    workspace_bytes: all the scratch memory of a call, repacked weights included. trust: on a GPU, whether the kernel
+    is verified there and since when (trust.py); None elsewhere.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Candidate:
     seconds: float | None = None
     workspace_bytes: int | None = None
     error: float | None = None
+    trust: str | None = None
 
     @property
     def possible(self) -> bool:
@@ -177,9 +179,22 @@ def installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def choose(*arguments, **keywords) -> str:
-    """The name of the kernel that `chosen` finds for these arguments."""
-    return chosen(*arguments, **keywords).name
+def choose(
+    problem: ConvProblem,
+    device: Device,
+    backend: str = "auto",
+    algorithm: str = "auto",
+    max_error: float = accuracy.DEFAULT_MAX_ERROR,
+    workspace_limit: int | None = None,
+) -> str | None:
+    """The name of the kernel that `chosen` would find if every unverified one is right; None if none is left."""
+    arguments = checked_choice(problem, device, backend, algorithm, max_error, workspace_limit)
+    names = ranked(*arguments)
+    if not device.is_gpu:
+        return names[0]
+    from . import trust  # which needs this module
+
+    return trust.first_expected(names, problem, device)
 
 
 def chosen(
@@ -191,13 +206,17 @@ def chosen(
     workspace_limit: int | None = None,
     planned: bool = False,
 ) -> Chosen:
-    """The kernel to run: the fastest predicted among those that can and were asked for.
+    """The kernel to run: the fastest predicted among those that can, were asked for and, on a GPU, are verified.
 
     planned: its weights will be packed once for many calls.
 
     Raises ValueError for an unknown backend or algorithm, TypeError or ValueError for a wrong max_error or
     workspace_limit, and UnsupportedError, with every reason, when no kernel can run.
     """
+    return settled_choice(*checked_choice(problem, device, backend, algorithm, max_error, workspace_limit), planned)
+
+
+def checked_choice(problem, device, backend, algorithm, max_error, workspace_limit):
     check_choice("backend", backend, BACKENDS)
     check_choice("algorithm", algorithm, ("auto", *algorithms()))
     if isinstance(max_error, bool) or not isinstance(max_error, Real):
@@ -206,11 +225,24 @@ def chosen(
         raise ValueError(f"max_error: a number above 0 needed, got {max_error!r}")
     if workspace_limit is not None:
         workspace_limit = integer("workspace_limit", workspace_limit, least=0, most=LARGEST_ARRAY)
-    return settled_choice(problem, device, backend, algorithm, float(max_error), workspace_limit, planned)
+    return problem, device, backend, algorithm, float(max_error), workspace_limit
 
 
 @lru_cache(maxsize=4096)
 def settled_choice(problem, device, backend, algorithm, max_error, workspace_limit, planned):
+    names = ranked(problem, device, backend, algorithm, max_error, workspace_limit, planned)
+    problem, name = with_an_image(problem), names[0]
+    if device.is_gpu:
+        from . import trust  # which needs this module
+
+        name = trust.first_believed(names, problem, device)
+    module = kernel(name)
+    packed, workspace = packed_bytes(module, problem, device), module.workspace_bytes(problem, device)
+    return Chosen(name, family_of(name), module, packed, workspace)
+
+
+def ranked(problem, device, backend, algorithm, max_error, workspace_limit, planned=False) -> list[str]:
+    """The kernels that can run `problem` and were asked for, the fastest predicted first."""
     problem = with_an_image(problem)
     asked = [
         c
@@ -220,10 +252,7 @@ def settled_choice(problem, device, backend, algorithm, max_error, workspace_lim
     possible = [c for c in asked if c.possible]
     if not possible:
         raise UnsupportedError(refusal(problem, device, backend, algorithm, asked))
-    name = min(possible, key=lambda c: c.seconds).name
-    module = kernel(name)
-    packed, workspace = packed_bytes(module, problem, device), module.workspace_bytes(problem, device)
-    return Chosen(name, family_of(name), module, packed, workspace)
+    return [c.name for c in sorted(possible, key=lambda c: c.seconds)]
 
 
 def refusal(problem, device, backend, algorithm, asked):

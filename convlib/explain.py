@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,17 @@ PACKAGES = ("numpy", "numba", "llvmlite", "numba-cuda", "cupy-cuda12x", "cupy-cu
 
 @dataclass(frozen=True, slots=True)
 class KernelFacts:
-    """A listed kernel: its name, idea and file."""
+    """A listed kernel: its name, idea and file.
+
+    found: on which devices `python -m convlib verify` or a first use found it right or wrong, and since when.
+    """
 
     name: str
     family: str
     algorithm: str
     idea: str
     file: str
+    found: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +42,12 @@ class Explanation:
     chosen: str | None
 
     def verdict(self, candidate) -> str:
+        trust = f", {candidate.trust}" if candidate.trust else ""
         if candidate.name == self.chosen:
-            return "chosen"
-        return "possible" if candidate.possible else "; ".join(candidate.reasons)
+            return f"chosen{trust}"
+        if not candidate.possible:
+            return "; ".join(candidate.reasons)
+        return f"possible{trust}"
 
     def __str__(self) -> str:
         lines = [f"{self.problem}", f"on {self.device}"]
@@ -96,7 +103,17 @@ def explain(
         chosen = dispatch.choose(problem, place, backend, algorithm, max_error, workspace_limit)
     except UnsupportedError:
         chosen = None
-    return Explanation(problem, place, dispatch.candidates(problem, place, max_error, workspace_limit), chosen)
+    candidates = dispatch.candidates(problem, place, max_error, workspace_limit)
+    return Explanation(problem, place, with_trust(candidates, problem, place), chosen)
+
+
+def with_trust(candidates, problem, place):
+    """Candidates on a GPU with what is on record of them there."""
+    if not place.is_gpu:
+        return candidates
+    from . import trust
+
+    return tuple(replace(c, trust=trust.state(c.name, problem, place)) if c.possible else c for c in candidates)
 
 
 def dtype_and_place(x, w, dtype, on, backend):
@@ -113,12 +130,15 @@ def shape_of(array):
     return array if isinstance(array, (tuple, list)) else array.shape
 
 
-@cache
 def kernels() -> tuple[KernelFacts, ...]:
-    """Every listed kernel with the first line of its account; reads the files, imports nothing."""
-    return tuple(kernel_facts(name) for name in dispatch.KERNELS)
+    """Every listed kernel with the first line of its account and what is on record; reads files, imports no kernel."""
+    from .verification import records
+
+    found = records.found_of(dispatch.KERNELS)
+    return tuple(replace(kernel_facts(name), found=found[name]) for name in dispatch.KERNELS)
 
 
+@cache
 def kernel_facts(name):
     import ast
 

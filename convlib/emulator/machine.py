@@ -16,7 +16,9 @@ and bar.warp.sync wait in the same way for the lanes that their mask names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -52,6 +54,16 @@ class Segment:
     unguarded: list = None
 
 
+def registers_in(operand):
+    """The names of all registers in an operand, however deep."""
+    if isinstance(operand, Register):
+        return [operand.name]
+    parts = operand if isinstance(operand, tuple) else ()
+    if is_dataclass(operand):
+        parts = [getattr(operand, field.name) for field in fields(operand)]
+    return [name for part in parts for name in registers_in(part)]
+
+
 class Machine:
     """One kernel with its grid, block and memories. `bind` it to its parameters, then `run` it."""
 
@@ -73,6 +85,18 @@ class Machine:
         self.lay_out_memory(shared_bytes)
         self.registers = {name: np.zeros(self.lanes, DTYPES[t] if t == "pred" else BITS[SIZES[t]])
                           for name, t in function.registers.items()}  # fmt: skip
+
+    def is_read(self, register) -> bool:
+        """Whether anything but one load names `register`."""
+        return register.name != "_" and self.mentions[register.name] > 1
+
+    @cached_property
+    def mentions(self):
+        """How often the function's instructions name each register."""
+        named = Counter()
+        for instruction in self.function.instructions:
+            named.update(registers_in((instruction.operands, instruction.guard)))
+        return named
 
     # Laying out
 
@@ -465,7 +489,12 @@ class Machine:
     # Memory
 
     def access(self, instruction, space, kind, size, address, lanes, traffic):
-        """Check an access of `size` bytes per lane; return index and good lanes in `space`."""
+        """Check and count an access of `size` bytes per lane; return index and good lanes in `space`."""
+        if self.counting and space.name != "local":
+            self.count_traffic(traffic, address, lanes, size)
+        return self.check(instruction, space, kind, size, address, lanes)
+
+    def check(self, instruction, space, kind, size, address, lanes):
         index = np.empty(self.lanes, np.int64)
         good = np.empty(self.lanes, bool)
         if not self.checked:
@@ -484,8 +513,6 @@ class Machine:
             )  # fmt: skip
             if wrong:
                 self.record(instruction, space, size, found[: min(wrong, 8)], wrong)
-        if self.counting and space.name != "local":
-            self.count_traffic(traffic, address, lanes, size)
         return index, good
 
     def record(self, instruction, space, size, found, wrong):
@@ -519,10 +546,16 @@ class Machine:
         traffic.cost += cost
         traffic.lanes += int(np.count_nonzero(lanes))
 
-    def load(self, instruction, space, type_, targets, address, lanes, traffic):
+    def load(self, instruction, space, type_, targets, address, lanes, traffic, wanted):
+        """wanted: which targets somebody reads. Compilers widen loads over padding, whose content does not matter."""
         dtype = BITS[SIZES[type_]]
         size = dtype.itemsize * len(targets)
-        index, good = self.access(instruction, space, checks.READS, size, address, lanes, traffic)
+        kind = checks.READS if all(wanted) or not self.checked else checks.PEEKS
+        index, good = self.access(instruction, space, kind, size, address, lanes, traffic)
+        if kind == checks.PEEKS:
+            for i in np.flatnonzero(wanted):
+                part = address + i * dtype.itemsize
+                self.check(instruction, space, checks.READS, dtype.itemsize, part, good)
         memory, shift = space.as_type(dtype), dtype.itemsize.bit_length() - 1
         for i, out in enumerate(targets):
             if out.itemsize == dtype.itemsize:

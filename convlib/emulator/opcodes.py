@@ -589,19 +589,21 @@ def load(machine, instruction):
     targets = [machine.target(instruction, item, DTYPES[type_]) for item in elements(instruction, into)]
     if name == "param":
         return load_parameter(machine, instruction, targets, where, DTYPES[type_])
+    wanted = [machine.is_read(item) for item in elements(instruction, into)]
     address = machine.address(instruction, where)
     traffic = new_traffic(machine, instruction, name, "load", type_, len(targets))
     if name == "generic":
 
         def run_generic(mask):
             for space, lanes, at in machine.split_generic(address(), machine.here if mask is None else mask):
-                machine.load(instruction, space, type_, targets, at, lanes, traffic[space.name])
+                machine.load(instruction, space, type_, targets, at, lanes, traffic[space.name], wanted)
 
         return run_generic
     space = machine.spaces["global" if name == "const" else name]
 
     def run(mask):
-        machine.load(instruction, space, type_, targets, address(), machine.here if mask is None else mask, traffic)
+        lanes = machine.here if mask is None else mask
+        machine.load(instruction, space, type_, targets, address(), lanes, traffic, wanted)
 
     return run
 

@@ -12,7 +12,7 @@ from convlib import accuracy, arrays, device, dispatch, operations
 from convlib.device import Device
 from convlib.kernels import reference
 from convlib.problem import make_problem
-from tests.problems import SMALL, TINY, arrays_of, expected, logical_arrays
+from convlib.verification.problems import SMALL, TINY, arrays_of, expected, logical_arrays
 
 CPU_KERNELS = [name for name in dispatch.KERNELS if "cpu" in dispatch.FAMILIES[dispatch.family_of(name)].runs_on]
 

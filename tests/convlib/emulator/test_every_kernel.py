@@ -16,8 +16,8 @@ import convlib
 from convlib import device, dispatch, emulator, operations
 from convlib.compiling import TARGETS
 from convlib.kernels import reference
+from convlib.verification.problems import SMALL, TINY, arrays_of
 from tests.kernels.test_every_kernel import assert_close, forced
-from tests.problems import SMALL, TINY, arrays_of
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
 pytest.importorskip("numba.cuda", reason="numba-cuda is not installed (extra cuda13)")

@@ -83,6 +83,7 @@ EXPECTED = {
     "right_local_array": lambda x: np.zeros(64),
     "right_switch": switched,
     "right_own_element": lambda x: x[:64] + x[64:],
+    "right_widened_load": lambda x: x[:64],
 }
 
 

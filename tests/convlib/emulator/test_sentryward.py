@@ -18,7 +18,7 @@ from convlib import arrays, compiling, device, dispatch
 from convlib.emulator import arguments, parse
 from convlib.emulator.profile import gpu_kernels, short
 from convlib.kernels import launching
-from tests.problems import Case, arrays_of, logical_arrays
+from convlib.verification.problems import Case, arrays_of, logical_arrays
 
 api = pytest.importorskip("sentryward.api", reason="SentryWard is not installed (extra emulate)")
 for module, wheel in (("cuda.bindings.nvrtc", "NVRTC"), ("numba.cuda", "numba-cuda"), ("cupy", "CuPy")):

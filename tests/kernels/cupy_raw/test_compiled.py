@@ -9,9 +9,8 @@ import pytest
 from convlib import compiling, device
 from convlib.compiling import TARGETS
 from convlib.kernels.cupy_raw import direct, im2col, implicit_gemm, tiled, weight_grad, weight_grad_direct
-from convlib.problem import DTYPES, make_problem
+from convlib.problem import DTYPES, make_problem, named_dtype
 from tests.kernels.cupy_raw.machine_code import main_loop, multiply_share
-from tests.problems import dtype_named
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
 pytest.importorskip("nvidia", reason="cuobjdump and nvdisasm are not installed (extra emulate)")
@@ -32,7 +31,7 @@ def problem_of(case, dtype="float32"):
     x, w, keywords = CASES[case]
     if keywords.get("layout") == "NHWC":
         x = (x[0], *x[2:], x[1])
-    return make_problem(x, w, dtype_named(dtype), **keywords)
+    return make_problem(x, w, named_dtype(dtype), **keywords)
 
 
 GPU = device.emulator_of(80)

@@ -9,9 +9,9 @@ import pytest
 
 from convlib import accuracy, arrays, device, operations
 from convlib.kernels.cupy_raw import im2col, implicit_gemm, tiled
-from convlib.problem import make_problem
+from convlib.problem import make_problem, named_dtype
+from convlib.verification.problems import Case, arrays_of, expected, logical_arrays
 from tests.kernels.cupy_raw.test_values import WALKS, force_cut
-from tests.problems import Case, arrays_of, dtype_named, expected, logical_arrays
 
 emulator = pytest.importorskip("convlib.emulator", reason="the emulator is not installed")
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
@@ -90,7 +90,7 @@ LAYERS = {
 
 def reports_of(kernel, layer, dtype="float32"):
     x_shape, w_shape, keywords = LAYERS[layer]
-    problem = make_problem(x_shape, w_shape, dtype_named(dtype), **keywords)
+    problem = make_problem(x_shape, w_shape, named_dtype(dtype), **keywords)
     order = operations.FROM_LAYOUT[problem.layout]
     x, w = np.ones(x_shape, problem.dtype), np.ones(w_shape, problem.dtype)
     y = arrays.empty_aligned(operations.result_shape(problem, batched=True), problem.dtype)

@@ -9,9 +9,9 @@ import pytest
 from convlib import arrays, device
 from convlib.kernels import launching
 from convlib.kernels.cupy_raw import direct, im2col, implicit_gemm, parameters, tiled, weight_grad, weight_grad_direct
+from convlib.verification.problems import SMALL, TINY, arrays_of, logical_arrays
 from tests.kernels import stand_in_cupy
 from tests.kernels.cupy_raw import on_cpu
-from tests.problems import SMALL, TINY, arrays_of, dtype_named, logical_arrays
 
 FORWARD = {"direct": direct, "tiled": tiled, "im2col": im2col, "implicit_gemm": implicit_gemm}
 KERNELS = {**FORWARD, "weight_grad": weight_grad, "weight_grad_direct": weight_grad_direct}
@@ -145,11 +145,11 @@ def test_a_window_too_large_for_a_tile_is_refused_in_words():
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_predicted_times_grow_with_the_problem(name, dtype):
-    from convlib.problem import make_problem
+    from convlib.problem import make_problem, named_dtype
 
     seconds = [
         KERNELS[name].predicted_seconds(
-            make_problem((n, 64, 56, 56), (64, 64, 3, 3), dtype_named(dtype), pass_=KERNELS[name].passes[0]), GPU
+            make_problem((n, 64, 56, 56), (64, 64, 3, 3), named_dtype(dtype), pass_=KERNELS[name].passes[0]), GPU
         )
         for n in (1, 8, 64)
     ]

@@ -8,14 +8,13 @@ import pytest
 from convlib import accuracy, arrays, device, operations
 from convlib.kernels import reference
 from convlib.kernels.cupy_raw import direct, im2col, implicit_gemm, tiled, weight_grad, weight_grad_direct
+from convlib.verification.problems import SMALL, TINY, UNWRITTEN, Case, arrays_of, expected, logical_arrays, placed
 from tests.kernels.cupy_raw import on_cpu
-from tests.problems import SMALL, TINY, Case, arrays_of, expected, logical_arrays
 
 pytestmark = pytest.mark.skipif(not on_cpu.available(), reason="g++ is not installed")
 
 KERNELS = {"direct": direct, "tiled": tiled, "im2col": im2col, "implicit_gemm": implicit_gemm}
 GPU = device.emulator_of(80)
-BESIDE = 1234  # no result is
 
 
 def convolved(kernel, case, x, w, bias, residual, out):
@@ -144,36 +143,26 @@ def check_weight_grad(kernel, case):
     x, w, *_ = arrays_of(case)
     x = logical_arrays(case, x, w, None, None)[0]
     grad_y = np.random.default_rng(1).integers(-3, 4, problem.y_shape).astype(problem.dtype)
-    larger = np.full([2 * size + 2 for size in problem.w_shape], BESIDE).astype(problem.dtype)
-    grad_w = larger[tuple(slice(1, 1 + 2 * size, 2) for size in problem.w_shape)]
-    beside = elements_beside(grad_w)
-    grad_w[...] = np.nan
+    out = placed(np.full(problem.w_shape, np.nan).astype(problem.dtype), "slices")
+    grad_w, beside = out.view, out.beside()
     workspace = arrays.empty_aligned((kernel.workspace_bytes(problem, GPU),), np.uint8)
     workspace.fill(0xFF)
     with on_cpu.kernels_on_cpu():
         kernel.run(problem, GPU, *map(arrays.as_storage, (x, grad_y, grad_w)), workspace=workspace)
     exact = reference.weight_grad(problem, x, grad_y)
     np.testing.assert_array_equal(grad_w.astype(float), exact.astype(problem.dtype).astype(float))
-    assert (beside() == np.asarray(BESIDE).astype(problem.dtype)).all(), "an element beside the output was written"
+    assert (out.flat[beside] == UNWRITTEN).all(), "a byte beside the output was written"
 
 
 def check(kernel, name, case):
     x, w, bias, residual, out = arrays_of(case)
-    beside = elements_beside(out)
-    y = convolved(kernel, case, x, w, bias, residual, out).astype(np.float64)
+    out = placed(out, case.result_memory)
+    beside = out.beside()
+    y = convolved(kernel, case, x, w, bias, residual, out.view).astype(np.float64)
     exact, magnitude = expected(case, x, w, bias, residual)
     assert not np.isnan(y).any(), "an output was not written, or read something that was not"
-    assert (beside() == BESIDE).all(), "an element beside the output was written"
+    assert (out.flat[beside] == UNWRITTEN).all(), "a byte beside the output was written"
     if case.keywords.get("activation") == "silu" or case.problem().dtype.itemsize == 2:
         assert (np.abs(y - exact) <= accuracy.elementwise(case.problem(), name, magnitude, exact)).all()
     else:
         np.testing.assert_array_equal(y, exact)
-
-
-def elements_beside(out):
-    """The elements around `out` where it is a slice of a larger array, all set to BESIDE, whenever asked for."""
-    larger = out if out.base is None else out.base
-    outside = np.ones(larger.shape, bool)
-    outside[tuple(slice(1, 1 + 2 * size, 2) for size in out.shape) if larger is not out else ...] = False
-    larger[outside] = BESIDE
-    return lambda: larger[outside]

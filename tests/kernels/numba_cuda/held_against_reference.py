@@ -4,8 +4,8 @@ import numpy as np
 
 import convlib
 from convlib import arrays, device, operations
+from convlib.verification.problems import arrays_of, logical_arrays
 from tests.kernels.test_every_kernel import assert_close
-from tests.problems import arrays_of, logical_arrays
 
 SIMULATOR = device.simulator()
 

@@ -3,8 +3,8 @@
 import pytest
 
 from convlib.kernels.numba_cuda import direct
+from convlib.verification.problems import TINY, Case
 from tests.kernels.numba_cuda.held_against_reference import check, check_through_conv2d
-from tests.problems import TINY, Case
 
 PAST_A_BLOCK = (
     Case("257_outputs", (1, 1, 1, 257), (1, 1, 1, 1)),

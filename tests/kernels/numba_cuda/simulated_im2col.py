@@ -3,8 +3,8 @@
 import pytest
 
 from convlib.kernels.numba_cuda import im2col
+from convlib.verification.problems import TINY, Case
 from tests.kernels.numba_cuda.held_against_reference import SIMULATOR, check, check_through_conv2d
-from tests.problems import TINY, Case
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 
 from convlib import device
 from convlib.kernels.numba_cuda import tiled
+from convlib.verification.problems import TINY, Case
 from tests.kernels.numba_cuda.held_against_reference import check, check_through_conv2d
-from tests.problems import TINY, Case
 
 
 @pytest.mark.parametrize("case", TINY, ids=str)

@@ -8,8 +8,8 @@ import pytest
 from convlib import arrays, compiling, device, operations
 from convlib.compiling import TARGETS
 from convlib.kernels.launching import recording
+from convlib.verification.problems import Case, arrays_of, logical_arrays
 from tests.kernels.cupy_raw.machine_code import main_loop, multiply_share
-from tests.problems import Case, arrays_of, logical_arrays
 
 pytest.importorskip("cuda.bindings.nvjitlink", reason="nvJitLink is not installed (extra cuda13)")
 pytestmark = pytest.mark.skipif(device.simulating(), reason="Numba simulates CUDA in this process")

@@ -1,18 +1,23 @@
-"""The shared problems that every listed kernel is tested on, and data to run them with.
+"""The problems that every listed kernel is held against, by tests and by `python -m convlib verify`, and their data.
 
-Values are small integers, so that float32 sums are exact and a test may ask for equality; sizes are odd, and lie
-under, on and past the tiles that kernels use. Add a problem here and every kernel is held against it.
+Sizes are odd, and lie under, on and past the tiles that kernels use. Arrays lie between guards, contiguous, as slices
+of something larger, reversed, or repeated. Add a problem here and every kernel is held against it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from convlib import operations
-from convlib.kernels import reference
-from convlib.problem import make_problem
+from .. import operations
+from ..arrays import empty_aligned
+from ..kernels import reference
+from ..problem import make_problem, named_dtype
+
+GUARD = 4096  # bytes before and after every array; a multiple of every alignment that a kernel may count on
+UNWRITTEN = 0xFF  # what they and the gaps between elements are filled with: NaN in every dtype, -1 as an offset
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,18 @@ class Case:
     dtype: str = "float32"
     memory: str = "contiguous"
 
-    def problem(self):
+    def problem(self, pass_="forward"):
+        """The ConvProblem; of a gradient, without what only a forward pass has: bias, residual and activation."""
+        forward = pass_ == "forward"
+        dropped = ("flip_kernel",) if forward else ("flip_kernel", "activation")
         return make_problem(
-            self.x, self.w, dtype_named(self.dtype), has_bias=self.bias, has_residual=self.residual,
-            **{k: v for k, v in self.keywords.items() if k != "flip_kernel"},
+            self.x, self.w, named_dtype(self.dtype), pass_=pass_, has_bias=self.bias and forward,
+            has_residual=self.residual and forward, **{k: v for k, v in self.keywords.items() if k not in dropped},
         )  # fmt: skip
+
+    @property
+    def result_memory(self):
+        return "slices" if self.memory == "slices" else "contiguous"
 
     def __str__(self):
         return self.name
@@ -92,11 +104,38 @@ SMALL = (
     Case("bfloat16_wide", (1, 35, 14, 19), (37, 35, 3, 3), {"padding": 1}, dtype="bfloat16"),
 )
 
+# Layers of known networks, for a GPU.
+LARGE = (
+    Case("resnet_3x3", (4, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, bias=True),
+    Case("resnet_3x3_late", (8, 512, 7, 7), (512, 512, 3, 3), {"padding": 1}, bias=True),
+    Case("resnet_1x1_strided", (4, 256, 56, 56), (512, 256, 1, 1), {"stride": 2}),
+    Case("resnet_first", (4, 3, 224, 224), (64, 3, 7, 7), {"padding": 3, "stride": 2}, bias=True),
+    Case("vgg_3x3", (1, 128, 112, 112), (128, 128, 3, 3), {"padding": 1, "activation": "relu"}, bias=True),
+    Case("vgg_3x3_nhwc", (1, 56, 56, 256), (256, 256, 3, 3), {"padding": 1, "layout": "NHWC"}, bias=True),
+    Case("mobilenet_depthwise", (8, 96, 112, 112), (96, 1, 3, 3), {"padding": 1, "stride": 2, "groups": 96}),
+    Case("float16_3x3", (2, 128, 28, 28), (128, 128, 3, 3), {"padding": 1}, dtype="float16"),
+    Case("float64_3x3", (2, 64, 28, 28), (96, 64, 3, 3), {"padding": 1}, dtype="float64"),
+)
 
-def dtype_named(name):
-    from convlib.arrays import named_dtype
+# The emulator executes some million instructions a second: of the larger problems those that stick out of every tile.
+PAST_EVERY_TILE = ("many_channels", "nhwc_wide", "groups_wide", "depthwise_wide")
+MOST_TAPS = 200_000  # for which the reference takes a few seconds
+# For --quick: one and two images, both layouts, groups, strides, and sizes under and past a tile.
+QUICK = ("one_output", "3x3_same", "nhwc", "depthwise", "depthwise_stride_2_two_filters", "first_layer", "nhwc_wide")
+QUICK_EMULATED = ("3x3_same", "nhwc", "depthwise", "groups")
 
-    return named_dtype(name)
+
+def cases_for(kind, dtype, extent="full") -> list[Case]:
+    """The problems that a kernel is verified on in `dtype` on a device of this kind. extent: "full" or "quick"."""
+    cases = TINY + SMALL
+    if kind == "cuda":
+        cases += tuple(case for case in LARGE if math.prod(case.w) <= MOST_TAPS)
+    if kind == "emulator":
+        cases = tuple(case for case in cases if case in TINY or case.name in PAST_EVERY_TILE)
+    if extent != "full":
+        names = QUICK_EMULATED if kind == "emulator" else QUICK
+        cases = tuple(case for case in cases if case.name in names)
+    return [replace(case, dtype=dtype) for case in cases if case.dtype in ("float32", dtype)]
 
 
 def arrays_of(case, seed=0, integers=True):
@@ -107,27 +146,79 @@ def arrays_of(case, seed=0, integers=True):
     dtype = problem.dtype
 
     def values(shape):
-        if integers:
+        if integers:  # then float32 sums are exact, and a test may ask for equality
             return random.integers(-3, 4, shape).astype(dtype)
         return random.standard_normal(shape).astype(dtype)
 
     x, w, residual = (in_memory(values(shape), case.memory) for shape in (case.x, case.w, y_shape))
-    out = in_memory(np.full(y_shape, np.nan).astype(dtype), "slices" if case.memory == "slices" else "contiguous")
+    out = in_memory(np.full(y_shape, np.nan).astype(dtype), case.result_memory)
     return x, w, values(problem.K) if case.bias else None, residual if case.residual else None, out
 
 
 def in_memory(array, memory):
     """The same values laid out otherwise: as slices of a larger array, reversed, or repeated by a zero stride."""
-    if memory == "contiguous":
-        return array
-    if memory == "reversed":
-        return np.ascontiguousarray(array[..., ::-1, ::-1])[..., ::-1, ::-1]
-    if memory == "broadcast":
-        return np.broadcast_to(array[:1], array.shape)
-    larger = np.full([2 * n + 3 for n in array.shape], np.nan).astype(array.dtype)
-    window = larger[tuple(slice(1, 1 + 2 * n, 2) for n in array.shape)]
-    window[...] = array
-    return window
+    return placed(array, memory).view
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An array with the bytes around it. flat: all of them, on a 64-byte boundary; view: the array in them."""
+
+    flat: np.ndarray
+    view: np.ndarray
+
+    @property
+    def offset(self) -> int:
+        """Where in `flat` the view's first element lies."""
+        return address(self.view) - address(self.flat)
+
+    def seen_in(self, flat) -> np.ndarray:
+        """The same view of other bytes."""
+        return np.ndarray(self.view.shape, self.view.dtype, flat, self.offset, self.view.strides)
+
+    def beside(self) -> np.ndarray:
+        """Which bytes of `flat` belong to no element of the view."""
+        beside = np.ones(self.flat.size, bool)
+        shape, strides = (*self.view.shape, self.view.itemsize), (*self.view.strides, 1)
+        np.ndarray(shape, bool, beside, self.offset, strides)[...] = False
+        return beside
+
+
+def address(array) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def placed(array, memory="contiguous") -> Placed:
+    """A copy of `array` as `memory` says, between guards; what no element has is UNWRITTEN."""
+    item, shape = array.itemsize, array.shape
+    strides = strides_of([2 * size + 3 for size in shape] if memory == "slices" else shape, item)
+    if memory == "slices":
+        strides = [2 * stride for stride in strides]
+    elif memory == "reversed":
+        strides = [*strides[:-2], *(-stride for stride in strides[-2:])]
+    elif memory == "broadcast":
+        strides, array = [0, *strides[1:]], array[:1]
+    spans = [max(size - 1, 0) * stride for size, stride in zip(shape, strides)]
+    before = -sum(span for span in spans if span < 0)
+    flat = unwritten(GUARD + sum(map(abs, spans)) + item * (array.size > 0) + GUARD)
+    view = np.ndarray(shape, array.dtype, flat, GUARD + before, strides)
+    view[: len(array)] = array
+    return Placed(flat, view)
+
+
+def unwritten(count):
+    """`count` bytes that nobody wrote."""
+    flat = empty_aligned((count,), np.uint8)
+    flat[:] = UNWRITTEN
+    return flat
+
+
+def strides_of(shape, item):
+    """The strides in bytes of a C-contiguous array."""
+    strides = [item]
+    for size in reversed(shape[1:]):
+        strides.insert(0, strides[0] * size)
+    return strides
 
 
 def logical_arrays(case, x, w, bias, residual):
@@ -142,10 +233,14 @@ def expected(case, x, w, bias, residual, **options):
     """The reference's float64 answer, and the magnitude that its rounding bound is measured in; both N K P Q."""
     problem = case.problem()
     x, w, bias, residual = logical_arrays(case, x, w, bias, residual)
-    exact = reference.conv2d(problem, x, w, bias, residual, **options)
+    return reference.conv2d(problem, x, w, bias, residual, **options), magnitude_of(problem, x, w, bias, residual)
+
+
+def magnitude_of(problem, x, w, bias=None, residual=None):
+    """|x| conv |w| + |bias| + |residual|, N K P Q."""
     sizes = (None if a is None else np.abs(reference.as_float64(problem, a)) for a in (x, w, bias, residual))
     linear = make_problem(
         problem.x_shape, problem.w_shape, np.dtype(np.float64), stride=problem.stride, padding=problem.padding,
         dilation=problem.dilation, groups=problem.groups, has_bias=problem.has_bias, has_residual=problem.has_residual,
     )  # fmt: skip
-    return exact, reference.conv2d(linear, *sizes)
+    return reference.conv2d(linear, *sizes)
