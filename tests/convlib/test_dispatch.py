@@ -54,6 +54,14 @@ def test_chooses_the_smallest_prediction_among_those_that_can(listed):
     assert (chosen.name, chosen.family) == ("numba_cpu.tiled", "numba_cpu")
 
 
+def test_packing_counts_for_a_single_call_and_not_for_a_plan(listed):
+    packing = kernel(1.0)
+    packing.pack_seconds = lambda problem, device: 5.0
+    listed(direct=kernel(2.0), winograd=packing)
+    assert dispatch.chosen(PROBLEM, CPU, max_error=1.0).name == "numba_cpu.direct"
+    assert dispatch.chosen(PROBLEM, CPU, max_error=1.0, planned=True).name == "numba_cpu.winograd"
+
+
 def test_refusal_lists_every_reason(listed):
     listed(direct=kernel(1.0, reasons=["float64 only, x is float32", "3 x 3 windows only"]))
     with pytest.raises(UnsupportedError) as raised:
