@@ -2,7 +2,8 @@
 
 For each kernel: every shared problem (for sm_80 and sm_120 in turn, the two compiler front ends), every dtype for every
 target, and larger problems that stick out of every tile. Values are held against the reference as on a CPU; every
-output element must be written exactly once, by threads that do not race, from memory that somebody filled.
+output element must be written exactly once, by threads that do not race, from memory that somebody filled: the
+workspace counts as unwritten until a kernel writes it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import device, dispatch, emulator, operations
+from convlib import arrays, device, dispatch, emulator, operations
 from convlib.compiling import TARGETS
 from convlib.kernels import reference
 from convlib.verification.problems import SMALL, TINY, arrays_of
@@ -52,10 +53,24 @@ def emulate(monkeypatch):
     monkeypatch.setenv("CONVLIB_EMULATE", "1")
 
 
-def check(name, case, target, monkeypatch):
+@pytest.fixture
+def workspace(monkeypatch):
+    """The memory from which every kernel gets its workspace; to be watched, since nothing in it has been written."""
+    memory = arrays.empty_aligned((4 << 20,), np.uint8)
+    memory.fill(0xFF)
+
+    def device_bytes(count, *_):
+        assert count <= memory.size
+        return memory[:count]
+
+    monkeypatch.setattr(arrays, "device_bytes", device_bytes)
+    return memory
+
+
+def check(name, case, target, workspace, monkeypatch):
     monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(target))
     x, w, bias, residual, out = arrays_of(case)
-    with emulator.watching(outputs=[out]) as watch:
+    with emulator.watching(outputs=[out], scratch=[workspace]) as watch:
         y = convlib.conv2d(x, w, bias, residual=residual, out=out, **case.keywords, **forced(name))
     assert watch.reports, "no kernel was launched"
     assert {report.target for report in watch.reports} == {f"sm_{target}"}
@@ -64,18 +79,18 @@ def check(name, case, target, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "case", "target"), EVERY_PROBLEM, ids=str)
-def test_every_problem(name, case, target, monkeypatch):
-    check(name, case, target, monkeypatch)
+def test_every_problem(name, case, target, workspace, monkeypatch):
+    check(name, case, target, workspace, monkeypatch)
 
 
 @pytest.mark.parametrize(("name", "case", "target"), EVERY_DTYPE, ids=str)
-def test_every_dtype_for_every_target(name, case, target, monkeypatch):
-    check(name, case, target, monkeypatch)
+def test_every_dtype_for_every_target(name, case, target, workspace, monkeypatch):
+    check(name, case, target, workspace, monkeypatch)
 
 
 @pytest.mark.parametrize(("name", "case", "target"), LARGER, ids=str)
-def test_problems_past_every_tile(name, case, target, monkeypatch):
-    check(name, case, target, monkeypatch)
+def test_problems_past_every_tile(name, case, target, workspace, monkeypatch):
+    check(name, case, target, workspace, monkeypatch)
 
 
 WEIGHT_GRADS = [
@@ -89,13 +104,13 @@ WEIGHT_GRADS = [
 
 
 @pytest.mark.parametrize(("name", "case", "target"), WEIGHT_GRADS, ids=str)
-def test_weight_gradients(name, case, target, monkeypatch):
+def test_weight_gradients(name, case, target, workspace, monkeypatch):
     monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(target))
     problem, (x, w, *_) = case.problem(), arrays_of(case)
     keywords = {key: value for key, value in case.keywords.items() if key != "activation"}
     grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(x.dtype)
     out = np.full(w.shape, np.nan).astype(x.dtype)
-    with emulator.watching(outputs=[out]) as watch:
+    with emulator.watching(outputs=[out], scratch=[workspace]) as watch:
         convlib.conv2d_weight_grad(x, grad_y, w.shape, out=out, **keywords, **forced(name))
     assert watch.reports or problem.N == 0, "no kernel was launched"
     watch.raise_if_faulty()
