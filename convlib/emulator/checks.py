@@ -26,7 +26,7 @@ from numba import njit
 
 OWNED, READY, READ, WRITTEN, AGAIN = 1, 2, 4, 8, 16
 READS, WRITES, UPDATES = 0, 1, 2  # UPDATES: atomics, which do not race with each other
-PEEKS = 3  # reads into a register that nobody reads: they must be in bounds, and that is all
+PEEKS = 3  # reads of which a part goes into registers that nobody reads: only their bounds are checked
 
 OUT_OF_BOUNDS, MISALIGNED, UNINITIALISED, WRITE_AFTER_READ, READ_AFTER_WRITE, WRITE_AFTER_WRITE = range(6)
 
@@ -83,6 +83,8 @@ def check_access(
             continue
         index[lane], good[lane] = at, True
         if kind == PEEKS:
+            for word in range(first, first + words):
+                flags[word] |= read
             continue
         if kind != WRITES and common & ready != ready:
             count = note(faults, count, UNINITIALISED, lane, address[lane], 0, 0, 0)

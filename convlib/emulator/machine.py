@@ -550,7 +550,7 @@ class Machine:
         """wanted: which targets somebody reads. Compilers widen loads over padding, whose content does not matter."""
         dtype = BITS[SIZES[type_]]
         size = dtype.itemsize * len(targets)
-        kind = checks.READS if all(wanted) or not self.checked else checks.PEEKS
+        kind = checks.PEEKS if self.checked and any(wanted) and not all(wanted) else checks.READS
         index, good = self.access(instruction, space, kind, size, address, lanes, traffic)
         if kind == checks.PEEKS:
             for i in np.flatnonzero(wanted):
