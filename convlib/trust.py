@@ -213,4 +213,4 @@ def capturing(place) -> bool:
     cupy, torch = sys.modules.get("cupy"), sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return True
-    return cupy is not None and cupy.cuda.get_current_stream().is_capturing()
+    return cupy is not None and cupy.cuda.get_current_stream(place.index).is_capturing()

@@ -191,7 +191,7 @@ def test_capture_is_seen_in_either_library(library, monkeypatch):
     assert not trust.capturing(gpu)
     stream = types.SimpleNamespace(is_capturing=lambda: True)
     cuda = types.SimpleNamespace(
-        get_current_stream=lambda: stream, is_available=lambda: True, is_current_stream_capturing=lambda: True
+        get_current_stream=lambda *index: stream, is_available=lambda: True, is_current_stream_capturing=lambda: True
     )
     monkeypatch.setitem(sys.modules, library, types.SimpleNamespace(cuda=cuda))
     assert trust.capturing(gpu)
