@@ -96,7 +96,7 @@ def picture_shape(path):
 
 
 def outputs_with(*faces, shape=(20, 30)):
-    """Outputs with a face at each (row, column, score, height, width), centred in its pixel, all points at its middle."""
+    """Outputs with a face for each (row, column, score, height, width), its five points in its middle."""
     heatmap, scale, offset, landmarks = (np.zeros((1, c, *shape), np.float32) for c in detect.OUTPUTS.values())
     for row, column, score, height, width in faces:
         heatmap[0, 0, row, column] = score
