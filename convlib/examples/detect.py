@@ -316,7 +316,7 @@ def draw(image, faces, path):
     from matplotlib.patches import Rectangle
 
     height, width = image.shape[:2]
-    figure, axes = subplots(1, 1, ((width + 0.5) / 100, (height + 0.5) / 100))  # half a pixel more: it rounds down
+    figure, axes = subplots(1, 1, (width / 100, height / 100))
     figure.set_layout_engine("none")
     axes.set_position([0, 0, 1, 1])
     axes.set_axis_off()

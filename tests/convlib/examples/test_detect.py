@@ -174,7 +174,7 @@ def test_larger_images_are_shrunk():
 @needs_peer
 def test_a_photograph_on_a_small_model_agrees_with_onnx_runtime(model, tmp_path):
     printed = run(tmp_path, "--model", model, "--image", write_image(tmp_path / "photo.png", 57, 229, 3))
-    assert picture_shape(tmp_path / "output" / "faces.png") == (57, 229)  # 57 / 100 * 100 is less than 57
+    assert picture_shape(tmp_path / "output" / "faces.png") == (57, 229)
     assert printed.count("wrote ") == 1
     assert re.search(r"convlib: [\d.]+ frames a second \(median of 10\), \d+% of the time in its convolutions", printed)
     assert re.search(r"ONNX Runtime: [\d.]+ frames a second; convlib runs at [\d.]+ times its speed", printed)
