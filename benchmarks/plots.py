@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from convlib.report import Row as CodeRow
+
 from .cases import FILTERS
 from .ours import CONV2D, FAST_PLAN, PLAN
 from .results import PEERS, Results, accurate_peers, advantage, fastest, measured
@@ -39,6 +41,7 @@ PEER_STYLES = {
     "SciPy oaconvolve": ("#56b4e9", ">"),
 }
 OTHER_STYLE = ("#7f7f7f", ".")
+DRAWN_DTYPE = "float32"  # of the machine code; the CSV has all
 
 
 def png(draw: Callable, width: int) -> bytes:
@@ -137,6 +140,42 @@ def roofline(results: Results) -> Callable:
         return figure
 
     return draw
+
+
+def occupancy(rows: list[CodeRow]) -> Callable:
+    """Of each function's main kernels: the share of a multiprocessor's warps that can be there at once."""
+    return by_target(rows, "occupancy", "warps at once / most warps")
+
+
+def multiply_share(rows: list[CodeRow]) -> Callable:
+    """The multiply-adds among the instructions of each main loop."""
+    return by_target(rows, "fma_share", "multiply-adds / instructions of the main loop")
+
+
+def by_target(rows, field, label):
+    """One line for each function that multiplies, one mark on it for each target."""
+    rows = [row for row in rows if row.dtype == DRAWN_DTYPE and row.fma_share > 0]
+    names = list(dict.fromkeys(code_name(row) for row in rows))
+    targets = sorted({row.target for row in rows})
+
+    def draw(width, narrow):
+        figure, axes = rows_figure(width, narrow, names)
+        colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(targets)))
+        for target, colour, marker in zip(targets, colours, "osD^vPX", strict=False):
+            of_target = [row for row in rows if row.target == target]
+            places = [names.index(code_name(row)) for row in of_target]
+            values = [getattr(row, field) for row in of_target]
+            axes.plot(values, places, marker, color=colour, label=f"sm_{target}", markersize=5, alpha=0.8)
+        axes.set(xlim=(0, 1.02), xlabel=label)
+        legend_above(figure, axes, 4 if narrow else 7)
+        return figure
+
+    return draw
+
+
+def code_name(row) -> str:
+    family, _, kernel = row.kernel.partition(".")
+    return f"{kernel}, {family}"
 
 
 def filters(results: Results) -> Callable:

@@ -10,6 +10,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from convlib.report import read_csv
+
 from . import plots
 from .cases import FILTERS
 from .ours import PLAN
@@ -19,6 +21,7 @@ from .tables import duration, milliseconds
 
 TEMPLATE = "report.html.j2"
 FURTHER = ("startup", "memory", "scaling", "stages")
+MACHINE_CODE = "machine_code.csv"  # python -m convlib report --csv FOLDER/machine_code.csv
 
 
 def write(results: Results, folder: Path) -> None:
@@ -35,6 +38,7 @@ def write(results: Results, folder: Path) -> None:
         roofline=("roofline", plots.roofline(results)) if results.settings.get("peaks") else None,
         suites=[suite_of(results, name) for name in results.suites()],
         further={name: further(folder, name) for name in FURTHER},
+        code=machine_code(folder),
         duration=duration,
         ceilings=CEILINGS,
         refused=refusals(results),
@@ -47,6 +51,16 @@ def further(folder: Path, name: str):
     """What another command measured into the same folder, or None."""
     path = folder / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def machine_code(folder: Path) -> dict | None:
+    """The static report of the GPU kernels that lies in the folder: its rows, and pictures of them; or None."""
+    path = folder / MACHINE_CODE
+    if not path.exists():
+        return None
+    rows = read_csv(path)
+    drawn = [("machine-code-occupancy", plots.occupancy(rows)), ("machine-code-share", plots.multiply_share(rows))]
+    return {"pictures": drawn, "rows": [row for row in rows if row.dtype == plots.DRAWN_DTYPE]}
 
 
 def subject(results: Results) -> str:

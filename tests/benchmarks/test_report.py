@@ -2,13 +2,17 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from benchmarks import cases, gate, plots, report, results
 from benchmarks.ours import CONV2D, PLAN
+from convlib.report import read_csv
 
+BASELINE = Path(__file__).parents[1] / "convlib" / "report_baseline.csv"
 SECONDS = {CONV2D: 2e-3, PLAN: 6e-3, "PyTorch NCHW": 4e-3, "OpenCV filter2D": 3e-3, "MNN": 5e-4}
 
 FURTHER = {
@@ -59,6 +63,8 @@ def written_with(tmp_path_factory, settings_of_device):
     } | settings_of_device  # fmt: skip
     for name, content in FURTHER.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
+    if "driver" in settings_of_device:
+        shutil.copy(BASELINE, folder / report.MACHINE_CODE)
     report.write(results.Results(machine, settings, rows), folder)
     return folder
 
@@ -83,6 +89,15 @@ def test_the_page_of_a_gpu_names_it_and_its_driver(written_on_a_gpu):
     assert "<dd>580.1, 345 MHz</dd>" in page
     assert "float32, 32 images in a batch. Nothing here says anything about CPU kernels" in page
     assert "replays of a captured graph" in page
+
+
+def test_the_machine_code_that_lies_in_the_folder_is_drawn_and_tabulated(written, written_on_a_gpu):
+    page = (written_on_a_gpu / "report.html").read_text()
+    assert len(re.findall("<picture>", page)) == 5 + 2
+    rows = [row for row in read_csv(BASELINE) if row.dtype == "float32"]
+    assert len(re.findall(r"<td>cupy_raw\.\w+<td|<td>numba_cuda\.\w+<td", page)) == len(rows)
+    assert f'<td>cupy_raw.im2col<td class="text">conv2d_gemm<td>sm_{rows[0].target}<td>' in page
+    assert "machine code" not in (written / "report.html").read_text()
 
 
 def test_the_fastest_accurate_candidate_is_marked_and_not_the_fast_one(written):
