@@ -56,7 +56,7 @@ def emulate(monkeypatch):
 @pytest.fixture
 def workspace(monkeypatch):
     """The memory from which every kernel gets its workspace; to be watched, since nothing in it has been written."""
-    memory = arrays.empty_aligned((4 << 20,), np.uint8)
+    memory = arrays.empty_aligned((8 << 20,), np.uint8)
     memory.fill(0xFF)
 
     def device_bytes(count, *_):
