@@ -93,8 +93,12 @@ def seconds(problem, device, cut):
 
 
 def why_not(problem, device):
-    reasons = size_reasons(problem)
-    blocks = cut_for(problem, device).grid(problem)[0]
+    return cut_reasons(problem, cut_for(problem, device))
+
+
+def cut_reasons(problem, cut):
+    """Why sizes do not fit the kernels' coordinates or a launch."""
+    reasons, blocks = size_reasons(problem), cut.grid(problem)[0]
     if blocks > MAX_GRID[0]:
         reasons.append(f"at most {MAX_GRID[0]:,} blocks, this problem has {blocks:,}")
     return reasons
@@ -127,9 +131,15 @@ def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=
     workspace: `workspace_bytes` of them, 64-byte aligned.
     """
     cut = cut_for(problem, device)
+    kernels = sources_of(problem, cut, is_wide(problem, x, grad_w, grad_y, None))
+    launch_both(problem, cut, cut.threads, kernels, x, grad_y, grad_w, workspace, stream)
+
+
+def launch_both(problem, cut, threads, kernels, x, grad_y, grad_w, workspace, stream):
+    """The two steps: a split's sums into the workspace, by blocks of `threads`; then the splits added."""
+    multiply, finish = kernels
     struct, part = problem_struct(problem, x, grad_w, grad_y, None, None), splits_struct(problem, cut)
-    multiply, finish = sources_of(problem, cut, is_wide(problem, x, grad_w, grad_y, None))
-    launch(multiply, cut.grid(problem), cut.threads, (x, grad_y, workspace, struct, part), stream=stream)
+    launch(multiply, cut.grid(problem), threads, (x, grad_y, workspace, struct, part), stream=stream)
     weights = problem.K * problem.Cg * problem.R * problem.S
     launch(finish, ceil_div(weights, THREADS), THREADS, (workspace, grad_w, struct, part), stream=stream)
 

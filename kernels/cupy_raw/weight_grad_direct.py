@@ -9,10 +9,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .. import gpu_cost as cost
-from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from .parameters import is_wide, problem_struct, size_reasons, type_constants, window_constants
-from .weight_grad import THREADS as FINISH_THREADS
-from .weight_grad import splits_struct
+from ..launching import CudaSource, ceil_div
+from .parameters import is_wide, type_constants, window_constants
+from .weight_grad import cut_reasons, launch_both
 
 THREADS = 256
 MOST_TAPS = 128  # times the bytes of a sum, at once
@@ -52,11 +51,7 @@ def cut_for(problem, device):
 
 
 def why_not(problem, device):
-    reasons = size_reasons(problem)
-    blocks = cut_for(problem, device).grid(problem)[0]
-    if blocks > MAX_GRID[0]:
-        reasons.append(f"at most {MAX_GRID[0]:,} blocks, this problem has {blocks:,}")
-    return reasons
+    return cut_reasons(problem, cut_for(problem, device))
 
 
 def workspace_bytes(problem, device):
@@ -86,9 +81,5 @@ def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=
 
     workspace: `workspace_bytes` of them, 64-byte aligned.
     """
-    cut = cut_for(problem, device)
-    struct, part = problem_struct(problem, x, grad_w, grad_y, None, None), splits_struct(problem, cut)
-    multiply, finish = sources(problem, device, is_wide(problem, x, grad_w, grad_y, None))
-    launch(multiply, cut.grid(problem), THREADS, (x, grad_y, workspace, struct, part), stream=stream)
-    weights = problem.K * problem.Cg * problem.R * problem.S
-    launch(finish, ceil_div(weights, FINISH_THREADS), FINISH_THREADS, (workspace, grad_w, struct, part), stream=stream)
+    kernels = sources(problem, device, is_wide(problem, x, grad_w, grad_y, None))
+    launch_both(problem, cut_for(problem, device), THREADS, kernels, x, grad_y, grad_w, workspace, stream)

@@ -82,7 +82,7 @@ PAST_CACHE_WEIGHTS = 1 << 20  # transformed weights this large are: 512 x 512 ta
 CYCLES_PER_SECOND = 3.1e9
 TRANSFORM_CYCLES = {2: 150, 4: 280, 6: 800}  # per vector of tiles and channel or filter, staging included
 TILE_EFFICIENCY = {1: 0.45, 2: 0.68, 3: 0.72}  # of the core's multiply-adds, by the vectors of a tile; caches included
-PACK_CYCLES = {2: 20, 4: 38, 6: 70}  # per filter and channel: 1.6 ms for F(4,3) of 512 x 512 by two threads
+PACK_CYCLES = 1.05  # per plane, filter and channel: 1.6 ms for F(4,3) of 512 x 512 by two threads
 STREAM_BYTES_PER_CYCLE = 3.0  # U, from L3 or memory
 MEMORY_BYTES_PER_CYCLE = 3.0  # x and y, per thread
 PARTS_COST = 1.06  # each further part reads all of x
@@ -277,7 +277,7 @@ def predicted_seconds(m, problem, device):
 
 
 def pack_seconds(m, problem, device):
-    return PACK_CYCLES[m] * problem.K * problem.Cg / CYCLES_PER_SECOND / device.threads
+    return PACK_CYCLES * (m + 2) ** 2 * problem.K * problem.Cg / CYCLES_PER_SECOND / device.threads
 
 
 @lru_cache(maxsize=1024)

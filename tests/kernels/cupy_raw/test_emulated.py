@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from convlib import accuracy, arrays, device, operations
+from convlib.emulator.profile import profile
 from convlib.kernels.cupy_raw import im2col, implicit_gemm, tiled
 from convlib.problem import make_problem, named_dtype
 from convlib.verification.problems import Case, arrays_of, expected, logical_arrays
@@ -126,6 +127,16 @@ def test_what_the_implicit_product_stores_meets_at_most_two_lanes_in_a_bank(laye
         assert (access.size, access.cost) == (16, access.requests * 4), access
     for access in accesses(report, "shared", "store"):
         assert access.cost == access.requests * access.size // 4 * stores[access.size], access
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_access_of_the_weight_gradients_product_meets_a_bank_conflict(dtype):
+    problem = make_problem((1, 16, 12, 32), (64, 16, 3, 3), np.dtype(dtype), padding=1, pass_="weight_grad")
+    report, _ = profile("cupy_raw.weight_grad", problem).reports
+    shared = accesses(report, "shared", "load") + accesses(report, "shared", "store")
+    assert {access.kind for access in shared} == {"load", "store"}
+    for access in shared:
+        assert access.cost == access.requests * max(access.size // 4, 1), access
 
 
 def test_the_matrix_product_moves_whole_sectors():
