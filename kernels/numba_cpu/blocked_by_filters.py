@@ -10,8 +10,10 @@ its tile is a pixel, whose x values are broadcast, and its columns are 24 filter
                 for every 4 pixels: the micro-kernel
 
 Why so: pixels are cut by 4, not by 24, so a 7 x 7 map wastes 6 % instead of 22 %; weights, which outweigh everything
-on such maps (9 MB for 512 x 512 x 3 x 3), are read once. With channels last y is stored as it comes and a 1x1 kernel
-reads x where it lies. In NCHW sums are transposed on their way out, 8 x 8 at a time: 2 % of the time at depth 256.
+on such maps (9 MB for 512 x 512 x 3 x 3), are read once. With channels last y is stored as it comes; in NCHW sums are
+transposed in registers on their way out (column_stores.py).
+
+With 32 registers a tile has 8 pixels, or 7 where that divides the map and 8 wastes much: 49 are 7 times 7.
 
 Where a map has so few pixels that the threads must share it by filters, all of them need the same panels: then a
 first round of tasks packs the panels of the whole problem, and a second multiplies.
@@ -28,6 +30,7 @@ from . import filter_columns, target, tracing
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
+from .filter_cuts import best_cut, filter_vectors, tile_pixels, up
 from .microkernel import (
     CLOCK,
     VECTORS,
@@ -35,29 +38,27 @@ from .microkernel import (
     multiply_function,
     panel_rows,
     predicted,
-    tile_rows,
     vector_type,
 )
 from .row_pieces import copy_pieces_function
 from .short_floats import memory_functions
-from .threads import run_tasks, task_loop
-from .tracing import Lanes, interleave, load, loop, shuffle, store, traced
+from .threads import run_tasks, two_round_loop
+from .tracing import Lanes, first_lanes, interleave, load, load_lanes, loop, shuffle, store, traced, when
 from .vectors import lanes, record_at
 
 passes = ("forward",)
-TASKS_PER_THREAD = 10
-BLOCK_PIXELS = 96
-SHARED_BYTES = 4 << 20  # panels of the whole problem, where threads share them
 
 BLOCKING = (
-    "pixels", "filters", "pixel_tasks", "filter_tasks", "channel_block", "shared",
+    "pixels", "filters", "pixel_tasks", "filter_tasks", "channel_block", "shared", "panel_pixels",
     "worker_bytes", "partial_at", "bias_at", "workers_at",
 )  # fmt: skip
 CALL_BY_FILTERS = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
 
 
-def build_functions(dtype_name):
-    """What both rounds share: copying x into panels. Returns the Numba function copy_pixels."""
+def copy_pixels_function(dtype_name, tile_pixels):
+    """A Numba function copy_pixels(call, panel, x, first, end, channels): panels of the pixels first .. end-1, one for
+    every `tile_pixels` of them. x: address of the image's first channel of this block.
+    """
     real = np.float64 if dtype_name == "float64" else np.float32
     item = np.dtype(real).itemsize
     stored_item = 2 if dtype_name.endswith("16") else item
@@ -73,6 +74,24 @@ def build_functions(dtype_name):
     def copy_group(to, step, x, x_step, count):
         """`rows` pixels that lie side by side, of `count` channels."""
         loop(count, lambda c: store(to + c * step, load(group, x + c * x_step)))
+
+    @traced(types.void)
+    def copy_flat(panel, x, x_step, count, pixels):
+        """Panels of neighbouring pixels; channel after channel, so that the processor fetches x ahead. No memory but
+        theirs is read.
+        """
+        panels = (pixels - rows + tile_pixels) // tile_pixels  # that may be read whole
+        panel_bytes, step = count * group.bytes, tile_pixels * item
+        rest = pixels - panels * tile_pixels
+        some = first_lanes(group, rest)
+
+        def channel(c):
+            here, to = x + c * x_step, panel + c * group.bytes
+            loop(panels, lambda i: store(to + i * panel_bytes, load(group, here + i * step)))
+            with when(rest > 0):
+                store(to + panels * panel_bytes, load_lanes(group, here + panels * step, some))
+
+        loop(count, channel)
 
     @traced(types.int64)
     def interleave_group(to, step, x, x_pixel, count):
@@ -132,10 +151,14 @@ def build_functions(dtype_name):
 
     @inlined
     def copy_pixels(call, panel, x, first, end, channels):
-        """Panels of the pixels first .. end-1, whole groups of them. x: the image's first channel of this block."""
         taps = call.R * call.S
-        for pixel in range(first, end, rows):
-            to = panel + (pixel - first) * channels * taps * item
+        point = taps == 1 and call.P == call.H and call.Q == call.W and call.stride_h == 1 and call.stride_w == 1
+        flat = point and same and call.x_w == item and call.x_h == call.W * item
+        if flat:
+            copy_flat(panel, x + first * item, call.x_c, channels, end - first)
+            return
+        for pixel in range(first, end, tile_pixels):
+            to = panel + (pixel - first) // tile_pixels * rows * channels * taps * item
             for r in range(call.R):
                 for s in range(call.S):
                     tap = to + (r * call.S + s) * rows * item
@@ -144,43 +167,22 @@ def build_functions(dtype_name):
     return copy_pixels
 
 
-def build_panels(dtype_name):
-    """First round: task = one block of pixels of one image and group, one of channels, into the shared workspace."""
-    real = np.float64 if dtype_name == "float64" else np.float32
-    item = np.dtype(real).itemsize
-    copy_pixels = build_functions(dtype_name)
-    height = tile_rows(1)
-
-    def task(call_address, index, worker):
-        call = record_at(CALL_BY_FILTERS, call_address)
-        channel_tasks = (call.Cg + call.channel_block - 1) // call.channel_block
-        c0, block = index % channel_tasks * call.channel_block, index // channel_tasks
-        pixel_task, rest = block % call.pixel_tasks, block // call.pixel_tasks
-        g, n = rest % call.groups, rest // call.groups
-        taps, first = call.R * call.S, pixel_task * call.pixels
-        end = min(first + call.pixels, call.P * call.Q)
-        padded = (call.pixels + height - 1) // height * height
-        panel = call.workspace + (block * call.Cg + c0) * taps * padded * item
-        x = call.x + n * call.x_n + (g * call.Cg + c0) * call.x_c
-        copy_pixels(call, panel, x, first, end, min(call.channel_block, call.Cg - c0))
-
-    return task_loop(task)
-
-
-def build(dtype_name):
-    """Second round, or the only one: task = one block of pixels and one of filters."""
+def build(dtype_name, tile_pixels, layout):
+    """tile_pixels: of the micro-kernel's tile, or 0 for as many as it has by itself. layout: of the outputs that the
+    micro-kernel stores by itself, others go through memory.
+    """
     real = np.float64 if dtype_name == "float64" else np.float32
     item = np.dtype(real).itemsize
     stored_item = 2 if dtype_name.endswith("16") else item
-    same = item == stored_item
-    W, rows, height = lanes(real), panel_rows(), tile_rows(1)
-    width = VECTORS * W
+    same, columns = item == stored_item, layout == "NCHW"
+    W, rows = lanes(real), panel_rows()
     zero = real(0)
     read, _, read_vector, write_vector = memory_functions(dtype_name)
     read_sum, write_sum, read_sums, _ = memory_functions(np.dtype(real).name)
     store_one = store_one_function(dtype_name)
-    copy_pixels = build_functions(dtype_name)
-    multiply = multiply_function(real, "column")
+    apart = tile_pixels or rows  # pixels from panel to panel
+    copy_pixels = copy_pixels_function(dtype_name, apart)
+    multiply = multiply_function(real, "column", tile_pixels or None, columns)
     lanes_type = vector_type(real)
 
     @traced(types.void)
@@ -190,6 +192,13 @@ def build(dtype_name):
         square = tracing.transpose([load(lanes_type, sums + sums_row * i) + bias for i in range(W)])
         for i, pixels in enumerate(square):
             store(to + i * lanes_type.bytes, pixels)
+
+    @inlined
+    def tile_vectors(left):
+        """Of the next tile, where so many are left: 3, but 2 and 2 rather than 3 and 1."""
+        if left == 4:
+            return 2
+        return min(left, VECTORS)
 
     @inlined
     def flat_rows(row, pixel, Q):
@@ -249,7 +258,21 @@ def build(dtype_name):
                 biases + i * item, read(call.bias + (k0 + i) * call.bias_k) if call.has_bias and i < filters else zero
             )
 
+    def pack_shared(call_address, index, worker):
+        """First round: task = one block of pixels of one image and group, one of channels, into the shared panels."""
+        call = record_at(CALL_BY_FILTERS, call_address)
+        channel_tasks = (call.Cg + call.channel_block - 1) // call.channel_block
+        c0, block = index % channel_tasks * call.channel_block, index // channel_tasks
+        pixel_task, rest = block % call.pixel_tasks, block // call.pixel_tasks
+        g, n = rest % call.groups, rest // call.groups
+        first = pixel_task * call.pixels
+        end = min(first + call.pixels, call.P * call.Q)
+        panel = call.workspace + (block * call.Cg + c0) * call.R * call.S * call.panel_pixels * item
+        x = call.x + n * call.x_n + (g * call.Cg + c0) * call.x_c
+        copy_pixels(call, panel, x, first, end, min(call.channel_block, call.Cg - c0))
+
     def task(call_address, index, worker):
+        """Second round, or the only one: task = one block of pixels and one of filters."""
         call = record_at(CALL_BY_FILTERS, call_address)
         filter_task, block = index % call.filter_tasks, index // call.filter_tasks
         pixel_task, rest = block % call.pixel_tasks, block // call.pixel_tasks
@@ -257,10 +280,11 @@ def build(dtype_name):
 
         taps, first = call.R * call.S, pixel_task * call.pixels
         end = min(first + call.pixels, call.P * call.Q)
-        count, k = end - first, filter_task * call.filters
-        filters, k0 = min(call.filters, call.Kg - k), g * call.Kg + k
-        filters_padded = (call.Kg + W - 1) // W * W
-        pixels_padded = (call.pixels + height - 1) // height * height
+        vectors = (call.Kg + W - 1) // W
+        filters_padded = vectors * W
+        count, k = end - first, vectors * filter_task // call.filter_tasks * W
+        behind = vectors * (filter_task + 1) // call.filter_tasks * W
+        filters, k0 = min(behind, call.Kg) - k, g * call.Kg + k
         own = call.workspace + call.workers_at + worker * call.worker_bytes
         partial, biases = own + call.partial_at, own + call.bias_at
         row = (call.filters + W - 1) // W * W * item
@@ -269,47 +293,53 @@ def build(dtype_name):
 
         x = call.x + n * call.x_n + g * call.Cg * call.x_c
         w = call.w + g * filters_padded * call.Cg * taps * item
-        direct = call.activation == CLAMP and same and call.y_k == item and flat_rows(call.y_p, call.y_q, call.Q)
+        direct = call.activation == CLAMP and same and flat_rows(call.y_p, call.y_q, call.Q)
+        direct = direct and (call.y_q if columns else call.y_k) == item
         if call.has_residual:
-            direct = direct and call.residual_k == item and flat_rows(call.residual_p, call.residual_q, call.Q)
-        y = call.y + n * call.y_n + first * call.y_q + k0 * item
-        residual = call.residual + n * call.residual_n + first * call.residual_q + k0 * item
+            direct = direct and flat_rows(call.residual_p, call.residual_q, call.Q)
+            direct = direct and (call.residual_q if columns else call.residual_k) == item
+        out_row, residual_row = (call.y_k, call.residual_k) if columns else (call.y_q, call.residual_q)
+        y = call.y + n * call.y_n + first * call.y_q + k0 * call.y_k
+        residual = call.residual + n * call.residual_n + first * call.residual_q + k0 * call.residual_k
 
+        done = 0  # filters that the micro-kernel has finished
         for c0 in range(0, call.Cg, call.channel_block):
             channels = min(call.channel_block, call.Cg - c0)
             depth = channels * taps
             if call.shared:
-                panel = call.workspace + (block * call.Cg + c0) * taps * pixels_padded * item
+                panel = call.workspace + (block * call.Cg + c0) * taps * call.panel_pixels * item
             else:
                 panel = own
                 copy_pixels(call, panel, x + c0 * call.x_c, first, end, channels)
             last = c0 + channels == call.Cg
             block_w = w + c0 * taps * filters_padded * item
-            for j in range(0, filters, width):
-                tile_filters = min(width, filters_padded - k - j)
-                vectors = tile_filters // W
+            j = 0
+            while j < filters:
+                vectors = tile_vectors((behind - k - j) // W)
+                tile_filters = vectors * W
                 full = j + tile_filters <= filters
-                out = y + j * item if direct and last and full else 0
-                add = residual + j * item if call.has_residual else 0
+                out = y + j * call.y_k if direct and last and full else 0
+                add = residual + j * call.residual_k if call.has_residual else 0
                 tile_row = tile_filters * item
                 here = block_w + (k + j) * depth * item
-                soon = (
-                    tile_row * rows // count * depth
-                )  # each row of tiles fetches its share of the next tile's weights
+                # Each row of tiles fetches its share of the next tile's weights. Behind the last lies what other threads
+                # may be writing, and fetching that would stop both.
+                share = tile_row * apart // count
+                ahead = here if last and j + tile_filters >= filters else here + depth * tile_row
                 multiply(
                     vectors, count, panel, item, rows * depth * item, rows * item,
-                    here, tile_row, depth,
-                    partial + j * item, row, c0 == 0, out, call.y_q, biases + j * item, add, call.residual_q,
-                    call.low, call.high, here + depth * tile_row, soon, tile_row * rows // count,
+                    here, W * item, depth,
+                    partial + j * item, row, c0 == 0, out, out_row, biases + j * item, add, residual_row,
+                    call.low, call.high, ahead, share * depth, share,
                 )  # fmt: skip
-        done = 0
-        if direct:
-            done = filters if filters % W == 0 else filters // width * width
+                if direct and last and full:
+                    done = j + tile_filters
+                j += tile_filters
         if done < filters:
             sums, some = partial + done * item, filters - done
             finish(call, n, k0 + done, some, first, count, sums, row, biases + done * item, square)
 
-    return task_loop(task)
+    return two_round_loop(pack_shared, task)
 
 
 # ---- how a problem is cut ----
@@ -322,45 +352,32 @@ def channel_block(problem) -> int:
     return -(-problem.Cg // blocks)
 
 
-def up(count, step):
-    return -(-count // step) * step
-
-
 @lru_cache(maxsize=1024)
 def blocking(problem, threads):
     """The numbers of BLOCKING, the numbers of tasks of both rounds, and the bytes of workspace."""
-    item, width, height = problem.accumulate.itemsize, VECTORS * lanes(problem.accumulate), tile_rows(1)
-    all_pixels = problem.P * problem.Q
-    blocks = max(-(-all_pixels // BLOCK_PIXELS), 1)
-    pixels = up(-(-all_pixels // blocks), panel_rows())
-    pixel_tasks = -(-all_pixels // pixels)
-    wanted = -(-TASKS_PER_THREAD * threads // (problem.N * problem.groups * pixel_tasks)) if threads > 1 else 1
-    filters = max(1, -(-problem.Kg // width) // wanted) * width  # whole columns, as they are packed
-    filter_tasks = -(-problem.Kg // filters)
-
-    block = channel_block(problem)
-    panels = problem.N * problem.groups * pixel_tasks
-    shared_bytes = up(panels * up(pixels, height) * problem.reduction * item, 64)
-    shared = filter_tasks > 1 and shared_bytes <= SHARED_BYTES
-    if filter_tasks > 1 and not shared:
-        filters, filter_tasks = up(problem.Kg, width), 1
-    private = 0 if shared else up(up(pixels, height) * block * problem.R * problem.S * item, 64)
-    partial_at = private
-    bias_at = partial_at + up(up(pixels, height) * filters * item, 64)
+    item, W = problem.accumulate.itemsize, lanes(problem.accumulate)
+    cut, block = best_cut(problem, threads, copy_cycles(problem)), channel_block(problem)
+    panels = problem.N * problem.groups * cut.pixel_tasks
+    shared_bytes = up(panels * cut.panel_pixels * problem.reduction * item, 64)
+    private = 0 if cut.shared else up(cut.panel_pixels * block * problem.R * problem.S * item, 64)
+    filters = -(-filter_vectors(problem) // cut.filter_tasks) * W
+    bias_at = private + up(cut.sum_pixels * filters * item, 64)
     worker_bytes = up(bias_at + filters * item + target.vector_bytes() ** 2 // item + 64, 64)
-    workers_at = shared_bytes if shared else 0
-    numbers = (pixels, filters, pixel_tasks, filter_tasks, block, shared, worker_bytes, partial_at, bias_at, workers_at)
-    copies = panels * -(-problem.Cg // block) if shared else 0
-    return numbers, copies, panels * filter_tasks, workers_at + threads * worker_bytes
+    workers_at = shared_bytes if cut.shared else 0
+    numbers = (
+        cut.pixels, filters, cut.pixel_tasks, cut.filter_tasks, block, cut.shared, cut.panel_pixels,
+        worker_bytes, private, bias_at, workers_at,
+    )  # fmt: skip
+    copies = panels * -(-problem.Cg // block) if cut.shared else 0
+    return numbers, copies, panels * cut.filter_tasks, workers_at + threads * worker_bytes
 
 
 @lru_cache(maxsize=1024)
 def prepared(problem, threads):
-    """What every call for this problem shares: the packed sizes, the compiled loops and their numbers of tasks."""
+    """What every call for this problem shares: the packed sizes, the compiled loop and the tasks of both rounds."""
     numbers, copies, tasks, _ = blocking(problem, threads)
     fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING)}q", *numbers)
-    pack_panels = compiled(build_panels, problem.dtype.name) if copies else None
-    return fields, pack_panels, copies, compiled(build, problem.dtype.name), tasks
+    return fields, compiled(build, problem.dtype.name, tile_pixels(problem), problem.layout), copies, tasks
 
 
 # ---- the kernel ----
@@ -389,13 +406,21 @@ def pack(problem, device, w, packed):
 
 def predicted_seconds(problem, device):
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
-    plain = problem.dtype == problem.accumulate
-    last = problem.layout == "NHWC" and plain
-    multiply = multiply_cycles(up(pixels, panel_rows()), problem.Kg, problem.reduction, problem.accumulate)
-    point = problem.R * problem.S == 1 and problem.stride == (1, 1)
-    copy = pixels * problem.reduction * (0.5 if last else 2.5 if not plain else 0.6 if point else 1.3)
-    stores = problem.Kg * pixels * (0.25 if last else 1.5 if plain else 4.0)
+    multiply = multiply_cycles(
+        up(pixels, tile_pixels(problem) or panel_rows()), problem.Kg, problem.reduction, problem.accumulate
+    )
+    copy = pixels * problem.reduction * copy_cycles(problem)
+    stores = problem.Kg * pixels * (0.4 if problem.dtype == problem.accumulate else 4.0)
     return predicted(problem, device, maps * (multiply + copy + stores))
+
+
+def copy_cycles(problem) -> float:
+    """Copying one number into a panel."""
+    if problem.dtype != problem.accumulate:
+        return 2.5
+    if problem.layout == "NHWC":
+        return 0.5
+    return 0.35 if problem.R * problem.S == 1 and problem.stride == (1, 1) else 1.3
 
 
 def pack_seconds(problem, device):
@@ -406,8 +431,5 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical
     order.
     """
-    fields, pack_panels, copies, loop, tasks = prepared(problem, device.threads)
-    call = pack_call(fields, x, w, y, bias, residual, workspace)
-    if copies:
-        run_tasks(pack_panels, call, copies, device.threads)
-    run_tasks(loop, call, tasks, device.threads)
+    fields, loop, copies, tasks = prepared(problem, device.threads)
+    run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads, before=copies)

@@ -1,9 +1,9 @@
-"""Weights packed as columns for the micro-kernel: for every depth, the filters of one column tile side by side.
+"""Weights packed as columns for the micro-kernel: for every depth, the filters of one vector side by side.
 
-    a tile of 24 filters:   w[k .. k+23][d=0]   w[k .. k+23][d=1]   ...            d = (c, r, s)
+    a vector of 8 filters:   w[k .. k+7][d=0]   w[k .. k+7][d=1]   ...            d = (c, r, s)
 
-The last tile of a group has 1 or 2 vectors of filters instead of 3; missing filters are zeros. Tiles of one depth
-block lie one after the other. float16 and bfloat16 become float32 here.
+Missing filters of the last vector are zeros. Vectors of one depth block lie one after the other, so that a tile may
+begin with any. float16 and bfloat16 become float32 here.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from numba.core import types
 
 from .call import CALL
 from .compilation import inlined
-from .microkernel import VECTORS, vector_type
+from .microkernel import vector_type
 from .short_floats import memory_functions
 from .threads import task_loop
 from .tracing import load, loop, store, traced, transpose
@@ -34,13 +34,13 @@ def build(dtype_name, channel_block):
     real = np.float64 if dtype_name == "float64" else np.float32
     V = vector_type(real)
     W, item = V.count, V.item_bytes
-    width = VECTORS * W
+    row = V.bytes
     read, _, _, _ = memory_functions(dtype_name)
     _, write, _, _ = memory_functions(np.dtype(real).name)
     narrow_type = dtype_name in ("float16", "bfloat16")
 
     @traced(types.int64)
-    def transpose_filters(to, row, w, w_k, count):
+    def transpose_filters(to, w, w_k, count):
         """W filters whose weights are contiguous, `count` of each; returns how many it did."""
 
         def step(i):
@@ -52,13 +52,13 @@ def build(dtype_name, channel_block):
         return count // W * W
 
     @inlined
-    def pack_block(call, to, row, w, filters, c0, channels):
-        """One vector of filters' channels c0 .. c0 + channels - 1; row: bytes from depth to depth."""
+    def pack_block(call, to, w, filters, c0, channels):
+        """One vector of filters' channels c0 .. c0 + channels - 1."""
         taps = call.R * call.S
         done = 0
         contiguous = call.w_s == item and call.w_r == call.S * item and call.w_c == taps * item
         if contiguous and filters == W and not narrow_type:
-            done = transpose_filters(to, row, w + c0 * call.w_c, call.w_k, channels * taps)
+            done = transpose_filters(to, w + c0 * call.w_c, call.w_k, channels * taps)
         for d in range(done, channels * taps):
             c, r, s = c0 + d // taps, d % taps // call.S, d % call.S
             here = w + c * call.w_c + r * call.w_r + s * call.w_s
@@ -71,14 +71,13 @@ def build(dtype_name, channel_block):
         call = record_at(CALL, call_address)
         padded = (call.Kg + W - 1) // W * W
         g, k = index // (padded // W), index % (padded // W) * W
-        tile, taps = k // width * width, call.R * call.S
-        row = min(width, padded - tile) * item
+        taps = call.R * call.S
         w = call.w + (g * call.Kg + k) * call.w_k
         group = call.y + g * padded * call.Cg * taps * item
         for c0 in range(0, call.Cg, channel_block):
             channels = min(channel_block, call.Cg - c0)
             block = group + c0 * taps * padded * item
-            to = block + tile * channels * taps * item + (k - tile) * item
-            pack_block(call, to, row, w, min(W, call.Kg - k), c0, channels)
+            to = block + k * channels * taps * item
+            pack_block(call, to, w, min(W, call.Kg - k), c0, channels)
 
     return task_loop(pack)

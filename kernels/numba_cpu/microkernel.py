@@ -30,6 +30,7 @@ import numpy as np
 from numba.core import types
 
 from . import target, tracing
+from .column_stores import store_columns
 from .compilation import compiled, inlined
 from .threads import aligned_words
 from .tracing import Lanes, choose, convert, fma, load, loop, select, store, traced, when
@@ -55,18 +56,21 @@ def vector_type(dtype) -> Lanes:
     return Lanes(f"f{8 * np.dtype(dtype).itemsize}", lanes(dtype))
 
 
-def accumulate(V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None):
+def accumulate(
+    V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None, b_vector=None
+):
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
 
     ahead: memory that will be needed soon, fetched into the cache `ahead_step` bytes further at every step; A, if
-    None.
+    None. b_vector: from vector to vector of B; they are neighbours, if None.
     """
+    b_vector = V.bytes if b_vector is None else b_vector
     ahead, ahead_step = (a + AHEAD, a_step) if ahead is None else (ahead, ahead_step)
     panel = panel_rows()
 
     def step(d, carried):
         sums, a, b, ahead = carried
-        columns = [load(V, b + V.bytes * j) for j in range(vectors)]
+        columns = [load(V, b + b_vector * j) for j in range(vectors)]
         added = []
         for i in range(rows):
             where = a + a_row * (i % panel) + a_panel * (i // panel)
@@ -81,14 +85,17 @@ def accumulate(V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, su
 # ---- a whole tile: sums from where the last depth block left them, to where the next or the result needs them ----
 
 
-def tile_function(dtype, vectors, bias_of):
-    """A Numba function for one tile of `vectors` vectors; bias_of: "row" or "column", what a bias belongs to.
+def tile_function(dtype, rows, vectors, bias_of, transposed=False):
+    """A Numba function for one tile of rows x vectors; bias_of: "row" or "column", what a bias belongs to.
+
+    Where it is the column, vectors of B lie one after the other, each with all its steps; else side by side.
 
     The sums start at zero (`first`) or at what `partial` holds, and go back to `partial`; or, where `out` is not 0,
-    they are finished: y = clamp(sums + bias + residual), for the first `left` rows. Addresses and strides are in
-    bytes.
+    they are finished: y = clamp(sums + bias + residual), for the first `left` rows. transposed: in y and residual,
+    columns lie out_row and residual_row apart, and the numbers of a column are neighbours. Addresses and strides are
+    in bytes.
     """
-    V, rows = vector_type(dtype), tile_rows(vectors)
+    V = vector_type(dtype)
 
     @traced(types.void)
     def tile(
@@ -106,13 +113,23 @@ def tile_function(dtype, vectors, bias_of):
                 for j in range(vectors):
                     store(partial + partial_row * i + V.bytes * j, sums[i][j])
 
-        def finish():
+        def clamp(total):
             least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
+            return select(total < least, least, select(total > most, most, total))
+
+        def finish():
             for i in range(rows):
                 with when(left > i):
                     for j, total in enumerate(with_residual(with_bias(i), i)):
-                        clamped = select(total < least, least, select(total > most, most, total))
-                        store(out + out_row * i + V.bytes * j, clamped)
+                        store(out + out_row * i + V.bytes * j, clamp(total))
+
+        def finish_transposed():
+            for j, columns in enumerate(zip(*(with_bias(i) for i in range(rows)))):
+                first_column = V.count * j
+                store_columns(
+                    list(columns), left, out + out_row * first_column, out_row,
+                    select(residual.differs(0), residual + residual_row * first_column, 0), residual_row, clamp,
+                )  # fmt: skip
 
         def with_bias(i):
             if bias_of == "row":
@@ -127,24 +144,31 @@ def tile_function(dtype, vectors, bias_of):
             return choose(residual.differs(0), added, lambda: totals)
 
         sums = choose(first, fresh, continued)
-        sums = accumulate(V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead, ahead_step)
-        choose(out.differs(0), finish, leave)
+        b_vector = depth * b_step if bias_of == "column" else None
+        sums = accumulate(
+            V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead, ahead_step, b_vector
+        )  # fmt: skip
+        choose(out.differs(0), finish_transposed if transposed else finish, leave)
 
     return tile
 
 
-def multiply_function(dtype, bias_of):
+def multiply_function(dtype, bias_of, rows=None, transposed=False):
     """A Numba function that multiplies all rows of A with one column tile of B, tile by tile.
+
+    rows: of a tile, and of a panel of A, if they are not to be as many as the registers hold. transposed: as in
+    `tile_function`.
 
     multiply(vectors, rows, a, ...): as a tile's arguments, for `rows` rows; a_panel: from panel to panel of A. What
     is fetched ahead is A, or what begins at `ahead` and moves on by ahead_panel and ahead_step from panel to panel
     and step to step.
     """
-    item, panel = np.dtype(dtype).itemsize, panel_rows()
+    item, panel = np.dtype(dtype).itemsize, rows or panel_rows()
     bias_step = item if bias_of == "row" else 0
-    tiles = {vectors: tile_function(dtype, vectors, bias_of) for vectors in (1, 2, 3)}
-    one, two, three = tiles[1], tiles[2], tiles[3]
-    one_rows, two_rows, three_rows = (tile_rows(vectors) for vectors in (1, 2, 3))
+    one_rows, two_rows, three_rows = (rows or tile_rows(vectors) for vectors in (1, 2, 3))
+    one = tile_function(dtype, one_rows, 1, bias_of, transposed)
+    two = tile_function(dtype, two_rows, 2, bias_of, transposed)
+    three = tile_function(dtype, three_rows, 3, bias_of, transposed)
 
     @inlined
     def multiply(
@@ -157,8 +181,8 @@ def multiply_function(dtype, bias_of):
         for i in range(0, rows, height):
             here, soon = a + i // panel * a_panel, ahead + i // panel * ahead_panel
             sums = partial + i * partial_row
-            to = out + i * out_row if out != 0 else 0
-            add = residual + i * residual_row if residual != 0 else 0
+            to = out + i * (item if transposed else out_row) if out != 0 else 0
+            add = residual + i * (item if transposed else residual_row) if residual != 0 else 0
             weight = bias + i * bias_step
             if vectors == 3:
                 three(here, a_row, a_panel, a_step, b, b_step, depth, soon, ahead_step, sums, partial_row, first,

@@ -39,9 +39,10 @@ LINE = 64  # bytes; each word that threads write has a cache line of its own
 
 LoneJob = ctypes.c_int64 * (2 * LINE // 8)
 
-# The pool's words, as byte offsets. A job is its counter and, a line further, its number of tasks.
+# The pool's words, as byte offsets. A job is its counter and how many tasks of its first round are done; a line
+# further, its number of tasks and how many of them are the first round.
 GENERATION, OPEN, ACTIVE, SLEEPING, TICKETS, JOB, TASKS = (LINE * i for i in range(7))
-THREADS, LOOP, CALL = TASKS + 8, TASKS + 16, TASKS + 24
+DONE, FIRST_ROUND, THREADS, LOOP, CALL = JOB + 8, TASKS + 8, TASKS + 16, TASKS + 24, TASKS + 32
 WORDS = 7 * LINE // 8
 
 
@@ -63,20 +64,44 @@ def task_loop(task):
     return loop
 
 
-def run_tasks(loop, call, tasks, threads):
+def two_round_loop(first, second):
+    """The same for two kinds of tasks, where all of the first must be done before any of the second begins.
+
+    Numbers are handed out in order, so whoever waits knows that the others are at work on what it waits for.
+    """
+    first, second = inlined(first), inlined(second)
+
+    def loop(call, job, worker):
+        index = fetch_add(job, 1)
+        before, tasks = load_shared(job + LINE + 8), load_shared(job + LINE)
+        while index < before:
+            first(call, index, worker)
+            fetch_add(job + 8, 1)
+            index = fetch_add(job, 1)
+        while load_shared(job + 8) < before:
+            pause(1)
+        while index < tasks:
+            second(call, index - before, worker)
+            index = fetch_add(job, 1)
+
+    return loop
+
+
+def run_tasks(loop, call, tasks, threads, before=0):
     """Run tasks 0 .. tasks-1 of a compiled task_loop on up to `threads` threads, the calling one among them.
 
-    loop: Compiled. call: what every task is handed the address of, as bytes or an address.
+    loop: Compiled. call: what every task is handed the address of, as bytes or an address. before: for a
+    two_round_loop, how many tasks of its first round to run before.
     """
-    pool = _pool
+    pool, tasks = _pool, before + tasks
     if threads > 1 and tasks > 1 and pool.lock.acquire(blocking=False):
         try:
-            pool.run(loop.address, call, tasks, min(threads, tasks))
+            pool.run(loop.address, call, tasks, before, min(threads, tasks))
         finally:
             pool.lock.release()
     else:
         job = LoneJob()
-        job[LINE // 8] = tasks
+        job[LINE // 8], job[LINE // 8 + 1] = tasks, before
         loop.call(call, job, 0)
 
 
@@ -84,9 +109,11 @@ def run_tasks(loop, call, tasks, threads):
 
 
 def build_open():
-    def open_job(pool, loop, call, tasks, threads):
+    def open_job(pool, loop, call, tasks, before, threads):
         store_shared(pool + JOB, 0)
+        store_shared(pool + DONE, 0)
         store_shared(pool + TASKS, tasks)
+        store_shared(pool + FIRST_ROUND, before)
         store_shared(pool + THREADS, threads)
         store_shared(pool + LOOP, loop)
         store_shared(pool + CALL, call)
@@ -207,10 +234,10 @@ class Pool:
         while len(self.workers) < workers:
             self.workers.append(Worker(self))
 
-    def run(self, loop, call, tasks, threads):
+    def run(self, loop, call, tasks, before, threads):
         if len(self.workers) < threads - 1:
             self.start(threads - 1)
-        self.open_job(self.address, loop, call, tasks, threads)
+        self.open_job(self.address, loop, call, tasks, before, threads)
         try:
             if self.view[SLEEPING // 8]:
                 self.wake(threads - 1)
