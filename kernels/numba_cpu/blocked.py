@@ -38,7 +38,7 @@ from .epilogue import CLAMP, activate, store_one_function
 from .microkernel import CLOCK, VECTORS, multiply_cycles, multiply_function, panel_rows, predicted
 from .pixel_panels import copy_tiles_function
 from .short_floats import memory_functions
-from .threads import run_tasks, task_loop
+from .threads import run_tasks, task_loop, worker_span
 from .vectors import Vector, broadcast, lanes, record_at
 
 passes = ("forward",)
@@ -213,7 +213,7 @@ def blocking(problem, threads):
     group = max(1, min(tiles, GROUP_BYTES // panel_bytes))
     partial_at = up(group * panel_bytes, 64)
     bias_at = partial_at + up(group * sums_bytes, 64)
-    worker_bytes = bias_at + up((filters + rows) * real_bytes(problem), 64) + 64
+    worker_bytes = worker_span(bias_at + (filters + rows) * real_bytes(problem))
     in_place = problem.Kg <= IN_PLACE_FILTERS
     numbers = (
         tiles, filters, tile_tasks, filter_tasks, block, group, in_place, worker_bytes, partial_at, bias_at,

@@ -42,7 +42,7 @@ from .microkernel import (
 )
 from .row_pieces import copy_pieces_function
 from .short_floats import memory_functions
-from .threads import run_tasks, two_round_loop
+from .threads import run_tasks, two_round_loop, worker_span
 from .tracing import Lanes, first_lanes, interleave, load, load_lanes, loop, shuffle, store, traced, when
 from .vectors import lanes, record_at
 
@@ -322,8 +322,8 @@ def build(dtype_name, tile_pixels, layout):
                 add = residual + j * call.residual_k if call.has_residual else 0
                 tile_row = tile_filters * item
                 here = block_w + (k + j) * depth * item
-                # Each row of tiles fetches its share of the next tile's weights. Behind the last lies what other threads
-                # may be writing, and fetching that would stop both.
+                # Each row of tiles fetches its share of the next tile's weights. Behind the last one may lie what other
+                # threads are writing, and fetching that would stop both.
                 share = tile_row * apart // count
                 ahead = here if last and j + tile_filters >= filters else here + depth * tile_row
                 multiply(
@@ -362,7 +362,7 @@ def blocking(problem, threads):
     private = 0 if cut.shared else up(cut.panel_pixels * block * problem.R * problem.S * item, 64)
     filters = -(-filter_vectors(problem) // cut.filter_tasks) * W
     bias_at = private + up(cut.sum_pixels * filters * item, 64)
-    worker_bytes = up(bias_at + filters * item + target.vector_bytes() ** 2 // item + 64, 64)
+    worker_bytes = worker_span(bias_at + filters * item + target.vector_bytes() ** 2 // item)
     workers_at = shared_bytes if cut.shared else 0
     numbers = (
         cut.pixels, filters, cut.pixel_tasks, cut.filter_tasks, block, cut.shared, cut.panel_pixels,

@@ -31,7 +31,7 @@ from . import short_rows, target
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .sliding_window import Window, lanes_for, panel_filling, real_of, window_tile
-from .threads import run_tasks, task_loop
+from .threads import run_tasks, task_loop, worker_span
 from .vectors import record_at
 
 passes = ("forward",)
@@ -186,7 +186,7 @@ def blocking(problem) -> Blocking:
     number = problem.accumulate.itemsize
     scratch_at = lines((1 + problem.R * problem.S) * number * (L if lanes_are_channels else 1))
     panel_at = scratch_at + lines(rows * vectors * L * number)
-    worker_bytes = panel_at + lines(panel_height * row_bytes + row_bytes)
+    worker_bytes = worker_span(panel_at + panel_height * row_bytes + row_bytes)
     geometry = blocks, bands, strips, spacing, row_bytes, phase_bytes, scratch_at, panel_at, worker_bytes
     apart = problem.stride[1] * L if lanes_are_channels else (span - L) // max(vectors - 1, 1)
     window = Window(

@@ -37,6 +37,8 @@ from .vectors import call_task_loop, fetch_add, load_shared, pause, store_shared
 SPIN_SECONDS = 100e-6  # as long as Python usually needs between two layers; sleeping and waking costs about 50e-6
 LINE = 64  # bytes; each word that threads write has a cache line of its own
 
+WORKER_GAP = 1 << 16  # between the private workspaces of two workers
+
 LoneJob = ctypes.c_int64 * (2 * LINE // 8)
 
 # The pool's words, as byte offsets. A job is its counter and how many tasks of its first round are done; a line
@@ -85,6 +87,16 @@ def two_round_loop(first, second):
             index = fetch_add(job, 1)
 
     return loop
+
+
+def worker_span(count) -> int:
+    """Bytes from one worker's `count` bytes of private workspace to the next worker's.
+
+    With a gap: processors fetch ahead along strides, ten steps and more past the end of what is copied, and so take
+    lines from the neighbour that is writing there. On two Zen 5 cores a 1x1 layer took 66 instead of 47 microseconds,
+    in about every other process.
+    """
+    return -(-count // LINE) * LINE + WORKER_GAP
 
 
 def run_tasks(loop, call, tasks, threads, before=0):

@@ -51,7 +51,7 @@ from . import target
 from .call import pack_call, problem_fields
 from .compilation import compiled
 from .microkernel import VECTORS, panel_rows, vector_type
-from .threads import run_tasks, task_loop
+from .threads import run_tasks, task_loop, worker_span
 from .winograd_stages import (
     FIELDS,
     LEAVES,
@@ -184,7 +184,7 @@ def cut_into(m, problem, threads, parts) -> Cut:
     return Cut(
         m, tile_rows, tile_columns, tiles, vectors, strips, ranges, per_block, parts, panels, part, chunk, DEPTH_BLOCK,
         filter_plane, planes * filter_plane, input_slot, output_slot,
-        slots_at + lines(per_block * (input_slot + output_slot)) + 64, slots_at,
+        worker_span(slots_at + per_block * (input_slot + output_slot)), slots_at,
         input_pitch, output_pitch, input_staging, output_staging, int(y_bytes >= PAST_CACHE_BYTES),
     )  # fmt: skip
 
@@ -256,7 +256,7 @@ def weight_bytes(m, problem, device):
 
 def pack_scratch_bytes(problem):
     numbers = Numbers(problem.dtype.name)
-    return lines(numbers.staging_at + 12 * numbers.count * numbers.item)
+    return worker_span(numbers.staging_at + 12 * numbers.count * numbers.item)
 
 
 def pack(m, problem, device, w, packed):
