@@ -13,6 +13,7 @@ Why so: a panel costs a load and a store per number and serves 2 K flops each; n
 Stride, dilation and padding matter while copying only (pixel_panels.py). With at most 32 filters a contiguous 1x1
 layer of stride 1 copies nothing but its last, incomplete tile: the micro-kernel reads x where it lies. It also takes
 contiguous weights where they lie, so a single call packs none; a plan packs them (weight_panels.py).
+Up to 4 channels with long rows are few_channels.py's.
 
 Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s: ResNet-50's 1x1 layers 330
 to 460, its strided 3x3 layers 280 to 430, its 7x7 first layer 370. On 7 x 7 maps the second tile of 48 has one pixel.
@@ -31,7 +32,7 @@ import numba
 import numpy as np
 from numba import from_dtype
 
-from . import target, weight_panels
+from . import few_channels, target, weight_panels
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
@@ -243,7 +244,13 @@ def why_not(problem, device):
 
 def workspace_bytes(problem, device):
     numbers, _ = blocking(problem, device.threads)
-    return device.threads * numbers[BLOCKING.index("worker_bytes")]
+    own = device.threads * numbers[BLOCKING.index("worker_bytes")]
+    return max(own, few_channels.workspace_bytes(problem, device.threads)) if by_few_channels(problem) else own
+
+
+def by_few_channels(problem) -> bool:
+    """Weights have to be packed as one block, as few_channels.py reads them."""
+    return few_channels.serves(problem) and channel_block(problem) == problem.Cg
 
 
 def reads_in_place(problem, w):
@@ -269,6 +276,8 @@ def pack(problem, device, w, packed):
 
 def predicted_seconds(problem, device):
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
+    if by_few_channels(problem):
+        return predicted(problem, device, maps * few_channels.cycles(problem))
     rows = weight_panels.padded_filters(problem.Kg)
     multiply = multiply_cycles(rows, pixels, problem.reduction, problem.accumulate)
     numbers, _ = blocking(problem, device.threads)
@@ -300,5 +309,6 @@ def store_cycles(problem) -> float:
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
-    fields, loop, tasks = prepared(problem, device.threads)
+    few = by_few_channels(problem) and few_channels.takes(y, residual)
+    fields, loop, tasks = few_channels.prepared(problem, device.threads) if few else prepared(problem, device.threads)
     run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)

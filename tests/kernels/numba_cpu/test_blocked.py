@@ -20,6 +20,8 @@ PROBLEMS = {
     "stride 2": ((2, 33, 14, 14), (40, 33, 3, 3), {"padding": 1, "stride": 2}),
     "point": ((2, 300, 13, 13), (128, 300, 1, 1), {}),
     "few pixels": ((1, 300, 7, 7), (72, 300, 1, 1), {}),
+    "few channels": ((2, 3, 61, 67), (40, 3, 7, 7), {"padding": 3, "stride": 2}),
+    "few channels, dilated": ((1, 8, 50, 70), (16, 4, 3, 5), {"groups": 2, "dilation": 2, "padding": (2, 0)}),
 }
 
 
