@@ -6,13 +6,14 @@ absent. Here the workers are Python threads inside compiled code that holds no G
     caller                                     worker
     open a job: loop, call, tasks              spins on `generation` for about 100 microseconds after its last job,
     wake those who sleep                       then sleeps on a lock
-    take tasks from the counter  . . . . . . . take tasks from the counter
+    take tasks  . . . . . . . . . . . . . . .  take tasks
     close the job                              leave
     wait until no worker is active             spin again
 
-A task's number comes from one atomic counter, so fast threads take more of them; what a task computes depends on its
+Each worker has a range of the tasks, the same one in every call, so that it finds in its cache what it wrote last time;
+when its own are done it helps with the others'. Every range has an atomic counter. What a task computes depends on its
 number alone, never on who runs it, so results are the same bits for every number of threads. A worker that comes
-late finds the counter used up. While one Python thread has the pool, another that calls runs its tasks alone. After
+late finds the counters used up. While one Python thread has the pool, another that calls runs its tasks alone. After
 a fork the child starts a new pool.
 
 Measured: a job of two tasks costs 4 to 5 microseconds on two threads (1.4 on one) while workers spin, 110 when they
@@ -39,13 +40,16 @@ LINE = 64  # bytes; each word that threads write has a cache line of its own
 
 WORKER_GAP = 1 << 16  # between the private workspaces of two workers
 
-LoneJob = ctypes.c_int64 * (2 * LINE // 8)
+# The pool's words, as byte offsets, each on a cache line of its own.
+GENERATION, OPEN, ACTIVE, SLEEPING, JOB = (LINE * i for i in range(5))
+THREADS, LOOP, CALL = OPEN + 8, OPEN + 16, OPEN + 24
+# A job's: how many tasks of its first round are done; its numbers; then a counter for every range, of both rounds.
+MOST_RANGES = 16  # whoever runs out of tasks looks at all
+DONE, TASKS, COUNTERS = (LINE * i for i in range(3))
+FIRST_ROUND, RANGES, ROUND_COUNTERS = TASKS + 8, TASKS + 16, TASKS + 24
+WORDS = (JOB + COUNTERS + 2 * MOST_RANGES * LINE) // 8
 
-# The pool's words, as byte offsets. A job is its counter and how many tasks of its first round are done; a line
-# further, its number of tasks and how many of them are the first round.
-GENERATION, OPEN, ACTIVE, SLEEPING, TICKETS, JOB, TASKS = (LINE * i for i in range(7))
-DONE, FIRST_ROUND, THREADS, LOOP, CALL = JOB + 8, TASKS + 8, TASKS + 16, TASKS + 24, TASKS + 32
-WORDS = 7 * LINE // 8
+LoneJob = ctypes.c_int64 * ((COUNTERS + 2 * LINE) // 8)
 
 
 def task_loop(task):
@@ -54,14 +58,10 @@ def task_loop(task):
     call: address of what the kernel was called with. index: 0 .. tasks-1. worker: 0 .. threads-1, for private
     workspace.
     """
-    task = inlined(task)
+    run_round = round_function(task)
 
     def loop(call, job, worker):
-        index = fetch_add(job, 1)
-        tasks = load_shared(job + LINE)
-        while index < tasks:
-            task(call, index, worker)
-            index = fetch_add(job, 1)
+        run_round(call, job, worker, load_shared(job + ROUND_COUNTERS), load_shared(job + TASKS))
 
     return loop
 
@@ -69,24 +69,43 @@ def task_loop(task):
 def two_round_loop(first, second):
     """The same for two kinds of tasks, where all of the first must be done before any of the second begins.
 
-    Numbers are handed out in order, so whoever waits knows that the others are at work on what it waits for.
+    Nobody waits while a task of the first round is left, so who waits knows that the others are at work on the rest.
     """
-    first, second = inlined(first), inlined(second)
+    run_first, run_second = round_function(first), round_function(second)
 
     def loop(call, job, worker):
-        index = fetch_add(job, 1)
-        before, tasks = load_shared(job + LINE + 8), load_shared(job + LINE)
-        while index < before:
-            first(call, index, worker)
-            fetch_add(job + 8, 1)
-            index = fetch_add(job, 1)
-        while load_shared(job + 8) < before:
+        before = load_shared(job + FIRST_ROUND)
+        done = run_first(call, job, worker, COUNTERS, before)
+        fetch_add(job + DONE, done)
+        while load_shared(job + DONE) < before:
             pause(1)
-        while index < tasks:
-            second(call, index - before, worker)
-            index = fetch_add(job, 1)
+        run_second(call, job, worker, load_shared(job + ROUND_COUNTERS), load_shared(job + TASKS))
 
     return loop
+
+
+def round_function(task):
+    """A Numba function run_round(call, job, worker, counters, tasks): this worker's share of them, then what is left of
+    the others'; how many it did. counters: where in the job those of this round begin.
+    """
+    task = inlined(task)
+
+    @inlined
+    def run_round(call, job, worker, counters, tasks):
+        ranges, done = load_shared(job + RANGES), 0
+        for i in range(ranges):
+            number = (worker + i) % ranges
+            first, end = tasks * number // ranges, tasks * (number + 1) // ranges
+            counter = job + counters + number * LINE
+            while first + load_shared(counter) < end:
+                index = first + fetch_add(counter, 1)
+                if index >= end:
+                    break
+                task(call, index, worker)
+                done += 1
+        return done
+
+    return run_round
 
 
 def worker_span(count) -> int:
@@ -105,15 +124,16 @@ def run_tasks(loop, call, tasks, threads, before=0):
     loop: Compiled. call: what every task is handed the address of, as bytes or an address. before: for a
     two_round_loop, how many tasks of its first round to run before.
     """
-    pool, tasks = _pool, before + tasks
-    if threads > 1 and tasks > 1 and pool.lock.acquire(blocking=False):
+    pool, useful = _pool, min(threads, max(tasks, before))
+    if useful > 1 and pool.lock.acquire(blocking=False):
         try:
-            pool.run(loop.address, call, tasks, before, min(threads, tasks))
+            pool.run(loop.address, call, tasks, before, useful)
         finally:
             pool.lock.release()
     else:
         job = LoneJob()
-        job[LINE // 8], job[LINE // 8 + 1] = tasks, before
+        job[TASKS // 8], job[FIRST_ROUND // 8], job[RANGES // 8] = tasks, before, 1
+        job[ROUND_COUNTERS // 8] = COUNTERS + LINE
         loop.call(call, job, 0)
 
 
@@ -122,14 +142,18 @@ def run_tasks(loop, call, tasks, threads, before=0):
 
 def build_open():
     def open_job(pool, loop, call, tasks, before, threads):
-        store_shared(pool + JOB, 0)
-        store_shared(pool + DONE, 0)
-        store_shared(pool + TASKS, tasks)
-        store_shared(pool + FIRST_ROUND, before)
+        ranges = min(threads, MOST_RANGES)
+        job = pool + JOB
+        for i in range(2 * ranges):
+            store_shared(job + COUNTERS + i * LINE, 0)
+        store_shared(job + DONE, 0)
+        store_shared(job + TASKS, tasks)
+        store_shared(job + FIRST_ROUND, before)
+        store_shared(job + RANGES, ranges)
+        store_shared(job + ROUND_COUNTERS, COUNTERS + ranges * LINE)
         store_shared(pool + THREADS, threads)
         store_shared(pool + LOOP, loop)
         store_shared(pool + CALL, call)
-        store_shared(pool + TICKETS, 1)  # the caller is number 0
         store_shared(pool + OPEN, 1)
         fetch_add(pool + GENERATION, 1)
 
@@ -152,8 +176,8 @@ def build_take_part():
 
 def build_serve():
     def serve(pool, own, spins):
-        """A worker's life until it should sleep. own: its two words, the generation it saw last and whether it
-        sleeps.
+        """A worker's life until it should sleep. own: its three words, the generation it saw last, whether it sleeps,
+        and its number.
         """
         seen = load_shared(own)
         if load_shared(own + 8):
@@ -174,7 +198,7 @@ def build_serve():
             store_shared(own, seen)
             fetch_add(pool + ACTIVE, 1)
             if load_shared(pool + OPEN) == 1:
-                number = fetch_add(pool + TICKETS, 1)
+                number = load_shared(own + 16)
                 if number < load_shared(pool + THREADS):
                     call_task_loop(load_shared(pool + LOOP), load_shared(pool + CALL), pool + JOB, number)
             fetch_add(pool + ACTIVE, -1)
@@ -213,10 +237,11 @@ def aligned_words(count):
 
 
 class Worker:
-    """A thread of the pool: its two words and the lock it sleeps on."""
+    """A thread of the pool: its three words and the lock it sleeps on. Number 0 is the caller."""
 
-    def __init__(self, pool):
+    def __init__(self, pool, number):
         self.words = aligned_words(LINE // 8)
+        self.words[2] = number
         self.bed = threading.Lock()
         self.bed.acquire()
         threading.Thread(target=self.live, args=(pool,), daemon=True, name="convlib").start()
@@ -244,7 +269,7 @@ class Pool:
         self.open_job, self.take_part = compiled(build_open).call, compiled(build_take_part).call
         compiled(build_serve)
         while len(self.workers) < workers:
-            self.workers.append(Worker(self))
+            self.workers.append(Worker(self, number=len(self.workers) + 1))
 
     def run(self, loop, call, tasks, before, threads):
         if len(self.workers) < threads - 1:
