@@ -14,7 +14,7 @@ The last tile of a row or column starts early enough to end with the image: some
 same thread and in the same order, and none are masked unless a whole row is shorter than a vector. Sums are taken in
 the same order whatever the number of threads.
 
-Where rows are short, processors with AVX-512 do without the panel: short_rows.py.
+For small windows processors with AVX-512 do without the panel: direct_rows.py.
 
 An image filter (C = K = 1, up to any window) is the same problem with one large plane, cut into bands of rows.
 Source: the tile is sliding_window.py's; depthwise layers are from Howard et al., MobileNets, 2017.
@@ -27,7 +27,7 @@ from math import ceil, gcd
 import numpy as np
 from numba import from_dtype
 
-from . import short_rows, target
+from . import direct_rows, target
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .sliding_window import Window, lanes_for, panel_filling, real_of, window_tile
@@ -278,7 +278,8 @@ def why_not(problem, device):
 
 
 def workspace_bytes(problem, device):
-    return blocking(problem).geometry[-1] * device.threads
+    own = blocking(problem).geometry[-1]
+    return device.threads * max(own, direct_rows.worker_bytes(problem) if direct_rows.serves(problem) else 0)
 
 
 @lru_cache(maxsize=4096)
@@ -291,8 +292,8 @@ def predicted_seconds(problem, device):
     cycles = plane_cycles(problem, spacing, window.step, window.lanes_are_channels, window.rows, window.vectors)
     planes = problem.N * cut.geometry[0] * problem.Kg
     compute = (planes * cycles + cut.tasks * CYCLES_PER_TASK) / CYCLES_PER_SECOND
-    if short_rows.serves(problem):
-        compute = short_rows.cycles(problem) / CYCLES_PER_SECOND
+    if direct_rows.serves(problem):
+        compute = direct_rows.cycles(problem) / CYCLES_PER_SECOND
     moved = (problem.N * problem.C * problem.H * problem.W + problem.N * problem.K * problem.P * problem.Q) * (
         problem.dtype.itemsize
     )
@@ -309,6 +310,6 @@ def prepared(problem):
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with w into y; arrays in logical order (N, C, H, W), (K, 1, R, S), (N, K, P, Q)."""
-    short = short_rows.serves(problem) and short_rows.takes(x, y, residual)
-    fields, loop, tasks = short_rows.prepared(problem, device.threads) if short else prepared(problem)
+    direct = direct_rows.serves(problem) and direct_rows.takes(x, y, residual)
+    fields, loop, tasks = direct_rows.prepared(problem, device.threads) if direct else prepared(problem)
     run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
