@@ -30,6 +30,7 @@ from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled
 from .epilogue import activated
 from .microkernel import vector_type
+from .sliding_window import store_first
 from .threads import task_loop
 from .tracing import (
     broadcast,
@@ -45,13 +46,12 @@ from .tracing import (
     select,
     shuffle,
     store,
-    store_lanes,
     traced,
     zeros,
 )
 from .vectors import lanes, record_at
 
-MOST_VECTORS = 4  # of a tile
+MOST_VECTORS = {16: 4, 32: 4}
 MOST_MULTIPLY_ADDS = 200  # of one tile: it is written out
 TASKS_PER_THREAD = 8
 CYCLES_PER_PLANE = 40.0
@@ -62,7 +62,7 @@ CALL_DIRECT = from_dtype(np.dtype(CALL_DTYPE.descr + [("tasks", "i8"), ("worker_
 
 def serves(problem) -> bool:
     """Is this the faster way, for arrays whose rows are contiguous?"""
-    if target.vector_bytes() < 64 or problem.layout != "NCHW" or problem.dtype != problem.accumulate:
+    if target.vector_bytes() < 32 or problem.layout != "NCHW" or problem.dtype != problem.accumulate:
         return False
     small = problem.R * problem.S <= 25 and max(problem.padding[1]) < lanes(problem.dtype)
     return small and problem.dilation == (1, 1) and problem.stride in ((1, 1), (2, 2))
@@ -75,8 +75,9 @@ def takes(x, y, residual) -> bool:
 
 def tile(problem):
     """(rows, vectors) of outputs computed at once."""
-    vectors = min(-(-problem.Q // lanes(problem.dtype)), MOST_VECTORS)
-    registers = (target.register_count() - 10) // vectors  # the others hold weights and a row of x
+    most = MOST_VECTORS[target.register_count()]
+    vectors = min(-(-problem.Q // lanes(problem.dtype)), most)
+    registers = (target.register_count() - 1 - vectors) // vectors  # the others hold a weight and a row of x
     affordable = MOST_MULTIPLY_ADDS // (vectors * problem.R * problem.S)
     shared = 4 if problem.stride[0] == 1 else 2  # with stride 2 rows have little input in common
     return max(1, min(problem.P, shared, registers, affordable)), vectors
@@ -171,7 +172,7 @@ def build(dtype_name, R, S, stride, rows, vectors, short_row):
             finish(p, q, sums)
 
         def finish(p, q, sums):
-            kept = first_lanes(V, Q - (vectors - 1) * L) if short_row else None
+            kept = Q - (vectors - 1) * L
             places = [(j, v) for j in range(rows) for v in range(vectors)]
 
             def is_cut(v):
@@ -179,7 +180,7 @@ def build(dtype_name, R, S, stride, rows, vectors, short_row):
 
             def more(j, v):
                 here = residual + residual_p * (p + j) + (q + v * L) * item
-                return load_lanes(V, here, kept) if is_cut(v) else load(V, here)
+                return load_lanes(V, here, first_lanes(V, kept)) if is_cut(v) else load(V, here)
 
             def added():
                 return [sums[j][v] + more(j, v) for j, v in places]
@@ -188,7 +189,7 @@ def build(dtype_name, R, S, stride, rows, vectors, short_row):
             for (j, v), total in zip(places, activated(totals, kind, low, high, slope)):
                 to = y + y_p * (p + j) + (q + v * L) * item
                 if is_cut(v):
-                    store_lanes(to, total, kept)
+                    store_first(to, total, kept)
                 else:
                     store(to, total)
 
