@@ -16,6 +16,7 @@ and its name is "family.algorithm", the module's path.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import import_module
@@ -27,7 +28,7 @@ from . import accuracy
 from .device import Device
 from .errors import UnsupportedError
 from .problem import LARGEST_ARRAY, ConvProblem, check_choice, integer, shortened
-from .workspace import aligned
+from .workspace import KEPT_BYTES, aligned
 
 KERNELS: tuple[str, ...] = (
     "numba_cpu.direct",
@@ -242,7 +243,11 @@ def settled_choice(problem, device, backend, algorithm, max_error, workspace_lim
 
 
 def ranked(problem, device, backend, algorithm, max_error, workspace_limit, planned=False) -> list[str]:
-    """The kernels that can run `problem` and were asked for, the fastest predicted first."""
+    """The kernels that can run `problem` and were asked for, the fastest predicted first.
+
+    For a single call on the CPU, those whose scratch memory would be fresh pages every time come last: touching them
+    takes longer than most convolutions.
+    """
     problem = with_an_image(problem)
     asked = [
         c
@@ -252,7 +257,8 @@ def ranked(problem, device, backend, algorithm, max_error, workspace_limit, plan
     possible = [c for c in asked if c.possible]
     if not possible:
         raise UnsupportedError(refusal(problem, device, backend, algorithm, asked))
-    return [c.name for c in sorted(possible, key=lambda c: c.seconds)]
+    kept = math.inf if planned or device.kind != "cpu" else KEPT_BYTES
+    return [c.name for c in sorted(possible, key=lambda c: (c.workspace_bytes > kept, c.seconds))]
 
 
 def refusal(problem, device, backend, algorithm, asked):

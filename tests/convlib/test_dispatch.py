@@ -62,6 +62,14 @@ def test_packing_counts_for_a_single_call_and_not_for_a_plan(listed):
     assert dispatch.chosen(PROBLEM, CPU, max_error=1.0, planned=True).name == "numba_cpu.winograd"
 
 
+def test_a_single_call_avoids_scratch_memory_that_no_thread_keeps(listed):
+    listed(direct=kernel(2.0), winograd=kernel(1.0, workspace=(64 << 20) + 1))
+    assert dispatch.chosen(PROBLEM, CPU, max_error=1.0).name == "numba_cpu.direct"
+    assert dispatch.chosen(PROBLEM, CPU, max_error=1.0, planned=True).name == "numba_cpu.winograd"
+    listed(direct=kernel(2.0), winograd=kernel(1.0, workspace=64 << 20))
+    assert dispatch.chosen(PROBLEM, CPU, max_error=1.0).name == "numba_cpu.winograd"
+
+
 def test_refusal_lists_every_reason(listed):
     listed(direct=kernel(1.0, reasons=["float64 only, x is float32", "3 x 3 windows only"]))
     with pytest.raises(UnsupportedError) as raised:
