@@ -15,8 +15,8 @@ layer of stride 1 copies nothing but its last, incomplete tile: the micro-kernel
 contiguous weights where they lie, so a single call packs none; a plan packs them (weight_panels.py).
 Up to 4 channels with long rows are few_channels.py's.
 
-Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s: ResNet-50's 1x1 layers 330
-to 460, its strided 3x3 layers 280 to 430, its 7x7 first layer 370. On 7 x 7 maps the second tile of 48 has one pixel.
+Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s: ResNet-50's 1x1 layers of
+56 x 56 370 to 450, of 28 x 28 360 to 420. On 7 x 7 maps the second tile of 48 has one pixel.
 Copying beat reading x in place from 64 filters up (Zen 3): rows of 24 pixels touch 3 cache lines instead of 1.5 and do
 not fit the L1 cache.
 

@@ -16,8 +16,9 @@ number alone, never on who runs it, so results are the same bits for every numbe
 late finds the counters used up. While one Python thread has the pool, another that calls runs its tasks alone. After
 a fork the child starts a new pool.
 
-Measured: a job of two tasks costs 4 to 5 microseconds on two threads (1.4 on one) while workers spin, 110 when they
-must be woken; workqueue takes 68 always.
+Measured on two Zen 5 cores: a job of two empty tasks takes 1.9 microseconds on two threads (0.9 on one) while workers
+spin, 32 when one must be woken. With one counter for all instead of ranges, depthwise layers hardly gained from the
+second core: half of what a task writes then lay, changed, in the other's cache.
 
 Why it is safe without a lock: a worker first counts itself active, then looks whether the job is open; the caller
 first closes the job, then waits until nobody is active. Both are sequentially consistent, so at least one sees the
