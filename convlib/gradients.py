@@ -78,6 +78,14 @@ def conv2d_input_grad(
     """
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     library = arrays.library_of(grad_y, "grad_y")
+    if arrays.is_complex(library, grad_y) or arrays.is_complex(library, w):
+        from . import complex_numbers  # which needs this module
+
+        return complex_numbers.conv2d_input_grad(
+            grad_y, w, input_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
+            weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, algorithm=algorithm,
+            backend=backend, max_error=max_error, workspace_limit=workspace_limit, out=out,
+        )  # fmt: skip
     dtype = checked_dtype(library.dtype(grad_y, "grad_y"), "grad_y")
     check_operands(library, grad_y, dtype, "grad_y", w=w, out=out)
     batched = len(input_shape) == 4
@@ -141,6 +149,14 @@ def conv2d_weight_grad(
     """
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     library = arrays.library_of(x, "x")
+    if arrays.is_complex(library, x) or arrays.is_complex(library, grad_y):
+        from . import complex_numbers  # which needs this module
+
+        return complex_numbers.conv2d_weight_grad(
+            x, grad_y, weight_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
+            weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, algorithm=algorithm,
+            backend=backend, max_error=max_error, workspace_limit=workspace_limit, out=out,
+        )  # fmt: skip
     dtype = checked_dtype(library.dtype(x, "x"))
     check_operands(library, x, dtype, grad_y=grad_y, out=out)
     batched = len(x.shape) == 4
@@ -229,6 +245,15 @@ def conv_transpose2d(
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016, chapter 4.
     """
     library = arrays.library_of(x, "x")
+    if arrays.is_complex(library, x) or arrays.is_complex(library, w):
+        from . import complex_numbers  # which needs this module
+
+        return complex_numbers.conv_transpose2d(
+            x, w, bias, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation,
+            groups=groups, layout=layout, weight_layout=weight_layout, flip_kernel=flip_kernel, activation=activation,
+            residual=residual, algorithm=algorithm, backend=backend, max_error=max_error,
+            workspace_limit=workspace_limit, out=out,
+        )  # fmt: skip
     dtype = checked_dtype(library.dtype(x, "x"))
     check_operands(library, x, dtype, w=w, bias=bias, residual=residual, out=out)
     batched = len(x.shape) == 4
