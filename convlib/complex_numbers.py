@@ -24,7 +24,7 @@ Source: Trabelsi et al., Deep Complex Networks, ICLR 2018, section 3.2, which ha
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -160,6 +160,17 @@ def problem_of(x_shape, w_shape, keywords, pass_="forward") -> ConvProblem:
     """The problem with the caller's own sizes, which errors are to speak of."""
     names = ("stride", "padding", "dilation", "groups", "layout", "weight_layout")
     return make_problem(x_shape, tuple(w_shape), np.float32, pass_=pass_, **{name: keywords[name] for name in names})
+
+
+def dtype_of(*dtypes) -> str | None:
+    """The dtype, by NumPy's rule, of a result of operands of these; None where none is complex."""
+    return np.result_type(*dtypes).name if any(dtype.kind == "c" for dtype in dtypes) else None
+
+
+def in_blocks(problem: ConvProblem, x_dtype, w_dtype) -> ConvProblem:
+    """The forward problem that the real kernels are given for `problem`, whose x or w or both are complex."""
+    images, filters = (2 if dtype.kind == "c" else 1 for dtype in (x_dtype, w_dtype))
+    return replace(problem, N=images * problem.N, K=filters * problem.K)
 
 
 def check_no_activation(activation):

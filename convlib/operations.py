@@ -85,6 +85,8 @@ def conv2d(
     >>> conv2d(image, kernel, flip_kernel=True)[0, 0]
     array([[23., 33.],
            [53., 63.]], dtype=float32)
+    >>> conv2d(1j * image, kernel)[0, 0, 0]
+    array([0.+37.j, 0.+47.j], dtype=complex64)
 
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016.
     """
