@@ -82,7 +82,7 @@ def unchanged(result):
     return result
 
 
-def always_writeable(out):
+def always_writeable(out, name="out"):
     """These libraries have no read-only arrays."""
 
 
@@ -119,9 +119,9 @@ class NumPy:
         return y, y
 
     @staticmethod
-    def check_out(out):
+    def check_out(out, name="out"):
         if not out.flags.writeable:
-            raise ValueError("out: a writeable array needed, got a read-only one")
+            raise ValueError(f"{name}: a writeable array needed, got a read-only one")
 
     channels_last = staticmethod(never)
     finished = staticmethod(unchanged)
@@ -356,8 +356,8 @@ class Jax:
         return jax.dlpack.from_dlpack(y)
 
     @staticmethod
-    def check_out(out):
-        raise TypeError("out: JAX arrays are immutable, so none can be written into; leave it out")
+    def check_out(out, name="out"):
+        raise TypeError(f"{name}: JAX arrays are immutable, so none can be written into; leave it out")
 
     channels_last = staticmethod(never)
 

@@ -206,7 +206,7 @@ class Call:
     residual: Any
 
 
-def check_operands(library, x, dtype, x_name="x", **operands):
+def check_operands(library, x, dtype, x_name="x", /, **operands):
     """Every array of the call is of x's library, dtype and device. x_name: what the caller calls x.
 
     dtype: None where the arrays may differ in it.
@@ -247,20 +247,20 @@ def check_shape(name, array, shape):
         raise ValueError(f"{name}: shape {shape} needed, got {tuple(array.shape)}")
 
 
-def view_of_out(library, out, inputs):
+def view_of_out(library, out, inputs, name="out"):
     """A view of the caller's `out`: writeable, no element of it in the same place as another or as an input's."""
-    library.check_out(out)
-    y = library.view(out, "out")
+    library.check_out(out, name)
+    y = library.view(out, name)
     if not arrays.lies_apart(y):
-        raise ValueError(f"out: elements that lie apart in memory needed, got strides {y.strides}")
-    check_no_overlap(y, inputs)
+        raise ValueError(f"{name}: elements that lie apart in memory needed, got strides {y.strides}")
+    check_no_overlap(y, inputs, name)
     return y
 
 
-def check_no_overlap(y, views):
+def check_no_overlap(y, views, y_name="out"):
     for name, view in views.items():
         if view is not None and view.size and y.size and arrays.memory_overlaps(y, view):
-            raise ValueError(f"out: memory apart from every input needed, but it overlaps {name}")
+            raise ValueError(f"{y_name}: memory apart from every input needed, but it overlaps {name}")
 
 
 def result_shape(problem, batched):

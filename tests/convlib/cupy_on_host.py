@@ -79,7 +79,7 @@ def wrapped(value):
 
 
 def install(monkeypatch) -> list:
-    """Put the stand-in in CuPy's place and the reference in every cupy_raw kernel's; the list of problems it is given."""
+    """Put the stand-in in CuPy's place and the reference in every cupy_raw kernel's; returns what those are given."""
     module = ModuleType("cupy")
     module.__spec__ = ModuleSpec("cupy", None)
     module.ndarray = ndarray
