@@ -172,7 +172,7 @@ def test_three_dimensions_are_one_call_for_each_slice_of_the_kernel_and_each_ima
 @pytest.fixture(scope="module")
 def sigpy():
     """sigpy.conv as it is, which takes SciPy for NumPy arrays, and its CUDA branch on the stand-in."""
-    pytest.importorskip("sigpy", reason="sigpy is not installed (extra mri)")
+    pytest.importorskip("sigpy", reason="sigpy is not installed (extra examples)")
     import sigpy.conv
 
     from convlib.examples import mri
@@ -186,6 +186,13 @@ def random_array(shape, dtype, seed):
     return (values + 1j * random.standard_normal(shape) if np.dtype(dtype).kind == "c" else values).astype(dtype)
 
 
+def check_close(got, wanted):
+    """As near as two ways to sum come, of which SciPy's may be a Fourier transform: relative to the largest."""
+    assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
+    tolerance = 1e-5 if wanted.real.dtype == np.float32 else 2e-14  # sums of up to 2,000 products
+    assert np.abs(got - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
 @pytest.mark.filterwarnings("ignore:convlib.cupy_cudnn. auto_tune:RuntimeWarning")
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
 @pytest.mark.parametrize("multi_channel", [False, True])
@@ -193,10 +200,8 @@ def random_array(shape, dtype, seed):
 @pytest.mark.parametrize("dtype", ["f4", "f8", "c8", "c16"])
 def test_sigpys_cuda_branch_equals_its_scipy_branch(sigpy, dtype, mode, multi_channel, dimensions):
     by_scipy, by_convlib = sigpy
-    close = {"rtol": 1e-4, "atol": 1e-4} if dtype in ("f4", "c8") else {"rtol": 1e-11, "atol": 1e-11}
-    for batch, strides, window in product(
-        [(), (2,), (2, 3)], [None, (1, 1, 1), (2, 2, 2), (3, 1, 2)], [(3, 2, 4), (1, 1, 1)]
-    ):
+    all_strides, windows = [None, (1, 1, 1), (2, 2, 2), (3, 1, 2)], [(3, 2, 4), (1, 1, 1)]
+    for batch, strides, window in product([(), (2,), (2, 3)], all_strides, windows):
         data_shape = (*batch, *(3,) * multi_channel, *(8, 7, 6)[:dimensions])
         filt_shape = (*(2, 3) * multi_channel, *window[:dimensions])
         keywords = {"mode": mode, "multi_channel": multi_channel, "strides": strides and strides[:dimensions]}
@@ -204,14 +209,13 @@ def test_sigpys_cuda_branch_equals_its_scipy_branch(sigpy, dtype, mode, multi_ch
 
         output = by_convlib.convolve(data, filt, **keywords)
         wanted = by_scipy.convolve(data, filt, **keywords)
-        assert (output.dtype, output.shape) == (wanted.dtype, wanted.shape)
-        np.testing.assert_allclose(output, wanted, **close)
+        check_close(output, wanted)
 
         output = random_array(wanted.shape, dtype, 2)
         got = by_convlib.convolve_data_adjoint(output, filt, data_shape, **keywords)
-        np.testing.assert_allclose(got, by_scipy.convolve_data_adjoint(output, filt, data_shape, **keywords), **close)
+        check_close(got, by_scipy.convolve_data_adjoint(output, filt, data_shape, **keywords))
         got = by_convlib.convolve_filter_adjoint(output, data, filt_shape, **keywords)
-        np.testing.assert_allclose(got, by_scipy.convolve_filter_adjoint(output, data, filt_shape, **keywords), **close)
+        check_close(got, by_scipy.convolve_filter_adjoint(output, data, filt_shape, **keywords))
 
 
 def test_sigpys_cuda_branch_is_the_one_that_ran(sigpy, monkeypatch):
@@ -400,7 +404,7 @@ BAD = [
     ("data", {"y": filled((2, 3, 7, 8))}, ValueError, r"^y: C = 4 channels needed \(groups = 1\), got 3$"),
     ("data", {"x": integers((2, 5, 5, 7))}, ValueError, "^x: 6 channels needed, as W has filters, got 5$"),
     ("data", {"y": filled((2, 4, 7, 9))}, ValueError,
-     r"^y: a shape whose convolution has x's shape \(2, 6, 5, 7\) needed, got \(2, 4, 7, 9\), whose .* \(2, 6, 5, 8\)$"),
+     r"^y: a shape whose convolution has x's shape \(2, 6, 5, 7\) needed, got \(2, 4, 7, 9\), whose .* 8\)$"),
     ("data", {"y": read_only(filled(X.shape))}, ValueError, "^y: a writeable array needed"),
     ("data", {"y": filled(X.shape, np.float16)}, TypeError, "^y: float32 needed, like W, got float16"),
     ("data", {"b": integers(6)}, ValueError, "^b: 4 elements needed"),
@@ -427,7 +431,7 @@ def test_bad_input_is_named_and_the_output_untouched(name, change, error, messag
 
 
 @pytest.mark.parametrize(
-    ("name", "over"), [("forward", "x"), ("forward", "W"), ("data", "x"), ("data", "W"), ("filter", "gy")]
+    ("name", "over"), [("forward", "x"), ("forward", "W"), ("data", "x"), ("data", "W"), ("filter", "x")]
 )
 def test_an_output_over_an_input_is_refused(name, over):
     function, call, out = bad_call(name, {})
