@@ -187,7 +187,7 @@ def random_array(shape, dtype, seed):
 
 
 def check_close(got, wanted):
-    """As near as two ways to sum come, of which SciPy's may be a Fourier transform: relative to the largest, or to 1."""
+    """As near as two ways to sum come, of which SciPy's may be a Fourier transform: relative to the largest or 1."""
     assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
     tolerance = 1e-5 if wanted.real.dtype == np.float32 else 2e-14  # sums of up to 2,000 products
     assert np.abs(got - wanted).max() <= tolerance * max(1, np.abs(wanted).max())
