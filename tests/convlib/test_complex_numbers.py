@@ -282,6 +282,11 @@ def test_a_complex_bias_on_real_operands_is_refused():
         convlib.conv2d(X.real.copy(), W.real.copy(), numbers(3))
 
 
+def test_a_plan_of_complex_weights_is_refused():
+    with pytest.raises(TypeError, match="^w: real weights needed for a plan, got complex64; conv2d takes complex"):
+        convlib.plan(X.shape, W)
+
+
 def test_the_workspace_limit_counts_the_blocks_and_leaves_the_rest_to_the_kernel(monkeypatch):
     given, chosen = [], dispatch.chosen
     monkeypatch.setattr(dispatch, "chosen", lambda *a: (given.append(a[5]), chosen(*a))[1])

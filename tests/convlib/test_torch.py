@@ -280,6 +280,11 @@ def test_complex_operators_pass_pytorchs_own_checks():
     torch.library.opcheck(convlib.torch.OPS.conv2d.default, (x, w, None, [1, 1], [0] * 4, [1, 1], 1))
 
 
+def test_conjugated_views_are_read_as_they_mean():
+    x, w, _ = (t.detach() for t in complex_tensors("both"))
+    torch.testing.assert_close(conv2d(x.conj(), w.conj()), F.conv2d(x, w).conj().resolve_conj())
+
+
 def test_autocast_leaves_complex_numbers_alone():
     x, w, bias = complex_tensors("input")
     with torch.autocast("cpu", torch.bfloat16):
