@@ -17,7 +17,7 @@ import convlib
 
 from . import accuracy, device, dispatch, layers
 from .errors import UnsupportedError
-from .problem import ACTIVATIONS, DTYPES, LAYOUTS, WEIGHT_LAYOUTS, check_choice
+from .problem import ACTIVATIONS, COMPLEX_DTYPES, DTYPES, LAYOUTS, WEIGHT_LAYOUTS, check_choice
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -87,7 +87,7 @@ def kernels(as_json):
 @click.option("--padding", default="0", show_default=True, help='As 1, 1x2, 0,1x0,1 (top,bottom x left,right), "same".')
 @click.option("--dilation", default="1", show_default=True, help="As 2 or 2x1.")
 @click.option("--groups", default=1, show_default=True)
-@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice([*DTYPES, *COMPLEX_DTYPES]), default="float32", show_default=True)
 @click.option("--layout", type=click.Choice(LAYOUTS), default="NCHW", show_default=True)
 @click.option("--weight-layout", type=click.Choice(WEIGHT_LAYOUTS), default="OIHW", show_default=True)
 @click.option("--bias/--no-bias", default=False, show_default=True)
@@ -119,7 +119,7 @@ def explain(x, w, layer, stride, padding, dilation, place, as_json, **keywords):
     if as_json:
         click.echo(json.dumps(plain(explanation), indent=2))
         return
-    table = new_table(f"{explanation.problem}\non {explanation.device}", "kernel", "predicted", "workspace", "verdict")
+    table = new_table(explanation.heading, "kernel", "predicted", "workspace", "verdict")
     for candidate in explanation.candidates:
         seconds = "" if candidate.seconds is None else f"{candidate.seconds * 1e3:.3f} ms"
         memory = "" if candidate.workspace_bytes is None else f"{candidate.workspace_bytes:,}"
@@ -304,6 +304,7 @@ def plain(explanation):
     problem = {**dataclasses.asdict(explanation.problem), "dtype": explanation.problem.dtype.name}
     return {
         "problem": problem,
+        "complex_dtype": explanation.complex_dtype,
         "device": dataclasses.asdict(explanation.device),
         "chosen": explanation.chosen,
         "candidates": [{**dataclasses.asdict(c), "verdict": explanation.verdict(c)} for c in explanation.candidates],

@@ -58,7 +58,8 @@ def sums_plainly(algorithm: str) -> bool:
 def elementwise(problem, algorithm: str, magnitude, exact):
     """The largest |y - exact| allowed, element by element.
 
-    magnitude: |x| conv |w| + |bias| + |residual|; exact: the float64 result. Both (N, K, P, Q).
+    magnitude: |x| conv |w| + |bias| + |residual|; exact: the float64 result. Both (N, K, P, Q). Of complex numbers
+    |x| is the sum of its parts' magnitudes, and `problem` the real one of the same sizes.
     """
     u = UNIT_ROUNDOFF[problem.accumulate.name]
     terms = problem.reduction + 4  # bias, residual, and the activation's own two roundings

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from .errors import UnsupportedError
-from .problem import named_dtype
+from .problem import COMPLEX_DTYPES, DTYPES, named_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def unchanged(result):
     return result
 
 
-def always_writeable(out):
+def always_writeable(out, name="out"):
     """These libraries have no read-only arrays."""
 
 
@@ -113,15 +113,15 @@ class NumPy:
         return array.view(np.ndarray) if type(array) is not np.ndarray else array
 
     @staticmethod
-    def result(array, shape, channels_last):
-        """An uninitialised array of `shape` like `array`, and its view."""
-        y = empty_aligned(shape, array.dtype)
+    def result(array, shape, channels_last, dtype=None):
+        """An uninitialised array of `shape` like `array`, of `dtype` if that is another, and its view."""
+        y = empty_aligned(shape, array.dtype if dtype is None else dtype)
         return y, y
 
     @staticmethod
-    def check_out(out):
+    def check_out(out, name="out"):
         if not out.flags.writeable:
-            raise ValueError("out: a writeable array needed, got a read-only one")
+            raise ValueError(f"{name}: a writeable array needed, got a read-only one")
 
     channels_last = staticmethod(never)
     finished = staticmethod(unchanged)
@@ -154,11 +154,11 @@ class CuPy:
         return CudaView(array.data.ptr, array.shape, array.strides, np.dtype(array.dtype), array)
 
     @staticmethod
-    def result(array, shape, channels_last):
+    def result(array, shape, channels_last, dtype=None):
         import cupy
 
         with cupy.cuda.Device(array.device.id):
-            y = cupy.empty(shape, array.dtype)
+            y = cupy.empty(shape, array.dtype if dtype is None else dtype)
         return y, CuPy.view(y, "y")
 
     check_out = staticmethod(always_writeable)
@@ -201,14 +201,15 @@ class Numba:
         return CudaView(address, array.shape, array.strides, np.dtype(array.dtype), array, readonly)
 
     @staticmethod
-    def result(array, shape, channels_last):
+    def result(array, shape, channels_last, dtype=None):
         from numba import cuda
 
+        dtype = array.dtype if dtype is None else dtype
         if hasattr(array, "_ary"):
-            y = cuda.device_array(shape, array.dtype)
+            y = cuda.device_array(shape, dtype)
         else:
             with cuda.gpus[Numba.device(array, "x")[1]]:
-                y = cuda.device_array(shape, array.dtype)
+                y = cuda.device_array(shape, dtype)
         return y, Numba.view(y, "y")
 
     check_out = staticmethod(always_writeable)
@@ -252,8 +253,9 @@ class Torch:
                 f"{name}: requires grad, and convlib.conv2d does not record gradients; "
                 f"pass {name}.detach() or call it under torch.no_grad()"
             )
-        if array.is_neg():
-            raise TypeError(f"{name}: a tensor in memory as it reads needed; pass {name}.resolve_neg()")
+        if array.is_neg() or array.is_conj():
+            resolve = "resolve_neg" if array.is_neg() else "resolve_conj"
+            raise TypeError(f"{name}: a tensor in memory as it reads needed; pass {name}.{resolve}()")
         array = array.detach()
         if array.device.type == "cpu":
             if array.dtype is torch.bfloat16:
@@ -263,11 +265,12 @@ class Torch:
         return CudaView(array.data_ptr(), tuple(array.shape), strides, Torch.dtype(array, name), array)
 
     @staticmethod
-    def result(array, shape, channels_last):
+    def result(array, shape, channels_last, dtype=None):
         import torch
 
         order = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
-        y = torch.empty(shape, dtype=array.dtype, device=array.device, memory_format=order)
+        dtype = array.dtype if dtype is None else getattr(torch, dtype.name)
+        y = torch.empty(shape, dtype=dtype, device=array.device, memory_format=order)
         return y, Torch.view(y, "y")
 
     check_out = staticmethod(always_writeable)
@@ -331,15 +334,16 @@ class Jax:
         return CuPy.view(cupy.from_dlpack(array), name)
 
     @staticmethod
-    def result(array, shape, channels_last):
+    def result(array, shape, channels_last, dtype=None):
         kind, index = Jax.device(array, "x")
+        dtype = array.dtype if dtype is None else dtype
         if kind == "cpu":
-            y = empty_aligned(shape, array.dtype)
+            y = empty_aligned(shape, dtype)
             return y, y
         import cupy
 
         with cupy.cuda.Device(index):
-            y = cupy.empty(shape, array.dtype)
+            y = cupy.empty(shape, dtype)
         return y, CuPy.view(y, "y")
 
     @staticmethod
@@ -352,8 +356,8 @@ class Jax:
         return jax.dlpack.from_dlpack(y)
 
     @staticmethod
-    def check_out(out):
-        raise TypeError("out: JAX arrays are immutable, so none can be written into; leave it out")
+    def check_out(out, name="out"):
+        raise TypeError(f"{name}: JAX arrays are immutable, so none can be written into; leave it out")
 
     channels_last = staticmethod(never)
 
@@ -368,6 +372,11 @@ class Jax:
 
 
 LIBRARIES = (NumPy, CuPy, Torch, Jax, Numba)
+
+
+def is_complex(library, array) -> bool:
+    """Whether `array` is one of `library` and holds complex numbers."""
+    return library.owns(array) and library.dtype(array, "").kind == "c"
 
 
 def library_of(array, name):
@@ -387,7 +396,7 @@ def library_of(array, name):
 def torch_dtypes():
     import torch
 
-    return {getattr(torch, name): named_dtype(name) for name in ("float16", "bfloat16", "float32", "float64")}
+    return {getattr(torch, name): named_dtype(name) for name in (*DTYPES, *COMPLEX_DTYPES)}
 
 
 def empty_aligned(shape, dtype):
@@ -540,9 +549,10 @@ def folded_axis(module, padded, axis, widths, mode):
 
 
 def sum_into(target, view, axes, device, stream):
-    """Write the sum of `view` over `axes`, kept in float64, into `target`."""
+    """Write the sum of `view` over `axes`, kept in float64 or complex128, into `target`."""
+    accumulate = np.complex128 if view.dtype.kind == "c" else np.float64
     with array_module(device, stream, "grad_y") as (module, array):
-        array(target)[...] = module.sum(array(view).astype(np.float64), axis=axes).astype(target.dtype)
+        array(target)[...] = module.sum(array(view).astype(accumulate), axis=axes).astype(target.dtype)
 
 
 def zero(dtype, device, stream):

@@ -8,11 +8,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from . import accuracy, arrays, device, dispatch
+import numpy as np
+
+from . import accuracy, arrays, complex_numbers, device, dispatch
+from .complex_numbers import PARTS
 from .device import Device
 from .errors import UnsupportedError
 from .operations import check_operands, check_padding_mode, device_for, with_padding_inside
-from .problem import PADDING_MODES, ConvProblem, batched_shape, check_choice, checked_dtype, make_problem
+from .problem import (
+    COMPLEX_DTYPES,
+    PADDING_MODES,
+    ConvProblem,
+    batched_shape,
+    check_choice,
+    checked_dtype,
+    make_problem,
+    named_dtype,
+)
 
 PACKAGES = ("numpy", "numba", "llvmlite", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x", "ml_dtypes", "torch", "jax")
 
@@ -34,12 +46,24 @@ class KernelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Every listed kernel held against one problem; `chosen` is the name of the one that would run, or None."""
+    """Every listed kernel held against one problem; `chosen` is the name of the one that would run, or None.
+
+    complex_dtype: the result's, where x, w or both are complex: then `problem` is the real call that serves them.
+    """
 
     problem: ConvProblem
     device: Device
     candidates: tuple[dispatch.Candidate, ...]
     chosen: str | None
+    complex_dtype: str | None = None
+
+    @property
+    def heading(self) -> str:
+        """What is explained, in two lines, or three for complex numbers."""
+        lines = [f"{self.problem}", f"on {self.device}"]
+        if self.complex_dtype:
+            lines.append(f"for {self.complex_dtype}: real and imaginary parts are blocks of images and of filters")
+        return "\n".join(lines)
 
     def verdict(self, candidate) -> str:
         trust = f", {candidate.trust}" if candidate.trust else ""
@@ -50,7 +74,7 @@ class Explanation:
         return f"possible{trust}"
 
     def __str__(self) -> str:
-        lines = [f"{self.problem}", f"on {self.device}"]
+        lines = [self.heading]
         for c in self.candidates:
             seconds = f"{c.seconds * 1e3:10.3f} ms predicted" if c.seconds is not None else " " * 23
             lines.append(f"  {c.name:24} {seconds}  {self.verdict(c)}")
@@ -89,13 +113,20 @@ def explain(
     True
     """
     check_choice("padding_mode", padding_mode, PADDING_MODES)
-    dtype, place = dtype_and_place(x, w, dtype, on, backend)
+    dtypes, place = dtypes_and_place(x, w, dtype, on, backend)
     has_bias, has_residual = (array is not None and array is not False for array in (bias, residual))
+    dtype, complex_dtype = dtypes[0], complex_numbers.dtype_of(*dtypes)
+    if complex_dtype:
+        dtype = PARTS[complex_dtype]
+        complex_numbers.check_no_activation(activation)
+        has_bias = has_residual = False  # they are added to what the kernel makes
     problem = make_problem(
         batched_shape(shape_of(x))[0], shape_of(w), dtype, stride=stride, padding=padding, dilation=dilation,
         groups=groups, layout=layout, weight_layout=weight_layout, activation=activation, has_bias=has_bias,
         has_residual=has_residual,
     )  # fmt: skip
+    if complex_dtype:
+        problem = complex_numbers.in_blocks(problem, *dtypes)
     if padding_mode != "zeros":
         check_padding_mode(problem, padding_mode)
         problem = with_padding_inside(problem)
@@ -104,7 +135,7 @@ def explain(
     except UnsupportedError:
         chosen = None
     candidates = dispatch.candidates(problem, place, max_error, workspace_limit)
-    return Explanation(problem, place, with_trust(candidates, problem, place), chosen)
+    return Explanation(problem, place, with_trust(candidates, problem, place), chosen, complex_dtype)
 
 
 def with_trust(candidates, problem, place):
@@ -116,14 +147,20 @@ def with_trust(candidates, problem, place):
     return tuple(replace(c, trust=trust.state(c.name, problem, place)) if c.possible else c for c in candidates)
 
 
-def dtype_and_place(x, w, dtype, on, backend):
-    """Of what type and where: as the arrays are, or as the caller said where x is only a shape."""
+def dtypes_and_place(x, w, dtype, on, backend):
+    """Of what types x and w and where: as the arrays are, or as the caller said where x is only a shape."""
     if isinstance(x, (tuple, list)):
-        return checked_dtype("float32" if dtype is None else dtype, "dtype"), on or device.cpu()
+        dtype = "float32" if dtype is None else dtype
+        dtype = named_dtype(dtype, "dtype") if isinstance(dtype, str) else np.dtype(dtype)
+        dtype = dtype if dtype.name in COMPLEX_DTYPES else checked_dtype(dtype, "dtype")
+        return (dtype, dtype), on or device.cpu()
     library = arrays.library_of(x, "x")
+    dtypes = [library.dtype(x, "x")] * 2
     if not isinstance(w, (tuple, list)):
-        check_operands(library, x, checked_dtype(library.dtype(x, "x")), w=w)
-    return library.dtype(x, "x"), on or device_for(library, x, backend)
+        any_complex = arrays.is_complex(library, x) or arrays.is_complex(library, w)
+        check_operands(library, x, None if any_complex else checked_dtype(dtypes[0]), w=w)
+        dtypes[1] = library.dtype(w, "w")
+    return dtypes, on or device_for(library, x, backend)
 
 
 def shape_of(array):

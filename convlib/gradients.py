@@ -66,7 +66,8 @@ def conv2d_input_grad(
 
     grad_y: (N, K, P, Q), or (K, P, Q); w: (K, C / groups, R, S); input_shape: that of x, (N, C, H, W) or (C, H, W) in
     `layout`'s order; the result has it. The other arguments and the errors are conv2d's. Any forward kernel may be
-    forced: the gradient runs through those, one phase of the stride at a time.
+    forced: the gradient runs through those, one phase of the stride at a time. Of complex numbers it is the adjoint:
+    w is conjugated, as in PyTorch.
 
     >>> import numpy as np
     >>> conv2d_input_grad(np.ones((1, 1, 2, 2), np.float32), np.ones((1, 1, 2, 2), np.float32), (1, 1, 3, 3))[0, 0]
@@ -78,6 +79,14 @@ def conv2d_input_grad(
     """
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     library = arrays.library_of(grad_y, "grad_y")
+    if arrays.is_complex(library, grad_y) or arrays.is_complex(library, w):
+        from . import complex_numbers  # which needs this module
+
+        return complex_numbers.conv2d_input_grad(
+            grad_y, w, input_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
+            weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, algorithm=algorithm,
+            backend=backend, max_error=max_error, workspace_limit=workspace_limit, out=out,
+        )  # fmt: skip
     dtype = checked_dtype(library.dtype(grad_y, "grad_y"), "grad_y")
     check_operands(library, grad_y, dtype, "grad_y", w=w, out=out)
     batched = len(input_shape) == 4
@@ -131,7 +140,8 @@ def conv2d_weight_grad(
 
     x: (N, C, H, W), or (C, H, W); grad_y: (N, K, P, Q), or (K, P, Q); weight_shape: that of w, (K, C / groups, R, S) in
     `weight_layout`'s order; the result has it. The same call gives the same bits, however many threads or blocks work
-    on it. The other arguments and the errors are conv2d's.
+    on it. Of complex numbers it is the adjoint: x is conjugated, as in PyTorch. The other arguments and the errors are
+    conv2d's.
 
     >>> import numpy as np
     >>> x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
@@ -141,6 +151,14 @@ def conv2d_weight_grad(
     """
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     library = arrays.library_of(x, "x")
+    if arrays.is_complex(library, x) or arrays.is_complex(library, grad_y):
+        from . import complex_numbers  # which needs this module
+
+        return complex_numbers.conv2d_weight_grad(
+            x, grad_y, weight_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
+            weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, algorithm=algorithm,
+            backend=backend, max_error=max_error, workspace_limit=workspace_limit, out=out,
+        )  # fmt: skip
     dtype = checked_dtype(library.dtype(x, "x"))
     check_operands(library, x, dtype, grad_y=grad_y, out=out)
     batched = len(x.shape) == 4
@@ -217,7 +235,7 @@ def conv_transpose2d(
     from K to C channels that this one transposes ("O" of weight_layout is C, "I" is K / groups); bias: (K,). The result
     is (N, K, P, Q) with P = (H - 1) stride - top - bottom + dilation (R - 1) + output_padding + 1, and Q likewise;
     padding="same" makes it H times stride. output_padding: rows and columns added at the end, fewer than the stride
-    or the dilation. The other arguments and the errors are conv2d's.
+    or the dilation. The other arguments and the errors are conv2d's. Complex w are not conjugated, as in PyTorch.
 
     >>> import numpy as np
     >>> conv_transpose2d(np.ones((1, 1, 2, 2), np.float32), np.ones((1, 1, 2, 2), np.float32), stride=2)[0, 0]
@@ -229,6 +247,15 @@ def conv_transpose2d(
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016, chapter 4.
     """
     library = arrays.library_of(x, "x")
+    if arrays.is_complex(library, x) or arrays.is_complex(library, w):
+        from . import complex_numbers  # which needs this module
+
+        return complex_numbers.conv_transpose2d(
+            x, w, bias, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation,
+            groups=groups, layout=layout, weight_layout=weight_layout, flip_kernel=flip_kernel, activation=activation,
+            residual=residual, algorithm=algorithm, backend=backend, max_error=max_error,
+            workspace_limit=workspace_limit, out=out,
+        )  # fmt: skip
     dtype = checked_dtype(library.dtype(x, "x"))
     check_operands(library, x, dtype, w=w, bias=bias, residual=residual, out=out)
     batched = len(x.shape) == 4

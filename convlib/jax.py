@@ -36,7 +36,7 @@ except ImportError as error:
 
 from . import gradients, operations
 from .operations import callers_shape
-from .problem import batched_shape, checked_dtype, checked_padding, make_problem
+from .problem import COMPLEX_DTYPES, batched_shape, checked_dtype, checked_padding, make_problem
 
 # What each primitive is called by: the array that it gives. Its operands are the other two.
 PRIMITIVES = {
@@ -83,7 +83,8 @@ def conv2d(
     """convlib.conv2d for JAX: y = x * w + bias, under jit, grad, jvp and vmap.
 
     x: (N, C, H, W), or (C, H, W) for one image; w: (K, C / groups, R, S); bias: (K,); the result (N, K, P, Q). Each a
-    jax.Array or numpy.ndarray, all of one dtype (float16, bfloat16, float32; float64 where JAX has jax_enable_x64).
+    jax.Array or numpy.ndarray, all of one dtype (float16, bfloat16, float32, complex64; float64 and complex128 where
+    JAX has jax_enable_x64).
     Parameters and errors are convlib.conv2d's; shapes and dtypes are checked while tracing.
 
     >>> import jax
@@ -101,7 +102,7 @@ def conv2d(
     x, w, bias = operands(x, w, bias)
     shape, batched = batched_shape(x.shape)
     problem = make_problem(
-        shape, w.shape, x.dtype, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
+        shape, w.shape, x.real.dtype, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
         weight_layout=weight_layout,
     )  # fmt: skip
     check_bias(bias, problem.K)
@@ -141,7 +142,7 @@ def conv_transpose2d(
     )
     # The transposed convolution goes from y to x of this one.
     problem = make_problem(
-        shape_y, w.shape, x.dtype, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
+        shape_y, w.shape, x.real.dtype, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
         weight_layout=weight_layout, pass_="input_grad",
     )  # fmt: skip
     check_bias(bias, problem.C)
@@ -164,7 +165,9 @@ def operands(x, w, bias):
             came = f"{type(array).__module__}.{type(array).__name__}"
             raise TypeError(f"{name}: a JAX or NumPy array needed, got {came}")
     arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
-    dtype = checked_dtype(arrays["x"].dtype)
+    dtype = arrays["x"].dtype
+    if dtype.name not in COMPLEX_DTYPES:
+        dtype = checked_dtype(dtype)
     for name, array in arrays.items():
         if array.dtype != dtype:
             raise TypeError(f"{name}: {dtype.name} needed, like x, got {array.dtype}; convlib never converts inputs")
@@ -210,6 +213,11 @@ class Callback:
                 self.run(*map(cupy.from_dlpack, (out, first, second)))
 
     def run(self, out, first, second):
+        # JAX transposes without conjugating; the gradients that we call conjugate w and x.
+        if self.result == "x" and second.dtype.kind == "c":
+            second = second.conj()
+        if self.result == "w" and first.dtype.kind == "c":
+            first = first.conj()
         shape = () if self.result == "y" else (self.shape,)
         KERNELS[self.result](first, second, *shape, **vars(self.parameters), out=out)
 

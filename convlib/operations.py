@@ -59,7 +59,8 @@ def conv2d(
     x: (N, C, H, W), or (C, H, W) for one image; w: (K, C / groups, R, S); bias: (K,); residual, out and the result:
     (N, K, P, Q) with P = (H + top + bottom - dilation (R - 1) - 1) // stride + 1, and Q likewise. All of one library
     (NumPy, CuPy, Numba, PyTorch, JAX), one device and one dtype (float16, bfloat16, float32, float64); 16-bit types
-    are summed in float32 and rounded once.
+    are summed in float32 and rounded once. x, w or both may be complex64 or complex128: then dtypes may differ, the
+    result has the one that NumPy's rule gives, activation is None, and a real operand takes half the work of a complex.
 
     stride, dilation: an int or (rows, columns). padding: an int, (rows, columns), ((top, bottom), (left, right)),
     "valid" or "same" (ceil(size / stride) outputs, the odd element at the end). layout: "NCHW" or "NHWC", of x,
@@ -84,10 +85,21 @@ def conv2d(
     >>> conv2d(image, kernel, flip_kernel=True)[0, 0]
     array([[23., 33.],
            [53., 63.]], dtype=float32)
+    >>> conv2d(1j * image, kernel)[0, 0, 0]
+    array([0.+37.j, 0.+47.j], dtype=complex64)
 
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016.
     """
     library = arrays.library_of(x, "x")
+    if arrays.is_complex(library, x) or arrays.is_complex(library, w):
+        from . import complex_numbers  # which needs this module
+
+        return complex_numbers.conv2d(
+            x, w, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
+            weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, activation=activation,
+            residual=residual, algorithm=algorithm, backend=backend, max_error=max_error,
+            workspace_limit=workspace_limit, out=out,
+        )  # fmt: skip
     dtype = checked_dtype(library.dtype(x, "x"))
     check_operands(library, x, dtype, w=w, bias=bias, residual=residual, out=out)
     settled = settle(
@@ -174,7 +186,8 @@ def settled_before(
         check_padding_mode(problem, padding_mode)
         padding = problem.padding
         problem = with_padding_inside(problem)
-        workspace_limit = limit_after_padding(workspace_limit, problem)
+        padded = math.prod(problem.x_shape) * problem.dtype.itemsize
+        workspace_limit = limit_after(workspace_limit, padded, "the padded input")
     chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit)
     return Settled(problem, device, chosen, y_shape, batched, FROM_LAYOUT[layout], channels_last, padding)
 
@@ -193,8 +206,11 @@ class Call:
     residual: Any
 
 
-def check_operands(library, x, dtype, x_name="x", **operands):
-    """Every array of the call is of x's library, dtype and device. x_name: what the caller calls x."""
+def check_operands(library, x, dtype, x_name="x", /, **operands):
+    """Every array of the call is of x's library, dtype and device. x_name: what the caller calls x.
+
+    dtype: None where the arrays may differ in it.
+    """
     place = library.device(x, x_name)
     for name, array in operands.items():
         if array is None and name in OPTIONAL:
@@ -203,7 +219,7 @@ def check_operands(library, x, dtype, x_name="x", **operands):
             came = arrays.library_of(array, name).name
             raise TypeError(f"{name}: an array of {library.name} needed, like {x_name}, got one of {came}")
         came = library.dtype(array, name)
-        if came != dtype:
+        if dtype is not None and came != dtype:
             raise TypeError(
                 f"{name}: {spelled(dtype)} needed, like {x_name}, got {spelled(came)}; convlib never converts inputs"
             )
@@ -231,20 +247,20 @@ def check_shape(name, array, shape):
         raise ValueError(f"{name}: shape {shape} needed, got {tuple(array.shape)}")
 
 
-def view_of_out(library, out, inputs):
+def view_of_out(library, out, inputs, name="out"):
     """A view of the caller's `out`: writeable, no element of it in the same place as another or as an input's."""
-    library.check_out(out)
-    y = library.view(out, "out")
+    library.check_out(out, name)
+    y = library.view(out, name)
     if not arrays.lies_apart(y):
-        raise ValueError(f"out: elements that lie apart in memory needed, got strides {y.strides}")
-    check_no_overlap(y, inputs)
+        raise ValueError(f"{name}: elements that lie apart in memory needed, got strides {y.strides}")
+    check_no_overlap(y, inputs, name)
     return y
 
 
-def check_no_overlap(y, views):
+def check_no_overlap(y, views, y_name="out"):
     for name, view in views.items():
         if view is not None and view.size and y.size and arrays.memory_overlaps(y, view):
-            raise ValueError(f"out: memory apart from every input needed, but it overlaps {name}")
+            raise ValueError(f"{y_name}: memory apart from every input needed, but it overlaps {name}")
 
 
 def result_shape(problem, batched):
@@ -305,16 +321,13 @@ def check_padding_mode(problem, padding_mode):
             )
 
 
-def limit_after_padding(workspace_limit, problem):
-    """What is left of `workspace_limit` for a kernel once the padded input, x of `problem`, is counted."""
+def limit_after(workspace_limit, count, what):
+    """What is left of `workspace_limit` for a kernel once `count` bytes for `what` are taken."""
     if workspace_limit is None:
         return None
-    padded = math.prod(problem.x_shape) * problem.dtype.itemsize
-    left = integer("workspace_limit", workspace_limit, least=0, most=LARGEST_ARRAY) - padded
+    left = integer("workspace_limit", workspace_limit, least=0, most=LARGEST_ARRAY) - count
     if left < 0:
-        raise UnsupportedError(
-            f"workspace_limit: {padded:,} bytes needed for the padded input alone, got {workspace_limit:,}"
-        )
+        raise UnsupportedError(f"workspace_limit: {count:,} bytes needed for {what} alone, got {workspace_limit:,}")
     return left
 
 

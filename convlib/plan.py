@@ -56,6 +56,8 @@ def plan(
     array([0.6666667, 1.       , 1.       , 0.6666667], dtype=float32)
     """
     library = arrays.library_of(w, "w")
+    if arrays.is_complex(library, w):
+        raise TypeError(f"w: real weights needed for a plan, got {library.dtype(w, 'w')}; conv2d takes complex ones")
     dtype = checked_dtype(library.dtype(w, "w"), "w")
     check_operands(library, w, dtype, "w", bias=bias)
     check_flag("flip_kernel", flip_kernel)

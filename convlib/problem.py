@@ -24,6 +24,7 @@ WEIGHT_LAYOUTS = ("OIHW", "OHWI", "HWIO")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 ACTIVATIONS = (None, "relu", "relu6", "silu", "leaky_relu")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+COMPLEX_DTYPES = ("complex64", "complex128")  # as problems of their real and imaginary parts: complex_numbers.py
 PASSES = ("forward", "input_grad", "weight_grad")
 LARGEST_INT = 2**31 - 1  # kernels take sizes and parameters as 32-bit numbers, offsets as 64-bit ones
 LARGEST_ARRAY = 2**63 - 1

@@ -12,6 +12,8 @@ Four operators, torch.ops.convlib.*, each other's derivatives, so gradients of a
     weight_grad(x, g)    input_grad(g, gg)        conv2d(x, gg)
     conv_transpose2d     conv2d(g, w)             weight_grad(g, x)
 
+They take complex tensors as convlib.conv2d does, real ones beside them included. input_grad conjugates w, weight_grad
+conjugates x, and so the table holds; only conv_transpose2d conjugates nothing, and has w and x conjugated in its row.
 Each has a fake kernel (torch.compile, torch.export, meta tensors), a rule for torch.func.vmap, and follows autocast.
 CPU tensors share their memory with the kernels; CUDA tensors are used where they lie, on PyTorch's current stream.
 torch.func.grad does not go through operators that are defined in Python (PyTorch 2.13 says so); backward() does.
@@ -48,8 +50,8 @@ def conv2d(
     """torch.nn.functional.conv2d by convlib's kernels, with gradients.
 
     input: (N, C, H, W) or (C, H, W); weight: (K, C / groups, R, S); bias: (K,). All float16, bfloat16, float32 or
-    float64, of one dtype, on the CPU or on one CUDA device. padding may also be ((top, bottom), (left, right)). Raises
-    convlib.conv2d's errors.
+    float64, of one dtype, or any of them complex; on the CPU or on one CUDA device. padding may also be ((top, bottom),
+    (left, right)). Raises convlib.conv2d's errors.
 
     >>> import torch
     >>> conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2)).flatten()
@@ -229,19 +231,24 @@ def memory_format(like):
 
 def fake_conv2d(x, w, bias, stride, padding, dilation, groups):
     sizes = [output_size(x.shape[2 + a], w.shape[2 + a], stride[a], pairs(padding)[a], dilation[a]) for a in (0, 1)]
-    return x.new_empty((x.shape[0], w.shape[0], *sizes)).to(memory_format=memory_format(x))
+    return empty_product(x, w, (x.shape[0], w.shape[0], *sizes)).to(memory_format=memory_format(x))
 
 
 def fake_input_grad(grad_y, w, input_shape, *parameters):
-    return grad_y.new_empty(input_shape).to(memory_format=memory_format(grad_y))
+    return empty_product(grad_y, w, input_shape).to(memory_format=memory_format(grad_y))
 
 
 def fake_weight_grad(x, grad_y, weight_shape, *parameters):
-    return x.new_empty(weight_shape)
+    return empty_product(x, grad_y, weight_shape)
 
 
 def fake_conv_transpose2d(x, w, bias, output_shape, *parameters):
-    return x.new_empty(output_shape).to(memory_format=memory_format(x))
+    return empty_product(x, w, output_shape).to(memory_format=memory_format(x))
+
+
+def empty_product(first, second, shape):
+    """A new tensor for products of the two, of which one may be real and the other complex."""
+    return first.new_empty(shape, dtype=torch.promote_types(first.dtype, second.dtype))
 
 
 # The derivatives.
@@ -251,30 +258,37 @@ def keep(ctx, inputs, output):
     """Save what a backward pass reads: the two operands, the shapes and the parameters."""
     first, second, *rest = inputs
     ctx.save_for_backward(first, second)
-
+    ctx.bias_dtype = rest[0].dtype if isinstance(rest[0], Tensor) else None
     ctx.parameters = rest[-4:]
+
+
+def as_operand(grad, dtype):
+    """A gradient in its operand's dtype: what is imaginary in it, a real operand cannot follow."""
+    return (grad.real if grad.is_complex() and not dtype.is_complex else grad).to(dtype)
 
 
 def backward_conv2d(context, grad):
     x, w = context.saved_tensors
     needs_x, needs_w, needs_bias = context.needs_input_grad[:3]
-    by_x = OPS.input_grad(grad, w, x.shape, *context.parameters) if needs_x else None
-    by_w = OPS.weight_grad(x, grad, w.shape, *context.parameters) if needs_w else None
-    by_bias = grad.sum((0, 2, 3)) if needs_bias else None
+    by_x = as_operand(OPS.input_grad(grad, w, x.shape, *context.parameters), x.dtype) if needs_x else None
+    by_w = as_operand(OPS.weight_grad(x, grad, w.shape, *context.parameters), w.dtype) if needs_w else None
+    by_bias = as_operand(grad.sum((0, 2, 3)), context.bias_dtype) if needs_bias else None
     return by_x, by_w, by_bias, None, None, None, None
 
 
 def backward_input_grad(context, grad):
     grad_y, w = context.saved_tensors
-    by_grad_y = OPS.conv2d(grad, w, None, *context.parameters) if context.needs_input_grad[0] else None
-    by_w = OPS.weight_grad(grad, grad_y, w.shape, *context.parameters) if context.needs_input_grad[1] else None
+    needs_grad_y, needs_w = context.needs_input_grad[:2]
+    by_grad_y = as_operand(OPS.conv2d(grad, w, None, *context.parameters), grad_y.dtype) if needs_grad_y else None
+    by_w = as_operand(OPS.weight_grad(grad, grad_y, w.shape, *context.parameters), w.dtype) if needs_w else None
     return by_grad_y, by_w, None, None, None, None, None
 
 
 def backward_weight_grad(context, grad):
     x, grad_y = context.saved_tensors
-    by_x = OPS.input_grad(grad_y, grad, x.shape, *context.parameters) if context.needs_input_grad[0] else None
-    by_grad_y = OPS.conv2d(x, grad, None, *context.parameters) if context.needs_input_grad[1] else None
+    needs_x, needs_grad_y = context.needs_input_grad[:2]
+    by_x = as_operand(OPS.input_grad(grad_y, grad, x.shape, *context.parameters), x.dtype) if needs_x else None
+    by_grad_y = as_operand(OPS.conv2d(x, grad, None, *context.parameters), grad_y.dtype) if needs_grad_y else None
     return by_x, by_grad_y, None, None, None, None, None
 
 
@@ -282,10 +296,14 @@ def backward_conv_transpose2d(context, grad):
     x, w = context.saved_tensors
     needs_x, needs_w, needs_bias = context.needs_input_grad[:3]
     H, W = x.shape[2:]
-    by_x = OPS.conv2d(grad, w, None, *context.parameters)[:, :, :H, :W] if needs_x else None
-    x = as_many(x, grad, w, *context.parameters[:3])
-    by_w = OPS.weight_grad(grad, x, w.shape, *context.parameters) if needs_w else None
-    by_bias = grad.sum((0, 2, 3)) if needs_bias else None
+    by_x, by_w, by_bias = None, None, None
+    if needs_x:
+        by_x = as_operand(OPS.conv2d(grad, w.conj(), None, *context.parameters)[:, :, :H, :W], x.dtype)
+    if needs_w:
+        of_all = as_many(x, grad, w, *context.parameters[:3])
+        by_w = as_operand(OPS.weight_grad(grad.conj(), of_all.conj(), w.shape, *context.parameters), w.dtype)
+    if needs_bias:
+        by_bias = as_operand(grad.sum((0, 2, 3)), context.bias_dtype)
     return by_x, by_w, by_bias, None, None, None, None, None
 
 
@@ -353,7 +371,7 @@ def batched(tensor, dim, B):
     return tensor.expand(B, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-# Autocast: floating tensors in the dtype that the user chose for the device.
+# Autocast: floating tensors in the dtype that the user chose for the device, but none beside complex ones.
 
 
 def under_autocast(name, device_type, key):
@@ -361,9 +379,11 @@ def under_autocast(name, device_type, key):
     excluded = torch._C.DispatchKeySet(key)
 
     def cast(*arguments):
-        dtype = torch.get_autocast_dtype(device_type)
+        if not any(isinstance(a, Tensor) and a.is_complex() for a in arguments):
+            dtype = torch.get_autocast_dtype(device_type)
+            arguments = [a.to(dtype) if is_castable(a, device_type) else a for a in arguments]
         with torch._C._ExcludeDispatchKeyGuard(excluded):
-            return operator(*(a.to(dtype) if is_castable(a, device_type) else a for a in arguments))
+            return operator(*arguments)
 
     return cast
 

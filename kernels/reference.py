@@ -3,6 +3,8 @@
 Every kernel is tested against this file, and this file against SciPy's correlate2d, its gradients against finite
 differences, which are exact for a bilinear function (tests/kernels/test_reference.py).
 Arrays come in logical order: x (N, C, H, W), w (K, C/groups, R, S), y and residual (N, K, P, Q), bias (K,).
+Any of them may be complex: then sums are kept in complex128, and the gradients are the adjoints, with the operand that
+they multiply conjugated.
 """
 
 import numpy as np
@@ -15,7 +17,7 @@ def conv2d(problem, x, w, bias=None, residual=None, flush_denormals=False):
     """
     x, w, bias, residual = (as_float64(problem, a, flush_denormals) for a in (x, w, bias, residual))
     padded = np.pad(x, ((0, 0), (0, 0), *problem.padding))
-    y = np.zeros(problem.y_shape)
+    y = np.zeros(problem.y_shape, np.result_type(x, w))
     for k, c, r, s, channel, rows, columns in taps(problem):
         y[:, k] += padded[:, channel, rows, columns] * w[k, c, r, s]
     if bias is not None:
@@ -27,9 +29,10 @@ def conv2d(problem, x, w, bias=None, residual=None, flush_denormals=False):
 
 def input_grad(problem, grad_y, w):
     """The gradient of sum(conv(x, w) * grad_y) by x, (N, C, H, W), in float64."""
-    grad_y, w = as_float64(problem, grad_y), as_float64(problem, w)
+    grad_y, w = as_float64(problem, grad_y), as_float64(problem, w).conj()
     (top, bottom), (left, right) = problem.padding
-    padded = np.zeros((problem.N, problem.C, top + problem.H + bottom, left + problem.W + right))
+    shape = (problem.N, problem.C, top + problem.H + bottom, left + problem.W + right)
+    padded = np.zeros(shape, np.result_type(grad_y, w))
     for k, c, r, s, channel, rows, columns in taps(problem):
         padded[:, channel, rows, columns] += grad_y[:, k] * w[k, c, r, s]
     return padded[:, :, top : top + problem.H, left : left + problem.W]
@@ -37,9 +40,9 @@ def input_grad(problem, grad_y, w):
 
 def weight_grad(problem, x, grad_y):
     """The gradient of sum(conv(x, w) * grad_y) by w, (K, C/groups, R, S), in float64."""
-    x, grad_y = as_float64(problem, x), as_float64(problem, grad_y)
+    x, grad_y = as_float64(problem, x).conj(), as_float64(problem, grad_y)
     padded = np.pad(x, ((0, 0), (0, 0), *problem.padding))
-    grad_w = np.zeros(problem.w_shape)
+    grad_w = np.zeros(problem.w_shape, np.result_type(x, grad_y))
     for k, c, r, s, channel, rows, columns in taps(problem):
         grad_w[k, c, r, s] = np.sum(padded[:, channel, rows, columns] * grad_y[:, k])
     return grad_w
@@ -68,13 +71,13 @@ def activated(problem, y):
 
 
 def as_float64(problem, array, flush_denormals=False):
-    """`array` in float64; 16-bit types may come viewed as uint16."""
+    """`array` in float64, or complex128 if it is complex; 16-bit types may come viewed as uint16."""
     if array is None:
         return None
     array = np.asarray(array)
     if array.dtype == np.uint16:
         array = array.view(problem.dtype)
-    values = array.astype(np.float64)
+    values = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
     if flush_denormals and problem.accumulate == np.float32:
         values[np.abs(values) < np.finfo(np.float32).tiny] = 0
     return values

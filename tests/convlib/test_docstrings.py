@@ -5,7 +5,8 @@ from importlib import import_module
 
 import pytest
 
-MODULES = ("convlib", "convlib.operations", "convlib.plan", "convlib.explain", "convlib.layers", "convlib.device")
+MODULES = ("convlib", "convlib.operations", "convlib.gradients", "convlib.plan", "convlib.explain", "convlib.layers",
+           "convlib.device", "convlib.cupy_cudnn")  # fmt: skip
 
 NEEDING = {"convlib.torch": "torch", "convlib.jax": "jax", "convlib.onnx": "onnx"}
 

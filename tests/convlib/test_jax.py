@@ -331,3 +331,35 @@ def test_a_gpu_gives_the_cpus_values_and_gradients():
     np.testing.assert_allclose(y, wanted, rtol=1e-5)
     for mine, their in zip(back(y), wanted_back(y), strict=True):
         np.testing.assert_allclose(mine, their, rtol=1e-4)
+
+
+# Complex numbers
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS, ids=spelled)
+def test_complex_values_and_gradients_are_jaxs_own(parameters):
+    """JAX's gradient does not conjugate, convlib's does: they meet in the middle."""
+    x, w, bias = (a + 1j * a[::-1] for a in arrays(parameters))
+    ours, theirs = (partial(f, **parameters) for f in (conv2d, by_lax))
+    np.testing.assert_array_equal(ours(x, w, bias), theirs(x, w, bias))
+
+    def loss(function, *operands):
+        return (jnp.abs(function(*operands)) ** 2 / 64).sum()
+
+    got, wanted = (jax.grad(partial(loss, f), (0, 1, 2))(x, w, bias) for f in (ours, theirs))
+    for one, other in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_complex_transposed_values_and_derivatives():
+    x, w, _ = (a + 1j * a[::-1] for a in arrays({"groups": 2}, transposed=True))
+    call = {"stride": 2, "groups": 2}
+    exact = convlib.conv_transpose2d(np.asarray(x), np.asarray(w), **call)
+    np.testing.assert_array_equal(conv_transpose2d(x, w, **call), exact)
+    check_grads(partial(conv_transpose2d, **call), (x[:1, :, :2, :2], w), 2, atol=0.2, rtol=0.2)
+
+
+def test_complex_numbers_beside_real_ones_are_refused_as_jax_refuses_them():
+    x, w, _ = arrays({})
+    with pytest.raises(TypeError, match="^w: complex64 needed, like x, got float32"):
+        conv2d(x + 0j, w)

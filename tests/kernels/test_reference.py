@@ -85,3 +85,27 @@ def test_flushes_denormal_inputs_only_when_asked():
     w = np.full((1, 1, 1, 1), 2.0**20, np.float32)
     assert reference.conv2d(problem, x, w)[0, 0, 0, 0] > 0
     assert reference.conv2d(problem, x, w, flush_denormals=True)[0, 0, 0, 0] == 0
+
+
+def complex_normal(random, *shape):
+    return random.standard_normal(shape) + 1j * random.standard_normal(shape)
+
+
+def test_complex_numbers_are_scipys_correlation_without_its_conjugation():
+    random = np.random.default_rng(0)
+    x, w = complex_normal(random, 2, 3, 7, 8), complex_normal(random, 4, 3, 3, 2)
+    problem = make_problem(x.shape, w.shape, np.dtype(np.float64))
+    exact = [[sum(correlate2d(x[n, c], w[k, c].conj(), "valid") for c in range(3)) for k in range(4)] for n in range(2)]
+    np.testing.assert_allclose(reference.conv2d(problem, x, w), exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"stride": 2, "padding": ((1, 0), (2, 1)), "groups": 2}], ids=str)
+def test_complex_gradients_are_the_adjoints(parameters):
+    """<y, conv(x, w)> is <input gradient, x> and <weight gradient, w>; vdot conjugates its first argument."""
+    random = np.random.default_rng(0)
+    x, w = complex_normal(random, 2, 4, 7, 8), complex_normal(random, 6, 4 // parameters.get("groups", 1), 3, 2)
+    problem = make_problem(x.shape, w.shape, np.dtype(np.float64), **parameters)
+    y = complex_normal(random, *problem.y_shape)
+    inner = np.vdot(y, reference.conv2d(problem, x, w))
+    np.testing.assert_allclose(np.vdot(reference.input_grad(problem, y, w), x), inner, rtol=1e-12)
+    np.testing.assert_allclose(np.vdot(reference.weight_grad(problem, x, y), w), inner, rtol=1e-12)
