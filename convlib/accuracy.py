@@ -39,7 +39,7 @@ WINOGRAD_NOISE = {"winograd_f2": (4.8, 0.35), "winograd_f4": (48.0, 3.1), "winog
 WINOGRAD_DEPTH = 128
 
 # The Fourier transform's, likewise: b for each channel, whose spectra are summed. Held to by test_fft.py.
-FFT_NOISE = (30.0, 1.0)
+FFT_NOISE = (26.0, 0.15)
 
 DEFAULT_MAX_ERROR = 5e-6
 
