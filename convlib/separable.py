@@ -19,6 +19,7 @@ from . import accuracy, arrays, device, dispatch
 from .problem import make_problem
 
 LARGEST = 1 << 16  # numbers in all kernels: decomposing more would take longer than it saves
+ROUNDINGS = 8  # of the dtype: the kernels' own, both factors' and the decomposition's; half as many were measured
 
 
 def factors(library, x, w, groups, padding, options):
@@ -55,7 +56,7 @@ def two_passes(problem):
 @lru_cache(maxsize=1024)
 def worthwhile(problem, place, max_error, workspace_limit):
     """Whether two passes are allowed, what the decomposition may leave over included, and predicted to be faster."""
-    passes, left_over = two_passes(problem), accuracy.UNIT_ROUNDOFF[problem.dtype.name]
+    passes, left_over = two_passes(problem), ROUNDINGS * accuracy.UNIT_ROUNDOFF[problem.dtype.name]
     if sum(accuracy.norm_relative(one, "depthwise") for one in passes) + left_over > max_error:
         return False
     whole, *parts = (predicted_seconds(one, place, max_error, workspace_limit) for one in (problem, *passes))
@@ -75,7 +76,7 @@ def decomposed(kernels, dtype):
     if not all(crosses(kernel, 16 * rounding) for kernel in kernels):
         return None
     left, values, right = np.linalg.svd(kernels, full_matrices=False)
-    if (np.linalg.norm(values[:, 1:], axis=1) > rounding * values[:, 0]).any():
+    if (np.linalg.norm(values[:, 1:], axis=1) > ROUNDINGS / 2 * rounding * values[:, 0]).any():
         return None
     scale = np.sqrt(values[:, :1])
     return (left[:, :, 0] * scale).astype(dtype), (right[:, 0] * scale).astype(dtype)

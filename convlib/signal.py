@@ -153,12 +153,23 @@ def of_one_library(in1, in2):
     places = library.device(in1, "in1"), library.device(in2, "in2")
     if places[0] != places[1]:
         raise ValueError(f"in2: an array on {on(places[0])} needed, like in1, got one on {on(places[1])}")
+    in1, in2 = (plain(library, array, name) for array, name in ((in1, "in1"), (in2, "in2")))
     for name, array in (("in1", in1), ("in2", in2)):
         if array.ndim < 2:
             raise ValueError(f"{name}: at least 2 dimensions, (..., rows, columns), needed, got {array.ndim}")
         if min(array.shape[-2:]) < 1:
             raise ValueError(f"{name}: at least one row and one column needed, got shape {tuple(array.shape)}")
     return library, in1, in2
+
+
+def plain(library, array, name):
+    """Without what no kernel reads: NumPy's subclasses, PyTorch's deferred conjugation; gradients are refused."""
+    if library is arrays.CuPy:
+        return array
+    if library is arrays.Torch:
+        array = array.resolve_conj().resolve_neg()
+    view = library.view(array, name)
+    return view if library is arrays.NumPy else array
 
 
 def promoted(library, in1, in2):
