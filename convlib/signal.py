@@ -74,8 +74,8 @@ def convolve2d(
            [22.5, 23.5, 24.5],
            [26.5, 27.5, 28.5]])
     >>> convolve2d([[1, 2, 3], [3, 4, 5]], [[2, 3], [4, 5]], mode="same", boundary="wrap")
-    array([[46, 44, 50],
-           [32, 30, 36]])
+    array([[48, 38, 52],
+           [40, 30, 44]])
 
     Source: the definitions and names are those of scipy.signal.convolve2d.
     """
