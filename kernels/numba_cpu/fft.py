@@ -54,6 +54,7 @@ TABLES = ("passes_h", "count_h", "factors_h", "passes_w", "count_w", "factors_w"
 FFT_CALL = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY + TABLES]))
 
 TILES = (32, 64, 128, 256, 512, 1024)  # a tile has so many rows, and so many columns
+THREADS = 4  # for which tiles are chosen
 
 # Fitted to a Zen 5 with AVX-512, windows of 7 x 7 to 127 x 127, tiles of every size; then times 1.3, since these are
 # held against depthwise.py's, which are a Zen 3's. The transforms of a pair take CYCLES times size times log2(size), in
@@ -230,10 +231,10 @@ class Tiling:
 
 
 @lru_cache(maxsize=1024)
-def tiling(problem, threads) -> Tiling:
-    """The tiles that take the least time."""
+def tiling(problem) -> Tiling:
+    """The tiles that take the least time on THREADS threads, however many there are: the same tiles, the same bits."""
     tilings = [tiled(problem, h, w) for h in tile_sizes(problem, 0) for w in tile_sizes(problem, 1)]
-    return min(tilings, key=lambda tiles: run_seconds(problem, tiles, threads))
+    return min(tilings, key=lambda tiles: run_seconds(problem, tiles, THREADS))
 
 
 def tile_sizes(problem, axis):
@@ -322,30 +323,30 @@ def why_not(problem, device):
 
 
 def workspace_bytes(problem, device):
-    return tiling(problem, device.threads).worker_bytes * device.threads
+    return tiling(problem).worker_bytes * device.threads
 
 
 def packed_bytes(problem, device):
     """The spectra, and behind them a tile for each thread that makes them."""
-    tiles = tiling(problem, device.threads)
+    tiles = tiling(problem)
     return tiles.spectra_bytes + tiles.worker_bytes * device.threads
 
 
 def pack(problem, device, w, packed):
     """Write the spectra of the weights w (K, C/groups, R, S) into `packed`."""
-    fields, _, _ = prepared(problem, device.threads)
-    tiles = tiling(problem, device.threads)
+    fields, _, _ = prepared(problem)
+    tiles = tiling(problem)
     call = pack_call(fields, packed, w, packed, None, None, None)
     count = problem.K * problem.Cg * tiles.blocks_r * tiles.blocks_s
     run_tasks(compiled(build_pack, problem.dtype.name), call, count, device.threads)
 
 
 def predicted_seconds(problem, device):
-    return run_seconds(problem, tiling(problem, device.threads), device.threads)
+    return run_seconds(problem, tiling(problem), device.threads)
 
 
 def pack_seconds(problem, device):
-    tiles = tiling(problem, device.threads)
+    tiles = tiling(problem)
     spectra = tiles.spectra_bytes // tiles.spectrum_bytes
     size = tiles.tile_h * tiles.tile_w
     cycles = transform_cycles(problem, tiles.tile_h, tiles.tile_w) / 2 + CYCLES_PER_PACKED_NUMBER * size
@@ -354,9 +355,9 @@ def pack_seconds(problem, device):
 
 
 @lru_cache(maxsize=1024)
-def prepared(problem, threads):
+def prepared(problem):
     """What calls for this problem share: the record's fixed part, the number of tasks, and what must stay in memory."""
-    tiles, real = tiling(problem, threads), problem.accumulate.name
+    tiles, real = tiling(problem), problem.accumulate.name
     rows, columns = tables(tiles.tile_h, real), tables(tiles.tile_w, real)
     addresses = [n for passes, factors in (rows, columns) for n in (address(passes), len(passes), address(factors))]
     pairs = ceil(problem.N * tiles.tiles_h * tiles.tiles_w / 2)
@@ -366,6 +367,6 @@ def prepared(problem, threads):
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical order."""
-    fields, tasks, _ = prepared(problem, device.threads)
+    fields, tasks, _ = prepared(problem)
     call = pack_call(fields, x, w, y, bias, residual, workspace)
     run_tasks(compiled(build, problem.dtype.name), call, tasks, device.threads)
