@@ -16,32 +16,28 @@ from functools import lru_cache
 import numpy as np
 
 from . import accuracy, arrays, device, dispatch
-from .problem import make_problem
 
 LARGEST = 1 << 16  # numbers in all kernels: decomposing more would take longer than it saves
 ROUNDINGS = 8  # of the dtype: the kernels' own, both factors' and the decomposition's; half as many were measured
 
 
-def factors(library, x, w, groups, padding, options):
-    """(columns (K, 1, R, 1), rows (K, 1, 1, S)) in x's library where two passes are exact enough and faster, else None.
+def factors(library, problem, w, options):
+    """(columns (K, 1, R, 1), rows (K, 1, 1, S)) in w's library where two passes are exact enough and faster, else None.
 
-    x (N, groups, H, W), w (K, 1, R, S). On a GPU always None: looking at w there would wait for the device.
+    w (K, 1, R, S). On a GPU always None: looking at w there would wait for the device.
     """
-    K, _, R, S = w.shape
-    if min(R, S) == 1 or K * R * S > LARGEST or options["algorithm"] != "auto" or not on_this_cpu(library, x, options):
+    if min(problem.R, problem.S) == 1 or w.shape[0] * problem.R * problem.S > LARGEST or problem.N == 0:
         return None
-    problem = make_problem(tuple(x.shape), tuple(w.shape), library.dtype(w, "in2"), padding=padding, groups=groups)
-    if problem.N == 0 or not worthwhile(problem, device.cpu(), options["max_error"], options["workspace_limit"]):
+    on_this_cpu = library.device(w, "in2")[0] == "cpu" and options["backend"] in ("auto", "numba_cpu")
+    if not on_this_cpu or options["algorithm"] != "auto":
+        return None
+    if not worthwhile(problem, device.cpu(), options["max_error"], options["workspace_limit"]):
         return None
     found = decomposed(library.view(w, "in2")[:, 0], problem.dtype)
     if found is None:
         return None
     columns, rows = (as_array(library, part) for part in found)
     return columns[:, None, :, None], rows[:, None, None, :]
-
-
-def on_this_cpu(library, x, options):
-    return library.device(x, "in1")[0] == "cpu" and options["backend"] in ("auto", "numba_cpu")
 
 
 def two_passes(problem):

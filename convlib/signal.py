@@ -9,7 +9,8 @@ pairs of images and kernels, broadcast against each other, become batch, groups 
     pairs                 g       g         groups: a depthwise convolution
     filters of one image  1       m         filters of a group
 
-A kernel that is a column times a row may run as two passes (separable.py).
+A kernel that is a column times a row may run as two passes (separable.py), a large one on a GPU through cuFFT
+(fourier.py).
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from . import accuracy, arrays, separable
-from .operations import conv2d, on
-from .problem import DTYPES, check_choice, named_dtype
+from . import accuracy, arrays, fourier, separable
+from .operations import conv2d, device_for, on
+from .problem import DTYPES, check_choice, make_problem, named_dtype
 
 MODES = ("full", "same", "valid")
 BOUNDARIES = {
@@ -59,9 +60,9 @@ def convolve2d(
     mode: "full" gives (..., H + R - 1, W + S - 1), "same" (..., H, W), centred, "valid" (..., H - R + 1, W - S + 1),
     without padding; there the larger of the two is taken for the image. boundary: what lies around the image,
     "fill" (or "pad") `fillvalue`, "wrap" ("circular") or "symm" ("symmetric").
-    algorithm, backend, max_error, workspace_limit: as conv2d has them; windows from about 11 x 11 on are convolved by
-    Fourier transforms of tiles, whose rounding is relative to the largest output nearby; algorithm="depthwise" sums
-    products as they are.
+    algorithm, backend, max_error, workspace_limit: as conv2d has them. Windows from about 11 x 11 on are convolved by
+    Fourier transforms: of tiles on the CPU, of the whole image by cuFFT on a GPU. Their rounding is relative to the
+    largest outputs nearby, and a NaN spoils those; algorithm="depthwise" (on a GPU "tiled") sums products as they are.
 
     Raises ValueError for a wrong shape or value, TypeError for a wrong dtype or a mixture of libraries,
     UnsupportedError when no kernel serves a valid call.
@@ -357,8 +358,11 @@ def real_sums(library, image, kernel, padding, convolving, options):
 
 
 def convolved(library, x, w, groups, padding, convolving, options):
-    """conv2d, or two of them, by a column and a row, where every kernel is their product and that is faster."""
-    factors = separable.factors(library, x, w, groups, padding, options)
+    """conv2d, or what is faster: two of them, by a column and a row, or on a GPU whole Fourier transforms."""
+    problem = make_problem(tuple(x.shape), tuple(w.shape), library.dtype(x, "in1"), padding=padding, groups=groups)
+    if fourier.chosen(problem, device_for(library, x, options["backend"]), options):
+        return fourier.convolved(module_of(library), x, w, groups, padding, convolving)
+    factors = separable.factors(library, problem, w, options)
     if factors is None:
         return conv2d(x, w, padding=padding, groups=groups, flip_kernel=convolving, **options)
     columns, rows = factors

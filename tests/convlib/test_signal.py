@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, arrays, separable, signal
+from convlib import accuracy, arrays, fourier, separable, signal
 from convlib.problem import make_problem
 from convlib.signal import convolve2d, correlate2d
 
@@ -329,6 +329,15 @@ def test_one_kernel_that_is_no_product_and_none_is_split(spoil, passes, always_w
     assert passes == [(2, 1, 7, 8)]
 
 
+def test_what_is_nearly_a_product_is_none():
+    """Every cross of a row and a column gives it to 16 roundings, and the best column and row leave too much over."""
+    signs = np.random.default_rng(0).choice([-1, 1], (1, 9, 9))
+    assert separable.decomposed(np.ones((1, 9, 9)), "f4") is not None
+    assert separable.decomposed(1 + 1 * 2.0**-24 * signs, "f4") is not None
+    assert separable.crosses((1 + 5 * 2.0**-24 * signs)[0], 16 * 2.0**-24 * 1.3)
+    assert separable.decomposed(1 + 5 * 2.0**-24 * signs, "f4") is None
+
+
 def test_products_rounded_to_their_dtype_count_and_what_is_left_over_is_within_the_rounding():
     for dtype in ("f4", "f8"):
         for seed in range(20):
@@ -356,6 +365,56 @@ def test_a_kernel_is_split_only_where_that_is_predicted_to_be_faster_and_exact_e
 def test_a_forced_algorithm_is_never_split(passes, always_worthwhile):
     convolve2d(np.ones((9, 9)), np.ones((3, 3)), algorithm="direct")
     assert passes == [(1, 1, 3, 3)]
+
+
+# ---- on a GPU: whole transforms ----
+
+
+@pytest.fixture
+def by_whole_transforms(monkeypatch):
+    monkeypatch.setattr(fourier, "chosen", lambda *arguments: True)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("mode", ["full", "same", "valid"])
+@pytest.mark.parametrize("dtype", ["f8", "c16"])
+def test_whole_transforms_give_the_same(library, name, mode, dtype, by_whole_transforms):
+    ours, theirs = FUNCTIONS[name]
+    for sizes, kernels in (((3, 12, 9), (3, 5, 4)), ((12, 9), (2, 6, 9)), ((4, 11, 7), (1, 4, 4))):
+        in1, in2 = numbers(sizes, dtype), numbers(kernels, dtype, 1)
+        if library == "torch":
+            torch = pytest.importorskip("torch", reason="torch is not installed")
+            result = ours(torch.from_numpy(in1), torch.from_numpy(in2), mode).numpy()
+        else:
+            result = ours(in1, in2, mode)
+        for place in np.ndindex(result.shape[:-2]):
+            one, other = (np.broadcast_to(a, (*result.shape[:-2], *a.shape[-2:]))[place] for a in (in1, in2))
+            assert_equals(np.ascontiguousarray(result[place]), theirs(one, other, mode))
+
+
+def test_whole_transforms_are_for_large_windows_on_a_gpu():
+    place = convlib.device.named("sm_90")
+    options = {"algorithm": "auto", "backend": "auto", "max_error": accuracy.DEFAULT_MAX_ERROR, "workspace_limit": None}
+
+    def chosen(window, on=place, dtype="float32", **changed):
+        problem = make_problem((1, 1, 1080, 1920), (1, 1, window, window), dtype, padding=window // 2)
+        return fourier.chosen(problem, on, options | changed)
+
+    assert chosen(127)
+    assert not chosen(3)
+    assert chosen(3, algorithm="fft")
+    assert not chosen(127, algorithm="tiled")
+    assert not chosen(127, backend="cupy_raw")
+    assert not chosen(127, max_error=1e-8)
+    assert not chosen(127, workspace_limit=1 << 20)
+    assert not chosen(127, dtype="float16")
+    assert not chosen(127, on=convlib.device.cpu())
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(1, 1), (11, 12), (121, 125), (1206, 1215), (4097, 4116)])
+def test_transforms_have_small_factors(size, wanted):
+    assert fourier.smooth(size) == wanted
 
 
 # ---- refusals ----
