@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from . import accuracy, arrays, fourier, separable
+from . import accuracy, arrays, dispatch, fourier, separable
 from .operations import conv2d, device_for, on
 from .problem import DTYPES, check_choice, make_problem, named_dtype
 
@@ -118,6 +118,7 @@ def sums(in1, in2, mode, boundary, fillvalue, convolving, options):
     """(the result, whether in2 was taken for the image); convolving: or else correlating."""
     check_choice("mode", mode, MODES)
     check_choice("boundary", boundary, tuple(BOUNDARIES))
+    dispatch.checked_choice(None, None, **options)
     library, in1, in2 = of_one_library(in1, in2)
     dtype = promoted(library, in1, in2)
     lead = broadcast_shape(in1, in2)

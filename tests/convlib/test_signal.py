@@ -22,8 +22,9 @@ FUNCTIONS = {
     "correlate2d": (correlate2d, scipy_signal.correlate2d),
 }
 
-# SciPy's tests with our functions in place of SciPy's. What one of them refuses, images of three dimensions, is what
-# ours are for: test_refuses_what_scipy_refuses has the rest of that test.
+# SciPy's tests with our functions in place of SciPy's, but for two: test_invalid_dims wants images of three dimensions
+# refused, which is what ours are for (test_refuses_by_the_name_of_the_argument has the rest of it), and
+# test_large_array takes 6 GB.
 SCIPY_OWN_TESTS = """
 import os
 import sys
@@ -448,6 +449,22 @@ def test_refuses_by_the_name_of_the_argument(arguments, error, message):
     for function, _ in FUNCTIONS.values():
         with pytest.raises(error, match=message):
             function(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"algorithm": "fourier"}, ValueError, "algorithm: one of 'auto', .* needed, got 'fourier'"),
+        ({"backend": "scipy"}, ValueError, "backend: one of 'auto', .* needed, got 'scipy'"),
+        ({"max_error": "none"}, TypeError, "max_error: a number needed, got 'none'"),
+        ({"workspace_limit": -1}, ValueError, "workspace_limit: at least 0"),
+    ],
+)
+def test_checks_what_conv2d_checks(options, error, message):
+    for function, _ in FUNCTIONS.values():
+        for dtype in (np.float32, np.int64, np.complex64):
+            with pytest.raises(error, match=message):
+                function(np.ones((9, 9), dtype), np.ones((3, 3), dtype), **options)
 
 
 def test_refuses_a_mixture_of_libraries_and_those_it_does_not_serve():
