@@ -40,7 +40,7 @@ from .epilogue import activate, store_one_function
 from .fft_passes import strip_functions, tables, transform_functions
 from .short_floats import memory_functions
 from .sliding_window import lanes_for, panel_filling, real_of, vector_of
-from .threads import run_tasks, task_loop
+from .threads import run_tasks, task_loop, worker_span
 from .vectors import Vector, broadcast, load, record_at
 
 passes = ("forward",)
@@ -56,11 +56,11 @@ FFT_CALL = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOM
 TILES = (32, 64, 128, 256, 512, 1024)  # a tile has so many rows, and so many columns
 THREADS = 4  # for which tiles are chosen
 
-# Fitted to a Zen 5 with AVX-512, windows of 7 x 7 to 127 x 127, tiles of every size; then times 1.3, since these are
+# Fitted to a Zen 5 with AVX-512, windows of 7 x 7 to 127 x 127, tiles of every size; then times 1.6, since these are
 # held against depthwise.py's, which are a Zen 3's. The transforms of a pair take CYCLES times size times log2(size), in
 # vectors of 16: in the second-level cache, a little past it, and far past it.
-CYCLES, CYCLES_PER_ROW, CYCLES_PER_OUTPUT, CYCLES_PER_TASK = (0.28, 0.33, 0.42), 15, 1.3, 1700
-CYCLES_PER_PACKED_NUMBER, CALL_SECONDS, CYCLES_PER_SECOND, SECONDS_PER_BYTE = 8, 8e-6, 3e9, 4e-11
+CYCLES, CYCLES_PER_ROW, CYCLES_PER_OUTPUT, CYCLES_PER_TASK = (0.22, 0.28, 0.38), 15, 1.3, 1700
+CYCLES_PER_PACKED_NUMBER, CALL_SECONDS, CYCLES_PER_SECOND, SECONDS_PER_BYTE = 4, 8e-6, 3e9, 4e-11
 
 
 def build_pack(dtype_name):
@@ -261,7 +261,7 @@ def tiled(problem, tile_h, tile_w) -> Tiling:
     strip_at = 2 * plane_bytes
     sums_at = strip_at + lines(2 * L * tile_w * item)
     tiles_h, tiles_w = ceil(problem.P / outputs_h), ceil(problem.Q / outputs_w)
-    worker_bytes = sums_at + (spectrum_bytes if terms > 1 else 0)
+    worker_bytes = worker_span(sums_at + (spectrum_bytes if terms > 1 else 0))
     return Tiling(
         tile_h, tile_w, outputs_h, outputs_w, tiles_h, tiles_w, block_r, block_s, blocks_r, blocks_s, row_bytes,
         plane_bytes, strip_at, sums_at, worker_bytes, spectrum_bytes, problem.K * terms * spectrum_bytes,
