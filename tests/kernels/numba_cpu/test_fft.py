@@ -69,6 +69,7 @@ BLOCKED = {
     "blocks_both_ways": (((1, 1, 75, 80), (1, 1, 33, 57)), {}, (3, 4)),
     "a_last_block_that_is_not_full": (((1, 2, 80, 80), (3, 2, 19, 35)), {"padding": 7}, (2, 3)),
     "dilated": (((1, 1, 90, 60), (1, 1, 9, 7)), {"dilation": (5, 8), "padding": (0, 30)}, (3, 4)),
+    "dilated_beyond_a_tile": (((1, 1, 90, 95), (1, 1, 3, 2)), {"dilation": (40, 70)}, (3, 2)),
     "few_outputs": (((4, 1, 51, 53), (1, 1, 50, 51)), {}, (1, 1)),
     "window_larger_than_the_image": (((3, 1, 9, 11), (2, 1, 60, 70)), {"padding": (60, 70)}, (4, 5)),
 }
