@@ -30,6 +30,7 @@ from . import (
     results,
     runner,
     scaling,
+    signal,
     stages,
     startup,
     tables,
@@ -142,6 +143,22 @@ def stages_command(output, suites, rounds):
         found = [asdict(stages.measure(case, settings)) for case in progress.track(chosen, description="stages")]
     keep(output, "stages", found)
     tables.console().print(tables.stages_table(found))
+
+
+@main.command("signal")
+@OUTPUT
+@click.option("--threads", type=click.IntRange(1), default=None, help="Threads for everybody [all].")
+@click.option("--rounds", type=click.IntRange(1), default=None, help="Rounds of the engine.")
+def signal_command(output, threads, rounds):
+    """convlib.signal beside SciPy's and OpenCV's convolutions: 256 pairs in one call, 1080p with large kernels."""
+    threads, settings = set_threads(threads), engine_settings(signal.SETTINGS, rounds)
+    with progress_bar() as progress:
+        works = progress.track(signal.works(), description="signal")
+        found = [one for work in works for one in signal.measure(work, settings, threads)]
+    about = {"machine": machine.describe(), "settings": run_settings(settings) | {"threads": threads}}
+    keep(output, "signal", about | {"rows": [asdict(one) for one in found]})
+    for table in tables.signal_tables(found, signal.bars(found)):
+        tables.console().print(table)
 
 
 @main.command("report")

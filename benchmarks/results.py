@@ -107,11 +107,14 @@ MULTIPLICATIONS_SAVED = {"winograd_f2": 2.25, "winograd_f4": 4.0, "winograd_f6":
 
 
 def share_of_peak(row: Row, settings: dict) -> float | None:
-    """What a row's kernel really multiplied per second, over what all threads could at the measured peak of a core."""
-    peaks = settings.get("peaks")
-    if not peaks or row.gflops is None:
+    """What a row's kernel really multiplied per second, over what all threads could at the measured peak of a core.
+
+    None for Fourier transforms, whose operations have no fixed share in a direct convolution's.
+    """
+    peaks, algorithm = settings.get("peaks"), row.kernel.partition(".")[2]
+    if not peaks or row.gflops is None or algorithm == "fft":
         return None
-    saved = MULTIPLICATIONS_SAVED.get(row.kernel.partition(".")[2], 1.0)
+    saved = MULTIPLICATIONS_SAVED.get(algorithm, 1.0)
     return row.gflops / saved / (peaks["core_gflops"] * settings["threads"])
 
 

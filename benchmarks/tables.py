@@ -179,6 +179,24 @@ def stages_table(found: list[dict]) -> Table:
     return table
 
 
+def signal_tables(found: list, bars: list) -> list[Table]:
+    """Times, with their ratios to ours, and what was asked for. found: signal.Measured; bars: signal.Bar."""
+    times = new_table("convlib.signal beside its peers")
+    for heading in ("work", "candidate", "ms", "x ours", "error"):
+        times.add_column(heading, justify="left" if heading in ("work", "candidate") else "right")
+    before = None
+    for one in found:
+        cells = (f"{one.median_s * 1e3:.2f}", f"{one.ratio:.2f}", f"{one.error:.1e}")
+        times.add_row("" if one.work == before else one.work, one.candidate, *cells)
+        before = one.work
+    asked = new_table("Asked for")
+    for heading in ("", "at least", "found"):
+        asked.add_column(heading, justify="right" if heading else "left")
+    for bar in bars:
+        asked.add_row(bar.text, f"{bar.floor:g}", judged(bar.value, bar.floor))
+    return [times, asked]
+
+
 def duration(seconds: float) -> str:
     if abs(seconds) < 1e-3:
         return f"{seconds * 1e6:.1f} us"

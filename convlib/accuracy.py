@@ -30,12 +30,16 @@ GROWTH = {
     "winograd_f2": 2.0,
     "winograd_f4": 8.0,
     "winograd_f6": 50.0,
+    "fft": 8.0,
 }
 
 # Winograd's norm-relative error over u: sqrt(a + b * channels summed at a time), a for the transforms' rounding, b for
 # the sums'. Fitted to standard normal data at C = 1 .. 2048 on 24 x 24 maps, plus a fifth; held to by test_winograd.py.
 WINOGRAD_NOISE = {"winograd_f2": (4.8, 0.35), "winograd_f4": (48.0, 3.1), "winograd_f6": (970.0, 63.0)}
 WINOGRAD_DEPTH = 128
+
+# The Fourier transform's, likewise: b for each channel, whose spectra are summed. Held to by test_fft.py.
+FFT_NOISE = (26.0, 0.15)
 
 DEFAULT_MAX_ERROR = 5e-6
 
@@ -47,6 +51,9 @@ def norm_relative(problem, algorithm: str) -> float:
     if algorithm in WINOGRAD_NOISE:
         transforms, sums = WINOGRAD_NOISE[algorithm]
         return u * np.sqrt(transforms + sums * min(problem.Cg, WINOGRAD_DEPTH)) + store
+    if algorithm == "fft":
+        transforms, sums = FFT_NOISE
+        return u * np.sqrt(transforms + sums * problem.Cg) + store
     return GROWTH[algorithm] * u * np.sqrt(problem.reduction + 2) + store
 
 
@@ -64,7 +71,7 @@ def elementwise(problem, algorithm: str, magnitude, exact):
     u = UNIT_ROUNDOFF[problem.accumulate.name]
     terms = problem.reduction + 4  # bias, residual, and the activation's own two roundings
     gamma = terms * u / (1 - terms * u)
-    if algorithm in WINOGRAD_NOISE:  # rounding errors of a tile's largest outputs reach its smallest
+    if algorithm == "fft" or algorithm in WINOGRAD_NOISE:  # rounding errors of a tile's largest outputs reach all
         magnitude = magnitude.max(axis=(2, 3), keepdims=True)
     store = UNIT_ROUNDOFF[problem.dtype.name] * np.abs(exact) + smallest_step(problem.dtype)
     return GROWTH[algorithm] * gamma * magnitude + store

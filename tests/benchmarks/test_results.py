@@ -90,3 +90,4 @@ def test_the_share_of_peak_counts_what_winograd_really_multiplies():
     winograd = row(case, PLAN, 1.0, kernel="numba_cpu.winograd_f4", gflops=400.0)
     assert results.share_of_peak(direct, settings) == results.share_of_peak(winograd, settings) == 0.5
     assert results.share_of_peak(direct, {"threads": 2, "peaks": None}) is None
+    assert results.share_of_peak(row(case, PLAN, 1.0, kernel="numba_cpu.fft", gflops=9.0), settings) is None

@@ -5,8 +5,17 @@ from importlib import import_module
 
 import pytest
 
-MODULES = ("convlib", "convlib.operations", "convlib.gradients", "convlib.plan", "convlib.explain", "convlib.layers",
-           "convlib.device", "convlib.cupy_cudnn")  # fmt: skip
+MODULES = (
+    "convlib",
+    "convlib.operations",
+    "convlib.gradients",
+    "convlib.plan",
+    "convlib.explain",
+    "convlib.layers",
+    "convlib.device",
+    "convlib.cupy_cudnn",
+    "convlib.signal",
+)
 
 NEEDING = {"convlib.torch": "torch", "convlib.jax": "jax", "convlib.onnx": "onnx"}
 
@@ -21,7 +30,13 @@ def test_examples_in_docstrings_give_what_they_show(name):
 
 
 def test_every_public_function_with_arrays_shows_an_example():
-    import convlib
+    import convlib.signal
 
-    for function in (convlib.conv2d, convlib.plan, convlib.explain):
+    for function in (
+        convlib.conv2d,
+        convlib.plan,
+        convlib.explain,
+        convlib.signal.convolve2d,
+        convlib.signal.correlate2d,
+    ):
         assert ">>>" in function.__doc__
