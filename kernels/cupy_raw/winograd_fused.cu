@@ -1,4 +1,51 @@
-// account
+// Winograd F(2 x 2, 3 x 3) in one kernel: 16 multiplications for four outputs and a channel where the windows take 36,
+// and nothing between x and y written to memory. numba_cpu/winograd_matrices.py tells the algorithm:
+//
+//     y tile = A^T [ sum over c of  (G w[k, c] G^T) * (B^T x patch[c] B) ] A       *: number by number, 16 products
+//
+// transform_filters does the filters first, into the workspace. Then a block does 32 tiles of 2 x 2 outputs, neighbours
+// along a row and then the next, of 64 filters:
+//
+//                                    32 tiles                    stage: 4 channels, in two buffers; 24 KB each
+//     x    4 x 4 patch  --B^T.B-->  +--------+   16 times,       filters come as they lie, by 128-bit loads
+//          of a tile, a channel     | tiles  |   once for        patches: a thread has one of its own every second stage;
+//          16 loads in a thread     |  4 x 32|   each product        it transforms it in its registers, and its 16
+//                    64 filters     +--------+                       numbers go to the 16 products
+//     packed  ------> +---+         +========+
+//     16 KB a stage   | 4 |         | 64 x 32|  sums, in registers: a warp has 2 of the 16 products, a thread 8 x 8 of
+//                     | x |         |        |  each, 128 in all
+//                     |64 |         |        |
+//                     +---+         +========+  --> shared memory, 16 filters at a time --A^T.A--> bias, residual,
+//                                                                                  activation, 2 x 2 of y
+//
+// While a stage is multiplied, the next one's filters and patches are on their way in registers; they are stored into
+// the other buffer after it: one barrier for every 512 multiply-adds of a thread. Half the warps have patches for the
+// even stages and half for the odd ones, so that each of 256 threads has a whole patch and none waits for it.
+// Bytes and FLOPs: a stage is 131,072 multiply-adds, which stand for 294,912 of the direct way, on 16 KB of filters and
+// 8 KB of patches, three quarters of whose words a neighbouring tile has loaded too: from L1, or L2 where the halo is
+// another block's. Blocks of one range of tiles are neighbours in the grid, so that x comes from memory once.
+// Registers: 128 for sums, 32 for what the multiply-adds read, 16 + 16 for the next stage, the rest addresses: 239 to
+// 255, without spills. One block of 8 warps is then all that a multiprocessor holds; it is also all that 48 KB allow
+// for everywhere.
+// Instructions: 1,024 multiply-adds among 1,222 to 1,243 in two stages from NCHW and 1,230 to 1,276 from NHWC, whose
+// columns are no constant apart. 84 to 80 %.
+// Bank conflicts: none, anywhere. Loads of the products as in register_tile.cuh, with 8 lanes of filters and 4 of tiles:
+// in a quarter of a warp they are 4 x 2 different 128-bit words. A patch's numbers: from NCHW a warp stores one channel
+// of 32 tiles; from NHWC four channels of 8 tiles (then its loads meet 16 bytes of each pixel), which one bank would
+// hold four times, so that tile_place turns the row of channel c round by 8 c. The sums: a warp stores 8 filters of 16
+// tiles by 128-bit words, a quarter of it 4 filters x 2 words, and loads 32 tiles of a filter (NCHW) or 8 filters x 4
+// tiles (NHWC): sum_place turns each filter's row so that all three meet 32 banks.
+// Rounding: about that of a plain sum; accuracy.py has the bound, in which C is one chain.
+// Limits: 3 x 3, stride 1, dilation 1. A group of few filters, or channels under 8, wastes most of a tile.
+// Never run on hardware. The counts are the emulator's and the machine code's.
+// Sources: Winograd 1980, Lavin and Gray, CVPR 2016 (the algorithm); Castro, Andrade and Fraguela, openCNN, Mathematics
+// 2021, and Yan, Wang and Chu, Optimizing Batched Winograd Convolution on GPUs, PPoPP 2020 (the tile of 64 x 32 x 8, the
+// two products of a warp; theirs has one buffer of 8 channels and two barriers).
+//
+// float64: 32 filters x 16 tiles, 4 x 4 sums of each product in a thread, a patch every fourth stage.
+// Compiled with problem.cuh's, winograd.cuh's and epilogue.cuh's constants, and -DADJACENT=CHANNELS where the channels
+// of a pixel of x lie side by side in memory, PIXELS where the pixels of a row do, NONE elsewhere.
+
 #include "epilogue.cuh"
 #include "winograd.cuh"
 
@@ -19,7 +66,8 @@ static_assert(PHASES % 2 == 0 && PHASES * DEPTH * TILES == THREADS && OWN_VECTOR
 struct Tiling {
     int64 tiles;           // of all images
     int down, across;      // of one image
-    int tile_blocks, filter_blocks, stages;
+    int tile_blocks, filter_blocks;
+    int stages, split;     // of all channels; of one split
 };
 
 struct Stage {
@@ -38,10 +86,10 @@ __device__ __forceinline__ const Vector& vector_at(const Accumulator& first)
     return reinterpret_cast<const Vector&>(first);
 }
 
-// Where tile `tile` of a stage's channel lies: four lanes with four channels of eight tiles then meet 32 banks.
+// Where tile `tile` of a channel lies in a stage.
 __device__ __forceinline__ int tile_place(int channel, int tile) { return tile ^ channel * (TILES / DEPTH); }
 
-// Where it lies among the sums: see the top.
+// Where it lies in the sums of a filter.
 __device__ __forceinline__ int sum_place(int slot, int tile)
 {
     return tile ^ VECTOR * ((slot & 3) << 1 | (slot >> 2 & 1));
@@ -76,7 +124,7 @@ struct Patch {
     static __device__ __forceinline__ int phase() { return threadIdx.x / (DEPTH * TILES); }
 
     __device__ __forceinline__ void start(const Element* __restrict__ x, const Problem& problem, const Tiling& tiling,
-                                          Index first_tile, int group)
+                                          Index first_tile, int group, int stage)
     {
         const Corner corner = corner_of(tiling, first_tile + own_tile());
         const int h = corner.p - problem.top, w = corner.q - problem.left;
@@ -87,7 +135,7 @@ struct Patch {
             for (int s = 0; s < PATCH; ++s)
                 if (corner.exists && (unsigned)(h + r) < problem.H && (unsigned)(w + s) < problem.W)
                     inside |= 1u << (r * PATCH + s);
-        channel = phase() * DEPTH + own_channel();
+        channel = (stage + phase()) * DEPTH + own_channel();
         place = own_channel() * TILES + tile_place(own_channel(), own_tile());
         next = x + offset(problem.x, corner.exists ? corner.n : 0, group * problem.Cg + channel, h, w);
     }
@@ -193,9 +241,16 @@ __device__ __forceinline__ void put_sums(const Sums& sums, int round, const Plac
         }
 }
 
-// One tile's outputs of one filter, from shared memory to y.
-__device__ __forceinline__ void finish(const Problem& problem, const Output& output, const Corner& corner, int slot,
-                                       int tile, int k)
+// Where an output's sum lies in `partial`, one split's after another's: in the order of x, so that lanes are neighbours.
+__device__ __forceinline__ int64 partial_place(const Problem& problem, int n, int k, int p, int q)
+{
+    if constexpr (ADJACENT == CHANNELS) return (((int64)n * problem.P + p) * problem.Q + q) * problem.K + k;
+    return (((int64)n * problem.K + k) * problem.P + p) * problem.Q + q;
+}
+
+// One tile's outputs of one filter, from shared memory to y, or to this split's part of `partial`.
+__device__ __forceinline__ void finish(const Problem& problem, const Output& output, Accumulator* __restrict__ partial,
+                                       const Corner& corner, int slot, int tile, int k)
 {
     Accumulator sums[PATCH][PATCH], outputs[MINIMAL][MINIMAL];
     #pragma unroll
@@ -206,25 +261,34 @@ __device__ __forceinline__ void finish(const Problem& problem, const Output& out
     for (int i = 0; i < MINIMAL; ++i)
         #pragma unroll
         for (int j = 0; j < MINIMAL; ++j)
-            if (corner.p + i < problem.P && corner.q + j < problem.Q)
-                store(problem, output, corner.n, k, corner.p + i, corner.q + j, outputs[i][j]);
+            if (corner.p + i < problem.P && corner.q + j < problem.Q) {
+                if constexpr (SPLIT) {
+                    partial[partial_place(problem, corner.n, k, corner.p + i, corner.q + j)] = outputs[i][j];
+                } else {
+                    store(problem, output, corner.n, k, corner.p + i, corner.q + j, outputs[i][j]);
+                }
+            }
 }
 
-// grid: groups * tile_blocks * filter_blocks, block: THREADS.
+// grid: groups * tile_blocks * filter_blocks and the splits, block: THREADS.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 conv2d_winograd(const Element* __restrict__ x, const Accumulator* __restrict__ packed, Element* __restrict__ y,
-                const Element* __restrict__ bias, const Element* __restrict__ residual, Problem problem, Tiling tiling)
+                const Element* __restrict__ bias, const Element* __restrict__ residual,
+                Accumulator* __restrict__ partial, Problem problem, Tiling tiling)
 {
     unsigned block = blockIdx.x;
     const int first_filter = block % tiling.filter_blocks * FILTERS; block /= tiling.filter_blocks;
     const Index first_tile = (Index)(block % tiling.tile_blocks) * TILES;
     const int group = block / tiling.tile_blocks;
-    packed += ((int64)group * tiling.filter_blocks + first_filter / FILTERS) * tiling.stages * SLAB + threadIdx.x * VECTOR;
+    const int stage = blockIdx.y * tiling.split;
+    const int64 slab = ((int64)group * tiling.filter_blocks + first_filter / FILTERS) * tiling.stages + stage;
+    packed += slab * SLAB + threadIdx.x * VECTOR;
+    partial += blockIdx.y * (int64)problem.N * problem.K * problem.P * problem.Q;
 
     const Place place;
     Patch patch;
     Share share;
-    patch.start(x, problem, tiling, first_tile, group);
+    patch.start(x, problem, tiling, first_tile, group, stage);
     share.fetch(packed);
     if (patch.phase() == 0) {
         patch.fetch(problem);
@@ -235,7 +299,7 @@ conv2d_winograd(const Element* __restrict__ x, const Accumulator* __restrict__ p
     __syncthreads();
 
     Sums sums = {};
-    for (int left = tiling.stages; left > 0; left -= PHASES) {
+    for (int left = min(tiling.split, tiling.stages - stage); left > 0; left -= PHASES) {
         patch.fetch(problem);
         #pragma unroll
         for (int phase = 0; phase < PHASES; ++phase) {
@@ -264,9 +328,29 @@ conv2d_winograd(const Element* __restrict__ x, const Accumulator* __restrict__ p
                            + threadIdx.x / (FILTER_LANES * TILES) * FILTER_LANES : threadIdx.x / TILES);
             const int k = first_filter + round * SLOTS + slot;
             if (corner.exists && k < problem.Kg)
-                finish(problem, {y, bias, residual}, corner, slot, tile, group * problem.Kg + k);
+                finish(problem, {y, bias, residual}, partial, corner, slot, tile, group * problem.Kg + k);
         }
     }
+}
+
+// Add what the splits left in `partial`, in their order, and finish. grid: over the outputs, one thread each.
+extern "C" __global__ void __launch_bounds__(256)
+sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, const Element* __restrict__ bias,
+           const Element* __restrict__ residual, Problem problem, int splits)
+{
+    const int64 outputs = (int64)problem.N * problem.K * problem.P * problem.Q;
+    const int64 index = (int64)blockIdx.x * 256 + threadIdx.x;
+    if (index >= outputs) return;
+    Accumulator sum = 0;
+    for (int split = 0; split < splits; ++split) sum += partial[split * outputs + index];
+
+    Index rest = index;
+    int k = 0;
+    if constexpr (ADJACENT == CHANNELS) { k = rest % problem.K; rest /= problem.K; }
+    const int q = rest % problem.Q; rest /= problem.Q;
+    const int p = rest % problem.P; rest /= problem.P;
+    if constexpr (ADJACENT != CHANNELS) { k = rest % problem.K; rest /= problem.K; }
+    store(problem, {y, bias, residual}, rest, k, p, q, sum);
 }
 
 // Transform w. grid: over groups * filter_blocks * stages * DEPTH * FILTERS, one thread each.
@@ -274,11 +358,11 @@ extern "C" __global__ void __launch_bounds__(256)
 transform_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Problem problem, Tiling tiling)
 {
     const int64 index = (int64)blockIdx.x * 256 + threadIdx.x;
-    const int64 slab = index / (DEPTH * FILTERS), slabs_of_group = (int64)tiling.filter_blocks * tiling.stages;
+    const unsigned slab = index / (DEPTH * FILTERS), slabs_of_group = tiling.filter_blocks * tiling.stages;
     if (slab >= problem.groups * slabs_of_group) return;
     const int own = index % FILTERS, in_stage = index / FILTERS % DEPTH;
     const int group = slab / slabs_of_group, k = slab % slabs_of_group / tiling.stages * FILTERS + own;
-    const int channel = (int)(slab % tiling.stages) * DEPTH + in_stage;
+    const int channel = slab % tiling.stages * DEPTH + in_stage;
     const bool exists = k < problem.Kg && channel < problem.Cg;
 
     Accumulator window[TAPS][TAPS], transformed[PATCH][PATCH];
@@ -291,7 +375,7 @@ transform_filters(const Element* __restrict__ w, Accumulator* __restrict__ packe
 
     constexpr int BLOCK = FILTER_LANES * VECTOR;  // a lane's VECTOR neighbours in memory lie FILTER_LANES filters apart
     const int place = own / BLOCK * BLOCK + own % FILTER_LANES * VECTOR + own / FILTER_LANES % VECTOR;
-    packed += slab * SLAB + in_stage * FILTERS + place;
+    packed += (int64)slab * SLAB + in_stage * FILTERS + place;
     #pragma unroll
     for (int product = 0; product < PRODUCTS; ++product)
         packed[product * DEPTH * FILTERS] = transformed[product / PATCH][product % PATCH];

@@ -5,6 +5,7 @@ winograd_fused.cu tells the idea; this file cuts the outputs into tiles, hands t
 
 from __future__ import annotations
 
+import math
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -18,9 +19,11 @@ from .parameters import is_wide, problem_struct, size_reasons, store_constants, 
 MINIMAL = 2  # outputs of a tile each way
 PRODUCTS = (MINIMAL + 2) ** 2  # of a tile, a filter and a channel
 THREADS = 256  # of every block
-DEPTH = 4  # channels of a stage
+DEPTH = 4  # channels of a stage, as in winograd_fused.cu
 FILTERS = {4: 64, 8: 32}  # of a block, by the bytes of a sum
 TILES = {4: 32, 8: 16}  # of a block
+FEWEST_STAGES = 8  # of one split: its prologue and its sums must pay
+MOST_SPLITS = 16
 
 TILING = np.dtype(
     [
@@ -30,19 +33,20 @@ TILING = np.dtype(
         ("tile_blocks", "i4"),
         ("filter_blocks", "i4"),
         ("stages", "i4"),
+        ("split", "i4"),
     ],
     align=True,
 )
 
-SLOTS_PER_MULTIPLY_ADD = 0.2  # beside the multiply-add itself, in the main loop
-WAITING = 2.0  # times as long as its issue slots: assumed
-THREAD_SLOTS = 2000  # of each thread of a block beside: addresses, the first stage's wait, the sums' way to y
+SLOTS_PER_MULTIPLY_ADD = 0.22  # beside the multiply-add itself, in the main loop
+WAITING = 2.0  # times as long as its issue slots: assumed, see `seconds`
+THREAD_SLOTS = 1400  # of each thread of a block beside: addresses, the first stage's wait, the sums' way to y
 
 passes = ("forward",)
 
 
 class Tiling(NamedTuple):
-    """How the outputs are cut into tiles, and these into blocks; see winograd_fused.cu."""
+    """How the outputs are cut into tiles, these into blocks, and the channels into splits; see winograd_fused.cu."""
 
     tiles: int
     down: int
@@ -50,22 +54,61 @@ class Tiling(NamedTuple):
     tile_blocks: int
     filter_blocks: int
     stages: int
+    split: int
     packed_bytes: int
+    partial_bytes: int
 
-    def blocks(self, problem):
-        return problem.groups * self.tile_blocks * self.filter_blocks
+    @property
+    def splits(self):
+        return ceil_div(self.stages, self.split)
+
+    def grid(self, problem):
+        return problem.groups * self.tile_blocks * self.filter_blocks, self.splits
 
 
 @lru_cache(maxsize=4096)
-def tiling_of(problem):
+def tiling_for(problem, device):
+    """The tiling that is predicted to be the fastest."""
+    most = min(stages_of(problem) // FEWEST_STAGES, MOST_SPLITS)
+    tilings = [tiling_of(problem, splits) for splits in range(1, max(most, 1) + 1)]
+    return min(tilings, key=lambda tiling: seconds(problem, device, tiling))
+
+
+def tiling_of(problem, splits):
     item = problem.accumulate.itemsize
     down, across = ceil_div(problem.P, MINIMAL), ceil_div(problem.Q, MINIMAL)
-    tiles = problem.N * down * across
-    filter_blocks = ceil_div(problem.Kg, FILTERS[item])
-    phases = THREADS // (DEPTH * TILES[item])
-    stages = ceil_div(problem.Cg, DEPTH * phases) * phases
+    tiles, filter_blocks, stages = problem.N * down * across, ceil_div(problem.Kg, FILTERS[item]), stages_of(problem)
+    split = ceil_div(ceil_div(stages, splits), phases_of(problem)) * phases_of(problem)
     packed = problem.groups * filter_blocks * stages * PRODUCTS * DEPTH * FILTERS[item] * item
-    return Tiling(tiles, down, across, ceil_div(tiles, TILES[item]), filter_blocks, stages, packed)
+    splits = ceil_div(stages, split)
+    partial = splits * problem.N * problem.K * problem.P * problem.Q * item if splits > 1 else 0
+    tile_blocks = ceil_div(tiles, TILES[item])
+    return Tiling(tiles, down, across, tile_blocks, filter_blocks, stages, split, packed, partial)
+
+
+def phases_of(problem):
+    """In how many stages each thread has one patch to transform."""
+    return THREADS // (DEPTH * TILES[problem.accumulate.itemsize])
+
+
+def stages_of(problem):
+    phases = phases_of(problem)
+    return ceil_div(problem.Cg, DEPTH * phases) * phases
+
+
+def seconds(problem, device, tiling):
+    """The busiest SM's blocks, then what splits write and read again.
+
+    Predicted, and from assumptions: the implicit product, with two blocks or more on an SM, took 1.5 times its issue
+    slots on an H200. Here one block of eight warps has no other to fill its barriers, and on SMs with 128 lanes the
+    filters take four fifths of what L2 gives an SM: another third, until somebody measures it.
+    """
+    item = problem.accumulate.itemsize
+    macs = PRODUCTS * FILTERS[item] * TILES[item] * tiling.split * DEPTH
+    slots = macs * (SLOTS_PER_MULTIPLY_ADD + cost.multiply_slots(problem, device)) + THREAD_SLOTS * THREADS
+    multiply = cost.block_seconds(device, math.prod(tiling.grid(problem)), THREADS, slots)
+    splitting = cost.LAUNCH + cost.memory_seconds(problem, device, 2 * tiling.partial_bytes) if tiling.splits > 1 else 0
+    return WAITING * multiply + splitting
 
 
 def why_not(problem, device):
@@ -75,11 +118,15 @@ def why_not(problem, device):
     for name in ("stride", "dilation"):
         if getattr(problem, name) != (1, 1):
             reasons.append(f"{name} 1 only, got {getattr(problem, name)}")
-    return reasons + size_reasons(problem) + grid_reasons(problem, tiling_of(problem))
+    return reasons + size_reasons(problem) + grid_reasons(problem, tiling_for(problem, device))
 
 
 def grid_reasons(problem, tiling):
-    grids = {"multiply": tiling.blocks(problem), "transform the filters": packing_blocks(problem, tiling)}
+    grids = {
+        "multiply": tiling.grid(problem)[0],
+        "transform the filters": packing_blocks(problem, tiling),
+        "add the splits": summing_blocks(problem),
+    }
     return [
         f"at most {MAX_GRID[0]:,} blocks to {name}, this problem has {blocks:,}"
         for name, blocks in grids.items()
@@ -92,31 +139,32 @@ def packing_blocks(problem, tiling):
     return ceil_div(tiling.packed_bytes // (PRODUCTS * problem.accumulate.itemsize), THREADS)
 
 
+def summing_blocks(problem):
+    return ceil_div(problem.N * problem.K * problem.P * problem.Q, THREADS)
+
+
 def workspace_bytes(problem, device):
-    return tiling_of(problem).packed_bytes
+    tiling = tiling_for(problem, device)
+    return tiling.packed_bytes + tiling.partial_bytes
 
 
 def predicted_seconds(problem, device):
-    """The busiest SM's blocks, and the filters' way to the workspace and back."""
-    tiling, item = tiling_of(problem), problem.accumulate.itemsize
-    macs = PRODUCTS * FILTERS[item] * TILES[item] * tiling.stages * DEPTH
-    slots = macs * (SLOTS_PER_MULTIPLY_ADD + cost.multiply_slots(problem, device)) + THREAD_SLOTS * THREADS
-    multiply = WAITING * cost.block_seconds(device, tiling.blocks(problem), THREADS, slots)
-    return max(multiply, cost.memory_seconds(problem, device, 2 * tiling.packed_bytes)) + 2 * cost.LAUNCH
+    tiling = tiling_for(problem, device)
+    moved = cost.memory_seconds(problem, device, 2 * tiling.packed_bytes)
+    return max(seconds(problem, device, tiling), moved) + 2 * cost.LAUNCH
 
 
 def sources(problem, device, wide=False, adjacent="NONE"):
-    """The two kernels: transform the filters, and everything else."""
-    return sources_of(problem, wide, adjacent)
+    """The kernels: transform the filters, everything else, and add the splits."""
+    return sources_of(problem, wide, adjacent, tiling_for(problem, device).splits > 1)
 
 
 @lru_cache(maxsize=4096)
-def sources_of(problem, wide, adjacent):
+def sources_of(problem, wide, adjacent, split):
     constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
-    constants += (*matrix_constants(MINIMAL), ("ADJACENT", adjacent))
-    return tuple(
-        CudaSource("winograd_fused.cu", function, constants) for function in ("transform_filters", "conv2d_winograd")
-    )
+    constants += (*matrix_constants(MINIMAL), ("ADJACENT", adjacent), ("SPLIT", int(split)))
+    functions = ("transform_filters", "conv2d_winograd", "sum_splits")
+    return tuple(CudaSource("winograd_fused.cu", function, constants) for function in functions)
 
 
 @cache
@@ -144,12 +192,19 @@ def adjacent_in(x):
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x and w into y. workspace: `workspace_bytes` of them, 64-byte aligned."""
-    tiling = tiling_of(problem)
+    tiling = tiling_for(problem, device)
     struct, part = problem_struct(problem, x, w, y, bias, residual), tiling_struct(tiling)
-    pack, multiply = sources_of(problem, is_wide(problem, x, w, y, residual), adjacent_in(x))
-    launch(pack, packing_blocks(problem, tiling), THREADS, (w, workspace, struct, part), stream=stream)
-    arguments = (x, workspace, y, bias, residual, struct, part)
-    launch(multiply, tiling.blocks(problem), THREADS, arguments, stream=stream)
+    packed = workspace[: tiling.packed_bytes]
+    partial = workspace[tiling.packed_bytes :] if tiling.partial_bytes else None
+    split, wide = tiling.splits > 1, is_wide(problem, x, w, y, residual)
+    pack, multiply, add = sources_of(problem, wide, adjacent_in(x), split)
+
+    launch(pack, packing_blocks(problem, tiling), THREADS, (w, packed, struct, part), stream=stream)
+    arguments = (x, packed, y, bias, residual, partial, struct, part)
+    launch(multiply, tiling.grid(problem), THREADS, arguments, stream=stream)
+    if split:
+        arguments = (partial, y, bias, residual, struct, np.int32(tiling.splits))
+        launch(add, summing_blocks(problem), THREADS, arguments, stream=stream)
 
 
 @lru_cache(maxsize=4096)
