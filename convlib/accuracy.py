@@ -30,16 +30,18 @@ GROWTH = {
     "winograd_f2": 2.0,
     "winograd_fused": 2.0,
     "winograd_f4": 8.0,
+    "winograd_batched": 8.0,
     "winograd_f6": 50.0,
 }
 
 # Winograd's norm-relative error over u: sqrt(a + b * channels summed at a time), a for the transforms' rounding, b for
 # the sums'. Fitted to standard normal data at C = 1 .. 2048 on 24 x 24 maps, plus a fifth; held to by test_winograd.py
-# and, for the fused kernel, which is F(2, 3) with all channels in one sum, by test_winograd_fused.py.
+# and, for a GPU's, which sum all channels at a time, by test_winograd_fused.py (F(2, 3)) and _batched.py (F(4, 3)).
 WINOGRAD_NOISE = {
     "winograd_f2": (4.8, 0.35, 128),
     "winograd_fused": (4.8, 0.35, np.inf),
     "winograd_f4": (48.0, 3.1, 128),
+    "winograd_batched": (48.0, 3.1, np.inf),
     "winograd_f6": (970.0, 63.0, 128),
 }
 

@@ -58,13 +58,15 @@ __device__ __forceinline__ void transform_input(Accumulator (&patch)[PATCH][PATC
     transform(patch, matrix, patch);
 }
 
-__device__ __forceinline__ void transform_filter(Accumulator (&result)[PATCH][PATCH], const Accumulator (&window)[TAPS][TAPS])
+__device__ __forceinline__ void transform_filter(Accumulator (&result)[PATCH][PATCH],
+                                                 const Accumulator (&window)[TAPS][TAPS])
 {
     constexpr Matrix<PATCH, TAPS> matrix = {{FILTER_MATRIX}};
     transform(result, matrix, window);
 }
 
-__device__ __forceinline__ void transform_output(Accumulator (&result)[MINIMAL][MINIMAL], const Accumulator (&sums)[PATCH][PATCH])
+__device__ __forceinline__ void transform_output(Accumulator (&result)[MINIMAL][MINIMAL],
+                                                 const Accumulator (&sums)[PATCH][PATCH])
 {
     constexpr Matrix<MINIMAL, PATCH> matrix = {{OUTPUT_MATRIX}};
     transform(result, matrix, sums);

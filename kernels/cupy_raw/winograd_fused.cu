@@ -1,50 +1,53 @@
 // Winograd F(2 x 2, 3 x 3) in one kernel: 16 multiplications for four outputs and a channel where the windows take 36,
 // and nothing between x and y written to memory. numba_cpu/winograd_matrices.py tells the algorithm:
 //
-//     y tile = A^T [ sum over c of  (G w[k, c] G^T) * (B^T x patch[c] B) ] A       *: number by number, 16 products
+//     tile of y = A^T [ sum over c of  (G w[k, c] G^T) * (B^T patch[c] B) ] A      *: number by number, 16 products
 //
-// transform_filters does the filters first, into the workspace. Then a block does 32 tiles of 2 x 2 outputs, neighbours
-// along a row and then the next, of 64 filters:
+// transform_filters does the filters first, into the workspace. Then a block computes 64 filters for 32 tiles of 2 x 2
+// outputs, neighbours along a row and then the next row's:
 //
-//                                    32 tiles                    stage: 4 channels, in two buffers; 24 KB each
-//     x    4 x 4 patch  --B^T.B-->  +--------+   16 times,       filters come as they lie, by 128-bit loads
-//          of a tile, a channel     | tiles  |   once for        patches: a thread has one of its own every second stage;
-//          16 loads in a thread     |  4 x 32|   each product        it transforms it in its registers, and its 16
-//                    64 filters     +--------+                       numbers go to the 16 products
-//     packed  ------> +---+         +========+
-//     16 KB a stage   | 4 |         | 64 x 32|  sums, in registers: a warp has 2 of the 16 products, a thread 8 x 8 of
-//                     | x |         |        |  each, 128 in all
-//                     |64 |         |        |
-//                     +---+         +========+  --> shared memory, 16 filters at a time --A^T.A--> bias, residual,
-//                                                                                  activation, 2 x 2 of y
+//                                       32 tiles              a stage: 4 channels; 24 KB, in two buffers
+//     x   4 x 4 patch   -- B^T . B -->  +--------+
+//         of a tile and                 | tiles  |            patches: every second stage a thread loads one of its
+//         a channel        64 filters   | 4 x 32 |            own, transforms it in registers, and stores 16 numbers,
+//                          +-------+    +--------+            one for each product
+//     packed -- 16 KB -->  |filters|    +========+
+//                          |64 x 4 |    |  sums  |  x 16      a warp has 2 of the 16 products, a thread 8 x 8 sums of
+//                          +-------+    |64 x 32 | products   each: 128 in registers
+//                                       +========+
+//                                           |                 at the end, 16 filters at a time, through shared memory
+//                                           +-- A^T . A -->   bias, residual, activation, 2 x 2 outputs
 //
-// While a stage is multiplied, the next one's filters and patches are on their way in registers; they are stored into
-// the other buffer after it: one barrier for every 512 multiply-adds of a thread. Half the warps have patches for the
-// even stages and half for the odd ones, so that each of 256 threads has a whole patch and none waits for it.
+// While a stage is multiplied the next one's filters and patches wait in registers; after it they go to the other
+// buffer: one barrier for every 512 multiply-adds of a thread. Half the warps have the patches of the even stages and
+// half those of the odd ones: so each of 256 threads has a whole patch, and its transform needs no other thread.
 // Bytes and FLOPs: a stage is 131,072 multiply-adds, which stand for 294,912 of the direct way, on 16 KB of filters and
-// 8 KB of patches, three quarters of whose words a neighbouring tile has loaded too: from L1, or L2 where the halo is
-// another block's. Blocks of one range of tiles are neighbours in the grid, so that x comes from memory once.
-// Registers: 128 for sums, 32 for what the multiply-adds read, 16 + 16 for the next stage, the rest addresses: 239 to
-// 255, without spills. One block of 8 warps is then all that a multiprocessor holds; it is also all that 48 KB allow
-// for everywhere.
-// Instructions: 1,024 multiply-adds among 1,222 to 1,243 in two stages from NCHW and 1,230 to 1,276 from NHWC, whose
-// columns are no constant apart. 84 to 80 %.
-// Bank conflicts: none, anywhere. Loads of the products as in register_tile.cuh, with 8 lanes of filters and 4 of tiles:
-// in a quarter of a warp they are 4 x 2 different 128-bit words. A patch's numbers: from NCHW a warp stores one channel
-// of 32 tiles; from NHWC four channels of 8 tiles (then its loads meet 16 bytes of each pixel), which one bank would
-// hold four times, so that tile_place turns the row of channel c round by 8 c. The sums: a warp stores 8 filters of 16
-// tiles by 128-bit words, a quarter of it 4 filters x 2 words, and loads 32 tiles of a filter (NCHW) or 8 filters x 4
-// tiles (NHWC): sum_place turns each filter's row so that all three meet 32 banks.
-// Rounding: about that of a plain sum; accuracy.py has the bound, in which C is one chain.
-// Limits: 3 x 3, stride 1, dilation 1. A group of few filters, or channels under 8, wastes most of a tile.
-// Never run on hardware. The counts are the emulator's and the machine code's.
-// Sources: Winograd 1980, Lavin and Gray, CVPR 2016 (the algorithm); Castro, Andrade and Fraguela, openCNN, Mathematics
-// 2021, and Yan, Wang and Chu, Optimizing Batched Winograd Convolution on GPUs, PPoPP 2020 (the tile of 64 x 32 x 8, the
-// two products of a warp; theirs has one buffer of 8 channels and two barriers).
+// 8 KB of patches. Tiles overlap, so three of four words of a patch are another's too: L1 has them, or L2 where they
+// are another block's. Blocks of the same tiles are neighbours in the grid: x comes from memory once.
+// Registers: 128 for sums, 32 for what is being multiplied, 16 + 16 for the next stage, the rest addresses: 232 to 255,
+// no spills. So a multiprocessor holds one block, of 8 warps.
+// Instructions: of 1,222 to 1,243 in two stages 1,024 multiply and add where the pixels of a row lie side by side; of
+// 1,230 to 1,275 where the channels do, since columns are then no constant apart: 84 to 80 %.
+// Bank conflicts: none, in loads and stores, as the emulator counts.
+//     products   lanes as in register_tile.cuh, 8 of filters x 4 of tiles; a quarter of a warp reads 4 x 2 words of 128
+//                bits
+//     patches    NCHW: a warp stores one channel of 32 tiles. NHWC: four channels of 8 tiles, so that its loads meet
+//                16 bytes of a pixel; in plain order four lanes would meet in a bank: tile_place turns channel c by 8 c
+//     sums       a quarter of a warp stores 4 filters x 2 words of 128 bits; a warp loads 32 tiles of a filter (NCHW),
+//                or 4 tiles of 8 filters (NHWC); sum_place turns each filter's row so that each of these meets 32 banks
+// Small problems: where the blocks are fewer than the multiprocessors, the channels are split among several blocks, as
+// in implicit_gemm.cu; A^T . A is linear, so they write sums of outputs, a quarter of what the products would be.
+// Rounding: as a plain sum's, with the transforms' (accuracy.py). NaN and infinity in x reach all outputs of the tiles
+// that read them, not only those whose window does.
+// Limits: 3 x 3, stride 1, dilation 1. A group of few filters or few channels wastes most of a block.
+// Never run on hardware.
+// Sources: Winograd 1980; Lavin and Gray, CVPR 2016 (the algorithm). Yan, Wang and Chu, Optimizing Batched Winograd
+// Convolution on GPUs, PPoPP 2020, and Castro, Andrade and Fraguela, openCNN, Mathematics 2021 (64 filters x 32 tiles
+// in 256 threads, two products to a warp; they take 8 channels at once, in one buffer).
 //
-// float64: 32 filters x 16 tiles, 4 x 4 sums of each product in a thread, a patch every fourth stage.
-// Compiled with problem.cuh's, winograd.cuh's and epilogue.cuh's constants, and -DADJACENT=CHANNELS where the channels
-// of a pixel of x lie side by side in memory, PIXELS where the pixels of a row do, NONE elsewhere.
+// float64: 32 filters x 16 tiles, 4 x 4 sums of each product to a thread, a patch of its own every fourth stage.
+// Compiled with the constants of problem.cuh, winograd.cuh and epilogue.cuh, -DADJACENT=CHANNELS where the channels of
+// a pixel of x lie side by side in memory, PIXELS where the pixels of a row do, NONE elsewhere, and -DSPLIT.
 
 #include "epilogue.cuh"
 #include "winograd.cuh"
@@ -241,7 +244,7 @@ __device__ __forceinline__ void put_sums(const Sums& sums, int round, const Plac
         }
 }
 
-// Where an output's sum lies in `partial`, one split's after another's: in the order of x, so that lanes are neighbours.
+// Where an output lies in a split's part of `partial`: so that what a warp stores are neighbours.
 __device__ __forceinline__ int64 partial_place(const Problem& problem, int n, int k, int p, int q)
 {
     if constexpr (ADJACENT == CHANNELS) return (((int64)n * problem.P + p) * problem.Q + q) * problem.K + k;
@@ -370,7 +373,8 @@ transform_filters(const Element* __restrict__ w, Accumulator* __restrict__ packe
     for (int r = 0; r < TAPS; ++r)
         #pragma unroll
         for (int s = 0; s < TAPS; ++s)
-            window[r][s] = exists ? widened(w[offset(problem.w, group * problem.Kg + k, channel, r, s)]) : Accumulator(0);
+            window[r][s] = exists ? widened(w[offset(problem.w, group * problem.Kg + k, channel, r, s)])
+                                  : Accumulator(0);
     transform_filter(transformed, window);
 
     constexpr int BLOCK = FILTER_LANES * VECTOR;  // a lane's VECTOR neighbours in memory lie FILTER_LANES filters apart

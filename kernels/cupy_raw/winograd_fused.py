@@ -99,9 +99,9 @@ def stages_of(problem):
 def seconds(problem, device, tiling):
     """The busiest SM's blocks, then what splits write and read again.
 
-    Predicted, and from assumptions: the implicit product, with two blocks or more on an SM, took 1.5 times its issue
-    slots on an H200. Here one block of eight warps has no other to fill its barriers, and on SMs with 128 lanes the
-    filters take four fifths of what L2 gives an SM: another third, until somebody measures it.
+    Predicted, on an assumption: the implicit product took 1.5 times its issue slots on an H200. Here an SM's one block
+    has no other to fill its barriers, and with 128 lanes it wants 20 bytes a cycle from L2, where the implicit product
+    wants 8: so another third, until somebody measures it.
     """
     item = problem.accumulate.itemsize
     macs = PRODUCTS * FILTERS[item] * TILES[item] * tiling.split * DEPTH
@@ -112,13 +112,18 @@ def seconds(problem, device, tiling):
 
 
 def why_not(problem, device):
+    return window_reasons(problem) + size_reasons(problem) + grid_reasons(problem, tiling_for(problem, device))
+
+
+def window_reasons(problem):
+    """Why its window is none of Winograd's."""
     reasons = []
     if (problem.R, problem.S) != (3, 3):
         reasons.append(f"3 x 3 kernels only, got {problem.R} x {problem.S}")
     for name in ("stride", "dilation"):
         if getattr(problem, name) != (1, 1):
             reasons.append(f"{name} 1 only, got {getattr(problem, name)}")
-    return reasons + size_reasons(problem) + grid_reasons(problem, tiling_for(problem, device))
+    return reasons
 
 
 def grid_reasons(problem, tiling):

@@ -127,6 +127,7 @@ LAUNCH_WITH_BARRIERS = {
     "cupy_raw.im2col": 2,
     "cupy_raw.implicit_gemm": 1,
     "cupy_raw.winograd_fused": 1,
+    "cupy_raw.winograd_batched": 2,
     "cupy_raw.weight_grad": 0,
     "cupy_raw.weight_grad_direct": 0,
 }

@@ -66,9 +66,7 @@ library = on_cpu.library
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (7, 7), (3, 70), (70, 3)], ids=str)
 @pytest.mark.parametrize("padding", [1, 2, ((3, 0), (0, 4))], ids=str)
 def test_every_size_of_map_and_padding(size, padding):
-    test_values.check(
-        winograd_fused, "winograd_fused", Case("size", (2, 3, *size), (5, 3, 3, 3), {"padding": padding})
-    )
+    test_values.check(winograd_fused, "winograd_fused", Case("size", (2, 3, *size), (5, 3, 3, 3), {"padding": padding}))
 
 
 @needs_compiler
@@ -129,14 +127,15 @@ def test_predicted_times_grow_with_the_problem(dtype):
 
 @pytest.mark.parametrize("target", [80, 90])
 def test_is_chosen_where_it_is_predicted_to_win_and_nowhere_else(target):
-    def chosen(C, K, size, **keywords):
-        problem = make_problem((32, C, size, size), (K, C, 3, 3), np.float32, padding=1, **keywords)
+    def chosen(N, C, K, size):
+        problem = make_problem((N, C, size, size), (K, C, 3, 3), np.float32, padding=1)
         return dispatch.choose(problem, device.emulator_of(target), "cupy_raw")
 
-    assert chosen(64, 64, 56) == "cupy_raw.winograd_fused"
-    assert chosen(256, 256, 14) == "cupy_raw.winograd_fused"
-    assert chosen(3, 64, 224) != "cupy_raw.winograd_fused", "three channels fill no stage"
-    assert chosen(128, 16, 56) != "cupy_raw.winograd_fused", "16 filters fill a quarter of a block"
+    assert chosen(1, 256, 256, 14) == "cupy_raw.winograd_fused"
+    assert chosen(8, 512, 512, 7) == "cupy_raw.winograd_fused"
+    assert chosen(32, 256, 256, 14) == "cupy_raw.winograd_batched", "tiles enough for 36 matrix products"
+    assert chosen(32, 3, 64, 224) == "cupy_raw.tiled", "three channels fill no stage"
+    assert chosen(32, 128, 16, 56) == "cupy_raw.implicit_gemm", "16 filters fill a quarter of a block"
 
 
 def test_splits_keep_more_multiprocessors_busy_at_one_image():
