@@ -134,8 +134,8 @@ def test_is_chosen_where_it_is_predicted_to_win_and_nowhere_else(target):
     assert chosen(1, 256, 256, 14) == "cupy_raw.winograd_fused"
     assert chosen(8, 512, 512, 7) == "cupy_raw.winograd_fused"
     assert chosen(32, 256, 256, 14) == "cupy_raw.winograd_batched", "tiles enough for 36 matrix products"
-    assert chosen(32, 3, 64, 224) == "cupy_raw.tiled", "three channels fill no stage"
-    assert chosen(32, 128, 16, 56) == "cupy_raw.implicit_gemm", "16 filters fill a quarter of a block"
+    assert "winograd" not in chosen(32, 3, 64, 224), "three channels fill no stage"
+    assert chosen(32, 128, 16, 56) != "cupy_raw.winograd_fused", "16 filters fill a quarter of a block"
 
 
 def test_splits_keep_more_multiprocessors_busy_at_one_image():
