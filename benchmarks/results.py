@@ -103,7 +103,13 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 # How many multiplications of a direct convolution one of the algorithm's own stands for: (m r / (m + r - 1))^2.
-MULTIPLICATIONS_SAVED = {"winograd_f2": 2.25, "winograd_f4": 4.0, "winograd_f6": 5.0625}
+MULTIPLICATIONS_SAVED = {
+    "winograd_f2": 2.25,
+    "winograd_fused": 2.25,
+    "winograd_f4": 4.0,
+    "winograd_batched": 4.0,
+    "winograd_f6": 5.0625,
+}
 
 
 def share_of_peak(row: Row, settings: dict) -> float | None:

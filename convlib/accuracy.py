@@ -28,15 +28,23 @@ GROWTH = {
     "weight_grad_direct": 1.0,
     # Element by element, against the largest magnitude in the image, with room; test_every_kernel.py holds them to it.
     "winograd_f2": 2.0,
+    "winograd_fused": 2.0,
     "winograd_f4": 8.0,
+    "winograd_batched": 8.0,
     "winograd_f6": 50.0,
     "fft": 8.0,
 }
 
 # Winograd's norm-relative error over u: sqrt(a + b * channels summed at a time), a for the transforms' rounding, b for
-# the sums'. Fitted to standard normal data at C = 1 .. 2048 on 24 x 24 maps, plus a fifth; held to by test_winograd.py.
-WINOGRAD_NOISE = {"winograd_f2": (4.8, 0.35), "winograd_f4": (48.0, 3.1), "winograd_f6": (970.0, 63.0)}
-WINOGRAD_DEPTH = 128
+# the sums'. Fitted to standard normal data at C = 1 .. 2048 on 24 x 24 maps, plus a fifth; held to by test_winograd.py
+# and, for a GPU's, which sum all channels at a time, by test_winograd_fused.py (F(2, 3)) and _batched.py (F(4, 3)).
+WINOGRAD_NOISE = {
+    "winograd_f2": (4.8, 0.35, 128),
+    "winograd_fused": (4.8, 0.35, np.inf),
+    "winograd_f4": (48.0, 3.1, 128),
+    "winograd_batched": (48.0, 3.1, np.inf),
+    "winograd_f6": (970.0, 63.0, 128),
+}
 
 # The Fourier transform's, likewise: b for each channel, whose spectra are summed. Held to by test_fft.py.
 FFT_NOISE = (26.0, 0.15)
@@ -49,8 +57,8 @@ def norm_relative(problem, algorithm: str) -> float:
     u = UNIT_ROUNDOFF[problem.accumulate.name]
     store = UNIT_ROUNDOFF[problem.dtype.name] if problem.dtype != problem.accumulate else 0.0
     if algorithm in WINOGRAD_NOISE:
-        transforms, sums = WINOGRAD_NOISE[algorithm]
-        return u * np.sqrt(transforms + sums * min(problem.Cg, WINOGRAD_DEPTH)) + store
+        transforms, sums, at_a_time = WINOGRAD_NOISE[algorithm]
+        return u * np.sqrt(transforms + sums * min(problem.Cg, at_a_time)) + store
     if algorithm == "fft":
         transforms, sums = FFT_NOISE
         return u * np.sqrt(transforms + sums * problem.Cg) + store

@@ -48,6 +48,8 @@ KERNELS: tuple[str, ...] = (
     "cupy_raw.tiled",
     "cupy_raw.im2col",
     "cupy_raw.implicit_gemm",
+    "cupy_raw.winograd_fused",
+    "cupy_raw.winograd_batched",
     "cupy_raw.weight_grad",
     "cupy_raw.weight_grad_direct",
 )

@@ -45,9 +45,8 @@ def sanitized(*arguments):
 def test_every_kernel_stays_inside_its_arrays():
     cases = "3x3_same or stride_3_by_2 or nhwc or slices or float16"
     kept = f"(test_equals_the_reference or weight_gradients_equal) and ({cases})"
-    done = sanitized(
-        "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/kernels/cupy_raw/test_values.py", "-k", kept
-    )
+    files = [f"tests/kernels/cupy_raw/test_{name}.py" for name in ("values", "winograd_fused", "winograd_batched")]
+    done = sanitized("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", kept)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert " passed" in done.stdout
 

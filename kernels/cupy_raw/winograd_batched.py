@@ -1,0 +1,177 @@
+"""Winograd F(4 x 4, 3 x 3) in steps: tiles and filters transformed, 36 matrix products, their results transformed back.
+
+winograd_batched.cu tells the idea; this file slices the tiles, and launches. To the matrix product the transformed
+problem is a convolution of one pixel, with 36 times the groups and a tile for each output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from .. import gpu_cost as cost
+from ..launching import MAX_GRID, CudaSource, ceil_div, launch
+from . import im2col
+from .parameters import (
+    is_wide,
+    problem_struct,
+    size_reasons,
+    store_constants,
+    struct_of,
+    type_constants,
+    window_constants,
+)
+from .winograd_fused import matrix_constants, window_reasons
+
+MINIMAL = 4  # outputs of a tile each way
+PRODUCTS = (MINIMAL + 2) ** 2  # of a tile, a filter and a channel
+THREADS, CHANNELS_PER_THREAD = 256, 8  # as in winograd_batched.cu
+WORKSPACE_BYTES = 64 << 20  # of columns and products, unless a single tile of the matrix product has more
+THREAD_SLOTS = 600  # of each thread of the matrix product beside its loop: few channels make a short one
+
+passes = ("forward",)
+
+
+@lru_cache(maxsize=1024)
+def transformed(problem):
+    """The 36 matrix products as one problem of 1 x 1 windows: each product of a group is a group, each tile a pixel."""
+    tiles = problem.N * ceil_div(problem.P, MINIMAL) * ceil_div(problem.Q, MINIMAL)
+    return replace(
+        problem,
+        N=1,
+        C=PRODUCTS * problem.C,
+        H=1,
+        W=tiles,
+        K=PRODUCTS * problem.K,
+        R=1,
+        S=1,
+        padding=((0, 0), (0, 0)),
+        groups=PRODUCTS * problem.groups,
+        dtype=problem.accumulate,
+        layout="NCHW",
+        activation=None,
+        slope=0.0,
+        has_bias=False,
+        has_residual=False,
+    )
+
+
+@lru_cache(maxsize=1024)
+def matrices(problem, device):
+    """The matrices' sizes, as im2col has them; its columns_bytes are those of the columns, the products lie behind."""
+    products = transformed(problem)
+    sizes = im2col.matrices(products, device)
+    column = products.groups * sizes.depth * problem.accumulate.itemsize
+    affordable = WORKSPACE_BYTES // (column + product_bytes(problem, 1)) // sizes.tile_m * sizes.tile_m
+    pixels = min(sizes.pixels, max(affordable, sizes.tile_m))
+    return sizes._replace(pixels=pixels, columns_bytes=pixels * column)
+
+
+def product_bytes(problem, tiles):
+    return tiles * PRODUCTS * problem.K * problem.accumulate.itemsize
+
+
+def why_not(problem, device):
+    reasons = window_reasons(problem) + size_reasons(problem)
+    if reasons:
+        return reasons
+    sizes, products = matrices(problem, device), transformed(problem)
+    grids = {
+        "multiply": im2col.gemm_blocks(products, sizes, sizes.pixels),
+        "transform the filters": packing_blocks(problem, sizes),
+        "transform the products": finishing_blocks(problem, sizes.pixels),
+    }
+    return [
+        f"at most {MAX_GRID[0]:,} blocks to {name}, this problem has {blocks:,}"
+        for name, blocks in grids.items()
+        if blocks > MAX_GRID[0]
+    ]
+
+
+def packing_blocks(problem, sizes):
+    return ceil_div(problem.groups * sizes.depth * sizes.filters, THREADS)
+
+
+def finishing_blocks(problem, tiles):
+    return ceil_div(problem.K * tiles, THREADS)
+
+
+def workspace_bytes(problem, device):
+    sizes = matrices(problem, device)
+    return sizes.packed_bytes + sizes.columns_bytes + product_bytes(problem, sizes.pixels)
+
+
+def predicted_seconds(problem, device):
+    """Packing, then per slice: columns and products written and read, and whole waves of the products' blocks."""
+    sizes, tiles = matrices(problem, device), transformed(problem).W
+    slices, rest = divmod(tiles, sizes.pixels)
+    multiply = slices * multiply_seconds(problem, device, sizes, sizes.pixels)
+    multiply += multiply_seconds(problem, device, sizes, rest) if rest else 0
+    columns = sizes.columns_bytes // sizes.pixels * im2col.round_up(tiles, sizes.tile_m)
+    extra = 2 * (columns + product_bytes(problem, tiles) + sizes.packed_bytes)
+    launches = 1 + 3 * (slices + (rest > 0))
+    return multiply + cost.memory_seconds(problem, device, extra) + launches * cost.LAUNCH
+
+
+def multiply_seconds(problem, device, sizes, tiles):
+    """The matrix products of one slice of `tiles`."""
+    blocks = im2col.gemm_blocks(transformed(problem), sizes, im2col.round_up(tiles, sizes.tile_m))
+    threads = threads_of(sizes)
+    macs = sizes.tile_k * sizes.tile_m * sizes.depth
+    slots = macs * (im2col.SLOTS_PER_MULTIPLY_ADD + cost.multiply_slots(problem, device)) + THREAD_SLOTS * threads
+    return im2col.WAITING * cost.block_seconds(device, blocks, threads, slots)
+
+
+def threads_of(sizes):
+    """Of a block of the matrix product."""
+    return sizes.tile_k // sizes.each * (sizes.tile_m // sizes.each)
+
+
+def sources(problem, device, wide=False, together=False):
+    """The kernels: transform filters, transform tiles, multiply, transform products."""
+    return sources_of(problem, matrices(problem, device), wide, together)
+
+
+@lru_cache(maxsize=4096)
+def sources_of(problem, sizes, wide, together):
+    constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
+    constants += (*matrix_constants(MINIMAL), ("TOGETHER", int(together)))
+    products, wide_products = transformed(problem), PRODUCTS * problem.K * sizes.pixels >= 2**31
+    multiplying = (*type_constants(products, wide_products), *store_constants(products))
+    multiplying += (("TILE_K", sizes.tile_k), ("TILE_M", sizes.tile_m))
+    return (
+        CudaSource("winograd_batched.cu", "transform_filters", constants),
+        CudaSource("winograd_batched.cu", "transform_tiles", constants),
+        CudaSource("gemm.cu", "conv2d_gemm", multiplying),
+        CudaSource("winograd_batched.cu", "transform_products", constants),
+    )
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x and w into y. workspace: `workspace_bytes` of them, 64-byte aligned."""
+    sizes, total = matrices(problem, device), transformed(problem).W
+    struct, together = problem_struct(problem, x, w, y, bias, residual), y.strides[1] == y.itemsize
+    pack, scatter, gemm, gather = sources_of(problem, sizes, is_wide(problem, x, w, y, residual), together)
+    packed, columns = workspace[: sizes.packed_bytes], workspace[sizes.packed_bytes :][: sizes.columns_bytes]
+    products = workspace[sizes.packed_bytes + sizes.columns_bytes :]
+    chunks = min(ceil_div(problem.groups * sizes.depth, CHANNELS_PER_THREAD), MAX_GRID[1])
+
+    arguments = (w, packed, struct, im2col.slice_struct(sizes, 0, total))
+    launch(pack, packing_blocks(problem, sizes), THREADS, arguments, stream=stream)
+    for first in range(0, total, sizes.pixels):
+        part = im2col.slice_struct(sizes, first, total)
+        tiles, padded = int(part["pixels"]), int(part["padded"])
+        launch(scatter, (ceil_div(padded, THREADS), chunks), THREADS, (x, columns, struct, part), stream=stream)
+        arguments = (packed, columns, products, None, None, products_struct(problem, padded, together))
+        blocks = im2col.gemm_blocks(transformed(problem), sizes, padded)
+        launch(gemm, blocks, threads_of(sizes), (*arguments, im2col.slice_struct(sizes, 0, tiles)), stream=stream)
+        arguments = (products, y, bias, residual, struct, part)
+        launch(gather, finishing_blocks(problem, tiles), THREADS, arguments, stream=stream)
+
+
+def products_struct(problem, padded, together):
+    """`struct Problem` of the matrix product. together: filters are neighbours in `products`, elsewhere tiles are."""
+    item, filters = problem.accumulate.itemsize, PRODUCTS * problem.K
+    along_filters, along_tiles = (item, filters * item) if together else (padded * item, item)
+    y = (0, along_filters, 0, along_tiles)
+    return struct_of(transformed(problem), item, (0, 0, 0, 0), (0, 0, 0, 0), y, None, None)

@@ -1,0 +1,169 @@
+"""Winograd in steps, on a GPU: values by g++ and in the emulator, slices, workspace, error and choice.
+
+Its matrix product is im2col's, whose machine code and banks are tested with it.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import convlib
+from convlib import accuracy, arrays, device
+from convlib.compiling import TARGETS
+from convlib.kernels import launching, reference
+from convlib.kernels.cupy_raw import im2col, winograd_batched
+from convlib.problem import DTYPES, make_problem
+from convlib.verification.problems import SMALL, TINY, Case
+from tests.kernels import stand_in_cupy
+from tests.kernels.cupy_raw import on_cpu, test_compiled, test_emulated, test_launches, test_values
+
+GPU = device.emulator_of(80)
+SERVED = [case for case in TINY + SMALL if not winograd_batched.why_not(case.problem(), GPU)]
+
+needs_compiler = pytest.mark.skipif(not on_cpu.available(), reason="g++ is not installed")
+
+# Both ways that y can lie, on problems of more tiles than a slice of one block of the matrix product.
+LYING = {
+    "tiles": Case("tiles", (3, 9, 26, 31), (35, 9, 3, 3), {"padding": 1}, bias=True),
+    "filters": Case("filters", (3, 26, 31, 10), (70, 5, 3, 3), {"groups": 2, "layout": "NHWC"}, residual=True),
+    "slices": Case("slices", (3, 9, 26, 31), (35, 9, 3, 3), {"padding": ((2, 0), (0, 3))}, memory="slices"),
+}
+
+
+@pytest.fixture
+def small_slices(monkeypatch):
+    monkeypatch.setattr(winograd_batched, "WORKSPACE_BYTES", 1)
+    winograd_batched.matrices.cache_clear()
+    yield
+    winograd_batched.matrices.cache_clear()
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", SERVED, ids=str)
+def test_equals_the_reference(case):
+    test_values.check(winograd_batched, "winograd_batched", case, exactly=False)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", LYING.values(), ids=LYING)
+def test_equals_the_reference_in_slices_however_y_lies(case, dtype, small_slices):
+    case = replace(case, dtype=dtype)
+    sizes, tiles = winograd_batched.matrices(case.problem(), GPU), winograd_batched.transformed(case.problem()).W
+    assert sizes.pixels == sizes.tile_m < tiles, "more than one slice"
+    test_values.check(winograd_batched, "winograd_batched", case, exactly=False)
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (5, 9), (3, 70)], ids=str)
+@pytest.mark.parametrize("padding", [1, 2, ((3, 0), (0, 4))], ids=str)
+def test_every_size_of_map_and_padding(size, padding):
+    case = Case("size", (2, 3, *size), (5, 3, 3, 3), {"padding": padding})
+    test_values.check(winograd_batched, "winograd_batched", case, exactly=False)
+
+
+@needs_compiler
+@pytest.mark.parametrize("C", [1, 20, 130, 1000])
+def test_the_error_keeps_to_the_contract(C):
+    """g++ rounds products and sums apart, where a GPU does not: no smaller an error."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((1, C, 16, 15)).astype(np.float32)
+    w = (random.standard_normal((24, C, 3, 3)) / np.sqrt(9 * C)).astype(np.float32)
+    problem = make_problem(x.shape, w.shape, np.float32, padding=1)
+    y = np.full(problem.y_shape, np.nan, np.float32)
+    workspace = arrays.empty_aligned((winograd_batched.workspace_bytes(problem, GPU),), np.uint8)
+    with on_cpu.kernels_on_cpu():
+        winograd_batched.run(problem, GPU, x, w, y, workspace=workspace)
+    exact = reference.conv2d(problem, x, w)
+    error = np.linalg.norm(y - exact) / np.linalg.norm(exact)
+    bound = accuracy.norm_relative(problem, "winograd_batched")
+    assert 0.3 * bound < error < bound
+
+
+def test_workspace_is_bounded_whatever_the_batch():
+    def bytes_of(N):
+        problem = make_problem((N, 512, 28, 28), (512, 512, 3, 3), np.float32, padding=1)
+        return winograd_batched.workspace_bytes(problem, GPU)
+
+    filters = 36 * 512 * 512 * 4
+    assert bytes_of(1000) == bytes_of(100) <= filters + (64 << 20)
+
+
+@pytest.mark.parametrize("case", LYING.values(), ids=LYING)
+def test_arguments_fit_the_parameters_that_the_kernels_declare(case, small_slices):
+    launches = test_launches.launches_of(winograd_batched, case)
+    assert len(launches) > 4, "more than one slice"
+    for launch in launches:
+        declared = stand_in_cupy.declared_parameters(launch.kernel.text(), launch.kernel.function)
+        passed = launching.with_null_pointers(launch.args)
+        assert len(passed) == len(declared)
+        for parameter, value, given in zip(declared, passed, launch.args, strict=True):
+            stand_in_cupy.check_argument(parameter, value)
+            if launch.kernel.function == "conv2d_gemm" and "Element*" in parameter:
+                assert given is None or given.dtype == np.uint8, "its y is the workspace's products"
+            else:
+                test_launches.check_type(parameter, given, case.problem())
+        assert (launch.shared_bytes, launch.stream) == (0, 7)
+
+
+def test_the_slices_cover_every_tile_once(small_slices):
+    case = LYING["tiles"]
+    sizes, tiles = winograd_batched.matrices(case.problem(), GPU), winograd_batched.transformed(case.problem()).W
+    launches = test_launches.launches_of(winograd_batched, case)
+    slices = [launch.args[-1] for launch in launches if launch.kernel.function == "transform_products"]
+    assert [int(part["first"]) for part in slices] == list(range(0, tiles, sizes.pixels))
+    assert sum(int(part["pixels"]) for part in slices) == tiles
+
+
+def test_refuses_what_it_does_not_compute():
+    problem = make_problem((1, 4, 9, 9), (4, 4, 3, 3), np.float32, stride=2)
+    assert winograd_batched.why_not(problem, GPU) == ["stride 1 only, got (2, 2)"]
+
+
+class TestMachineCode:
+    @pytest.fixture(autouse=True)
+    def compilers(self):
+        pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
+        pytest.importorskip("nvidia", reason="cuobjdump and nvdisasm are not installed (extra emulate)")
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("target", TARGETS)
+    def test_compiles_for_every_target_and_type_without_spills(self, target, dtype):
+        problem = test_compiled.problem_of("3x3", dtype)
+        for source in winograd_batched.sources(problem, GPU, together=target == 90):
+            if source.function == "conv2d_gemm":
+                (product,) = {s for s in im2col.sources(problem, GPU) if s.function == "conv2d_gemm"}
+                assert source.file == product.file, "compiled in test_compiled.py"
+            else:
+                test_compiled.check(source, target, dtype)
+
+
+class TestEmulated:
+    """Its PTX, executed: races, bounds, uninitialised reads and every output written once are checked by `watched`."""
+
+    @pytest.fixture(autouse=True)
+    def emulated(self, monkeypatch):
+        pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
+        monkeypatch.setenv("CONVLIB_EMULATE", "1")
+
+    @pytest.mark.parametrize("case", LYING.values(), ids=LYING)
+    def test_runs_without_a_fault_in_slices_however_y_lies(self, case, small_slices):
+        test_emulated.check(winograd_batched, "winograd_batched", replace(case, x=(2, *case.x[1:])))
+
+    def test_the_transforms_write_and_read_whole_sectors(self):
+        _, tiles, _, products = test_emulated.reports_of(winograd_batched, "wide")
+        for access in test_emulated.accesses(tiles, "global", "store"):
+            assert access.cost == access.requests * 4, "128 bytes per warp"
+        for access in test_emulated.accesses(products, "global", "load"):
+            assert access.cost <= access.requests * 5, "128 bytes per warp, or the end of one filter's and the next's"
+
+    def test_input_gradients_keep_to_the_bound(self):
+        random = np.random.default_rng(0)
+        problem = make_problem((1, 6, 7, 9), (5, 6, 3, 3), np.float32, padding=(1, 0))
+        w, grad_y = (random.integers(-3, 4, s).astype(np.float32) for s in (problem.w_shape, problem.y_shape))
+        kernel = {"backend": "cupy_raw", "algorithm": "winograd_batched", "max_error": 1.0}
+        got = convlib.conv2d_input_grad(grad_y, w, problem.x_shape, padding=(1, 0), **kernel)
+        exact = reference.input_grad(problem, grad_y, w)
+        magnitude = reference.input_grad(problem, np.abs(grad_y), np.abs(w))
+        assert (np.abs(got - exact) <= accuracy.elementwise(problem, "winograd_batched", magnitude, exact)).all()

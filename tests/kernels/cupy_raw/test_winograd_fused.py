@@ -1,0 +1,224 @@
+"""The fused Winograd kernel: values by g++ and in the emulator, its machine code, its banks, its error, its choice."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import convlib
+from convlib import accuracy, arrays, compiling, device, dispatch
+from convlib.compiling import TARGETS
+from convlib.kernels import launching, reference
+from convlib.kernels.cupy_raw import winograd_fused
+from convlib.problem import DTYPES, make_problem, named_dtype
+from convlib.verification.problems import SMALL, TINY, Case
+from tests.kernels import stand_in_cupy
+from tests.kernels.cupy_raw import on_cpu, test_compiled, test_emulated, test_launches, test_values
+from tests.kernels.cupy_raw.machine_code import main_loop, multiply_share
+
+GPU = device.emulator_of(80)
+SERVED = [case for case in TINY + SMALL if not winograd_fused.why_not(case.problem(), GPU)]
+
+needs_compiler = pytest.mark.skipif(not on_cpu.available(), reason="g++ is not installed")
+
+
+def split_into(monkeypatch, splits):
+    monkeypatch.setattr(winograd_fused, "tiling_for", lambda problem, _: winograd_fused.tiling_of(problem, splits))
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", SERVED, ids=str)
+def test_equals_the_reference(case):
+    test_values.check(winograd_fused, "winograd_fused", case)
+
+
+# Each way x can lie, on problems that stick out of a block of tiles, of filters and of a stage.
+LYING = {
+    "PIXELS": Case("pixels", (2, 26, 9, 11), (70, 26, 3, 3), {"padding": 1}, bias=True),
+    "CHANNELS": Case("channels", (2, 9, 11, 26), (70, 13, 3, 3), {"groups": 2, "layout": "NHWC"}, residual=True),
+    "NONE": Case("none", (2, 26, 11, 9), (35, 26, 3, 3), {"padding": ((2, 0), (0, 3))}, bias=True, memory="slices"),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("adjacent", LYING)
+def test_equals_the_reference_however_x_lies_and_in_splits(adjacent, splits, dtype, monkeypatch):
+    split_into(monkeypatch, splits)
+    compiled = []
+    monkeypatch.setattr(on_cpu, "library", lambda kernel, *rest: compiled.append(kernel) or library(kernel, *rest))
+    case = replace(LYING[adjacent], dtype=dtype)
+    if (adjacent, splits, dtype) == ("CHANNELS", 3, "float64"):
+        splits = 1  # 13 channels are one round of a block's patches there
+    test_values.check(winograd_fused, "winograd_fused", case)
+    assert [kernel.function for kernel in compiled] == [
+        "transform_filters", "conv2d_winograd", *["sum_splits"] * (splits > 1)
+    ]  # fmt: skip
+    assert ("ADJACENT", adjacent) in compiled[1].constants
+    assert ("SPLIT", int(splits > 1)) in compiled[1].constants
+
+
+library = on_cpu.library
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (7, 7), (3, 70), (70, 3)], ids=str)
+@pytest.mark.parametrize("padding", [1, 2, ((3, 0), (0, 4))], ids=str)
+def test_every_size_of_map_and_padding(size, padding):
+    test_values.check(winograd_fused, "winograd_fused", Case("size", (2, 3, *size), (5, 3, 3, 3), {"padding": padding}))
+
+
+@needs_compiler
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("C", [1, 20, 130, 1000])
+def test_the_error_keeps_to_the_contract(C, splits, monkeypatch):
+    """g++ rounds products and sums apart, where a GPU does not: no smaller an error."""
+    split_into(monkeypatch, splits)
+    random = np.random.default_rng(0)
+    x = random.standard_normal((1, C, 16, 15)).astype(np.float32)
+    w = (random.standard_normal((24, C, 3, 3)) / np.sqrt(9 * C)).astype(np.float32)
+    problem = make_problem(x.shape, w.shape, np.float32, padding=1)
+    y = np.full(problem.y_shape, np.nan, np.float32)
+    workspace = arrays.empty_aligned((winograd_fused.workspace_bytes(problem, GPU),), np.uint8)
+    with on_cpu.kernels_on_cpu():
+        winograd_fused.run(problem, GPU, x, w, y, workspace=workspace)
+    exact = reference.conv2d(problem, x, w)
+    error = np.linalg.norm(y - exact) / np.linalg.norm(exact)
+    bound = accuracy.norm_relative(problem, "winograd_fused")
+    assert 0.3 * bound / splits < error < bound
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("case", LYING.values(), ids=LYING)
+def test_arguments_fit_the_parameters_that_the_kernels_declare(case, splits, monkeypatch):
+    split_into(monkeypatch, splits)
+    for launch in test_launches.launches_of(winograd_fused, case):
+        declared = stand_in_cupy.declared_parameters(launch.kernel.text(), launch.kernel.function)
+        assert len(launch.args) == len(declared)
+        for parameter, value, given in zip(
+            declared, launching.with_null_pointers(launch.args), launch.args, strict=True
+        ):
+            stand_in_cupy.check_argument(parameter, value)
+            if parameter.startswith("Tiling"):
+                assert value.dtype == winograd_fused.TILING
+            else:
+                test_launches.check_type(parameter, given, case.problem())
+        assert (launch.shared_bytes, launch.stream) == (0, 7)
+
+
+def test_refuses_what_it_does_not_compute():
+    problem = make_problem((1, 4, 9, 9), (4, 4, 5, 3), np.float32, stride=2, dilation=2)
+    reasons = winograd_fused.why_not(problem, GPU)
+    assert reasons == ["3 x 3 kernels only, got 5 x 3", "stride 1 only, got (2, 2)", "dilation 1 only, got (2, 2)"]
+    weight_grad = make_problem((1, 4, 9, 9), (4, 4, 3, 3), np.float32, pass_="weight_grad")
+    with pytest.raises(convlib.UnsupportedError, match=r"winograd_fused: computes forward only, not weight_grad"):
+        dispatch.choose(weight_grad, GPU, "cupy_raw", "winograd_fused")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_predicted_times_grow_with_the_problem(dtype):
+    seconds = [
+        winograd_fused.predicted_seconds(make_problem((n, 64, 56, 56), (64, 64, 3, 3), named_dtype(dtype)), GPU)
+        for n in (1, 8, 64)
+    ]
+    assert 1e-6 < seconds[0] < seconds[1] < seconds[2] < 10
+
+
+@pytest.mark.parametrize("target", [80, 90])
+def test_is_chosen_where_it_is_predicted_to_win_and_nowhere_else(target):
+    def chosen(N, C, K, size):
+        problem = make_problem((N, C, size, size), (K, C, 3, 3), np.float32, padding=1)
+        return dispatch.choose(problem, device.emulator_of(target), "cupy_raw")
+
+    assert chosen(1, 256, 256, 14) == "cupy_raw.winograd_fused"
+    assert chosen(8, 512, 512, 7) == "cupy_raw.winograd_fused"
+    assert chosen(32, 256, 256, 14) == "cupy_raw.winograd_batched", "tiles enough for 36 matrix products"
+    assert "winograd" not in chosen(32, 3, 64, 224), "three channels fill no stage"
+    assert chosen(32, 128, 16, 56) != "cupy_raw.winograd_fused", "16 filters fill a quarter of a block"
+
+
+def test_splits_keep_more_multiprocessors_busy_at_one_image():
+    problem = make_problem((1, 256, 14, 14), (256, 256, 3, 3), np.float32, padding=1)
+    tiling = winograd_fused.tiling_for(problem, GPU)
+    alone = np.prod(winograd_fused.tiling_of(problem, 1).grid(problem))
+    assert np.prod(tiling.grid(problem)) > GPU.sm_count / 2 > 6 * alone
+    assert tiling.partial_bytes == tiling.splits * 256 * 14 * 14 * 4
+
+
+class TestMachineCode:
+    """What the compilers of a GPU make of it."""
+
+    @pytest.fixture(autouse=True)
+    def compilers(self):
+        pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
+        pytest.importorskip("nvidia", reason="cuobjdump and nvdisasm are not installed (extra emulate)")
+
+    @pytest.mark.parametrize("target", TARGETS)
+    @pytest.mark.parametrize(("adjacent", "share"), [("PIXELS", 0.82), ("CHANNELS", 0.80)])
+    def test_four_of_five_instructions_multiply_and_add(self, adjacent, share, target):
+        source = winograd_fused.sources_of(test_compiled.problem_of("3x3"), False, adjacent, False)[1]
+        loop = main_loop(compiling.sass(compiling.cuda_source_cubin(source, target)))
+        assert multiply_share(loop) >= share
+        assert test_compiled.loads(loop, "LDS") == {"128": 64}
+        assert test_compiled.loads(loop, "LDG") == {"128": 8, "32": 16}, "a stage's filters, and a patch"
+        assert test_compiled.loads(loop, "STS") == {"128": 8, "32": 32}
+        assert sum(n for name, n in loop.items() if name.startswith("BAR")) == 2, "one barrier per stage"
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("target", TARGETS)
+    def test_compiles_for_every_target_and_type_without_spills(self, target, dtype):
+        problem = test_compiled.problem_of("3x3", dtype)
+        for source in winograd_fused.sources_of(problem, False, "PIXELS", False):
+            test_compiled.check(source, target, dtype)
+
+    @pytest.mark.parametrize("target", [90, 100, 120])
+    @pytest.mark.parametrize("split", [False, True])
+    @pytest.mark.parametrize("adjacent", LYING)
+    def test_compiles_however_x_lies_without_spills(self, adjacent, split, target):
+        """The targets whose compilers want the most registers; sm_75 to sm_89 want fewer."""
+        for wide in (False, True):
+            problem = test_compiled.problem_of("3x3")
+            for source in winograd_fused.sources_of(problem, wide, adjacent, split):
+                test_compiled.check(source, target, "float32")
+
+
+class TestEmulated:
+    """Its PTX, executed: races, bounds, uninitialised reads and every output written once are checked by `watched`."""
+
+    @pytest.fixture(autouse=True)
+    def emulated(self, monkeypatch):
+        pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
+        monkeypatch.setenv("CONVLIB_EMULATE", "1")
+
+    @pytest.mark.parametrize("splits", [1, 2])
+    @pytest.mark.parametrize("case", LYING.values(), ids=LYING)
+    def test_runs_without_a_fault_however_x_lies_and_in_splits(self, case, splits, monkeypatch):
+        split_into(monkeypatch, splits)
+        test_emulated.check(winograd_fused, "winograd_fused", case)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+    @pytest.mark.parametrize("layer", ["narrow", "channels_last"])
+    def test_no_access_of_shared_memory_meets_a_bank_conflict(self, layer, dtype):
+        _, report = test_emulated.reports_of(winograd_fused, layer, dtype)
+        shared = [access for access in report.counters.traffic if access.space == "shared"]
+        assert {(access.kind, access.size) for access in shared} >= {("load", 16), ("store", 16)}
+        for access in shared:
+            assert access.cost == access.requests * max(access.size // 4, 1), access
+
+    def test_reads_the_filters_by_whole_sectors_and_each_word_of_them_once_in_a_block(self):
+        _, report = test_emulated.reports_of(winograd_fused, "wide")
+        filters = [a for a in test_emulated.accesses(report, "global", "load") if a.size == 16]
+        for access in filters:
+            assert access.cost == access.requests * 16, "512 bytes per warp"
+        blocks, stages, again = 6, 4, 1  # 192 tiles; 16 channels; the last stage's are fetched twice
+        assert sum(access.requests for access in filters) == blocks * (stages + again) * 4 * 8
+
+    def test_input_gradients_equal_the_reference(self):
+        random = np.random.default_rng(0)
+        problem = make_problem((1, 6, 7, 9), (5, 6, 3, 3), np.float32, padding=(1, 0))
+        w = random.integers(-3, 4, problem.w_shape).astype(np.float32)
+        grad_y = random.integers(-3, 4, problem.y_shape).astype(np.float32)
+        kernel = {"backend": "cupy_raw", "algorithm": "winograd_fused", "max_error": 1.0}
+        got = convlib.conv2d_input_grad(grad_y, w, problem.x_shape, padding=(1, 0), **kernel)
+        np.testing.assert_array_equal(got, reference.input_grad(problem, grad_y, w))
