@@ -47,6 +47,7 @@ KERNELS: tuple[str, ...] = (
     "cupy_raw.tiled",
     "cupy_raw.im2col",
     "cupy_raw.implicit_gemm",
+    "cupy_raw.depthwise",
     "cupy_raw.weight_grad",
     "cupy_raw.weight_grad_direct",
 )

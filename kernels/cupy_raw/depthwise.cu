@@ -1,0 +1,170 @@
+#include "epilogue.cuh"
+#include "staged_planes.cuh"
+
+constexpr int TAPS = R * S;
+constexpr int ROWS_READ = (ROWS - 1) * STRIDE_H + (R - 1) * DILATION_H + 1;  // by one thread
+constexpr bool SLIDES = R <= 32 && ROWS_READ <= 128;
+constexpr int UNROLL_S = TAPS * ROWS <= 512 ? S : 1;  // past these many multiply-adds code outgrows its cache
+
+struct Tile {
+    int planes, strips, columns;           // of a block; strips of ROWS rows
+    int across_p;                          // blocks down a plane
+    int all_planes;                        // N * ceil(C / SIDE)
+    int outputs_at, weights_at;            // in `words`
+    Divisor by_columns, by_strips;
+    Pitches pitches;
+};
+
+// What a block and, in it, a thread computes.
+struct Part {
+    Plane first;                           // the block's first plane
+    int plane, planes, p, q;               // its number, how many there are, the block's first row and column
+    int own, strip, column, c;             // the thread's plane of those, strip, column, channel of SIDE
+    bool exists;
+
+    __device__ __forceinline__ Part(const Problem& problem, const Tile& tile)
+        : first(blockIdx.x / tile.across_p * tile.planes, problem.C)
+    {
+        plane = blockIdx.x / tile.across_p * tile.planes;
+        planes = min(tile.planes, tile.all_planes - plane);
+        p = blockIdx.x % tile.across_p * tile.strips * ROWS;
+        q = blockIdx.y * tile.columns;
+
+        c = threadIdx.x % SIDE;
+        const int place = threadIdx.x / SIDE, row = tile.by_columns.of(place);
+        column = place - row * tile.columns;
+        own = SEVERAL ? tile.by_strips.of(row) : 0;
+        strip = row - own * tile.strips;
+        exists = (SEVERAL ? own < planes : row < tile.strips) && q + column < problem.Q && first.channel + c < problem.C;
+    }
+
+    // The channel of a plane of the block: at most one image ends among them.
+    __device__ __forceinline__ int channel(const Problem& problem, int number, int c) const
+    {
+        const int channel = first.channel + c + (SIDE == 1 ? number : 0);
+        return SEVERAL && SIDE == 1 && channel >= problem.C ? channel - problem.C : channel;
+    }
+};
+
+// Weights of one filter of each channel, column by column: tap (r, s) of channel c lies at (s * R + r) * pitch + c.
+__device__ __forceinline__ void stage_weights(const Problem& problem, const Element* __restrict__ w, const Tile& tile,
+                                              const Part& part, int filter)
+{
+    const unsigned channels = part.planes * SIDE, pitch = tile.planes * SIDE | 1;  // odd: taps in neighbouring banks
+    for (unsigned index = threadIdx.x; index < channels * TAPS; index += blockDim.x) {
+        const int tap = index % TAPS, c = index / TAPS, channel = part.channel(problem, c / SIDE, c % SIDE);
+        if (channel < problem.C)
+            words[tile.weights_at + (tap % S * R + tap / S) * pitch + c] =
+                widened(w[offset(problem.w, channel * problem.Kg + filter, 0, tap / S, tap % S)]);
+    }
+}
+
+// A thread's ROWS sums: column by column of the window it slides down its strip, each pixel loaded once.
+__device__ __forceinline__ void convolve(Accumulator (&sums)[ROWS], const Problem& problem, const Tile& tile,
+                                         const Part& part, int patch_at, int patch_w)
+{
+    const int pitch = tile.planes * SIDE | 1;
+    const Accumulator* weights = words + tile.weights_at + part.own * SIDE + part.c;
+    const int first = patch_at + part.own * tile.pitches.plane + part.strip * ROWS * STRIDE_H * tile.pitches.row + part.c;
+    #pragma unroll UNROLL_S
+    for (int s = 0; s < S; ++s) {
+        const int w = (part.q + part.column) * STRIDE_W - problem.left + s * DILATION_W;
+        const bool inside = (unsigned)w < problem.W;
+        const Accumulator* pixels = words + (inside ? first + (w - patch_w) * SIDE : 0);  // or the zero, at every row
+        const int step = inside ? tile.pitches.row : 0;
+        if constexpr (SLIDES) {
+            Accumulator taps[R];
+            #pragma unroll
+            for (int r = 0; r < R; ++r) taps[r] = weights[(s * R + r) * pitch];
+            #pragma unroll
+            for (int i = 0; i < ROWS_READ; ++i) {
+                const Accumulator pixel = pixels[i * step];
+                #pragma unroll
+                for (int o = 0; o < ROWS; ++o) {
+                    const int row = i - o * STRIDE_H;
+                    if (row >= 0 && row % DILATION_H == 0 && row / DILATION_H < R)
+                        sums[o] += pixel * taps[row / DILATION_H];
+                }
+            }
+        } else {
+            #pragma unroll 1
+            for (int r = 0; r < R; ++r) {
+                const Accumulator tap = weights[(s * R + r) * pitch];
+                #pragma unroll
+                for (int o = 0; o < ROWS; ++o) sums[o] += pixels[(o * STRIDE_H + r * DILATION_H) * step] * tap;
+            }
+        }
+    }
+}
+
+// `count` outputs, side by side in y as in `words` from `at` on, 128 bits at a time. residual lies like y.
+__device__ __forceinline__ void store_side_by_side(const Problem& problem, const Output& output, int count, int at)
+{
+    const auto [y, bias, residual] = output;
+    const int ahead = behind_boundary(y);
+    const bool together = residual && behind_boundary(residual) == ahead;
+    for (int from = (int)threadIdx.x * LOAD - ahead; from < count; from += blockDim.x * LOAD) {
+        const bool whole = from >= 0 && from + LOAD <= count;
+        Pack added, results;
+        if (whole && together) added = load_pack(residual + from);
+        Vector sums[LOAD / VECTOR];  // with the lanes beside the outputs, if any
+        #pragma unroll
+        for (int v = 0; v < LOAD / VECTOR; ++v) sums[v] = reinterpret_cast<const Vector&>(words[at + from + v * VECTOR]);
+        #pragma unroll
+        for (int i = 0; i < LOAD; ++i) {
+            if (!whole && (unsigned)(from + i) >= (unsigned)count) continue;
+            Accumulator sum = sums[i / VECTOR].lane[i % VECTOR];
+            if (residual) sum += widened(whole && together ? added.lane[i] : residual[from + i]);
+            round_to(results.lane[i], activated(sum, problem.slope));
+            if (!whole) y[from + i] = results.lane[i];
+        }
+        if (whole) *reinterpret_cast<Pack*>(y + from) = results;
+    }
+}
+
+// grid: groups of planes * across_p, blocks along a row, filters; block: a thread for each strip of each column.
+extern "C" __global__ void __launch_bounds__(256, TAPS <= 9 ? 4 : TAPS <= 25 ? 3 : 2)
+conv2d_depthwise(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y,
+                 const Element* __restrict__ bias, const Element* __restrict__ residual, Problem problem, Tile tile)
+{
+    const Part part(problem, tile);
+    const Array image = {x, problem.x, problem.N, problem.C, problem.H, problem.W};
+    const int left = STAGING == STRETCH || gridDim.y == 1 ? 0 : part.q * STRIDE_W - problem.left;
+    const int height = (tile.strips * ROWS - 1) * STRIDE_H + (R - 1) * DILATION_H + 1;
+    const Patch patch(image, part.plane, part.planes, part.p * STRIDE_H - problem.top, left, height);
+    const int at = stage(TILE_AT, image, patch, tile.pitches);
+
+    const int first = blockIdx.z * FILTERS, behind = FILTERS == 1 ? first + 1 : min(first + FILTERS, problem.Kg);
+    const int channel = part.channel(problem, part.own, part.c), p = part.p + part.strip * ROWS, q = part.q + part.column;
+    const int rows = min(tile.strips * ROWS, problem.P - part.p), exist = min(ROWS, problem.P - p);
+    const int64 first_output = ((int64)part.plane * problem.P + part.p) * problem.Q * SIDE;  // where side by side
+    const int outputs_at = tile.outputs_at + behind_boundary(y + first_output);
+    #pragma unroll 1
+    for (int filter = first; filter < behind; ++filter) {
+        if (filter > first) __syncthreads();
+        stage_weights(problem, w, tile, part, filter);
+        __syncthreads();
+        if (!part.exists) continue;
+
+        const int k = channel * problem.Kg + filter;
+        Accumulator sums[ROWS] = {};
+        convolve(sums, problem, tile, part, at, patch.w);
+        if constexpr (SIDE_BY_SIDE) {
+            const Accumulator addend = bias ? widened(bias[k * (Offset)problem.bias]) : Accumulator(0);
+            Accumulator* outputs = words + outputs_at + ((part.own * rows + part.strip * ROWS) * problem.Q + q) * SIDE + part.c;
+            #pragma unroll
+            for (int o = 0; o < ROWS; ++o)
+                if (o < exist) outputs[o * problem.Q * SIDE] = sums[o] + addend;
+        } else {
+            const int n = Plane(part.plane + part.own, problem.C).n;
+            #pragma unroll
+            for (int o = 0; o < ROWS; ++o)
+                if (o < exist) store(problem, {y, bias, residual}, n, k, p + o, q, sums[o]);
+        }
+    }
+    if constexpr (SIDE_BY_SIDE) {
+        __syncthreads();
+        const Output output = {y + first_output, nullptr, residual ? residual + first_output : nullptr};
+        store_side_by_side(problem, output, part.planes * rows * problem.Q * SIDE, outputs_at);
+    }
+}

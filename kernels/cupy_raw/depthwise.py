@@ -1,0 +1,316 @@
+"""Depthwise convolution: one window for each channel, image filters too. depthwise.cu tells the idea.
+
+This file cuts the planes into tiles and launches.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import gpu_cost as cost
+from ..launching import MAX_GRID, CudaSource, ceil_div, launch
+from .implicit_gemm import address_of
+from .parameters import (
+    is_wide,
+    problem_struct,
+    size_reasons,
+    store_constants,
+    type_constants,
+    window_constants,
+)
+
+MOST_THREADS = 256  # as in depthwise.cu
+SHARED_BYTES = 48 * 1024  # what every GPU gives a block that does not ask for more
+SHARED_PER_SM, THREADS_PER_SM = 64 * 1024, 1024  # the least that an SM has, sm_75's
+KILOBYTES = (2, 4, 6, 8, 12, 16, 24, 32, 48)  # of shared memory: each is a kernel of its own to compile
+TILE_AT, ALIGNED = 8, 8  # words: as in staged_planes.cuh; elements, at most, in 16 bytes
+
+ROWS = (2, 4, 7, 8, 14, 16)  # outputs of one thread, one below the other
+TALL_ROWS = (4, 8, 16)  # where the window is so tall that more share what is loaded
+TALL = 9
+SECTOR = 32  # bytes that memory moves at least
+
+# Issue slots, counted in the machine code: of a word staged by 128 bits or by itself, of an output stored, of a thread.
+STAGED_SLOTS, ELEMENT_SLOTS, STORE_SLOTS, THREAD_SLOTS = 8, 60, 8, 250
+WARPS_TO_SATURATE = 16  # per SM: what hides the memory's latency
+WAITING = 2.3  # times as long as its issue slots: what tiled.cu, with the same staging and barriers, took on an H200
+
+passes = ("forward",)
+
+DIVISOR = np.dtype([("divisor", "u4"), ("multiplier", "u4")])
+PITCHES = np.dtype([("pieces", DIVISOR), ("plane_size", DIVISOR), ("width", "i4"), ("row", "i4"), ("plane", "i4")])
+SIZES = ("planes", "strips", "columns", "across_p", "all_planes", "outputs_at", "weights_at")
+TILE = np.dtype(
+    [*((name, "i4") for name in SIZES), ("by_columns", DIVISOR), ("by_strips", DIVISOR), ("pitches", PITCHES)]
+)
+
+
+class Tile(NamedTuple):
+    """How planes are cut into blocks; see depthwise.cu. side: channels side by side; words: of shared memory."""
+
+    side: int
+    rows: int
+    planes: int
+    strips: int
+    columns: int
+    filters: int
+    width: int
+    row_pitch: int
+    plane_pitch: int
+    across_p: int
+    across_q: int
+    all_planes: int
+    outputs_at: int
+    weights_at: int
+    words: int
+
+    @property
+    def threads(self):
+        return ceil_div(self.planes * self.strips * self.columns * self.side, 32) * 32
+
+    def grid(self, problem):
+        groups = ceil_div(self.all_planes, self.planes)
+        return groups * self.across_p, self.across_q, ceil_div(problem.Kg, self.filters)
+
+
+@lru_cache(maxsize=4096)
+def tile_for(problem, device):
+    """The tile that fits shared memory and is predicted to be the fastest; None where none fits."""
+    fitting = [tile for tile in tiles(problem) if shared_bytes(problem, tile) <= SHARED_BYTES]
+    return min(fitting, key=lambda tile: seconds(problem, device, tile), default=None)
+
+
+def tiles(problem):
+    for side in sides(problem):
+        for columns in possible_columns(problem, side):
+            for rows in ROWS if problem.R < TALL else TALL_ROWS:
+                most_strips = min(ceil_div(problem.P, rows), MOST_THREADS // (columns * side))
+                for strips in halved(most_strips):
+                    yield from tiles_of(problem, side, rows, strips, columns)
+
+
+def sides(problem):
+    """How many channels a block takes side by side: one where channels lie apart, else whole sectors of them, or all."""
+    if problem.layout == "NCHW" or problem.C == 1:
+        return (1,)
+    sector = SECTOR // problem.dtype.itemsize
+    if problem.C <= 2 * sector:
+        return (problem.C,)
+    return tuple(side for side in (sector, 2 * sector, 4 * sector) if side <= problem.C)
+
+
+def possible_columns(problem, side):
+    """All of them, if there are threads enough; or equal shares, of whole sectors where columns lie side by side."""
+    most, step = MOST_THREADS // side, 32 if side == 1 else 1
+    shares = {ceil_div(ceil_div(problem.Q, n), step) * step for n in range(2, 9)} | {most // step * step}
+    return sorted({problem.Q if problem.Q <= most else most, *(share for share in shares if share <= min(most, problem.Q))})
+
+
+def halved(most):
+    """`most`, its half, its quarter ..."""
+    return sorted({max(most >> i, 1) for i in range(most.bit_length() + 1)})
+
+
+def tiles_of(problem, side, rows, strips, columns):
+    """Tiles of one plane and, where one block could take whole planes, of several."""
+    whole = columns == problem.Q and strips * rows >= problem.P and side in (1, problem.C)
+    most = min(MOST_THREADS // (strips * columns * side), ceil_div(problem.C, side)) if whole else 1
+    for planes in halved(most):
+        for filters in halved(problem.Kg):
+            yield tile_of(problem, side, rows, planes, strips, columns, filters)
+
+
+def planes_of(problem, side):
+    return problem.N * ceil_div(problem.C, side)
+
+
+def tile_of(problem, side, rows, planes, strips, columns, filters):
+    height = staged(strips * rows, problem.R, problem.stride[0], problem.dilation[0])
+    across_q = ceil_div(problem.Q, columns)
+    width = problem.W if across_q == 1 else staged(columns, problem.S, problem.stride[1], problem.dilation[1])
+    row_pitch = problem.W * side
+    if across_q > 1:
+        row_pitch = alike(width * side, problem.W * side)
+    plane_pitch = alike(height * row_pitch, problem.H * problem.W * side)
+    outputs_at = TILE_AT + ALIGNED + ceil_div(planes * plane_pitch, ALIGNED) * ALIGNED
+    outputs = planes * strips * rows * columns * side + ALIGNED if problem.Kg == 1 and across_q == 1 else 0
+    weights_at = outputs_at + ceil_div(outputs, ALIGNED) * ALIGNED
+    words = weights_at + problem.R * problem.S * (planes * side | 1)
+    return Tile(
+        side, rows, planes, strips, columns, filters, width, row_pitch, plane_pitch,
+        ceil_div(problem.P, strips * rows), across_q, planes_of(problem, side), outputs_at, weights_at, words,
+    )  # fmt: skip
+
+
+def staged(outputs, window, stride, dilation):
+    """Rows, or columns, of input under so many of output."""
+    return (outputs - 1) * stride + (window - 1) * dilation + 1
+
+
+def alike(size, other):
+    """At least `size`, and as far from a multiple of ALIGNED as `other`: then vectors keep their alignment."""
+    return size + (other - size) % ALIGNED
+
+
+def shared_bytes(problem, tile):
+    return tile.words * problem.accumulate.itemsize
+
+
+def seconds(problem, device, tile):
+    """The busiest SM's blocks: what they issue, or what they move, whichever takes longer."""
+    blocks = math.prod(tile.grid(problem))
+    busiest = ceil_div(blocks, cost.sm_count(device))
+    resident = max(min(busiest, SHARED_PER_SM // shared_bytes(problem, tile), THREADS_PER_SM // tile.threads), 1)
+    saturation = min(resident * tile.threads / 32 / WARPS_TO_SATURATE, 1)
+    slots = tile.threads * thread_slots(problem, device, tile)
+    issued = WAITING * slots / (cost.SLOTS_PER_CYCLE * cost.clock(device))
+    moved = block_bytes(problem, tile) / cost.bytes_per_second(device)
+    return busiest * max(issued, moved) / saturation
+
+
+def thread_slots(problem, device, tile):
+    """Issue slots of one thread."""
+    staged_words = staged_elements(problem, tile)
+    taps, read = problem.R * problem.S, staged(tile.rows, problem.R, problem.stride[0], problem.dilation[0])
+    multiply = taps * tile.rows * cost.multiply_slots(problem, device) + 2 * problem.S * read + 2 * taps
+    weights = ELEMENT_SLOTS / 3 * taps * tile.planes * tile.side / tile.threads
+    staging = STAGED_SLOTS * staged_words / tile.threads
+    return THREAD_SLOTS + staging + tile.filters * (multiply + weights + STORE_SLOTS * tile.rows)
+
+
+def staged_elements(problem, tile):
+    height = staged(tile.strips * tile.rows, problem.R, problem.stride[0], problem.dilation[0])
+    return tile.planes * min(height, problem.H) * min(tile.width, problem.W) * tile.side
+
+
+def block_bytes(problem, tile):
+    """What a block of the image's middle moves, in whole sectors where it takes pieces of rows."""
+    item = problem.dtype.itemsize
+    outputs = tile.planes * min(tile.strips * tile.rows, problem.P) * tile.columns * tile.side * tile.filters
+    height = staged(tile.strips * tile.rows, problem.R, problem.stride[0], problem.dilation[0])
+    apart = SECTOR * tile.planes * min(height, problem.H) if tile.across_q > 1 and tile.side == 1 else 0
+    weights = tile.planes * tile.side * tile.filters * problem.R * problem.S
+    return (staged_elements(problem, tile) + outputs * (2 if problem.has_residual else 1) + weights) * item + apart
+
+
+def why_not(problem, device):
+    if problem.Cg != 1:
+        return [f"takes one channel per group (groups = C); this problem has {problem.Cg}"]
+    reasons, tile = size_reasons(problem), tile_for(problem, device)
+    if tile is None:
+        return reasons + [
+            f"input and weights of one tile must fit {SHARED_BYTES:,} bytes of shared memory; a {problem.R} x "
+            f"{problem.S} window with stride {problem.stride} and dilation {problem.dilation} does not"
+        ]
+    return reasons + grid_reasons(problem, tile)
+
+
+def grid_reasons(problem, tile):
+    names = ("blocks down the planes", "blocks along a row", "groups of filters")
+    grid = zip(names, tile.grid(problem), MAX_GRID, strict=True)
+    return [f"at most {most:,} {name}, this problem has {got:,}" for name, got, most in grid if got > most]
+
+
+def workspace_bytes(problem, device):
+    return 0
+
+
+def predicted_seconds(problem, device):
+    return max(seconds(problem, device, tile_for(problem, device)), cost.memory_seconds(problem, device)) + cost.LAUNCH
+
+
+def source(problem, device, wide=False):
+    """The kernel for arrays without gaps."""
+    tile = tile_for(problem, device)
+    return source_of(problem, tile, wide, staging(problem, tile, True), whole_rows(problem, tile))
+
+
+@lru_cache(maxsize=4096)
+def source_of(problem, tile, wide, staging, side_by_side):
+    constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
+    constants += (("STAGING", staging), ("SIDE", tile.side), ("SHARED_WORDS", shared_words(problem, tile)))
+    constants += (("ROWS", tile.rows), ("SEVERAL", int(tile.planes > 1)), ("FILTERS", tile.filters))
+    constants += (("SIDE_BY_SIDE", int(side_by_side)),)
+    return CudaSource("depthwise.cu", "conv2d_depthwise", constants)
+
+
+def staging(problem, tile, contiguous, aligned=True):
+    """How staged_planes.cuh is to load. contiguous: without gaps, in the problem's layout; aligned: on 16 bytes."""
+    if not contiguous:
+        return "ELEMENTS"
+    if problem.layout == "NHWC" and tile.side != problem.C:
+        whole = aligned and problem.C * problem.dtype.itemsize % 16 == 0
+        return "PIXELS" if whole else "ELEMENTS"
+    return "STRETCH" if tile.across_q == 1 else "PIECES"
+
+
+def shared_words(problem, tile):
+    """Enough words for the tile, in one of few sizes."""
+    size = next(size for size in KILOBYTES if size * 1024 >= shared_bytes(problem, tile))
+    return size * 1024 // problem.accumulate.itemsize
+
+
+def outputs_side_by_side(problem, tile, y, residual):
+    """Whether a block's outputs lie side by side in y, and in residual."""
+    together = is_contiguous(problem, y) and (residual is None or is_contiguous(problem, residual))
+    return together and whole_rows(problem, tile)
+
+
+def whole_rows(problem, tile):
+    """Whether a block has every column, and every one of the channels side by side."""
+    return problem.Kg == 1 and tile.across_q == 1 and (problem.layout == "NCHW" or tile.side == problem.C)
+
+
+def is_contiguous(problem, array):
+    """Whether `array`, N C H W whatever its memory order, lies in memory without gaps, in the problem's layout."""
+    expected = array.itemsize
+    for axis in (3, 2, 1, 0) if problem.layout == "NCHW" else (1, 3, 2, 0):
+        if array.shape[axis] > 1 and array.strides[axis] != expected:
+            return False
+        expected *= array.shape[axis]
+    return True
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x and w into y."""
+    tile = tile_for(problem, device)
+    how = staging(problem, tile, is_contiguous(problem, x), address_of(x) % 16 == 0)
+    together = outputs_side_by_side(problem, tile, y, residual)
+    kernel = source_of(problem, tile, is_wide(problem, x, w, y, residual), how, together)
+    struct = problem_struct(problem, x, w, y, bias, residual)
+    arguments = (x, w, y, bias, residual, struct, tile_struct(problem, tile))
+    launch(kernel, tile.grid(problem), tile.threads, arguments, stream=stream)
+
+
+@lru_cache(maxsize=4096)
+def tile_struct(problem, tile):
+    """`struct Tile`."""
+    struct = np.zeros((), TILE)
+    for name in SIZES:
+        struct[name] = getattr(tile, name)
+    struct["by_columns"], struct["by_strips"] = divisor(tile.columns), divisor(tile.strips)
+    struct["pitches"] = pitches(problem, tile)
+    struct.flags.writeable = False
+    return struct
+
+
+def pitches(problem, tile):
+    """`struct Pitches`."""
+    load = 16 // problem.dtype.itemsize
+    pieces = tile.width if tile.side != problem.C and problem.layout == "NHWC" else vectors(tile.width * tile.side, load)
+    plane_size = problem.H * problem.W * tile.side if tile.planes > 1 else 1
+    return divisor(pieces), divisor(plane_size), tile.width, tile.row_pitch, tile.plane_pitch
+
+
+def vectors(length, load):
+    """How many 16-byte vectors a piece of a row can touch."""
+    return ceil_div(load - 1 + length, load)
+
+
+def divisor(number):
+    """`struct Divisor`."""
+    return number, (ceil_div(2**32, number) if number > 1 else 0)
