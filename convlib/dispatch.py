@@ -50,6 +50,7 @@ KERNELS: tuple[str, ...] = (
     "cupy_raw.depthwise",
     "cupy_raw.weight_grad",
     "cupy_raw.weight_grad_direct",
+    "cupy_raw.depthwise_weight_grad",
 )
 
 

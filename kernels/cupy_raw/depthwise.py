@@ -161,15 +161,16 @@ def shared_bytes(problem, tile):
 
 
 def seconds(problem, device, tile):
-    """The busiest SM's blocks: what they issue, or what they move, whichever takes longer."""
-    blocks = math.prod(tile.grid(problem))
-    busiest = ceil_div(blocks, cost.sm_count(device))
+    return block_seconds(problem, device, tile, tile.threads * thread_slots(problem, device, tile), block_bytes(problem, tile))
+
+
+def block_seconds(problem, device, tile, slots, moved):
+    """The busiest SM's blocks, of so many issue slots and bytes each: whichever of the two takes longer."""
+    busiest = ceil_div(math.prod(tile.grid(problem)), cost.sm_count(device))
     resident = max(min(busiest, SHARED_PER_SM // shared_bytes(problem, tile), THREADS_PER_SM // tile.threads), 1)
     saturation = min(resident * tile.threads / 32 / WARPS_TO_SATURATE, 1)
-    slots = tile.threads * thread_slots(problem, device, tile)
-    issued = WAITING * slots / (cost.SLOTS_PER_CYCLE * cost.clock(device))
-    moved = block_bytes(problem, tile) / cost.bytes_per_second(device)
-    return busiest * max(issued, moved) / saturation
+    issuing = WAITING * slots / (cost.SLOTS_PER_CYCLE * cost.clock(device))
+    return busiest * max(issuing, moved / cost.bytes_per_second(device)) / saturation
 
 
 def thread_slots(problem, device, tile):
@@ -202,11 +203,15 @@ def why_not(problem, device):
         return [f"takes one channel per group (groups = C); this problem has {problem.Cg}"]
     reasons, tile = size_reasons(problem), tile_for(problem, device)
     if tile is None:
-        return reasons + [
-            f"input and weights of one tile must fit {SHARED_BYTES:,} bytes of shared memory; a {problem.R} x "
-            f"{problem.S} window with stride {problem.stride} and dilation {problem.dilation} does not"
-        ]
+        return [*reasons, too_large(problem)]
     return reasons + grid_reasons(problem, tile)
+
+
+def too_large(problem):
+    return (
+        f"one tile must fit {SHARED_BYTES:,} bytes of shared memory; a {problem.R} x {problem.S} window with stride "
+        f"{problem.stride} and dilation {problem.dilation} does not"
+    )
 
 
 def grid_reasons(problem, tile):
@@ -293,17 +298,16 @@ def tile_struct(problem, tile):
     for name in SIZES:
         struct[name] = getattr(tile, name)
     struct["by_columns"], struct["by_strips"] = divisor(tile.columns), divisor(tile.strips)
-    struct["pitches"] = pitches(problem, tile)
+    struct["pitches"] = pitches(problem, tile, problem.H * problem.W, tile.width, tile.row_pitch, tile.plane_pitch)
     struct.flags.writeable = False
     return struct
 
 
-def pitches(problem, tile):
-    """`struct Pitches`."""
-    load = 16 // problem.dtype.itemsize
-    pieces = tile.width if tile.side != problem.C and problem.layout == "NHWC" else vectors(tile.width * tile.side, load)
-    plane_size = problem.H * problem.W * tile.side if tile.planes > 1 else 1
-    return divisor(pieces), divisor(plane_size), tile.width, tile.row_pitch, tile.plane_pitch
+def pitches(problem, tile, pixels, width, row, plane):
+    """`struct Pitches` of an array whose planes have so many pixels; width, row and plane are of its staged patch."""
+    of_pixels = problem.layout == "NHWC" and tile.side != problem.C
+    pieces = width if of_pixels else vectors(width * tile.side, 16 // problem.dtype.itemsize)
+    return divisor(pieces), divisor(pixels * tile.side if tile.planes > 1 else 1), width, row, plane
 
 
 def vectors(length, load):

@@ -7,7 +7,16 @@ import pytest
 
 from convlib import accuracy, arrays, device, operations
 from convlib.kernels import reference
-from convlib.kernels.cupy_raw import depthwise, direct, im2col, implicit_gemm, tiled, weight_grad, weight_grad_direct
+from convlib.kernels.cupy_raw import (
+    depthwise,
+    depthwise_weight_grad,
+    direct,
+    im2col,
+    implicit_gemm,
+    tiled,
+    weight_grad,
+    weight_grad_direct,
+)
 from convlib.verification.problems import SMALL, TINY, UNWRITTEN, Case, arrays_of, expected, logical_arrays, placed
 from tests.kernels.cupy_raw import on_cpu
 
@@ -19,8 +28,12 @@ GPU = device.emulator_of(80)
 
 def served(kernels, cases, pass_="forward"):
     """The pairs of a kernel's name and a case that it takes: all, except that depthwise kernels take only such."""
-    pairs = [(name, case) for name in kernels for case in cases]
-    return [(n, c) for n, c in pairs if not (n.startswith("depthwise") and c.problem(pass_).Cg > 1)]
+
+    def takes(name, problem):
+        filters = problem.Kg == 1 or pass_ == "forward"
+        return not name.startswith("depthwise") or (problem.Cg == 1 and filters)
+
+    return [(name, case) for name in kernels for case in cases if takes(name, case.problem(pass_))]
 
 
 def convolved(kernel, case, x, w, bias, residual, out):
@@ -105,11 +118,15 @@ def force_cut(monkeypatch, problem, tile, splits):
     return cut
 
 
-BACKWARD = {"weight_grad": weight_grad, "weight_grad_direct": weight_grad_direct}
+BACKWARD = {
+    "weight_grad": weight_grad,
+    "weight_grad_direct": weight_grad_direct,
+    "depthwise_weight_grad": depthwise_weight_grad,
+}
+NO_RESIDUAL = [case for case in TINY + SMALL if not case.residual and 0 not in case.x]
 
 
-@pytest.mark.parametrize("case", [case for case in TINY + SMALL if not case.residual and 0 not in case.x], ids=str)
-@pytest.mark.parametrize("name", BACKWARD)
+@pytest.mark.parametrize(("name", "case"), served(BACKWARD, NO_RESIDUAL, "weight_grad"), ids=str)
 def test_weight_gradients_equal_the_reference(name, case):
     check_weight_grad(BACKWARD[name], case)
 
