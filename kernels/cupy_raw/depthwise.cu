@@ -6,6 +6,9 @@ constexpr int ROWS_READ = (ROWS - 1) * STRIDE_H + (R - 1) * DILATION_H + 1;  // 
 constexpr bool SLIDES = R <= 32 && ROWS_READ <= 128;
 constexpr int UNROLL_S = TAPS * ROWS <= 512 ? S : 1;  // past these many multiply-adds code outgrows its cache
 
+// 64 registers, 80, or 128.
+constexpr int BLOCKS_PER_SM = VECTOR == 2 || TAPS > 25 ? 2 : STAGING == STRETCH && TAPS <= 9 ? 4 : 3;
+
 struct Tile {
     int planes, strips, columns;           // of a block; strips of ROWS rows
     int across_p;                          // blocks down a plane
@@ -105,25 +108,31 @@ __device__ __forceinline__ void store_side_by_side(const Problem& problem, const
     const bool together = residual && behind_boundary(residual) == ahead;
     for (int from = (int)threadIdx.x * LOAD - ahead; from < count; from += blockDim.x * LOAD) {
         const bool whole = from >= 0 && from + LOAD <= count;
-        Pack added, results;
-        if (whole && together) added = load_pack(residual + from);
-        Vector sums[LOAD / VECTOR];  // with the lanes beside the outputs, if any
-        #pragma unroll
-        for (int v = 0; v < LOAD / VECTOR; ++v) sums[v] = reinterpret_cast<const Vector&>(words[at + from + v * VECTOR]);
-        #pragma unroll
-        for (int i = 0; i < LOAD; ++i) {
-            if (!whole && (unsigned)(from + i) >= (unsigned)count) continue;
-            Accumulator sum = sums[i / VECTOR].lane[i % VECTOR];
-            if (residual) sum += widened(whole && together ? added.lane[i] : residual[from + i]);
-            round_to(results.lane[i], activated(sum, problem.slope));
-            if (!whole) y[from + i] = results.lane[i];
+        if (whole) {
+            const Pack added = together ? load_pack(residual + from) : Pack();
+            Pack results;
+            #pragma unroll
+            for (int v = 0; v < LOAD; v += VECTOR) {
+                const Vector sums = reinterpret_cast<const Vector&>(words[at + from + v]);
+                #pragma unroll
+                for (int i = 0; i < VECTOR; ++i) {
+                    const Accumulator addend = together ? widened(added.lane[v + i])
+                                             : residual ? widened(residual[from + v + i]) : Accumulator(0);
+                    round_to(results.lane[v + i], activated(sums.lane[i] + addend, problem.slope));
+                }
+            }
+            *reinterpret_cast<Pack*>(y + from) = results;
+        } else {
+            for (int i = max(from, 0); i < min(from + LOAD, count); ++i) {
+                const Accumulator addend = residual ? widened(residual[i]) : Accumulator(0);
+                round_to(y[i], activated(words[at + i] + addend, problem.slope));
+            }
         }
-        if (whole) *reinterpret_cast<Pack*>(y + from) = results;
     }
 }
 
 // grid: groups of planes * across_p, blocks along a row, filters; block: a thread for each strip of each column.
-extern "C" __global__ void __launch_bounds__(256, TAPS <= 9 ? 4 : TAPS <= 25 ? 3 : 2)
+extern "C" __global__ void __launch_bounds__(256, BLOCKS_PER_SM)
 conv2d_depthwise(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y,
                  const Element* __restrict__ bias, const Element* __restrict__ residual, Problem problem, Tile tile)
 {

@@ -28,11 +28,14 @@ SHARED_BYTES = 48 * 1024  # what every GPU gives a block that does not ask for m
 SHARED_PER_SM, THREADS_PER_SM = 64 * 1024, 1024  # the least that an SM has, sm_75's
 KILOBYTES = (2, 4, 6, 8, 12, 16, 24, 32, 48)  # of shared memory: each is a kernel of its own to compile
 TILE_AT, ALIGNED = 8, 8  # words: as in staged_planes.cuh; elements, at most, in 16 bytes
+BANKS = 32
 
-ROWS = (2, 4, 7, 8, 14, 16)  # outputs of one thread, one below the other
-TALL_ROWS = (4, 8, 16)  # where the window is so tall that more share what is loaded
+ROWS = (2, 3, 4, 5, 7, 8, 14, 16)  # outputs of one thread, one below the other
+TALL_ROWS = (2, 4, 8, 16)  # where the window is so tall that more share what is loaded
 TALL = 9
 SECTOR = 32  # bytes that memory moves at least
+MOST_MOVED = 1.17  # times the bytes of x, w and y, as estimated: the bar is 1.2 as counted
+LEAST_FILLED = 0.8  # of the multiprocessors' time, if all blocks take equally long
 
 # Issue slots, counted in the machine code: of a word staged by 128 bits or by itself, of an output stored, of a thread.
 STAGED_SLOTS, ELEMENT_SLOTS, STORE_SLOTS, THREAD_SLOTS = 8, 60, 8, 250
@@ -80,8 +83,52 @@ class Tile(NamedTuple):
 @lru_cache(maxsize=4096)
 def tile_for(problem, device):
     """The tile that fits shared memory and is predicted to be the fastest; None where none fits."""
-    fitting = [tile for tile in tiles(problem) if shared_bytes(problem, tile) <= SHARED_BYTES]
-    return min(fitting, key=lambda tile: seconds(problem, device, tile), default=None)
+    tile = best(problem, device, tiles(problem), block_bytes, seconds)
+    return tile and without_conflicts(problem, tile)
+
+
+def best(problem, device, tiles, bytes_of_a_block, seconds):
+    """The fastest predicted of the tiles that fit, but first of those that move little more than they must, and of
+    those that keep the multiprocessors busy in every wave."""
+
+    def order(tile):
+        blocks = math.prod(tile.grid(problem))
+        waves = ceil_div(blocks, cost.sm_count(device))
+        wasteful = blocks * bytes_of_a_block(problem, tile) > MOST_MOVED * least_bytes(problem)
+        return wasteful, blocks < LEAST_FILLED * waves * cost.sm_count(device), seconds(problem, device, tile)
+
+    return min((tile for tile in tiles if shared_bytes(problem, tile) <= SHARED_BYTES), key=order, default=None)
+
+
+def least_bytes(problem):
+    """Of x, w, y and residual, each once."""
+    elements = sum(math.prod(shape) for shape in (problem.x_shape, problem.w_shape, problem.y_shape))
+    return (elements + problem.has_residual * math.prod(problem.y_shape)) * problem.dtype.itemsize
+
+
+def without_conflicts(problem, tile):
+    """`tile` with its planes as far apart as lets most lanes of a warp read different banks."""
+    if tile.planes == 1:
+        return tile
+    spaced = [spread(problem, tile, further) for further in range(BANKS)]
+    return min((t for t in spaced if shared_bytes(problem, t) <= SHARED_BYTES), key=lambda t: wavefronts(problem, t))
+
+
+def spread(problem, tile, further):
+    return tile_of(
+        problem, tile.side, tile.rows, tile.planes, tile.strips, tile.columns, tile.filters,
+        further * (16 // problem.dtype.itemsize),
+    )  # fmt: skip
+
+
+def wavefronts(problem, tile):
+    """What the warps of a block take to read one word each of shared memory."""
+    place, c = np.divmod(np.arange(tile.planes * tile.strips * tile.columns * tile.side), tile.side)
+    row, column = np.divmod(place, tile.columns)
+    own, strip = np.divmod(row, tile.strips)
+    words = own * tile.plane_pitch + strip * tile.rows * problem.stride[0] * tile.row_pitch
+    words += column * problem.stride[1] * tile.side + c
+    return sum(np.bincount(words[i : i + 32] % BANKS).max() for i in range(0, len(words), 32))
 
 
 def tiles(problem):
@@ -89,7 +136,7 @@ def tiles(problem):
         for columns in possible_columns(problem, side):
             for rows in ROWS if problem.R < TALL else TALL_ROWS:
                 most_strips = min(ceil_div(problem.P, rows), MOST_THREADS // (columns * side))
-                for strips in halved(most_strips):
+                for strips in few_or_halved(most_strips):
                     yield from tiles_of(problem, side, rows, strips, columns)
 
 
@@ -106,8 +153,13 @@ def sides(problem):
 def possible_columns(problem, side):
     """All of them, if there are threads enough; or equal shares, of whole sectors where columns lie side by side."""
     most, step = MOST_THREADS // side, 32 if side == 1 else 1
-    shares = {ceil_div(ceil_div(problem.Q, n), step) * step for n in range(2, 9)} | {most // step * step}
+    shares = {ceil_div(ceil_div(problem.Q, n), step) * step for n in range(2, 9)} | {most // step * step, 32, 16, 8}
     return sorted({problem.Q if problem.Q <= most else most, *(share for share in shares if share <= min(most, problem.Q))})
+
+
+def few_or_halved(most):
+    """1 to 8, and `most`, its half, its quarter ..."""
+    return sorted({*halved(most), *range(1, min(most, 8) + 1)})
 
 
 def halved(most):
@@ -128,14 +180,14 @@ def planes_of(problem, side):
     return problem.N * ceil_div(problem.C, side)
 
 
-def tile_of(problem, side, rows, planes, strips, columns, filters):
+def tile_of(problem, side, rows, planes, strips, columns, filters, further=0):
     height = staged(strips * rows, problem.R, problem.stride[0], problem.dilation[0])
     across_q = ceil_div(problem.Q, columns)
     width = problem.W if across_q == 1 else staged(columns, problem.S, problem.stride[1], problem.dilation[1])
     row_pitch = problem.W * side
     if across_q > 1:
-        row_pitch = alike(width * side, problem.W * side)
-    plane_pitch = alike(height * row_pitch, problem.H * problem.W * side)
+        row_pitch = alike(problem, width * side, problem.W * side)
+    plane_pitch = alike(problem, height * row_pitch, problem.H * problem.W * side) + further
     outputs_at = TILE_AT + ALIGNED + ceil_div(planes * plane_pitch, ALIGNED) * ALIGNED
     outputs = planes * strips * rows * columns * side + ALIGNED if problem.Kg == 1 and across_q == 1 else 0
     weights_at = outputs_at + ceil_div(outputs, ALIGNED) * ALIGNED
@@ -151,9 +203,9 @@ def staged(outputs, window, stride, dilation):
     return (outputs - 1) * stride + (window - 1) * dilation + 1
 
 
-def alike(size, other):
-    """At least `size`, and as far from a multiple of ALIGNED as `other`: then vectors keep their alignment."""
-    return size + (other - size) % ALIGNED
+def alike(problem, size, other):
+    """At least `size`, and as far behind a multiple of 16 bytes as `other`: then vectors keep their alignment."""
+    return size + (other - size) % (16 // problem.dtype.itemsize)
 
 
 def shared_bytes(problem, tile):
@@ -168,9 +220,10 @@ def block_seconds(problem, device, tile, slots, moved):
     """The busiest SM's blocks, of so many issue slots and bytes each: whichever of the two takes longer."""
     busiest = ceil_div(math.prod(tile.grid(problem)), cost.sm_count(device))
     resident = max(min(busiest, SHARED_PER_SM // shared_bytes(problem, tile), THREADS_PER_SM // tile.threads), 1)
-    saturation = min(resident * tile.threads / 32 / WARPS_TO_SATURATE, 1)
-    issuing = WAITING * slots / (cost.SLOTS_PER_CYCLE * cost.clock(device))
-    return busiest * max(issuing, moved / cost.bytes_per_second(device)) / saturation
+    warps = resident * tile.threads / 32
+    issuing = WAITING * slots / (cost.SLOTS_PER_CYCLE * cost.clock(device)) / min(warps / cost.WARPS_TO_SATURATE, 1)
+    moving = moved / cost.bytes_per_second(device) / min(warps / WARPS_TO_SATURATE, 1)
+    return busiest * max(issuing, moving)
 
 
 def thread_slots(problem, device, tile):
@@ -183,19 +236,29 @@ def thread_slots(problem, device, tile):
     return THREAD_SLOTS + staging + tile.filters * (multiply + weights + STORE_SLOTS * tile.rows)
 
 
-def staged_elements(problem, tile):
-    height = staged(tile.strips * tile.rows, problem.R, problem.stride[0], problem.dilation[0])
-    return tile.planes * min(height, problem.H) * min(tile.width, problem.W) * tile.side
+def staged_elements(problem, tile, window=None):
+    """How many elements of x a block stages in the mean: all, and what neighbouring tiles both need."""
+    R, S = window or (problem.R, problem.S)
+    rows = shared_out(problem.H, tile.strips * tile.rows, tile.across_p, R, problem.stride[0], problem.dilation[0])
+    columns = shared_out(problem.W, tile.columns, tile.across_q, S, problem.stride[1], problem.dilation[1])
+    return tile.planes * tile.side * rows * columns
+
+
+def shared_out(size, outputs, tiles, window, stride, dilation):
+    """Rows, or columns, that each of so many tiles reads in the mean."""
+    reach = staged(outputs, window, stride, dilation)
+    overlap = reach - outputs * stride
+    return min(size + (tiles - 1) * overlap, tiles * reach) / tiles
 
 
 def block_bytes(problem, tile):
-    """What a block of the image's middle moves, in whole sectors where it takes pieces of rows."""
-    item = problem.dtype.itemsize
+    """What a block of the image's middle moves, in whole sectors."""
     outputs = tile.planes * min(tile.strips * tile.rows, problem.P) * tile.columns * tile.side * tile.filters
-    height = staged(tile.strips * tile.rows, problem.R, problem.stride[0], problem.dilation[0])
-    apart = SECTOR * tile.planes * min(height, problem.H) if tile.across_q > 1 and tile.side == 1 else 0
+    rows = staged(tile.strips * tile.rows, problem.R, problem.stride[0], problem.dilation[0])
+    apart = tile.planes * rows if tile.across_q > 1 and tile.side == 1 else 2  # what begins and ends amid a sector
     weights = tile.planes * tile.side * tile.filters * problem.R * problem.S
-    return (staged_elements(problem, tile) + outputs * (2 if problem.has_residual else 1) + weights) * item + apart
+    elements = staged_elements(problem, tile) + outputs * (2 if problem.has_residual else 1) + weights
+    return elements * problem.dtype.itemsize + SECTOR * apart
 
 
 def why_not(problem, device):

@@ -10,6 +10,9 @@ constexpr int AT_ONCE_MOST = (SHARED_WORDS - TILE_AT) / MOST_THREADS;  // taps a
 constexpr int AT_ONCE = AT_ONCE_MOST < TAPS ? AT_ONCE_MOST : TAPS;
 static_assert(AT_ONCE > 0);
 
+// 80 registers, 128, or 255.
+constexpr int BLOCKS_PER_SM = VECTOR == 2 ? TAPS <= 9 ? 2 : 1 : STAGING == STRETCH && TAPS <= 9 ? 3 : 2;
+
 struct Tile {
     int planes, strips, columns;   // of a block; strips of ROWS rows
     int across_p, across_q;        // tiles of a plane
@@ -111,7 +114,7 @@ __device__ __forceinline__ void add_up(const Accumulator (&sums)[TAPS_R][TAPS_S]
 }
 
 // grid: groups of planes * chunks of taps, and the splits; block: a thread for each strip of each column.
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, TAPS <= 9 ? 3 : 2)
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, BLOCKS_PER_SM)
 conv2d_depthwise_weight_grad(const Element* __restrict__ x, const Element* __restrict__ grad_y,
                              Accumulator* __restrict__ partial, Problem problem, Tile tile)
 {

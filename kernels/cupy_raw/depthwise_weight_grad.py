@@ -19,13 +19,13 @@ from .depthwise import (
     DIVISOR,
     MOST_THREADS,
     PITCHES,
-    ROWS,
     SHARED_BYTES,
     THREAD_SLOTS,
     TILE_AT,
     WAITING,
     alike,
     divisor,
+    few_or_halved,
     halved,
     is_contiguous,
     pitches,
@@ -39,6 +39,7 @@ from .implicit_gemm import address_of
 from .parameters import is_wide, problem_struct, size_reasons, type_constants, window_constants
 from .weight_grad import THREADS, splits_struct
 
+ROWS = (2, 3, 4, 5, 7, 8)  # of grad_y that a thread takes, one below the other
 MOST_TAPS = 49  # sums that a thread keeps
 MOST_READ = 64  # rows of x that a thread reads: what the unrolled loop over them may come to
 BLOCKS_PER_SM = 4  # to have, if there are images and rows enough
@@ -92,8 +93,22 @@ class Tile(NamedTuple):
 @lru_cache(maxsize=4096)
 def tile_for(problem, device):
     """The tile that fits shared memory and is predicted to be the fastest; None where none fits."""
-    fitting = [tile for tile in tiles(problem, device) if shared_bytes(problem, tile) <= SHARED_BYTES]
-    return min(fitting, key=lambda tile: seconds(problem, device, tile), default=None)
+    tile = depthwise.best(problem, device, tiles(problem, device), block_bytes, seconds)
+    return tile and without_conflicts(problem, device, tile)
+
+
+def without_conflicts(problem, device, tile):
+    """As depthwise.without_conflicts, for x."""
+    if tile.planes == 1:
+        return tile
+    step = 16 // problem.dtype.itemsize
+    spaced = [
+        tile_of(problem, device, tile.side, tile.rows, tile.planes, tile.strips, tile.columns,
+                (tile.taps_r, tile.taps_s), further * step)
+        for further in range(depthwise.BANKS)
+    ]  # fmt: skip
+    fitting = (spread for spread in spaced if shared_bytes(problem, spread) <= SHARED_BYTES)
+    return min(fitting, key=lambda spread: depthwise.wavefronts(problem, spread))
 
 
 def tiles(problem, device):
@@ -103,7 +118,7 @@ def tiles(problem, device):
             for rows in ROWS:
                 if rows > ROWS[0] and staged(rows, taps[0], problem.stride[0], problem.dilation[0]) > MOST_READ:
                     continue
-                for strips in halved(min(ceil_div(problem.P, rows), MOST_THREADS // (columns * side))):
+                for strips in few_or_halved(min(ceil_div(problem.P, rows), MOST_THREADS // (columns * side))):
                     whole = columns == problem.Q and strips * rows >= problem.P and side == 1
                     for planes in halved(min(MOST_THREADS // (strips * columns), problem.C) if whole else 1):
                         yield tile_of(problem, device, side, rows, planes, strips, columns, taps)
@@ -117,15 +132,18 @@ def taps_at_once(problem):
     return rows, max(MOST_TAPS // rows, 1)
 
 
-def tile_of(problem, device, side, rows, planes, strips, columns, taps):
+def tile_of(problem, device, side, rows, planes, strips, columns, taps, further=0):
     across_q = ceil_div(problem.Q, columns)
     height = staged(strips * rows, taps[0], problem.stride[0], problem.dilation[0])
     width, row_pitch, grad_row_pitch = problem.W, problem.W * side, problem.Q * side
     if across_q > 1:
         width = staged(columns, taps[1], problem.stride[1], problem.dilation[1])
-        row_pitch, grad_row_pitch = alike(width * side, problem.W * side), alike(columns * side, problem.Q * side)
-    plane_pitch = alike(height * row_pitch, problem.H * problem.W * side)
-    grad_plane_pitch = alike(strips * rows * grad_row_pitch, problem.P * problem.Q * side)
+        row_pitch, grad_row_pitch = (
+            alike(problem, width * side, problem.W * side),
+            alike(problem, columns * side, problem.Q * side),
+        )
+    plane_pitch = alike(problem, height * row_pitch, problem.H * problem.W * side) + further
+    grad_plane_pitch = alike(problem, strips * rows * grad_row_pitch, problem.P * problem.Q * side)
     grad_at = TILE_AT + ALIGNED + ceil_div(planes * plane_pitch, ALIGNED) * ALIGNED
     words = max(grad_at + ALIGNED + planes * grad_plane_pitch, TILE_AT + MOST_THREADS)
     across_p, groups = ceil_div(problem.P, strips * rows), ceil_div(ceil_div(problem.C, side), planes)
@@ -141,7 +159,7 @@ def tile_of(problem, device, side, rows, planes, strips, columns, taps):
 def seconds(problem, device, tile):
     """The busiest SM's blocks: what they issue, or what they move, whichever takes longer; then the splits' sums."""
     slots = tile.threads * thread_slots(problem, device, tile)
-    per_block = depthwise.block_seconds(problem, device, tile, slots, tile.each * item_bytes(problem, tile))
+    per_block = depthwise.block_seconds(problem, device, tile, slots, block_bytes(problem, tile))
     partial = 2 * tile.splits * problem.K * problem.R * problem.S * problem.accumulate.itemsize
     return per_block + partial / (cost.bytes_per_second(device) * cost.sm_count(device))
 
@@ -157,13 +175,16 @@ def thread_slots(problem, device, tile):
 
 def item_elements(problem, tile):
     """What a block stages for one tile, of x and of grad_y."""
-    height = staged(tile.strips * tile.rows, tile.taps_r, problem.stride[0], problem.dilation[0])
-    x = min(height, problem.H) * min(tile.width, problem.W)
-    return tile.planes * tile.side * (x + min(tile.strips * tile.rows, problem.P) * tile.columns)
+    grads = tile.planes * tile.side * min(tile.strips * tile.rows, problem.P) * tile.columns
+    return depthwise.staged_elements(problem, tile, (tile.taps_r, tile.taps_s)) + grads
 
 
-def item_bytes(problem, tile):
-    return item_elements(problem, tile) * problem.dtype.itemsize
+def block_bytes(problem, tile):
+    """What a block moves, in whole sectors; a window taken in chunks of taps is read once for each."""
+    apart = 4 * depthwise.SECTOR
+    if tile.across_q > 1 and tile.side == 1:  # pieces of rows begin and end amid a sector
+        apart = 2 * depthwise.SECTOR * min(tile.strips * tile.rows, problem.P)
+    return tile.each * (item_elements(problem, tile) * problem.dtype.itemsize + apart)
 
 
 def why_not(problem, device):
