@@ -18,12 +18,10 @@ struct Tile {
     Pitches pitches;
 };
 
-// What a block and, in it, a thread computes.
+// What a block computes: from row p and column q of its planes on.
 struct Part {
-    Plane first;                           // the block's first plane
-    int plane, planes, p, q;               // its number, how many there are, the block's first row and column
-    int own, strip, column, c;             // the thread's plane of those, strip, column, channel of SIDE
-    bool exists;
+    Plane first;
+    int plane, planes, p, q;
 
     __device__ __forceinline__ Part(const Problem& problem, const Tile& tile)
         : first(blockIdx.x / tile.across_p * tile.planes, problem.C)
@@ -32,13 +30,6 @@ struct Part {
         planes = min(tile.planes, tile.all_planes - plane);
         p = blockIdx.x % tile.across_p * tile.strips * ROWS;
         q = blockIdx.y * tile.columns;
-
-        c = threadIdx.x % SIDE;
-        const int place = threadIdx.x / SIDE, row = tile.by_columns.of(place);
-        column = place - row * tile.columns;
-        own = SEVERAL ? tile.by_strips.of(row) : 0;
-        strip = row - own * tile.strips;
-        exists = (SEVERAL ? own < planes : row < tile.strips) && q + column < problem.Q && first.channel + c < problem.C;
     }
 
     // The channel of a plane of the block: at most one image ends among them.
@@ -46,6 +37,23 @@ struct Part {
     {
         const int channel = first.channel + c + (SIDE == 1 ? number : 0);
         return SEVERAL && SIDE == 1 && channel >= problem.C ? channel - problem.C : channel;
+    }
+};
+
+// What a thread computes at once: a strip of one column, of channel c of SIDE of one of the block's planes.
+struct Job {
+    int plane, strip, column, c;
+    bool exists;
+
+    __device__ __forceinline__ Job(const Problem& problem, const Tile& tile, const Part& part, unsigned number)
+    {
+        c = number % SIDE;
+        const int place = number / SIDE, row = tile.by_columns.of(place);
+        column = place - row * tile.columns;
+        plane = SEVERAL ? tile.by_strips.of(row) : 0;
+        strip = row - plane * tile.strips;
+        exists = (SEVERAL ? plane < part.planes : row < tile.strips) && part.q + column < problem.Q
+              && part.first.channel + c < problem.C;
     }
 };
 
@@ -64,14 +72,14 @@ __device__ __forceinline__ void stage_weights(const Problem& problem, const Elem
 
 // A thread's ROWS sums: column by column of the window it slides down its strip, each pixel loaded once.
 __device__ __forceinline__ void convolve(Accumulator (&sums)[ROWS], const Problem& problem, const Tile& tile,
-                                         const Part& part, int patch_at, int patch_w)
+                                         const Job& job, int q, int patch_at, int patch_w)
 {
     const int pitch = tile.planes * SIDE | 1;
-    const Accumulator* weights = words + tile.weights_at + part.own * SIDE + part.c;
-    const int first = patch_at + part.own * tile.pitches.plane + part.strip * ROWS * STRIDE_H * tile.pitches.row + part.c;
+    const Accumulator* weights = words + tile.weights_at + job.plane * SIDE + job.c;
+    const int first = patch_at + job.plane * tile.pitches.plane + job.strip * ROWS * STRIDE_H * tile.pitches.row + job.c;
     #pragma unroll UNROLL_S
     for (int s = 0; s < S; ++s) {
-        const int w = (part.q + part.column) * STRIDE_W - problem.left + s * DILATION_W;
+        const int w = q * STRIDE_W - problem.left + s * DILATION_W;
         const bool inside = (unsigned)w < problem.W;
         const Accumulator* pixels = words + (inside ? first + (w - patch_w) * SIDE : 0);  // or the zero, at every row
         const int step = inside ? tile.pitches.row : 0;
@@ -144,8 +152,7 @@ conv2d_depthwise(const Element* __restrict__ x, const Element* __restrict__ w, E
     const int at = stage(TILE_AT, image, patch, tile.pitches);
 
     const int first = blockIdx.z * FILTERS, behind = FILTERS == 1 ? first + 1 : min(first + FILTERS, problem.Kg);
-    const int channel = part.channel(problem, part.own, part.c), p = part.p + part.strip * ROWS, q = part.q + part.column;
-    const int rows = min(tile.strips * ROWS, problem.P - part.p), exist = min(ROWS, problem.P - p);
+    const int rows = min(tile.strips * ROWS, problem.P - part.p);
     const int64 first_output = ((int64)part.plane * problem.P + part.p) * problem.Q * SIDE;  // where side by side
     const int outputs_at = tile.outputs_at + behind_boundary(y + first_output);
     #pragma unroll 1
@@ -153,22 +160,26 @@ conv2d_depthwise(const Element* __restrict__ x, const Element* __restrict__ w, E
         if (filter > first) __syncthreads();
         stage_weights(problem, w, tile, part, filter);
         __syncthreads();
-        if (!part.exists) continue;
-
-        const int k = channel * problem.Kg + filter;
-        Accumulator sums[ROWS] = {};
-        convolve(sums, problem, tile, part, at, patch.w);
-        if constexpr (SIDE_BY_SIDE) {
-            const Accumulator addend = bias ? widened(bias[k * (Offset)problem.bias]) : Accumulator(0);
-            Accumulator* outputs = words + outputs_at + ((part.own * rows + part.strip * ROWS) * problem.Q + q) * SIDE + part.c;
-            #pragma unroll
-            for (int o = 0; o < ROWS; ++o)
-                if (o < exist) outputs[o * problem.Q * SIDE] = sums[o] + addend;
-        } else {
-            const int n = Plane(part.plane + part.own, problem.C).n;
-            #pragma unroll
-            for (int o = 0; o < ROWS; ++o)
-                if (o < exist) store(problem, {y, bias, residual}, n, k, p + o, q, sums[o]);
+        #pragma unroll 1
+        for (int turn = 0; turn < TURNS; ++turn) {
+            const Job job(problem, tile, part, turn * blockDim.x + threadIdx.x);
+            if (!job.exists) continue;
+            const int k = part.channel(problem, job.plane, job.c) * problem.Kg + filter;
+            const int row = job.strip * ROWS, q = part.q + job.column, exist = min(ROWS, rows - row);
+            Accumulator sums[ROWS] = {};
+            convolve(sums, problem, tile, job, q, at, patch.w);
+            if constexpr (SIDE_BY_SIDE) {
+                const Accumulator addend = bias ? widened(bias[k * (Offset)problem.bias]) : Accumulator(0);
+                Accumulator* outputs = words + outputs_at + ((job.plane * rows + row) * problem.Q + q) * SIDE + job.c;
+                #pragma unroll
+                for (int o = 0; o < ROWS; ++o)
+                    if (o < exist) outputs[o * problem.Q * SIDE] = sums[o] + addend;
+            } else {
+                const int n = Plane(part.plane + job.plane, problem.C).n;
+                #pragma unroll
+                for (int o = 0; o < ROWS; ++o)
+                    if (o < exist) store(problem, {y, bias, residual}, n, k, part.p + row + o, q, sums[o]);
+            }
         }
     }
     if constexpr (SIDE_BY_SIDE) {

@@ -24,6 +24,7 @@ from .parameters import (
 )
 
 MOST_THREADS = 256  # as in depthwise.cu
+MOST_TURNS = 2  # of a thread: where channels lie side by side, a tile of 256 columns and channels has a wide halo
 SHARED_BYTES = 48 * 1024  # what every GPU gives a block that does not ask for more
 SHARED_PER_SM, THREADS_PER_SM = 64 * 1024, 1024  # the least that an SM has, sm_75's
 KILOBYTES = (2, 4, 6, 8, 12, 16, 24, 32, 48)  # of shared memory: each is a kernel of its own to compile
@@ -34,7 +35,7 @@ ROWS = (2, 3, 4, 5, 7, 8, 14, 16)  # outputs of one thread, one below the other
 TALL_ROWS = (2, 4, 8, 16)  # where the window is so tall that more share what is loaded
 TALL = 9
 SECTOR = 32  # bytes that memory moves at least
-MOST_MOVED = 1.17  # times the bytes of x, w and y, as estimated: the bar is 1.2 as counted
+MOST_MOVED = 1.18  # times the bytes of x, w and y, as estimated: the bar is 1.2 as counted
 LEAST_FILLED = 0.8  # of the multiprocessors' time, if all blocks take equally long
 
 # Issue slots, counted in the machine code: of a word staged by 128 bits or by itself, of an output stored, of a thread.
@@ -72,8 +73,16 @@ class Tile(NamedTuple):
     words: int
 
     @property
+    def jobs(self):
+        return self.planes * self.strips * self.columns * self.side
+
+    @property
+    def turns(self):
+        return ceil_div(self.jobs, MOST_THREADS)
+
+    @property
     def threads(self):
-        return ceil_div(self.planes * self.strips * self.columns * self.side, 32) * 32
+        return ceil_div(ceil_div(self.jobs, self.turns), 32) * 32
 
     def grid(self, problem):
         groups = ceil_div(self.all_planes, self.planes)
@@ -135,7 +144,8 @@ def tiles(problem):
     for side in sides(problem):
         for columns in possible_columns(problem, side):
             for rows in ROWS if problem.R < TALL else TALL_ROWS:
-                most_strips = min(ceil_div(problem.P, rows), MOST_THREADS // (columns * side))
+                most = MOST_THREADS * (1 if side == 1 else MOST_TURNS)
+                most_strips = min(ceil_div(problem.P, rows), most // (columns * side))
                 for strips in few_or_halved(most_strips):
                     yield from tiles_of(problem, side, rows, strips, columns)
 
@@ -169,7 +179,7 @@ def halved(most):
 
 def tiles_of(problem, side, rows, strips, columns):
     """Tiles of one plane and, where one block could take whole planes, of several."""
-    whole = columns == problem.Q and strips * rows >= problem.P and side in (1, problem.C)
+    whole = columns == problem.Q and strips * rows >= problem.P and side == 1
     most = min(MOST_THREADS // (strips * columns * side), ceil_div(problem.C, side)) if whole else 1
     for planes in halved(most):
         for filters in halved(problem.Kg):
@@ -233,7 +243,7 @@ def thread_slots(problem, device, tile):
     multiply = taps * tile.rows * cost.multiply_slots(problem, device) + 2 * problem.S * read + 2 * taps
     weights = ELEMENT_SLOTS / 3 * taps * tile.planes * tile.side / tile.threads
     staging = STAGED_SLOTS * staged_words / tile.threads
-    return THREAD_SLOTS + staging + tile.filters * (multiply + weights + STORE_SLOTS * tile.rows)
+    return THREAD_SLOTS + staging + tile.filters * (weights + tile.turns * (multiply + STORE_SLOTS * tile.rows))
 
 
 def staged_elements(problem, tile, window=None):
@@ -252,13 +262,18 @@ def shared_out(size, outputs, tiles, window, stride, dilation):
 
 
 def block_bytes(problem, tile):
-    """What a block of the image's middle moves, in whole sectors."""
-    outputs = tile.planes * min(tile.strips * tile.rows, problem.P) * tile.columns * tile.side * tile.filters
+    """What a block moves in the mean, in whole sectors."""
+    outputs = outputs_of(problem, tile) * tile.filters * (2 if problem.has_residual else 1)
     rows = staged(tile.strips * tile.rows, problem.R, problem.stride[0], problem.dilation[0])
-    apart = tile.planes * rows if tile.across_q > 1 and tile.side == 1 else 2  # what begins and ends amid a sector
+    pieces = tile.across_q > 1 and tile.side in (1, problem.C)
+    apart = tile.planes * rows if pieces else 2  # what begins and ends amid a sector
     weights = tile.planes * tile.side * tile.filters * problem.R * problem.S
-    elements = staged_elements(problem, tile) + outputs * (2 if problem.has_residual else 1) + weights
-    return elements * problem.dtype.itemsize + SECTOR * apart
+    return (staged_elements(problem, tile) + outputs + weights) * problem.dtype.itemsize + SECTOR * apart
+
+
+def outputs_of(problem, tile):
+    """Outputs of one filter of each channel that a block has in the mean: the last ones have fewer."""
+    return tile.planes * tile.side * problem.P * problem.Q / (tile.across_p * tile.across_q)
 
 
 def why_not(problem, device):
@@ -302,6 +317,7 @@ def source_of(problem, tile, wide, staging, side_by_side):
     constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     constants += (("STAGING", staging), ("SIDE", tile.side), ("SHARED_WORDS", shared_words(problem, tile)))
     constants += (("ROWS", tile.rows), ("SEVERAL", int(tile.planes > 1)), ("FILTERS", tile.filters))
+    constants += (("TURNS", tile.turns),)
     constants += (("SIDE_BY_SIDE", int(side_by_side)),)
     return CudaSource("depthwise.cu", "conv2d_depthwise", constants)
 

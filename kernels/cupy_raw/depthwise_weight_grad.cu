@@ -10,8 +10,7 @@ constexpr int AT_ONCE_MOST = (SHARED_WORDS - TILE_AT) / MOST_THREADS;  // taps a
 constexpr int AT_ONCE = AT_ONCE_MOST < TAPS ? AT_ONCE_MOST : TAPS;
 static_assert(AT_ONCE > 0);
 
-// 80 registers, 128, or 255.
-constexpr int BLOCKS_PER_SM = VECTOR == 2 ? TAPS <= 9 ? 2 : 1 : STAGING == STRETCH && TAPS <= 9 ? 3 : 2;
+constexpr int BLOCKS_PER_SM = VECTOR == 4 && TAPS <= 25 ? 2 : 1;  // at least, of 128 registers, or of 255
 
 struct Tile {
     int planes, strips, columns;   // of a block; strips of ROWS rows

@@ -175,16 +175,15 @@ def thread_slots(problem, device, tile):
 
 def item_elements(problem, tile):
     """What a block stages for one tile, of x and of grad_y."""
-    grads = tile.planes * tile.side * min(tile.strips * tile.rows, problem.P) * tile.columns
-    return depthwise.staged_elements(problem, tile, (tile.taps_r, tile.taps_s)) + grads
+    x = depthwise.staged_elements(problem, tile, (tile.taps_r, tile.taps_s))
+    return x + depthwise.outputs_of(problem, tile)
 
 
 def block_bytes(problem, tile):
     """What a block moves, in whole sectors; a window taken in chunks of taps is read once for each."""
-    apart = 4 * depthwise.SECTOR
-    if tile.across_q > 1 and tile.side == 1:  # pieces of rows begin and end amid a sector
-        apart = 2 * depthwise.SECTOR * min(tile.strips * tile.rows, problem.P)
-    return tile.each * (item_elements(problem, tile) * problem.dtype.itemsize + apart)
+    pieces = tile.across_q > 1 and tile.side in (1, problem.C)
+    apart = 2 * tile.planes * tile.strips * tile.rows if pieces else 4  # what begins and ends amid a sector
+    return tile.each * (item_elements(problem, tile) * problem.dtype.itemsize + apart * depthwise.SECTOR)
 
 
 def why_not(problem, device):

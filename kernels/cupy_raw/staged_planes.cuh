@@ -167,15 +167,16 @@ __device__ __forceinline__ int stage_pieces(int at, const Array& x, const Patch&
         for (int b = 0; b < BATCH; ++b) {
             const int index = first_index + b * blockDim.x;
             rows[b] = pitches.pieces.of(index);
-            const int beginning = rows[b] * x.W * SIDE;
-            places[b] = (index - rows[b] * (int)pitches.pieces.divisor) * LOAD - (beginning + ahead) % LOAD;
+            const Offset beginning = rows[b] * (Offset)x.W * SIDE;
+            places[b] = (index - rows[b] * (int)pitches.pieces.divisor) * LOAD - (int)((beginning + ahead) % LOAD);
             if (index >= count) places[b] = length;
-            const int e = beginning + places[b];
+            const Offset e = beginning + places[b];
             if (places[b] < length && e >= begin && e + LOAD <= end) packs[b] = load_pack(from + e);
         }
         #pragma unroll
         for (int b = 0; b < BATCH; ++b) {
-            const int e = rows[b] * x.W * SIDE + places[b], place = at + rows[b] * pitches.row + places[b];
+            const Offset e = rows[b] * (Offset)x.W * SIDE + places[b];
+            const int place = at + rows[b] * pitches.row + places[b];
             if (places[b] >= length) continue;
             const bool loaded = e >= begin && e + LOAD <= end;
             if (loaded && places[b] >= 0 && places[b] + LOAD <= length) {
@@ -209,7 +210,7 @@ __device__ __forceinline__ void stage_pixels(int at, const Array& x, const Patch
             const int i = pitches.pieces.of(pixel), j = pixel - i * pitches.width;
             const bool wanted = index < count && (unsigned)(patch.w + j) < x.W && c < channels;
             places[b] = wanted ? at + i * pitches.row + j * SIDE + c : -1;
-            if (wanted) packs[b] = load_pack(from + (i * x.W + j) * x.C + c);
+            if (wanted) packs[b] = load_pack(from + (i * (Offset)x.W + j) * x.C + c);
         }
         #pragma unroll
         for (int b = 0; b < BATCH; ++b)

@@ -158,6 +158,82 @@ def test_the_direct_weight_gradient_splits_pixels_and_taps(case, monkeypatch):
     weight_grad_direct.cut_for.cache_clear()
 
 
+# Every way in which the depthwise kernels load a patch, with windows, strides and dilations of every kind.
+PATCHES = {
+    "rows": ("STRETCH", Case("rows", (2, 3, 29, 20), (3, 1, 3, 3), {"groups": 3, "padding": 1}, bias=True)),
+    "planes": ("STRETCH", Case("planes", (2, 9, 5, 7), (9, 1, 3, 2), {"groups": 9, "padding": 1}, residual=True)),
+    "tiny_planes": ("STRETCH", Case("tiny_planes", (3, 10, 1, 2), (10, 1, 2, 3), {"groups": 10, "padding": (1, 2)})),
+    "strided": ("STRETCH", Case("strided", (1, 6, 25, 18), (6, 1, 5, 5), {"groups": 6, "stride": 2, "padding": 2})),
+    "dilated": (
+        "STRETCH",
+        Case("dilated", (1, 2, 23, 21), (2, 1, 3, 2), {"groups": 2, "stride": (2, 3), "dilation": (3, 2), "padding": 4}),
+    ),
+    "filters": ("STRETCH", Case("filters", (2, 3, 9, 10), (12, 1, 3, 3), {"groups": 3, "padding": 1}, bias=True)),
+    "several_filters": ("STRETCH", Case("several_filters", (1, 1, 19, 17), (5, 1, 4, 3), bias=True)),
+    "tall": ("STRETCH", Case("tall", (1, 2, 37, 5), (2, 1, 33, 3), {"groups": 2, "padding": (2, 1)})),
+    "pieces": ("PIECES", Case("pieces", (1, 2, 11, 301), (2, 1, 3, 5), {"groups": 2, "padding": (1, 2)}, residual=True)),
+    "image": ("PIECES", Case("image", (1, 1, 40, 290), (1, 1, 15, 15), {"padding": 7, "activation": "relu"})),
+    "rgb": ("STRETCH", Case("rgb", (2, 13, 12, 3), (3, 1, 3, 3), {"groups": 3, "padding": 1, "layout": "NHWC"}, bias=True)),
+    "wide_rgb": (
+        "PIECES", Case("wide_rgb", (1, 5, 120, 3), (3, 1, 3, 3), {"groups": 3, "padding": 1, "layout": "NHWC"}),
+    ),
+    "pixels": ("PIXELS", Case("pixels", (2, 9, 10, 72), (72, 1, 3, 3), {"groups": 72, "padding": 1, "layout": "NHWC"}, bias=True)),
+    "pixels_strided": (
+        "PIXELS",
+        Case("pixels_strided", (1, 19, 33, 40), (40, 1, 5, 3), {"groups": 40, "stride": 2, "layout": "NHWC"}, residual=True),
+    ),
+    "odd_channels": ("ELEMENTS", Case("odd_channels", (1, 9, 10, 37), (37, 1, 3, 3), {"groups": 37, "layout": "NHWC"})),
+    "slices": ("ELEMENTS", Case("slices", (2, 3, 12, 14), (3, 1, 3, 3), {"groups": 3, "padding": 1}, bias=True, memory="slices")),
+    "reversed": ("ELEMENTS", Case("reversed", (1, 3, 12, 14), (3, 1, 2, 3), {"groups": 3}, memory="reversed")),
+}  # fmt: skip
+
+
+OTHER_TYPES = [
+    (patch, dtype)
+    for patch in ("planes", "pieces", "pixels", "slices")
+    for dtype in ("float16", "bfloat16", "float64")
+]
+
+
+@pytest.mark.parametrize(("patch", "dtype"), [(patch, "float32") for patch in PATCHES] + OTHER_TYPES)
+def test_every_way_to_load_a_patch_equals_the_reference(patch, dtype):
+    staging, case = PATCHES[patch]
+    case = replace(case, dtype=dtype)
+    assert staging_of(case) == staging
+    check(depthwise, "depthwise", case)
+    if case.problem().Kg == 1:
+        check_weight_grad(depthwise_weight_grad, case)
+
+
+def staging_of(case):
+    tile = depthwise.tile_for(case.problem(), GPU)
+    return depthwise.staging(case.problem(), tile, case.memory == "contiguous")
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 32 threads, 4 rows each, so that small planes, too, are cut in both directions."""
+    for kernel in (depthwise, depthwise_weight_grad):
+        monkeypatch.setattr(kernel, "MOST_THREADS", 32)
+        monkeypatch.setattr(kernel, "ROWS", (2, 4))
+        kernel.tile_for.cache_clear()
+    yield
+    for kernel in (depthwise, depthwise_weight_grad):
+        kernel.tile_for.cache_clear()
+
+
+MANY_TILES = ("rows", "strided", "dilated", "pieces", "image", "wide_rgb", "pixels", "pixels_strided")
+
+
+@pytest.mark.parametrize("patch", MANY_TILES)
+def test_planes_cut_into_many_tiles_equal_the_reference(patch, small_blocks):
+    _, case = PATCHES[patch]
+    tile = depthwise.tile_for(case.problem(), GPU)
+    assert tile.across_p * tile.across_q > 1
+    check(depthwise, "depthwise", case)
+    check_weight_grad(depthwise_weight_grad, case)
+
+
 def check_weight_grad(kernel, case):
     """The kernel's grad_w, in a slice of a larger array; its workspace starts as NaNs."""
     problem = replace(case.problem(), pass_="weight_grad", activation=None, has_bias=False)
