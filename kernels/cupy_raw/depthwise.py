@@ -103,8 +103,8 @@ def best(problem, device, tiles, bytes_of_a_block, seconds):
     def order(tile):
         blocks = math.prod(tile.grid(problem))
         waves = ceil_div(blocks, cost.sm_count(device))
-        wasteful = blocks * bytes_of_a_block(problem, tile) > MOST_MOVED * least_bytes(problem)
-        return wasteful, blocks < LEAST_FILLED * waves * cost.sm_count(device), seconds(problem, device, tile)
+        moved = blocks * bytes_of_a_block(problem, tile) / least_bytes(problem)
+        return max(math.ceil(10 * (moved - MOST_MOVED)), 0), blocks < LEAST_FILLED * waves * cost.sm_count(device), seconds(problem, device, tile)
 
     return min((tile for tile in tiles if shared_bytes(problem, tile) <= SHARED_BYTES), key=order, default=None)
 
@@ -162,7 +162,7 @@ def sides(problem):
 
 def possible_columns(problem, side):
     """All of them, if there are threads enough; or equal shares, of whole sectors where columns lie side by side."""
-    most, step = MOST_THREADS // side, 32 if side == 1 else 1
+    most, step = MOST_THREADS // side, 8 if side in (1, problem.C) else 1
     shares = {ceil_div(ceil_div(problem.Q, n), step) * step for n in range(2, 9)} | {most // step * step, 32, 16, 8}
     return sorted({problem.Q if problem.Q <= most else most, *(share for share in shares if share <= min(most, problem.Q))})
 
@@ -265,10 +265,16 @@ def block_bytes(problem, tile):
     """What a block moves in the mean, in whole sectors."""
     outputs = outputs_of(problem, tile) * tile.filters * (2 if problem.has_residual else 1)
     rows = staged(tile.strips * tile.rows, problem.R, problem.stride[0], problem.dilation[0])
-    pieces = tile.across_q > 1 and tile.side in (1, problem.C)
-    apart = tile.planes * rows if pieces else 2  # what begins and ends amid a sector
+    apart = torn_sectors(problem, tile, rows + tile.strips * tile.rows)
     weights = tile.planes * tile.side * tile.filters * problem.R * problem.S
     return (staged_elements(problem, tile) + outputs + weights) * problem.dtype.itemsize + SECTOR * apart
+
+
+def torn_sectors(problem, tile, rows):
+    """How many sectors a block shares with others, where so many rows of it may begin and end amid one."""
+    if tile.side not in (1, problem.C):
+        return 0
+    return tile.planes * rows if tile.across_q > 1 else 4
 
 
 def outputs_of(problem, tile):

@@ -6,7 +6,8 @@ constexpr int CHUNKS_R = ceil_div(R, TAPS_R), CHUNKS_S = ceil_div(S, TAPS_S);
 constexpr int TAPS = TAPS_R * TAPS_S;
 constexpr int ROWS_READ = (ROWS - 1) * STRIDE_H + (TAPS_R - 1) * DILATION_H + 1;  // by one thread, in one tile
 constexpr int MOST_THREADS = 256;
-constexpr int AT_ONCE_MOST = (SHARED_WORDS - TILE_AT) / MOST_THREADS;  // taps added up in shared memory at once
+constexpr int SHARES = MOST_THREADS + 1;  // of one tap in shared memory; odd: neighbouring taps in neighbouring banks
+constexpr int AT_ONCE_MOST = (SHARED_WORDS - TILE_AT) / SHARES;  // taps added up at once
 constexpr int AT_ONCE = AT_ONCE_MOST < TAPS ? AT_ONCE_MOST : TAPS;
 static_assert(AT_ONCE > 0);
 
@@ -26,7 +27,6 @@ struct Part {
     int group, tap_r, tap_s;       // which planes; the first of the block's taps
     int planes;                    // how many
     int own, member, strip, column, c;  // the thread's plane; its number, strip, column and channel of SIDE in that
-    int channel;
     bool exists;
 
     __device__ __forceinline__ Part(const Problem& problem, const Tile& tile)
@@ -43,8 +43,7 @@ struct Part {
         own = tile.by_strips.of(row);
         strip = row - own * tile.strips;
         member = place - own * tile.strips * tile.columns;
-        channel = (group * tile.planes + own) * SIDE + c;
-        exists = own < planes && channel < problem.C;
+        exists = own < planes && (group * tile.planes + own) * SIDE + c < problem.C;
     }
 };
 
@@ -80,7 +79,7 @@ __device__ __forceinline__ void accumulate(Accumulator (&sums)[TAPS_R][TAPS_S], 
     }
 }
 
-// Add up the sums of all threads of one channel, pairwise, always in the same order; the first of them stores.
+// Add up the sums of all threads of one channel, pairwise, always in the same order, and store them.
 __device__ __forceinline__ void add_up(const Accumulator (&sums)[TAPS_R][TAPS_S], const Problem& problem,
                                        const Tile& tile, const Part& part, Accumulator* __restrict__ partial)
 {
@@ -90,25 +89,26 @@ __device__ __forceinline__ void add_up(const Accumulator (&sums)[TAPS_R][TAPS_S]
     Accumulator* shares = words + TILE_AT;
     #pragma unroll
     for (int first = 0; first < TAPS; first += AT_ONCE) {
+        const int count = min(AT_ONCE, TAPS - first);
         __syncthreads();
         #pragma unroll
         for (int t = 0; t < AT_ONCE; ++t)
-            if (first + t < TAPS)
-                shares[t * MOST_THREADS + threadIdx.x] = sums[(first + t) / TAPS_S][(first + t) % TAPS_S];
+            if (first + t < TAPS) shares[t * SHARES + threadIdx.x] = sums[(first + t) / TAPS_S][(first + t) % TAPS_S];
         for (int half = widest; half > 0; half /= 2) {
             __syncthreads();
             if (part.own < tile.planes && part.member < half && part.member + half < members)
-                #pragma unroll
-                for (int t = 0; t < AT_ONCE && first + t < TAPS; ++t)
-                    shares[t * MOST_THREADS + threadIdx.x] += shares[t * MOST_THREADS + threadIdx.x + half * SIDE];
+                for (int t = 0; t < count; ++t)
+                    shares[t * SHARES + threadIdx.x] += shares[t * SHARES + threadIdx.x + half * SIDE];
         }
-        if (part.exists && part.member == 0)
-            for (int t = 0; t < AT_ONCE && first + t < TAPS; ++t) {
-                const int r = part.tap_r + (first + t) / TAPS_S, s = part.tap_s + (first + t) % TAPS_S;
-                if (r < R && s < S)
-                    partial[((int64)blockIdx.y * problem.K + part.channel) * (R * S) + r * S + s] =
-                        shares[t * MOST_THREADS + threadIdx.x];
-            }
+        __syncthreads();
+        for (int index = threadIdx.x; index < part.planes * SIDE * count; index += blockDim.x) {
+            const int t = index % count, place = index / count, own = place / SIDE, c = place % SIDE;
+            const int channel = (part.group * tile.planes + own) * SIDE + c;
+            const int r = part.tap_r + (first + t) / TAPS_S, s = part.tap_s + (first + t) % TAPS_S;
+            if (channel < problem.C && r < R && s < S)
+                partial[((int64)blockIdx.y * problem.K + channel) * (R * S) + r * S + s] =
+                    shares[t * SHARES + own * members * SIDE + c];
+        }
     }
 }
 

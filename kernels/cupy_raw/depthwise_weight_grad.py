@@ -40,6 +40,7 @@ from .parameters import is_wide, problem_struct, size_reasons, type_constants, w
 from .weight_grad import THREADS, splits_struct
 
 ROWS = (2, 3, 4, 5, 7, 8)  # of grad_y that a thread takes, one below the other
+SHARES = 257  # words to add up one tap, as in depthwise_weight_grad.cu
 MOST_TAPS = 49  # sums that a thread keeps
 MOST_READ = 64  # rows of x that a thread reads: what the unrolled loop over them may come to
 BLOCKS_PER_SM = 4  # to have, if there are images and rows enough
@@ -145,7 +146,7 @@ def tile_of(problem, device, side, rows, planes, strips, columns, taps, further=
     plane_pitch = alike(problem, height * row_pitch, problem.H * problem.W * side) + further
     grad_plane_pitch = alike(problem, strips * rows * grad_row_pitch, problem.P * problem.Q * side)
     grad_at = TILE_AT + ALIGNED + ceil_div(planes * plane_pitch, ALIGNED) * ALIGNED
-    words = max(grad_at + ALIGNED + planes * grad_plane_pitch, TILE_AT + MOST_THREADS)
+    words = max(grad_at + ALIGNED + planes * grad_plane_pitch, TILE_AT + SHARES)
     across_p, groups = ceil_div(problem.P, strips * rows), ceil_div(ceil_div(problem.C, side), planes)
     items = problem.N * across_p * across_q
     wanted = ceil_div(BLOCKS_PER_SM * cost.sm_count(device), groups)
@@ -181,9 +182,9 @@ def item_elements(problem, tile):
 
 def block_bytes(problem, tile):
     """What a block moves, in whole sectors; a window taken in chunks of taps is read once for each."""
-    pieces = tile.across_q > 1 and tile.side in (1, problem.C)
-    apart = 2 * tile.planes * tile.strips * tile.rows if pieces else 4  # what begins and ends amid a sector
-    return tile.each * (item_elements(problem, tile) * problem.dtype.itemsize + apart * depthwise.SECTOR)
+    apart = depthwise.torn_sectors(problem, tile, 3 * tile.strips * tile.rows)
+    sums = 2 * tile.planes * tile.side * tile.taps_r * tile.taps_s * problem.accumulate.itemsize
+    return tile.each * (item_elements(problem, tile) * problem.dtype.itemsize + apart * depthwise.SECTOR) + sums
 
 
 def why_not(problem, device):

@@ -62,6 +62,15 @@ __device__ __forceinline__ int behind_boundary(const Element* pointer)
     return (unsigned)(reinterpret_cast<uint64>(pointer) / sizeof(Element)) % LOAD;
 }
 
+// Of `count` elements, `lead` of which lie before the first 16-byte vector: the one, if any, that this thread takes of
+// those that are in no whole vector. -1 if none is left for it.
+__device__ __forceinline__ int edge_element(int lead, int vectors, int count)
+{
+    const int lane = threadIdx.x % LOAD, before = lane < min(lead, count) ? lane : -1;
+    const int behind = lead + vectors * LOAD + lane;
+    return threadIdx.x < LOAD ? before : threadIdx.x < 2 * LOAD && behind < count ? behind : -1;
+}
+
 // Division by a number that the launcher knows: exact where dividend * divisor is below 2^32.
 struct Divisor {
     unsigned divisor, multiplier;  // the multiplier is 2^32 / divisor, rounded up
@@ -140,9 +149,8 @@ __device__ __forceinline__ int stage_stretch(int at, const Array& x, const Patch
     }
 
     // What lies before the first whole vector, and behind the last.
-    const int lane = threadIdx.x % LOAD, e = threadIdx.x < LOAD ? lane : lead + vectors * LOAD + lane;
-    if (threadIdx.x < 2 * LOAD && e < (threadIdx.x < LOAD ? min(lead, count) : count))
-        words[at + e + plane_of(e) * apart] = widened(from[e]);
+    const int e = edge_element(lead, vectors, count);
+    if (e >= 0) words[at + e + plane_of(e) * apart] = widened(from[e]);
     return shift;
 }
 
