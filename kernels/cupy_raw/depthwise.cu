@@ -1,3 +1,41 @@
+// Depthwise convolution: each channel has a window of its own, or several (groups = C). Image filters are the same.
+//
+//     a block: some planes, or rows of one, staged as they lie in memory      a thread: ROWS outputs of one column
+//     (staged_planes.cuh)
+//                                                                                   s = 0   1   2
+//         0 0 0 0 0 0 0 0 0 0 0 0 0                                               +---+---+---+
+//         x x x x x x x x x x x x x   ---+                                        | x |   |   |  for each column s of
+//         x x x x x x x x x x x x x      |  strip 0: threads 0 to Q - 1           | x |   |   |  the window: its R
+//         x x x x x x x x x x x x x      |                                        | x |   |   |  weights in registers,
+//         x x x x x x x x x x x x x   ---+                                        | : |   |   |  then down the strip;
+//         x x x x x x x x x x x x x      |  strip 1: the next Q                   | x |   |   |  pixel i meets output o
+//         x x x x x x x x x x x x x      |                                        +---+---+---+  with weight i - o
+//
+//     channels last: a block takes SIDE channels of some rows and columns; neighbouring threads, neighbouring channels
+//
+// Why it pays: x is read once and y written once, which is all that bounds a small window: 3x3 does 9 multiply-adds for
+// 8 bytes. There is no sum over channels, so a block must not lose bytes at its edges: it takes whole rows where it can,
+// several planes where they are small, and halo rows are few beside the rows of its strips. A pixel is loaded once from
+// shared memory for each column of the window and serves up to R outputs: (ROWS - 1 + R) S loads for ROWS R S
+// multiply-adds, 48 for 126 with 3x3 and 14 rows. Where side by side in y, the outputs go back through shared memory and
+// leave by 128-bit stores, with residual and activation.
+// A tile of MobileNetV2's 32 x 112 x 112, 3x3, 32 images, sm_80: 112 columns x 28 rows, 224 threads of 64 registers; 30
+// rows in (13.4 KB), 28 out (12.5 KB), 56,448 FLOPs. Counted by the emulator: 1.03 times the bytes of x and y in whole
+// sectors (1.09 with channels last), 61 instructions for each output, nine of them multiply-adds; an A100 has issue slots
+// for 110 in the time in which its memory moves 8 bytes. All layers of MobileNetV2, 5x5 and 7x7, stride 1 and 2: at most
+// 1.2 times the bytes (tests/kernels/cupy_raw/test_emulated.py).
+// Bank conflicts: lanes read neighbouring words, except where a warp runs from one strip or plane into the next (1.24
+// wavefronts per load in the example; the launcher spaces planes so that they meet other banks) and with stride 2, where
+// two lanes meet in a bank. Memory still takes longer: a load serves 3 to 5 multiply-adds, and there are no others.
+// Large windows (31x31) are bound by multiply-adds: 16 rows a thread, 70 % of all instructions.
+// Limits: one channel per group; a tile in 48 KB of shared memory. Never run on hardware.
+// Source: Lu, Zhang and Wang, Optimizing depthwise separable convolution operations on GPUs, IEEE TPDS 33(1), 2022 (a
+// column of pixels reused down its rows); Zhang, Franchetti and Low, High performance zero-memory overhead direct
+// convolutions, ICML 2018.
+//
+// Compiled with problem.cuh's and staged_planes.cuh's constants, -DACTIVATION, -DROWS (a thread's outputs at once),
+// -DTURNS (how often), -DFILTERS (of each channel, one after the other), -DSIDE_BY_SIDE (1: so lie a block's outputs).
+
 #include "epilogue.cuh"
 #include "staged_planes.cuh"
 
@@ -6,7 +44,7 @@ constexpr int ROWS_READ = (ROWS - 1) * STRIDE_H + (R - 1) * DILATION_H + 1;  // 
 constexpr bool SLIDES = R <= 32 && ROWS_READ <= 128;
 constexpr int UNROLL_S = TAPS * ROWS <= 512 ? S : 1;  // past these many multiply-adds code outgrows its cache
 
-// 64 registers, 80, or 128.
+// Blocks of 256 threads that registers must leave room for: 64 each, 80, or 128.
 constexpr int BLOCKS_PER_SM = VECTOR == 2 || TAPS > 25 ? 2 : STAGING == STRETCH && TAPS <= 9 ? 4 : 3;
 
 struct Tile {

@@ -38,8 +38,9 @@ SECTOR = 32  # bytes that memory moves at least
 MOST_MOVED = 1.18  # times the bytes of x, w and y, as estimated: the bar is 1.2 as counted
 LEAST_FILLED = 0.8  # of the multiprocessors' time, if all blocks take equally long
 
-# Issue slots, counted in the machine code: of a word staged by 128 bits or by itself, of an output stored, of a thread.
-STAGED_SLOTS, ELEMENT_SLOTS, STORE_SLOTS, THREAD_SLOTS = 8, 60, 8, 250
+# Issue slots, counted in the machine code: of a word staged in a stretch or pixel, or in pieces of rows; of a weight;
+# of an output stored; of a thread.
+STAGED_SLOTS, PIECES_SLOTS, WEIGHT_SLOTS, STORE_SLOTS, THREAD_SLOTS = 6, 12, 20, 8, 200
 WARPS_TO_SATURATE = 16  # per SM: what hides the memory's latency
 WAITING = 2.3  # times as long as its issue slots: what tiled.cu, with the same staging and barriers, took on an H200
 
@@ -241,9 +242,14 @@ def thread_slots(problem, device, tile):
     staged_words = staged_elements(problem, tile)
     taps, read = problem.R * problem.S, staged(tile.rows, problem.R, problem.stride[0], problem.dilation[0])
     multiply = taps * tile.rows * cost.multiply_slots(problem, device) + 2 * problem.S * read + 2 * taps
-    weights = ELEMENT_SLOTS / 3 * taps * tile.planes * tile.side / tile.threads
-    staging = STAGED_SLOTS * staged_words / tile.threads
+    weights = WEIGHT_SLOTS * taps * tile.planes * tile.side / tile.threads
+    staging = staging_slots(problem, tile) * staged_words / tile.threads
     return THREAD_SLOTS + staging + tile.filters * (weights + tile.turns * (multiply + STORE_SLOTS * tile.rows))
+
+
+def staging_slots(problem, tile):
+    """Of one word."""
+    return PIECES_SLOTS if staging(problem, tile, True) == "PIECES" else STAGED_SLOTS
 
 
 def staged_elements(problem, tile, window=None):

@@ -1,7 +1,33 @@
+// Weight gradient of a depthwise convolution: x and grad_y are read once each, the sums stay in registers.
+//
+//     grad_w[c, r, s] = sum over n, p, q of  grad_y[n, c, p, q] * x[n, c, p stride - top + r dilation, ...]
+//
+//     a thread:  one column of ROWS of grad_y        for each tile of each image of the block's split:
+//                                                        stage x with its halo, and grad_y (staged_planes.cuh)
+//         grad_y   x: columns s = 0 1 2                  slide down: pixel i meets grad_y[o] for tap r = i - o
+//         +---+    +---+---+---+                     then, once: add up the threads of one channel, pairwise in shared
+//         | g |    | x | x | x |                     memory, always in the same order, and store R S sums
+//         | g |    | x | x | x |                     R S sums per thread, in registers
+//         +---+    | x | x | x |
+//                  +---+---+---+
+//
+// Why it pays: weight_grad_direct.cu loads x once for each tap, this one once in all; a pixel from shared memory serves
+// up to R taps. Images and tiles are split among blocks as far as the sums, which each split writes and
+// finish_weight_grad.cu adds in their order, stay few beside what is read: the same bits every time, without atomics.
+// Counted by the emulator on MobileNetV2's layers at 16 images, sm_80, in whole sectors: at most 1.2 times the bytes of x
+// and grad_y; with channels last, 5x5 moves 1.3 and 7x7 1.6 times as much, for want of wider tiles. A block of 3x3
+// does 2 * 9 * 14 FLOPs for a thread's strip of 7 rows, and its threads take at most 128 registers; 49 taps leave room
+// for one block. Windows of more than 49 taps are taken in chunks, and x and grad_y read once for each.
+// Bank conflicts: as depthwise.cu. Adding up, lanes meet neighbouring words; SHARES is odd, so storing does not either.
+// Limits: one channel and one filter per group; a tile in 48 KB of shared memory. Never run on hardware.
+// Source: as depthwise.cu for the tile; Harris, Optimizing parallel reduction in CUDA, 2007.
+//
+// Compiled with problem.cuh's and staged_planes.cuh's constants (y is grad_y, w is grad_w), -DROWS, -DTAPS_R -DTAPS_S
+// (the taps of one block).
+
 #include "staged_planes.cuh"
 #include "weight_grad_splits.cuh"
 
-// The taps of one block: all of a small window; of a large one TAPS_R x TAPS_S at a time.
 constexpr int CHUNKS_R = ceil_div(R, TAPS_R), CHUNKS_S = ceil_div(S, TAPS_S);
 constexpr int TAPS = TAPS_R * TAPS_S;
 constexpr int ROWS_READ = (ROWS - 1) * STRIDE_H + (TAPS_R - 1) * DILATION_H + 1;  // by one thread, in one tile

@@ -45,6 +45,7 @@ MOST_TAPS = 49  # sums that a thread keeps
 MOST_READ = 64  # rows of x that a thread reads: what the unrolled loop over them may come to
 BLOCKS_PER_SM = 4  # to have, if there are images and rows enough
 MOST_SPLITS = 256
+MOST_SUMS = 16  # times the bytes of a split's sums: what it reads at least, if there is so much
 ADDING_SLOTS = 40  # issue slots per thread and tap, to add up
 
 passes = ("weight_grad",)
@@ -150,11 +151,17 @@ def tile_of(problem, device, side, rows, planes, strips, columns, taps, further=
     across_p, groups = ceil_div(problem.P, strips * rows), ceil_div(ceil_div(problem.C, side), planes)
     items = problem.N * across_p * across_q
     wanted = ceil_div(BLOCKS_PER_SM * cost.sm_count(device), groups)
-    each = ceil_div(items, max(min(wanted, items, MOST_SPLITS), 1))
+    each = max(ceil_div(items, min(wanted, MOST_SPLITS)), min(fewest_items(problem, across_p * across_q), items))
     return Tile(
         side, rows, planes, strips, columns, *taps, across_p, across_q, groups, items, each, width, row_pitch,
         plane_pitch, grad_row_pitch, grad_plane_pitch, grad_at, words,
     )  # fmt: skip
+
+
+def fewest_items(problem, across):
+    """Of one split, so that its sums, written and read again, are few beside what it reads; across: tiles of a plane."""
+    item = (problem.H * problem.W + problem.P * problem.Q) * problem.dtype.itemsize / across
+    return math.ceil(MOST_SUMS * 2 * problem.R * problem.S * problem.accumulate.itemsize / item)
 
 
 def seconds(problem, device, tile):
@@ -170,7 +177,7 @@ def thread_slots(problem, device, tile):
     taps, read = tile.taps_r * tile.taps_s, staged(tile.rows, tile.taps_r, problem.stride[0], problem.dilation[0])
     multiply = taps * tile.rows * cost.multiply_slots(problem, device) + 2 * tile.taps_s * read + 2 * tile.rows
     words = item_elements(problem, tile)
-    staging = depthwise.STAGED_SLOTS * words / tile.threads
+    staging = depthwise.staging_slots(problem, tile) * words / tile.threads
     return tile.each * (multiply + staging + THREAD_SLOTS) + ADDING_SLOTS * taps
 
 

@@ -128,6 +128,8 @@ LAUNCH_WITH_BARRIERS = {
     "cupy_raw.implicit_gemm": 1,
     "cupy_raw.weight_grad": 0,
     "cupy_raw.weight_grad_direct": 0,
+    "cupy_raw.depthwise": 0,
+    "cupy_raw.depthwise_weight_grad": 0,
 }
 
 
