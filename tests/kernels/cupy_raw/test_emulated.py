@@ -4,6 +4,7 @@ tests/convlib/emulator/test_every_kernel.py runs every shared problem there, wit
 for problems as small is a small one.
 """
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -101,6 +102,21 @@ def test_every_way_to_load_two_patches_runs_without_a_fault(patch, monkeypatch):
         depthwise_weight_grad.run(problem, gpu, x, grad_y, grad_w, workspace=workspace)
     watch.raise_if_faulty()
     np.testing.assert_array_equal(grad_w, reference.weight_grad(problem, x, grad_y).astype(np.float32))
+
+
+@pytest.mark.parametrize("barrier", range(2))
+def test_the_emulator_sees_when_the_depthwise_kernel_lacks_a_barrier(barrier, monkeypatch):
+    """After staging, and before the outputs leave: the first matters to values too, the second only to the race check."""
+    whole = emulator.ptx_of_source
+
+    def without(source, target):
+        parts = re.split(r"(?m)^\s*(?:bar|barrier)\.sync.*$", whole(source, target))
+        assert len(parts) == 3
+        return parts[0] + ("" if barrier == 0 else "bar.sync 0;") + parts[1] + ("" if barrier else "bar.sync 0;") + parts[2]
+
+    monkeypatch.setattr(emulator, "ptx_of_source", without)
+    with pytest.raises(emulator.EmulationError, match="race|uninitialised"):
+        check(depthwise, "depthwise", PATCHES["rows"][1])
 
 
 # Layers of MobileNetV2, EfficientNet and ConvNeXt, filters of images and pictures; sizes that end amid a sector.
