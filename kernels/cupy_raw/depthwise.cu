@@ -13,20 +13,21 @@
 //
 //     channels last: a block takes SIDE channels of some rows and columns; neighbouring threads, neighbouring channels
 //
-// Why it pays: x is read once and y written once, which is all that bounds a small window: 3x3 does 9 multiply-adds for
-// 8 bytes. There is no sum over channels, so a block must not lose bytes at its edges: it takes whole rows where it can,
-// several planes where they are small, and halo rows are few beside the rows of its strips. A pixel is loaded once from
-// shared memory for each column of the window and serves up to R outputs: (ROWS - 1 + R) S loads for ROWS R S
-// multiply-adds, 48 for 126 with 3x3 and 14 rows. Where side by side in y, the outputs go back through shared memory and
-// leave by 128-bit stores, with residual and activation.
-// A tile of MobileNetV2's 32 x 112 x 112, 3x3, 32 images, sm_80: 112 columns x 28 rows, 224 threads of 64 registers; 30
-// rows in (13.4 KB), 28 out (12.5 KB), 56,448 FLOPs. Counted by the emulator: 1.03 times the bytes of x and y in whole
-// sectors (1.09 with channels last), 61 instructions for each output, nine of them multiply-adds; an A100 has issue slots
-// for 110 in the time in which its memory moves 8 bytes. All layers of MobileNetV2, 5x5 and 7x7, stride 1 and 2: at most
-// 1.2 times the bytes (tests/kernels/cupy_raw/test_emulated.py).
+// Why it pays: x is read once and y written once, which is all that bounds a small window: 3x3 does 9 multiply-adds
+// for 8 bytes. There is no sum over channels, so a block must not lose bytes at its edges: it takes whole rows where
+// it can, several planes where they are small, and halo rows are few beside the rows of its strips. A pixel is loaded
+// once from shared memory for each column of the window and serves up to R outputs: (ROWS - 1 + R) S loads for ROWS R
+// S multiply-adds, 48 for 126 with 3x3 and 14 rows. Where side by side in y, the outputs go back through shared memory
+// and leave by 128-bit stores, with residual and activation.
+// A tile of MobileNetV2's 32 x 112 x 112, 3x3, 32 images, sm_80: 112 columns x 28 rows, 224 threads of 64 registers;
+// 30 rows in (13.4 KB), 28 out (12.5 KB), 56,448 FLOPs. Counted by the emulator: 1.03 times the bytes of x and y in
+// whole sectors (1.09 with channels last), 61 instructions for each output, nine of them multiply-adds; an A100 has
+// issue slots for 110 in the time in which its memory moves 8 bytes. All layers of MobileNetV2, 5x5 and 7x7, stride 1
+// and 2: at most 1.2 times the bytes (tests/kernels/cupy_raw/test_emulated.py).
 // Bank conflicts: lanes read neighbouring words, except where a warp runs from one strip or plane into the next (1.24
-// wavefronts per load in the example; the launcher spaces planes so that they meet other banks) and with stride 2, where
-// two lanes meet in a bank. Memory still takes longer: a load serves 3 to 5 multiply-adds, and there are no others.
+// wavefronts per load in the example; the launcher spaces planes so that they meet other banks) and with stride 2,
+// where two lanes meet in a bank. Memory still takes longer: a load serves 3 to 5 multiply-adds, and there are no
+// others.
 // Large windows (31x31) are bound by multiply-adds: 16 rows a thread, 70 % of all instructions.
 // Limits: one channel per group; a tile in 48 KB of shared memory. Never run on hardware.
 // Source: Lu, Zhang and Wang, Optimizing depthwise separable convolution operations on GPUs, IEEE TPDS 33(1), 2022 (a
@@ -114,7 +115,8 @@ __device__ __forceinline__ void convolve(Accumulator (&sums)[ROWS], const Proble
 {
     const int pitch = tile.planes * SIDE | 1;
     const Accumulator* weights = words + tile.weights_at + job.plane * SIDE + job.c;
-    const int first = patch_at + job.plane * tile.pitches.plane + job.strip * ROWS * STRIDE_H * tile.pitches.row + job.c;
+    const int first = patch_at + job.plane * tile.pitches.plane + job.c
+                    + job.strip * ROWS * STRIDE_H * tile.pitches.row;
     #pragma unroll UNROLL_S
     for (int s = 0; s < S; ++s) {
         const int w = q * STRIDE_W - problem.left + s * DILATION_W;

@@ -105,7 +105,11 @@ def best(problem, device, tiles, bytes_of_a_block, seconds):
         blocks = math.prod(tile.grid(problem))
         waves = ceil_div(blocks, cost.sm_count(device))
         moved = blocks * bytes_of_a_block(problem, tile) / least_bytes(problem)
-        return max(math.ceil(10 * (moved - MOST_MOVED)), 0), blocks < LEAST_FILLED * waves * cost.sm_count(device), seconds(problem, device, tile)
+        return (
+            max(math.ceil(10 * (moved - MOST_MOVED)), 0),
+            blocks < LEAST_FILLED * waves * cost.sm_count(device),
+            seconds(problem, device, tile),
+        )
 
     return min((tile for tile in tiles if shared_bytes(problem, tile) <= SHARED_BYTES), key=order, default=None)
 
@@ -152,20 +156,19 @@ def tiles(problem):
 
 
 def sides(problem):
-    """How many channels a block takes side by side: one where channels lie apart, else whole sectors of them, or all."""
+    """How many channels a block takes side by side: one where they lie apart, else whole sectors of them, or all."""
     if problem.layout == "NCHW" or problem.C == 1:
         return (1,)
     sector = SECTOR // problem.dtype.itemsize
-    if problem.C <= 2 * sector:
-        return (problem.C,)
-    return tuple(side for side in (sector, 2 * sector, 4 * sector) if side <= problem.C)
+    some = tuple(side for side in (sector, 2 * sector, 4 * sector) if side <= problem.C)
+    return some if 2 * sector < problem.C else (problem.C,)
 
 
 def possible_columns(problem, side):
     """All of them, if there are threads enough; or equal shares, of whole sectors where columns lie side by side."""
     most, step = MOST_THREADS // side, 8 if side in (1, problem.C) else 1
     shares = {ceil_div(ceil_div(problem.Q, n), step) * step for n in range(2, 9)} | {most // step * step, 32, 16, 8}
-    return sorted({problem.Q if problem.Q <= most else most, *(share for share in shares if share <= min(most, problem.Q))})
+    return sorted({min(problem.Q, most), *(share for share in shares if share <= min(most, problem.Q))})
 
 
 def few_or_halved(most):
@@ -224,7 +227,9 @@ def shared_bytes(problem, tile):
 
 
 def seconds(problem, device, tile):
-    return block_seconds(problem, device, tile, tile.threads * thread_slots(problem, device, tile), block_bytes(problem, tile))
+    return block_seconds(
+        problem, device, tile, tile.threads * thread_slots(problem, device, tile), block_bytes(problem, tile)
+    )
 
 
 def block_seconds(problem, device, tile, slots, moved):

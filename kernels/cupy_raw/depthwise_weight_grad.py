@@ -22,7 +22,6 @@ from .depthwise import (
     SHARED_BYTES,
     THREAD_SLOTS,
     TILE_AT,
-    WAITING,
     alike,
     divisor,
     few_or_halved,
@@ -159,7 +158,7 @@ def tile_of(problem, device, side, rows, planes, strips, columns, taps, further=
 
 
 def fewest_items(problem, across):
-    """Of one split, so that its sums, written and read again, are few beside what it reads; across: tiles of a plane."""
+    """Of one split, so that its sums, written and read again, are few beside what it reads. across: tiles per plane."""
     item = (problem.H * problem.W + problem.P * problem.Q) * problem.dtype.itemsize / across
     return math.ceil(MOST_SUMS * 2 * problem.R * problem.S * problem.accumulate.itemsize / item)
 
@@ -212,7 +211,9 @@ def workspace_bytes(problem, device):
 
 
 def predicted_seconds(problem, device):
-    return max(seconds(problem, device, tile_for(problem, device)), cost.memory_seconds(problem, device)) + 2 * cost.LAUNCH
+    return (
+        max(seconds(problem, device, tile_for(problem, device)), cost.memory_seconds(problem, device)) + 2 * cost.LAUNCH
+    )
 
 
 def sources(problem, device, wide=False):
@@ -266,8 +267,6 @@ def tile_struct(problem, tile):
     struct["by_columns"], struct["by_strips"] = divisor(tile.columns), divisor(tile.strips)
     struct["x"] = pitches(problem, tile, problem.H * problem.W, tile.width, tile.row_pitch, tile.plane_pitch)
     columns = problem.Q if tile.across_q == 1 else tile.columns
-    struct["grad"] = pitches(
-        problem, tile, problem.P * problem.Q, columns, tile.grad_row_pitch, tile.grad_plane_pitch
-    )
+    struct["grad"] = pitches(problem, tile, problem.P * problem.Q, columns, tile.grad_row_pitch, tile.grad_plane_pitch)
     struct.flags.writeable = False
     return struct

@@ -11,9 +11,9 @@
 //     PIXELS    some channels of each pixel, where all lie side by side: channels last
 //     ELEMENTS  one by one, whatever the strides
 //
-// A vector of 16 bytes begins in shared memory, too, where 16 bytes begin: the patch is shifted by up to a vector, and the
-// launcher chooses pitches that leave planes and rows where they were modulo 16 bytes. A vector with the end of a plane
-// or of a piece in it is stored word by word. Each thread has BATCH loads under way.
+// A vector of 16 bytes begins in shared memory, too, where 16 bytes begin: the patch is shifted by up to a vector, and
+// the launcher chooses pitches that leave planes and rows where they were modulo 16 bytes. A vector with the end of a
+// plane or of a piece in it is stored word by word. Each thread has BATCH loads under way.
 // Bank conflicts: none, but for the words of such vectors.
 //
 // Compiled with -DSTAGING, -DSIDE (channels side by side in the patch), -DSEVERAL (1: a patch has several planes),
@@ -205,7 +205,8 @@ __device__ __forceinline__ void stage_pixels(int at, const Array& x, const Patch
 {
     constexpr int PARTS = ceil_div(SIDE, LOAD);
     const Plane plane(patch.plane, x.C);
-    const Element* from = x.first + (((int64)plane.n * x.H + patch.h + patch.top) * x.W + patch.w) * x.C + plane.channel;
+    const int64 pixel = ((int64)plane.n * x.H + patch.h + patch.top) * x.W + patch.w;
+    const Element* from = x.first + pixel * x.C + plane.channel;
     const int channels = x.C - plane.channel, count = (patch.bottom - patch.top) * pitches.width * PARTS;
     at += patch.top * pitches.row;
 
@@ -228,7 +229,8 @@ __device__ __forceinline__ void stage_pixels(int at, const Array& x, const Patch
 
 __device__ __forceinline__ void stage_elements(int at, const Array& x, const Patch& patch, const Pitches& pitches)
 {
-    const int left = max(-patch.w, 0), columns = min(pitches.width, x.W - patch.w) - left, rows = patch.bottom - patch.top;
+    const int left = max(-patch.w, 0), columns = min(pitches.width, x.W - patch.w) - left;
+    const int rows = patch.bottom - patch.top;
     const unsigned count = patch.planes * rows * columns * SIDE;
     for (unsigned index = threadIdx.x; index < count; index += blockDim.x) {
         const int c = index % SIDE, pixel = index / SIDE;

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from convlib import accuracy, arrays, device, operations
-from convlib.emulator.profile import profile, scale
 from convlib.compiling import TARGETS
+from convlib.emulator.profile import profile, scale
 from convlib.kernels import reference
 from convlib.kernels.cupy_raw import depthwise, depthwise_weight_grad, im2col, implicit_gemm, tiled
 from convlib.problem import make_problem, named_dtype
@@ -106,13 +106,19 @@ def test_every_way_to_load_two_patches_runs_without_a_fault(patch, monkeypatch):
 
 @pytest.mark.parametrize("barrier", range(2))
 def test_the_emulator_sees_when_the_depthwise_kernel_lacks_a_barrier(barrier, monkeypatch):
-    """After staging, and before the outputs leave: the first matters to values too, the second only to the race check."""
+    """After staging, and before the outputs leave."""
     whole = emulator.ptx_of_source
 
     def without(source, target):
         parts = re.split(r"(?m)^\s*(?:bar|barrier)\.sync.*$", whole(source, target))
         assert len(parts) == 3
-        return parts[0] + ("" if barrier == 0 else "bar.sync 0;") + parts[1] + ("" if barrier else "bar.sync 0;") + parts[2]
+        return (
+            parts[0]
+            + ("" if barrier == 0 else "bar.sync 0;")
+            + parts[1]
+            + ("" if barrier else "bar.sync 0;")
+            + parts[2]
+        )
 
     monkeypatch.setattr(emulator, "ptx_of_source", without)
     with pytest.raises(emulator.EmulationError, match="race|uninitialised"):

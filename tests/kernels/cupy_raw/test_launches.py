@@ -197,7 +197,11 @@ def test_predicted_times_grow_with_the_problem(name, dtype):
     seconds = [
         KERNELS[name].predicted_seconds(
             make_problem(
-                (n, 64, 56, 56), (64, 64 // groups, 3, 3), named_dtype(dtype), groups=groups, pass_=KERNELS[name].passes[0]
+                (n, 64, 56, 56),
+                (64, 64 // groups, 3, 3),
+                named_dtype(dtype),
+                groups=groups,
+                pass_=KERNELS[name].passes[0],
             ),
             GPU,
         )

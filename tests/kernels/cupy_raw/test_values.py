@@ -160,38 +160,35 @@ def test_the_direct_weight_gradient_splits_pixels_and_taps(case, monkeypatch):
 
 # Every way in which the depthwise kernels load a patch, with windows, strides and dilations of every kind.
 PATCHES = {
-    "rows": ("STRETCH", Case("rows", (2, 3, 29, 20), (3, 1, 3, 3), {"groups": 3, "padding": 1}, bias=True)),
-    "planes": ("STRETCH", Case("planes", (2, 9, 5, 7), (9, 1, 3, 2), {"groups": 9, "padding": 1}, residual=True)),
-    "tiny_planes": ("STRETCH", Case("tiny_planes", (3, 10, 1, 2), (10, 1, 2, 3), {"groups": 10, "padding": (1, 2)})),
-    "strided": ("STRETCH", Case("strided", (1, 6, 25, 18), (6, 1, 5, 5), {"groups": 6, "stride": 2, "padding": 2})),
-    "dilated": (
-        "STRETCH",
-        Case("dilated", (1, 2, 23, 21), (2, 1, 3, 2), {"groups": 2, "stride": (2, 3), "dilation": (3, 2), "padding": 4}),
+    "STRETCH": (
+        Case("rows", (2, 3, 29, 20), (3, 1, 3, 3), {"groups": 3, "padding": 1}, bias=True),
+        Case("planes", (2, 9, 5, 7), (9, 1, 3, 2), {"groups": 9, "padding": 1}, residual=True),
+        Case("tiny_planes", (3, 10, 1, 2), (10, 1, 2, 3), {"groups": 10, "padding": (1, 2)}),
+        Case("strided", (1, 6, 25, 18), (6, 1, 5, 5), {"groups": 6, "stride": 2, "padding": 2}),
+        Case("dilated", (1, 1, 23, 21), (1, 1, 3, 2), {"stride": (2, 3), "dilation": (3, 2), "padding": 4}),
+        Case("filters", (2, 3, 9, 10), (12, 1, 3, 3), {"groups": 3, "padding": 1}, bias=True),
+        Case("several_filters", (1, 1, 19, 17), (5, 1, 4, 3), bias=True),
+        Case("tall", (1, 2, 37, 5), (2, 1, 33, 3), {"groups": 2, "padding": (2, 1)}),
+        Case("rgb", (2, 13, 12, 3), (3, 1, 3, 3), {"groups": 3, "padding": 1, "layout": "NHWC"}, bias=True),
     ),
-    "filters": ("STRETCH", Case("filters", (2, 3, 9, 10), (12, 1, 3, 3), {"groups": 3, "padding": 1}, bias=True)),
-    "several_filters": ("STRETCH", Case("several_filters", (1, 1, 19, 17), (5, 1, 4, 3), bias=True)),
-    "tall": ("STRETCH", Case("tall", (1, 2, 37, 5), (2, 1, 33, 3), {"groups": 2, "padding": (2, 1)})),
-    "pieces": ("PIECES", Case("pieces", (1, 2, 11, 301), (2, 1, 3, 5), {"groups": 2, "padding": (1, 2)}, residual=True)),
-    "image": ("PIECES", Case("image", (1, 1, 40, 290), (1, 1, 15, 15), {"padding": 7, "activation": "relu"})),
-    "rgb": ("STRETCH", Case("rgb", (2, 13, 12, 3), (3, 1, 3, 3), {"groups": 3, "padding": 1, "layout": "NHWC"}, bias=True)),
-    "wide_rgb": (
-        "PIECES", Case("wide_rgb", (1, 5, 120, 3), (3, 1, 3, 3), {"groups": 3, "padding": 1, "layout": "NHWC"}),
+    "PIECES": (
+        Case("pieces", (1, 2, 11, 301), (2, 1, 3, 5), {"groups": 2, "padding": (1, 2)}, residual=True),
+        Case("image", (1, 1, 40, 290), (1, 1, 15, 15), {"padding": 7, "activation": "relu"}),
+        Case("wide_rgb", (1, 5, 120, 3), (3, 1, 3, 3), {"groups": 3, "padding": 1, "layout": "NHWC"}),
     ),
-    "pixels": ("PIXELS", Case("pixels", (2, 9, 10, 72), (72, 1, 3, 3), {"groups": 72, "padding": 1, "layout": "NHWC"}, bias=True)),
-    "pixels_strided": (
-        "PIXELS",
-        Case("pixels_strided", (1, 19, 33, 40), (40, 1, 5, 3), {"groups": 40, "stride": 2, "layout": "NHWC"}, residual=True),
+    "PIXELS": (
+        Case("pixels", (2, 9, 10, 72), (72, 1, 3, 3), {"groups": 72, "padding": 1, "layout": "NHWC"}, bias=True),
+        Case("strided_pixels", (1, 19, 33, 40), (40, 1, 5, 3), {"groups": 40, "stride": 2, "layout": "NHWC"}),
     ),
-    "odd_channels": ("ELEMENTS", Case("odd_channels", (1, 9, 10, 37), (37, 1, 3, 3), {"groups": 37, "layout": "NHWC"})),
-    "slices": ("ELEMENTS", Case("slices", (2, 3, 12, 14), (3, 1, 3, 3), {"groups": 3, "padding": 1}, bias=True, memory="slices")),
-    "reversed": ("ELEMENTS", Case("reversed", (1, 3, 12, 14), (3, 1, 2, 3), {"groups": 3}, memory="reversed")),
-}  # fmt: skip
-
-
+    "ELEMENTS": (
+        Case("odd_channels", (1, 9, 10, 37), (37, 1, 3, 3), {"groups": 37, "layout": "NHWC"}),
+        Case("slices", (2, 3, 12, 14), (3, 1, 3, 3), {"groups": 3, "padding": 1}, bias=True, memory="slices"),
+        Case("reversed", (1, 3, 12, 14), (3, 1, 2, 3), {"groups": 3}, memory="reversed"),
+    ),
+}
+PATCHES = {case.name: (staging, case) for staging, cases in PATCHES.items() for case in cases}
 OTHER_TYPES = [
-    (patch, dtype)
-    for patch in ("planes", "pieces", "pixels", "slices")
-    for dtype in ("float16", "bfloat16", "float64")
+    (patch, dtype) for patch in ("planes", "pieces", "pixels", "slices") for dtype in ("float16", "bfloat16", "float64")
 ]
 
 
@@ -222,7 +219,7 @@ def small_blocks(monkeypatch):
         kernel.tile_for.cache_clear()
 
 
-MANY_TILES = ("rows", "strided", "dilated", "pieces", "image", "wide_rgb", "pixels", "pixels_strided")
+MANY_TILES = ("rows", "strided", "dilated", "pieces", "image", "wide_rgb", "pixels", "strided_pixels")
 
 
 @pytest.mark.parametrize("patch", MANY_TILES)
