@@ -22,12 +22,12 @@
 // A tile of MobileNetV2's 32 x 112 x 112, 3x3, 32 images, sm_80: 112 columns x 28 rows, 224 threads of 64 registers;
 // 30 rows in (13.4 KB), 28 out (12.5 KB), 56,448 FLOPs. Counted by the emulator: 1.03 times the bytes of x and y in
 // whole sectors (1.09 with channels last), 61 instructions for each output, nine of them multiply-adds; an A100 has
-// issue slots for 110 in the time in which its memory moves 8 bytes. All layers of MobileNetV2, 5x5 and 7x7, stride 1
-// and 2: at most 1.2 times the bytes (tests/kernels/cupy_raw/test_emulated.py).
+// issue slots for 110 in the time in which its memory moves 8 bytes. The layers of
+// tests/kernels/cupy_raw/test_emulated.py, 3x3 to 7x7 with stride 1 and 2, in both layouts: at most 1.2 times the bytes.
 // Bank conflicts: lanes read neighbouring words, except where a warp runs from one strip or plane into the next (1.24
 // wavefronts per load in the example; the launcher spaces planes so that they meet other banks) and with stride 2,
-// where two lanes meet in a bank. Memory still takes longer: a load serves 3 to 5 multiply-adds, and there are no
-// others.
+// where two lanes meet in a bank. It does not matter: 32 outputs take 5 wavefronts, 12 with stride 2, and an A100's
+// memory 27 and 69 cycles for their bytes.
 // Large windows (31x31) are bound by multiply-adds: 16 rows a thread, 70 % of all instructions.
 // Limits: one channel per group; a tile in 48 KB of shared memory. Never run on hardware.
 // Source: Lu, Zhang and Wang, Optimizing depthwise separable convolution operations on GPUs, IEEE TPDS 33(1), 2022 (a
