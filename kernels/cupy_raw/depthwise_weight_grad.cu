@@ -15,9 +15,9 @@
 // serves up to R taps. Images and tiles are split among blocks as far as the sums, which each split writes and
 // finish_weight_grad.cu adds in their order, stay few beside what is read: the same bits every time, without atomics.
 // Counted by the emulator on MobileNetV2's layers at 16 images, sm_80, in whole sectors: at most 1.2 times the bytes
-// of x and grad_y; with channels last, 5x5 moves 1.3 and 7x7 1.6 times as much, for want of wider tiles. A block of
-// 3x3 does 2 * 9 * 14 FLOPs for a thread's strip of 7 rows, and its threads take at most 128 registers; 49 taps leave
-// room for one block. Windows of more than 49 taps are taken in chunks, and x and grad_y read once for each.
+// of x and grad_y; with channels last, 5x5 moves 1.3 and 7x7 1.6 times as much, for want of wider tiles. A tile costs
+// a thread 2 R S ROWS FLOPs. 25 taps and fewer leave registers for two blocks of 256 threads, 49 for one; windows of
+// more are taken in chunks, and x and grad_y read once for each.
 // Bank conflicts: as depthwise.cu. Adding up, lanes meet neighbouring words; SHARES is odd, so storing does not
 // either.
 // Limits: one channel and one filter per group; a tile in 48 KB of shared memory. Never run on hardware.
