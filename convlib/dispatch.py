@@ -50,8 +50,10 @@ KERNELS: tuple[str, ...] = (
     "cupy_raw.implicit_gemm",
     "cupy_raw.winograd_fused",
     "cupy_raw.winograd_batched",
+    "cupy_raw.depthwise",
     "cupy_raw.weight_grad",
     "cupy_raw.weight_grad_direct",
+    "cupy_raw.depthwise_weight_grad",
 )
 
 

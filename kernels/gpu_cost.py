@@ -57,10 +57,14 @@ def block_seconds(device, blocks, threads, slots):
     return busiest * slots / (SLOTS_PER_CYCLE * clock(device) * saturation)
 
 
+def bytes_per_second(device):
+    """Of memory, for one SM."""
+    return MEMORY_PER_SM.get(device.compute_capability, 10e9)
+
+
 def memory_seconds(problem, device, extra_bytes=0):
     """Seconds to read x and w and write y once, and to move `extra_bytes` more."""
     x = problem.N * problem.C * problem.H * problem.W
     w = problem.K * problem.reduction
     y = problem.N * problem.K * problem.P * problem.Q * (2 if problem.has_residual else 1)
-    bytes_per_second = MEMORY_PER_SM.get(device.compute_capability, 10e9) * sm_count(device)
-    return ((x + w + y) * problem.dtype.itemsize + extra_bytes) / bytes_per_second
+    return ((x + w + y) * problem.dtype.itemsize + extra_bytes) / (bytes_per_second(device) * sm_count(device))

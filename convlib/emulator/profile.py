@@ -81,7 +81,9 @@ def random_operands(problem):
 
     def values(shape):
         numbers = random.standard_normal(shape, np.float32).astype(problem.dtype)
-        return arrays.as_storage(numbers)
+        aligned = arrays.empty_aligned(shape, numbers.dtype)  # as what a GPU allocates
+        aligned[...] = numbers
+        return arrays.as_storage(aligned)
 
     def images(shape):
         n, c, h, w = shape

@@ -27,6 +27,7 @@ ERRORS = {1: "another number of arguments needed", 2: "a barrier that some threa
 # The only instructions written in PTX.
 INLINE_PTX = {
     r'asm\("cvt\.f32\.f16 .*\);': "result = half_to_float(value.bits);",
+    r'asm volatile\("ld\.global\.nc\.v4[^;]*;"[^;]*\);': "memcpy(part, from, 16);",
     r'asm\("cvt\.rn\.f16\.f32 .*\);': "result.bits = float_to_half(value);",
 }
 
@@ -63,6 +64,14 @@ def by_value(argument):
     return ctypes.c_void_p(argument.ctypes.data)
 
 
+def write_sources(folder, sources):
+    """Names and texts as files, with C++ in the place of PTX."""
+    for name, content in sources:
+        for pattern, replacement in INLINE_PTX.items():
+            content = re.sub(pattern, replacement, content)
+        (folder / name).write_text(content)
+
+
 def headers():
     return tuple((path.name, path.read_text()) for path in sorted(launching.CUPY_RAW.glob("*.cuh")))
 
@@ -71,10 +80,7 @@ def headers():
 def library(kernel, text, headers):
     """The kernel as a shared library; compiled once for each text and constants."""
     folder = Path(tempfile.mkdtemp(prefix="convlib-on-cpu-"))
-    for name, content in (*headers, (kernel.file, text)):
-        for pattern, replacement in INLINE_PTX.items():
-            content = re.sub(pattern, replacement, content)
-        (folder / name).write_text(content)
+    write_sources(folder, (*headers, (kernel.file, text)))
     start = f"return launch({kernel.function}, grid, block, arguments, count);"
     (folder / "start.cpp").write_text(
         f'#include "{HERE / "cuda_on_cpu.h"}"\n#include "{kernel.file}"\n'

@@ -1,14 +1,24 @@
 """Every CUDA C kernel compiled for every target and type, as on a user's GPU; and what its machine code looks like."""
 
+import math
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from convlib import compiling, device
+from convlib import compiling, device, layers
 from convlib.compiling import TARGETS
-from convlib.kernels.cupy_raw import direct, im2col, implicit_gemm, tiled, weight_grad, weight_grad_direct
+from convlib.kernels.cupy_raw import (
+    depthwise,
+    depthwise_weight_grad,
+    direct,
+    im2col,
+    implicit_gemm,
+    tiled,
+    weight_grad,
+    weight_grad_direct,
+)
 from convlib.problem import DTYPES, make_problem, named_dtype
 from tests.kernels.cupy_raw.machine_code import main_loop, multiply_share
 
@@ -76,6 +86,64 @@ def test_every_kind_of_layer_compiles_without_spills(case):
 def test_64_bit_offsets_compile_without_spills(target):
     for source in sources_of(problem_of("3x3"), wide=True):
         check(source, target, "float32")
+
+
+DEPTHWISE = {
+    "planes": ((32, 960, 7, 7), 3, {"padding": 1}),
+    "rows": ((32, 32, 112, 112), 3, {"padding": 1, "activation": "relu6"}),
+    "stride_2": ((32, 96, 112, 112), 3, {"padding": 1, "stride": 2}),
+    "5x5": ((8, 240, 28, 28), 5, {"padding": 2, "activation": "silu"}),
+    "7x7": ((8, 96, 56, 56), 7, {"padding": 3}),
+    "dilated": ((8, 96, 28, 28), 3, {"padding": 2, "dilation": 2}),
+    "stride_3": ((8, 96, 28, 28), 3, {"stride": 3}),
+    "image": ((1, 1, 512, 512), 3, {"padding": 1}),
+    "image_15x15": ((1, 1, 512, 512), 15, {"padding": 7}),
+    "image_31x31": ((1, 1, 512, 512), 31, {"padding": 15}),
+    "picture": ((1, 3, 256, 384), 5, {"padding": 2}),
+}
+
+
+def depthwise_sources(case, layout, dtype="float32", wide=False):
+    (n, c, h, w), window, keywords = DEPTHWISE[case]
+    shape = (n, c, h, w) if layout == "NCHW" else (n, h, w, c)
+    problem = make_problem(shape, (c, 1, window, window), named_dtype(dtype), groups=c, layout=layout, **keywords)
+    backward = replace(problem, pass_="weight_grad", activation=None)
+    return depthwise.source(problem, GPU, wide), depthwise_weight_grad.sources(backward, GPU, wide)[0]
+
+
+@pytest.mark.parametrize("target", [75, 90, 120])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("case", DEPTHWISE)
+def test_every_depthwise_layer_compiles_without_spills(case, layout, target):
+    for source in depthwise_sources(case, layout):
+        check(source, target, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_depthwise_kernels_compile_for_every_type_and_target(target, dtype):
+    for layout in ("NCHW", "NHWC"):
+        for source in depthwise_sources("rows", layout, dtype):
+            check(source, target, dtype)
+
+
+@pytest.mark.parametrize("target", [80, 120])
+def test_depthwise_kernels_with_64_bit_offsets_compile_without_spills(target):
+    for layout in ("NCHW", "NHWC"):
+        for source in depthwise_sources("rows", layout, wide=True):
+            check(source, target, "float32")
+
+
+@pytest.mark.parametrize("sm_count", [108, 132])
+@pytest.mark.parametrize(("layout", "images"), [("NCHW", 1), ("NCHW", 32), ("NHWC", 32)])
+def test_every_depthwise_layer_of_mobilenet_fills_four_fifths_of_its_waves(layout, images, sm_count):
+    """Of the multiprocessors' time, if all blocks take equally long."""
+    gpu = replace(GPU, sm_count=sm_count)
+    for layer in layers.layers("mobilenet_v2"):
+        if layer.problem.groups > 1:
+            problem = replace(layer.problem, N=images, layout=layout)
+            blocks = math.prod(depthwise.tile_for(problem, gpu).grid(problem))
+            assert blocks >= 0.8 * sm_count * -(-blocks // sm_count), layer.name
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -4,15 +4,20 @@ tests/convlib/emulator/test_every_kernel.py runs every shared problem there, wit
 for problems as small is a small one.
 """
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from convlib import accuracy, arrays, device, operations
-from convlib.emulator.profile import profile
-from convlib.kernels.cupy_raw import im2col, implicit_gemm, tiled
+from convlib.compiling import TARGETS
+from convlib.emulator.profile import profile, scale
+from convlib.kernels import reference
+from convlib.kernels.cupy_raw import depthwise, depthwise_weight_grad, im2col, implicit_gemm, tiled
 from convlib.problem import make_problem, named_dtype
 from convlib.verification.problems import Case, arrays_of, expected, logical_arrays
-from tests.kernels.cupy_raw.test_values import WALKS, force_cut
+from tests.kernels.cupy_raw.test_values import OTHER_TYPES, PATCHES, WALKS, force_cut
 
 emulator = pytest.importorskip("convlib.emulator", reason="the emulator is not installed")
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
@@ -74,6 +79,96 @@ def test_every_tile_and_walk_of_the_implicit_product_runs_without_a_fault(tile, 
     splits = 1 + 2 * (implicit_gemm.TILES.index(tile) % 2)
     force_cut(monkeypatch, WALKS[walk].problem(), tile, splits)
     check(implicit_gemm, "implicit_gemm", WALKS[walk])
+
+
+@pytest.mark.parametrize(("patch", "dtype"), [(patch, "float32") for patch in PATCHES] + OTHER_TYPES)
+def test_every_way_to_load_a_patch_runs_without_a_fault(patch, dtype, monkeypatch):
+    monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(TARGETS[(len(patch) + len(dtype)) % len(TARGETS)]))
+    check(depthwise, "depthwise", replace(PATCHES[patch][1], dtype=dtype))
+
+
+@pytest.mark.parametrize("patch", [patch for patch in PATCHES if PATCHES[patch][1].problem().Kg == 1])
+def test_every_way_to_load_two_patches_runs_without_a_fault(patch, monkeypatch):
+    monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(TARGETS[len(patch) % len(TARGETS)]))
+    case = PATCHES[patch][1]
+    problem = replace(case.problem("weight_grad"))
+    x, w, *_ = arrays_of(case)
+    x = logical_arrays(case, x, w, None, None)[0]
+    grad_y = np.random.default_rng(1).integers(-3, 4, problem.y_shape).astype(problem.dtype)
+    grad_w = np.full(problem.w_shape, np.nan, problem.dtype)
+    gpu = device.emulator()
+    workspace = arrays.empty_aligned((depthwise_weight_grad.workspace_bytes(problem, gpu),), np.uint8)
+    with emulator.watching(outputs=[grad_w], scratch=[workspace]) as watch:
+        depthwise_weight_grad.run(problem, gpu, x, grad_y, grad_w, workspace=workspace)
+    watch.raise_if_faulty()
+    np.testing.assert_array_equal(grad_w, reference.weight_grad(problem, x, grad_y).astype(np.float32))
+
+
+@pytest.mark.parametrize("barrier", range(2))
+def test_the_emulator_sees_when_the_depthwise_kernel_lacks_a_barrier(barrier, monkeypatch):
+    """After staging, and before the outputs leave."""
+    whole = emulator.ptx_of_source
+
+    def without(source, target):
+        parts = re.split(r"(?m)^\s*(?:bar|barrier)\.sync.*$", whole(source, target))
+        assert len(parts) == 3
+        return (
+            parts[0]
+            + ("" if barrier == 0 else "bar.sync 0;")
+            + parts[1]
+            + ("" if barrier else "bar.sync 0;")
+            + parts[2]
+        )
+
+    monkeypatch.setattr(emulator, "ptx_of_source", without)
+    with pytest.raises(emulator.EmulationError, match="race|uninitialised"):
+        check(depthwise, "depthwise", PATCHES["rows"][1])
+
+
+# Layers of MobileNetV2, EfficientNet and ConvNeXt, filters of images and pictures; sizes that end amid a sector.
+BANDWIDTH_BOUND = {
+    "mobilenet_112": ((1, 32, 112, 112), 3, {"padding": 1}),
+    "mobilenet_112_stride_2": ((1, 32, 112, 112), 3, {"padding": 1, "stride": 2}),
+    "mobilenet_28_stride_2": ((2, 48, 28, 28), 3, {"padding": 1, "stride": 2}),
+    "mobilenet_14": ((2, 96, 14, 14), 3, {"padding": 1}),
+    "mobilenet_7": ((2, 240, 7, 7), 3, {"padding": 1}),
+    "odd": ((2, 40, 27, 27), 3, {"padding": 1}),
+    "efficientnet_5x5": ((2, 48, 28, 28), 5, {"padding": 2}),
+    "efficientnet_5x5_stride_2": ((1, 48, 56, 56), 5, {"padding": 2, "stride": 2}),
+    "convnext_7x7": ((1, 32, 56, 56), 7, {"padding": 3}),
+    "7x7_stride_2": ((1, 32, 56, 56), 7, {"padding": 3, "stride": 2}),
+    "image": ((1, 1, 512, 512), 3, {"padding": 1}),
+    "picture": ((1, 3, 256, 384), 5, {"padding": 2}),
+}
+MOST_MOVED = 1.2
+
+
+def bandwidth_bound(layer, layout, pass_="forward", images=None):
+    (n, c, h, w), window, keywords = BANDWIDTH_BOUND[layer]
+    n = images or n
+    x_shape = (n, c, h, w) if layout == "NCHW" else (n, h, w, c)
+    w_shape = (c, 1, window, window)
+    return make_problem(x_shape, w_shape, np.float32, groups=c, layout=layout, pass_=pass_, **keywords)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("layer", BANDWIDTH_BOUND)
+def test_the_depthwise_kernel_moves_at_most_a_fifth_more_than_it_must(layer, layout):
+    """In whole sectors of every request, as if no cache helped: x once with its halos, y once."""
+    assert moved(profile("cupy_raw.depthwise", bandwidth_bound(layer, layout), threads=8192)) <= MOST_MOVED
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("layer", ["mobilenet_112", "mobilenet_28_stride_2", "mobilenet_14", "mobilenet_7", "odd"])
+def test_the_depthwise_weight_gradient_moves_at_most_a_fifth_more_than_it_must(layer, layout):
+    problem = bandwidth_bound(layer, layout, "weight_grad", images=16)
+    assert moved(profile("cupy_raw.depthwise_weight_grad", problem, threads=4096)) <= MOST_MOVED
+
+
+def moved(counted):
+    """Bytes of all launches, over those of x, w and y."""
+    sectors = sum(report.counters.sector_bytes * scale(report) for report in counted.reports)
+    return sectors / counted.compulsory_bytes
 
 
 LAYERS = {

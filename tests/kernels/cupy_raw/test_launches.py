@@ -8,13 +8,26 @@ import pytest
 
 from convlib import arrays, device
 from convlib.kernels import launching
-from convlib.kernels.cupy_raw import direct, im2col, implicit_gemm, parameters, tiled, weight_grad, weight_grad_direct
+from convlib.kernels.cupy_raw import (
+    depthwise,
+    depthwise_weight_grad,
+    direct,
+    im2col,
+    implicit_gemm,
+    parameters,
+    tiled,
+    weight_grad,
+    weight_grad_direct,
+)
 from convlib.verification.problems import SMALL, TINY, arrays_of, logical_arrays
 from tests.kernels import stand_in_cupy
 from tests.kernels.cupy_raw import on_cpu
+from tests.kernels.cupy_raw.test_values import served
 
 FORWARD = {"direct": direct, "tiled": tiled, "im2col": im2col, "implicit_gemm": implicit_gemm}
+FORWARD["depthwise"] = depthwise
 KERNELS = {**FORWARD, "weight_grad": weight_grad, "weight_grad_direct": weight_grad_direct}
+KERNELS["depthwise_weight_grad"] = depthwise_weight_grad
 GPU = device.emulator_of(80)
 
 
@@ -31,8 +44,10 @@ def launches_of(kernel, case):
     return launches
 
 
-@pytest.mark.parametrize("case", TINY + SMALL, ids=str)
-@pytest.mark.parametrize("name", KERNELS)
+SERVED = served(FORWARD, TINY + SMALL) + served(KERNELS.keys() - FORWARD.keys(), TINY + SMALL, "weight_grad")
+
+
+@pytest.mark.parametrize(("name", "case"), sorted(SERVED, key=str), ids=str)
 def test_arguments_fit_the_parameters_that_the_kernel_declares(name, case):
     for launch in launches_of(KERNELS[name], case):
         declared = stand_in_cupy.declared_parameters(launch.kernel.text(), launch.kernel.function)
@@ -60,6 +75,8 @@ def check_type(parameter, value, problem):
         assert value.dtype == implicit_gemm.CUT
     elif parameter.startswith("Splits"):
         assert value.dtype == weight_grad.SPLITS
+    elif parameter.startswith("Tile"):
+        assert value.dtype in (depthwise.TILE, depthwise_weight_grad.TILE)
     elif parameter == "int splits":
         assert value.dtype == np.int32
     else:
@@ -97,6 +114,35 @@ def test_structs_lie_in_memory_as_the_kernels_declare_them(accumulate, tmp_path)
     assert printed.split() == [str(n) for layout in (struct, im2col.SLICE) for n in offsets_in(layout)]
 
 
+@pytest.mark.parametrize("kernel", [depthwise, depthwise_weight_grad], ids=lambda kernel: kernel.__name__[-11:])
+def test_tiles_lie_in_memory_as_the_depthwise_kernels_declare_them(kernel, tmp_path):
+    if not on_cpu.available():
+        pytest.skip("g++ is not installed")
+    case = next(case for case in TINY if case.name == "depthwise")
+    source = launches_of(kernel, case)[0].kernel
+    on_cpu.write_sources(tmp_path, (*on_cpu.headers(), (source.file, source.text())))
+    (tmp_path / "offsets.cpp").write_text(
+        f'#include "{on_cpu.HERE / "cuda_on_cpu.h"}"\n#include <cstdio>\n#include "{source.file}"\n'
+        f"int main() {{ {offsets_of('Tile', kernel.TILE)} }}\n"
+    )
+    options = ["-w", "-std=c++17", *source.defines(), "offsets.cpp", "-o", "offsets"]
+    subprocess.run(["g++", *options], check=True, cwd=tmp_path)
+    printed = subprocess.run([tmp_path / "offsets"], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == [str(n) for n in offsets_in(kernel.TILE)]
+
+
+def test_depthwise_kernels_refuse_other_groups_in_words():
+    from convlib.problem import make_problem
+
+    groups = make_problem((1, 8, 9, 9), (8, 2, 3, 3), np.float32, groups=4)
+    assert depthwise.why_not(groups, GPU) == ["takes one channel per group (groups = C); this problem has 2"]
+    filters = make_problem((1, 4, 9, 9), (8, 1, 3, 3), np.float32, groups=4, pass_="weight_grad")
+    (reason,) = depthwise_weight_grad.why_not(filters, GPU)
+    assert reason == "takes one channel and one filter per group, this problem has 1 and 2"
+    huge = make_problem((1, 1, 400, 400), (1, 1, 129, 129), np.float32)
+    assert depthwise.why_not(huge, GPU)[0].startswith("one tile must fit 49,152 bytes of shared memory; a 129 x 129")
+
+
 def offsets_of(name, layout):
     fields = " ".join(f'printf("%zu ", offsetof({name}, {field}));' for field in layout.names)
     return f'{fields} printf("%zu ", sizeof({name}));'
@@ -107,7 +153,7 @@ def offsets_in(layout):
 
 
 def test_arrays_past_2_to_the_31_elements_get_64_bit_offsets():
-    case = TINY[0]
+    case = next(case for case in TINY if case.name == "one_pixel")
     problem = case.problem()
     x, w, _, _, y = arrays_of(case)
     assert not parameters.is_wide(problem, x, w, y, None)
@@ -147,9 +193,17 @@ def test_a_window_too_large_for_a_tile_is_refused_in_words():
 def test_predicted_times_grow_with_the_problem(name, dtype):
     from convlib.problem import make_problem, named_dtype
 
+    groups = 64 if name.startswith("depthwise") else 1
     seconds = [
         KERNELS[name].predicted_seconds(
-            make_problem((n, 64, 56, 56), (64, 64, 3, 3), named_dtype(dtype), pass_=KERNELS[name].passes[0]), GPU
+            make_problem(
+                (n, 64, 56, 56),
+                (64, 64 // groups, 3, 3),
+                named_dtype(dtype),
+                groups=groups,
+                pass_=KERNELS[name].passes[0],
+            ),
+            GPU,
         )
         for n in (1, 8, 64)
     ]

@@ -7,14 +7,33 @@ import pytest
 
 from convlib import accuracy, arrays, device, operations
 from convlib.kernels import reference
-from convlib.kernels.cupy_raw import direct, im2col, implicit_gemm, tiled, weight_grad, weight_grad_direct
+from convlib.kernels.cupy_raw import (
+    depthwise,
+    depthwise_weight_grad,
+    direct,
+    im2col,
+    implicit_gemm,
+    tiled,
+    weight_grad,
+    weight_grad_direct,
+)
 from convlib.verification.problems import SMALL, TINY, UNWRITTEN, Case, arrays_of, expected, logical_arrays, placed
 from tests.kernels.cupy_raw import on_cpu
 
 pytestmark = pytest.mark.skipif(not on_cpu.available(), reason="g++ is not installed")
 
-KERNELS = {"direct": direct, "tiled": tiled, "im2col": im2col, "implicit_gemm": implicit_gemm}
+KERNELS = {"direct": direct, "tiled": tiled, "im2col": im2col, "implicit_gemm": implicit_gemm, "depthwise": depthwise}
 GPU = device.emulator_of(80)
+
+
+def served(kernels, cases, pass_="forward"):
+    """The pairs of a kernel's name and a case that it takes: all, except that depthwise kernels take only such."""
+
+    def takes(name, problem):
+        filters = problem.Kg == 1 or pass_ == "forward"
+        return not name.startswith("depthwise") or (problem.Cg == 1 and filters)
+
+    return [(name, case) for name in kernels for case in cases if takes(name, case.problem(pass_))]
 
 
 def convolved(kernel, case, x, w, bias, residual, out):
@@ -31,8 +50,7 @@ def convolved(kernel, case, x, w, bias, residual, out):
     return y.view(problem.dtype) if y.dtype == np.uint16 else y
 
 
-@pytest.mark.parametrize("case", TINY + SMALL, ids=str)
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(("name", "case"), served(KERNELS, TINY + SMALL), ids=str)
 def test_equals_the_reference(name, case):
     check(KERNELS[name], name, case)
 
@@ -100,11 +118,15 @@ def force_cut(monkeypatch, problem, tile, splits):
     return cut
 
 
-BACKWARD = {"weight_grad": weight_grad, "weight_grad_direct": weight_grad_direct}
+BACKWARD = {
+    "weight_grad": weight_grad,
+    "weight_grad_direct": weight_grad_direct,
+    "depthwise_weight_grad": depthwise_weight_grad,
+}
+NO_RESIDUAL = [case for case in TINY + SMALL if not case.residual and 0 not in case.x]
 
 
-@pytest.mark.parametrize("case", [case for case in TINY + SMALL if not case.residual and 0 not in case.x], ids=str)
-@pytest.mark.parametrize("name", BACKWARD)
+@pytest.mark.parametrize(("name", "case"), served(BACKWARD, NO_RESIDUAL, "weight_grad"), ids=str)
 def test_weight_gradients_equal_the_reference(name, case):
     check_weight_grad(BACKWARD[name], case)
 
@@ -134,6 +156,79 @@ def test_the_direct_weight_gradient_splits_pixels_and_taps(case, monkeypatch):
     assert weight_grad_direct.cut_for(replace(case.problem(), pass_="weight_grad"), GPU)[:1] == (2,), "two chunks"
     check_weight_grad(weight_grad_direct, case)
     weight_grad_direct.cut_for.cache_clear()
+
+
+# Every way in which the depthwise kernels load a patch, with windows, strides and dilations of every kind.
+PATCHES = {
+    "STRETCH": (
+        Case("rows", (2, 3, 29, 20), (3, 1, 3, 3), {"groups": 3, "padding": 1}, bias=True),
+        Case("planes", (2, 9, 5, 7), (9, 1, 3, 2), {"groups": 9, "padding": 1}, residual=True),
+        Case("tiny_planes", (3, 10, 1, 2), (10, 1, 2, 3), {"groups": 10, "padding": (1, 2)}),
+        Case("strided", (1, 6, 25, 18), (6, 1, 5, 5), {"groups": 6, "stride": 2, "padding": 2}),
+        Case("dilated", (1, 1, 23, 21), (1, 1, 3, 2), {"stride": (2, 3), "dilation": (3, 2), "padding": 4}),
+        Case("filters", (2, 3, 9, 10), (12, 1, 3, 3), {"groups": 3, "padding": 1}, bias=True),
+        Case("several_filters", (1, 1, 19, 17), (5, 1, 4, 3), bias=True),
+        Case("tall", (1, 2, 37, 5), (2, 1, 33, 3), {"groups": 2, "padding": (2, 1)}),
+        Case("rgb", (2, 13, 12, 3), (3, 1, 3, 3), {"groups": 3, "padding": 1, "layout": "NHWC"}, bias=True),
+    ),
+    "PIECES": (
+        Case("pieces", (1, 2, 11, 301), (2, 1, 3, 5), {"groups": 2, "padding": (1, 2)}, residual=True),
+        Case("image", (1, 1, 40, 290), (1, 1, 15, 15), {"padding": 7, "activation": "relu"}),
+        Case("wide_rgb", (1, 5, 120, 3), (3, 1, 3, 3), {"groups": 3, "padding": 1, "layout": "NHWC"}),
+    ),
+    "PIXELS": (
+        Case("pixels", (2, 9, 10, 72), (72, 1, 3, 3), {"groups": 72, "padding": 1, "layout": "NHWC"}, bias=True),
+        Case("strided_pixels", (1, 19, 33, 40), (40, 1, 5, 3), {"groups": 40, "stride": 2, "layout": "NHWC"}),
+    ),
+    "ELEMENTS": (
+        Case("odd_channels", (1, 9, 10, 37), (37, 1, 3, 3), {"groups": 37, "layout": "NHWC"}),
+        Case("slices", (2, 3, 12, 14), (3, 1, 3, 3), {"groups": 3, "padding": 1}, bias=True, memory="slices"),
+        Case("reversed", (1, 3, 12, 14), (3, 1, 2, 3), {"groups": 3}, memory="reversed"),
+    ),
+}
+PATCHES = {case.name: (staging, case) for staging, cases in PATCHES.items() for case in cases}
+OTHER_TYPES = [
+    (patch, dtype) for patch in ("planes", "pieces", "pixels", "slices") for dtype in ("float16", "bfloat16", "float64")
+]
+
+
+@pytest.mark.parametrize(("patch", "dtype"), [(patch, "float32") for patch in PATCHES] + OTHER_TYPES)
+def test_every_way_to_load_a_patch_equals_the_reference(patch, dtype):
+    staging, case = PATCHES[patch]
+    case = replace(case, dtype=dtype)
+    assert staging_of(case) == staging
+    check(depthwise, "depthwise", case)
+    if case.problem().Kg == 1:
+        check_weight_grad(depthwise_weight_grad, case)
+
+
+def staging_of(case):
+    tile = depthwise.tile_for(case.problem(), GPU)
+    return depthwise.staging(case.problem(), tile, case.memory == "contiguous")
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 32 threads, 4 rows each, so that small planes, too, are cut in both directions."""
+    for kernel in (depthwise, depthwise_weight_grad):
+        monkeypatch.setattr(kernel, "MOST_THREADS", 32)
+        monkeypatch.setattr(kernel, "ROWS", (2, 4))
+        kernel.tile_for.cache_clear()
+    yield
+    for kernel in (depthwise, depthwise_weight_grad):
+        kernel.tile_for.cache_clear()
+
+
+MANY_TILES = ("rows", "strided", "dilated", "pieces", "image", "wide_rgb", "pixels", "strided_pixels")
+
+
+@pytest.mark.parametrize("patch", MANY_TILES)
+def test_planes_cut_into_many_tiles_equal_the_reference(patch, small_blocks):
+    _, case = PATCHES[patch]
+    tile = depthwise.tile_for(case.problem(), GPU)
+    assert tile.across_p * tile.across_q > 1
+    check(depthwise, "depthwise", case)
+    check_weight_grad(depthwise_weight_grad, case)
 
 
 def check_weight_grad(kernel, case):

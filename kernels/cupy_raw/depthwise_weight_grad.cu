@@ -1,0 +1,176 @@
+// Weight gradient of a depthwise convolution: x and grad_y are read once each, the sums stay in registers.
+//
+//     grad_w[c, r, s] = sum over n, p, q of  grad_y[n, c, p, q] * x[n, c, p stride - top + r dilation, ...]
+//
+//     a thread:  one column of ROWS of grad_y        for each tile of each image of the block's split:
+//                                                        stage x with its halo, and grad_y (staged_planes.cuh)
+//         grad_y   x: columns s = 0 1 2                  slide down: pixel i meets grad_y[o] for tap r = i - o
+//         +---+    +---+---+---+                     then, once: add up the threads of one channel, pairwise in shared
+//         | g |    | x | x | x |                     memory, always in the same order, and store R S sums
+//         | g |    | x | x | x |                     R S sums per thread, in registers
+//         +---+    | x | x | x |
+//                  +---+---+---+
+//
+// Why it pays: weight_grad_direct.cu loads x once for each tap, this one once in all; a pixel from shared memory
+// serves up to R taps. Images and tiles are split among blocks as far as the sums, which each split writes and
+// finish_weight_grad.cu adds in their order, stay few beside what is read: the same bits every time, without atomics.
+// Counted by the emulator on MobileNetV2's layers at 16 images, sm_80, in whole sectors: at most 1.2 times the bytes
+// of x and grad_y; with channels last, 5x5 moves 1.3 and 7x7 1.6 times as much, for want of wider tiles. A tile costs
+// a thread 2 R S ROWS FLOPs. 25 taps and fewer leave registers for two blocks of 256 threads, 49 for one; windows of
+// more are taken in chunks, and x and grad_y read once for each.
+// Bank conflicts: as depthwise.cu. Adding up, lanes meet neighbouring words; SHARES is odd, so storing does not
+// either.
+// Limits: one channel and one filter per group; a tile in 48 KB of shared memory. Never run on hardware.
+// Source: as depthwise.cu for the tile; Harris, Optimizing parallel reduction in CUDA, 2007.
+//
+// Compiled with problem.cuh's and staged_planes.cuh's constants (y is grad_y, w is grad_w), -DROWS, -DTAPS_R -DTAPS_S
+// (the taps of one block).
+
+#include "staged_planes.cuh"
+#include "weight_grad_splits.cuh"
+
+constexpr int CHUNKS_R = ceil_div(R, TAPS_R), CHUNKS_S = ceil_div(S, TAPS_S);
+constexpr int TAPS = TAPS_R * TAPS_S;
+constexpr int ROWS_READ = (ROWS - 1) * STRIDE_H + (TAPS_R - 1) * DILATION_H + 1;  // by one thread, in one tile
+constexpr int MOST_THREADS = 256;
+constexpr int SHARES = MOST_THREADS + 1;  // of one tap in shared memory; odd: neighbouring taps in neighbouring banks
+constexpr int AT_ONCE_MOST = (SHARED_WORDS - TILE_AT) / SHARES;  // taps added up at once
+constexpr int AT_ONCE = AT_ONCE_MOST < TAPS ? AT_ONCE_MOST : TAPS;
+static_assert(AT_ONCE > 0);
+
+constexpr int BLOCKS_PER_SM = VECTOR == 4 && TAPS <= 25 ? 2 : 1;  // at least, of 128 registers, or of 255
+
+struct Tile {
+    int planes, strips, columns;   // of a block; strips of ROWS rows
+    int across_p, across_q;        // tiles of a plane
+    int groups;                    // of planes of one image
+    int items, each;               // images * tiles of a plane, and how many of them one split takes
+    int grad_at;                   // where grad_y lies in `words`
+    Divisor by_columns, by_strips;
+    Pitches x, grad;
+};
+
+struct Part {
+    int group, tap_r, tap_s;       // which planes; the first of the block's taps
+    int planes;                    // how many
+    int own, member, strip, column, c;  // the thread's plane; its number, strip, column and channel of SIDE in that
+    bool exists;
+
+    __device__ __forceinline__ Part(const Problem& problem, const Tile& tile)
+    {
+        unsigned index = blockIdx.x;
+        tap_s = index % CHUNKS_S * TAPS_S; index /= CHUNKS_S;
+        tap_r = index % CHUNKS_R * TAPS_R; index /= CHUNKS_R;
+        group = index;
+        planes = min(tile.planes, ceil_div(problem.C, SIDE) - group * tile.planes);
+
+        c = threadIdx.x % SIDE;
+        const int place = threadIdx.x / SIDE, row = tile.by_columns.of(place);
+        column = place - row * tile.columns;
+        own = tile.by_strips.of(row);
+        strip = row - own * tile.strips;
+        member = place - own * tile.strips * tile.columns;
+        exists = own < planes && (group * tile.planes + own) * SIDE + c < problem.C;
+    }
+};
+
+// Add the products of one strip of grad_y, a column, and the pixels under it. In a WHOLE strip every row exists.
+template <bool WHOLE>
+__device__ __forceinline__ void accumulate(Accumulator (&sums)[TAPS_R][TAPS_S], const Problem& problem,
+                                           const Tile& tile, const Part& part, int q, int rows, int grad_at,
+                                           int patch_at, int patch_w)
+{
+    Accumulator grads[ROWS];
+    const Accumulator* grad = words + grad_at + part.own * tile.grad.plane + part.strip * ROWS * tile.grad.row
+                            + part.column * SIDE + part.c;
+    #pragma unroll
+    for (int o = 0; o < ROWS; ++o)
+        if (WHOLE || o < rows) grads[o] = grad[o * tile.grad.row];
+
+    const int first = patch_at + part.own * tile.x.plane + part.strip * ROWS * STRIDE_H * tile.x.row + part.c;
+    #pragma unroll
+    for (int s = 0; s < TAPS_S; ++s) {
+        const int w = q * STRIDE_W - problem.left + (part.tap_s + s) * DILATION_W;
+        const bool inside = (unsigned)w < problem.W;
+        const Accumulator* pixels = words + (inside ? first + (w - patch_w) * SIDE : 0);  // or the zero, at every row
+        const int step = inside ? tile.x.row : 0;
+        #pragma unroll
+        for (int i = 0; i < ROWS_READ; ++i) {
+            const Accumulator pixel = pixels[i * step];
+            #pragma unroll
+            for (int o = 0; o < ROWS; ++o) {
+                const int row = i - o * STRIDE_H;
+                if (row >= 0 && row % DILATION_H == 0 && row / DILATION_H < TAPS_R && (WHOLE || o < rows))
+                    sums[row / DILATION_H][s] += pixel * grads[o];
+            }
+        }
+    }
+}
+
+// Add up the sums of all threads of one channel, pairwise, always in the same order, and store them.
+__device__ __forceinline__ void add_up(const Accumulator (&sums)[TAPS_R][TAPS_S], const Problem& problem,
+                                       const Tile& tile, const Part& part, Accumulator* __restrict__ partial)
+{
+    const int members = tile.strips * tile.columns;
+    int widest = 1;
+    while (2 * widest < members) widest *= 2;
+    Accumulator* shares = words + TILE_AT;
+    #pragma unroll
+    for (int first = 0; first < TAPS; first += AT_ONCE) {
+        const int count = min(AT_ONCE, TAPS - first);
+        __syncthreads();
+        #pragma unroll
+        for (int t = 0; t < AT_ONCE; ++t)
+            if (first + t < TAPS) shares[t * SHARES + threadIdx.x] = sums[(first + t) / TAPS_S][(first + t) % TAPS_S];
+        for (int half = widest; half > 0; half /= 2) {
+            __syncthreads();
+            if (part.own < tile.planes && part.member < half && part.member + half < members)
+                for (int t = 0; t < count; ++t)
+                    shares[t * SHARES + threadIdx.x] += shares[t * SHARES + threadIdx.x + half * SIDE];
+        }
+        __syncthreads();
+        for (int index = threadIdx.x; index < part.planes * SIDE * count; index += blockDim.x) {
+            const int t = index % count, place = index / count, own = place / SIDE, c = place % SIDE;
+            const int channel = (part.group * tile.planes + own) * SIDE + c;
+            const int r = part.tap_r + (first + t) / TAPS_S, s = part.tap_s + (first + t) % TAPS_S;
+            if (channel < problem.C && r < R && s < S)
+                partial[((int64)blockIdx.y * problem.K + channel) * (R * S) + r * S + s] =
+                    shares[t * SHARES + own * members * SIDE + c];
+        }
+    }
+}
+
+// grid: groups of planes * chunks of taps, and the splits; block: a thread for each strip of each column.
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, BLOCKS_PER_SM)
+conv2d_depthwise_weight_grad(const Element* __restrict__ x, const Element* __restrict__ grad_y,
+                             Accumulator* __restrict__ partial, Problem problem, Tile tile)
+{
+    const Part part(problem, tile);
+    const Array image = {x, problem.x, problem.N, problem.C, problem.H, problem.W};
+    const Array grads = {grad_y, problem.y, problem.N, problem.K, problem.P, problem.Q};
+    const int height = (tile.strips * ROWS - 1) * STRIDE_H + (TAPS_R - 1) * DILATION_H + 1;
+    const int end = min((blockIdx.y + 1) * tile.each, tile.items);
+
+    Accumulator sums[TAPS_R][TAPS_S] = {};
+    for (int item = blockIdx.y * tile.each; item < end; ++item) {
+        unsigned index = item;
+        const int q = index % tile.across_q * tile.columns; index /= tile.across_q;
+        const int p = index % tile.across_p * tile.strips * ROWS, n = index / tile.across_p;
+        const int plane = n * ceil_div(problem.C, SIDE) + part.group * tile.planes;
+        const int h = p * STRIDE_H - problem.top + part.tap_r * DILATION_H;
+        const int w = tile.across_q == 1 ? 0 : q * STRIDE_W - problem.left + part.tap_s * DILATION_W;
+        const Patch patch(image, plane, part.planes, h, w, height);
+        const Patch grad_patch(grads, plane, part.planes, p, q, min(tile.strips * ROWS, problem.P - p));
+        __syncthreads();
+        const int at = stage(TILE_AT, image, patch, tile.x);
+        const int grad_at = stage(tile.grad_at, grads, grad_patch, tile.grad);
+        __syncthreads();
+
+        const int rows = problem.P - p - part.strip * ROWS, column = q + part.column;
+        if (part.exists && column < problem.Q) {
+            if (rows >= ROWS) accumulate<true>(sums, problem, tile, part, column, rows, grad_at, at, w);
+            else if (rows > 0) accumulate<false>(sums, problem, tile, part, column, rows, grad_at, at, w);
+        }
+    }
+    add_up(sums, problem, tile, part, partial);
+}
