@@ -15,7 +15,7 @@ from convlib.report import read_csv
 from . import plots
 from .cases import FILTERS
 from .ours import PLAN
-from .results import MEASURED, Results, Row, fastest, measured, refusals, share_of_peak, verdicts
+from .results import Results, Row, fastest, measured, refusals, share_of_peak, verdicts
 from .startup import CEILINGS
 from .tables import duration, milliseconds
 
@@ -110,7 +110,7 @@ def case_of(results: Results, suite: str, case: str, candidates: list[str]) -> d
 
 
 def cell(row: Row | None, best: Row | None) -> dict:
-    if row is None or row.status != MEASURED:
+    if row is None or not row.timed:
         return {"text": "" if row is None else "not timed", "error": "", "ours": False, "best": False, "title": ""}
     return {
         "text": milliseconds(row),

@@ -5,8 +5,8 @@
 Per kernel: WAITING, the number for which predictions are least off. How far off: the mean of |log(predicted/measured)|
 as a factor, so that twice as long and half as long are as bad; a case that another kernel does k times as fast weighs
 1/k^2, since predictions are there to choose between kernels that come close. Per compute capability: the clock at which
-multiply-adds in registers were issued, and the bandwidth of copying, both of one multiprocessor. The same layer measured
-again on the same card takes the place of what was measured before. A rehearsal of `benchmarks gpu` is never read.
+multiply-adds in registers were issued, and the bandwidth of copying, both of one multiprocessor. What was measured on
+the same card before, of the same layer, no longer counts. A rehearsal of `benchmarks gpu` is never read.
 """
 
 from __future__ import annotations
@@ -131,9 +131,13 @@ def batch_and_layer(case: str) -> tuple[int, str]:
 def constants_from(files: Iterable[Path]) -> tuple[dict, list[Fit]]:
     """The content of gpu_cost.json that these results ask for, and how far predictions are off before and after."""
     files = list(files)
-    found = measurements(files)
+    return fitted_to(measurements(files), limits(files))
+
+
+def fitted_to(found: list[Measurement], limits: dict) -> tuple[dict, list[Fit]]:
+    """The same for measurements by whom they are had, and the `limits` of their cards."""
     old = gpu_cost.FITTED
-    new = {name: old[name] | value for name, value in limits(files).items()} | {"waiting": dict(old["waiting"])}
+    new = {name: old[name] | value for name, value in limits.items()} | {"waiting": dict(old["waiting"])}
     by_kernel = {name: [one for one in found if one.kernel == name] for name in dispatch.KERNELS}
     by_kernel = {name: ones for name, ones in by_kernel.items() if ones}
     before = {name: (dispatch.kernel(name).WAITING, error(ones)) for name, ones in by_kernel.items()}
@@ -151,12 +155,18 @@ def limits(files: Iterable[Path]) -> dict[str, dict[str, float]]:
     found = {"clock": {}, "memory_per_sm": {}}
     for path in files:
         settings = json.loads(path.read_text())["settings"]
-        place, peaks = card(settings), settings["peaks"]
-        key, count = ".".join(map(str, place.compute_capability)), place.sm_count
-        lanes = gpu_cost.FLOAT32_LANES.get(place.compute_capability, 128)
-        found["clock"].setdefault(key, []).append(peaks["core_gflops"] * 1e9 / (2 * lanes * count))
-        found["memory_per_sm"].setdefault(key, []).append(peaks["bandwidth_gbs"] * 1e9 / count)
+        for name, of_card in limits_of(card(settings), settings["peaks"]).items():
+            for key, value in of_card.items():
+                found[name].setdefault(key, []).append(value)
     return {name: {key: rounded(median(values)) for key, values in of.items()} for name, of in found.items()}
+
+
+def limits_of(place: Device, peaks: dict) -> dict[str, dict[str, float]]:
+    """Of one card, from what `benchmarks` measured as its peaks."""
+    key, count = ".".join(map(str, place.compute_capability)), place.sm_count
+    lanes = gpu_cost.FLOAT32_LANES.get(place.compute_capability, 128)
+    clock, memory = peaks["core_gflops"] * 1e9 / (2 * lanes * count), peaks["bandwidth_gbs"] * 1e9 / count
+    return {"clock": {key: clock}, "memory_per_sm": {key: memory}}
 
 
 def fitted(name: str, ones: list[Measurement]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""calibrate: constants that made up measurements hide are found again; what is committed is what the results ask for."""
+"""calibrate: constants that made up measurements hide are found again; what is committed is what results ask for."""
 
 import json
 import shutil

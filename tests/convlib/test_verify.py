@@ -85,6 +85,15 @@ def test_a_kernel_that_never_returns_is_one_red_row_and_is_ended():
     assert time.monotonic() - started < 60
 
 
+def test_at_the_deadline_a_run_ends_and_the_next_goes_on():
+    settings = replace(with_fault("never_returns", limit=60), deadline=time.monotonic() + 5)
+    started = time.monotonic()
+    with pytest.raises(children.OutOfTime, match="numba_cpu.direct forward float32: "):
+        run(CPU_ROWS[::-1], settings)
+    assert time.monotonic() - started < 30
+    assert [result.before for result in run(CPU_ROWS[::-1])] == [True, False]
+
+
 def test_right_for_one_image_is_found_by_a_problem_of_several():
     found = results_of(CPU_ROWS, device.cpu(), with_fault("right_for_one_image"))
     case = next(case for case in problems.TINY + problems.SMALL if case.name == found.problem)
