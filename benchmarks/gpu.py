@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
@@ -362,3 +363,19 @@ def makers() -> dict[str, Callable]:
             name = f"PyTorch {'channels_last' if channels_last else 'NCHW'}{' TF32' if tf32 else ''}"
             found[name] = partial(pytorch, channels_last=channels_last, tf32=tf32)
     return found
+
+
+def free_bytes() -> int:
+    """What is left of the card's memory."""
+    import cupy
+
+    return cupy.cuda.runtime.memGetInfo()[0]
+
+
+def give_memory_back() -> None:
+    """What CuPy's and PyTorch's pools keep for later: neither can use what lies in the other's."""
+    import cupy
+
+    cupy.get_default_memory_pool().free_all_blocks()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What a GPU says of itself: name, driver, limits, and its clocks while it is at work; from nvidia-smi, or from NVML."""
+"""What a GPU says of itself: name, driver, limits, its clocks while it is at work; from nvidia-smi, or from NVML."""
 
 from __future__ import annotations
 
