@@ -219,9 +219,13 @@ def visit_gpu(minutes, output, kernels, suites, names, rehearse):
         progress.console.print(f"{place}, {minutes:g} minutes, into {folder}", highlight=False)
         for name, what in going.state["missing"].items():
             progress.console.print(f"{name} is missing; without it: not {what}", highlight=False)
-        for name, state in visit.stages(going):
-            progress.advance(task)
-            progress.console.print(f"{name}: {state}", highlight=False)
+        try:
+            for name, state in visit.stages(going):
+                progress.advance(task)
+                progress.console.print(f"{name}: {state}", highlight=False)
+        except KeyboardInterrupt:
+            click.echo("interrupted; the same command goes on from here", err=True)
+            raise SystemExit(130) from None
     wrong = [one for one in going.read("verified", []) if not one["right"]]
     for one in wrong:
         click.echo(f"WRONG: {one['kernel']} {one['pass']} {one['dtype']}, {one['problem']}: {one['fault']}")

@@ -186,7 +186,7 @@ def test_a_stage_that_cannot_be_says_why_and_the_others_go_on(going, monkeypatch
         "all verified": "done",
     }
     assert "CuPy is not installed" in (going.folder / "report.html").read_text()
-    assert "cupy" in going.state["missing"]
+    assert "every cupy_raw kernel" in visit.missing(False)["cupy"]
 
 
 def test_another_cards_folder_is_not_written_into(going):
@@ -226,6 +226,17 @@ def test_a_wrong_kernel_fails_the_visit_and_is_named(tmp_path, monkeypatch):
     assert done.exit_code == 1
     assert "WRONG: cupy_raw.direct forward float32, 3x3_same: a wrong value" in done.output
     assert '<td class="text missed">WRONG' in (tmp_path / "report.html").read_text()
+
+
+def test_an_interrupted_visit_says_how_to_go_on(tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(verified, "found", interrupted)
+    done = CliRunner().invoke(main, [*SMALL, "--output", str(tmp_path)])
+    assert done.exit_code == 130
+    assert "interrupted; the same command goes on from here" in done.output
 
 
 def test_the_batch_fits_the_cards_memory():

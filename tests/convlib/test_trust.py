@@ -236,6 +236,59 @@ def test_records_that_cannot_be_written_cost_one_check_a_process(folder, started
     assert len(started) == 2
 
 
+def cut_in_half(folder, monkeypatch):
+    path = Records(GPU).path
+    path.write_text(path.read_text()[: path.stat().st_size // 2])
+
+
+def refuse(error):
+    def refused(*arguments, **keywords):
+        raise error
+
+    return refused
+
+
+def fill_the_disk(folder, monkeypatch):
+    Records(GPU).path.unlink()
+    monkeypatch.setattr(os, "replace", refuse(OSError(28, "No space left on device")))
+
+
+def make_home_read_only(folder, monkeypatch):
+    Records(GPU).path.unlink()
+    monkeypatch.setattr(Path, "mkdir", refuse(PermissionError(30, "Read-only file system")))
+    monkeypatch.setattr(records.tempfile, "NamedTemporaryFile", refuse(PermissionError(30, "Read-only file system")))
+
+
+@pytest.mark.parametrize(("damage", "warning"), [
+    (cut_in_half, "is damaged and counts as empty"),
+    (fill_the_disk, "nothing is remembered: .*No space left on device"),
+    (make_home_read_only, "nothing is remembered: .*Read-only file system"),
+])  # fmt: skip
+def test_a_record_that_fails_costs_a_warning_and_one_check(damage, warning, folder, monkeypatch, started):
+    put(FIRST)
+    damage(folder, monkeypatch)
+    with pytest.warns(RecordWarning, match=warning):
+        convolved()
+    assert len(started) == 2
+    dispatch.settled_choice.cache_clear()
+    operations.settled_before.cache_clear()
+    convolved()
+    assert len(started) == 2, "what this process had found was checked again"
+
+
+def test_with_another_driver_a_kernel_is_checked_again(monkeypatch, started):
+    put(FIRST)
+    convolved()
+    assert not started
+    forget()
+    monkeypatch.setattr(records, "emulator_digest", lambda: "another")
+    convolved()
+    assert len(started) == 2
+    assert {name for name, entry in Records(GPU).entries().items() if entry.passed} == {
+        f"{name} forward float32" for name in (FIRST, NEXT)
+    }
+
+
 def test_a_changed_kernel_is_unverified(monkeypatch):
     put(FIRST)
     assert trust.state(FIRST, PROBLEM, GPU).startswith("verified since ")

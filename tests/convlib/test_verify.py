@@ -452,6 +452,18 @@ def test_kernels_tells_what_is_on_record():
     assert "verified on" in CliRunner().invoke(main, ("kernels",), env={"COLUMNS": "200"}).output
 
 
+def test_kernels_tells_on_which_gpu_of_this_machine_nothing_is_known(monkeypatch):
+    gpu = Device("cuda", name="NVIDIA H200", compute_capability=(9, 0))
+    monkeypatch.setattr(sys.modules["convlib.explain"], "visible_gpus", lambda: [gpu])
+    monkeypatch.setattr(device, "driver", lambda: "580.82.07")
+    Records(gpu).put("cupy_raw.tiled forward float32", entry(digest=sources.digest("cupy_raw.tiled")))
+    found = {facts.name: facts.found for facts in convlib.kernels()}
+    assert found["cupy_raw.direct"] == ("unverified on NVIDIA H200",)
+    assert len(found["cupy_raw.tiled"]) == 1
+    assert found["cupy_raw.tiled"][0].startswith("verified on NVIDIA H200 since ")
+    assert found["numba_cpu.direct"] == ()
+
+
 def test_another_driver_is_another_device(monkeypatch, tmp_path):
     gpu = Device("cuda", name="H200", compute_capability=(9, 0))
     version = tmp_path / "version"
