@@ -46,9 +46,11 @@ def described(result: Result, extent: str) -> dict:
 
 
 def merged(before: list[dict], now: dict) -> list[dict]:
-    """`before` with `now`: in the place of what was found before of the same row."""
-    key = ("kernel", "pass", "dtype")
-    return [one for one in before if any(one[k] != now[k] for k in key)] + [now]
+    """`before` with `now` in the place of what was found before of the same row, unless that was more."""
+    others = [one for one in before if any(one[key] != now[key] for key in ("kernel", "pass", "dtype"))]
+    same = [one for one in before if one not in others and one["source"] == now["source"]]
+    knew_more = now["extent"] == "quick" and now["right"] and any(one["extent"] == "full" for one in same)
+    return before if knew_more else others + [now]
 
 
 def gpu_kernels(place: Device) -> list[str]:

@@ -202,7 +202,7 @@ STAGES = (
     Stage("predictions", 1.0, predict),
     Stage("all verified", 1.0, verify_all),
 )
-ALWAYS = ("predictions",)  # of whatever layers there are by then
+ALWAYS = ("counters", "predictions")  # of whatever layers there are by then
 
 
 def stages(visit: Visit) -> Iterator[tuple[str, str]]:

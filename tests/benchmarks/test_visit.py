@@ -195,10 +195,13 @@ def test_another_cards_folder_is_not_written_into(going):
 
 
 def test_a_full_verification_takes_the_place_of_a_brief_one():
-    quick = {"kernel": "a", "pass": "forward", "dtype": "float32", "extent": "quick"}
+    quick = {"kernel": "a", "pass": "forward", "dtype": "float32", "extent": "quick", "right": True, "source": "1"}
     other = quick | {"dtype": "float64"}
     full = quick | {"extent": "full"}
     assert verified.merged([quick, other], full) == [other, full]
+    assert verified.merged([full, other], quick) == [full, other]
+    for change in ({"right": False}, {"source": "2"}):
+        assert verified.merged([full, other], quick | change) == [other, quick | change]
 
 
 def test_the_folder_is_named_after_card_and_day():
