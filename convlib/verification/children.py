@@ -1,4 +1,4 @@
-"""The children that check rows: one process for each kernel, with a time limit, and another after each fault."""
+"""The children that check rows: a process for each kernel, or one, with a time limit, and another after each fault."""
 
 from __future__ import annotations
 
@@ -53,11 +53,13 @@ class Result:
 class Settings:
     """limit: the most seconds from one sign of life of a child to its next, compilation included.
 
-    deadline: when all must end, as time.monotonic() counts; command: what starts a child, CHILD if it is not given.
+    together: one process for several kernels, which starts sooner than several. deadline: when all must end, as
+    time.monotonic() counts. command: what starts a child, CHILD if it is not given.
     """
 
     extent: str = "full"
     sanitize: bool = False
+    together: bool = False
     limit: float = 300.0
     deadline: float = math.inf
     command: tuple[str, ...] | None = None
@@ -66,13 +68,13 @@ class Settings:
 def checked(
     rows: list[Row], place: Device, settings: Settings, note: Callable[[str], None] = lambda text: None
 ) -> Iterator[Result]:
-    """Results of `rows` in their order, each kernel in a process of its own. `note` hears what is being checked.
+    """Results of `rows` in their order, as a rule each kernel in its own process. `note` hears what is being checked.
 
     A child that crashes, hangs or finds a fault costs one row; another goes on with the next. Under the sanitizer every
     row has its own, since only its exit code says what it found. Raises OutOfTime at the settings' deadline.
     """
     settings = replace(settings, sanitize=settings.sanitize and place.kind == "cuda")
-    for _, of_kernel in groupby(rows, key=lambda row: row.kernel):
+    for _, of_kernel in groupby(rows, key=lambda row: settings.together or row.kernel):
         left = list(of_kernel)
         while left:
             for result in from_child(left[:1] if settings.sanitize else tuple(left), place, settings, note):
@@ -147,8 +149,8 @@ class Child(Process):
         self.limit, self.deadline = settings.limit, settings.deadline
         self.log = folder / "sanitizer"
         sanitizer = (*SANITIZER, f"--log-file={self.log}") if settings.sanitize else ()
-        job = {"kernel": rows[0].kernel, "device": name_for_child(place), "extent": settings.extent}
-        job["rows"] = [[row.pass_, row.dtype] for row in rows]
+        job = {"device": name_for_child(place), "extent": settings.extent}
+        job["rows"] = [[row.kernel, row.pass_, row.dtype] for row in rows]
         super().__init__([*sanitizer, *(settings.command or CHILD)], job, folder, environment(place))
 
     def result(self, row, note) -> Result:
