@@ -157,6 +157,7 @@ def test_an_interrupted_stage_keeps_what_it_has_and_measures_only_the_rest(going
 
 def test_deadlines_are_shares_of_all_minutes(going):
     assert going.deadline(1.0) - going.start == 600 - visit.DRAWING
+    assert going.deadline(0.5) - going.start == 300 - visit.DRAWING / 2
     shares = [stage.until for stage in visit.STAGES]
     assert shares == sorted(shares)
     late = visit.Visit(going.folder, GPU, 10.0, going.kernels, going.cases, start=going.start - 601)
@@ -262,7 +263,8 @@ WITHOUT = """
 import sys
 for name in ("matplotlib", "jinja2", "psutil", "cpuinfo", "markupsafe"):
     sys.modules[name] = None
-from benchmarks import visit, verified
+from benchmarks import machine, visit, verified
+assert machine.describe()["processor"] and machine.describe()["cores"]
 from benchmarks.__main__ import main
 verified.found = lambda *arguments: iter(())
 visit.STAGES = visit.STAGES[:1]

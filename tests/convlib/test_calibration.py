@@ -83,8 +83,8 @@ def test_only_kernels_by_themselves_on_layers_count():
 
 
 def test_what_was_measured_last_counts(tmp_path):
-    made_up(tmp_path / "a", [row("3x224x224-64-7x7/2", 1e-3)], date="2026-12-02")
-    made_up(tmp_path / "b", [row("3x224x224-64-7x7/2", 2e-3)], date="2026-12-01")
+    for folder, day, seconds in (("a", "01", 2e-3), ("b", "03", 1e-3), ("c", "02", 3e-3)):
+        made_up(tmp_path / folder, [row("3x224x224-64-7x7/2", seconds)], date=f"2026-12-{day}")
     (one,) = calibration.measurements(calibration.results_files(tmp_path))
     assert one.seconds == 1e-3
 

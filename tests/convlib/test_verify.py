@@ -457,8 +457,13 @@ def test_kernels_tells_on_which_gpu_of_this_machine_nothing_is_known(monkeypatch
     monkeypatch.setattr(sys.modules["convlib.explain"], "visible_gpus", lambda: [gpu])
     monkeypatch.setattr(device, "driver", lambda: "580.82.07")
     Records(gpu).put("cupy_raw.tiled forward float32", entry(digest=sources.digest("cupy_raw.tiled")))
+    Records(replace(gpu, name="A100")).put(
+        "cupy_raw.im2col forward float32", entry(digest=sources.digest("cupy_raw.im2col"))
+    )
     found = {facts.name: facts.found for facts in convlib.kernels()}
     assert found["cupy_raw.direct"] == ("unverified on NVIDIA H200",)
+    assert found["cupy_raw.im2col"][0].startswith("verified on A100")
+    assert found["cupy_raw.im2col"][1:] == ("unverified on NVIDIA H200",)
     assert len(found["cupy_raw.tiled"]) == 1
     assert found["cupy_raw.tiled"][0].startswith("verified on NVIDIA H200 since ")
     assert found["numba_cpu.direct"] == ()
