@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from convlib import calibration
-
 from . import cases, gpu, ours
+from .layer_child import BATCHES
 
 
 def main(kernel, suite, case_name):
@@ -24,9 +23,9 @@ def main(kernel, suite, case_name):
 
 
 def case_called(suite: str, name: str) -> cases.Case:
-    """The case of a row of results, its batch before its name."""
-    images, layer = calibration.batch_and_layer(name)
-    return cases.batch_of(next(case for case in cases.cases(suite) if case.name == layer), images)
+    """The case of a row of results, whatever batch it had."""
+    batches = (cases.batch_of(case, N) for case in cases.cases(suite) for N in BATCHES)
+    return next(case for case in batches if case.name == name)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from convlib.kernels import gpu_cost
 from convlib.report import read_csv
 
 from . import plots
@@ -37,6 +38,7 @@ def write(results: Results, folder: Path) -> None:
         settings={"peaks": None, "driver": None, "card": None} | results.settings,
         rehearsed=rehearsed,
         visit=visit(folder),
+        fitted=gpu_cost.FITTED if results.settings.get("driver") else None,
         subject=subject(results),
         verdicts=verdicts(results),
         roofline=("roofline", plots.roofline(results)) if results.settings.get("peaks") else None,

@@ -120,9 +120,10 @@ def problem_of(suite: str, case: str) -> ConvProblem | None:
 
 
 def batch_and_layer(case: str) -> tuple[int, str]:
-    """32x3x224x224-64-7x7/2 is 32 images of the layer 3x224x224-64-7x7/2."""
-    images, _, rest = case.partition("x")
-    return (int(images), rest) if case.partition("-")[0].count("x") == 3 else (1, case)
+    """32x3x224x224-64-7x7/2 is 32 images of the layer 3x224x224-64-7x7/2; so is 32x8x..., which had 8 before."""
+    sizes, dash, rest = case.partition("-")
+    parts = sizes.split("x")
+    return (int(parts[0]), "x".join(parts[-3:]) + dash + rest) if len(parts) > 3 else (1, case)
 
 
 # What is fitted

@@ -156,8 +156,8 @@ def test_an_interrupted_stage_keeps_what_it_has_and_measures_only_the_rest(going
 
 
 def test_deadlines_are_shares_of_all_minutes(going):
-    assert going.deadline(1.0) - going.start == 600 - visit.DRAWING
-    assert going.deadline(0.5) - going.start == 300 - visit.DRAWING / 2
+    assert going.deadline(1.0) - going.start == pytest.approx(600 - visit.DRAWING)
+    assert going.deadline(0.5) - going.start == pytest.approx(300 - visit.DRAWING / 2)
     shares = [stage.until for stage in visit.STAGES]
     assert shares == sorted(shares)
     late = visit.Visit(going.folder, GPU, 10.0, going.kernels, going.cases, start=going.start - 601)

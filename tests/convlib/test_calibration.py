@@ -82,6 +82,16 @@ def test_only_kernels_by_themselves_on_layers_count():
     assert (one.kernel, one.problem.x_shape, one.place) == (KERNEL, (32, 3, 224, 224), PLACE)
 
 
+@pytest.mark.parametrize(("case", "images", "layer"), [
+    ("3x224x224-64-7x7/2", 1, "3x224x224-64-7x7/2"),
+    ("32x3x224x224-64-7x7/2", 32, "3x224x224-64-7x7/2"),
+    ("32x8x64x5x5-64-3x3", 32, "64x5x5-64-3x3"),
+    ("1080p-1-3x3", 1, "1080p-1-3x3"),
+])  # fmt: skip
+def test_a_batch_stands_before_its_layer(case, images, layer):
+    assert calibration.batch_and_layer(case) == (images, layer)
+
+
 def test_what_was_measured_last_counts(tmp_path):
     for folder, day, seconds in (("a", "01", 2e-3), ("b", "03", 1e-3), ("c", "02", 3e-3)):
         made_up(tmp_path / folder, [row("3x224x224-64-7x7/2", seconds)], date=f"2026-12-{day}")
