@@ -16,17 +16,21 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from convlib.explain import visible_gpus
+
 from . import (
     cases,
     engine,
     gate,
     gpu,
+    layer_tables,
     machine,
     memory,
     ours,
     peaks,
     peers,
-    report,
+    readme_table,
+    rehearsal,
     results,
     runner,
     scaling,
@@ -34,6 +38,8 @@ from . import (
     stages,
     startup,
     tables,
+    verified,
+    visit,
 )
 
 QUICK = engine.Settings(rounds=5, block_seconds=0.010, most_seconds=1.0)
@@ -88,10 +94,18 @@ def cpu_command(**chosen):
 
 
 @main.command("gpu")
-@options
+@click.option("--minutes", type=click.FloatRange(min=0.5), default=10.0, show_default=True, help="For all of it.")
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder [results/GPU-DATE].")
+@click.option("--kernel", "kernels", multiple=True, help="Verify only these, as cupy_raw.tiled; may be repeated [all].")
+@click.option("--suite", "suites", multiple=True, type=click.Choice(cases.suites()), help="Only layers of these.")
+@click.option("--case", "names", multiple=True, help="Only layers whose name contains this.")
+@click.option("--rehearse", is_flag=True, help="On stand-ins for a GPU, to see that it works; nothing is measured.")
 def gpu_command(**chosen):
-    """CuPy arrays on the GPU, beside cuDNN and PyTorch CUDA."""
-    run_gpu(**chosen)
+    """A visit to a GPU in one command: verify, layer tables beside cuDNN and PyTorch, counters, the model's error.
+
+    The most valuable comes first; the same command goes on where an earlier one stopped.
+    """
+    visit_gpu(**chosen)
 
 
 @main.command("startup")
@@ -165,8 +179,19 @@ def signal_command(output, threads, rounds):
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def report_command(folder):
     """Draw the report again from FOLDER/results.json."""
+    from . import report
+
     report.write(results.read(folder / "results.json"), folder)
     click.echo(folder / "report.html")
+
+
+@main.command("cards")
+@click.option("--readme", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=Path("README.md"))
+@click.option("--results", type=click.Path(file_okay=False, path_type=Path), default=Path("results"))
+def cards_command(readme, results):
+    """Write README's table of the cards on which each kernel has been verified, from what lies in results/."""
+    readme.write_text(readme_table.with_table(readme.read_text(), results))
+    click.echo(readme)
 
 
 def run_cpu(threads, with_peers, **chosen):
@@ -190,6 +215,47 @@ def run_gpu(threads, with_peers, **chosen):
     with gpu.stream():
         about = {"threads": 1, "peaks": gpu.peaks(), "driver": gpu.driver()}
         run_on(gpu.place(), lambda case: found, gpu.event_block, about, exact=gpu.exact, settings=GPU, **chosen)
+
+
+def visit_gpu(minutes, output, kernels, suites, names, rehearse):
+    place = rehearsal.place() if rehearse else first_gpu()
+    listed = verified.gpu_kernels(place)
+    for name in kernels:
+        if name not in listed:
+            raise click.UsageError(f"--kernel: one of {', '.join(listed)} needed, got {name}")
+    chosen = [case for case in layer_tables.all_cases() if not suites or case.suite in suites]
+    chosen = [case for case in chosen if not names or any(name in case.name for name in names)]
+    folder = output or Path("results") / visit.folder_name(place, rehearse)
+    with progress_bar() as progress:
+        task = progress.add_task("", total=len(visit.STAGES))
+        note = lambda text: progress.update(task, description=text)  # noqa: E731
+        try:
+            going = visit.Visit(folder, place, minutes, list(kernels) or listed, chosen, rehearse, note)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        progress.console.print(f"{place}, {minutes:g} minutes, into {folder}", highlight=False)
+        for name, what in going.state["missing"].items():
+            progress.console.print(f"{name} is missing; without it: not {what}", highlight=False)
+        try:
+            for name, state in visit.stages(going):
+                progress.advance(task)
+                progress.console.print(f"{name}: {state}", highlight=False)
+        except KeyboardInterrupt:
+            click.echo("interrupted; the same command goes on from here", err=True)
+            raise SystemExit(130) from None
+    wrong = [one for one in going.read("verified", []) if not one["right"]]
+    for one in wrong:
+        click.echo(f"WRONG: {one['kernel']} {one['pass']} {one['dtype']}, {one['problem']}: {one['fault']}")
+    click.echo(f"please send {folder} in an issue" if not rehearse else f"a rehearsal; its results lie in {folder}")
+    if wrong:
+        raise SystemExit(1)
+
+
+def first_gpu():
+    found = visible_gpus()
+    if not found:
+        raise click.ClickException(f"no GPU to measure on: {gpu.unavailable()}; --rehearse goes through it without one")
+    return found[0]
 
 
 def run_on(
@@ -288,16 +354,20 @@ def keep(output: Path, name: str, content) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     if (output / "results.json").exists():
+        from . import report
+
         report.write(results.read(output / "results.json"), output)
 
 
 def finish(measured: results.Results, output: Path, console: Console) -> None:
     """Write everything, print the tables, and fail if one of ours did not pass."""
+    from . import report
+
     results.write(measured, output)
     report.write(measured, output)
     tables.show(measured, console)
     console.print(f"written: {output}/results.csv, results.json, report.html", highlight=False)
-    failed = [row for row in measured.rows if row.ours and row.status != results.MEASURED]
+    failed = [row for row in measured.rows if row.ours and not row.timed]
     if failed:
         raise SystemExit(f"{len(failed)} of convlib's own candidates failed; the first: {failed[0]}")
 

@@ -11,8 +11,7 @@ have 10 bits, so those candidates fall into the "fast" class and are never set b
 from __future__ import annotations
 
 import contextlib
-import shutil
-import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
@@ -22,7 +21,7 @@ import numpy as np
 import convlib
 from convlib import device
 
-from . import gate
+from . import gate, nvidia_card
 from .candidate import Candidate, CannotRun
 from .cases import Case, Operands
 from .gate import FAST_MAX_ERROR
@@ -98,14 +97,11 @@ def copy_gbs() -> float:
 
 
 def driver() -> str:
-    """The driver's version as nvidia-smi has it, otherwise the CUDA version that it supports."""
+    """The driver's version, clocks and power limit as the card has them, otherwise the CUDA that it supports."""
     import cupy
 
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return f"for CUDA {cupy.cuda.runtime.driverGetVersion() / 1000:g}"
-    command = [program, "--query-gpu=driver_version,clocks.sm,clocks.max.sm,power.limit", "--format=csv,noheader"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    found = nvidia_card.asked(("driver_version", "clocks.sm", "clocks.max.sm", "power.limit"), 0)
+    return ", ".join(found.values()) or f"for CUDA {cupy.cuda.runtime.driverGetVersion() / 1000:g}"
 
 
 def exact(case: Case, operands: Operands) -> np.ndarray:
@@ -362,3 +358,19 @@ def makers() -> dict[str, Callable]:
             name = f"PyTorch {'channels_last' if channels_last else 'NCHW'}{' TF32' if tf32 else ''}"
             found[name] = partial(pytorch, channels_last=channels_last, tf32=tf32)
     return found
+
+
+def free_bytes() -> int:
+    """What is left of the card's memory."""
+    import cupy
+
+    return cupy.cuda.runtime.memGetInfo()[0]
+
+
+def give_memory_back() -> None:
+    """What CuPy's and PyTorch's pools keep for later: neither can use what lies in the other's."""
+    import cupy
+
+    cupy.get_default_memory_pool().free_all_blocks()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()

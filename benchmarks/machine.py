@@ -6,10 +6,8 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-import cpuinfo
-import psutil
-
 import convlib
+from convlib.explain import processor_name
 
 PACKAGES = (
     "convlib-kernels", "numpy", "numba", "llvmlite", "torch", "onnxruntime", "openvino", "ncnn", "MNN",
@@ -23,16 +21,16 @@ SETTINGS = (
 
 
 def describe() -> dict:
-    """This machine and its software, for the results' header."""
-    cpu = cpuinfo.get_cpu_info()
+    """This machine and its software, for the results' header; py-cpuinfo and psutil know more where they are there."""
+    cpu = cpu_info()
     flags = set(cpu.get("flags", ()))
     return {
-        "processor": cpu.get("brand_raw", platform.processor()),
+        "processor": cpu.get("brand_raw", processor_name()),
         "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
         "numba_target": numba_target(),
-        "cores": psutil.cpu_count(logical=False),
-        "logical_processors": psutil.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "cores": physical_cores(),
+        "logical_processors": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "l2_cache_bytes": cpu.get("l2_cache_size"),
         "l3_cache_bytes": cpu.get("l3_cache_size"),
         "load_before": os.getloadavg()[0],
@@ -42,6 +40,22 @@ def describe() -> dict:
         "environment": {name: os.environ[name] for name in SETTINGS if name in os.environ},
         "gpus": convlib.info()["gpus"],
     }
+
+
+def cpu_info() -> dict:
+    try:
+        import cpuinfo
+    except ImportError:
+        return {}
+    return cpuinfo.get_cpu_info()
+
+
+def physical_cores() -> int | None:
+    try:
+        import psutil
+    except ImportError:
+        return os.cpu_count()
+    return psutil.cpu_count(logical=False)
 
 
 def numba_target() -> str:

@@ -44,12 +44,16 @@ OTHER_STYLE = ("#7f7f7f", ".")
 DRAWN_DTYPE = "float32"  # of the machine code; the CSV has all
 
 
-def png(draw: Callable, width: int) -> bytes:
-    """The picture that `draw(width_in_inches, narrow)` makes, `width` pixels wide."""
+def png(draw: Callable, width: int, mark: str | None = None) -> bytes:
+    """The picture that `draw(width_in_inches, narrow)` makes, `width` pixels wide, with `mark` written across it."""
     narrow = width < 700
     settings = {"font.size": 7 if narrow else 10, "axes.spines.top": False, "axes.spines.right": False}
     with plt.rc_context(settings):
         figure = draw(width / DPI, narrow)
+        if mark:
+            figure.text(
+                0.5, 0.5, mark, ha="center", va="center", rotation=20, color="#b31d28", alpha=0.4, fontsize=width / 40
+            )
         file = io.BytesIO()
         figure.savefig(file, dpi=DPI, format="png", metadata={"Software": None})
         plt.close(figure)
@@ -137,6 +141,26 @@ def roofline(results: Results) -> Callable:
         axes.set(xscale="log", yscale="log", ylabel="GFLOP/s, counted as direct convolution")
         axes.set_xlabel("FLOP per byte of x, w and y, each moved once")
         axes.legend(loc="lower right", frameon=False)
+        return figure
+
+    return draw
+
+
+def predictions(lines: list[dict]) -> Callable:
+    """Predicted over measured time of every kernel on every layer; on the line where both are the same."""
+    kernels = list(dict.fromkeys(line["kernel"] for line in lines))
+
+    def draw(width, narrow):
+        figure, axes = plt.subplots(figsize=(width, width * (1.0 if narrow else 0.5)), layout="constrained")
+        colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(kernels)))
+        for kernel, colour, marker in zip(kernels, colours, "osD^vPX<>" * len(kernels), strict=False):
+            own = [line for line in lines if line["kernel"] == kernel]
+            measured_ms, predicted_ms = ([1e3 * line[name] for line in own] for name in ("measured_s", "predicted_s"))
+            axes.plot(measured_ms, predicted_ms, marker, color=colour, label=kernel, markersize=4, alpha=0.8)
+        ends = [1e3 * pick(line["measured_s"] for line in lines) for pick in (min, max)]
+        axes.plot(ends, ends, color="black", linewidth=0.8)
+        axes.set(xscale="log", yscale="log", xlabel="measured, ms", ylabel="predicted, ms")
+        legend_above(figure, axes, 2 if narrow else 5)
         return figure
 
     return draw

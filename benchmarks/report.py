@@ -10,29 +10,35 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from convlib.kernels import gpu_cost
 from convlib.report import read_csv
 
 from . import plots
 from .cases import FILTERS
 from .ours import PLAN
-from .results import MEASURED, Results, Row, fastest, measured, refusals, share_of_peak, verdicts
+from .results import REHEARSED, Results, Row, fastest, measured, refusals, share_of_peak, verdicts
 from .startup import CEILINGS
 from .tables import duration, milliseconds
 
 TEMPLATE = "report.html.j2"
 FURTHER = ("startup", "memory", "scaling", "stages")
+ABOUT = ("kernel", "suite", "case", "function", "grid", "block", "rehearsal")
 MACHINE_CODE = "machine_code.csv"  # python -m convlib report --csv FOLDER/machine_code.csv
 
 
 def write(results: Results, folder: Path) -> None:
     """report.html and picture-WIDTH.png files in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    rehearsed = results.settings.get("rehearsal", False)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     page = environment.get_template(TEMPLATE).render(
         machine=results.machine,
-        settings={"peaks": None, "driver": None} | results.settings,
+        settings={"peaks": None, "driver": None, "card": None} | results.settings,
+        rehearsed=rehearsed,
+        visit=visit(folder),
+        fitted=gpu_cost.FITTED if results.settings.get("driver") else None,
         subject=subject(results),
         verdicts=verdicts(results),
         roofline=("roofline", plots.roofline(results)) if results.settings.get("peaks") else None,
@@ -42,7 +48,7 @@ def write(results: Results, folder: Path) -> None:
         duration=duration,
         ceilings=CEILINGS,
         refused=refusals(results),
-        picture=partial(picture, folder),
+        picture=partial(picture, folder, mark=REHEARSED if rehearsed else None),
     )
     (folder / "report.html").write_text(page)
 
@@ -51,6 +57,27 @@ def further(folder: Path, name: str):
     """What another command measured into the same folder, or None."""
     path = folder / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def visit(folder: Path) -> dict | None:
+    """What `python -m benchmarks gpu` found beside its layer tables, if it wrote the folder: see visit.py."""
+    state = further(folder, "visit")
+    if state is None:
+        return None
+    found = {name: further(folder, name) or [] for name in ("verified", "counters", "clocks", "predictions")}
+    lines = found["predictions"]
+    drawn = [("predictions", plots.predictions(lines))] if lines else []
+    names = {"counter_names": numeric(found["counters"]), "clock_names": columns(found["clocks"])}
+    return state | found | names | {"model": further(folder, "model") or {"fits": []}, "pictures": drawn}
+
+
+def columns(rows: list[dict]) -> list[str]:
+    """The rows' columns beside those that say what a row is about."""
+    return [name for name in rows[0] if name not in ABOUT] if rows else []
+
+
+def numeric(rows: list[dict]) -> list[str]:
+    return [name for name in columns(rows) if any(isinstance(row[name], (int, float)) for row in rows)]
 
 
 def machine_code(folder: Path) -> dict | None:
@@ -69,12 +96,15 @@ def subject(results: Results) -> str:
     return results.machine["processor"] if device.startswith("cpu") else device.partition("(")[2].rstrip(")")
 
 
-def picture(folder: Path, drawn) -> Markup:
-    """Write a picture in both widths and return the element that shows the fitting one, its bytes inside."""
+def picture(folder: Path, drawn, mark: str | None = None) -> Markup:
+    """Write a picture in both widths and return the element that shows the fitting one, its bytes inside.
+
+    mark: what to write across it.
+    """
     name, draw = drawn
     sources = {}
     for width in (plots.WIDE, plots.NARROW):
-        content = plots.png(draw, width)
+        content = plots.png(draw, width, mark)
         (folder / f"{name}-{width}.png").write_bytes(content)
         sources[width] = "data:image/png;base64," + base64.b64encode(content).decode()
     return Markup('<picture><source media="(max-width: 700px)" srcset="{}"><img src="{}" alt="{}"></picture>').format(
@@ -110,7 +140,7 @@ def case_of(results: Results, suite: str, case: str, candidates: list[str]) -> d
 
 
 def cell(row: Row | None, best: Row | None) -> dict:
-    if row is None or row.status != MEASURED:
+    if row is None or not row.timed:
         return {"text": "" if row is None else "not timed", "error": "", "ours": False, "best": False, "title": ""}
     return {
         "text": milliseconds(row),

@@ -17,11 +17,12 @@ from . import cases, engine
 from .ours import CONV2D, FAST_PLAN, PLAN
 
 MEASURED = "measured"
+REHEARSED = "rehearsal, nothing was measured"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate on one case. status: "measured", or why there is no time."""
+    """One candidate on one case. status: "measured", or why there is no time; of a rehearsal, that it is one."""
 
     suite: str
     case: str
@@ -40,6 +41,10 @@ class Row:
     gflops: float | None = None
     calls: int = 0
     rounds_s: tuple[float, ...] = ()
+
+    @property
+    def timed(self) -> bool:
+        return self.status in (MEASURED, REHEARSED)
 
     @property
     def timing(self) -> engine.Timing:
@@ -128,13 +133,13 @@ def refusals(results: Results) -> list[tuple[str, str, list[str]]]:
     """What was not timed: candidate, reason, and the cases."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in results.rows:
-        if row.status != MEASURED:
+        if not row.timed:
             found.setdefault((row.candidate, row.status), []).append(f"{row.suite} {row.case}")
     return [(candidate, reason, cases) for (candidate, reason), cases in found.items()]
 
 
 def measured(rows: dict[str, Row]) -> dict[str, Row]:
-    return {name: row for name, row in rows.items() if row.status == MEASURED}
+    return {name: row for name, row in rows.items() if row.timed}
 
 
 def fastest(rows: Iterable[Row]) -> Row | None:

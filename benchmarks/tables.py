@@ -9,7 +9,6 @@ from rich.text import Text
 
 from .ours import CONV2D, PLAN
 from .results import (
-    MEASURED,
     PEERS,
     Results,
     Row,
@@ -107,7 +106,7 @@ def every_candidate_table(results: Results, suite: str) -> Table:
 def cell(row: Row | None) -> str:
     if row is None:
         return ""
-    return f"{milliseconds(row)} {row.error:.0e}" if row.status == MEASURED else "-"
+    return f"{milliseconds(row)} {row.error:.0e}" if row.timed else "-"
 
 
 def bars_table(found) -> Table:
@@ -209,7 +208,7 @@ def judged(value: float, floor: float) -> Text:
 
 def milliseconds(row: Row | None) -> str:
     """Three significant digits, at most three after the point."""
-    if row is None or row.status != MEASURED:
+    if row is None or not row.timed:
         return ""
     value = row.median_s * 1e3
     decimals = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0

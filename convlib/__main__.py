@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from functools import wraps
+from pathlib import Path
 
 import click
 
@@ -206,6 +207,39 @@ def verify(kernels, place, emulate, quick, sanitize, limit, restart, as_json):
     (print_results_as_json if as_json else print_results)(results, missing)
     if any(not result.passed for found in results.values() for result in found):
         raise SystemExit(1)
+
+
+@main.command()
+@click.option(
+    "--results",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path("results"),
+    help="The folder that `python -m benchmarks gpu` writes its own into [results].",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
+@one_line_errors
+def calibrate(results, dry_run):
+    """Fit the GPU cost model to measured results; says how far its predictions are off before and after."""
+    from . import calibration
+
+    files = calibration.results_files(results)
+    if not files:
+        click.echo(f"no results of a GPU in {results}: every time stays predicted from counts and data sheets")
+        return
+    constants, fits = calibration.constants_from(files)
+    table = new_table(f"fitted to {len(files)} results of GPUs", "kernel", "cases", "WAITING", "", "off by", "")
+    for fit in fits:
+        numbers = (f"{fit.waiting_before:g}", f"-> {fit.waiting:g}", f"{fit.error_before:.2f}", f"-> {fit.error:.2f}")
+        table.add_row(fit.kernel, str(fit.cases), *numbers)
+    show(table)
+    for capability, clock in constants["clock"].items():
+        bandwidth = constants["memory_per_sm"][capability]
+        click.echo(f"compute capability {capability}: {clock / 1e9:g} GHz, {bandwidth / 1e9:g} GB/s a multiprocessor")
+    click.echo("off by: the factor between predicted and measured time, up or down; kernels not listed stay predicted")
+    if dry_run:
+        return
+    changed = calibration.write(constants, fits, files, results)
+    click.echo(f"{'written' if changed else 'nothing changed in'}: {calibration.constants_file()}")
 
 
 def with_progress(todo, settings, restart):

@@ -33,7 +33,8 @@ PACKAGES = ("numpy", "numba", "llvmlite", "numba-cuda", "cupy-cuda12x", "cupy-cu
 class KernelFacts:
     """A listed kernel: its name, idea and file.
 
-    found: on which devices `python -m convlib verify` or a first use found it right or wrong, and since when.
+    found: on which devices `python -m convlib verify` or a first use found it right or wrong, and since when; and on
+    which GPU of this machine neither has been.
     """
 
     name: str
@@ -171,7 +172,7 @@ def kernels() -> tuple[KernelFacts, ...]:
     """Every listed kernel with the first line of its account and what is on record; reads files, imports no kernel."""
     from .verification import records
 
-    found = records.found_of(dispatch.KERNELS)
+    found = records.found_of(dispatch.KERNELS, visible_gpus())
     return tuple(replace(kernel_facts(name), found=found[name]) for name in dispatch.KERNELS)
 
 

@@ -181,7 +181,7 @@ def found(rows, place):
     try:
         if not is_python(sys.executable):
             raise OSError("this Python runs inside another program")
-        for result in children.checked(rows, place, Settings("two", limit=LIMIT)):
+        for result in children.checked(rows, place, Settings("two", together=True, limit=LIMIT)):
             if result.problem == children.STARTING:
                 raise OSError(result.fault)
             rows = [row for row in rows if row != result.row]

@@ -1,24 +1,44 @@
-"""Predicted times, from counts and limits of a streaming multiprocessor, fitted to what an H200 measured.
+"""Predicted times, from counts and limits of a streaming multiprocessor, fitted to what GPUs measured.
 
 Both GPU families are predicted with these, so that they can be compared. A kernel counts multiply-adds and the share
 they have of its instructions, or the issue slots of a block: one for each instruction of each thread, more for a
 multiply-add where an SM has fewer than 128 lanes for them. An SM issues 128 slots per cycle (four schedulers, a warp
 each) once it has warps enough.
 Per SM: NVIDIA's architecture papers for Turing to Blackwell (float32 lanes, float64 ratio). Memory bandwidth is that of
-the cards' data sheets divided by their SMs, for compute capability 9.0 an H200's by copying. Issue slots alone are too
-kind: a warp also waits, for shared memory and at barriers. A kernel's WAITING says how many times as long it took on an
-H200 as its slots (results/nvidia-h200-2026-11-27 and -28: the median over the layers; no other GPU was measured).
+the cards' data sheets divided by their SMs. Issue slots alone are too kind: a warp also waits, for shared memory and at
+barriers. A kernel's WAITING says how many times as long it takes as its slots.
+What was measured lies in gpu_cost.json and goes before all this: the waiting of each kernel, and per compute capability
+the clock and the bandwidth. `python -m convlib calibrate` fits them to the committed results and names these there.
 """
 
+import json
+from pathlib import Path
+
+FITTED = json.loads((Path(__file__).parent / "gpu_cost.json").read_text())
+
+
+def of_capability(name):
+    """A fitted constant by compute capability."""
+    return {tuple(map(int, key.split("."))): value for key, value in FITTED[name].items()}
+
+
 CLOCK = 1.5e9  # cycles per second, between the base and boost clocks of data-centre cards
-CLOCKS = {(9, 0): 1.98e9}
+CLOCKS = of_capability("clock")
 LAUNCH = 3e-6  # seconds from one launch to the next
-MEMORY_PER_SM = {(7, 5): 8e9, (8, 0): 14e9, (8, 6): 11e9, (8, 9): 8e9, (9, 0): 32e9, (10, 0): 54e9, (12, 0): 10e9}
+DATA_SHEETS = {(7, 5): 8e9, (8, 0): 14e9, (8, 6): 11e9, (8, 9): 8e9, (9, 0): 25e9, (10, 0): 54e9, (12, 0): 10e9}
+MEMORY_PER_SM = DATA_SHEETS | of_capability("memory_per_sm")
+ASSUMED_WAITING = 2.0  # of a kernel that nobody measured, nor one like it
 SLOTS_PER_CYCLE = 128  # per SM
 WARPS_TO_SATURATE = 8  # two for each scheduler, where every thread has tens of independent sums
 
 FLOAT32_LANES = {(7, 5): 64, (8, 0): 64}  # and 128 from 8.6 on
 FLOAT64_RATIO = {(8, 0): 2, (9, 0): 2, (10, 0): 2, (7, 5): 32}  # and 64 on cards for graphics
+
+
+def waiting(kernel, like=None):
+    """How many times as long `kernel` takes as its issue slots; until it is measured, as `like`, with the same loop."""
+    measured = FITTED["waiting"]
+    return measured.get(kernel, measured.get(like, ASSUMED_WAITING))
 
 
 def sm_count(device):

@@ -1,6 +1,6 @@
 """The process in which kernels are checked: python -m convlib.verification.child, started by children.py.
 
-It reads one line of JSON, {"kernel", "device", "extent", "rows": [[pass, dtype], ...]}, and answers in lines of JSON:
+It reads one line of JSON, {"device", "extent", "rows": [[kernel, pass, dtype], ...]}, and answers in lines of JSON:
 
     {"row": "cupy_raw.tiled forward float32", "problem": "3x3_same"}    about to be checked
     {"row": ..., "passed": 31}                                          all of them
@@ -39,16 +39,17 @@ def work(job, say) -> bool:
     from . import checks, rows
 
     place = device_called(job["device"])
+    todo = [rows.Row(*row) for row in job["rows"]]
     if place.kind == "cuda":  # where another process may have the GPU for itself, no kernel is to blame
-        with arrays.current(dispatch.family_of(job["kernel"]), place):
+        with arrays.current(dispatch.family_of(todo[0].kernel), place):
             checks.on_gpu(np.zeros(1, np.uint8), place)
-    for pass_, dtype in job["rows"]:
-        row = rows.Row(job["kernel"], pass_, dtype).key
-        cases = rows.served(job["kernel"], pass_, dtype, place, job["extent"])
+    for one in todo:
+        row = one.key
+        cases = rows.served(one.kernel, one.pass_, one.dtype, place, job["extent"])
         for case in cases:
             say(row=row, problem=case.name)
             try:
-                checks.check(job["kernel"], case, pass_, place)
+                checks.check(one.kernel, case, one.pass_, place)
             except Exception as error:  # whatever a kernel or its library raises is the kernel's fault here
                 say(row=row, problem=case.name, fault=checks.told(error))
                 return False

@@ -31,6 +31,7 @@ import convlib
 
 from .. import device
 from ..device import Device
+from ..dispatch import FAMILIES, family_of
 from ..explain import processor_name
 from .sources import digest
 
@@ -140,10 +141,16 @@ def usual_folder() -> Path:
     return user_state_path("convlib") / "verified"
 
 
-def found_of(kernels: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """What is on record of each kernel as it is now, in words, a line for each device."""
+def found_of(kernels: Iterable[str], here: Iterable[Device] = ()) -> dict[str, tuple[str, ...]]:
+    """What is on record of each kernel as it is now, in words, a line for each device; and where `here` nothing is."""
     contents = [read(path) for path in sorted(usual_folder().glob("*.json"))]
-    return {name: tuple(line for content in contents if (line := summary(content, name))) for name in kernels}
+    found = {name: tuple(line for content in contents if (line := summary(content, name))) for name in kernels}
+    for place in here:
+        content = read(Records(place).path)
+        for name in found:
+            if place.kind in FAMILIES[family_of(name)].runs_on and not summary(content, name):
+                found[name] += (f"unverified on {place.name}",)
+    return found
 
 
 def summary(content, kernel) -> str | None:

@@ -47,14 +47,14 @@ def files_of(name) -> set[Path]:
 
 
 def imported(path) -> list[Path]:
-    """Files of kernels/ that a Python file imports, and the .cu files that it names."""
+    """Files of kernels/ that a Python file imports, and the .cu and .json files that it names."""
     text = path.read_text()
     modules = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.level:
             folder = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             modules += [folder.with_suffix(".py"), *(folder / f"{name.name}.py" for name in node.names)]
-    sources = [path.parent / file for file in re.findall(r'"(\w+\.cu)"', text)]
+    sources = [path.parent / file for file in re.findall(r'"(\w+\.(?:cu|json))"', text)]
     return [file for file in modules + sources if file.is_file() and kernels_folder() in file.parents]
 
 

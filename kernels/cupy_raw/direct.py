@@ -18,7 +18,7 @@ from .parameters import (
 
 THREADS = 256  # as in direct.cu
 
-WAITING = 2.5  # times as long as its issue slots, measured on an H200: see gpu_cost.py
+WAITING = cost.waiting("cupy_raw.direct")
 
 passes = ("forward",)
 

@@ -18,7 +18,7 @@ DEPTH = 8  # reduction steps per stage, as in gemm_layout.cuh
 EACH = {4: 8, 8: 4}  # filters, and pixels, per thread of gemm.cu, by the bytes of a sum
 THREADS, CHANNELS_PER_THREAD = 256, 8  # as in im2col.cu
 COLUMNS_BYTES = 64 << 20  # enough pixels for every SM of the largest cards at 576 rows of reduction
-WAITING = 1.65  # times as long as its issue slots, measured on an H200: see gpu_cost.py
+WAITING = cost.waiting("cupy_raw.im2col")
 SLOTS_PER_MULTIPLY_ADD = 0.1  # beside the multiply-add itself, in the GEMM's main loop: see gemm.cu
 
 SLICE = np.dtype([("first", "i8"), ("pixels", "i4"), ("padded", "i4"), ("depth", "i4"), ("filters", "i4")], align=True)

@@ -37,7 +37,7 @@ CUT = np.dtype(
 )
 
 SLOTS_PER_MULTIPLY_ADD = (0.19, 0.6)  # beside the multiply-add itself, in the main loop: channels inner, taps inner
-WAITING = 1.5  # times as long as its issue slots, measured on an H200: see gpu_cost.py
+WAITING = cost.waiting("cupy_raw.implicit_gemm")
 THREAD_SLOTS = 600  # of each thread of a block beside: addresses, the first stage's wait, the store
 
 passes = ("forward",)

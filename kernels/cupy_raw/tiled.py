@@ -22,7 +22,7 @@ from .parameters import (
 
 SHARED_BYTES = 48 * 1024  # what every GPU gives a block that does not ask for more
 
-WAITING = 2.3  # times as long as its issue slots, measured on an H200: see gpu_cost.py
+WAITING = cost.waiting("cupy_raw.tiled")
 
 passes = ("forward",)
 

@@ -28,7 +28,7 @@ SPLITS = np.dtype(
 )
 
 SLOTS_PER_MULTIPLY_ADD = 0.25  # beside the multiply-add itself, in the main loop
-WAITING = 1.5  # times as long as its issue slots: what the implicit product, the same loop, took on an H200
+WAITING = cost.waiting("cupy_raw.weight_grad", like="cupy_raw.implicit_gemm")
 THREAD_SLOTS = 600  # of each thread of a block beside: addresses, the first stage's wait, the store
 
 passes = ("weight_grad",)

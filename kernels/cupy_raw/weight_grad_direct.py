@@ -19,7 +19,7 @@ FEWEST_PIXELS = 8 * THREADS  # of one split: the pairwise sums must pay
 MOST_SPLITS = 256
 BLOCKS_PER_SM = 8  # to have, if the pixels are enough
 SLOTS_PER_TAP, SLOTS_PER_PIXEL, SLOTS_PER_SUM = 5, 40, 3  # issue slots, counted in the machine code
-WAITING = 2.5  # times as long as its issue slots: what direct.cu took on an H200
+WAITING = cost.waiting("cupy_raw.weight_grad_direct", like="cupy_raw.direct")
 
 passes = ("weight_grad",)
 

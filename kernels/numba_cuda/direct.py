@@ -30,7 +30,7 @@ THREADS = 256
 BLOCKS_PER_SM = 4  # 64 registers a thread (3 x 3, sm_80) of 65,536: 32 warps to hide the loads behind
 MULTIPLY_SHARE = 0.1  # multiply-adds among the instructions of the loop, see above
 
-WAITING = 3.0  # times as long as its issue slots, measured on an H200: see gpu_cost.py
+WAITING = cost.waiting("numba_cuda.direct")
 
 passes = ("forward",)
 

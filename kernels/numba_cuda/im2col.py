@@ -48,7 +48,7 @@ THREADS = 256  # of the two kernels that move elements
 TILES = ((128, 128), (64, 64), (32, 128))  # filters x pixels in float32, 64 outputs a thread; half of each in float64
 BLOCKS_PER_SM = {1024: 1, 256: 6}  # by outputs a tile, in vectors: 166 registers a thread (sm_80) of 65,536
 MULTIPLY_SHARE = 0.82  # multiply-adds among the instructions of a step, see above
-WAITING = 2.0  # times as long as its issue slots, measured on an H200: see gpu_cost.py
+WAITING = cost.waiting("numba_cuda.im2col")
 
 SIMULATED = simulating()
 

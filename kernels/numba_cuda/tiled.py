@@ -42,7 +42,7 @@ MOST_CHANNELS = 8  # staged at a time; past 8 the barriers are rare enough
 LOAD_COST = 21  # instructions to stage one number, counted in the machine code: bounds, address, load, store
 DECODE_COST = 40  # and to work out where one pixel of the tile lies, once for all staged channels
 
-WAITING = 2.2  # times as long as its issue slots, measured on an H200: see gpu_cost.py
+WAITING = cost.waiting("numba_cuda.tiled")
 
 SIMULATED = simulating()
 

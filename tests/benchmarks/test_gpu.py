@@ -1,11 +1,14 @@
 """What can be tried of the GPU's side without one: that it says so, and that its cuDNN graphs are the cases."""
 
+import contextlib
 import json
+import sys
+import types
 
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import cases, gpu
+from benchmarks import cases, counted, gpu, layer_child, nvidia_card, ours, rehearsal
 from benchmarks.__main__ import main
 from convlib.problem import make_problem
 
@@ -53,3 +56,45 @@ def test_the_layout_is_in_the_strides():
     problem = make_problem((1, 3, 5, 7), (4, 3, 3, 3), "float32")
     assert graph_of(problem)[0]["tensors"]["x"]["stride"] == [105, 35, 7, 1]
     assert graph_of(problem, channels_last=True)[0]["tensors"]["x"]["stride"] == [105, 1, 21, 3]
+
+
+def test_a_visits_bench_has_the_cards_facts_its_batch_and_every_candidate(monkeypatch):
+    place = ours.Place(rehearsal.as_the_model_sees_it(), None, None)
+    stand_ins = {
+        "place": lambda: place, "peaks": lambda: rehearsal.PEAKS, "driver": lambda: "580", "free_bytes": lambda: 140e9,
+        "makers": lambda: {"cuDNN NCHW heuristic": None},
+    }  # fmt: skip
+    for name, function in stand_ins.items():
+        monkeypatch.setattr(gpu, name, function)
+    monkeypatch.setattr(nvidia_card, "facts", lambda: {"name": "H200"})
+    monkeypatch.setattr("convlib.dispatch.installed", lambda package: True)
+    monkeypatch.setattr("convlib.trust.is_here", lambda place: False)
+    bench, case = layer_child.on_gpu(), cases.cases("vgg16")[1]
+    assert bench.about() == {"peaks": rehearsal.PEAKS, "driver": "580", "card": {"name": "H200"}}
+    assert bench.case(case).problem.N == 32
+    assert bench.case(case).name == f"32x{case.name}"
+    assert {ours.PLAN, ours.CONV2D, "cupy_raw.implicit_gemm", "cuDNN NCHW heuristic"} <= set(bench.makers(case))
+    assert (bench.block, bench.exact, bench.clean) == (gpu.event_block, gpu.exact, gpu.give_memory_back)
+
+
+def test_ncu_sees_one_call_after_the_one_that_compiles(monkeypatch):
+    done = []
+    stream = contextlib.nullcontext()
+    stream.synchronize = lambda: done.append("wait")
+    runtime = types.SimpleNamespace(
+        profilerStart=lambda: done.append("start"), profilerStop=lambda: done.append("stop")
+    )
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime)))
+    monkeypatch.setattr(gpu, "stream", lambda: stream)
+    monkeypatch.setattr(gpu, "place", lambda: None)
+
+    def plan(case, operands, place, name, kernel):
+        done.append((str(case), operands.x.shape, name, kernel))
+        return types.SimpleNamespace(call=lambda: done.append("call"))
+
+    monkeypatch.setattr(ours, "plan", plan)
+    counted.main("cupy_raw.tiled", "article_mnist_cnn", "2x64x5x5-64-3x3")
+    assert done == [
+        ("article_mnist_cnn:2x64x5x5-64-3x3", (2, 64, 5, 5), "cupy_raw.tiled", "cupy_raw.tiled"),
+        "call", "wait", "start", "call", "wait", "stop",
+    ]  # fmt: skip

@@ -10,6 +10,7 @@ from PIL import Image
 
 from benchmarks import cases, gate, plots, report, results
 from benchmarks.ours import CONV2D, PLAN
+from convlib.kernels import gpu_cost
 from convlib.report import read_csv
 
 BASELINE = Path(__file__).parents[1] / "convlib" / "report_baseline.csv"
@@ -89,6 +90,16 @@ def test_the_page_of_a_gpu_names_it_and_its_driver(written_on_a_gpu):
     assert "<dd>580.1, 345 MHz</dd>" in page
     assert "float32, 32 images in a batch. Nothing here says anything about CPU kernels" in page
     assert "replays of a captured graph" in page
+
+
+def test_the_page_of_a_gpu_has_the_models_error_before_and_after_it_was_fitted(written, written_on_a_gpu):
+    page = (written_on_a_gpu / "report.html").read_text()
+    off = gpu_cost.FITTED["off_by_a_factor_of"]["cupy_raw.tiled"]
+    waiting = gpu_cost.FITTED["waiting"]["cupy_raw.tiled"]
+    numbers = f"<td>{off['cases']}<td>{waiting}<td>{off['before']:.2f}<td>{off['after']:.2f}"
+    assert f'<td class="text">cupy_raw.tiled{numbers}' in page
+    assert "nvidia-h200-2026-11-28/resnet50-batch-32" in page
+    assert "The cost model" not in (written / "report.html").read_text()
 
 
 def test_the_machine_code_that_lies_in_the_folder_is_drawn_and_tabulated(written, written_on_a_gpu):

@@ -85,6 +85,15 @@ def test_a_kernel_that_never_returns_is_one_red_row_and_is_ended():
     assert time.monotonic() - started < 60
 
 
+def test_at_the_deadline_a_run_ends_and_the_next_goes_on():
+    settings = replace(with_fault("never_returns", limit=60), deadline=time.monotonic() + 5)
+    started = time.monotonic()
+    with pytest.raises(children.OutOfTime, match="numba_cpu.direct forward float32: "):
+        run(CPU_ROWS[::-1], settings)
+    assert time.monotonic() - started < 30
+    assert [result.before for result in run(CPU_ROWS[::-1])] == [True, False]
+
+
 def test_right_for_one_image_is_found_by_a_problem_of_several():
     found = results_of(CPU_ROWS, device.cpu(), with_fault("right_for_one_image"))
     case = next(case for case in problems.TINY + problems.SMALL if case.name == found.problem)
@@ -443,6 +452,23 @@ def test_kernels_tells_what_is_on_record():
     assert "verified on" in CliRunner().invoke(main, ("kernels",), env={"COLUMNS": "200"}).output
 
 
+def test_kernels_tells_on_which_gpu_of_this_machine_nothing_is_known(monkeypatch):
+    gpu = Device("cuda", name="NVIDIA H200", compute_capability=(9, 0))
+    monkeypatch.setattr(sys.modules["convlib.explain"], "visible_gpus", lambda: [gpu])
+    monkeypatch.setattr(device, "driver", lambda: "580.82.07")
+    Records(gpu).put("cupy_raw.tiled forward float32", entry(digest=sources.digest("cupy_raw.tiled")))
+    Records(replace(gpu, name="A100")).put(
+        "cupy_raw.im2col forward float32", entry(digest=sources.digest("cupy_raw.im2col"))
+    )
+    found = {facts.name: facts.found for facts in convlib.kernels()}
+    assert found["cupy_raw.direct"] == ("unverified on NVIDIA H200",)
+    assert found["cupy_raw.im2col"][0].startswith("verified on A100")
+    assert found["cupy_raw.im2col"][1:] == ("unverified on NVIDIA H200",)
+    assert len(found["cupy_raw.tiled"]) == 1
+    assert found["cupy_raw.tiled"][0].startswith("verified on NVIDIA H200 since ")
+    assert found["numba_cpu.direct"] == ()
+
+
 def test_another_driver_is_another_device(monkeypatch, tmp_path):
     gpu = Device("cuda", name="H200", compute_capability=(9, 0))
     version = tmp_path / "version"
@@ -474,6 +500,7 @@ def test_a_kernels_digest_is_of_its_own_sources(tmp_path, monkeypatch):
     assert changed_by("numba_cuda/tiled.py") == {"numba_cuda.tiled"}
     assert changed_by("cupy_raw/epilogue.cuh") >= {"cupy_raw.direct", "cupy_raw.implicit_gemm"}
     assert changed_by("numba_cpu/winograd_stages.py") == {f"numba_cpu.winograd_f{n}" for n in (2, 4, 6)}
+    assert changed_by("gpu_cost.json") == {n for n in dispatch.KERNELS if not n.startswith("numba_cpu")}
     assert changed_by("launching.py") == {n for n in dispatch.KERNELS if not n.startswith("numba_cpu")}
     assert changed_by("reference.py") == set(dispatch.KERNELS)
     sources.digest.cache_clear()
