@@ -13,7 +13,8 @@ Four operators, torch.ops.convlib.*, each other's derivatives, so gradients of a
     conv_transpose2d     conv2d(g, w)             weight_grad(g, x)
 
 Each has a fake kernel (torch.compile, torch.export, meta tensors), a rule for torch.func.vmap, and follows autocast.
-CPU tensors share their memory with the kernels; CUDA tensors are used where they lie, on PyTorch's current stream.
+CPU tensors share their memory with the kernels, which run on PyTorch's threads (torch_threads.py); CUDA tensors are
+used where they lie, on PyTorch's current stream.
 torch.func.grad does not go through operators that are defined in Python (PyTorch 2.13 says so); backward() does.
 """
 
@@ -186,18 +187,22 @@ def keywords(stride, padding, dilation, groups) -> dict[str, Any]:
 
 
 def run_conv2d(x, w, bias, *parameters):
+    share_threads(x)
     return operations.conv2d(x.detach(), w.detach(), detached(bias), **keywords(*parameters))
 
 
 def run_input_grad(grad_y, w, input_shape, *parameters):
+    share_threads(grad_y)
     return gradients.conv2d_input_grad(grad_y.detach(), w.detach(), tuple(input_shape), **keywords(*parameters))
 
 
 def run_weight_grad(x, grad_y, weight_shape, *parameters):
+    share_threads(x)
     return gradients.conv2d_weight_grad(x.detach(), grad_y.detach(), tuple(weight_shape), **keywords(*parameters))
 
 
 def run_conv_transpose2d(x, w, bias, output_shape, stride, padding, dilation, groups):
+    share_threads(x)
     spare = [
         wanted - ((size - 1) * step - sum(pad) + spread * (window - 1) + 1)
         for wanted, size, step, pad, spread, window in zip(
@@ -211,6 +216,13 @@ def run_conv_transpose2d(x, w, bias, output_shape, stride, padding, dilation, gr
         output_padding=tuple(spare),
         **keywords(stride, padding, dilation, groups),
     )
+
+
+def share_threads(tensor):
+    if tensor.is_cpu:
+        from . import torch_threads  # loads the kernels, which who imports this module may not need
+
+        torch_threads.share()
 
 
 def detached(tensor):
