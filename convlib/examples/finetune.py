@@ -85,8 +85,12 @@ def prepared(way, layers, weights):
 
 
 def load_weights(model, path):
+    import keras
+
+    import convlib.keras  # noqa: F401 - whose layers the file may name
+
     try:
-        model.load_weights(path)
+        model.set_weights(keras.saving.load_model(path, compile=False).get_weights())
     except Exception as error:  # Keras, h5py and zipfile each have their own
         raise CannotRun(f"--weights: {path} does not hold this network's weights: {first_line(error)}") from None
 
@@ -149,9 +153,7 @@ def compared(data, layers, weights, steps, batch_size, runs, seed):
             for way in WAYS:
                 keras.utils.set_random_seed(run)
                 model = prepared(way, layers, weights)
-                learned[way].append(
-                    trained(model, data, steps, batch_size, run, lambda: progress.advance(task))
-                )  # fmt: skip
+                learned[way].append(trained(model, data, steps, batch_size, run, lambda: progress.advance(task)))
                 if way == "unfrozen":
                     unfrozen = model
     return learned, unfrozen
