@@ -96,7 +96,9 @@ def conv2d_input_grad(
     )  # fmt: skip
     check_shape("grad_y", grad_y, result_shape(problem, batched))
     check_shape("out", out, tuple(input_shape))
-    result, grad_x = allocated(library, grad_y, tuple(input_shape), out)
+    channels_last = layout == "NCHW" and library.channels_last(grad_y)
+    problem = replace(problem, layout="NHWC") if channels_last else problem
+    result, grad_x = allocated(library, grad_y, tuple(input_shape), out, channels_last)
     views = {"grad_y": library.view(grad_y, "grad_y"), "w": library.view(w, "w")}
     if out is not None:
         check_no_overlap(grad_x, views)

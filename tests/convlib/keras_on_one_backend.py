@@ -136,6 +136,15 @@ def test_a_subclass_may_change_the_convolution_as_keras_documents():
     np.testing.assert_allclose(y, ops.convert_to_numpy(plain(x)), rtol=1e-4, atol=1e-5)
 
 
+def test_convolution_op_is_the_convolution_alone():
+    layer = Conv2D(6, 3, activation="relu")
+    x = images("channels_last")
+    y = layer(x)
+    before = ops.convert_to_numpy(layer.convolution_op(ops.convert_to_tensor(x), layer.kernel, layer.bias))
+    assert (before < 0).any()
+    np.testing.assert_array_equal(ops.convert_to_numpy(y), np.maximum(before, 0))
+
+
 def test_integers_are_taken_as_keras_takes_them():
     x = RANDOM.integers(0, 255, (1, 6, 6, 1), np.uint8)
     layer = Conv2D(2, 3)

@@ -44,7 +44,7 @@ def test_onnx_own_case(name, cases):
 
 def test_the_convolutions_really_run_on_convlib(monkeypatch):
     called = []
-    monkeypatch.setattr("convlib.onnx.conv2d", lambda *a, **k: called.append(k) or convlib.conv2d(*a, **k))
+    monkeypatch.setattr("convlib.onnx.plan", lambda *a, **k: called.append(k) or convlib.plan(*a, **k))
     node = helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 1], pads=[1, 0, 0, 2], group=2)
     graph = helper.make_graph(
         [node], "one",
@@ -58,6 +58,56 @@ def test_the_convolutions_really_run_on_convlib(monkeypatch):
     (plain,) = ReferenceEvaluator(model).run(None, {"x": x, "w": w})
     np.testing.assert_allclose(y, plain, rtol=1e-5, atol=1e-5)
     assert called == [{"stride": (2, 1), "padding": ((1, 0), (0, 2)), "dilation": (1, 1), "groups": 2}]
+
+
+def one_conv(w_is_input, raw=True):
+    """A model of one Conv, whose weights 3 x 3 are ones: an input with that default, or a constant."""
+    w = np.ones((2, 1, 3, 3), np.float32)
+    if raw:
+        w = onnx.numpy_helper.from_array(w, "w")
+    else:
+        w = helper.make_tensor("w", TensorProto.FLOAT, w.shape, w.flatten())
+    inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("x", "w", "b")]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w", "b"], ["y"])], "one", inputs if w_is_input else [inputs[0], inputs[2]],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [w],
+    )  # fmt: skip
+    return ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)]), new_ops=operators)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_constant_weights_are_planned_once_for_each_shape(raw, monkeypatch):
+    shapes = []
+    monkeypatch.setattr("convlib.onnx.plan", lambda *a, **k: shapes.append(a[0]) or convlib.plan(*a, **k))
+    session, b = one_conv(w_is_input=False, raw=raw), np.zeros(2, np.float32)
+    small, large = (np.ones((1, 1, size, size), np.float32) for size in (3, 5))
+    for x in (small, large, small, large):
+        (y,) = session.run(None, {"x": x, "b": b})
+        np.testing.assert_array_equal(y, np.full((1, 2, *y.shape[2:]), 9))
+    assert shapes == [small.shape, large.shape]
+
+
+def test_a_node_keeps_a_few_plans_only(monkeypatch):
+    shapes = []
+    monkeypatch.setattr("convlib.onnx.plan", lambda *a, **k: shapes.append(a[0]) or convlib.plan(*a, **k))
+    monkeypatch.setattr("convlib.onnx.PLANS", 2)
+    session, b = one_conv(w_is_input=False), np.zeros(2, np.float32)
+    for size in (3, 4, 5, 5, 4, 3):
+        session.run(None, {"x": np.ones((1, 1, size, size), np.float32), "b": b})
+    assert [shape[2] for shape in shapes] == [3, 4, 5, 3]
+
+
+def test_weights_and_bias_that_change_in_place_are_seen():
+    session = one_conv(w_is_input=True)
+    x, w, b = np.ones((1, 1, 3, 3), np.float32), np.ones((2, 1, 3, 3), np.float32), np.zeros(2, np.float32)
+    feed = {"x": x, "w": w, "b": b}
+    assert session.run(None, feed)[0].flatten().tolist() == [9, 9]
+    w[1] = 2
+    assert session.run(None, feed)[0].flatten().tolist() == [9, 18]
+    b[0] = 1
+    assert session.run(None, feed)[0].flatten().tolist() == [10, 18]
+    feed |= {"x": x.astype(np.float64), "w": w.astype(np.float64), "b": b.astype(np.float64)}
+    assert session.run(None, feed)[0].dtype == np.float64
 
 
 def test_batch_normalization_of_old_models_takes_the_running_statistics():

@@ -127,6 +127,38 @@ def test_channels_last_in_channels_last_out():
     torch.testing.assert_close(y, F.conv2d(x, w, bias, padding=1))
 
 
+def test_a_gradient_in_channels_last_stays_there():
+    _, w, _ = tensors(dtype=torch.float32, grad=False)
+    grad = torch.randn(2, 6, 4, 6).to(memory_format=torch.channels_last)
+    parameters = ([2, 4, 6, 7], [1, 1], [0, 0, 0, 0], [1, 1], 1)
+    by_x = torch.ops.convlib.input_grad(grad, w, *parameters)
+    assert by_x.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(by_x, F.conv_transpose2d(grad, w))
+    torch.library.opcheck(torch.ops.convlib.input_grad.default, (grad, w, *parameters), test_utils="test_faketensor")
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_transposed_windows_side_by_side_need_one_convolution_unless_channels_lie_together(channels_last, monkeypatch):
+    called = []
+    for module, name in ((convlib.torch.operations, "conv2d"), (convlib.torch.gradients, "conv_transpose2d")):
+        right = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, n=name, f=right, **k: called.append(n) or f(*a, **k))
+    x, w, bias = torch.randn(2, 3, 5, 4), torch.randn(3, 4, 2, 3), torch.randn(4)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    y = conv_transpose2d(x, w, bias, stride=(2, 3))
+    assert called == ["conv_transpose2d" if channels_last else "conv2d"]
+    assert y.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    torch.testing.assert_close(y, F.conv_transpose2d(x, w, bias, stride=(2, 3)))
+
+
+@pytest.mark.parametrize("parameters", [{"padding": 1}, {"output_padding": 1}, {"stride": (2, 2)}, {"dilation": 2}])
+def test_other_transposed_windows_overlap_or_leave_gaps(parameters):
+    x, w = torch.randn(2, 3, 5, 4), torch.randn(3, 4, 2, 3)
+    parameters = {"stride": (2, 3)} | parameters
+    torch.testing.assert_close(conv_transpose2d(x, w, **parameters), F.conv_transpose2d(x, w, **parameters))
+
+
 def test_compiles_and_exports_without_a_break():
     model = nn.Sequential(Conv2d(2, 3, 3, padding=1), nn.ReLU(), ConvTranspose2d(3, 1, 2, stride=2)).eval()
     x = torch.randn(1, 2, 6, 6)

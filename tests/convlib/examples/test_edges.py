@@ -52,16 +52,6 @@ def test_a_backend_that_cannot_run_says_so_and_ends_in_code_2(tmp_path):
     assert "--backend cupy_raw: backend='cupy_raw' cannot run this problem on cpu:0" in result.output
 
 
-def test_a_missing_package_is_one_line_and_code_2(tmp_path, monkeypatch):
-    import importlib.util
-
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "skimage" else found(name))
-    result = run(tmp_path)
-    assert result.exit_code == 2
-    assert result.output.splitlines() == [edges.MISSING.format("scikit-image")]
-
-
 def test_gabor_filters_ignore_plain_areas_and_orthogonal_ones_are_orthogonal():
     bank = edges.gabor_bank(16, 7)
     np.testing.assert_allclose(bank.sum((2, 3)), 0, atol=1e-5)
