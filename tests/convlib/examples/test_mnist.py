@@ -51,7 +51,7 @@ def test_a_failing_download_is_one_line_and_code_2(tmp_path):
     printed = run_program(
         "mnist", "--download", "--backend", backend, code=2, KERAS_HOME=str(tmp_path), no_proxy="", **refusing
     )
-    assert "--download: Keras could not fetch MNIST: " in printed.splitlines()[-1]
+    assert "--download: Keras could not fetch mnist: " in printed.splitlines()[-1]
 
 
 def test_without_any_digits_it_says_where_to_get_some(refusal):
