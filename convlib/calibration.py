@@ -140,7 +140,7 @@ def fitted_to(found: list[Measurement], limits: dict) -> tuple[dict, list[Fit]]:
     old = gpu_cost.FITTED
     new = {name: old[name] | value for name, value in limits.items()} | {"waiting": dict(old["waiting"])}
     by_kernel = {name: [one for one in found if one.kernel == name] for name in dispatch.KERNELS}
-    by_kernel = {name: ones for name, ones in by_kernel.items() if ones}
+    by_kernel = {name: ones for name, ones in by_kernel.items() if ones and hasattr(dispatch.kernel(name), "WAITING")}
     before = {name: (dispatch.kernel(name).WAITING, error(ones)) for name, ones in by_kernel.items()}
     fits = []
     with using(new):

@@ -39,7 +39,7 @@ TILING = np.dtype(
 )
 
 SLOTS_PER_MULTIPLY_ADD = 0.22  # beside the multiply-add itself, in the main loop
-WAITING = 2.0  # times as long as its issue slots: assumed, see `seconds`
+WAITING = cost.waiting("cupy_raw.winograd_fused")  # assumed until it is measured, see `seconds`
 THREAD_SLOTS = 1400  # of each thread of a block beside: addresses, the first stage's wait, the sums' way to y
 
 passes = ("forward",)

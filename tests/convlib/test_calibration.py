@@ -59,6 +59,15 @@ def test_gradients_are_fitted_too(tmp_path):
     assert (fit.kernel, fit.waiting) == ("cupy_raw.weight_grad", pytest.approx(2.2, rel=0.02))
 
 
+def test_a_kernel_without_such_a_constant_is_left_as_it_is(tmp_path, monkeypatch):
+    made_up(tmp_path / "a100", true_rows(3.3))
+    monkeypatch.delattr(dispatch.kernel(KERNEL), "WAITING")
+    monkeypatch.setattr(calibration, "predicted", lambda one: one.seconds)
+    constants, fits = calibration.constants_from(calibration.results_files(tmp_path))
+    assert fits == []
+    assert constants["waiting"] == gpu_cost.FITTED["waiting"]
+
+
 def test_fitting_leaves_the_model_as_it_was(tmp_path):
     problem, module = calibration.problem_of("vgg16", "64x224x224-64-3x3"), dispatch.kernel(KERNEL)
     before = module.predicted_seconds(problem, PLACE), module.WAITING, dict(gpu_cost.CLOCKS)

@@ -86,8 +86,11 @@ def test_a_kernel_that_never_returns_is_one_red_row_and_is_ended():
 
 
 def test_at_the_deadline_a_run_ends_and_the_next_goes_on():
-    settings = replace(with_fault("never_returns", limit=60), deadline=time.monotonic() + 5)
+    going = runs.verified({device.cpu(): CPU_ROWS[::-1]}, Settings("quick"))
+    next(going)
+    going.close()
     started = time.monotonic()
+    settings = replace(with_fault("never_returns", limit=60), deadline=started + 5)
     with pytest.raises(children.OutOfTime, match="numba_cpu.direct forward float32: "):
         run(CPU_ROWS[::-1], settings)
     assert time.monotonic() - started < 30
