@@ -38,6 +38,7 @@ from . import (
     stages,
     startup,
     tables,
+    training,
     verified,
     visit,
 )
@@ -175,6 +176,16 @@ def signal_command(output, threads, rounds):
     keep(output, "signal", about | {"rows": [asdict(one) for one in found]})
     for table in tables.signal_tables(found, signal.bars(found)):
         tables.console().print(table)
+
+
+@main.command("training")
+@OUTPUT
+@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="Rounds of the engine.")
+def training_command(output, rounds):
+    """A training step of a network of ResNet-18's size: PyTorch's own convolutions beside convlib's."""
+    found = asdict(training.measure(engine.Settings(rounds=rounds), set_threads(None)))
+    keep(output, "training", found)
+    tables.console().print(tables.training_table(found))
 
 
 @main.command("report")

@@ -224,6 +224,15 @@ def signal_tables(found: list, bars: list) -> list[Table]:
     return [times, asked]
 
 
+def training_table(found: dict) -> Table:
+    table = new_table("A training step of ResNet-18, both from the same weights")
+    for heading in ("PyTorch, ms", "convlib, ms", "x PyTorch", "losses differ by"):
+        table.add_column(heading, justify="right")
+    times = (f"{found['torch_s'] * 1e3:.1f}", f"{found['convlib_s'] * 1e3:.1f}")
+    table.add_row(*times, judged(found["ratio"], 1.0), f"{found['loss_error']:.0e}")
+    return table
+
+
 def duration(seconds: float) -> str:
     if abs(seconds) < 1e-3:
         return f"{seconds * 1e6:.1f} us"
