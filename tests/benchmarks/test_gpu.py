@@ -58,7 +58,6 @@ def test_the_layout_is_in_the_strides():
     assert graph_of(problem, channels_last=True)[0]["tensors"]["x"]["stride"] == [105, 1, 21, 3]
 
 
-<<<<<<< HEAD
 def test_a_visits_bench_has_the_cards_facts_its_batch_and_every_candidate(monkeypatch):
     place = ours.Place(rehearsal.as_the_model_sees_it(), None, None)
     stand_ins = {
@@ -99,7 +98,8 @@ def test_ncu_sees_one_call_after_the_one_that_compiles(monkeypatch):
         ("article_mnist_cnn:2x64x5x5-64-3x3", (2, 64, 5, 5), "cupy_raw.tiled", "cupy_raw.tiled"),
         "call", "wait", "start", "call", "wait", "stop",
     ]  # fmt: skip
-=======
+
+
 @pytest.mark.parametrize(
     ("pass_", "node", "operands"),
     [("input_grad", "CONV_DGRAD", {"grad_y", "w"}), ("weight_grad", "CONV_WGRAD", {"grad_y", "x"})],
@@ -113,4 +113,3 @@ def test_a_gradient_has_its_own_node_operands_and_result(pass_, node, operands, 
     assert set(tensors) == operands | {"y"}
     assert list(tensors["y"].get_dim()) == list(problem.operand_shapes[2])
     assert list(tensors["y"].get_stride()) == gpu.strides(problem.operand_shapes[2], channels_last)
->>>>>>> 8b88c2f (Benchmarks of both gradients beside PyTorch's own backward pass and cuDNN's)
