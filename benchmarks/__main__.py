@@ -38,6 +38,7 @@ from . import (
     stages,
     startup,
     tables,
+    training,
     verified,
     visit,
 )
@@ -46,6 +47,7 @@ QUICK = engine.Settings(rounds=5, block_seconds=0.010, most_seconds=1.0)
 GPU = engine.Settings(rounds=5, block_seconds=0.005, most_seconds=1.0, settles=False)
 
 
+ALL_SUITES = cases.suites() + cases.gradient_suites()
 OUTPUT = click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
@@ -60,13 +62,14 @@ def options(command):
     for option in reversed(
         (
             click.option("--quick", is_flag=True, help="A dozen cases of every kind, within two minutes."),
-            click.option("--suite", "suites", multiple=True, type=click.Choice(cases.suites()), help="Only these."),
+            click.option("--suite", "suites", multiple=True, type=click.Choice(ALL_SUITES), help="Only these."),
+            click.option("--backward", is_flag=True, help="The gradients, on batches, instead of the forward passes."),
             click.option("--case", "names", multiple=True, help="Only cases whose name contains this."),
             click.option("--peers/--no-peers", "with_peers", default=True, help="Measure the installed peers too."),
             click.option("--kernels", "each_kernel", is_flag=True, help="Measure every kernel of ours by itself too."),
             click.option("--threads", type=click.IntRange(1), default=None, help="Threads for everybody [all]."),
             click.option("--rounds", type=click.IntRange(1), default=None, help="Rounds of the engine."),
-            click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images in a batch."),
+            click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Times as many images."),
             click.option("--minutes", type=float, default=None, help="Begin no case after so many minutes."),
             click.option("--add", is_flag=True, help="Keep the other suites' rows that are in the folder already."),
             OUTPUT,
@@ -175,6 +178,16 @@ def signal_command(output, threads, rounds):
         tables.console().print(table)
 
 
+@main.command("training")
+@OUTPUT
+@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="Rounds of the engine.")
+def training_command(output, rounds):
+    """A training step of a network of ResNet-18's size: PyTorch's own convolutions beside convlib's."""
+    found = asdict(training.measure(engine.Settings(rounds=rounds), set_threads(None)))
+    keep(output, "training", found)
+    tables.console().print(tables.training_table(found))
+
+
 @main.command("report")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def report_command(folder):
@@ -197,7 +210,7 @@ def cards_command(readme, results):
 def run_cpu(threads, with_peers, **chosen):
     threads, place = set_threads(threads), ours.host()
     if with_peers:
-        tell_missing(chosen["suites"] or cases.suites())
+        tell_missing(chosen["suites"] or default_suites(chosen["backward"]))
     run_on(
         place,
         lambda case: peers.makers(case.suite, threads) if with_peers else {},
@@ -259,11 +272,12 @@ def first_gpu():
 
 
 def run_on(
-    place, peers_of: Callable, block: Callable, about_run, *, quick, suites, names, each_kernel, rounds, add, output,
-    minutes, batch, exact=gate.exact, settings=None,
+    place, peers_of: Callable, block: Callable, about_run, *, quick, suites, backward, names, each_kernel, rounds, add,
+    output, minutes, batch, exact=gate.exact, settings=None,
 ):  # fmt: skip
     """Measure the chosen cases with ours and their peers at one place, and write and show the results."""
     console = tables.console()
+    suites = suites or (default_suites(backward) if backward else ())
     chosen = [case for case in chosen_cases(quick, suites) if not names or any(name in case.name for name in names)]
     chosen = [cases.batch_of(case, batch) for case in chosen]
     if not chosen:
@@ -286,8 +300,12 @@ def run_on(
 
 def chosen_cases(quick, suites) -> list[cases.Case]:
     if quick:
-        return [case for case in cases.quick_cases() if not suites or case.suite in suites]
+        return cases.quick_cases(suites or cases.QUICK)
     return [case for suite in suites or cases.suites() for case in cases.cases(suite)]
+
+
+def default_suites(backward: bool) -> tuple[str, ...]:
+    return cases.gradient_suites() if backward else cases.suites()
 
 
 def set_threads(threads: int | None) -> int:

@@ -1,4 +1,4 @@
-"""What is measured: the layers of known networks (convlib/layers.json) and image filters, with their operands.
+"""What is measured: layers of known networks (convlib/layers.json), their gradients, image filters; their operands.
 
 Inputs are standard normal and weights normal over the square root of C R S (per group), so outputs are of unit size
 and errors of different layers can be compared.
@@ -7,6 +7,7 @@ and errors of different layers can be compared.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,10 @@ from convlib.problem import ConvProblem, make_problem
 FILTERS = "filters"
 IMAGE_SIZES = {"512": (512, 512), "1080p": (1080, 1920), "2160p": (2160, 3840)}
 WINDOWS = (3, 5, 7, 9, 11, 15, 21, 31)
+
+# What training needs beside the forward pass, on batches: a suite for each network and gradient.
+GRADIENTS = {"input-grad": "input_grad", "weight-grad": "weight_grad"}
+GRADIENT_NETWORKS, GRADIENT_BATCH = ("resnet50", "vgg16"), 8
 
 # One layer of each kind for --quick: first layer, 3x3 early and late, 1x1, strided 1x1, depthwise at both strides.
 QUICK = {
@@ -30,7 +35,7 @@ QUICK = {
 
 @dataclass(frozen=True)
 class Case:
-    """One problem to measure. suite: a network's name or "filters"; count: how often it occurs there."""
+    """One problem to measure. suite: a network's name, one of its gradients or "filters"; count: how often there."""
 
     suite: str
     name: str
@@ -43,11 +48,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Operands:
-    """The arrays of a case in logical order: x (N, C, H, W), w (K, C / groups, R, S), bias (K,) or None."""
+    """The arrays of a case in logical order: x (N, C, H, W), w (K, C / groups, R, S), bias (K,) or None.
+
+    grad_y: (N, K, P, Q), for the gradients only.
+    """
 
     x: np.ndarray
     w: np.ndarray
     bias: np.ndarray | None
+    grad_y: np.ndarray | None = None
 
 
 def operands(case: Case) -> Operands:
@@ -64,7 +73,8 @@ def operands(case: Case) -> Operands:
     filters = 1 if case.suite == FILTERS else problem.K  # one filter for every channel of an image
     w = normal((filters, *problem.w_shape[1:]), 1 / np.sqrt(problem.reduction))
     bias = normal(problem.K) if problem.has_bias else None
-    return Operands(x, np.repeat(w, problem.K // filters, axis=0), bias)
+    grad_y = None if problem.pass_ == "forward" else normal(problem.y_shape)
+    return Operands(x, np.repeat(w, problem.K // filters, axis=0), bias, grad_y)
 
 
 def network_cases(network: str) -> list[Case]:
@@ -92,15 +102,41 @@ def batch_of(case: Case, N: int) -> Case:
     return replace(case, name=f"{N * case.problem.N}x{case.name}", problem=replace(case.problem, N=N * case.problem.N))
 
 
+def gradient_cases(suite: str) -> list[Case]:
+    """A network's layers, each as the problem of one gradient on a batch; without bias: its gradient is a plain sum."""
+    batches = [batch_of(case, GRADIENT_BATCH) for case in network_cases(suite.partition("-")[0])]
+    return [
+        replace(case, suite=suite, problem=replace(case.problem, pass_=gradient_of(suite), has_bias=False))
+        for case in batches
+    ]
+
+
 def suites() -> tuple[str, ...]:
     return (*layers.networks(), FILTERS)
 
 
+def gradient_suites() -> tuple[str, ...]:
+    return tuple(f"{network}-{gradient}" for network in GRADIENT_NETWORKS for gradient in GRADIENTS)
+
+
+def gradient_of(suite: str) -> str | None:
+    """The pass that a suite measures; None for the forward one."""
+    return GRADIENTS.get(suite.partition("-")[2])
+
+
 def cases(suite: str) -> list[Case]:
-    """All cases of a network or of "filters"."""
-    return filter_cases() if suite == FILTERS else network_cases(suite)
+    """All cases of a network, of a network's gradient or of "filters"."""
+    if suite == FILTERS:
+        return filter_cases()
+    return gradient_cases(suite) if gradient_of(suite) else network_cases(suite)
 
 
-def quick_cases() -> list[Case]:
-    """A dozen cases of every kind."""
-    return [case for suite, names in QUICK.items() for case in cases(suite) if case.name in names]
+def quick_cases(suites: Iterable[str] = tuple(QUICK)) -> list[Case]:
+    """A dozen cases of every kind; of a network's gradient those that its forward pass has."""
+    return [case for suite in suites for case in cases(suite) if case.name in quick_names(suite)]
+
+
+def quick_names(suite: str) -> tuple[str, ...]:
+    if gradient_of(suite):
+        return tuple(f"{GRADIENT_BATCH}x{name}" for name in QUICK[suite.partition("-")[0]])
+    return QUICK.get(suite, ())

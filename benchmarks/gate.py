@@ -23,12 +23,14 @@ class GateError(Exception):
 
 
 def exact(case: Case, operands: Operands, put: Callable = np.asarray) -> np.ndarray:
-    """The result in float64, (N, K, P, Q): reference.py's definition, by faster ways than its loops.
+    """The result in float64, of the pass that the case has: reference.py's definition, by faster ways than its loops.
 
     put: into the library whose matrix products are taken and whose array comes back, NumPy or CuPy.
     tests/benchmarks/test_gate.py holds both ways against reference.py, which would take minutes on a large layer.
     """
     problem = case.problem
+    if problem.pass_ != "forward":
+        return exact_gradient(problem, operands, put)
     x, w = operands.x.astype(np.float64), operands.w.astype(np.float64)
     x = np.pad(x, ((0, 0), (0, 0), *problem.padding))
     y = put(by_fourier(problem, x, w)) if is_large_filter(problem) else by_matmul(problem, put(x), put(w))
@@ -60,6 +62,49 @@ def by_matmul(problem, x, w):
             window = x[:, :, span(r, 0, problem, P), span(s, 1, problem, Q)].reshape(N, G, problem.Cg, P * Q)
             y = y + w[:, :, :, r, s] @ window
     return y.reshape(problem.y_shape)
+
+
+def exact_gradient(problem, operands, put):
+    """The gradient in float64 by a matrix product for each tap."""
+    x, w, grad_y = (put(a.astype(np.float64)) for a in (operands.x, operands.w, operands.grad_y))
+    by_group = (problem.N, problem.groups, problem.Kg, problem.P * problem.Q)
+    if problem.pass_ == "input_grad":
+        return input_grad_by_matmul(problem, grad_y.reshape(by_group), w, put)
+    return weight_grad_by_matmul(problem, x, grad_y.reshape(by_group), put)
+
+
+def padded_zeros(problem, put):
+    (top, bottom), (left, right) = problem.padding
+    return put(np.zeros((problem.N, problem.C, problem.H + top + bottom, problem.W + left + right)))
+
+
+def inside_padding(problem):
+    """The part of the padded input that is the input."""
+    (top, _), (left, _) = problem.padding
+    return slice(None), slice(None), slice(top, top + problem.H), slice(left, left + problem.W)
+
+
+def input_grad_by_matmul(problem, grad_y, w, put):
+    N, G, P, Q = problem.N, problem.groups, problem.P, problem.Q
+    w = w.reshape(G, problem.Kg, problem.Cg, problem.R, problem.S)
+    padded = padded_zeros(problem, put)
+    for r in range(problem.R):
+        for s in range(problem.S):
+            tap = w[:, :, :, r, s].transpose(0, 2, 1) @ grad_y
+            padded[:, :, span(r, 0, problem, P), span(s, 1, problem, Q)] += tap.reshape(N, problem.C, P, Q)
+    return padded[inside_padding(problem)]
+
+
+def weight_grad_by_matmul(problem, x, grad_y, put):
+    N, G, P, Q = problem.N, problem.groups, problem.P, problem.Q
+    padded = padded_zeros(problem, put)
+    padded[inside_padding(problem)] = x
+    grad_w = put(np.zeros((G, problem.Kg, problem.Cg, problem.R, problem.S)))
+    for r in range(problem.R):
+        for s in range(problem.S):
+            window = padded[:, :, span(r, 0, problem, P), span(s, 1, problem, Q)].reshape(N, G, problem.Cg, P * Q)
+            grad_w[:, :, :, r, s] = (grad_y @ window.transpose(0, 1, 3, 2)).sum(0)
+    return grad_w.reshape(problem.w_shape)
 
 
 def span(tap: int, axis: int, problem, count: int) -> slice:

@@ -26,7 +26,7 @@ from .candidate import Candidate, CannotRun
 from .cases import Case, Operands
 from .gate import FAST_MAX_ERROR
 from .ours import Place
-from .peers import symmetric_padding
+from .peers import PyTorchGradient, symmetric_padding
 
 TRIES_FOR_A_PLAN = 5
 MOST_CAPTURED = 50  # calls in one graph
@@ -189,13 +189,19 @@ def pytorch(case: Case, operands: Operands, channels_last: bool, tf32: bool) -> 
     import torch
 
     order = torch.channels_last if channels_last else torch.contiguous_format
+    name = f"PyTorch {'channels_last' if channels_last else 'NCHW'}{' TF32' if tf32 else ''}"
+    if case.problem.pass_ != "forward":
+        arrays = operands.grad_y, operands.x, operands.w
+        tensors = [torch.from_numpy(a).cuda().contiguous(memory_format=order) for a in arrays]
+        torch.cuda.synchronize()
+        call = PyTorchGradientCall(case.problem, tensors, tf32)
+        return Candidate(name, call, call.output, FAST_MAX_ERROR)
     x, w = (torch.from_numpy(a).cuda().contiguous(memory_format=order) for a in (operands.x, operands.w))
     bias = None if operands.bias is None else torch.from_numpy(operands.bias).cuda()
     problem = case.problem
     parameters = (problem.stride, symmetric_padding(problem), problem.dilation, problem.groups)
     torch.cuda.synchronize()
     call = PyTorchCall(x, w, bias, parameters, tf32)
-    name = f"PyTorch {'channels_last' if channels_last else 'NCHW'}{' TF32' if tf32 else ''}"
     return Candidate(name, call, call.output, FAST_MAX_ERROR)
 
 
@@ -242,6 +248,20 @@ class PyTorchCall:
         return replay
 
 
+class PyTorchGradientCall(PyTorchCall):
+    """One gradient by the operator that PyTorch's autograd calls."""
+
+    def __init__(self, problem, tensors, tf32):
+        self.gradient, self.tf32, self.y = PyTorchGradient(problem, tensors), tf32, None
+
+    def compute(self):
+        import torch
+
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=self.tf32):
+            self.gradient()
+        self.y = self.gradient.result
+
+
 def cudnn(case: Case, operands: Operands, channels_last: bool, tf32: bool, best_plan: bool) -> Candidate:
     """One cuDNN graph, convolution and bias, executed on CuPy arrays."""
     import cudnn as frontend
@@ -255,9 +275,9 @@ def cudnn(case: Case, operands: Operands, channels_last: bool, tf32: bool, best_
             graph.build_plans(frontend.build_plan_policy.HEURISTICS_CHOICE)
     except frontend.cudnnGraphNotSupportedError as reason:
         raise CannotRun(str(reason)) from reason
-    values = {"x": operands.x, "w": operands.w, "bias": operands.bias}
+    values = {"x": operands.x, "w": operands.w, "bias": operands.bias, "grad_y": operands.grad_y}
     arrays = {name: in_order(value, channels_last) for name, value in values.items() if name in tensors}
-    arrays["y"] = in_order(np.full(case.problem.y_shape, np.nan, np.float32), channels_last)
+    arrays["y"] = in_order(np.full(case.problem.operand_shapes[2], np.nan, np.float32), channels_last)
     bound = {tensors[name]: array for name, array in arrays.items()}
     if best_plan:
         call = fastest_plan(graph, bound)
@@ -283,7 +303,10 @@ def cudnn_handle():
 
 
 def cudnn_graph(case: Case, channels_last: bool, tf32: bool, handle):
-    """The graph of one case, and its tensors by name; sizes are always N C H W, the strides say the layout."""
+    """The graph of one case, and its tensors by name; sizes are always N C H W, the strides say the layout.
+
+    "y" is its result, which for a gradient is that of x or w.
+    """
     import cudnn as frontend
 
     problem, real = case.problem, frontend.data_type.FLOAT
@@ -292,17 +315,26 @@ def cudnn_graph(case: Case, channels_last: bool, tf32: bool, handle):
     def tensor(name, shape):
         return graph.tensor(name=name, dim=list(shape), stride=strides(shape, channels_last), data_type=real)
 
-    tensors = {"x": tensor("x", problem.x_shape), "w": tensor("w", problem.w_shape)}
     (top, bottom), (left, right) = problem.padding
-    y = graph.conv_fprop(
-        image=tensors["x"], weight=tensors["w"], pre_padding=[top, left], post_padding=[bottom, right],
-        stride=list(problem.stride), dilation=list(problem.dilation), name="convolution",
-    )  # fmt: skip
+    parameters = {
+        "pre_padding": [top, left], "post_padding": [bottom, right], "stride": list(problem.stride),
+        "dilation": list(problem.dilation), "name": "convolution",
+    }  # fmt: skip
+    if problem.pass_ == "input_grad":
+        tensors = {"grad_y": tensor("grad_y", problem.y_shape), "w": tensor("w", problem.w_shape)}
+        y = graph.conv_dgrad(loss=tensors["grad_y"], filter=tensors["w"], **parameters)
+    elif problem.pass_ == "weight_grad":
+        tensors = {"grad_y": tensor("grad_y", problem.y_shape), "x": tensor("x", problem.x_shape)}
+        y = graph.conv_wgrad(loss=tensors["grad_y"], image=tensors["x"], **parameters)
+    else:
+        tensors = {"x": tensor("x", problem.x_shape), "w": tensor("w", problem.w_shape)}
+        y = graph.conv_fprop(image=tensors["x"], weight=tensors["w"], **parameters)
     if problem.has_bias:
         tensors["bias"] = tensor("bias", (1, problem.K, 1, 1))
         y = graph.bias(name="add_bias", input=y, bias=tensors["bias"])
     y.set_output(True).set_data_type(real)
-    y.set_dim(list(problem.y_shape)).set_stride(strides(problem.y_shape, channels_last))
+    shape = problem.operand_shapes[2]
+    y.set_dim(list(shape)).set_stride(strides(shape, channels_last))
     if not tf32:  # float32 data on tensor cores means TF32
         graph.deselect_numeric_notes([frontend.numerical_note.TENSOR_CORE])
     return graph, tensors | {"y": y}

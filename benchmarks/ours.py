@@ -1,4 +1,5 @@
-"""convlib's own candidates: conv2d, plan, plan at MNN's accuracy, and every kernel by itself; on the CPU or on a GPU.
+"""convlib's own candidates: conv2d, plan, plan at MNN's accuracy, every kernel by itself, both gradients; on the CPU or
+on a GPU.
 
 Each writes into a result of its own (`out=`), as the peers do whose interface has that.
 """
@@ -15,12 +16,14 @@ import numpy as np
 import convlib
 from convlib import accuracy, dispatch
 from convlib.device import Device, cpu
+from convlib.input_grad_phases import phases
 
 from .candidate import Candidate
-from .cases import Case, Operands
+from .cases import Case, Operands, gradient_of
 from .gate import FAST_MAX_ERROR
 
 CONV2D, PLAN, FAST_PLAN = "convlib conv2d", "convlib plan", "convlib plan, max_error 1e-3"
+GRADIENTS = {"input_grad": "convlib conv2d_input_grad", "weight_grad": "convlib conv2d_weight_grad"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ def host() -> Place:
 
 
 def makers(case: Case, place: Place) -> dict[str, Callable]:
-    """conv2d and plan under `algorithm="auto"`; plan once more where a larger error changes its choice."""
+    """conv2d and plan under `algorithm="auto"`, and plan where a larger error changes its choice; or the gradient."""
+    if case.problem.pass_ != "forward":
+        return {GRADIENTS[case.problem.pass_]: partial(gradient, place=place)}
     found = {CONV2D: partial(conv2d, place=place), PLAN: partial(plan, place=place)}
     if choice(case, place, FAST_MAX_ERROR) != choice(case, place, accuracy.DEFAULT_MAX_ERROR):
         found[FAST_PLAN] = partial(plan, place=place, max_error=FAST_MAX_ERROR, name=FAST_PLAN)
@@ -50,9 +55,16 @@ def kernel_makers(case: Case, place: Place) -> dict[str, Callable]:
     """Every kernel that can run the case there, forced by its two names: through conv2d, on a GPU through plan."""
     held = dispatch.candidates(case.problem, place.device, FAST_MAX_ERROR, None)
     possible = [candidate.name for candidate in held if candidate.possible]
+    if case.problem.pass_ != "forward":
+        return {n: partial(gradient, place=place, kernel=n) for n in possible}
     if place.device.is_gpu:
         return {n: partial(plan, place=place, max_error=FAST_MAX_ERROR, name=n, kernel=n) for n in possible}
     return {n: partial(conv2d, place=place, max_error=FAST_MAX_ERROR, kernel=n) for n in possible}
+
+
+def shown(suite: str) -> str:
+    """The candidate of ours whose kernel and share of the peak stand beside a suite's cases."""
+    return GRADIENTS.get(gradient_of(suite), PLAN)
 
 
 def choice(case: Case, place: Place, max_error: float) -> str:
@@ -87,6 +99,26 @@ def plan(
     planned = convlib.plan(x.shape, w, bias, max_error=max_error, **parameters(case), **forced(kernel))
     call = partial(planned, x, out=y)
     return Candidate(name, call, lambda: logical(case, place.get(y)), max_error, True, planned.name)
+
+
+def gradient(case: Case, operands: Operands, place: Place, kernel: str | None = None) -> Candidate:
+    """conv2d_input_grad or conv2d_weight_grad, by what it chooses or by `kernel`."""
+    problem = case.problem
+    grad_y, keywords = place.put(operands.grad_y), parameters(case) | forced(kernel)
+    wanted = problem.operand_shapes[2]
+    out = place.put(np.full(wanted, np.nan, problem.dtype))
+    if problem.pass_ == "input_grad":
+        call = partial(convlib.conv2d_input_grad, grad_y, place.put(operands.w), wanted, out=out, **keywords)
+    else:
+        call = partial(convlib.conv2d_weight_grad, place.put(operands.x), grad_y, wanted, out=out, **keywords)
+    name, used = kernel or GRADIENTS[problem.pass_], kernel or ", ".join(kernels_of(problem, place))
+    return Candidate(name, place.once(call), lambda: place.get(out), accuracy.DEFAULT_MAX_ERROR, True, used)
+
+
+def kernels_of(problem, place: Place) -> list[str]:
+    """What a gradient chooses: a kernel, or one for each phase of the stride, each named once."""
+    parts = [phase.problem for phase in phases(problem)] if problem.pass_ == "input_grad" else [problem]
+    return list(dict.fromkeys(dispatch.choose(part, place.device) for part in parts if part is not None))
 
 
 def forced(kernel: str | None) -> dict:

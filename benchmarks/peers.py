@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from .candidate import Candidate, CannotRun
-from .cases import FILTERS, Case, Operands
+from .cases import FILTERS, Case, Operands, gradient_of
 from .gate import FAST_MAX_ERROR
 
 PYTORCH_FILTER_MACS = 500_000_000
@@ -46,6 +46,36 @@ def pytorch(case: Case, operands: Operands, threads: int, channels_last: bool = 
             last["y"] = torch.conv2d(x, w, bias, *parameters)
 
     return Candidate(PYTORCH[channels_last], call, lambda: last["y"].numpy(), FAST_MAX_ERROR)
+
+
+def pytorch_gradient(case: Case, operands: Operands, threads: int, channels_last: bool = False) -> Candidate:
+    """The operator that PyTorch's autograd calls for a convolution, asked for one of its gradients."""
+    import torch
+
+    torch.set_num_threads(threads)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    arrays = operands.grad_y, operands.x, operands.w
+    tensors = [torch.from_numpy(a).contiguous(memory_format=order) for a in arrays]
+    if channels_last:
+        tensors = [in_channels_last(tensor) for tensor in tensors]
+    call = PyTorchGradient(case.problem, tensors)
+    return Candidate(PYTORCH[channels_last], call, lambda: call.result.numpy(), FAST_MAX_ERROR)
+
+
+class PyTorchGradient:
+    """One call of torch.ops.aten.convolution_backward on grad_y, x and w; `result` is the gradient of the last."""
+
+    def __init__(self, problem, tensors):
+        parameters = (problem.stride, symmetric_padding(problem), problem.dilation)
+        wanted = [problem.pass_ == name for name in ("input_grad", "weight_grad")]
+        self.arguments = (*tensors, None, *map(list, parameters), False, [0, 0], problem.groups, [*wanted, False])
+        self.which, self.result = wanted.index(True), None
+
+    def __call__(self):
+        import torch
+
+        with torch.inference_mode():
+            self.result = torch.ops.aten.convolution_backward(*self.arguments)[self.which]
 
 
 def in_channels_last(tensor):
@@ -252,10 +282,16 @@ FILTER_PEERS = {
     PYTORCH[0]: ("torch", pytorch_filter),
     PYTORCH[1]: ("torch", partial(pytorch_filter, channels_last=True)),
 }
+GRADIENT_PEERS = {
+    PYTORCH[0]: ("torch", pytorch_gradient),
+    PYTORCH[1]: ("torch", partial(pytorch_gradient, channels_last=True)),
+}
 NEED_ONNX = ("onnxruntime", "openvino", "cv2", "MNN")
 
 
 def of_suite(suite: str) -> dict:
+    if gradient_of(suite):
+        return GRADIENT_PEERS
     return FILTER_PEERS if suite == FILTERS else LAYER_PEERS
 
 

@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from convlib.report import Row as CodeRow
 
-from .cases import FILTERS
-from .ours import CONV2D, FAST_PLAN, PLAN
+from .cases import FILTERS, gradient_of
+from .ours import CONV2D, FAST_PLAN, PLAN, shown
 from .results import PEERS, Results, accurate_peers, advantage, fastest, measured
 
 WIDE, NARROW = 1280, 400
@@ -72,10 +72,13 @@ def speed(results: Results, suite: str) -> Callable:
     def draw(width, narrow):
         figure, axes = rows_figure(width, narrow, cases)
         at = np.arange(len(cases))
-        for name, colour, height in ((CONV2D, LIGHT_COLOUR, 0.8), (PLAN, OURS_COLOUR, 0.4)):
+        bars = [(CONV2D, LIGHT_COLOUR, 0.8), (PLAN, OURS_COLOUR, 0.4)]
+        if gradient_of(suite):
+            bars = [(shown(suite), OURS_COLOUR, 0.8)]
+        for name, colour, height in bars:
             axes.barh(at, [gflops(results, suite, case, name) for case in cases], height, color=colour, label=name)
         for name in results.candidates(suite):
-            if name not in (CONV2D, PLAN) and not is_tf32(name):
+            if name not in [bar[0] for bar in bars] and not is_tf32(name):
                 colour, marker = PEER_STYLES.get(name, OTHER_STYLE)
                 if name == FAST_PLAN:
                     colour, marker = OURS_COLOUR, "*"
@@ -95,11 +98,13 @@ def advantages(results: Results, suite: str) -> Callable:
     pairs = [(CONV2D, "PyTorch", LIGHT_COLOUR), (PLAN, "accurate peers", OURS_COLOUR)]
     if suite == FILTERS:
         pairs = [(CONV2D, "OpenCV and SciPy", LIGHT_COLOUR), (PLAN, "accurate peers", OURS_COLOUR)]
-    floor = 0.8 if suite == FILTERS else 0.9
+    if gradient_of(suite):
+        pairs = [(shown(suite), "PyTorch", OURS_COLOUR)]
+    floor = 0.8 if suite == FILTERS or gradient_of(suite) else 0.9
 
     def draw(width, narrow):
         figure, axes = rows_figure(width, narrow, cases)
-        for offset, (ours, against, colour) in zip((0.2, -0.2), pairs, strict=True):
+        for offset, (ours, against, colour) in zip((0.2, -0.2) if len(pairs) == 2 else (0,), pairs, strict=True):
             values = [case_advantage(results, suite, case, ours, against) for case in cases]
             at = np.arange(len(cases)) - offset
             label = f"{ours.removeprefix('convlib ')} against {against} (the fastest)"

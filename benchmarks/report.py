@@ -15,7 +15,7 @@ from convlib.report import read_csv
 
 from . import plots
 from .cases import FILTERS
-from .ours import PLAN
+from .ours import shown
 from .results import REHEARSED, Results, Row, fastest, measured, refusals, share_of_peak, verdicts
 from .startup import CEILINGS
 from .tables import duration, milliseconds
@@ -128,13 +128,13 @@ def suite_of(results: Results, suite: str) -> dict:
 def case_of(results: Results, suite: str, case: str, candidates: list[str]) -> dict:
     rows = results.of_case(suite, case)
     passed = measured(rows)
-    best, plan = fastest(row for row in passed.values() if row.error_class == "accurate"), passed.get(PLAN)
-    share = share_of_peak(plan, results.settings) if plan else None
+    best, ours = fastest(row for row in passed.values() if row.error_class == "accurate"), passed.get(shown(suite))
+    share = share_of_peak(ours, results.settings) if ours else None
     return {
         "name": case,
         "share": "" if share is None else f"{share:.0%}",
         "count": next(iter(rows.values())).count,
-        "kernel": plan.kernel.removeprefix("numba_cpu.") if plan else "",
+        "kernel": ours.kernel.replace("numba_cpu.", "") if ours else "",
         "cells": [cell(rows.get(name), best) for name in candidates],
     }
 

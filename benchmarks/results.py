@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from . import cases, engine
-from .ours import CONV2D, FAST_PLAN, PLAN
+from .ours import CONV2D, FAST_PLAN, PLAN, shown
 
 MEASURED = "measured"
 REHEARSED = "rehearsal, nothing was measured"
@@ -169,6 +169,7 @@ class Bar:
     single_floor: float
 
 
+GRADIENT_FLOORS = {"input_grad": 1.2, "weight_grad": 1.1}
 BARS = (
     *(
         Bar(suite, CONV2D, "PyTorch", floor, 0.9)
@@ -177,6 +178,10 @@ BARS = (
     *(
         Bar(suite, PLAN, "accurate peers", floor, 0.9)
         for suite, floor in {"vgg16": 1.5, "unet_same_256": 1.5, "resnet50": 1.3, "mobilenet_v2": 1.3}.items()
+    ),
+    *(
+        Bar(suite, shown(suite), "PyTorch", GRADIENT_FLOORS[cases.gradient_of(suite)], 0.8)
+        for suite in cases.gradient_suites()
     ),
     Bar("filters", CONV2D, "OpenCV and SciPy", 1.3, 0.8),
     Bar("vgg16", FAST_PLAN, "MNN", 1.0, 0.0),

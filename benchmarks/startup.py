@@ -3,7 +3,8 @@
 import       new processes in turn, with NumPy alone and with convlib: the difference of the medians
 first call   new processes; seconds from after `import numba` to the first answer, with our code kept on disk from
              before, and with an empty folder for it
-overhead     1x8x8x8, 3x3: conv2d, plan and the kernel's own run taking turns in one process
+overhead     1x8x8x8, 3x3: conv2d, plan and the kernel's own run taking turns in one process; and, where PyTorch is
+             installed, convlib.torch.conv2d, with weights that want a gradient and without, beside conv2d on tensors
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +52,7 @@ def measure() -> dict[str, float]:
         "kernel alone, 1x8x8x8": overheads["kernel"],
         "plan, beyond the kernel": overheads["plan"] - overheads["kernel"],
         "conv2d, beyond the kernel": overheads["conv2d"] - overheads["kernel"],
-    }
+    } | torch_overheads()
 
 
 # The most that each should take, in seconds.
@@ -60,6 +62,8 @@ CEILINGS = {
     "first conv2d, nothing on disk": 15.0,
     "plan, beyond the kernel": 10e-6,
     "conv2d, beyond the kernel": 30e-6,
+    "convlib.torch.conv2d, beyond conv2d": 15e-6,
+    "convlib.torch.conv2d with gradient, beyond conv2d": 15e-6,
 }
 
 
@@ -97,7 +101,32 @@ def call_seconds() -> dict[str, float]:
         "plan": partial(plan, x, out=y),
         "conv2d": partial(convlib.conv2d, x, w, padding=1, out=y),
     }
-    candidates = [Candidate(name, call, lambda: y, 0.0) for name, call in calls.items()]
+    return medians(calls)
+
+
+def torch_overheads() -> dict[str, float]:
+    """What the PyTorch adapter takes beyond conv2d on the same tensors; nothing where PyTorch is not installed."""
+    if find_spec("torch") is None:
+        return {}
+    import torch
+
+    from convlib.torch import conv2d
+
+    x, w = torch.ones(1, 8, 8, 8), torch.ones(8, 8, 3, 3)
+    calls = {
+        "conv2d": partial(convlib.conv2d, x, w, padding=1),
+        "convlib.torch.conv2d, beyond conv2d": partial(conv2d, x, w, padding=1),
+        "convlib.torch.conv2d with gradient, beyond conv2d": partial(conv2d, x, w.clone().requires_grad_(), padding=1),
+    }
+    found = medians(calls)
+    without = found.pop("conv2d")
+    return {name: seconds - without for name, seconds in found.items()}
+
+
+def medians(calls) -> dict[str, float]:
+    for call in calls.values():
+        call()
+    candidates = [Candidate(name, call, lambda: None, 0.0) for name, call in calls.items()]
     timings = engine.measure(candidates, engine.Settings(rounds=15, block_seconds=0.02))
     return {name: timing.median for name, timing in timings.items()}
 

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .ours import CONV2D, PLAN
+from .cases import gradient_of
+from .ours import CONV2D, PLAN, shown
 from .results import (
     PEERS,
     Results,
@@ -57,6 +58,8 @@ def new_table(title: str) -> Table:
 
 def suite_table(results: Results, suite: str) -> Table:
     """A line per case: ours, and how many times as long the fastest peers take."""
+    if gradient_of(suite):
+        return gradient_table(results, suite)
     table = new_table(suite)
     table.add_column("case")
     for heading in ("conv2d", "plan", "GFLOP/s", "% peak", "x PyTorch", "x peer"):
@@ -74,20 +77,45 @@ def suite_table(results: Results, suite: str) -> Table:
     return table
 
 
+def gradient_table(results: Results, suite: str) -> Table:
+    """A line per case: ours beside the faster form of PyTorch's own backward pass."""
+    table, ours = new_table(suite), shown(suite)
+    table.add_column("case")
+    for heading in (ours.removeprefix("convlib "), "GFLOP/s", "% peak", "x PyTorch"):
+        table.add_column(heading, justify="right")
+    for heading in ("that form", "kernel", "error"):
+        table.add_column(heading)
+    ratios = []
+    for case in results.cases(suite):
+        rows = results.of_case(suite, case)
+        ratios.append(advantage(rows, ours, PEERS["PyTorch"](rows)))
+        rest = rest_cells(rows, ours)
+        table.add_row(
+            case, milliseconds(rows.get(ours)), *speed_cells(rows, ours, results.settings), times(ratios[-1]), *rest
+        )
+    table.add_section()
+    table.add_row("geometric mean", "", "", "", times(mean_of(ratios)))
+    return table
+
+
 def ours_cells(rows: dict[str, Row], settings: dict):
     for name in (CONV2D, PLAN):
         yield milliseconds(rows.get(name))
-    plan = measured(rows).get(PLAN)
-    share = share_of_peak(plan, settings) if plan else None
-    yield f"{plan.gflops:.1f}" if plan else ""
+    yield from speed_cells(rows, PLAN, settings)
+
+
+def speed_cells(rows: dict[str, Row], ours: str, settings: dict):
+    row = measured(rows).get(ours)
+    share = share_of_peak(row, settings) if row else None
+    yield f"{row.gflops:.1f}" if row else ""
     yield "" if share is None else f"{share:.0%}"
 
 
-def rest_cells(rows: dict[str, Row]):
-    best, plan = fastest(accurate_peers(rows)), measured(rows).get(PLAN)
+def rest_cells(rows: dict[str, Row], ours: str = PLAN):
+    best, row = fastest(accurate_peers(rows)), measured(rows).get(ours)
     yield best.candidate if best else ""
-    yield plan.kernel.removeprefix("numba_cpu.") if plan else ""
-    yield f"{plan.error:.0e}" if plan else ""
+    yield row.kernel.replace("numba_cpu.", "") if row else ""
+    yield f"{row.error:.0e}" if row else ""
 
 
 def every_candidate_table(results: Results, suite: str) -> Table:
@@ -194,6 +222,15 @@ def signal_tables(found: list, bars: list) -> list[Table]:
     for bar in bars:
         asked.add_row(bar.text, f"{bar.floor:g}", judged(bar.value, bar.floor))
     return [times, asked]
+
+
+def training_table(found: dict) -> Table:
+    table = new_table("A training step of ResNet-18, both from the same weights")
+    for heading in ("PyTorch, ms", "convlib, ms", "x PyTorch", "losses differ by"):
+        table.add_column(heading, justify="right")
+    times = (f"{found['torch_s'] * 1e3:.1f}", f"{found['convlib_s'] * 1e3:.1f}")
+    table.add_row(*times, judged(found["ratio"], 1.0), f"{found['loss_error']:.0e}")
+    return table
 
 
 def duration(seconds: float) -> str:

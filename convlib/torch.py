@@ -15,6 +15,8 @@ Four operators, torch.ops.convlib.*, each other's derivatives, so gradients of a
 They take complex tensors as convlib.conv2d does, real ones beside them included. input_grad conjugates w, weight_grad
 conjugates x, and so the table holds; only conv_transpose2d conjugates nothing, and has w and x conjugated in its row.
 Each has a fake kernel (torch.compile, torch.export, meta tensors), a rule for torch.func.vmap, and follows autocast.
+A call that none of these watches goes past the operator, whose way through the dispatcher and Python and back costs 30
+microseconds with a gradient: `watched` says when, and both ways end in the same kernels and the same derivatives.
 CPU tensors share their memory with the kernels, which run on PyTorch's threads (torch_threads.py); CUDA tensors are
 used where they lie, on PyTorch's current stream.
 torch.func.grad does not go through operators that are defined in Python (PyTorch 2.13 says so); backward() does.
@@ -63,7 +65,10 @@ def conv2d(
         return conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
     stride, dilation = two(stride), two(dilation)
     padding = four(padding, input.shape[2:], weight.shape[2:], stride, dilation)
-    return OPS.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    arguments = input, weight, bias, stride, padding, dilation, groups
+    if watched(*arguments[:3]):
+        return OPS.conv2d(*arguments)
+    return Convolution.apply(*arguments) if to_record(*arguments[:3]) else run_conv2d(*arguments)
 
 
 def conv_transpose2d(
@@ -93,7 +98,10 @@ def conv_transpose2d(
         tuple(input.shape), tuple(weight.shape), "NCHW", "OIHW", stride, pairs(padding), two(output_padding), dilation,
         groups,
     )  # fmt: skip
-    return OPS.conv_transpose2d(input, weight, bias, shape, stride, padding, dilation, groups)
+    arguments = input, weight, bias, shape, stride, padding, dilation, groups
+    if watched(*arguments[:3]):
+        return OPS.conv_transpose2d(*arguments)
+    return Transposed.apply(*arguments) if to_record(*arguments[:3]) else run_conv_transpose2d(*arguments)
 
 
 class Conv2d(nn.Conv2d):
@@ -349,6 +357,64 @@ def as_many(x, y, w, stride, padding, dilation):
     P, Q = (output_size(y.shape[2 + a], w.shape[2 + a], stride[a], pairs(padding)[a], dilation[a]) for a in (0, 1))
     H, W = x.shape[2:]
     return x if (P, Q) == (H, W) else nn.functional.pad(x, (0, Q - W, 0, P - H))
+
+
+# Past the operators.
+
+
+class Convolution(torch.autograd.Function):
+    """conv2d as autograd records it, without the dispatcher."""
+
+    @staticmethod
+    def forward(context, *arguments):
+        keep(context, arguments, None)
+        return run_conv2d(*arguments)
+
+    @staticmethod
+    def backward(context, grad):
+        return backward_conv2d(context, grad)
+
+
+class Transposed(torch.autograd.Function):
+    """conv_transpose2d likewise."""
+
+    @staticmethod
+    def forward(context, *arguments):
+        keep(context, arguments, None)
+        return run_conv_transpose2d(*arguments)
+
+    @staticmethod
+    def backward(context, grad):
+        return backward_conv_transpose2d(context, grad)
+
+
+def watched(*tensors) -> bool:
+    """Whether something beside autograd must see the operator itself, or works through it.
+
+    A compiler or tracer, a transform of torch.func, a mode, the profiler, autocast, a tensor subclass, forward
+    derivatives, or a device that has no kernels.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled("cuda")
+        or torch.autograd.forward_ad._current_level >= 0
+        or not all(tensor is None or is_plain(tensor) for tensor in tensors)
+    )
+
+
+def is_plain(tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and (tensor.is_cpu or tensor.is_cuda)
+
+
+def to_record(*tensors) -> bool:
+    """Whether autograd has to remember the call."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 # Batching over a further axis (torch.func.vmap): images are stacked; weights become groups.

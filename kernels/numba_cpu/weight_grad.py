@@ -2,34 +2,40 @@
 
     grad_w[k, c, r, s] = sum over n, p, q of  x[n, c, p stride - top + r dilation, ...] * grad_y[n, k, p, q]
 
-    rows (numbers, broadcast)      4 channels of x, shifted by the tap
-    columns (vectors)              24 filters of grad_y, one vector lane each        the micro-kernel's tile
+    rows (numbers, broadcast)      8 channels of x (4 with 16 registers), shifted by the tap
+    columns (vectors)              up to 3 vectors of filters of grad_y                    the micro-kernel's tile
     depth                          the pixels of a chunk
 
-Both operands are copied once so that the shift of a tap is one constant, whatever the pixel:
+A task owns a block of channels and a block of filters of one group, and all their sums. It goes through the images:
 
-    x, padded, split by phase of the stride   row h = a stride + phase  ->  plane `phase`, row a; `pitch` numbers a row
-    grad_y, panels of 24 filters              pixel-major, each row filled up with zeros to the same `pitch`
+    for every slab of output rows                     as many as let its channels of x fit half of the L2 cache
+        copy the slab of x                            padded, split by phase of the stride; or read it in place
+        for every panel of up to 3 vectors of filters
+            for every chunk of about 200 pixels       its 36 KB of grad_y, transposed to pixel-major, stay in L1
+                for every tap: the micro-kernel       sums wait in the workspace, 24 vectors per 2300 cycles
+    put the sums, transposed back, into grad_w
 
-so pixel m of a chunk meets x at m + a pitch + b for every tap, (a, b) its shift in whole strides: no test, no copy per
-tap. The price is the filling, (S - 1) / Q of the work: 4 % on 56 x 56 with 3 x 3, 29 % on 7 x 7. Where that is much,
-or where there are too few channels to fill the tile's rows, x is unfolded: each column s of taps gets a shifted copy
-of its own, as if it were a channel, and nothing is filled. The multiplied zeros are also why an infinity in x may make
-NaN in other taps of its channel than those that read it.
+How x is copied makes the shift of a tap one constant, whatever the pixel: no test, no copy per tap.
 
-    for every few images (as the workspace allows)
-        copy them                                              all threads
-        for every panel of filters, block of channels          one task
-            for every chunk of about 256 pixels                its 24 KB of grad_y stay in the L1 cache
-                for every tap: the micro-kernel                sums wait in the workspace, 24 vectors per 1500 cycles
+    shifted   row h = a stride + phase -> plane `phase`, row a, `pitch` numbers a row; grad_y's rows are filled up with
+              zeros to the same pitch, so pixel m meets x at m + a pitch + b for the tap (a, b). The price is the
+              filling, (S - 1) / Q of the work: 4 % on 56 x 56 with 3 x 3, 29 % on 7 x 7.
+    columns   where that is over 8 %: each column s of taps has a copy of its own, and nothing is filled.
+    windows   where there are fewer channels than a tile has rows: each tap has a copy of its own, as if it were a
+              channel.
+    in place  stride 1, no padding, and rows that lie one after the other: x is its own copy.
+
+The multiplied zeros are also why an infinity in x may make NaN in other taps of its channel than those that read it.
 
 Each element's sum is made by one task in the order of images and pixels, so neither the number of threads nor the
 split into tasks changes a bit: no atomics, and no second reduction.
+Measured (Zen 5, AVX-512, two cores): the multiplication alone runs at 450 to 505 GFLOP/s on ResNet-50's layers.
 Source: the blocking of Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, ACM TOMS 2008.
 """
 
 import struct
 from functools import lru_cache
+from itertools import product
 from math import ceil
 
 import numba
@@ -43,18 +49,25 @@ from .compilation import compiled, inlined
 from .microkernel import VECTORS, multiply_function, panel_rows, tile_rows, vector_type
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop
-from .tracing import load, store, traced
+from .tracing import first_lanes, lanes_between, load, load_lanes, shuffle, store, traced
 from .vectors import Vector, broadcast, lanes, record_at
 
 passes = ("weight_grad",)
-TASKS_PER_THREAD = 6  # so that the last ones to finish do not leave the others idle for long
-WORKSPACE = 32 << 20  # bytes of copied images and sums that we aim to stay under
+SHIFTED, COLUMNS, WINDOWS = range(3)  # how x is copied
+
+# What a task does for one output pixel, in cycles: to be weighed against each other, not to be believed.
+TRANSPOSED = 1.0  # for each number of grad_y: moved to pixel-major
+READ, COPIED, COPIED_ROW = 0.5, 0.5, 20  # for each number of x, each one copied, and each row of those
+NARROW = (0, 1.3, 1.05, 1.0)  # times as long as its multiply-adds, by the vectors of a panel
+UNEVEN = 0.1  # of a task: what the threads wait for the last one
 
 CUTS = (
-    "first_image", "images", "unfold", "phases_w", "panels", "channels", "channel_block", "channel_tasks", "pitch",
-    "plane", "chunk", "x_image", "grad_at", "grad_image", "sums_at",
+    "mode", "copies_h", "copies_w", "taps", "rows", "row_block", "row_tasks", "vectors", "vector_block",
+    "vector_tasks", "pitch", "slab", "plane", "chunk", "grad_at", "sums_at", "worker_bytes",
 )  # fmt: skip
-CALL_CUT = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in CUTS]))
+FOUND = ("in_place", "run_q", "run_pitch")  # by looking at the arrays
+CALL_CUT = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in CUTS + FOUND]))
+SLACK = 16  # numbers, or pixels, behind what is copied: the last vector, or block of a transposition, may reach there
 
 
 class Types:
@@ -65,17 +78,38 @@ class Types:
         self.item = np.dtype(self.real).itemsize
         self.stored_item = 2 if dtype_name.endswith("16") else self.item
         self.W = lanes(self.real)
-        self.panel_row = VECTORS * self.W * self.item
+        self.V = Vector(numba.from_dtype(np.dtype(self.real)), self.W)
         self.read, self.write, self.read_vector, self.write_vector = memory_functions(dtype_name)
-        self.read_sum, self.write_sum, _, self.write_sums = memory_functions(np.dtype(self.real).name)
+        self.read_sum, self.write_sum, self.read_sums, self.write_sums = memory_functions(np.dtype(self.real).name)
 
 
-def build_copy_input(dtype_name):
-    """Task: one channel of one image, padded and split by phase."""
+# Copying x.
+
+
+def copy_input_function(dtype_name):
+    """A Numba function: the slab of x that a task's rows need, padded and split, to where the task keeps it."""
     t = Types(dtype_name)
-    W, item, stored_item, zero = t.W, t.item, t.stored_item, t.real(0)
-    V = Vector(numba.from_dtype(np.dtype(t.real)), W)
+    W, V, item, zero = t.W, t.V, t.item, t.real(0)
+    lanes_type, same = vector_type(t.real), t.item == t.stored_item
     read, read_vector, write_sum, write_sums = t.read, t.read_vector, t.write_sum, t.write_sums
+
+    @traced(V)
+    def read_between(address, first, last):
+        """Lane j: what lies j numbers behind `address`, or zero outside of first .. last - 1, where nothing is read."""
+        return load_lanes(lanes_type, address, lanes_between(lanes_type, first * 0, first, last))
+
+    @traced(V)
+    def read_second(address):
+        return shuffle(load(lanes_type, address), load(lanes_type, address + lanes_type.bytes), range(0, 2 * W, 2))
+
+    @traced(V)
+    def read_second_between(address, first, last):
+        """read_between of every second number."""
+        halves = []
+        for half in (0, W):
+            inside = lanes_between(lanes_type, first * 0 + half, 2 * first, 2 * last - 1)
+            halves.append(load_lanes(lanes_type, address + half * item, inside))
+        return shuffle(*halves, range(0, 2 * W, 2))
 
     @inlined
     def meets_a_tap(phase, taps, dilation, stride):
@@ -94,162 +128,245 @@ def build_copy_input(dtype_name):
 
     @inlined
     def copy_row(to, x, step, first, last, pitch):
-        """Columns first .. last - 1 come from x, `step` bytes apart; zeros before and after."""
-        clear(to, first)
-        done = first
-        if step == stored_item:
-            while done + W <= last:
-                write_sums(to + done * item, read_vector(x + (done - first) * step))
-                done += W
-        for j in range(done, last):
-            write_sum(to + j * item, read(x + (j - first) * step))
-        clear(to + last * item, pitch - last)
+        """Columns first .. last - 1 come from x, `step` bytes apart; zeros before and after.
 
-    def copy_input(call_address, index, worker):
-        call = record_at(CALL_CUT, call_address)
-        column, rest = index % call.unfold, index // call.unfold
-        c, i = rest % call.C, rest // call.C
-        g = c // call.Cg
-        phases = call.stride_h * call.phases_w
-        channel = (i * call.groups + g) * phases * call.channels + c % call.Cg * call.unfold + column
-        to = call.workspace + channel * call.plane * item
-        x = call.x + (call.first_image + i) * call.x_n + c * call.x_c
-        for phase_h in range(call.stride_h):
-            if meets_a_tap(phase_h, call.R, call.dilation_h, call.stride_h):
-                for phase_w in range(call.phases_w):
-                    if call.phases_w == 1 or meets_a_tap(phase_w, call.S, call.dilation_w, call.stride_w):
-                        phase = (phase_h * call.phases_w + phase_w) * call.channels * call.plane * item
-                        copy_plane(call, to + phase, x, phase_h, phase_w + column * call.dilation_w)
+        x: of column 0. The last vector of a row may reach into the next one, which is copied later.
+        """
+        if same and step == item:
+            for j in range(0, pitch, W):
+                whole = first <= j and j + W <= last
+                values = read_vector(x + j * step) if whole else read_between(x + j * step, first - j, last - j)
+                write_sums(to + j * item, values)
+        elif same and step == 2 * item:
+            for j in range(0, pitch, W):
+                whole = first <= j and j + W < last  # one more: a whole vector holds the number behind the last one too
+                values = read_second(x + j * step) if whole else read_second_between(x + j * step, first - j, last - j)
+                write_sums(to + j * item, values)
+        else:
+            clear(to, first)
+            for j in range(first, last):
+                write_sum(to + j * item, read(x + j * step))
+            clear(to + last * item, pitch - last)
 
     @inlined
-    def copy_plane(call, to, x, row_shift, column_shift):
-        """Element (row, j) of the plane is x's at row stride + row_shift - top, j stride + column_shift - left."""
+    def copy_plane(call, to, x, first_row, row_shift, column_shift):
+        """Element (row, j) of the plane is x's at (first_row + row) stride + row_shift - top, j stride + ... - left."""
         shift = column_shift - call.left
         first = min(max(0, (-shift + call.stride_w - 1) // call.stride_w), call.pitch)
         last = min(max(first, (call.W - shift + call.stride_w - 1) // call.stride_w), call.pitch)
         for row in range(call.plane // call.pitch):
-            h = row * call.stride_h + row_shift - call.top
+            h = (first_row + row) * call.stride_h + row_shift - call.top
             line = to + row * call.pitch * item
             if h >= 0 and h < call.H:
-                here = x + h * call.x_h + (first * call.stride_w + shift) * call.x_w
-                copy_row(line, here, call.stride_w * call.x_w, first, last, call.pitch)
+                copy_row(line, x + h * call.x_h + shift * call.x_w, call.stride_w * call.x_w, first, last, call.pitch)
             else:
                 clear(line, call.pitch)
 
-    return task_loop(copy_input)
+    @inlined
+    def copy_input(call, to, x, first_row, row0, rows):
+        """x: the group's first channel of the image; row0: the first of the task's rows of tiles."""
+        plane = call.plane * item
+        if call.mode == WINDOWS:
+            for i in range(rows):
+                tap = (row0 + i) % (call.R * call.S)
+                channel = x + (row0 + i) // (call.R * call.S) * call.x_c
+                shift_h, shift_w = tap // call.S * call.dilation_h, tap % call.S * call.dilation_w
+                copy_plane(call, to + i * plane, channel, first_row, shift_h, shift_w)
+            return
+        for a in range(call.copies_h):
+            if meets_a_tap(a, call.R, call.dilation_h, call.stride_h):
+                for b in range(call.copies_w):
+                    if call.mode == COLUMNS or meets_a_tap(b, call.S, call.dilation_w, call.stride_w):
+                        column_shift = b * call.dilation_w if call.mode == COLUMNS else b
+                        first = to + (a * call.copies_w + b) * call.row_block * plane
+                        for i in range(rows):
+                            channel = x + (row0 + i) * call.x_c
+                            copy_plane(call, first + i * plane, channel, first_row, a, column_shift)
+
+    return copy_input
 
 
-def build_copy_grad(dtype_name):
-    """Task: one panel of filters of one image, pixel-major."""
-    t = Types(dtype_name)
-    W, item, stored_item, zero, panel_row = t.W, t.item, t.stored_item, t.real(0), t.panel_row
-    V, lanes_type = Vector(numba.from_dtype(np.dtype(t.real)), W), vector_type(t.real)
-    read, read_vector, write_sum, write_sums = t.read, t.read_vector, t.write_sum, t.write_sums
-    same = item == stored_item
+# Transposing grad_y, and the sums.
+
+
+def transpose_functions(t):
+    """Two Numba functions: W vectors to W vectors, their numbers exchanged; of whole vectors, and of `count` lanes."""
+    V, W = vector_type(t.real), t.W
 
     @traced(types.void)
-    def transpose_block(to, grad, filter_step):
-        """W pixels of W filters: rows become columns."""
-        rows = [load(lanes_type, grad + filter_step * i) for i in range(W)]
+    def transpose(to, to_step, source, source_step):
+        for i, column in enumerate(tracing.transpose([load(V, source + source_step * i) for i in range(W)])):
+            store(to + to_step * i, column)
+
+    @traced(types.void)
+    def transpose_some(to, to_step, source, source_step, count):
+        mask = first_lanes(V, count)
+        rows = [load_lanes(V, source + source_step * i, mask) for i in range(W)]
         for i, column in enumerate(tracing.transpose(rows)):
-            store(to + panel_row * i, column)
+            store(to + to_step * i, column)
+
+    return transpose, transpose_some
+
+
+def copy_grad_function(dtype_name):
+    """A Numba function: a chunk of one panel of filters, pixel-major, rows filled up with zeros to the pitch."""
+    t = Types(dtype_name)
+    W, V, item, stored_item, zero = t.W, t.V, t.item, t.stored_item, t.real(0)
+    read, read_vector, write_sum, write_sums = t.read, t.read_vector, t.write_sum, t.write_sums
+    same = item == stored_item
+    transpose, transpose_some = transpose_functions(t)
 
     @inlined
-    def copy_pixels(call, to, grad, filters, first, last):
-        """Pixels first .. last - 1 of up to W filters."""
-        for q in range(first, last):
+    def copy_run(call, to, row, grad, filters, pixels):
+        """`pixels` neighbouring pixels of up to W filters."""
+        q = 0
+        if filters == W and call.residual_k == stored_item:
+            while q < pixels:
+                write_sums(to + q * row, read_vector(grad + q * call.residual_q))
+                q += 1
+        elif filters == W and same and call.residual_q == item:
+            while q + W <= pixels:
+                transpose(to + q * row, row, grad + q * item, call.residual_k)
+                q += W
+            if q < pixels:
+                transpose_some(to + q * row, row, grad + q * item, call.residual_k, pixels - q)
+                q = pixels
+        while q < pixels:
             for k in range(W):
                 here = grad + q * call.residual_q + k * call.residual_k
-                write_sum(to + q * panel_row + k * item, read(here) if k < filters else zero)
+                write_sum(to + q * row + k * item, read(here) if k < filters else zero)
+            q += 1
 
-    def copy_grad(call_address, index, worker):
-        call = record_at(CALL_CUT, call_address)
-        panel, rest = index % call.panels, index // call.panels
-        g, i = rest % call.groups, rest // call.groups
-        filters = min(VECTORS * W, call.Kg - panel * VECTORS * W)
-        grad = call.residual + (call.first_image + i) * call.residual_n
-        grad += (g * call.Kg + panel * VECTORS * W) * call.residual_k
-        to = call.workspace + call.grad_at + ((i * call.groups + g) * call.panels + panel) * call.grad_image
-        for p in range(call.P):
-            line, source = to + p * call.pitch * panel_row, grad + p * call.residual_p
-            for k in range(0, filters, W):
-                column, here, count = line + k * item, source + k * call.residual_k, min(W, filters - k)
-                done = 0
-                if count == W and call.residual_k == stored_item:
-                    while done < call.Q:
-                        write_sums(column + done * panel_row, read_vector(here + done * call.residual_q))
-                        done += 1
-                elif count == W and same and call.residual_q == item:
-                    while done + W <= call.Q:
-                        transpose_block(column + done * panel_row, here + done * item, call.residual_k)
-                        done += W
-                copy_pixels(call, column, here, count, done, call.Q)
-                for q in range(call.Q, call.pitch):
-                    write_sums(column + q * panel_row, broadcast(V, zero))
+    @inlined
+    def copy_grad(call, to, row, grad, filters, first, depth):
+        """Pixels first .. first + depth - 1 of the image. grad: its first pixel of the panel's first filter."""
+        for k in range(0, row // item, W):
+            column, channel, count = to + k * item, grad + k * call.residual_k, min(W, filters - k)
+            done = 0
+            while done < depth:
+                p, q = (first + done) // call.run_pitch, (first + done) % call.run_pitch
+                pixels = min(call.run_pitch - q, depth - done)
+                real = max(0, min(pixels, call.run_q - q))
+                here = channel + p * call.residual_p + q * call.residual_q
+                copy_run(call, column + done * row, row, here, count, real)
+                for m in range(done + real, done + pixels):
+                    write_sums(column + m * row, broadcast(V, zero))
+                done += pixels
 
-    return task_loop(copy_grad)
+    return copy_grad
 
 
-def build_multiply(dtype_name):
-    """Task: the sums of one panel of filters and one block of channels, over the copied images."""
+def store_function(dtype_name):
+    """A Numba function: the finished sums of a panel, a line of vectors for each tap and row, into grad_w."""
     t = Types(dtype_name)
-    W, item, panel_row, panel = t.W, t.item, t.panel_row, panel_rows()
+    W, item = t.W, t.item
+    read_sum, write, read_sums, write_sums = t.read_sum, t.write, t.read_sums, t.write_sums
+    same = item == t.stored_item
+    transpose, _ = transpose_functions(t)
+
+    @inlined
+    def line_at(call, sums, row, j):
+        """Where the j-th of the task's (c, r, s) has its line of sums."""
+        return sums + (j % call.taps * call.row_block + j // call.taps) * row
+
+    @inlined
+    def store_panel(call, sums, row, grad_w, filters, first, lines, spare):
+        """grad_w: of the panel's first filter; first: the first (c, r, s), of `lines`. spare: room for W vectors."""
+        taps = call.R * call.S
+        dense = same and call.w_s == item and call.w_r == call.S * item and call.w_c == taps * item
+        done = lines // W * W if dense else 0
+        for k in range(0, filters, W):
+            whole = done if filters - k >= W else 0
+            for j in range(0, whole, W):
+                for i in range(W):
+                    write_sums(spare + i * W * item, read_sums(line_at(call, sums, row, j + i) + k * item))
+                transpose(grad_w + k * call.w_k + (first + j) * item, call.w_k, spare, W * item)
+            for j in range(whole, lines):
+                c, r, s = (first + j) // taps, (first + j) // call.S % call.R, (first + j) % call.S
+                here = grad_w + c * call.w_c + r * call.w_r + s * call.w_s
+                line = line_at(call, sums, row, j)
+                for i in range(k, min(k + W, filters)):
+                    write(here + i * call.w_k, read_sum(line + i * item))
+
+    return store_panel
+
+
+def build_task(dtype_name):
+    """Task: all sums of a block of filters and a block of rows (channels, or channels and taps) of one group."""
+    t = Types(dtype_name)
+    W, item, panel = t.W, t.item, panel_rows()
+    copy_input, copy_grad, store_panel = (
+        f(dtype_name) for f in (copy_input_function, copy_grad_function, store_function)
+    )
     multiply = multiply_function(t.real, "row")
 
-    def accumulate(call_address, index, worker):
+    @inlined
+    def width_of(left):
+        """Vectors of the next panel: of the fewest panels, as equal as they can be."""
+        panels = (left + VECTORS - 1) // VECTORS
+        return (left + panels - 1) // panels
+
+    @inlined
+    def multiply_taps(call, width, rows, x, x_row, first_pixel, copy_bytes, grad, depth, sums, fresh):
+        row = width * W * item
+        for tap in range(call.taps):
+            h, w = tap // call.S * call.dilation_h, tap % call.S * call.dilation_w
+            shift, column = h // call.stride_h * call.pitch + first_pixel, tap % call.S
+            if call.mode == SHIFTED:
+                shift, column = shift + w // call.stride_w, w % call.stride_w
+            copy = h % call.stride_h * call.copies_w + column
+            multiply(
+                width, rows, x + copy * copy_bytes + shift * item, x_row, panel * x_row, item, grad,
+                row, depth, sums + tap * call.row_block * row, row, fresh,
+                0, 0, 0, 0, 0, 0.0, 0.0,
+            )  # fmt: skip
+
+    def all_sums(call_address, index, worker):
         call = record_at(CALL_CUT, call_address)
-        block, rest = index % call.channel_tasks, index // call.channel_tasks
-        k_panel, g = rest % call.panels, rest // call.panels
-        c0 = block * call.channel_block
-        channels = min(call.channel_block, call.Cg * call.unfold - c0)
-        vectors = (min(VECTORS * W, call.Kg - k_panel * VECTORS * W) + W - 1) // W
-        phases, channel = call.stride_h * call.phases_w, call.plane * item
-        columns = call.S // call.unfold
-        taps = call.R * columns
-        sums = call.workspace + call.sums_at + ((g * call.panels + k_panel) * taps * call.channels + c0) * panel_row
-        pixels = (call.P - 1) * call.pitch + call.Q
-        for i in range(call.images):
-            x = call.workspace + i * call.x_image + (g * phases * call.channels + c0) * channel
-            grad = call.workspace + call.grad_at + ((i * call.groups + g) * call.panels + k_panel) * call.grad_image
-            for m in range(0, pixels, call.chunk):
-                depth = min(call.chunk, pixels - m)
-                fresh = call.first_image + i == 0 and m == 0
-                for tap in range(taps):
-                    h, w = tap // columns * call.dilation_h, tap % columns * call.dilation_w
-                    phase = h % call.stride_h * call.phases_w + w % call.stride_w
-                    shift = h // call.stride_h * call.pitch + w // call.stride_w + m
-                    multiply(
-                        vectors, channels, x + phase * call.channels * channel + shift * item, channel,
-                        panel * channel, item, grad + m * panel_row, panel_row, depth,
-                        sums + tap * call.channels * panel_row, panel_row, fresh, 0, 0, 0, 0, 0, 0.0, 0.0,
-                    )  # fmt: skip
+        row_task, rest = index % call.row_tasks, index // call.row_tasks
+        vector_task, g = rest % call.vector_tasks, rest // call.vector_tasks
+        row0, vector0 = row_task * call.row_block, vector_task * call.vector_block
+        rows = min(call.row_block, call.rows - row0)
+        vectors = min(call.vector_block, call.vectors - vector0)
+        own = call.workspace + worker * call.worker_bytes
+        grad, sums = own + call.grad_at, own + call.sums_at
+        block = call.row_block * call.taps * W * item  # sums of one vector of filters
+        for n in range(call.N):
+            x = call.x + n * call.x_n + g * call.Cg * call.x_c
+            grad_n = call.residual + n * call.residual_n + g * call.Kg * call.residual_k
+            for p0 in range(0, call.P, call.slab):
+                here, x_row = own, call.plane * item
+                if call.in_place:
+                    here, x_row = x + row0 * call.x_c + p0 * call.x_h, call.x_c
+                else:
+                    copy_input(call, own, x, p0, row0, rows)
+                pixels = (min(call.slab, call.P - p0) - 1) * call.pitch + call.Q
+                vector = vector0
+                while vector < vector0 + vectors:
+                    width = width_of(vector0 + vectors - vector)
+                    filters = min(width * W, call.Kg - vector * W)
+                    chunk = call.chunk // width
+                    chunks = (pixels + chunk - 1) // chunk
+                    chunk = (pixels + chunks - 1) // chunks
+                    grad_k = grad_n + vector * W * call.residual_k
+                    for m in range(0, pixels, chunk):
+                        depth = min(chunk, pixels - m)
+                        copy_grad(call, grad, width * W * item, grad_k, filters, p0 * call.pitch + m, depth)
+                        multiply_taps(
+                            call, width, rows, here, x_row, m, call.row_block * call.plane * item, grad, depth,
+                            sums + (vector - vector0) * block, n == 0 and p0 == 0 and m == 0,
+                        )  # fmt: skip
+                    vector += width
+        vector = vector0
+        while vector < vector0 + vectors:
+            width = width_of(vector0 + vectors - vector)
+            filters = min(width * W, call.Kg - vector * W)
+            to = call.w + (g * call.Kg + vector * W) * call.w_k
+            first, lines = row0 * call.taps, rows * call.taps
+            store_panel(call, sums + (vector - vector0) * block, width * W * item, to, filters, first, lines, grad)
+            vector += width
 
-    return task_loop(accumulate)
-
-
-def build_store(dtype_name):
-    """Task: the finished sums of one panel of filters, put in their places in grad_w."""
-    t = Types(dtype_name)
-    W, item, panel_row = t.W, t.item, t.panel_row
-    read_sum, write = t.read_sum, t.write
-
-    def store_panel(call_address, index, worker):
-        call = record_at(CALL_CUT, call_address)
-        k_panel, g = index % call.panels, index // call.panels
-        filters = min(VECTORS * W, call.Kg - k_panel * VECTORS * W)
-        columns = call.S // call.unfold
-        sums = call.workspace + call.sums_at + index * call.R * columns * call.channels * panel_row
-        grad_w = call.w + (g * call.Kg + k_panel * VECTORS * W) * call.w_k
-        for c in range(call.Cg):
-            for r in range(call.R):
-                for s in range(call.S):
-                    tap, channel = (r, c * call.S + s) if call.unfold == call.S else (r * columns + s, c)
-                    here = grad_w + c * call.w_c + r * call.w_r + s * call.w_s
-                    line = sums + (tap * call.channels + channel) * panel_row
-                    for k in range(filters):
-                        write(here + k * call.w_k, read_sum(line + k * item))
-
-    return task_loop(store_panel)
+    return task_loop(all_sums)
 
 
 # How a problem is cut.
@@ -257,33 +374,68 @@ def build_store(dtype_name):
 
 @lru_cache(maxsize=1024)
 def cuts(problem, threads):
-    """The numbers of CUTS but the first, and the bytes of workspace in all."""
-    item = problem.accumulate.itemsize
-    width = VECTORS * lanes(problem.accumulate)
-    panel_row = width * item
-    tallest = max(tile_rows(vectors) for vectors in (1, 2, 3))
-    panels = ceil(problem.Kg / width)
-    unfold = problem.S if unfolds(problem) else 1
-    channels = ceil(problem.Cg * unfold / tallest) * tallest
-    phases_w = 1 if unfold > 1 else problem.stride[1]
-    pitch = problem.Q + (0 if unfold > 1 else reach(problem, 1))
-    plane = (problem.P + reach(problem, 0)) * pitch
-    x_image = problem.groups * problem.stride[0] * phases_w * channels * plane * item
-    grad_image = problem.P * pitch * panel_row
-    sums = problem.groups * panels * problem.R * (problem.S // unfold) * channels * panel_row
-    one_image = x_image + problem.groups * panels * grad_image
-    images = min(problem.N, max(1, (WORKSPACE - sums) // one_image))
+    """The numbers of CUTS, and the bytes of workspace in all."""
+    item, mode = problem.accumulate.itemsize, mode_of(problem)
+    vectors = ceil(problem.Kg / lanes(problem.accumulate))
+    tallest = max(tile_rows(width) for width in (1, 2, 3))
+    copies_h, copies_w, met, rows, taps = copies_of(problem, mode)
+    row_block, vector_block = blocks_of(problem, threads, mode, met, rows, taps, vectors, tallest)
 
-    tasks = ceil(TASKS_PER_THREAD * threads / (panels * problem.groups)) if threads > 1 else 1
-    channel_block = ceil(channels / (tasks * tallest)) * tallest
-    chunk = target.cache_bytes(1) * 3 // 4 // panel_row
-    grad_at = lines(images * x_image)
-    sums_at = grad_at + lines(images * problem.groups * panels * grad_image)
+    pitch = problem.Q + (reach(problem, 1) if mode == SHIFTED else 0)
+    below = 0 if mode == WINDOWS else reach(problem, 0)
+    slab = target.cache_bytes(2) // 2 // (row_block * met * pitch * item) - below
+    slab = ceil(problem.P / ceil(problem.P / max(1, min(problem.P, slab))))
+    plane = (slab + below) * pitch
+    vector = lanes(problem.accumulate) * item
+    chunk = target.cache_bytes(1) * 3 // 4 // vector
+    grad_at = lines((1 if mode == WINDOWS else copies_h * copies_w) * row_block * plane * item + SLACK * item)
+    sums_at = grad_at + lines((chunk + SLACK * VECTORS) * vector)
+    worker_bytes = lines(sums_at + vector_block * row_block * taps * vector)
     numbers = (
-        images, unfold, phases_w, panels, channels, channel_block, ceil(channels / channel_block), pitch, plane, chunk,
-        x_image, grad_at, grad_image, sums_at,
+        mode, copies_h, copies_w, taps, rows, row_block, ceil(rows / row_block), vectors, vector_block,
+        ceil(vectors / vector_block), pitch, slab, plane, chunk, grad_at, sums_at, worker_bytes,
     )  # fmt: skip
-    return numbers, sums_at + sums + 64
+    return numbers, max(threads, 1) * worker_bytes + 64
+
+
+def mode_of(problem) -> int:
+    """How x is copied."""
+    if problem.Cg < panel_rows():
+        return WINDOWS
+    return COLUMNS if reach(problem, 1) > 0.08 * problem.Q and problem.Kg >= 64 else SHIFTED
+
+
+def copies_of(problem, mode):
+    """Copies of a channel by row and by column, those of them that a tap reads, rows of tiles in all, and taps."""
+    R, S, (stride_h, stride_w) = problem.R, problem.S, problem.stride
+    if mode == WINDOWS:
+        return R, S, 1, problem.Cg * R * S, 1
+    met_h = len({r * problem.dilation[0] % stride_h for r in range(R)})
+    if mode == COLUMNS:
+        return stride_h, S, met_h * S, problem.Cg, R * S
+    met_w = len({s * problem.dilation[1] % stride_w for s in range(S)})
+    return stride_h, stride_w, met_h * met_w, problem.Cg, R * S
+
+
+def blocks_of(problem, threads, mode, met, rows, taps, vectors, tallest):
+    """Rows and vectors of a task: the split that is predicted to be the fastest."""
+
+    def blocks(count, least):
+        """Every size of block that makes another number of them, up to several for each thread."""
+        units = ceil(count / least)
+        return sorted({ceil(units / parts) * least for parts in range(1, min(units, 4 * threads) + 1)}, reverse=True)
+
+    def cycles(row_block, vector_block):
+        panels = ceil(vector_block / VECTORS)
+        narrow = NARROW[ceil(vector_block / panels)]
+        multiplied = row_block * taps * vector_block / 2 * narrow
+        read = 1 if mode == WINDOWS else problem.stride[0] * problem.stride[1]
+        copied = row_block * (read * READ + met * (COPIED + COPIED_ROW / problem.Q))
+        copied += vector_block * lanes(problem.accumulate) * TRANSPOSED
+        tasks = problem.groups * ceil(rows / row_block) * ceil(vectors / vector_block)
+        return (ceil(tasks / threads) + UNEVEN) * (multiplied + copied)
+
+    return min(product(blocks(rows, tallest), blocks(vectors, 1)), key=lambda sizes: cycles(*sizes))
 
 
 def reach(problem, axis) -> int:
@@ -292,21 +444,17 @@ def reach(problem, axis) -> int:
     return (window - 1) * problem.dilation[axis] // problem.stride[axis]
 
 
-def unfolds(problem) -> bool:
-    """Whether each column of taps gets a copy of x: where channels are few, or where filling would cost over 8 %."""
-    if problem.S == 1:
-        return False
-    return problem.Cg < panel_rows() or (reach(problem, 1) > 0.08 * problem.Q and problem.Kg >= 64)
-
-
 def lines(count):
     """Bytes in whole cache lines."""
     return -(-count // 64) * 64
 
 
-@lru_cache(maxsize=256)
-def loops(dtype_name):
-    return [compiled(build, dtype_name) for build in (build_copy_input, build_copy_grad, build_multiply, build_store)]
+def lies_in_place(problem, mode, x) -> bool:
+    """Whether x can be read as if it were its own copy, the rows that fill up the last tile included."""
+    item = problem.accumulate.itemsize
+    plain = problem.stride == (1, 1) and problem.padding == ((0, 0), (0, 0)) and mode == SHIFTED
+    dense = x.strides[2:] == (problem.W * item, item) and x.itemsize == item
+    return plain and dense and problem.Cg % max(tile_rows(width) for width in (1, 2, 3)) == 0
 
 
 def why_not(problem, device):
@@ -320,8 +468,8 @@ def workspace_bytes(problem, device):
 
 def predicted_seconds(problem, device):
     """Whole tiles at 60 GFLOP/s a thread: few filters or channels per group waste most of a tile."""
-    width = VECTORS * lanes(problem.accumulate)
-    rows = problem.Cg * (problem.S if unfolds(problem) else 1)
+    width = lanes(problem.accumulate)
+    rows = problem.Cg * (problem.R * problem.S if mode_of(problem) == WINDOWS else 1)
     filled = ceil(problem.Kg / width) * width / problem.Kg * ceil(rows / panel_rows()) * panel_rows() / rows
     return 40e-6 + 2 * problem.macs * filled / (60e9 * device.threads)
 
@@ -329,14 +477,12 @@ def predicted_seconds(problem, device):
 def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):
     """Write the weight gradient into grad_w (K, C/groups, R, S), from x (N, C, H, W) and grad_y (N, K, P, Q)."""
     numbers, _ = cuts(problem, device.threads)
-    copy_input, copy_grad, multiply, store_sums = loops(problem.dtype.name)
-    images, unfold, _, panels, _, _, channel_tasks, *_ = numbers
-    fixed = problem_fields(problem)
-    for first in range(0, problem.N, images):
-        count = min(images, problem.N - first)
-        fields = fixed + struct.pack(f"{len(CUTS)}q", first, count, *numbers[1:])
-        call = pack_call(fields, x, grad_w, x, None, grad_y, workspace)
-        run_tasks(copy_input, call, count * problem.C * unfold, device.threads)
-        run_tasks(copy_grad, call, count * problem.groups * panels, device.threads)
-        run_tasks(multiply, call, problem.groups * panels * channel_tasks, device.threads)
-    run_tasks(store_sums, call, problem.groups * panels, device.threads)
+    cut = dict(zip(CUTS, numbers))
+    in_place = lies_in_place(problem, cut["mode"], x)
+    run_q, run_pitch = problem.Q, cut["pitch"]
+    if run_pitch == run_q and grad_y.strides[2] == problem.Q * grad_y.strides[3]:
+        run_q = run_pitch = problem.P * problem.Q  # an image's rows are one
+    fields = problem_fields(problem) + struct.pack(f"{len(CUTS + FOUND)}q", *numbers, in_place, run_q, run_pitch)
+    call = pack_call(fields, x, grad_w, x, None, grad_y, workspace)
+    tasks = problem.groups * cut["row_tasks"] * cut["vector_tasks"]
+    run_tasks(compiled(build_task, problem.dtype.name), call, tasks, device.threads)

@@ -51,6 +51,36 @@ def test_every_kernel_can_be_measured_by_itself(tmp_path):
     assert all(row["kernel"] == row["candidate"] for row in rows if row["candidate"] in alone)
 
 
+@pytest.mark.parametrize("gradient", cases.GRADIENTS)
+def test_gradients_are_measured_beside_pytorchs(gradient, tmp_path):
+    pytest.importorskip("torch")
+    suite, layer = f"resnet50-{gradient}", "8x2048x7x7-512-1x1"
+    done = run("cpu", "--backward", "--suite", suite, "--case", layer, "--rounds", "1", "--output", tmp_path)
+    assert done.exit_code == 0, done.output
+    rows = {r["candidate"]: r for r in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    assert rows.keys() == {ours.shown(suite), "PyTorch NCHW", "PyTorch channels_last"}
+    assert all(row["error"] < 5e-6 and row["median_s"] > 0 for row in rows.values())
+    assert rows[ours.shown(suite)]["kernel"].startswith("numba_cpu.")
+    assert "geometric mean" in done.output
+    assert f"{suite}-advantage" in (tmp_path / "report.html").read_text()
+
+
+def test_a_wrong_gradient_gets_no_time_and_fails_the_run(tmp_path, monkeypatch):
+    honest = ours.convlib.conv2d_weight_grad
+
+    def off_by_one(x, grad_y, shape, *, out, **keywords):
+        honest(x, grad_y, shape, out=out, **keywords)
+        out[..., -1] = 0
+
+    monkeypatch.setattr(ours.convlib, "conv2d_weight_grad", off_by_one)
+    small = ["--suite", "resnet50-weight-grad", "--case", "8x2048x7x7-512-1x1", "--no-peers", "--rounds", "1"]
+    done = run("cpu", *small, "--output", tmp_path)
+    assert done.exit_code != 0
+    (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert row["median_s"] is None
+    assert "against float64" in row["status"]
+
+
 def test_further_measurements_join_the_report(tmp_path, monkeypatch):
     monkeypatch.setattr(startup, "measure", lambda: {"import numpy": 0.1})
     run("cpu", *SMALL, "--output", tmp_path)
@@ -76,3 +106,6 @@ def test_wrong_options_are_explained(arguments, message):
 def test_quick_has_every_suite_and_each_case_exists():
     chosen = {(case.suite, case.name) for case in cases.quick_cases()}
     assert chosen == {(suite, name) for suite, names in cases.QUICK.items() for name in names}
+    gradients = cases.quick_cases(cases.gradient_suites())
+    assert {case.suite for case in gradients} == set(cases.gradient_suites())
+    assert len(gradients) == 2 * sum(len(cases.QUICK[network]) for network in cases.GRADIENT_NETWORKS)

@@ -32,6 +32,17 @@ def test_exact_results_are_the_definition(name):
     np.testing.assert_allclose(gate.exact(case, operands), wanted, rtol=1e-12, atol=1e-12 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("pass_", ["input_grad", "weight_grad"])
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if "filter" not in name])
+def test_exact_gradients_are_the_definition(name, pass_):
+    x, w, keywords = PROBLEMS[name]
+    case = cases.Case("any-" + pass_.replace("_", "-"), name, make_problem(x, w, "float32", pass_=pass_, **keywords))
+    operands = cases.operands(case)
+    first, second = (operands.grad_y, operands.w) if pass_ == "input_grad" else (operands.x, operands.grad_y)
+    wanted = getattr(reference, pass_)(case.problem, first, second)
+    np.testing.assert_allclose(gate.exact(case, operands), wanted, rtol=1e-12, atol=1e-12 * np.abs(wanted).max())
+
+
 def test_both_ways_to_an_exact_result_are_taken():
     ways = {gate.is_large_filter(case_of(name).problem) for name in PROBLEMS}
     assert ways == {True, False}

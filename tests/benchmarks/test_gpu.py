@@ -98,3 +98,18 @@ def test_ncu_sees_one_call_after_the_one_that_compiles(monkeypatch):
         ("article_mnist_cnn:2x64x5x5-64-3x3", (2, 64, 5, 5), "cupy_raw.tiled", "cupy_raw.tiled"),
         "call", "wait", "start", "call", "wait", "stop",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pass_", "node", "operands"),
+    [("input_grad", "CONV_DGRAD", {"grad_y", "w"}), ("weight_grad", "CONV_WGRAD", {"grad_y", "x"})],
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_gradient_has_its_own_node_operands_and_result(pass_, node, operands, channels_last):
+    problem = make_problem((2, 6, 9, 8), (4, 3, 3, 2), "float32", padding=((1, 0), (2, 3)), groups=2, pass_=pass_)
+    graph, tensors = graph_of(problem, channels_last)
+    assert [n["type"] for n in graph["nodes"]] == [node]
+    assert graph["nodes"][0]["params"]["post_padding"] == [0, 3]
+    assert set(tensors) == operands | {"y"}
+    assert list(tensors["y"].get_dim()) == list(problem.operand_shapes[2])
+    assert list(tensors["y"].get_stride()) == gpu.strides(problem.operand_shapes[2], channels_last)

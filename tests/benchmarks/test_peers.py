@@ -36,6 +36,15 @@ def test_layer_peers_compute_the_layer(name, layer):
     assert error < 1e-3 if name == "MNN" else error < 5e-6
 
 
+@pytest.mark.parametrize("gradient", cases.GRADIENTS)
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("name", peers.GRADIENT_PEERS)
+def test_gradient_peers_compute_the_gradient(name, layer, gradient):
+    x, w, keywords = LAYERS[layer]
+    problem = make_problem(x, w, "float32", pass_=cases.GRADIENTS[gradient], **keywords)
+    assert run(name, f"any-{gradient}", cases.Case(f"any-{gradient}", layer, problem)) < 5e-6
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("window", [3, 11])
 @pytest.mark.parametrize("name", peers.FILTER_PEERS)

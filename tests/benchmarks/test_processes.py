@@ -1,5 +1,7 @@
 """The measurements in new processes give numbers of the thing they claim to measure. No test here judges a time."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,12 @@ from convlib.problem import make_problem
 def test_every_ceiling_belongs_to_a_measurement(monkeypatch):
     monkeypatch.setattr(startup, "run", lambda code, **environment: 2.0 if "numba" in code else 1.0)
     monkeypatch.setattr(startup, "call_seconds", lambda: {"kernel": 1.0, "plan": 3.0, "conv2d": 7.0})
+    monkeypatch.setattr(startup, "medians", lambda calls: {name: 5.0 * i for i, name in enumerate(calls)})
     measured = startup.measure()
+    if find_spec("torch") is None:
+        measured |= {name: 0.0 for name in startup.CEILINGS if "torch" in name}
+    else:
+        assert measured["convlib.torch.conv2d with gradient, beyond conv2d"] == 10.0
     assert set(startup.CEILINGS) <= set(measured)
     assert measured["plan, beyond the kernel"] == 2.0
     assert measured["conv2d, beyond the kernel"] == 6.0

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from benchmarks import cases, gate, results
-from benchmarks.ours import CONV2D, FAST_PLAN, PLAN
+from benchmarks.ours import CONV2D, FAST_PLAN, PLAN, shown
 
 
 def row(case, candidate, seconds, error=1e-7, **columns):
@@ -53,6 +53,15 @@ def test_one_slow_layer_fails_a_bar_and_is_named(vgg):
     found = {v.bar.against: v for v in results.verdicts(results_of(*rows, row(slow, PLAN, 2.0)))}
     assert not found["accurate peers"].met
     assert found["accurate peers"].worst_case == slow.name
+
+
+@pytest.mark.parametrize("suite", cases.gradient_suites())
+def test_the_gradients_have_bars_of_their_own(suite):
+    times = {shown(suite): 1.0, "PyTorch NCHW": 1.5, "PyTorch channels_last": 1.15}
+    chosen = cases.cases(suite)
+    (found,) = results.verdicts(results_of(*(row(case, n, t) for case in chosen for n, t in times.items())))
+    assert (found.mean, found.cases) == (pytest.approx(1.15), len(chosen))
+    assert found.met == (suite.endswith("weight-grad"))
 
 
 def test_no_bar_is_judged_on_a_selection(vgg):

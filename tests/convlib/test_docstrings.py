@@ -17,7 +17,7 @@ MODULES = (
     "convlib.signal",
 )
 
-NEEDING = {"convlib.torch": "torch", "convlib.jax": "jax", "convlib.onnx": "onnx"}
+NEEDING = {"convlib.torch": "torch", "convlib.jax": "jax", "convlib.onnx": "onnx", "convlib.dask": "dask"}
 
 
 @pytest.mark.parametrize("name", [*MODULES, *NEEDING])

@@ -76,6 +76,69 @@ def test_transposed_gradients_of_both_orders_agree_with_finite_differences(param
     assert torch.autograd.gradgradcheck(lambda *a: conv_transpose2d(*a, **parameters), small, fast_mode=True)
 
 
+def passed_by(monkeypatch):
+    """Let the operators' dispatcher be counted: the names of those that a call went through."""
+    seen = []
+
+    class Counted:
+        def __getattr__(self, name):
+            seen.append(name)
+            return getattr(torch.ops.convlib, name)
+
+    monkeypatch.setattr(convlib.torch, "OPS", Counted())
+    return seen
+
+
+def test_a_plain_call_goes_past_the_operator_with_the_same_bits(monkeypatch):
+    results = []
+    for watched in (convlib.torch.watched, lambda *tensors: True):
+        monkeypatch.setattr(convlib.torch, "watched", watched)
+        seen = passed_by(monkeypatch)
+        for function, transposed in ((conv2d, False), (conv_transpose2d, True)):
+            arguments = tensors(transposed=transposed)
+            y = function(*arguments, stride=2, padding=1)
+            assert seen == ([] if len(results) < 2 else [function.__name__])
+            y.square().sum().backward()
+            seen.clear()
+            results.append([y.detach(), *(t.grad for t in arguments)])
+    for ours, operators in zip(results[:2], results[2:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, operators, strict=True))
+
+
+class Tagged(torch.Tensor):
+    """A subclass, which may want to see every operator."""
+
+
+class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        return function(*arguments, **(keywords or {}))
+
+
+WATCHERS = {
+    "autocast": lambda call, x: in_context(torch.autocast("cpu", torch.bfloat16), call, x),
+    "a dispatch mode": lambda call, x: in_context(Seen(), call, x),
+    "a function mode": lambda call, x: in_context(torch.device("cpu"), call, x),
+    "the profiler": lambda call, x: in_context(torch.profiler.profile(), call, x),
+    "vmap": lambda call, x: torch.func.vmap(call)(x[None]),
+    "a tracer": lambda call, x: torch.jit.trace(call, x, check_trace=False),
+    "a subclass": lambda call, x: call(x.as_subclass(Tagged)),
+    "forward derivatives": lambda call, x: in_context(torch.autograd.forward_ad.dual_level(), call, x),
+    "another device": lambda call, x: call(x.to("meta")),
+}
+
+
+def in_context(context, call, x):
+    with context:
+        return call(x)
+
+
+@pytest.mark.parametrize("watcher", WATCHERS)
+def test_whoever_watches_sees_the_operator(watcher, monkeypatch):
+    seen = passed_by(monkeypatch)
+    WATCHERS[watcher](lambda x: conv2d(x, torch.ones(1, 1, 2, 2, device=x.device)), torch.ones(1, 1, 4, 4))
+    assert set(seen) == {"conv2d"}
+
+
 def grad_y():
     return torch.randn(2, 6, 4, 6, dtype=torch.float64)
 

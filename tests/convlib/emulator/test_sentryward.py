@@ -133,6 +133,8 @@ def test_every_kernel_is_proved_free_of_races(name, case, tmp_path):
 # The matrix product of cupy_raw.winograd_batched is im2col's.
 LAUNCH_WITH_BARRIERS = {
     "numba_cuda.tiled": 0,
+    "numba_cuda.weight_grad": 0,
+    "numba_cuda.weight_grad_direct": 0,
     "cupy_raw.tiled": 0,
     "cupy_raw.im2col": 2,
     "cupy_raw.implicit_gemm": 1,

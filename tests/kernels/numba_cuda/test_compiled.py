@@ -1,6 +1,7 @@
 """The Numba CUDA kernels compiled for every target, from the launches that their own launchers make: no GPU needed."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from tests.kernels.cupy_raw.machine_code import main_loop, multiply_share
 pytest.importorskip("cuda.bindings.nvjitlink", reason="nvJitLink is not installed (extra cuda13)")
 pytestmark = pytest.mark.skipif(device.simulating(), reason="Numba simulates CUDA in this process")
 
-KERNELS = ("direct", "tiled", "im2col")
-MULTIPLY_SHARE = {"tiled": 0.75, "im2col": 0.85}  # of the main loop; sm_90 and sm_100 have the least, 0.78 and 0.86
+FORWARD, BACKWARD = ("direct", "tiled", "im2col"), ("weight_grad", "weight_grad_direct")
+KERNELS = FORWARD + BACKWARD
+# Of the main loop; sm_90 and sm_100 have the least, 0.78, 0.86 and 0.85.
+MULTIPLY_SHARE = {"tiled": 0.75, "im2col": 0.85, "weight_grad": 0.84}
 TYPICAL = Case(
     "typical", (2, 64, 28, 28), (128, 64, 3, 3), {"padding": 1, "activation": "relu"}, bias=True, residual=True
 )
@@ -34,9 +37,12 @@ def launches_of(name, case, target):
     x, w, bias, residual = (arrays.as_storage(view) for view in logical_arrays(case, x, w, bias, residual))
     y = arrays.as_storage(out.transpose(operations.FROM_LAYOUT[problem.layout]))
     kernel = kernel_named(name)
+    operands = (x, w, y, bias, residual)
+    if name in BACKWARD:
+        problem, operands = replace(problem, pass_="weight_grad"), (x, y, w)
     workspace = np.empty(kernel.workspace_bytes(problem, gpu), np.uint8)
     with recording() as launches:
-        kernel.run(problem, gpu, x, w, y, bias, residual, workspace)
+        kernel.run(problem, gpu, *operands, workspace=workspace)
     return launches
 
 
@@ -61,16 +67,17 @@ def assert_fits(launch, target):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", KERNELS)
 def test_compiles_for_every_target_without_spills_or_double_precision(name, target):
-    launches = launches_of(name, TYPICAL, target)
+    launches, cubins = launches_of(name, TYPICAL, target), []
     assert launches
     for launch in launches:
         ptx = compiling.numba_ptx(launch.kernel, signature_of(launch), target)
         assert f".target sm_{target}" in ptx
         assert ".f64" not in ptx
         assert ".local" not in ptx
-        cubin = assert_fits(launch, target)
+        cubins.append(assert_fits(launch, target))
     if name in MULTIPLY_SHARE:
-        loop = main_loop(compiling.sass(cubin))
+        product = cubins[0 if name in BACKWARD else -1]  # a weight gradient adds its splits afterwards
+        loop = main_loop(compiling.sass(product))
         assert multiply_share(loop) >= MULTIPLY_SHARE[name], loop
         assert any(re.fullmatch(r"LDS(\.U)?\.128", opcode) for opcode in loop), "weights come one by one"
 
@@ -96,7 +103,7 @@ def test_compiles_for_every_type(name, dtype):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", ["direct", "tiled"])  # im2col's product knows no window
+@pytest.mark.parametrize("name", ["direct", "tiled", *BACKWARD])  # im2col's product knows no window
 def test_compiles_for_other_windows(name, window, keywords):
     case = Case("window", (1, 16, 56, 56), (64, 16, *window), keywords)
     for launch in launches_of(name, case, 80):

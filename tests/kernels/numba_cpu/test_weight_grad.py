@@ -1,0 +1,119 @@
+"""The CPU weight gradient, in every way that it copies and cuts: exact sums of small integers."""
+
+import ctypes
+import mmap
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import cases, gate
+from convlib.device import Device
+from convlib.kernels.numba_cpu import weight_grad
+from convlib.problem import make_problem
+
+PROT_NONE = 0
+MODES = {weight_grad.SHIFTED: "shifted", weight_grad.COLUMNS: "columns", weight_grad.WINDOWS: "windows"}
+
+# name -> x, w, keywords, and how x comes to the micro-kernel
+PROBLEMS = {
+    "1x1, in place": ((3, 16, 9, 13), (70, 16, 1, 1), {}, "in place"),
+    "3x3 without padding, in place": ((2, 8, 11, 18), (33, 8, 3, 3), {}, "in place"),
+    "1x1 of odd channels": ((2, 13, 9, 13), (20, 13, 1, 1), {}, "shifted"),
+    "3x3 on a wide map": ((2, 16, 7, 40), (33, 16, 3, 3), {"padding": 1}, "shifted"),
+    "3x3 on a narrow map": ((2, 16, 7, 7), (70, 16, 3, 3), {"padding": 1}, "columns"),
+    "few channels": ((2, 3, 19, 23), (20, 3, 5, 3), {"padding": ((0, 3), (2, 1)), "stride": (1, 2)}, "windows"),
+    "1x1, stride 2": ((2, 16, 15, 63), (20, 16, 1, 1), {"stride": 2}, "shifted"),
+    "3x3, stride 2": ((2, 16, 13, 65), (20, 16, 3, 3), {"stride": 2, "padding": 1}, "shifted"),
+    "3x3, stride 2, narrow": ((2, 16, 14, 14), (70, 16, 3, 3), {"stride": 2, "padding": 1}, "columns"),
+    "3x3, stride 3, dilation 2": ((2, 16, 19, 70), (20, 16, 3, 3), {"stride": 3, "dilation": 2}, "shifted"),
+    "groups": ((2, 24, 9, 50), (40, 12, 3, 3), {"groups": 2, "padding": 1}, "shifted"),
+    "depthwise": ((2, 6, 9, 20), (6, 1, 3, 3), {"groups": 6, "padding": 1}, "windows"),
+    "large": ((1, 160, 70, 90), (24, 160, 3, 3), {"padding": 1}, "shifted"),
+}
+
+
+def integers(shape, seed):
+    return np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
+
+
+def computed(problem, x, grad_y, threads=2):
+    place = Device("cpu", threads=threads)
+    workspace = np.full(weight_grad.workspace_bytes(problem, place), 255, np.uint8)  # NaN, where it is read too early
+    grad_w = np.full(problem.w_shape, np.nan, np.float32)
+    weight_grad.run(problem, place, x, grad_y, grad_w, workspace=workspace)
+    return grad_w
+
+
+def exact(problem, x, grad_y):
+    return gate.exact(cases.Case("any", "any", problem), cases.Operands(x, np.zeros(problem.w_shape), None, grad_y))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_way_is_taken_and_exact(name, threads):
+    x, w, keywords, way = PROBLEMS[name]
+    problem = make_problem(x, w, "float32", pass_="weight_grad", **keywords)
+    x, grad_y = integers(x, 0), integers(problem.y_shape, 1)
+    mode = weight_grad.mode_of(problem)
+    assert ("in place" if weight_grad.lies_in_place(problem, mode, x) else MODES[mode]) == way
+    np.testing.assert_array_equal(computed(problem, x, grad_y, threads), exact(problem, x, grad_y))
+
+
+@pytest.fixture
+def small_caches(monkeypatch):
+    weight_grad.cuts.cache_clear()
+    monkeypatch.setattr(weight_grad.target, "cache_bytes", {1: 4 << 10, 2: 40 << 10}.__getitem__)
+    yield
+    weight_grad.cuts.cache_clear()
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_slabs_and_chunks_change_nothing(name, small_caches):
+    x, w, keywords, _ = PROBLEMS[name]
+    problem = make_problem(x, w, "float32", pass_="weight_grad", **keywords)
+    cut = dict(zip(weight_grad.CUTS, weight_grad.cuts(problem, 2)[0], strict=True))
+    assert cut["slab"] < problem.P or cut["chunk"] < cut["slab"] * cut["pitch"]
+    x, grad_y = integers(x, 0), integers(problem.y_shape, 1)
+    np.testing.assert_array_equal(computed(problem, x, grad_y), exact(problem, x, grad_y))
+
+
+@pytest.mark.parametrize("strides", ["reversed", "columns apart", "channels last"])
+def test_any_strides_are_read(strides):
+    problem = make_problem((2, 16, 9, 13), (18, 16, 1, 1), "float32", pass_="weight_grad")
+    x, grad_y = integers(problem.x_shape, 0), integers(problem.y_shape, 1)
+    wanted = exact(problem, x, grad_y)
+    for array in (x, grad_y):
+        before = array.copy()
+        if strides == "reversed":
+            view = array[:, :, ::-1, ::-1]
+            view[:] = before
+        elif strides == "columns apart":
+            view = np.full((*array.shape[:3], 3 * array.shape[3]), np.nan, np.float32)[..., ::3]
+            view[:] = before
+        else:
+            view = np.ascontiguousarray(before.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+        x, grad_y = (view, grad_y) if array is x else (x, view)
+    np.testing.assert_array_equal(computed(problem, x, grad_y), wanted)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no mprotect")
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_nothing_is_read_behind_the_arrays(name):
+    """Both operands end where a page ends behind which nothing may be read: a read there ends the process."""
+    x_shape, w, keywords, _ = PROBLEMS[name]
+    problem = make_problem(x_shape, w, "float32", pass_="weight_grad", **keywords)
+    x, grad_y = (before_a_guard(integers(shape, seed)) for seed, shape in enumerate((x_shape, problem.y_shape)))
+    np.testing.assert_array_equal(computed(problem, x, grad_y), exact(problem, x, grad_y))
+
+
+def before_a_guard(array):
+    """A copy of `array` that ends at the end of a page, the next one without any right to it."""
+    pages = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, pages + mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(start + pages), mmap.PAGESIZE, PROT_NONE) == 0
+    copy = np.frombuffer(memory, array.dtype, array.size, pages - array.nbytes).reshape(array.shape)
+    copy[:] = array
+    return copy
