@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -145,6 +147,16 @@ def gpu_through_numba(index):
         device.MULTIPROCESSOR_COUNT,
         device.MAX_SHARED_MEMORY_PER_BLOCK,
     )
+
+
+@cache
+def has_driver() -> bool:
+    """Whether NVIDIA's driver can be loaded: asked before a GPU library, which takes longer to import."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 DRIVER = Path("/proc/driver/nvidia/version")

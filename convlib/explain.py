@@ -169,7 +169,10 @@ def shape_of(array):
 
 
 def kernels() -> tuple[KernelFacts, ...]:
-    """Every listed kernel with the first line of its account and what is on record; reads files, imports no kernel."""
+    """Every listed kernel with the first line of its account and what is on record.
+
+    Reads files and imports no kernel; where there is a driver for GPUs, it imports a library to ask for their names.
+    """
     from .verification import records
 
     found = records.found_of(dispatch.KERNELS, visible_gpus())
@@ -234,6 +237,8 @@ def processor_name() -> str:
 
 def visible_gpus() -> list[Device]:
     """The CUDA devices that an installed GPU library can see; none where there is no driver."""
+    if not device.has_driver():
+        return []
     if dispatch.installed("cupy"):
         import cupy
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.signal import convolve2d, correlate2d
 
 import convlib
-from convlib import UnsupportedError, conv2d
+from convlib import UnsupportedError, conv2d, device
 from convlib.kernels import reference
 from convlib.problem import make_problem
 
@@ -425,8 +425,8 @@ def test_a_forced_kernel_that_cannot_run_says_why():
 
 
 def test_a_forced_algorithm_is_an_error_if_no_kernel_has_that_name():
-    with pytest.raises(ValueError, match="^algorithm: one of 'auto', 'direct'.* needed, got 'fft'$"):
-        conv2d(X, W, algorithm="fft")
+    with pytest.raises(ValueError, match="^algorithm: one of 'auto', 'direct'.* needed, got 'fourier'$"):
+        conv2d(X, W, algorithm="fourier")
 
 
 def test_workspace_limit_counts_the_padded_input():
@@ -523,4 +523,6 @@ def test_import_loads_no_heavy_package(statement):
     code = f"import sys; {statement}; print(*sorted(n for n in sys.modules if '.' not in n))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"numba", "llvmlite", "numba_cuda", "cupy", "torch", "jax", "scipy", "rich", "click", "matplotlib"}
+    if "kernels()" in statement and device.has_driver():  # then a GPU library says which cards there are
+        heavy -= {"numba", "llvmlite", "numba_cuda", "cupy"}
     assert not heavy & set(done.stdout.split())
