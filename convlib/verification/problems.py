@@ -64,6 +64,7 @@ TINY = (
     Case("dilation_and_stride", (1, 1, 12, 11), (2, 1, 3, 2), {"dilation": 2, "stride": 2, "padding": 1}),
     Case("groups", (1, 6, 5, 5), (4, 3, 3, 3), {"groups": 2, "padding": 1}, bias=True),
     Case("depthwise", (2, 5, 6, 7), (5, 1, 3, 3), {"groups": 5, "padding": 1}),
+    Case("depthwise_one_image", (1, 3, 7, 6), (3, 1, 3, 3), {"groups": 3, "stride": 2, "padding": 1}),
     Case("depthwise_float16", (1, 5, 9, 21), (5, 1, 3, 3), {"groups": 5, "padding": 1, "stride": 2}, dtype="float16"),
     Case("depthwise_stride_2_two_filters", (1, 3, 7, 7), (6, 1, 3, 3), {"groups": 3, "stride": 2, "padding": 1}),
     Case("flipped", (1, 2, 5, 4), (2, 2, 3, 2), {"flip_kernel": True}),
@@ -121,8 +122,11 @@ LARGE = (
 PAST_EVERY_TILE = ("many_channels", "nhwc_wide", "groups_wide", "depthwise_wide")
 MOST_TAPS = 200_000  # for which the reference takes a few seconds
 # For --quick: one and two images, both layouts, groups, strides, and sizes under and past a tile.
-QUICK = ("one_output", "3x3_same", "nhwc", "depthwise", "depthwise_stride_2_two_filters", "first_layer", "nhwc_wide")
-QUICK_EMULATED = ("3x3_same", "nhwc", "depthwise", "groups")
+QUICK = (
+    "one_output", "3x3_same", "nhwc", "depthwise", "depthwise_one_image", "depthwise_stride_2_two_filters",
+    "first_layer", "nhwc_wide",
+)  # fmt: skip
+QUICK_EMULATED = ("3x3_same", "nhwc", "depthwise", "depthwise_one_image", "groups")
 
 
 def cases_for(kind, dtype, extent="full") -> list[Case]:
