@@ -80,6 +80,7 @@ def test_a_file_of_other_weights_is_named(folder, tmp_path):
     assert printed.splitlines()[-1].startswith(f"--weights: {other} does not hold this network's weights: ")
 
 
+@needs_keras
 def test_frozen_convolutions_do_not_learn_and_unfrozen_ones_do(weights, folder):
     program = f"""
         import os
