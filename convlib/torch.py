@@ -392,7 +392,7 @@ def watched(*tensors) -> bool:
     """Whether something beside autograd must see the operator itself, or works through it.
 
     A compiler or tracer, a transform of torch.func, a mode, the profiler, autocast, a tensor subclass, forward
-    derivatives, or a device that has no kernels.
+    derivatives, a view that the dispatcher conjugates or negates first, or a device that has no kernels.
     """
     return (
         torch.compiler.is_compiling()
@@ -409,7 +409,8 @@ def watched(*tensors) -> bool:
 
 
 def is_plain(tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter) and (tensor.is_cpu or tensor.is_cuda)
+    known = type(tensor) in (Tensor, nn.Parameter) and (tensor.is_cpu or tensor.is_cuda)
+    return known and not (tensor.is_conj() or tensor.is_neg())
 
 
 def to_record(*tensors) -> bool:
