@@ -245,11 +245,6 @@ def lanes_between(V, number, first, end):
     return (numbers >= bound(first)) & (numbers < bound(end))
 
 
-def no_lanes(V, like):
-    """A mask that is true nowhere."""
-    return zeros(V.of("i1"), like)
-
-
 def fma(a, b, c):
     """a * b + c, rounded once."""
     if "fma" in target.features() or target.vector_bytes() == 64 or target.architecture() == "aarch64":
