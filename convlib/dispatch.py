@@ -53,6 +53,7 @@ KERNELS: tuple[str, ...] = (
     "cupy_raw.winograd_fused",
     "cupy_raw.winograd_batched",
     "cupy_raw.depthwise",
+    "cupy_raw.fft",
     "cupy_raw.weight_grad",
     "cupy_raw.weight_grad_direct",
     "cupy_raw.depthwise_weight_grad",

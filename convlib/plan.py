@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import accuracy, arrays, dispatch
+from . import accuracy, arrays, dispatch, separable
 from .operations import (
     FROM_LAYOUT,
     callers_shape,
@@ -47,8 +47,11 @@ def plan(
     """A convolution with everything but the image settled: y = plan(x) equals conv2d(x, w, bias, ...).
 
     x_shape: the shape of every x to come, (N, C, H, W) or (C, H, W) in `layout`'s order. residual: whether a residual
-    will be given with each call. The other arguments and the errors are conv2d's; padding is with zeros. On the CPU the
-    plan has its own copy of the weights and bias; on a GPU it reads the caller's with every call.
+    will be given with each call. The other arguments and the errors are conv2d's; padding is with zeros.
+
+    On the CPU the plan has its own copy of the weights and bias; on a GPU it reads the caller's with every call. Where,
+    on the CPU, every window is a column times a row, it may run as two passes: then its bits are not conv2d's, but its
+    error is within `max_error`, what splitting the windows left over included.
 
     >>> import numpy as np
     >>> smooth = plan((1, 1, 4, 4), np.full((1, 1, 3, 3), 1 / 9, np.float32), padding=1)
@@ -69,8 +72,11 @@ def plan(
     )  # fmt: skip
     check_shape("bias", bias, (problem.K,))
     device = device_for(library, w, backend)
-    chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit, planned=True)
-    weights = arrays.as_storage(weights_view(library.view(w, "w"), weight_layout, flip_kernel))
+    weights = weights_view(library.view(w, "w"), weight_layout, flip_kernel)
+    asked = (backend, algorithm, max_error, workspace_limit)
+    chosen = separable.chosen(problem, device, weights, *asked, planned=True)
+    chosen = chosen or dispatch.chosen(problem, device, *asked, planned=True)
+    weights = arrays.as_storage(weights)
     bias = None if bias is None else arrays.as_storage(library.view(bias, "bias"))
     return Plan(problem, device, chosen, library, library.device(w, "w"), batched, weights, bias)
 
@@ -78,8 +84,8 @@ def plan(
 class Plan:
     """A chosen kernel with packed weights and workspace. Made by `plan`; call it with x.
 
-    name: the chosen kernel. problem: the ConvProblem. Several threads may call one plan at once; on a GPU, calls of one
-    plan share a workspace and belong on one stream at a time.
+    name: the chosen kernel, or two of them with a plus between. problem: the ConvProblem. Several threads may call one
+    plan at once; on a GPU, calls of one plan share a workspace and belong on one stream at a time.
     """
 
     def __init__(self, problem, device, chosen, library, place, batched, weights, bias):

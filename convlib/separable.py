@@ -5,64 +5,147 @@ through its largest number, multiplied, must give the kernel. Then the singular 
 column and the row whose product comes closest, and how close: what is left over is an error of the result, relative
 to its norm (for standard normal images, as accuracy.py has it), and may be no larger than the dtype's own rounding.
 
+plan.py and signal.py ask `chosen` first, and dispatch.py's list if it has none.
+
 Source: Treitel and Shanks, The design of multistage separable planar filters, 1971.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from . import accuracy, arrays, device, dispatch
+from . import accuracy, arrays, dispatch
+from .problem import ConvProblem
+from .workspace import aligned
 
 LARGEST = 1 << 16  # numbers in all kernels: decomposing more would take longer than it saves
 ROUNDINGS = 8  # of the dtype: the kernels' own, both factors' and the decomposition's; half as many were measured
 
 
-def factors(library, problem, w, options):
-    """(columns (K, 1, R, 1), rows (K, 1, 1, S)) in w's library where two passes are exact enough and faster, else None.
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One of the two convolutions: its problem, kernel and weights."""
 
-    w (K, 1, R, S). On a GPU always None: looking at w there would wait for the device.
+    problem: ConvProblem
+    chosen: dispatch.Chosen
+    w: Any
+
+    def packed(self, place, memory):
+        """The weights as its kernel takes them, in `memory` if they are to be packed."""
+        if not self.chosen.packed_bytes:
+            return self.w
+        self.chosen.kernel.pack(self.problem, place, self.w, memory)
+        return memory
+
+    def run(self, place, x, packed, y, bias, residual, workspace):
+        w = packed if self.chosen.packed_bytes else self.w
+        self.chosen.kernel.run(self.problem, place, x, w, y, bias, residual, workspace)
+
+
+@dataclass(frozen=True, slots=True)
+class TwoPasses:
+    """In the place of a kernel: a convolution by columns into the workspace, and from there one by rows."""
+
+    by_columns: Pass
+    by_rows: Pass
+
+    @property
+    def between_bytes(self):
+        return aligned(math.prod(self.by_columns.problem.y_shape) * self.by_columns.problem.dtype.itemsize)
+
+    def pack(self, problem, place, w, packed):
+        for one, memory in zip((self.by_columns, self.by_rows), self.parts(packed)):
+            one.packed(place, memory)
+
+    def parts(self, packed):
+        first = self.by_columns.chosen.packed_bytes
+        return packed[:first], packed[first:]
+
+    def run(self, problem, place, x, packed, y, bias=None, residual=None, workspace=None, stream=None):
+        first, second = self.parts(packed)
+        between = between_array(self.by_columns.problem, workspace[: self.between_bytes], x.dtype)
+        rest = workspace[self.between_bytes :]
+        self.by_columns.run(place, x, first, between, None, None, rest)
+        self.by_rows.run(place, between, second, y, bias, residual, rest)
+
+
+def between_array(problem, memory, dtype):
+    """(N, K, P, Q) in the problem's layout."""
+    N, K, P, Q = problem.y_shape
+    numbers = memory.view(dtype)[: N * K * P * Q]
+    if problem.layout == "NHWC":
+        return numbers.reshape(N, P, Q, K).transpose(0, 3, 1, 2)
+    return numbers.reshape(N, K, P, Q)
+
+
+def chosen(problem, place, w, backend, algorithm, max_error, workspace_limit, planned=False):
+    """Two passes as dispatch.Chosen, where they are exact enough and predicted to be faster; else None.
+
+    w (K, 1, R, S), on the host: on a GPU looking at w would wait for it.
     """
-    if min(problem.R, problem.S) == 1 or w.shape[0] * problem.R * problem.S > LARGEST or problem.N == 0:
+    if problem.Cg != 1 or min(problem.R, problem.S) == 1 or problem.N == 0 or math.prod(problem.w_shape) > LARGEST:
         return None
-    on_this_cpu = library.device(w, "in2")[0] == "cpu" and options["backend"] in ("auto", "numba_cpu")
-    if not on_this_cpu or options["algorithm"] != "auto":
+    if place.kind != "cpu" or algorithm != "auto" or backend not in ("auto", "numba_cpu"):
         return None
-    if not worthwhile(problem, device.cpu(), options["max_error"], options["workspace_limit"]):
+    if not worthwhile(problem, place, max_error, workspace_limit, planned):
         return None
-    found = decomposed(library.view(w, "in2")[:, 0], problem.dtype)
-    if found is None:
+    found = decomposed(w[:, 0], problem.dtype)
+    return found and settled(problem, place, found, max_error, workspace_limit, planned)
+
+
+def settled(problem, place, factors, max_error, workspace_limit, planned):
+    columns, rows = (arrays.as_storage(part) for part in factors)
+    weights = columns[:, None, :, None], rows[:, None, None, :]
+    by_columns, by_rows = (
+        Pass(one, dispatch.chosen(one, place, "auto", "auto", max_error, workspace_limit, planned), w)
+        for one, w in zip(two_passes(problem), weights)
+    )
+    both = TwoPasses(by_columns, by_rows)
+    packed = by_columns.chosen.packed_bytes + by_rows.chosen.packed_bytes
+    workspace = both.between_bytes + max(one.chosen.workspace_bytes for one in (by_columns, by_rows))
+    if workspace_limit is not None and packed + workspace > workspace_limit:
         return None
-    columns, rows = (as_array(library, part) for part in found)
-    return columns[:, None, :, None], rows[:, None, None, :]
+    name = " + ".join(one.chosen.name for one in (by_columns, by_rows))
+    return dispatch.Chosen(name, by_rows.chosen.family, both, packed, workspace)
 
 
 def two_passes(problem):
-    """The problem by columns, and then by rows."""
-    by_columns = replace(problem, S=1, padding=(problem.padding[0], (0, 0)))
+    """The problem by columns, and then by rows, which does what there is to do at the store."""
+    (stride_h, stride_w), (dilation_h, dilation_w) = problem.stride, problem.dilation
+    by_columns = replace(
+        problem, S=1, stride=(stride_h, 1), dilation=(dilation_h, 1), padding=(problem.padding[0], (0, 0)),
+        activation=None, slope=0.0, has_bias=False, has_residual=False,
+    )  # fmt: skip
     by_rows = replace(
-        problem, C=problem.K, groups=problem.K, H=by_columns.P, R=1, padding=((0, 0), problem.padding[1])
+        problem, C=problem.K, groups=problem.K, H=by_columns.P, R=1, stride=(1, stride_w), dilation=(1, dilation_w),
+        padding=((0, 0), problem.padding[1]),
     )  # fmt: skip
     return by_columns, by_rows
 
 
 @lru_cache(maxsize=1024)
-def worthwhile(problem, place, max_error, workspace_limit):
+def worthwhile(problem, place, max_error, workspace_limit, planned=False):
     """Whether two passes are allowed, what the decomposition may leave over included, and predicted to be faster."""
-    passes, left_over = two_passes(problem), ROUNDINGS * accuracy.UNIT_ROUNDOFF[problem.dtype.name]
-    if sum(accuracy.norm_relative(one, "depthwise") for one in passes) + left_over > max_error:
+    whole, *passes = (
+        fastest(one, place, max_error, workspace_limit, planned) for one in (problem, *two_passes(problem))
+    )
+    if None in passes:
         return False
-    whole, *parts = (predicted_seconds(one, place, max_error, workspace_limit) for one in (problem, *passes))
-    return sum(parts) < whole
+    left_over = ROUNDINGS * accuracy.UNIT_ROUNDOFF[problem.dtype.name]
+    if sum(one.error for one in passes) + left_over > max_error:
+        return False
+    return whole is None or sum(one.seconds for one in passes) < whole.seconds
 
 
-def predicted_seconds(problem, place, max_error, workspace_limit):
-    """The time of the fastest kernel; infinite where none can run."""
-    held = dispatch.candidates(problem, place, max_error, workspace_limit)
-    return min((candidate.seconds for candidate in held if candidate.possible), default=float("inf"))
+def fastest(problem, place, max_error, workspace_limit, planned):
+    """The fastest predicted of the kernels that can run, None where none can."""
+    held = dispatch.candidates(problem, place, max_error, workspace_limit, planned)
+    return min((one for one in held if one.possible), key=lambda one: one.seconds, default=None)
 
 
 def decomposed(kernels, dtype):
@@ -85,11 +168,3 @@ def crosses(kernel, tolerance):
         return bool(
             np.all(np.abs(kernel * kernel[r, s] - np.outer(kernel[:, s], kernel[r])) <= tolerance * kernel[r, s] ** 2)
         )
-
-
-def as_array(library, array):
-    if library is arrays.NumPy:
-        return array
-    import torch
-
-    return torch.from_numpy(array)

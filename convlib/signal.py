@@ -9,8 +9,7 @@ pairs of images and kernels, broadcast against each other, become batch, groups 
     pairs                 g       g         groups: a depthwise convolution
     filters of one image  1       m         filters of a group
 
-A kernel that is a column times a row may run as two passes (separable.py), a large one on a GPU through cuFFT
-(fourier.py).
+A kernel that is a column times a row may run as two passes (separable.py).
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from . import accuracy, arrays, dispatch, fourier, separable
-from .operations import conv2d, device_for, on
+from . import accuracy, arrays, dispatch, separable
+from .operations import Call, conv2d, device_for, on, run_kernel, weights_view
 from .problem import DTYPES, check_choice, make_problem, named_dtype
 
 MODES = ("full", "same", "valid")
@@ -61,8 +60,8 @@ def convolve2d(
     without padding; there the larger of the two is taken for the image. boundary: what lies around the image,
     "fill" (or "pad") `fillvalue`, "wrap" ("circular") or "symm" ("symmetric").
     algorithm, backend, max_error, workspace_limit: as conv2d has them. Windows from about 11 x 11 on are convolved by
-    Fourier transforms: of tiles on the CPU, of the whole image by cuFFT on a GPU. Their rounding is relative to the
-    largest outputs nearby, and a NaN spoils those; algorithm="depthwise" (on a GPU "tiled") sums products as they are.
+    Fourier transforms of tiles. Their rounding is relative to the largest outputs nearby, and a NaN spoils those;
+    algorithm="depthwise" (on a GPU also "tiled") sums products as they are.
 
     Raises ValueError for a wrong shape or value, TypeError for a wrong dtype or a mixture of libraries,
     UnsupportedError when no kernel serves a valid call.
@@ -359,18 +358,17 @@ def real_sums(library, image, kernel, padding, convolving, options):
 
 
 def convolved(library, x, w, groups, padding, convolving, options):
-    """conv2d, or what is faster: two of them, by a column and a row, or on a GPU whole Fourier transforms."""
+    """conv2d, or what is faster: by a column and by a row."""
+    place = device_for(library, x, options["backend"])
     problem = make_problem(tuple(x.shape), tuple(w.shape), library.dtype(x, "in1"), padding=padding, groups=groups)
-    if fourier.chosen(problem, device_for(library, x, options["backend"]), options):
-        return fourier.convolved(module_of(library), x, w, groups, padding, convolving)
-    factors = separable.factors(library, problem, w, options)
-    if factors is None:
+    windows = weights_view(library.view(w, "in2"), "OIHW", convolving)
+    chosen = separable.chosen(problem, place, windows, **options)
+    if chosen is None:
         return conv2d(x, w, padding=padding, groups=groups, flip_kernel=convolving, **options)
-    columns, rows = factors
-    between = conv2d(x, columns, padding=(padding[0], (0, 0)), groups=groups, flip_kernel=convolving, **options)
-    return conv2d(
-        between, rows, padding=((0, 0), padding[1]), groups=w.shape[0], flip_kernel=convolving, **options
-    )  # fmt: skip
+    result, y = library.result(x, problem.y_shape, False)
+    x, windows, y = (arrays.as_storage(view) for view in (library.view(x, "in1"), windows, y))
+    run_kernel(chosen, Call(problem, place, None, x, windows, y, None, None))
+    return library.finished(result)
 
 
 # ---- the few functions whose names differ between the libraries ----

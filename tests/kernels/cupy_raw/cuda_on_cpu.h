@@ -16,6 +16,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __constant__ const
 #define __restrict__
 #define __launch_bounds__(...)
 #define __shared__ static __attribute__((section("shared_memory")))
