@@ -19,6 +19,7 @@ from .gradients import conv2d_bias_grad, conv2d_input_grad, conv2d_weight_grad, 
 from .operations import conv2d  # noqa: E402
 from .plan import Plan, plan  # noqa: E402
 from .problem import ConvProblem  # noqa: E402
+from .tuning import tune  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "info",
     "kernels",
     "plan",
+    "tune",
 ]

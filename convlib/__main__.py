@@ -80,51 +80,82 @@ def kernels(as_json):
     show(table)
 
 
+CONVOLUTION = (
+    click.option("--x", help="Shape of x in --layout's order, as 1x64x56x56."),
+    click.option("--w", help="Shape of w in --weight-layout's order, as 64x64x3x3."),
+    click.option("--layer", help="Instead of --x and --w: a layer of a known network, as vgg16:3 or vgg16:NAME."),
+    click.option("--stride", default="1", show_default=True, help="As 2 or 2x1 (rows x columns)."),
+    click.option(
+        "--padding", default="0", show_default=True, help='As 1, 1x2, 0,1x0,1 (top,bottom x left,right), "same".'
+    ),
+    click.option("--dilation", default="1", show_default=True, help="As 2 or 2x1."),
+    click.option("--groups", default=1, show_default=True),
+    click.option("--dtype", type=click.Choice([*DTYPES, *COMPLEX_DTYPES]), default="float32", show_default=True),
+    click.option("--layout", type=click.Choice(LAYOUTS), default="NCHW", show_default=True),
+    click.option("--weight-layout", type=click.Choice(WEIGHT_LAYOUTS), default="OIHW", show_default=True),
+    click.option("--bias/--no-bias", default=False, show_default=True),
+    click.option("--residual/--no-residual", default=False, show_default=True),
+    click.option("--activation", type=click.Choice([a for a in ACTIVATIONS[:-1] if a]), default=None),
+    click.option("--device", "place", default="cpu", show_default=True, help="cpu, cuda:0, or a target such as sm_80."),
+    click.option("--backend", default="auto", show_default=True),
+    click.option("--algorithm", default="auto", show_default=True),
+    click.option("--max-error", type=float, default=accuracy.DEFAULT_MAX_ERROR, show_default=True),
+    click.option("--workspace-limit", type=int, default=None, help="Bytes of scratch memory [no limit]."),
+    as_json,
+)
+
+
+def asks_of_a_convolution(command):
+    """The options of `explain` and `tune`: one convolution, where it runs, and what may run it."""
+    for option in reversed(CONVOLUTION):
+        command = option(command)
+    return command
+
+
 @main.command()
-@click.option("--x", help="Shape of x in --layout's order, as 1x64x56x56.")
-@click.option("--w", help="Shape of w in --weight-layout's order, as 64x64x3x3.")
-@click.option("--layer", help="Instead of --x and --w: a layer of a known network, as vgg16:3 or vgg16:NAME.")
-@click.option("--stride", default="1", show_default=True, help="As 2 or 2x1 (rows x columns).")
-@click.option("--padding", default="0", show_default=True, help='As 1, 1x2, 0,1x0,1 (top,bottom x left,right), "same".')
-@click.option("--dilation", default="1", show_default=True, help="As 2 or 2x1.")
-@click.option("--groups", default=1, show_default=True)
-@click.option("--dtype", type=click.Choice([*DTYPES, *COMPLEX_DTYPES]), default="float32", show_default=True)
-@click.option("--layout", type=click.Choice(LAYOUTS), default="NCHW", show_default=True)
-@click.option("--weight-layout", type=click.Choice(WEIGHT_LAYOUTS), default="OIHW", show_default=True)
-@click.option("--bias/--no-bias", default=False, show_default=True)
-@click.option("--residual/--no-residual", default=False, show_default=True)
-@click.option("--activation", type=click.Choice([a for a in ACTIVATIONS[:-1] if a]), default=None)
-@click.option("--device", "place", default="cpu", show_default=True, help="cpu, cuda:0, or a target such as sm_80.")
-@click.option("--backend", default="auto", show_default=True)
-@click.option("--algorithm", default="auto", show_default=True)
-@click.option("--max-error", type=float, default=accuracy.DEFAULT_MAX_ERROR, show_default=True)
-@click.option("--workspace-limit", type=int, default=None, help="Bytes of scratch memory [no limit].")
-@as_json
+@asks_of_a_convolution
 @one_line_errors
-def explain(x, w, layer, stride, padding, dilation, place, as_json, **keywords):
-    """Every kernel against one convolution: chosen, possible with its predicted time, or why not."""
+def explain(as_json, **options):
+    """Every kernel against one convolution: chosen, possible with its time, or why not."""
+    x, w, keywords = asked(**options)
+    print_explanation(convlib.explain(x, w, **keywords), as_json)
+
+
+@main.command()
+@asks_of_a_convolution
+@click.option("--planned/--single", default=False, show_default=True, help="Weights packed before, as a plan has them.")
+@one_line_errors
+def tune(as_json, planned, **options):
+    """Measure the kernels that could run one convolution, and keep the times for calls with tune=True."""
+    x, w, keywords = asked(**options)
+    print_explanation(convlib.tune(x, w, planned=planned, **keywords), as_json)
+
+
+def asked(x, w, layer, stride, padding, dilation, place, **keywords):
+    """Shapes of x and w and keywords of `convlib.explain`."""
+    keywords["on"] = device.named(place)
     if layer is not None:
         if x or w:
             raise WrongArgument("--layer: it says --x and --w already; give one or the other")
-        x, w, keywords = problem_of_layer(layer, keywords)
-    elif not (x and w):
+        return problem_of_layer(layer, keywords)
+    if not (x and w):
         raise WrongArgument("--x and --w needed, as --x 1x64x56x56 --w 64x64x3x3, or --layer, as --layer vgg16:3")
-    else:
-        keywords |= {
-            "stride": numbers("--stride", stride),
-            "padding": padding if padding in ("same", "valid") else sides("--padding", padding),
-            "dilation": numbers("--dilation", dilation),
-        }
-        x, w = shape("--x", x), shape("--w", w)
-    explanation = convlib.explain(x, w, on=device.named(place), **keywords)
+    keywords |= {
+        "stride": numbers("--stride", stride),
+        "padding": padding if padding in ("same", "valid") else sides("--padding", padding),
+        "dilation": numbers("--dilation", dilation),
+    }
+    return shape("--x", x), shape("--w", w), keywords
+
+
+def print_explanation(explanation, as_json):
     if as_json:
         click.echo(json.dumps(plain(explanation), indent=2))
         return
-    table = new_table(explanation.heading, "kernel", "predicted", "workspace", "verdict")
+    table = new_table(explanation.heading, "kernel", "time", "workspace", "verdict")
     for candidate in explanation.candidates:
-        seconds = "" if candidate.seconds is None else f"{candidate.seconds * 1e3:.3f} ms"
         memory = "" if candidate.workspace_bytes is None else f"{candidate.workspace_bytes:,}"
-        table.add_row(candidate.name, seconds, memory, explanation.verdict(candidate))
+        table.add_row(candidate.name, candidate.expected, memory, explanation.verdict(candidate))
     show(table)
 
 

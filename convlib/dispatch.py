@@ -81,10 +81,10 @@ BACKENDS = ("auto", *FAMILIES)
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One listed kernel held against one problem. Seconds are predicted, never measured.
+    """One listed kernel held against one problem. seconds: predicted, never measured.
 
     workspace_bytes: all the scratch memory of a call, repacked weights included. trust: on a GPU, whether the kernel
-    is verified there and since when (trust.py); None elsewhere.
+    is verified there and since when (trust.py); None elsewhere. measured: what tuning.py found on this machine.
     """
 
     name: str
@@ -93,10 +93,18 @@ class Candidate:
     workspace_bytes: int | None = None
     error: float | None = None
     trust: str | None = None
+    measured: float | None = None
 
     @property
     def possible(self) -> bool:
         return not self.reasons
+
+    @property
+    def expected(self) -> str:
+        """The time in words: measured, else predicted; empty where there is neither."""
+        if self.measured is not None:
+            return f"{self.measured * 1e3:.3f} ms measured"
+        return "" if self.seconds is None else f"{self.seconds * 1e3:.3f} ms predicted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,15 +222,17 @@ def chosen(
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
     planned: bool = False,
+    tune: bool = False,
 ) -> Chosen:
     """The kernel to run: the fastest predicted among those that can, were asked for and, on a GPU, are verified.
 
-    planned: its weights will be packed once for many calls.
+    planned: its weights will be packed once for many calls. tune: the fastest measured (tuning.py).
 
     Raises ValueError for an unknown backend or algorithm, TypeError or ValueError for a wrong max_error or
     workspace_limit, and UnsupportedError, with every reason, when no kernel can run.
     """
-    return settled_choice(*checked_choice(problem, device, backend, algorithm, max_error, workspace_limit), planned)
+    asked = checked_choice(problem, device, backend, algorithm, max_error, workspace_limit)
+    return settled_choice(*asked, planned, tune)
 
 
 def checked_choice(problem, device, backend, algorithm, max_error, workspace_limit):
@@ -238,13 +248,22 @@ def checked_choice(problem, device, backend, algorithm, max_error, workspace_lim
 
 
 @lru_cache(maxsize=4096)
-def settled_choice(problem, device, backend, algorithm, max_error, workspace_limit, planned):
+def settled_choice(problem, device, backend, algorithm, max_error, workspace_limit, planned, tune):
     names = ranked(problem, device, backend, algorithm, max_error, workspace_limit, planned)
-    problem, name = with_an_image(problem), names[0]
+    problem = with_an_image(problem)
+    if tune:
+        from . import tuning  # which needs this module
+
+        names = tuning.fastest_first(names, problem, device, planned)
+    name = names[0]
     if device.is_gpu:
-        from . import trust  # which needs this module
+        from . import trust  # likewise
 
         name = trust.first_believed(names, problem, device)
+    return as_chosen(name, problem, device)
+
+
+def as_chosen(name, problem, device) -> Chosen:
     module = kernel(name)
     packed, workspace = packed_bytes(module, problem, device), module.workspace_bytes(problem, device)
     return Chosen(name, family_of(name), module, packed, workspace)

@@ -77,8 +77,7 @@ class Explanation:
     def __str__(self) -> str:
         lines = [self.heading]
         for c in self.candidates:
-            seconds = f"{c.seconds * 1e3:10.3f} ms predicted" if c.seconds is not None else " " * 23
-            lines.append(f"  {c.name:24} {seconds}  {self.verdict(c)}")
+            lines.append(f"  {c.name:32} {c.expected:>20}  {self.verdict(c)}")
         return "\n".join(lines)
 
 
@@ -104,7 +103,10 @@ def explain(
     workspace_limit: int | None = None,
     on: Device | None = None,
 ) -> Explanation:
-    """Hold every listed kernel against a convolution: chosen, possible (with its predicted time), or why not.
+    """Hold every listed kernel against a convolution: chosen, possible (with its time), or why not.
+
+    Times are predicted, unless `tune` has measured them on this machine; what a call without tune=True would choose
+    is told either way.
 
     x, w: arrays, or their shapes (then `dtype` says of what, float32 if it is not given, and `on` where, this CPU if
     it is not given). bias, residual: the arrays, or whether there is one. The other arguments and the errors are
@@ -131,12 +133,15 @@ def explain(
     if padding_mode != "zeros":
         check_padding_mode(problem, padding_mode)
         problem = with_padding_inside(problem)
+    from . import tuning  # which needs this module
+
     try:
         chosen = dispatch.choose(problem, place, backend, algorithm, max_error, workspace_limit)
     except UnsupportedError:
         chosen = None
     candidates = dispatch.candidates(problem, place, max_error, workspace_limit)
-    return Explanation(problem, place, with_trust(candidates, problem, place), chosen, complex_dtype)
+    candidates = tuning.with_measured(with_trust(candidates, problem, place), problem, place)
+    return Explanation(problem, place, candidates, chosen, complex_dtype)
 
 
 def with_trust(candidates, problem, place):

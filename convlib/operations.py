@@ -52,6 +52,7 @@ def conv2d(
     backend: str = "auto",
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
+    tune: bool = False,
     out: Any = None,
 ) -> Any:
     """Two-dimensional convolution: y = activation(x * w + bias + residual).
@@ -70,7 +71,8 @@ def conv2d(
 
     algorithm, backend: force a kernel by its two names (see `convlib.kernels()`); what cannot run says why.
     max_error: the largest norm-relative error against float64 that an algorithm's contract may allow.
-    workspace_limit: the most scratch memory in bytes. out: where to write; it must not overlap an input.
+    workspace_limit: the most scratch memory in bytes. tune: run what was measured to be the fastest on this machine
+    instead of what is predicted to be; see `convlib.tune`. out: where to write; it must not overlap an input.
 
     Work goes to the caller's current stream and is not waited for. Inputs are never written. The same call gives the
     same bits. Raises ValueError for a wrong shape or value, TypeError for a wrong dtype or a mixture of libraries,
@@ -98,14 +100,14 @@ def conv2d(
             x, w, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
             weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, activation=activation,
             residual=residual, algorithm=algorithm, backend=backend, max_error=max_error,
-            workspace_limit=workspace_limit, out=out,
+            workspace_limit=workspace_limit, tune=tune, out=out,
         )  # fmt: skip
     dtype = checked_dtype(library.dtype(x, "x"))
     check_operands(library, x, dtype, w=w, bias=bias, residual=residual, out=out)
     settled = settle(
         tuple(x.shape), tuple(w.shape), dtype, bias is not None, residual is not None,
         (stride, padding, dilation, groups, activation), layout, weight_layout, padding_mode, flip_kernel,
-        library.channels_last(x), device_for(library, x, backend), backend, algorithm, max_error, workspace_limit,
+        library.channels_last(x), device_for(library, x, backend), backend, algorithm, max_error, workspace_limit, tune,
     )  # fmt: skip
     check_shape("bias", bias, (settled.problem.K,))
     check_shape("residual", residual, settled.y_shape)
@@ -167,10 +169,11 @@ def settle(x_shape, w_shape, dtype, has_bias, has_residual, parameters, *rest) -
 @lru_cache(maxsize=4096, typed=True)
 def settled_before(
     x_shape, w_shape, dtype, has_bias, has_residual, parameters, layout, weight_layout, padding_mode, flip_kernel,
-    channels_last, device, backend, algorithm, max_error, workspace_limit,
+    channels_last, device, backend, algorithm, max_error, workspace_limit, tune,
 ):  # fmt: skip
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     check_flag("flip_kernel", flip_kernel)
+    check_flag("tune", tune)
     x_shape, batched = batched_shape(x_shape)
     stride, padding, dilation, groups, activation = parameters
     problem = make_problem(
@@ -188,7 +191,7 @@ def settled_before(
         problem = with_padding_inside(problem)
         padded = math.prod(problem.x_shape) * problem.dtype.itemsize
         workspace_limit = limit_after(workspace_limit, padded, "the padded input")
-    chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit)
+    chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit, tune=tune)
     return Settled(problem, device, chosen, y_shape, batched, FROM_LAYOUT[layout], channels_last, padding)
 
 

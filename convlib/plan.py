@@ -43,6 +43,7 @@ def plan(
     backend: str = "auto",
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
+    tune: bool = False,
 ) -> Plan:
     """A convolution with everything but the image settled: y = plan(x) equals conv2d(x, w, bias, ...).
 
@@ -65,6 +66,7 @@ def plan(
     check_operands(library, w, dtype, "w", bias=bias)
     check_flag("flip_kernel", flip_kernel)
     check_flag("residual", residual)
+    check_flag("tune", tune)
     x_shape, batched = batched_shape(x_shape)
     problem = make_problem(
         x_shape, w.shape, dtype, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
@@ -74,8 +76,8 @@ def plan(
     device = device_for(library, w, backend)
     weights = weights_view(library.view(w, "w"), weight_layout, flip_kernel)
     asked = (backend, algorithm, max_error, workspace_limit)
-    chosen = separable.chosen(problem, device, weights, *asked, planned=True)
-    chosen = chosen or dispatch.chosen(problem, device, *asked, planned=True)
+    chosen = separable.chosen(problem, device, weights, *asked, planned=True, tune=tune)
+    chosen = chosen or dispatch.chosen(problem, device, *asked, planned=True, tune=tune)
     weights = arrays.as_storage(weights)
     bias = None if bias is None else arrays.as_storage(library.view(bias, "bias"))
     return Plan(problem, device, chosen, library, library.device(w, "w"), batched, weights, bias)

@@ -83,7 +83,7 @@ def between_array(problem, memory, dtype):
     return numbers.reshape(N, K, P, Q)
 
 
-def chosen(problem, place, w, backend, algorithm, max_error, workspace_limit, planned=False):
+def chosen(problem, place, w, backend, algorithm, max_error, workspace_limit, planned=False, tune=False):
     """Two passes as dispatch.Chosen, where they are exact enough and predicted to be faster; else None.
 
     w (K, 1, R, S), on the host: on a GPU looking at w would wait for it.
@@ -95,19 +95,20 @@ def chosen(problem, place, w, backend, algorithm, max_error, workspace_limit, pl
     if not worthwhile(problem, place, max_error, workspace_limit, planned):
         return None
     found = decomposed(w[:, 0], problem.dtype)
-    return found and settled(problem, place, found, max_error, workspace_limit, planned)
+    return found and settled(problem, place, found, max_error, workspace_limit, planned, tune)
 
 
-def settled(problem, place, factors, max_error, workspace_limit, planned):
+def settled(problem, place, factors, *asked):
     columns, rows = (arrays.as_storage(part) for part in factors)
     weights = columns[:, None, :, None], rows[:, None, None, :]
     by_columns, by_rows = (
-        Pass(one, dispatch.chosen(one, place, "auto", "auto", max_error, workspace_limit, planned), w)
+        Pass(one, dispatch.chosen(one, place, "auto", "auto", *asked), w)
         for one, w in zip(two_passes(problem), weights)
     )
     both = TwoPasses(by_columns, by_rows)
     packed = by_columns.chosen.packed_bytes + by_rows.chosen.packed_bytes
     workspace = both.between_bytes + max(one.chosen.workspace_bytes for one in (by_columns, by_rows))
+    _, workspace_limit, *_ = asked
     if workspace_limit is not None and packed + workspace > workspace_limit:
         return None
     name = " + ".join(one.chosen.name for one in (by_columns, by_rows))

@@ -67,6 +67,7 @@ TINY = (
     Case("depthwise_one_image", (1, 3, 7, 6), (3, 1, 3, 3), {"groups": 3, "stride": 2, "padding": 1}),
     Case("depthwise_float16", (1, 5, 9, 21), (5, 1, 3, 3), {"groups": 5, "padding": 1, "stride": 2}, dtype="float16"),
     Case("depthwise_stride_2_two_filters", (1, 3, 7, 7), (6, 1, 3, 3), {"groups": 3, "stride": 2, "padding": 1}),
+    Case("depthwise_5x4", (1, 3, 7, 6), (3, 1, 5, 4), {"groups": 3, "padding": 2}, bias=True),
     Case("flipped", (1, 2, 5, 4), (2, 2, 3, 2), {"flip_kernel": True}),
     Case("slices", (1, 3, 5, 6), (2, 3, 3, 3), {"padding": 1}, bias=True, residual=True, memory="slices"),
     Case("negative_strides", (1, 2, 5, 6), (3, 2, 2, 3), memory="reversed"),
@@ -124,9 +125,9 @@ MOST_TAPS = 200_000  # for which the reference takes a few seconds
 # For --quick: one and two images, both layouts, groups, strides, and sizes under and past a tile.
 QUICK = (
     "one_output", "3x3_same", "nhwc", "depthwise", "depthwise_one_image", "depthwise_stride_2_two_filters",
-    "first_layer", "nhwc_wide",
+    "depthwise_5x4", "first_layer", "nhwc_wide",
 )  # fmt: skip
-QUICK_EMULATED = ("3x3_same", "nhwc", "depthwise", "depthwise_one_image", "groups")
+QUICK_EMULATED = ("3x3_same", "nhwc", "depthwise", "depthwise_one_image", "depthwise_5x4", "groups")
 
 
 def cases_for(kind, dtype, extent="full") -> list[Case]:

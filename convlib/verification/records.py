@@ -4,27 +4,20 @@
      "entries": {"cupy_raw.tiled forward float32": {...}, ...},
      "unfinished": null, or {"run": ..., "settings": ...} of a run of `verify` that was interrupted}
 
-Files lie in platformdirs' state folder of the user. They are replaced as a whole, under a lock, so two processes lose
-nothing of each other and nobody reads half a file. A record is worth no failure: one that is damaged, locked, or cannot
-be written is warned of, and things go on as if there were none.
+Files lie in platformdirs' state folder of the user; json_file.py says how they are shared and what damage does.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import json
-import os
 import re
-import tempfile
 import uuid
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from platformdirs import user_state_path
 
 import convlib
@@ -33,9 +26,8 @@ from .. import device
 from ..device import Device
 from ..dispatch import FAMILIES, family_of
 from ..explain import processor_name
+from ..json_file import Format, JsonFile
 from .sources import digest
-
-LOCK_SECONDS = 10.0
 
 
 class RecordWarning(UserWarning):
@@ -67,13 +59,12 @@ class Entry:
         return self.version == convlib.__version__ and self.digest == digest(kernel)
 
 
-class Records:
+class Records(JsonFile):
     """The record of one device. folder: where records lie, the user's own place for them if it is not given."""
 
     def __init__(self, place: Device, folder: Path | None = None):
-        self.identity = identity(place)
-        self.path = (folder or usual_folder()) / file_name(self.identity)
-        self.out_of_reach = False
+        about = identity(place)
+        super().__init__((folder or usual_folder()) / file_name(about), FORMAT, {"device": about})
 
     def entries(self) -> dict[str, Entry]:
         """Everything on record, by "kernel pass dtype"."""
@@ -107,35 +98,6 @@ class Records:
 
         self.change(change)
 
-    def read(self) -> dict:
-        return read(self.path)
-
-    def change(self, function: Callable[[dict], None]) -> None:
-        """Let `function` change the content, while nobody else does."""
-        if self.out_of_reach:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS):
-                content = self.read()
-                function(content)
-                self.write(content)
-        except (OSError, Timeout) as error:
-            self.out_of_reach = True  # tried once, not for every row again
-            warn(self.path, "cannot be written, so nothing is remembered", error)
-
-    def write(self, content):
-        text = json.dumps({**content, "device": self.identity}, indent=1)
-        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".tmp", delete=False) as file:
-            try:
-                file.write(text)
-                file.close()
-                os.replace(file.name, self.path)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.unlink(file.name)
-                raise
-
 
 def usual_folder() -> Path:
     return user_state_path("convlib") / "verified"
@@ -143,10 +105,10 @@ def usual_folder() -> Path:
 
 def found_of(kernels: Iterable[str], here: Iterable[Device] = ()) -> dict[str, tuple[str, ...]]:
     """What is on record of each kernel as it is now, in words, a line for each device; and where `here` nothing is."""
-    contents = [read(path) for path in sorted(usual_folder().glob("*.json"))]
+    contents = [FORMAT.read(path) for path in sorted(usual_folder().glob("*.json"))]
     found = {name: tuple(line for content in contents if (line := summary(content, name))) for name in kernels}
     for place in here:
-        content = read(Records(place).path)
+        content = Records(place).read()
         for name in found:
             if place.kind in FAMILIES[family_of(name)].runs_on and not summary(content, name):
                 found[name] += (f"unverified on {place.name}",)
@@ -168,23 +130,6 @@ def since(entries) -> str:
     return f"since {datetime.date.fromtimestamp(max(entry.since for entry in entries))}"
 
 
-def read(path) -> dict:
-    """A record's content; empty, with a warning, where it is damaged or cannot be read."""
-    try:
-        return understood(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        warn(path, "cannot be read", error)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        warn(path, "is damaged and counts as empty", error)
-    return {"device": {}, "entries": {}, "unfinished": None}
-
-
-def warn(path, what, error):
-    warnings.warn(f"{path} {what}: {error}", RecordWarning, stacklevel=4)
-
-
 def understood(content) -> dict:
     """The parts of a file's content that matter; raises what any wrong shape of it raises."""
     for fields in content["entries"].values():
@@ -193,6 +138,13 @@ def understood(content) -> dict:
     if unfinished is not None:
         unfinished = {"run": str(unfinished["run"]), "settings": dict(unfinished["settings"])}
     return {"device": {"name": str(content["device"]["name"])}, "entries": content["entries"], "unfinished": unfinished}
+
+
+def empty() -> dict:
+    return {"device": {}, "entries": {}, "unfinished": None}
+
+
+FORMAT = Format(understood, empty, RecordWarning)
 
 
 def identity(place: Device) -> dict[str, str]:

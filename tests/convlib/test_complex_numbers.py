@@ -290,7 +290,7 @@ def test_a_plan_of_complex_weights_is_refused():
 
 def test_the_workspace_limit_counts_the_blocks_and_leaves_the_rest_to_the_kernel(monkeypatch):
     given, chosen = [], dispatch.chosen
-    monkeypatch.setattr(dispatch, "chosen", lambda *a: (given.append(a[5]), chosen(*a))[1])
+    monkeypatch.setattr(dispatch, "chosen", lambda *a, **k: (given.append(a[5]), chosen(*a, **k))[1])
     convlib.conv2d(X, W, workspace_limit=1_000_000)
     x, w, y = X.size * 2, W.size * 2, 48 * 4
     assert given == [1_000_000 - 4 * (x + w + y)]

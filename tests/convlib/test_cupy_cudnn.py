@@ -244,7 +244,7 @@ def test_a_workspace_that_is_no_number_of_bytes_is_refused(size, error):
 def test_the_workspace_is_what_kernels_may_take(dimensions, monkeypatch):
     x, W, gy, rest = problem(dimensions, CASES[1])
     limits, chosen = [], dispatch.chosen
-    monkeypatch.setattr(dispatch, "chosen", lambda *a: (limits.append(a[5]), chosen(*a))[1])
+    monkeypatch.setattr(dispatch, "chosen", lambda *a, **k: (limits.append(a[5]), chosen(*a, **k))[1])
     cupy_cudnn.set_max_workspace_size(1_234_567)
     convolution_forward(x, W, None, filled(gy.shape), *rest, **FORWARD)
     convolution_backward_data(W, gy, None, filled(x.shape), *rest, **BACKWARD)

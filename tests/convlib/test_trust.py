@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import device, dispatch, operations, trust
+from convlib import device, dispatch, json_file, operations, trust
 from convlib.device import Device
 from convlib.kernels.cupy_raw import direct
 from convlib.verification import children, records, runs
@@ -265,7 +265,7 @@ def fill_the_disk(folder, monkeypatch):
 def make_home_read_only(folder, monkeypatch):
     Records(GPU).path.unlink()
     monkeypatch.setattr(Path, "mkdir", refuse(PermissionError(30, "Read-only file system")))
-    monkeypatch.setattr(records.tempfile, "NamedTemporaryFile", refuse(PermissionError(30, "Read-only file system")))
+    monkeypatch.setattr(json_file.tempfile, "NamedTemporaryFile", refuse(PermissionError(30, "Read-only file system")))
 
 
 @pytest.mark.parametrize(("damage", "warning"), [

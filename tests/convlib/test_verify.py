@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 import convlib
-from convlib import arrays, device, dispatch
+from convlib import arrays, device, dispatch, json_file
 from convlib.__main__ import main
 from convlib.device import Device
 from convlib.kernels import launching
@@ -401,10 +401,10 @@ def test_a_full_disk_leaves_the_old_record(folder, monkeypatch):
 
 
 def test_a_record_that_somebody_else_locks_is_survived(monkeypatch):
-    monkeypatch.setattr(records, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(json_file, "LOCK_SECONDS", 0.2)
     record = Records(device.cpu())
     record.put("a", entry())
-    with records.FileLock(f"{record.path}.lock"):
+    with json_file.FileLock(f"{record.path}.lock"):
         with pytest.warns(RecordWarning, match="cannot be written"):
             Records(device.cpu()).put("b", entry())
         assert set(record.entries()) == {"a"}
@@ -436,7 +436,7 @@ def test_two_processes_at_once_lose_nothing(folder):
 
 def test_kernels_tells_what_is_on_record():
     record = Records(device.cpu())
-    name, day = record.identity["name"], r"\d{4}-\d\d-\d\d"
+    name, day = record.constant["device"]["name"], r"\d{4}-\d\d-\d\d"
 
     def found():
         return {facts.name: facts.found for facts in convlib.kernels()}

@@ -1,0 +1,246 @@
+"""Which kernel is the fastest here, measured: `tune`, and what `tune=True` asks for.
+
+tuned_times.py keeps the times on disk; a call without tune=True never looks at them.
+
+Kernels take turns, in blocks of calls after one to warm up, and their medians count. What is predicted to take
+FAR times as long as the fastest is not tried, and what took SLOWER times as long in the first round drops out.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from . import accuracy, arrays, dispatch
+from .device import Device
+from .errors import UnsupportedError
+from .explain import Explanation, explain
+from .operations import Call, check_flag, run_kernel
+from .problem import ConvProblem
+
+ROUNDS, BLOCK_SECONDS, MOST_CALLS = 7, 2e-3, 50
+FAR, SLOWER = 4.0, 1.5
+
+one_at_a_time = threading.RLock()
+
+
+def tune(
+    x: Any,
+    w: Any,
+    bias: Any = None,
+    *,
+    planned: bool = False,
+    dtype: Any = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | str | tuple = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    layout: str = "NCHW",
+    weight_layout: str = "OIHW",
+    padding_mode: str = "zeros",
+    flip_kernel: bool = False,
+    activation: str | tuple[str, float] | None = None,
+    residual: Any = None,
+    algorithm: str = "auto",
+    backend: str = "auto",
+    max_error: float = accuracy.DEFAULT_MAX_ERROR,
+    workspace_limit: int | None = None,
+    on: Device | None = None,
+) -> Explanation:
+    """Measure the kernels that could run a convolution, and keep the times for calls with tune=True.
+
+    planned: as `plan` runs them, their weights packed before; else as `conv2d` does. The other arguments are those of
+    `explain`, arrays or shapes, and so is the result, with measured times; `chosen` is what tune=True will run. The
+    numbers that are convolved are random ones, x and w are not looked at. Kernels take turns for some 50 ms each; the
+    first time, they are compiled, which takes seconds.
+
+    Raises what `explain` raises, and UnsupportedError where no kernel can run, or where nothing can be measured: in a
+    simulator, in the emulator, on a GPU that is not here.
+
+    >>> found = tune((1, 8, 12, 12), (8, 8, 3, 3), padding=1)
+    >>> min((c.measured, c.name) for c in found.candidates if c.measured)[1] == found.chosen
+    True
+    """
+    check_flag("planned", planned)
+    told = explain(
+        x, w, bias, dtype=dtype, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
+        weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, activation=activation,
+        residual=residual, algorithm=algorithm, backend=backend, max_error=max_error,
+        workspace_limit=workspace_limit, on=on,
+    )  # fmt: skip
+    problem, place = told.problem, told.device
+    chosen = dispatch.chosen(problem, place, backend, algorithm, max_error, workspace_limit, planned, tune=True)
+    candidates = dispatch.candidates(problem, place, float(max_error), workspace_limit, planned)
+    trusted = {c.name: c.trust for c in told.candidates}
+    candidates = tuple(replace(c, trust=trusted[c.name]) for c in candidates)
+    return replace(told, candidates=with_measured(candidates, problem, place, planned), chosen=chosen.name)
+
+
+def with_measured(candidates, problem, place, planned=False):
+    """Candidates with what was measured of them on this machine."""
+    if not measurable(place):
+        return candidates
+    from . import tuned_times  # which imports what `import convlib` should not
+
+    times = tuned_times.of(problem, place, planned)
+    return tuple(replace(c, measured=times.get(c.name)) if c.possible else c for c in candidates)
+
+
+def fastest_first(names: list[str], problem: ConvProblem, place: Device, planned: bool) -> list[str]:
+    """`names`, the fastest predicted first, with the fastest measured first; measured now where need be."""
+    if not measurable(place):
+        raise UnsupportedError(f"tune: only what runs on this machine's CPU or GPU can be measured, not {place}")
+    from . import tuned_times  # which imports what `import convlib` should not
+
+    with one_at_a_time:
+        names = believed(names, problem, place)
+        tried = worth_trying(names, problem, place, planned)
+        times = tuned_times.of(problem, place, planned)
+        if any(name not in times for name in tried):
+            times = times | measured(tried, problem, place, planned)
+            tuned_times.keep(times, problem, place, planned)
+    return sorted(names, key=lambda name: times.get(name, float("inf")))
+
+
+def measurable(place):
+    from . import trust
+
+    return place.kind == "cpu" or (place.kind == "cuda" and trust.is_here(place))
+
+
+def believed(names, problem, place):
+    """Those that trust.py lets run here; all of them on a CPU."""
+    if not place.is_gpu:
+        return names
+    from . import trust
+
+    if trust.capturing(place):
+        raise UnsupportedError("tune: nothing can be measured while a stream is captured; call it once before")
+    kept = []
+    for name in names:
+        try:
+            kept.append(trust.first_believed([name], problem, place))
+        except UnsupportedError as error:
+            refused = error
+    if not kept:
+        raise refused
+    return kept
+
+
+def worth_trying(names, problem, place, planned):
+    held = dispatch.candidates(problem, place, float("inf"), None, planned)
+    predicted = {c.name: c.seconds for c in held}
+    least = min(predicted[name] for name in names)
+    return [name for name in names if predicted[name] <= FAR * least]
+
+
+# ---- measuring ----
+
+
+def measured(names, problem, place, planned) -> dict[str, float]:
+    """The median seconds of a call of each kernel; of those that dropped out, what they took in their last round."""
+    calls = {name: prepared(name, problem, place, planned) for name in names}
+    counts = {name: calls_in_a_block(call, place) for name, call in calls.items()}
+    taken = {name: [] for name in names}
+    left = list(names)
+    for number in range(ROUNDS):
+        for name in left:
+            taken[name].append(block(calls[name], counts[name], place))
+        if number == 0:
+            most = SLOWER * min(taken[name][0] for name in left)
+            left = [name for name in left if taken[name][0] <= most]
+    return {name: float(np.median(seconds)) for name, seconds in taken.items()}
+
+
+def prepared(name, problem, place, planned) -> Callable[[], None]:
+    """One call of a kernel on random numbers, called once already, so that it is compiled."""
+    chosen = dispatch.as_chosen(name, problem, place)
+    x, w, y = operands(problem, place)
+    bias = on_device(random(problem, (problem.K,)), place) if problem.has_bias else None
+    residual = operands(problem, place)[2] if problem.has_residual else None
+    call = Call(problem, place, None, x, w, y, bias, residual)
+    run = packed_before(chosen, call) if planned and place.kind == "cpu" else lambda: run_kernel(chosen, call)
+    run()
+    return run
+
+
+def packed_before(chosen, call):
+    """As plan.py has it on the CPU."""
+    workspace = arrays.empty_aligned((chosen.workspace_bytes,), np.uint8)
+    w = call.w
+    if chosen.packed_bytes:
+        w = arrays.empty_aligned((chosen.packed_bytes,), np.uint8)
+        chosen.kernel.pack(call.problem, call.device, call.w, w)
+    return lambda: chosen.kernel.run(
+        call.problem, call.device, call.x, w, call.y, call.bias, call.residual, workspace
+    )  # fmt: skip
+
+
+def operands(problem, place):
+    """x, w and y in the problem's layout, as views in logical order."""
+    order = (0, 1, 2, 3) if problem.layout == "NCHW" else (0, 2, 3, 1)
+    back = np.argsort(order)
+
+    def image(shape):
+        return on_device(random(problem, tuple(shape[axis] for axis in order)), place).transpose(tuple(back))
+
+    return image(problem.x_shape), on_device(random(problem, problem.w_shape), place), image(problem.y_shape)
+
+
+def random(problem, shape):
+    numbers = np.random.default_rng(0).standard_normal(shape, np.float32)
+    return arrays.as_storage(numbers.astype(problem.dtype))
+
+
+def on_device(array, place):
+    """On a GPU as whichever library is installed has it; the kernels of either family take both."""
+    if place.kind == "cpu":
+        return array
+    if dispatch.installed("cupy"):
+        import cupy
+
+        with cupy.cuda.Device(place.index):
+            return cupy.asarray(array)
+    from numba import cuda
+
+    with cuda.gpus[place.index]:
+        return cuda.to_device(array)
+
+
+def calls_in_a_block(call, place):
+    seconds = block(call, 1, place)
+    return max(1, min(MOST_CALLS, round(BLOCK_SECONDS / seconds)))
+
+
+def block(call, count, place) -> float:
+    """Seconds for each of `count` calls: on a GPU between two events of its default stream."""
+    if place.kind == "cpu":
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        return (time.perf_counter() - start) / count
+    start, end, between = events(place)
+    start.record()
+    for _ in range(count):
+        call()
+    end.record()
+    end.synchronize()
+    return between(start, end) * 1e-3 / count
+
+
+def events(place):
+    """Two events and what gives the milliseconds between them."""
+    if dispatch.installed("cupy"):
+        import cupy
+
+        with cupy.cuda.Device(place.index):
+            return cupy.cuda.Event(), cupy.cuda.Event(), cupy.cuda.get_elapsed_time
+    from numba import cuda
+
+    with cuda.gpus[place.index]:
+        return cuda.event(), cuda.event(), cuda.event_elapsed_time
