@@ -165,7 +165,7 @@ def candidate(name, problem, device, max_error, workspace_limit, planned):
     if reasons:
         return Candidate(name, tuple(reasons))
     workspace = packed_bytes(module, problem, device) + module.workspace_bytes(problem, device)
-    error = accuracy.norm_relative(problem, algorithm_of(name))
+    error = accuracy.of_sums(problem, algorithm_of(name))
     if workspace_limit is not None and workspace > workspace_limit:
         reasons.append(f"needs {workspace:,} bytes of workspace, workspace_limit is {workspace_limit:,}")
     if error > max_error and not accuracy.sums_plainly(algorithm_of(name)):
@@ -173,7 +173,7 @@ def candidate(name, problem, device, max_error, workspace_limit, planned):
     seconds = module.predicted_seconds(problem, device)
     if not planned and hasattr(module, "pack_seconds"):
         seconds += module.pack_seconds(problem, device)
-    return Candidate(name, tuple(reasons), seconds, workspace, error)
+    return Candidate(name, tuple(reasons), seconds, workspace, error + accuracy.of_store(problem))
 
 
 def packed_bytes(module, problem, device):

@@ -70,7 +70,8 @@ def conv2d(
     of the mathematical definition. activation: None, "relu", "relu6", "silu" or ("leaky_relu", slope).
 
     algorithm, backend: force a kernel by its two names (see `convlib.kernels()`); what cannot run says why.
-    max_error: the largest norm-relative error against float64 that an algorithm's contract may allow.
+    max_error: the largest norm-relative error against float64 that an algorithm's contract may allow, before 16-bit
+    results are rounded.
     workspace_limit: the most scratch memory in bytes. tune: run what was measured to be the fastest on this machine
     instead of what is predicted to be; see `convlib.tune`. out: where to write; it must not overlap an input.
 

@@ -109,6 +109,17 @@ def test_max_error_rules_out_what_promises_less_but_never_plain_sums(listed):
         dispatch.choose(PROBLEM, CPU, "auto", "winograd", 1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_max_error_is_of_the_sums_and_not_of_rounding_16_bit_results(listed, dtype):
+    listed(direct=kernel(2.0), winograd=kernel(1.0))
+    problem = make_problem((1, 8, 9, 9), (8, 8, 3, 3), dtype)
+    bound = accuracy.norm_relative(PROBLEM, "winograd")
+    assert dispatch.choose(problem, CPU, max_error=bound) == "numba_cpu.winograd"
+    assert dispatch.choose(problem, CPU, max_error=bound * 0.999) == "numba_cpu.direct"
+    told = {c.name: c.error for c in dispatch.candidates(problem, CPU, 1.0, None)}
+    assert told["numba_cpu.winograd"] == bound + accuracy.UNIT_ROUNDOFF[dtype], "what is told is all of it"
+
+
 def test_a_kernel_of_another_pass_says_which(listed):
     listed(direct=kernel(1.0, passes=("input_grad", "weight_grad")))
     (candidate,) = dispatch.candidates(PROBLEM, CPU, 1.0, None)
