@@ -3,6 +3,8 @@
     parser.py      PTX text to instructions
     opcodes.py     the table of instructions: what is known, and how each is bound
     arithmetic.py  what they compute, with the GPU's rounding
+    tensor_cores.py  mma: which lane holds which element, and the product
+    copies.py      cp.async: copies in flight, which arrive when they are waited for
     machine.py     executing a launch: lanes, masks, divergence, barriers
     memory.py      buffers with red zones, shared and local memory
     checks.py      bounds, alignment, initialisation and races of every access

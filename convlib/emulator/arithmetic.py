@@ -356,6 +356,13 @@ def bfloat16_bits(a):
     return np.where(a != a, BF16_NAN, rounded.astype(np.uint16))
 
 
+def tf32_bits(a):
+    """float32 to TF32, the 10 highest bits of its mantissa, the others zero; halves away from zero."""
+    bits = a.view(np.uint32)
+    rounded = bits + np.uint32(0x1000) & np.uint32(0xFFFFE000)
+    return np.where(a != a, F32_NAN.view(np.uint32), np.where(np.isinf(a), bits, rounded))
+
+
 def floats_of_float16(bits):
     return canonical(bits.view(np.float16).astype(np.float32))
 

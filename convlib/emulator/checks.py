@@ -15,6 +15,9 @@ the clock of u that t has learnt there (a vector clock). An access of u at clock
 known[t, u] >= c. Of readers only the last warp is kept lane by lane; readers in several warps or blocks are
 remembered as such, and then any write in the same phase (or from any block) races.
 
+Bytes of an asynchronous copy that nobody has waited for (copies.py) carry the negative phase of its issue as their last
+write: every access to them is a fault.
+
 The lanes run in lock step, so a racy kernel still gives the right values here: only these records see it.
 Source: Flanagan and Freund, FastTrack: efficient and precise dynamic race detection, PLDI 2009.
 """
@@ -28,7 +31,7 @@ OWNED, READY, READ, WRITTEN, AGAIN = 1, 2, 4, 8, 16
 READS, WRITES, UPDATES = 0, 1, 2  # UPDATES: atomics, which do not race with each other
 PEEKS = 3  # reads of which a part goes into registers that nobody reads: only their bounds are checked
 
-OUT_OF_BOUNDS, MISALIGNED, UNINITIALISED, WRITE_AFTER_READ, READ_AFTER_WRITE, WRITE_AFTER_WRITE = range(6)
+OUT_OF_BOUNDS, MISALIGNED, UNINITIALISED, WRITE_AFTER_READ, READ_AFTER_WRITE, WRITE_AFTER_WRITE, IN_FLIGHT = range(7)
 
 W_PHASE, W_THREAD, W_LINE, W_CLOCK, W_ATOMIC, R_PHASE, R_THREAD, R_LINE, R_CLOCK, R_WARP, R_MASK = range(11)
 RECORD = 12
@@ -102,8 +105,9 @@ def check_access(
                 if found >= 0 and code < 0:
                     code = found
                     to = R_PHASE if code == WRITE_AFTER_READ else W_PHASE
+                    before = abs(records[g, to])  # negative: in flight
                     count = note(
-                        faults, count, code, lane, address[lane], records[g, to], records[g, to + 1], records[g, to + 2]
+                        faults, count, code, lane, address[lane], before, records[g, to + 1], records[g, to + 2]
                     )
                 remember(records, g, kind, between_blocks, now, phase_block, lane, thread, clock[lane], known, line)
     return count
@@ -121,6 +125,8 @@ def note(faults, count, code, lane, address, phase, thread, line):
 def race(records, g, kind, between_blocks, phase, phase_block, lane, thread, known):
     """The code of the race between this access and those recorded for granule g, or -1."""
     if write_races(records, g, kind, between_blocks, phase, phase_block, lane, thread, known):
+        if records[g, W_PHASE] < 0:
+            return IN_FLIGHT
         return READ_AFTER_WRITE if kind == READS else WRITE_AFTER_WRITE
     if kind != READS and readers_race(records, g, between_blocks, phase, phase_block, lane, thread, known):
         return WRITE_AFTER_READ
@@ -135,6 +141,8 @@ def write_races(records, g, kind, between_blocks, phase, phase_block, lane, thre
     if before == phase:
         writer = records[g, W_THREAD]
         return writer != thread and not happened_before(known, lane, writer, records[g, W_CLOCK])
+    if before < 0:
+        return True
     return between_blocks and phase_block[before] != phase_block[phase]
 
 

@@ -5,7 +5,7 @@ lanes that want different words of one bank wait for each other:
 
     4 bytes a lane      all 32 lanes together
     8 bytes a lane      two halves of 16 lanes
-    16 bytes a lane     four quarters of 8 lanes
+    16 bytes a lane     four quarters of 8 lanes; ldmatrix is counted like that, one quarter per matrix
     wavefronts          for each group, the most different words in any one bank
 
 Global memory is fetched in sectors of 32 bytes: a request costs as many as its lanes touch.
@@ -81,7 +81,10 @@ def global_sectors(address, active, size):
 
 @dataclass(slots=True)
 class Traffic:
-    """One memory instruction's accesses. cost: wavefronts (shared) or sectors (global)."""
+    """One memory instruction's accesses. cost: wavefronts (shared) or sectors (global).
+
+    kind: "load", "store", "atomic", "ldmatrix", or "copy", which counts in both spaces. size: bytes per lane.
+    """
 
     space: str
     kind: str
@@ -95,11 +98,12 @@ class Traffic:
 
 @dataclass(slots=True)
 class Counters:
-    """Counts of one launch; `add` sums launches. scale: blocks of the launch over blocks that were run."""
+    """Counts of one launch; `add` sums launches. mma_multiply_adds: those of tensor cores, all lanes together."""
 
     lanes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     warps: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     traffic: list[Traffic] = field(default_factory=list)
+    mma_multiply_adds: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
     blocks: int = 0
@@ -150,6 +154,7 @@ class Counters:
         for unit, count in other.warps.items():
             self.warps[unit] += count
         self.traffic += other.traffic
+        self.mma_multiply_adds += other.mma_multiply_adds
         self.bytes_read += other.bytes_read
         self.bytes_written += other.bytes_written
         self.blocks += other.blocks

@@ -8,8 +8,8 @@ from .counters import Counters
 
 KINDS = (
     "out of bounds", "misaligned", "uninitialised read", "race: write after read", "race: read after write",
-    "race: write after write", "divergent barrier", "missing threads at a warp barrier", "trap", "never written",
-    "written twice",
+    "race: write after write", "copy in flight", "divergent barrier", "divergent warp",
+    "missing threads at a warp barrier", "source size", "trap", "never written", "written twice",
 )  # fmt: skip
 
 

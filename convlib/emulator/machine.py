@@ -11,7 +11,9 @@ went different ways wait for each other at the first instruction that both reach
 
 Barriers. Lanes at bar.sync leave `pending` until every thread of their block has come to that barrier. When nothing is
 pending and lanes still wait, some threads can never come: that is reported, with the barrier's line. Shuffles, votes
-and bar.warp.sync wait in the same way for the lanes that their mask names.
+and bar.warp.sync wait in the same way for the lanes that their mask names. Instructions that are .aligned (mma,
+ldmatrix) want whole warps: lanes wait before the segment of such an instruction until their warp is all there, and
+if it never is, that is reported.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from functools import cached_property
 
 import numpy as np
 
-from . import checks, counters, opcodes
+from . import checks, counters, opcodes, tensor_cores
+from .copies import Copies
 from .faults import KINDS, Fault, Report
 from .memory import LOCAL_WINDOW, SHARED_RED_ZONE, SHARED_WINDOW, WINDOW_SIZE, Space, gather, scatter, up_to
 from .parser import SIZES, Address, Immediate, Instruction, PtxError, Register, Symbol
@@ -35,7 +38,8 @@ DTYPES = {
     "pred": np.dtype(bool), "b8": np.dtype(np.uint8), "u8": np.dtype(np.uint8), "s8": np.dtype(np.int8),
     "b16": np.dtype(np.uint16), "u16": np.dtype(np.uint16), "s16": np.dtype(np.int16), "f16": np.dtype(np.uint16),
     "bf16": np.dtype(np.uint16), "b32": np.dtype(np.uint32), "u32": np.dtype(np.uint32), "s32": np.dtype(np.int32),
-    "f32": np.dtype(np.float32), "f16x2": np.dtype(np.uint32), "bf16x2": np.dtype(np.uint32),
+    "f32": np.dtype(np.float32), "tf32": np.dtype(np.uint32), "f16x2": np.dtype(np.uint32),
+    "bf16x2": np.dtype(np.uint32),
     "b64": np.dtype(np.uint64), "u64": np.dtype(np.uint64), "s64": np.dtype(np.int64), "f64": np.dtype(np.float64),
 }  # fmt: skip
 BITS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
@@ -43,7 +47,10 @@ BITS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8
 
 @dataclass(slots=True)
 class Segment:
-    """Instructions that run without a jump or a wait. steps: what to call for each; units: how each is counted."""
+    """Instructions that run without a jump or a wait. steps: what to call for each.
+
+    aligned: the first of them that takes whole warps only, or None.
+    """
 
     first: int
     last: int
@@ -51,7 +58,7 @@ class Segment:
     next: int = 0
     lanes: int = 0
     warps: int = 0
-    unguarded: list = None
+    aligned: Instruction | None = None
 
 
 def registers_in(operand):
@@ -83,6 +90,7 @@ class Machine:
         self.guarded = {}
         self.lay_out_lanes()
         self.lay_out_memory(shared_bytes)
+        self.copies = Copies(self)
         self.registers = {name: np.zeros(self.lanes, DTYPES[t] if t == "pred" else BITS[SIZES[t]])
                           for name, t in function.registers.items()}  # fmt: skip
 
@@ -177,6 +185,8 @@ class Machine:
         for segment in self.segments:
             for i in range(segment.first, segment.last):
                 segment.steps.append(self.step(instructions[i]))
+                if segment.aligned is None and opcodes.row_of(instructions[i]).aligned:
+                    segment.aligned = instructions[i]
 
     def step(self, instruction: Instruction):
         """A function of the mask that executes one instruction; it returns True if it has moved the lanes elsewhere."""
@@ -350,6 +360,8 @@ class Machine:
         self.pending = {0: self.here.copy()}
         self.waiting = {}
         self.at_barrier = {}
+        self.parted = {}
+        self.copies.clear()
 
     def new_phase(self, slots):
         """A number of its own for the next phase of the blocks in `slots`."""
@@ -362,6 +374,12 @@ class Machine:
         self.phases = last
 
     def execute(self, at, lanes):
+        if self.segments[at].aligned is not None:
+            lanes = self.whole_warps(at, lanes)
+        if lanes.any():
+            self.execute_segment(at, lanes)
+
+    def execute_segment(self, at, lanes):
         segment = self.segments[at]
         mask = None if np.array_equal(lanes, self.here) else lanes
         if self.counting:
@@ -380,6 +398,16 @@ class Machine:
             self.pending[segment] = self.pending[segment] | lanes
         else:
             self.pending[segment] = lanes
+
+    def whole_warps(self, at, lanes):
+        """Those of the lanes before segment `at` whose warp is all there; the others wait for the rest of theirs."""
+        if at in self.parted:
+            lanes = lanes | self.parted.pop(at)
+        whole = lanes.reshape(-1, 32).all(axis=1).repeat(32)
+        parted = lanes & ~whole
+        if parted.any():
+            self.parted[at] = parted
+        return lanes & whole
 
     def leave(self, lanes):
         self.alive = self.alive & ~lanes
@@ -435,6 +463,11 @@ class Machine:
 
     def resolve_waiting(self):
         """Nothing is pending: done, or lanes wait for others that will never come. Returns whether to go on."""
+        for at in list(self.parted):
+            lanes = self.parted.pop(at)
+            self.report_divergence(self.segments[at].aligned, lanes)
+            self.execute_segment(at, lanes)
+            return True
         for number, waiting in self.at_barrier.items():
             for segment, (lanes, instruction) in list(waiting.items()):
                 self.report_unreachable(number, instruction, lanes)
@@ -460,6 +493,15 @@ class Machine:
         gone = int(np.count_nonzero(self.exists & block & ~self.alive))
         message = f"{come} of {self.threads} threads wait at barrier {number}; {gone} have exited and never come"
         self.fault("divergent barrier", instruction, lane, message, int(np.count_nonzero(lanes)))
+
+    def report_divergence(self, instruction, lanes):
+        """A fault if a warp of `lanes` is not whole, at an instruction that takes whole warps."""
+        here = lanes.reshape(-1, 32).sum(axis=1).repeat(32)
+        parted = lanes & (here < 32)
+        if parted.any():
+            lane = int(np.flatnonzero(parted)[0])
+            message = f"{here[lane]} of a warp's 32 threads come to an instruction that takes them all at once"
+            self.fault("divergent warp", instruction, lane, message, int(np.count_nonzero(parted)))
 
     def learn_in_warps(self, lanes):
         """A warp-level barrier or shuffle orders the accesses of the lanes that took part."""
@@ -573,6 +615,34 @@ class Machine:
         for i, value in enumerate(values):
             scatter(memory, index + i * dtype.itemsize if i else index, good, shift, value)
 
+    def load_element(self, instruction, size, address, lanes, out):
+        """`size` bytes of shared memory per lane into `out`: checked as a read, not counted."""
+        index, good = self.check(instruction, self.shared, checks.READS, size, address, lanes)
+        gather(self.shared.as_type(BITS[size]), index, good, size.bit_length() - 1, out)
+
+    def source_of_copy(self, instruction, size, address, lanes, count, traffic):
+        """Check and count the global side of a cp.async that takes count[lane] <= size bytes at address[lane].
+
+        Returns where they lie, and how many can be taken. The address must be aligned even if none is taken.
+        """
+        space = self.memory.space
+        if self.counting:
+            self.count_traffic(traffic, address, lanes & (count > 0), size)
+        index, good = self.check(instruction, space, checks.READS, size, address, lanes & (count == size))
+        cut = lanes & (count < size)
+        if cut.any():
+            wrong = cut & (address % size != 0)
+            if wrong.any():
+                lane = int(np.flatnonzero(wrong)[0])
+                message = f"{size} bytes at {self.where(space, address[lane])}"
+                self.fault("misaligned", instruction, lane, message, int(np.count_nonzero(wrong)))
+            np.copyto(index, address - space.base, where=cut)
+            good |= cut & ~wrong
+            for i in range(int(count[cut].max())):
+                part = good & cut & (count > i)
+                good &= ~part | self.check(instruction, space, checks.READS, 1, address + i, part)[1]
+        return index, np.where(good, count, 0)
+
     def split_generic(self, address, lanes):
         """Generic addresses by window: (space, lanes, addresses in that space)."""
         in_shared = lanes & (address >= SHARED_WINDOW) & (address < SHARED_WINDOW + WINDOW_SIZE)
@@ -614,6 +684,8 @@ class Machine:
                     unit, lanes, warps = row.unit, segment.lanes, segment.warps
                 counts.lanes[unit] += lanes
                 counts.warps[unit] += warps
+                if unit == opcodes.MMA:
+                    counts.mma_multiply_adds += warps * tensor_cores.multiply_adds(opcodes.shape_of(instruction))
         counts.traffic = [t for t in self.traffic if t.requests]
         counts.blocks, counts.blocks_run = self.blocks, blocks_run
         flags = self.memory.space.flags
@@ -622,10 +694,11 @@ class Machine:
 
 
 def narrowest_access(function):
-    """The fewest bytes any load or store of the function takes: how fine races must be told apart."""
+    """The fewest bytes any load, store or copy of the function takes: how fine races must be told apart."""
     sizes = [
         min(SIZES[m] for m in i.modifiers if m in SIZES)
         for i in function.instructions
         if i.root in ("ld", "st", "atom", "red") and "param" not in i.modifiers
     ]
+    sizes += [i.operands[2].bits for i in function.instructions if opcodes.is_copy(i)]
     return min(sizes, default=4)

@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 
 from . import arithmetic as a
-from . import checks
+from . import checks, tensor_cores
 from .counters import Traffic
 from .memory import LOCAL_WINDOW, SHARED_WINDOW
 from .parser import SIZES, Immediate, Instruction, Negated, Pair, PtxError, Register, Symbol, Vector
@@ -29,6 +29,7 @@ from .parser import SIZES, Immediate, Instruction, Negated, Pair, PtxError, Regi
 FMA, FLOAT, DOUBLE, HALF, INTEGER, SPECIAL = "fma", "float", "double", "half", "integer", "special function"
 CONVERT, COMPARE, MOVE, CONTROL, BARRIER, WARP = "convert", "compare", "move", "control", "barrier", "warp"
 GLOBAL, SHARED, LOCAL, PARAMETER, ATOMIC = "global", "shared", "local", "parameter", "atomic"
+MMA, LDMATRIX, COPY = "mma", "ldmatrix", "copy"
 
 INTEGERS = "u16 s16 u32 s32 u64 s64"
 BITWISE = "b16 b32 b64"
@@ -44,7 +45,11 @@ STATE_SPACES = {"global", "shared", "local", "param", "const"}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row. ends_segment, starts_segment: whether lanes may part after it, or have to come together before it."""
+    """One row.
+
+    ends_segment, starts_segment: whether lanes may part after it, or have to come together before it. aligned:
+    whether it takes whole warps only.
+    """
 
     root: str
     types: frozenset
@@ -54,6 +59,7 @@ class Row:
     ends_segment: bool = False
     starts_segment: bool = False
     handles_guard: bool = False
+    aligned: bool = False
 
 
 def row(root, types, modifiers, unit, bind, **control):
@@ -473,6 +479,10 @@ def convert(machine, instruction):
 def conversion(machine, instruction, result, given, flags):
     from .machine import DTYPES
 
+    if (result == "tf32" or "rna" in flags) and flags != ("rna", "tf32", "f32"):
+        raise Refused(f"PTX line {instruction.line}: opcode {instruction.opcode} is not known to the emulator")
+    if result == "tf32":
+        return a.tf32_bits
     dtype = DTYPES[result]
     mode = next((m for m in flags if m in ("rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi")), None)
     ftz, sat = "ftz" in flags, "sat" in flags
@@ -968,6 +978,173 @@ def reduce_warp(machine, instruction):
     return together(machine, instruction, lanes_named(machine, instruction, mask), act)
 
 
+# Asynchronous copies
+
+
+def is_copy(instruction):
+    """Whether it is a cp.async that moves bytes, not one that commits or waits."""
+    return instruction.root == "cp" and "global" in instruction.modifiers
+
+
+def asynchronous_copy(machine, instruction):
+    """cp.async [shared], [global], size, source size or predicate: the bytes arrive when they are waited for."""
+    into, source, size, *given = instruction.operands
+    sizes = (16,) if "cg" in instruction.modifiers else (4, 8, 16)
+    if not isinstance(size, Immediate) or size.bits not in sizes or len(given) > 1:
+        raise machine.error(instruction, f"a constant size of {sizes} bytes and at most one operand after it needed")
+    size = size.bits
+    into, source = machine.address(instruction, into), machine.address(instruction, source)
+    source_size = bytes_given(machine, instruction, size, given)
+    written, read = (Traffic(space, "copy", size, instruction.line, instruction.source) for space in (SHARED, GLOBAL))
+    machine.traffic += [written, read]
+
+    def run(mask):
+        lanes = machine.here if mask is None else mask
+        count = source_size(lanes)
+        index, good = machine.access(instruction, machine.shared, checks.WRITES, size, into(), lanes, written)
+        start, count = machine.source_of_copy(instruction, size, source(), lanes, count, read)
+        machine.copies.issue(instruction.line, size, good, index, start, count)
+
+    return run
+
+
+def bytes_given(machine, instruction, size, given):
+    """A function of the lanes: how many of a copy's bytes come from its source. A predicate that holds means none."""
+    if not given:
+        whole = np.full(machine.lanes, size, np.int64)
+        return lambda lanes: whole
+    if isinstance(given[0], Register) and machine.function.registers.get(given[0].name) == "pred":
+        ignored = machine.source(instruction, given[0], "pred")
+        return lambda lanes: np.where(ignored, 0, size)
+    number = machine.source(instruction, given[0], "u32")
+
+    def checked(lanes):
+        count = np.broadcast_to(number, machine.lanes).astype(np.int64)
+        wrong = lanes & (count > size)
+        if wrong.any():
+            lane = int(np.flatnonzero(wrong)[0])
+            message = f"{count[lane]} bytes of source for a copy of {size}"
+            machine.fault("source size", instruction, lane, message, int(np.count_nonzero(wrong)))
+        return np.minimum(count, size)
+
+    return checked
+
+
+def commit_group(machine, instruction):
+    return lambda mask: machine.copies.commit(machine.here if mask is None else mask)
+
+
+def wait_group(machine, instruction):
+    """cp.async.wait_group n: until at most n groups of the thread are in flight."""
+    if len(instruction.operands) != 1 or not isinstance(instruction.operands[0], Immediate):
+        raise machine.error(instruction, "one constant needed")
+    most = instruction.operands[0].bits
+    return lambda mask: machine.copies.wait(machine.here if mask is None else mask, most)
+
+
+def wait_all(machine, instruction):
+    """cp.async.wait_all: a commit, and a wait for all groups."""
+
+    def run(mask):
+        lanes = machine.here if mask is None else mask
+        machine.copies.commit(lanes)
+        machine.copies.wait(lanes, 0)
+
+    return run
+
+
+# Tensor cores
+
+
+def whole_warps(machine, instruction, run):
+    """`run`, and a fault where a guard leaves out lanes of a warp. (Lanes that went elsewhere the machine sees.)"""
+    if instruction.guard is None:
+        return run
+
+    def guarded(mask):
+        machine.report_divergence(instruction, mask)
+        run(mask)
+
+    return guarded
+
+
+def registers_of(operand):
+    return operand.items if isinstance(operand, Vector) else (operand,)
+
+
+def load_matrices(machine, instruction):
+    """ldmatrix: 8 x 8 matrices of 16-bit elements; lane 8 i + r gives the address of row r (16 bytes) of matrix i.
+
+    Lane 4 g + t gets elements 2 t and 2 t + 1 of row g, transposed those of column g. For the checks each lane reads
+    what it gets: the bytes that another thread wrote must be ordered before.
+    """
+    into, where = instruction.operands
+    into = registers_of(into)
+    transposed = "trans" in instruction.modifiers
+    if f"x{len(into)}" not in instruction.modifiers or "shared" not in (m[:6] for m in instruction.modifiers):
+        raise machine.error(instruction, "as many registers as .x1, .x2 or .x4 says and .shared needed")
+    targets = [machine.target(instruction, item, np.dtype(np.uint32)) for item in into]
+    address = machine.address(instruction, where)
+    traffic = Traffic(SHARED, "ldmatrix", 4 * len(into), instruction.line, instruction.source)
+    machine.traffic.append(traffic)
+    lane = np.arange(machine.lanes) % 32
+    first, g, t = np.arange(machine.lanes) - lane, lane >> 2, lane & 3
+    gives_address, halves = lane < 8 * len(into), np.zeros((2, machine.lanes), np.uint16)
+    all_must_be_valid = machine.module.target == "sm_75"  # section 9.7.14.5.15: there, those not used too
+
+    def run(mask):
+        lanes, at = machine.here if mask is None else mask, address()
+        rows = lanes & gives_address
+        if machine.counting:
+            machine.count_traffic(traffic, at, rows, 16)
+        needed = lanes if all_must_be_valid else rows
+        _, good = machine.check(instruction, machine.shared, checks.PEEKS, 16, at, needed)
+        for i, target in enumerate(targets):
+            if not transposed:
+                row = first + 8 * i + g
+                machine.load_element(instruction, 4, at[row] + 4 * t, lanes & good[row], target)
+                continue
+            for half, part in enumerate(halves):
+                row = first + 8 * i + 2 * t + half
+                machine.load_element(instruction, 2, at[row] + 2 * g, lanes & good[row], part)
+            np.copyto(target, halves[1].astype(np.uint32) << np.uint32(16) | halves[0], where=lanes)
+
+    return whole_warps(machine, instruction, run)
+
+
+def shape_of(instruction):
+    """m16n8k16 and its like."""
+    return next(m for m in instruction.modifiers if m[0] == "m" and m[1].isdigit())
+
+
+def multiply_matrices(machine, instruction):
+    """mma: D = A B + C of one warp, see tensor_cores.py."""
+    into, left, right, addend = (registers_of(o) for o in instruction.operands)
+    types, order = types_of(instruction), [m for m in instruction.modifiers if m in ("row", "col")]
+    depth = tensor_cores.DEPTHS.get((shape_of(instruction), types[1]))
+    if depth is None or types != ["f32", types[1], types[1], "f32"] or order != ["row", "col"]:
+        raise Refused(f"PTX line {instruction.line}: opcode {instruction.opcode} is not known to the emulator")
+    held = 32 * tensor_cores.VALUES_PER_REGISTER[types[1]]
+    if (len(left), len(right), len(addend), len(into)) != (16 * depth // held, 8 * depth // held, 4, 4):
+        raise machine.error(instruction, "as many registers as its shape has needed")
+    outs = tuple(machine.target(instruction, item, np.dtype(np.float32)) for item in into)
+    left, right = (tuple(every_lane(machine, instruction, item, "b32") for item in items) for items in (left, right))
+    addend = tuple(every_lane(machine, instruction, item, "f32") for item in addend)
+    warp, widened = tensor_cores.Warp(depth), tensor_cores.WIDENED[types[1]]
+
+    def run(mask):
+        lanes = machine.here if mask is None else mask
+        tensor_cores.multiply(left, right, addend, outs, lanes, widened, a.F32_NAN, *warp.matrices)
+
+    return whole_warps(machine, instruction, run)
+
+
+def every_lane(machine, instruction, operand, type_):
+    """An operand as an array of all lanes, a constant too."""
+    value = machine.source(instruction, operand, type_)
+    return value if np.ndim(value) else np.full(machine.lanes, value)
+
+
 COMPARED = " ".join([*COMPARISONS, "and", "or", "xor"])
 COMPARED_FLOATS = COMPARED + " equ neu ltu leu gtu geu num nan ftz"
 SPACES = "global shared shared::cta local"
@@ -1044,7 +1221,7 @@ TABLE = (
     row("mov", ANY + " pred", "", MOVE, move),
     row("cvta", "u64", "to global shared local const param", MOVE, address_conversion),
     row("cvt", "u8 s8 u16 s16 u32 s32 u64 s64", "sat", CONVERT, convert),
-    row("cvt", "f16 bf16 f32 f64", "rn rz rm rp rni rzi rmi rpi ftz sat", CONVERT, convert),
+    row("cvt", "f16 bf16 f32 f64", "rn rz rm rp rni rzi rmi rpi rna ftz sat", CONVERT, convert),
     row("cvt", "u8 s8 u16 s16 u32 s32 u64 s64", "rn rz rm rp", CONVERT, convert),
     row("ld", ANY + " u8 s8 b8", f"global const {CACHING} v2 v4 v8", GLOBAL, load),
     row("ld", ANY + " u8 s8 b8", f"param {CACHING} v2 v4", PARAMETER, load),
@@ -1058,6 +1235,13 @@ TABLE = (
     row("atom", "b32 b64 u32 s32 u64", f"and or xor exch cas inc dec {SPACES} {SCOPES}", ATOMIC, atomic),
     row("red", "u32 s32 u64 s64 f32 f64", f"add min max {SPACES} {SCOPES}", ATOMIC, atomic),
     row("red", "b32 b64 u32", f"and or xor inc dec {SPACES} {SCOPES}", ATOMIC, atomic),
+    row("cp", "", "async ca cg shared shared::cta global L2::64B L2::128B L2::256B", COPY, asynchronous_copy),
+    row("cp", "", "async commit_group", CONTROL, commit_group),
+    row("cp", "", "async wait_group", CONTROL, wait_group),
+    row("cp", "", "async wait_all", CONTROL, wait_all),
+    row("ldmatrix", "b16", "sync aligned m8n8 x1 x2 x4 trans shared shared::cta", LDMATRIX, load_matrices,
+        aligned=True),
+    row("mma", "f32", "sync aligned m16n8k16 m16n8k8 m16n8k4 row col", MMA, multiply_matrices, aligned=True),
     row("membar", "", "cta gl sys", CONTROL, nothing),
     row("fence", "", "sc acq_rel acquire release cta gpu sys cluster", CONTROL, nothing),
     row("prefetch", "", "global local L1 L2", CONTROL, nothing),
