@@ -558,13 +558,14 @@ class Machine:
         return index, good
 
     def record(self, instruction, space, size, found, wrong):
+        count = wrong - len(found) + 1  # those that are not in `found` count with the first
         for code, lane, address, phase, thread, line in found.tolist():
             message = f"{size} bytes at {self.where(space, address)}"
             if code >= checks.WRITE_AFTER_READ:
                 other = self.coordinates(self.phase_block[phase], self.grid), self.coordinates(thread, self.block)
                 message += f", with block {other[0]}, thread {other[1]} at PTX line {line}"
-            self.fault(KINDS[code], instruction, lane, message, wrong)
-            wrong = 1
+            self.fault(KINDS[code], instruction, lane, message, count)
+            count = 1
 
     def where(self, space, address):
         if space.name == "global":
@@ -700,5 +701,5 @@ def narrowest_access(function):
         for i in function.instructions
         if i.root in ("ld", "st", "atom", "red") and "param" not in i.modifiers
     ]
-    sizes += [i.operands[2].bits for i in function.instructions if opcodes.is_copy(i)]
+    sizes += [size for size in map(opcodes.copied_bytes, function.instructions) if size]
     return min(sizes, default=4)

@@ -981,18 +981,20 @@ def reduce_warp(machine, instruction):
 # Asynchronous copies
 
 
-def is_copy(instruction):
-    """Whether it is a cp.async that moves bytes, not one that commits or waits."""
-    return instruction.root == "cp" and "global" in instruction.modifiers
+def copied_bytes(instruction):
+    """The size of a cp.async that moves bytes; None for any other instruction."""
+    if instruction.root != "cp" or len(instruction.operands) < 3:
+        return None
+    size = instruction.operands[2]
+    return size.bits if isinstance(size, Immediate) else None
 
 
 def asynchronous_copy(machine, instruction):
     """cp.async [shared], [global], size, source size or predicate: the bytes arrive when they are waited for."""
-    into, source, size, *given = instruction.operands
-    sizes = (16,) if "cg" in instruction.modifiers else (4, 8, 16)
-    if not isinstance(size, Immediate) or size.bits not in sizes or len(given) > 1:
-        raise machine.error(instruction, f"a constant size of {sizes} bytes and at most one operand after it needed")
-    size = size.bits
+    size, sizes = copied_bytes(instruction), (16,) if "cg" in instruction.modifiers else (4, 8, 16)
+    if size not in sizes or len(instruction.operands) > 4:
+        raise machine.error(instruction, f"a constant size in {sizes} and at most one operand after it needed")
+    into, source, _, *given = instruction.operands
     into, source = machine.address(instruction, into), machine.address(instruction, source)
     source_size = bytes_given(machine, instruction, size, given)
     written, read = (Traffic(space, "copy", size, instruction.line, instruction.source) for space in (SHARED, GLOBAL))

@@ -5,7 +5,13 @@ from __future__ import annotations
 from fractions import Fraction
 
 # precision in bits, exponent of the smallest normal number, bits of the exponent field
-FORMATS = {"f16": (11, -14, 5), "bf16": (8, -126, 8), "f32": (24, -126, 8), "f64": (53, -1022, 11)}
+FORMATS = {
+    "f16": (11, -14, 5),
+    "bf16": (8, -126, 8),
+    "tf32": (11, -126, 8),
+    "f32": (24, -126, 8),
+    "f64": (53, -1022, 11),
+}
 NAN, INF, MINUS_INF = "nan", "inf", "-inf"
 CANONICAL_NAN = {"f16": 0x7FFF, "bf16": 0x7FFF, "f32": 0x7FFFFFFF}
 
@@ -31,7 +37,7 @@ def flushed(value):
 
 
 def encoded(number, format_, mode="rn", negative_zero=False):
-    """The bits of an exact number (or NAN, INF, MINUS_INF) rounded once in direction rn, rz, rm or rp."""
+    """The bits of an exact number (or NAN, INF, MINUS_INF) rounded once: rn, rna, rz, rm or rp."""
     precision, least, width = FORMATS[format_]
     sign, infinity = 1 << (precision - 1 + width), ((1 << width) - 1) << (precision - 1)
     if number == NAN:
@@ -46,7 +52,8 @@ def encoded(number, format_, mode="rn", negative_zero=False):
     step = Fraction(2) ** (max(exponent, least) - (precision - 1))
     units = integer(number / step, mode)
     bits = encoded_units(abs(units), max(exponent, least), format_)
-    if bits >= infinity and mode != "rn" and not ((mode == "rp" and number > 0) or (mode == "rm" and number < 0)):
+    directed = mode not in ("rn", "rna")
+    if bits >= infinity and directed and not ((mode == "rp" and number > 0) or (mode == "rm" and number < 0)):
         bits = infinity - 1
     return bits | (sign if number < 0 else 0)
 
@@ -61,13 +68,13 @@ def encoded_units(units, exponent, format_):
 
 
 def integer(number, mode):
-    """A fraction to an integer: rn to nearest even, rz toward zero, rm down, rp up."""
+    """A fraction to an integer: rn to nearest even, rna halves away from zero, rz toward zero, rm down, rp up."""
     floor = number.numerator // number.denominator
     if floor == number:
         return floor
-    if mode == "rn":
-        twice = 2 * (number - floor)
-        return floor + (twice > 1 or (twice == 1 and floor % 2 == 1))
+    if mode in ("rn", "rna"):
+        twice, up = 2 * (number - floor), floor % 2 == 1 if mode == "rn" else number > 0
+        return floor + (twice > 1 or (twice == 1 and up))
     return floor + (mode == "rp" or (mode == "rz" and number < 0))
 
 

@@ -729,6 +729,17 @@ def test_packs_two_16_bit_floats(result):
           lambda a, b: narrow(a, result[:-2]) << 16 | narrow(b, result[:-2]))  # fmt: skip
 
 
+def test_rounds_float32_to_tf32():
+    def expected(a):
+        number, negative = decoded(a, "f32")
+        return None if number == exact.NAN else encoded(number, "tf32", "rna", negative) << 13
+
+    near = [
+        RANDOM.getrandbits(32) & 0xFFFFE000 | low for low in (0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF) for _ in range(9)
+    ]
+    agree("cvt.rna.tf32.f32 D, A", "b32", [("f32", floats("f32", 60) + near)], expected, same_nan="f32")
+
+
 def test_saturates_in_a_conversion():
     agree("cvt.ftz.sat.f32.f32 D, A", "f32", [("f32", floats("f32", 60))],
           exactly(lambda a: a, "f32", ftz=True, sat=True))  # fmt: skip
@@ -767,6 +778,8 @@ def test_moves(type_):
     ("ld.global.v16.f32 %f1, [%d1]", "v16"),
     ("atom.global.add.noftz.f16 %h1, [%d1], %h2", "f16"),
     ("cvt.rs.f32.f64 %f1, %g1", "rs"),
+    ("cvt.rn.tf32.f32 %r1, %f1", "tf32"),
+    ("cvt.rna.f16.f32 %h1, %f1", "rna"),
     ("setp.lt.f16 %p1, %h1, %h2", "f16"),
 ])  # fmt: skip
 def test_refuses_by_name_what_it_does_not_know(instruction, named):
