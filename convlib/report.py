@@ -7,8 +7,21 @@
 The main loop is the innermost loop with the most multiply-adds. Its issue bound is the share of the GPU's arithmetic
 peak that it reaches if every scheduler issues an instruction every cycle and nothing ever waits: an upper limit, not a
 prediction. No GPU is needed, and nothing here is measured.
+
+On tensor cores a multiply-add instruction (HMMA) keeps its scheduler's tensor core busy for several cycles, in which
+the others issue, so there shared memory counts too, which the four schedulers share:
+
+    HMMA cycles     multiply-adds / what a tensor core does in a cycle: HMMA.16816.F32 takes 8 on sm_80, 6.1 on sm_90
+    issue cycles    one for every instruction
+    shared cycles   four times the loop's wavefronts, were there no bank conflicts (the emulator counts those)
+    issue bound     HMMA cycles / the most of the three
+
 Sources: NVIDIA, CUDA C++ Programming Guide, the tables of technical specifications per compute capability and of
-arithmetic throughput; CUDA Occupancy Calculator (how registers and shared memory are handed out).
+arithmetic throughput; CUDA Occupancy Calculator (how registers and shared memory are handed out). Tensor cores: white
+papers on the architectures of TU102, GA100, GA102, AD102, GH100 and GB202 (16-bit multiply-adds a cycle; GeForce cards
+do half with float32 sums); Sun et al., Dissecting tensor cores via microbenchmarks, IEEE TPDS 2023 (arXiv 2206.02874);
+Luo et al., Dissecting the NVIDIA Hopper architecture, 2025 (arXiv 2501.12084), table 7: mma.m16n8k16 of float16 reaches
+310.6 TFLOP/s on an A100, all of its peak, and 494.4 on an H800, 65.3 % of the 512 multiply-adds a cycle that wgmma has.
 """
 
 from __future__ import annotations
@@ -32,7 +45,10 @@ SCHEDULERS = 4  # per multiprocessor; each issues one warp instruction a cycle
 
 @dataclass(frozen=True, slots=True)
 class Multiprocessor:
-    """What one multiprocessor has. fma: warps of float32 multiply-adds it completes in a cycle; double: of float64."""
+    """What one multiprocessor has. fma: warps of float32 multiply-adds it completes in a cycle; double: of float64.
+
+    mma: 16-bit multiply-adds that one of its four tensor cores completes in a cycle under mma.sync; TF32: half.
+    """
 
     threads: int
     blocks: int
@@ -40,16 +56,17 @@ class Multiprocessor:
     reserved: int
     fma: float
     double: float
+    mma: float
 
 
 MULTIPROCESSORS = {
-    75: Multiprocessor(1024, 16, 65_536, 0, 2, 1 / 16),
-    80: Multiprocessor(2048, 32, 167_936, 1024, 2, 1),
-    86: Multiprocessor(1536, 16, 102_400, 1024, 4, 1 / 16),
-    89: Multiprocessor(1536, 24, 102_400, 1024, 4, 1 / 16),
-    90: Multiprocessor(2048, 32, 233_472, 1024, 4, 2),
-    100: Multiprocessor(2048, 32, 233_472, 1024, 4, 2),
-    120: Multiprocessor(1536, 24, 102_400, 1024, 4, 1 / 16),
+    75: Multiprocessor(1024, 16, 65_536, 0, 2, 1 / 16, 128),
+    80: Multiprocessor(2048, 32, 167_936, 1024, 2, 1, 256),
+    86: Multiprocessor(1536, 16, 102_400, 1024, 4, 1 / 16, 128),
+    89: Multiprocessor(1536, 24, 102_400, 1024, 4, 1 / 16, 128),
+    90: Multiprocessor(2048, 32, 233_472, 1024, 4, 2, 0.653 * 512),
+    100: Multiprocessor(2048, 32, 233_472, 1024, 4, 2, 0.653 * 512),  # mma: sm_90's, for want of a published figure
+    120: Multiprocessor(1536, 24, 102_400, 1024, 4, 1 / 16, 128),
 }
 REGISTERS = 65_536
 REGISTERS_AT_ONCE = 256  # a warp's registers are handed out in this many
@@ -70,7 +87,7 @@ class Row:
 
     stack: bytes per thread, spilled registers included. shared: static and dynamic bytes per block. blocks, warps: per
     multiprocessor. loads: bits per lane, averaged over the loop's load instructions, 0 where it has none. issue_bound:
-    the largest share of peak.
+    the largest share of peak. mma_share: tensor-core instructions among the loop's.
     """
 
     kernel: str
@@ -91,6 +108,7 @@ class Row:
     shared_load_bits: float
     global_load_bits: float
     issue_bound: float
+    mma_share: float = 0.0
 
     @property
     def key(self):
@@ -154,7 +172,8 @@ def row(name, dtype, target, function, cubin, launch):
     return Row(
         name, short(function), dtype, target, threads, used.registers, used.stack, shared, blocks, warps,
         round(warps * 32 / has.threads, 4), limit, loop.size, round(loop.share(*MULTIPLY_ADDS), 4),
-        round(loop.share(*INTEGER), 4), loop.load_bits("LDS"), loop.load_bits("LDG"), round(loop.issue_bound(has), 4),
+        round(loop.share(*INTEGER), 4), loop.load_bits("LDS", "LDSM"), loop.load_bits("LDG", "LDGSTS"),
+        round(loop.issue_bound(has), 4), round(loop.share("HMMA"), 4),
     )  # fmt: skip
 
 
@@ -178,6 +197,8 @@ def blocks_at_once(has, threads, registers, shared):
 MULTIPLY_ADDS = ("FFMA", "FFMA2", "DFMA")  # not HFMA2, which compilers also use to load a constant
 INTEGER = ("IMAD", "IADD", "IADD3", "LEA", "LOP3", "SHF", "ISETP", "IMNMX", "IABS", "SEL", "PRMT", "UIADD3", "UIMAD",
            "ULEA", "ULOP3", "USHF")  # fmt: skip
+SHARED_MEMORY = ("LDS", "LDSM", "STS", "LDGSTS")
+TENSOR = re.compile(r"HMMA\.168(16|8|4)\.F32(\.TF32)?")  # 16 x 8 x that
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
 LABEL = re.compile(r"^(\.L_x_\d+):")
 
@@ -207,26 +228,49 @@ class Loop:
 
     @property
     def multiply_adds(self):
-        return sum(self.roots[name] * (2 if name == "FFMA2" else 1) for name in MULTIPLY_ADDS)
+        """Of a lane; a tensor-core instruction's are shared out among the 32."""
+        in_lanes = sum(self.roots[name] * (2 if name == "FFMA2" else 1) for name in MULTIPLY_ADDS)
+        return in_lanes + sum(count for count, _ in self.tensor) / 32
+
+    @property
+    def tensor(self):
+        """For each tensor-core instruction its multiply-adds, all lanes together, and whether they are TF32."""
+        found = [TENSOR.match(name) for name in self.names]
+        return [(16 * 8 * int(m[1]), m[2] is not None) for m in found if m]
 
     def share(self, *roots):
         return sum(self.roots[root] for root in roots) / max(self.size, 1)
 
-    def load_bits(self, root):
-        """Mean bits per lane of the loop's loads: LDS (shared) or LDG (global)."""
-        widths = [width_of(name) for name in self.names if name.partition(".")[0] == root]
+    def load_bits(self, *roots):
+        """Mean bits per lane of the loop's loads: LDS and LDSM (shared), LDG and LDGSTS (global)."""
+        widths = [width_of(name) for name in self.names if name.partition(".")[0] in roots]
         return round(sum(widths) / len(widths), 1) if widths else 0.0
 
     def issue_bound(self, has):
         """Peak's share if each scheduler issues one instruction every cycle; see the top of this file."""
+        if self.tensor:
+            return self.tensor_cycles(has) / max(self.tensor_cycles(has), self.size, SCHEDULERS * self.wavefronts)
         cycles_of_arithmetic = max(self.roots["FFMA"] / has.fma, self.roots["DFMA"] / has.double)
         if not cycles_of_arithmetic:
             return 0.0
         return cycles_of_arithmetic / max(self.size / SCHEDULERS, cycles_of_arithmetic)
 
+    def tensor_cycles(self, has):
+        """Cycles for which a warp's tensor-core instructions keep its scheduler's tensor core busy."""
+        return sum(count * (2 if is_tf32 else 1) for count, is_tf32 in self.tensor) / has.mma
+
+    @property
+    def wavefronts(self):
+        """Of a warp's accesses to shared memory, were there no bank conflicts: 128 bytes each."""
+        widths = [width_of(name) for name in self.names if name.partition(".")[0] in SHARED_MEMORY]
+        return sum(max(width // 32, 1) for width in widths)
+
 
 def width_of(name):
+    """Bits per lane of a load, a store or a copy."""
     parts = name.split(".")
+    if parts[0] == "LDSM":
+        return 32 * int(parts[-1] if parts[-1] in ("2", "4") else 1)
     if "U8" in parts or "S8" in parts:
         return 8
     if "U16" in parts or "S16" in parts:
@@ -267,12 +311,10 @@ def write_csv(path, rows):
 
 def read_csv(path):
     with open(path, newline="") as file:
-        return [
-            Row(*(kind(value) for kind, value in zip(KINDS, line, strict=True))) for line in list(csv.reader(file))[1:]
-        ]
+        return [Row(**{name: KINDS[name](value) for name, value in line.items()}) for line in csv.DictReader(file)]
 
 
-KINDS = [{"str": str, "int": int, "float": float}[field.type] for field in fields(Row)]
+KINDS = {field.name: {"str": str, "int": int, "float": float}[field.type] for field in fields(Row)}
 
 
 def losses(rows, baseline):
@@ -289,7 +331,7 @@ def losses(rows, baseline):
             found.append(f"{name}: {now.stack} bytes of stack or spills, were {then.stack}")
         if now.warps < then.warps:
             found.append(f"{name}: {now.warps} warps at once (limited by {now.limited_by}), were {then.warps}")
-        for what in ("fma_share", "issue_bound"):
+        for what in ("fma_share", "mma_share", "issue_bound"):
             if getattr(now, what) < getattr(then, what) - 0.01:
                 found.append(f"{name}: {what} is {getattr(now, what)}, was {getattr(then, what)}")
     return found
@@ -298,11 +340,11 @@ def losses(rows, baseline):
 def table(rows):
     """The rows as text, one line each."""
     head = ("kernel", "function", "dtype", "sm", "thr", "regs", "stack", "shared", "warps", "limited by", "loop", "fma",
-            "int", "LDS", "LDG", "bound")  # fmt: skip
+            "mma", "int", "LDS", "LDG", "bound")  # fmt: skip
     lines = [
         (r.kernel, r.function, r.dtype, r.target, r.threads, r.registers, r.stack, f"{r.shared:,}",
-         f"{r.warps} ({r.occupancy:.0%})", r.limited_by, r.loop, f"{r.fma_share:.0%}", f"{r.integer_share:.0%}",
-         f"{r.shared_load_bits:g}", f"{r.global_load_bits:g}", f"{r.issue_bound:.0%}")
+         f"{r.warps} ({r.occupancy:.0%})", r.limited_by, r.loop, f"{r.fma_share:.0%}", f"{r.mma_share:.0%}",
+         f"{r.integer_share:.0%}", f"{r.shared_load_bits:g}", f"{r.global_load_bits:g}", f"{r.issue_bound:.0%}")
         for r in rows
     ]  # fmt: skip
     widths = [max(len(str(line[i])) for line in [head, *lines]) for i in range(len(head))]

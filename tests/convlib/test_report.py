@@ -33,11 +33,13 @@ def test_nothing_in_the_baseline_spills():
     assert not [row.key for row in report.read_csv(BASELINE) if row.stack]
 
 
-ROW = report.Row("a.b", "f", "float32", 80, 256, 64, 0, 1024, 4, 32, 0.5, "registers", 100, 0.8, 0.1, 128.0, 32.0, 1.0)
+ROW = report.Row("a.b", "f", "float32", 80, 256, 64, 0, 1024, 4, 32, 0.5, "registers", 100, 0.8, 0.1, 128.0, 32.0, 1.0,
+                 0.3)  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"stack": 8}, "8 bytes of stack"), ({"warps": 16}, "16 warps at once"), ({"fma_share": 0.7}, "fma_share"),
+    ({"mma_share": 0.2}, "mma_share"),
     ({"issue_bound": 0.5}, "issue_bound"), ({"dtype": "float64"}, "not in the baseline"),
 ])  # fmt: skip
 def test_a_loss_is_named(change, words):
@@ -90,3 +92,39 @@ def test_the_main_loop_is_found_and_read():
     assert loop.load_bits("LDG") == 0
     assert loop.issue_bound(report.MULTIPROCESSORS[86]) == pytest.approx(2 / 6)
     assert loop.issue_bound(report.MULTIPROCESSORS[80]) == pytest.approx(4 / 6)
+
+
+TENSOR_SASS = """
+.text.k:
+.L_x_0:
+        /*0000*/                   LDSM.16.M88.4 R4, [R3] ;
+        /*0010*/                   LDSM.16.MT88.2 R8, [R3+0x40] ;
+        /*0020*/                   LDGSTS.E.BYPASS.128 [R10], [R12.64], P1 ;
+        /*0030*/                   HMMA.16816.F32.BF16 R20, R4, R8, R20 ;
+        /*0040*/                   HMMA.16816.F32 R24, R4, R10, R24 ;
+        /*0050*/                   HMMA.1688.F32 R28, R4, R10, R28 ;
+        /*0060*/                   HMMA.1688.F32.TF32 R28, R4, R10, R28 ;
+        /*0070*/                   HMMA.1684.F32.TF32 R28, R4, R10, R28 ;
+        /*0080*/               @P0 BRA `(.L_x_0) ;
+.L_x_1:
+        /*0090*/                   FFMA R4, R4, R8, R4 ;
+        /*00a0*/               @P0 BRA `(.L_x_1) ;
+"""
+
+
+def test_tensor_cores_are_counted_and_bound_a_loop():
+    """Of 16-bit multiply-adds 2,048 + 2,048 + 1,024, of TF32, at half the rate, 1,024 + 512: on sm_80 8,192 / 256."""
+    loop = report.Loop.of(TENSOR_SASS, "k")
+    assert loop.size == 9
+    assert loop.share("HMMA") == pytest.approx(5 / 9)
+    assert loop.multiply_adds == (2048 + 2048 + 1024 + 1024 + 512) / 32
+    assert loop.load_bits("LDS", "LDSM") == (128 + 64) / 2
+    assert loop.load_bits("LDG", "LDGSTS") == 128
+    assert loop.wavefronts == 4 + 2 + 4
+    assert loop.tensor_cycles(report.MULTIPROCESSORS[80]) == 32
+    assert loop.tensor_cycles(report.MULTIPROCESSORS[90]) == pytest.approx(24.5, abs=0.01)
+    assert loop.issue_bound(report.MULTIPROCESSORS[80]) == pytest.approx(32 / 40)  # four warps share shared memory
+    assert report.Loop(loop.names[3:5]).issue_bound(report.MULTIPROCESSORS[80]) == 1
+    slow = report.Loop([loop.names[3], *["IADD3"] * 15])
+    assert slow.issue_bound(report.MULTIPROCESSORS[80]) == pytest.approx(8 / 16)
+    assert slow.issue_bound(report.MULTIPROCESSORS[90]) == pytest.approx(6.126 / 16, abs=1e-3)
