@@ -26,6 +26,7 @@ METRICS = {  # ours -> ncu's
     "sm_clock_hz": "sm__cycles_elapsed.avg.per_second",
     "warp_instructions": "smsp__inst_executed.sum",
     "multiply_adds": "smsp__sass_thread_inst_executed_op_ffma_pred_on.sum",
+    "tensor_instructions": "sm__inst_executed_pipe_tensor.sum",
     "dram_bytes": "dram__bytes.sum",
     "shared_bank_conflicts": "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum",
     "sectors_per_load": "l1tex__average_t_sectors_per_request_pipe_lsu_mem_global_op_ld.ratio",

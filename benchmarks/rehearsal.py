@@ -132,6 +132,7 @@ def counted(number: int, report) -> dict:
         "Block Size": str(report.block),
         "Grid Size": str(report.grid),
         METRICS["warp_instructions"]: counts.warp_instructions,
+        METRICS["tensor_instructions"]: counts.warps["mma"],
         METRICS["sectors_per_load"]: counts.cost_per_request("global", kind="load"),
         METRICS["dram_bytes"]: counts.least_bytes,
     }

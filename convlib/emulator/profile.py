@@ -136,13 +136,15 @@ def launch_lines(report):
     for unit, warps in sorted(counts.warps.items(), key=lambda item: -item[1]):
         if warps:
             yield f"    {unit:20} {warps * scale(report):16,.0f} {100 * counts.share(unit):5.1f} %"
+    if counts.mma_multiply_adds:
+        yield f"    multiply-adds of mma   {counts.mma_multiply_adds * scale(report):14,.0f}"
     for space, cost in (("shared", "wavefronts"), ("global", "sectors")):
         kinds = sorted({(t.kind, t.size) for t in counts.traffic if t.space == space})
         for kind, size in kinds:
             requests = sum(t.requests for t in counts.traffic if (t.space, t.kind, t.size) == (space, kind, size))
             best = max(size // 4, 1) if space == "shared" else size
             yield (
-                f"  {space} {kind:6} of {8 * size:3} bits  {requests * scale(report):13,.0f} requests, "
+                f"  {space} {kind:8} of {8 * size:3} bits  {requests * scale(report):13,.0f} requests, "
                 f"{counts.cost_per_request(space, size, kind):5.2f} {cost} each; {best} when full and in order"
             )
 

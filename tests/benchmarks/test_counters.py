@@ -13,10 +13,11 @@ from convlib.verification.children import OutOfTime
 
 CSV = """==PROF== Connected to process 42 (/usr/bin/python3)
 ==PROF== Disconnected from process 42
-"ID","Kernel Name","Block Size","Grid Size","gpu__time_duration.sum","smsp__inst_executed.sum","dram__bytes.sum"
-"","","","","ns","inst","byte"
-"0","conv2d_pack(const float *, float *)","(256, 1, 1)","(9, 1, 1)","4,320","1,024","n/a"
-"1","conv2d_gemm(const float *)","(256, 1, 1)","(128, 1, 1)","1,250,000","98304","4096"
+"ID","Kernel Name","Block Size","Grid Size","gpu__time_duration.sum","smsp__inst_executed.sum","dram__bytes.sum",\
+"sm__inst_executed_pipe_tensor.sum"
+"","","","","ns","inst","byte","inst"
+"0","conv2d_pack(const float *, float *)","(256, 1, 1)","(9, 1, 1)","4,320","1,024","n/a","8"
+"1","conv2d_gemm(const float *)","(256, 1, 1)","(128, 1, 1)","1,250,000","98304","4096","1,536"
 """
 
 
@@ -31,6 +32,7 @@ def test_the_csv_of_ncu_is_read():
     assert pack["warp_instructions"] == 1024
     assert pack["dram_bytes"] is None
     assert gemm["seconds"] == pytest.approx(1.25e-3)
+    assert (pack["tensor_instructions"], gemm["tensor_instructions"]) == (8, 1536)
     assert gemm["registers"] is None
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from convlib import compiling, emulator
 from convlib.arrays import empty_aligned
+from convlib.emulator import profile
 from convlib.emulator.memory import Tracked
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
@@ -139,3 +140,9 @@ def test_without_a_swizzle_bank_conflicts_are_counted(matrix):
     assert right
     worst = max(t.cost / t.requests for t in report.counters.traffic if t.kind == "ldmatrix")
     assert worst == {"a": 4 * 4, "b": 4 * 8}[matrix]  # rows of 64 bytes: 4 in one bank; of 128 bytes: all 8
+
+
+def test_a_profile_names_the_copies_and_the_products():
+    text = "\n".join(profile.launch_lines(run(SOURCE)[0]))
+    for words in ("multiply-adds of mma        3,932,160", "shared copy     of 128 bits", "4.00 wavefronts each"):
+        assert words in text
