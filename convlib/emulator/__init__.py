@@ -1,16 +1,16 @@
 """Run compiled GPU kernels on a CPU, checked harder than a GPU would check them, and count what they do.
 
-    parser.py      PTX text to instructions
-    opcodes.py     the table of instructions: what is known, and how each is bound
-    arithmetic.py  what they compute, with the GPU's rounding
-    tensor_cores.py  mma: which lane holds which element, and the product
-    copies.py      cp.async: copies in flight, which arrive when they are waited for
-    machine.py     executing a launch: lanes, masks, divergence, barriers
-    memory.py      buffers with red zones, shared and local memory
-    checks.py      bounds, alignment, initialisation and races of every access
-    counters.py    instructions, bank conflicts, sectors, bytes
-    arguments.py   from arrays and scalars to the kernel's parameters
-    faults.py      faults and reports
+    parser.py        PTX text to instructions
+    opcodes.py       the table of instructions: what is known, and how each is bound
+    arithmetic.py    what they compute, with the GPU's rounding
+    tensor_cores.py  what mma computes: which lane holds which element, and the product
+    machine.py       executing a launch: lanes, masks, divergence, barriers
+    memory.py        buffers with red zones, shared and local memory
+    copies.py        cp.async: copies in flight, which arrive when they are waited for
+    checks.py        bounds, alignment, initialisation and races of every access
+    counters.py      instructions, bank conflicts, sectors, bytes
+    arguments.py     from arrays and scalars to the kernel's parameters
+    faults.py        faults and reports
 
 Emulated is not measured: values, faults and counts are a GPU's, times are not.
 

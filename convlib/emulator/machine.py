@@ -49,7 +49,7 @@ BITS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8
 class Segment:
     """Instructions that run without a jump or a wait. steps: what to call for each.
 
-    aligned: the first of them that takes whole warps only, or None.
+    aligned: whether one of them takes whole warps only.
     """
 
     first: int
@@ -58,7 +58,7 @@ class Segment:
     next: int = 0
     lanes: int = 0
     warps: int = 0
-    aligned: Instruction | None = None
+    aligned: bool = False
 
 
 def registers_in(operand):
@@ -185,8 +185,7 @@ class Machine:
         for segment in self.segments:
             for i in range(segment.first, segment.last):
                 segment.steps.append(self.step(instructions[i]))
-                if segment.aligned is None and opcodes.row_of(instructions[i]).aligned:
-                    segment.aligned = instructions[i]
+                segment.aligned |= opcodes.row_of(instructions[i]).aligned
 
     def step(self, instruction: Instruction):
         """A function of the mask that executes one instruction; it returns True if it has moved the lanes elsewhere."""
@@ -373,14 +372,13 @@ class Machine:
         self.phase_block[numbers] = self.block_index[slots]
         self.phases = last
 
-    def execute(self, at, lanes):
-        if self.segments[at].aligned is not None:
-            lanes = self.whole_warps(at, lanes)
-        if lanes.any():
-            self.execute_segment(at, lanes)
-
-    def execute_segment(self, at, lanes):
+    def execute(self, at, lanes, together=True):
+        """Run a segment. together: whether lanes wait for the rest of their warp where it has aligned instructions."""
         segment = self.segments[at]
+        if segment.aligned and together:
+            lanes = self.whole_warps(at, lanes)
+            if not lanes.any():
+                return
         mask = None if np.array_equal(lanes, self.here) else lanes
         if self.counting:
             segment.lanes += np.count_nonzero(lanes)
@@ -464,9 +462,7 @@ class Machine:
     def resolve_waiting(self):
         """Nothing is pending: done, or lanes wait for others that will never come. Returns whether to go on."""
         for at in list(self.parted):
-            lanes = self.parted.pop(at)
-            self.report_divergence(self.segments[at].aligned, lanes)
-            self.execute_segment(at, lanes)
+            self.execute(at, self.parted.pop(at), together=False)
             return True
         for number, waiting in self.at_barrier.items():
             for segment, (lanes, instruction) in list(waiting.items()):

@@ -1058,16 +1058,16 @@ def wait_all(machine, instruction):
 # Tensor cores
 
 
-def whole_warps(machine, instruction, run):
-    """`run`, and a fault where a guard leaves out lanes of a warp. (Lanes that went elsewhere the machine sees.)"""
-    if instruction.guard is None:
-        return run
+def of_whole_warps(machine, instruction, run):
+    """`run`, and a fault if a warp does not come as a whole."""
+    last_is_cut = machine.threads % 32 != 0
 
-    def guarded(mask):
-        machine.report_divergence(instruction, mask)
+    def checked(mask):
+        if mask is not None or last_is_cut:
+            machine.report_divergence(instruction, machine.here if mask is None else mask)
         run(mask)
 
-    return guarded
+    return checked
 
 
 def registers_of(operand):
@@ -1111,7 +1111,7 @@ def load_matrices(machine, instruction):
                 machine.load_element(instruction, 2, at[row] + 2 * g, lanes & good[row], part)
             np.copyto(target, halves[1].astype(np.uint32) << np.uint32(16) | halves[0], where=lanes)
 
-    return whole_warps(machine, instruction, run)
+    return of_whole_warps(machine, instruction, run)
 
 
 def shape_of(instruction):
@@ -1138,7 +1138,7 @@ def multiply_matrices(machine, instruction):
         lanes = machine.here if mask is None else mask
         tensor_cores.multiply(left, right, addend, outs, lanes, widened, a.F32_NAN, *warp.matrices)
 
-    return whole_warps(machine, instruction, run)
+    return of_whole_warps(machine, instruction, run)
 
 
 def every_lane(machine, instruction, operand, type_):
