@@ -19,6 +19,7 @@ from convlib.emulator import arguments, parse
 from convlib.emulator.profile import gpu_kernels, short
 from convlib.kernels import launching
 from convlib.verification.problems import Case, arrays_of, logical_arrays
+from tests.convlib.emulator import test_pipelined as pipelined
 
 api = pytest.importorskip("sentryward.api", reason="SentryWard is not installed (extra emulate)")
 for module, wheel in (("cuda.bindings.nvrtc", "NVRTC"), ("numba.cuda", "numba-cuda"), ("cupy", "CuPy")):
@@ -153,3 +154,25 @@ def test_a_removed_barrier_is_not_proved(name, tmp_path):
     racy = "\n".join(line for line in ptx.splitlines() if not line.strip().startswith("bar.sync"))
     assert racy != ptx
     assert verdict(racy, configured, tmp_path)[0] == "potential_race"
+
+
+def verdict_of_pipelined(source, folder):
+    """On the product of test_pipelined.py: one block, five tiles of k in three stages."""
+    ptx = compiling.through_nvrtc(source, "product.cu", ("--std=c++17", f"-arch=compute_{TARGET}"))[0]
+    M, N, K = 64, 64, 160
+    arrays_given = np.zeros((M, K), np.uint16), np.zeros((K, N), np.uint16), np.zeros((M, N), np.float32)
+    args = (*arrays_given, np.int32(M), np.int32(N), np.int32(K))
+    launch = launching.Launch(None, (1, 1, 1), (128, 1, 1), args, 0, None)
+    return verdict(ptx, configuration(launch, parse(ptx).kernel("product"), True), folder)[0]
+
+
+def test_asynchronous_copies_are_proved_free_of_races(tmp_path):
+    assert verdict_of_pipelined(pipelined.SOURCE, tmp_path) == "race_free"
+
+
+@pytest.mark.parametrize("name", [
+    "wait dropped", "one group too many left in flight", "a stage too few", "barrier dropped",
+    "next copies before the barrier",
+])  # fmt: skip
+def test_the_races_of_asynchronous_copies_are_not_proved(name, tmp_path):
+    assert verdict_of_pipelined(pipelined.planted(*pipelined.FAULTS[name][1:]), tmp_path) == "potential_race"
