@@ -173,6 +173,17 @@ def test_two_copies_into_the_same_bytes_are_not_ordered():
     assert run(f"{start()} {COPY} {WAIT} {COPY} {WAIT}", bytes_of(16))[1].kinds() == set()
 
 
+def test_small_copies_side_by_side_do_not_race():
+    """Each thread copies 4 bytes; every other thread reads 8, the narrowest access that is no copy."""
+    x = bytes_of(4)
+    body = f"""{start(4)} cp.async.ca.shared.global [%r10], [%d20], 4; {WAIT} bar.sync 0;
+    and.b32 %r11, %r20, 1; setp.ne.u32 %p1, %r11, 0; @%p1 exit;
+    ld.shared.b64 %d1, [%r10]; {address(1, 4)} st.global.b64 [%d20], %d1;"""
+    y, report = run(body, x)
+    report.raise_if_faulty()
+    np.testing.assert_array_equal(y, x)
+
+
 def test_the_message_names_the_thread_that_issued_the_copy():
     _, report = run(f"{start()} {NEIGHBOUR} {COPY} bar.sync 0; ld.shared.b32 %r1, [%r11];", bytes_of(16))
     (fault,) = report.faults
@@ -189,6 +200,13 @@ def test_groups_are_counted_thread_by_thread():
     cp.async.wait_group 1; ld.shared.v4.b32 {{%r1, %r2, %r3, %r4}}, [%r10];"""
     _, report = run(body, x)
     (fault,) = report.faults
+    assert (fault.kind, fault.count, fault.thread) == ("copy in flight", 44, (20, 0, 0))
+
+
+def test_a_wait_is_for_the_threads_that_execute_it():
+    body = f"""{start()} {COPY} cp.async.commit_group; setp.lt.u32 %p1, %r20, 20; @%p1 cp.async.wait_group 0;
+    ld.shared.b32 %r1, [%r10];"""
+    (fault,) = run(body, bytes_of(16))[1].faults
     assert (fault.kind, fault.count, fault.thread) == ("copy in flight", 44, (20, 0, 0))
 
 

@@ -151,7 +151,9 @@ ONES = np.full((16, 8), 0x3C00, np.uint16), np.full((8, 8), 0x3C00, np.uint16), 
     ("setp.lt.u32 %p1, %r20, 40;", "@%p1"),
 ], ids=["branch", "exit", "guard"])  # fmt: skip
 def test_a_warp_that_does_not_come_as_a_whole_is_at_fault(before, guard):
-    _, report = product("m16n8k8", "f16", *ONES, warps=2, before=before, guard=guard)
+    result, report = product("m16n8k8", "f16", *ONES, warps=2, before=before, guard=guard)
+    assert (result[0] == 8).all()
+    assert not result[1, GROUP[8:]].any()  # lanes that did not come got nothing
     (fault,) = report.faults
     assert fault.kind == "divergent warp"
     assert fault.text.startswith(f"{guard} mma".strip())
