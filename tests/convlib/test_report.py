@@ -9,6 +9,7 @@ import pytest
 
 from convlib import compiling, report
 from convlib.emulator.profile import gpu_kernels
+from tests.convlib.emulator.test_pipelined import SOURCE
 
 for module, wheel in (("cuda.bindings.nvrtc", "NVRTC"), ("numba.cuda", "numba-cuda"), ("cupy", "CuPy")):
     pytest.importorskip(module, reason=f"{wheel} is not installed (extra cuda13)")
@@ -128,3 +129,16 @@ def test_tensor_cores_are_counted_and_bound_a_loop():
     slow = report.Loop([loop.names[3], *["IADD3"] * 15])
     assert slow.issue_bound(report.MULTIPROCESSORS[80]) == pytest.approx(8 / 16)
     assert slow.issue_bound(report.MULTIPROCESSORS[90]) == pytest.approx(6.126 / 16, abs=1e-3)
+
+
+@pytest.mark.parametrize("target", [80, 90, 120])
+@pytest.mark.parametrize(("options", "name"), [((), "HMMA.16816.F32"), (("-DBFLOAT16",), "HMMA.16816.F32.BF16")])
+def test_the_assemblers_tensor_core_instructions_are_known(options, name, target):
+    """The loop over k of the pipelined product: 2 steps of 2 x 4 products, 2 + 2 loads of four matrices in each."""
+    options = ("--std=c++17", f"-arch=sm_{target}", *options)
+    loop = report.Loop.of(compiling.sass(compiling.through_nvrtc(SOURCE, "product.cu", options)[1]), "product")
+    assert loop.names.count(name) == 16
+    assert loop.tensor == [(16 * 8 * 16, False)] * 16
+    assert loop.load_bits("LDSM") == 128
+    assert loop.load_bits("LDGSTS") == 128
+    assert 0.2 < loop.issue_bound(report.MULTIPROCESSORS[target]) <= 1

@@ -210,6 +210,18 @@ def test_a_wait_is_for_the_threads_that_execute_it():
     assert (fault.kind, fault.count, fault.thread) == ("copy in flight", 44, (20, 0, 0))
 
 
+def test_bytes_arrive_once():
+    """Threads under 20 wait, and write over what came, before the others wait for the same copy."""
+    x = bytes_of(4)
+    body = f"""{start(4)} cp.async.ca.shared.global [%r10], [%d20], 4; cp.async.commit_group;
+    setp.lt.u32 %p1, %r20, 20; @%p1 cp.async.wait_group 0; @%p1 st.shared.b32 [%r10], 9;
+    cp.async.wait_group 0; {store(4)}"""
+    y, report = run(body, x)
+    report.raise_if_faulty()
+    np.testing.assert_array_equal(y.view(np.uint32)[:20], 9)
+    np.testing.assert_array_equal(y[20:], x[20:])
+
+
 def test_the_source_is_read_when_it_is_waited_for():
     """A kernel that overwrites its source before it waits computes with what it wrote."""
     x = bytes_of(16)
@@ -224,10 +236,12 @@ def test_bytes_in_flight_are_not_numbers():
 
 
 def test_copies_that_nobody_waits_for_end_with_their_block():
-    """More blocks than one batch holds, each with copies in flight when it ends."""
-    blocks = 200
-    x = bytes_of(16, blocks)
-    y, report = run(f"{start()} {COPY} {WAIT} {store(16)} bar.sync 0; {address(0, 16)} {COPY}", x, blocks=blocks)
+    """More blocks than one batch holds; each ends with a copy in flight, into bytes that the next one writes itself."""
+    x = bytes_of(16, blocks=200)
+    body = f"""{start(16, 2 * 64 * 16)} st.shared.b32 [%r10+1024], 7; {COPY} {WAIT} {store(16)}
+    ld.shared.b32 %r12, [%r10+1024]; setp.ne.u32 %p1, %r12, 7; @%p1 trap;
+    {address(0, 16)} {COPY.replace("%r10", "%r10+1024")} cp.async.commit_group;"""
+    y, report = run(body, x, blocks=200)
     report.raise_if_faulty()
     np.testing.assert_array_equal(y, x)
 
