@@ -10,7 +10,7 @@ A wait that is missing, or that leaves one group too many in flight, makes the r
 missing between the wait and the other threads' reads, or between their reads and the next issue into the same bytes. A
 GPU moves the bytes at some time between issue and wait: the source is checked at the issue and read at the wait, the
 latest time, so a kernel that overwrites it in between computes with the wrong bytes.
-Source: NVIDIA, PTX ISA 9.0, section 9.7.9.25, Data movement and conversion instructions: asynchronous copy.
+Source: NVIDIA, PTX ISA 9.0, "Data movement and conversion instructions: asynchronous copy", cp.async.
 """
 
 from __future__ import annotations

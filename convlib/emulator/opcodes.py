@@ -1083,7 +1083,7 @@ def load_matrices(machine, instruction):
     into, where = instruction.operands
     into = registers_of(into)
     transposed = "trans" in instruction.modifiers
-    if f"x{len(into)}" not in instruction.modifiers or "shared" not in (m[:6] for m in instruction.modifiers):
+    if f"x{len(into)}" not in instruction.modifiers or space_name(instruction) != "shared":
         raise machine.error(instruction, "as many registers as .x1, .x2 or .x4 says and .shared needed")
     targets = [machine.target(instruction, item, np.dtype(np.uint32)) for item in into]
     address = machine.address(instruction, where)
@@ -1092,7 +1092,7 @@ def load_matrices(machine, instruction):
     lane = np.arange(machine.lanes) % 32
     first, g, t = np.arange(machine.lanes) - lane, lane >> 2, lane & 3
     gives_address, halves = lane < 8 * len(into), np.zeros((2, machine.lanes), np.uint16)
-    all_must_be_valid = machine.module.target == "sm_75"  # section 9.7.14.5.15: there, those not used too
+    all_must_be_valid = machine.module.target == "sm_75"  # the addresses of lanes that give no row too
 
     def run(mask):
         lanes, at = machine.here if mask is None else mask, address()
@@ -1116,7 +1116,7 @@ def load_matrices(machine, instruction):
 
 def shape_of(instruction):
     """m16n8k16 and its like."""
-    return next(m for m in instruction.modifiers if m[0] == "m" and m[1].isdigit())
+    return next((m for m in instruction.modifiers if m[0] == "m" and m[1].isdigit()), None)
 
 
 def multiply_matrices(machine, instruction):

@@ -11,7 +11,7 @@ Products are exact in float32 (11 bits times 11); they are added to C one after 
 rounded to float32. A GPU adds several at once and cuts off bits, so its last places differ: compare by tolerance.
 Of a TF32 operand the low 13 bits are ignored, as the hardware ignores them: a kernel that does not round with
 cvt.rna.tf32 is truncated here too.
-Source: NVIDIA, PTX ISA 9.0, section 9.7.14.5, Matrix multiply-accumulate with mma instructions, its fragment tables.
+Source: NVIDIA, PTX ISA 9.0, "Matrix fragments for mma.m16n8k16", ".m16n8k8" and ".m16n8k4".
 """
 
 from __future__ import annotations

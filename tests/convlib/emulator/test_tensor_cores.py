@@ -13,7 +13,7 @@ LANE = np.arange(32)
 GROUP, IN_GROUP = LANE // 4, LANE % 4  # groupID and threadID_in_group of the tables
 RANDOM = np.random.default_rng(0)
 
-# (row, column) of element i of A and (k, column) of B, as the tables of section 9.7.14.5 say it
+# (row, column) of element i of A and (k, column) of B, as the PTX ISA's tables say it
 A_PLACES = {
     ("m16n8k16", 2): lambda i: (GROUP + 8 * (i in (2, 3, 6, 7)), IN_GROUP * 2 + (i & 1) + 8 * (i >= 4)),
     ("m16n8k8", 2): lambda i: (GROUP + 8 * (i >= 2), IN_GROUP * 2 + (i & 1)),
