@@ -2,9 +2,9 @@
 
     D (16 x 8, float32) = A (16 x k) B (k x 8) + C        lane = 4 g + t, g = 0..7, t = 0..3
 
-    a register j of A     row g + 8 (j & 1)       its values: columns v t ... + v - 1, 4 v (j >> 1) further right
-    a register j of B     column g                its values: rows v t ... + v - 1, 4 v j further down
-    a register j of C, D  row g + 8 (j >> 1)      column 2 t + (j & 1)
+    register j of A       row g + 8 (j & 1)       its values: columns v t ... + v - 1, 4 v (j >> 1) further right
+    register j of B       column g                its values: rows v t ... + v - 1, 4 v j further down
+    register j of C, D    row g + 8 (j >> 1)      column 2 t + (j & 1)
 
 v is how many values a 32-bit register holds: 2 of float16 or bfloat16 (the first in the low half), 1 of TF32.
 Products are exact in float32 (11 bits times 11); they are added to C one after the other, k ascending, each sum
