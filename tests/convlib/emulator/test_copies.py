@@ -94,6 +94,15 @@ def test_only_bytes_that_are_taken_must_exist(operand, kinds):
     assert run(f"{start()} cp.async.cg.shared.global [%r10], [%d20], 16{operand};", x)[1].kinds() == kinds
 
 
+@pytest.mark.parametrize("operand", ["", ", 8"])
+def test_a_source_that_does_not_exist_gives_zeros(operand):
+    x = bytes_of(16)
+    body = f"{start()} add.s64 %d20, %d20, {1 << 50}; cp.async.cg.shared.global [%r10], [%d20], 16{operand};"
+    y, report = run(f"{body} {WAIT} {store(16)}", x)
+    assert report.kinds() == {"out of bounds"}
+    assert not y.any()
+
+
 @pytest.mark.parametrize("operand", ["", ", 8", ", 0"])
 @pytest.mark.parametrize("moved", ["add.s64 %d20, %d20, 8;", "add.u32 %r10, %r10, 8;"], ids=["source", "destination"])
 def test_both_addresses_must_be_aligned(moved, operand):
