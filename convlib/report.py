@@ -11,7 +11,7 @@ prediction. No GPU is needed, and nothing here is measured.
 On tensor cores a multiply-add instruction (HMMA) keeps its scheduler's tensor core busy for several cycles, in which
 the others issue, so there shared memory counts too, which the four schedulers share:
 
-    HMMA cycles     multiply-adds / what a tensor core does in a cycle: HMMA.16816.F32 takes 8 on sm_80, 6.1 on sm_90
+    HMMA cycles     multiply-adds / what tensor cores do in a cycle: HMMA.16816.F32 takes 8 on sm_80, 6.1 on sm_90
     issue cycles    one for every instruction
     shared cycles   four times the loop's wavefronts, were there no bank conflicts (the emulator counts those)
     issue bound     HMMA cycles / the most of the three
@@ -47,7 +47,7 @@ SCHEDULERS = 4  # per multiprocessor; each issues one warp instruction a cycle
 class Multiprocessor:
     """What one multiprocessor has. fma: warps of float32 multiply-adds it completes in a cycle; double: of float64.
 
-    mma: 16-bit multiply-adds that one of its four tensor cores completes in a cycle under mma.sync; TF32: half.
+    mma: 16-bit multiply-adds that one scheduler's tensor cores complete in a cycle under mma.sync; of TF32 half.
     """
 
     threads: int
