@@ -160,8 +160,9 @@ def test_a_warp_that_does_not_come_as_a_whole_is_at_fault(before, guard):
     assert "8 of a warp's 32 threads" in fault.message
 
 
-def test_a_block_that_ends_within_a_warp_is_at_fault():
-    _, report = product("m16n8k8", "f16", *ONES, warps=2, threads=48)
+@pytest.mark.parametrize("threads", [16, 48])
+def test_a_block_that_ends_within_a_warp_is_at_fault(threads):
+    _, report = product("m16n8k8", "f16", *ONES, warps=2, threads=threads)
     assert report.kinds() == {"divergent warp"}
 
 
