@@ -49,7 +49,7 @@ class Copies:
         self.in_flight: list[Copy] = []
 
     def clear(self):
-        self.groups[:] = 0
+        """For the next batch: nobody waits for copies of a block that has ended."""
         self.in_flight.clear()
 
     def issue(self, line, size, lanes, into, source, count):
