@@ -44,6 +44,7 @@ KERNELS: tuple[str, ...] = (
     "numba_cuda.direct",
     "numba_cuda.tiled",
     "numba_cuda.im2col",
+    "numba_cuda.implicit_gemm",
     "numba_cuda.weight_grad",
     "numba_cuda.weight_grad_direct",
     "cupy_raw.direct",

@@ -1,0 +1,357 @@
+"""Implicit GEMM: the matrix product of im2col without the matrix. TODO"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numba import cuda, int32, int64
+
+from ...device import simulating
+from .. import gpu_cost as cost
+from ..cupy_raw.parameters import element_strides, size_reasons
+from ..launching import MAX_GRID, ceil_div, launch
+from .epilogue import epilogue_of, finish, operands
+from .im2col import run_length
+from .storage import at, device_function, register_type, small, widen
+
+DEPTH = 8  # reduction steps per stage
+THREADS = 256  # of the kernel that packs
+TILES = ((128, 128), (64, 64), (32, 128))  # filters x pixels in float32, 64 outputs a thread; half of each in float64
+FEWEST_CHANNELS = 16  # from here on a stage of 8 channels of one tap wastes less than the other order's divisions cost
+OUTSIDE = -1  # an offset where there is no pixel
+FAR = -0x40000000  # a row outside of every image
+
+# Issue slots beside a multiply-add itself, counted in the machine code: channels inner, taps inner; of a thread.
+SLOTS_PER_MULTIPLY_ADD = (0.3, 0.6)
+THREAD_SLOTS = 1500
+WAITING = cost.waiting("numba_cuda.implicit_gemm", like="numba_cuda.im2col")
+SIMULATED = simulating()
+
+passes = ("forward",)
+
+
+class Walk(NamedTuple):
+    """How a block gathers its windows. taps_inner: d = (c, tap), not (tap, c); together: neighbouring lanes take
+    neighbouring channels, not pixels; whole: no stage ends amid the channels; wide: offsets into x take 64 bits.
+    """
+
+    taps_inner: bool
+    together: bool
+    whole: bool
+    wide: bool
+
+
+@cache
+def compiled_filters(R, S, tile_k, run, taps_inner):
+    """The kernel that writes w as tiles of filters: (tile, d, place), zero where they are padded."""
+    filter_at = at_place(4, run)
+
+    @cuda.jit
+    def implicit_gemm_filters(w, filters, groups, tiles, depth, channels):
+        Cg, Kg = w.shape[1], w.shape[0] // groups
+        index = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+        place, index = index % tile_k, index // tile_k
+        d, tile = index % depth, index // depth
+        if tile >= groups * tiles:
+            return
+
+        if taps_inner:
+            c, tap = d // (R * S), d % (R * S)
+        else:
+            c, tap = d % channels, d // channels
+        g, k = tile // tiles, tile % tiles * tile_k + filter_at(place)
+        inside = k < Kg and c < Cg
+        element = w[at(g * Kg + k), at(c), at(tap // S), at(tap % S)] if inside else filters.dtype.type(0)
+        filters[at((tile * depth + d) * tile_k + place)] = element
+
+    return implicit_gemm_filters
+
+
+@cache
+def compiled_product(R, S, tile_k, tile_m, walk, epilogue):
+    """The kernel for y = filters x windows in tiles of tile_k filters and tile_m pixels."""
+    dtype_name = epilogue[0]
+    number, real, finished = widen(dtype_name), register_type(dtype_name), finish(*epilogue)
+    zero = real(0)
+    offset_type = int64 if walk.wide else int32
+    taps_inner, together, whole = walk.taps_inner, walk.together, walk.whole
+    run = run_length(dtype_name)
+    micro = 2 * run
+    threads = tile_k * tile_m // micro**2
+    half_k, half_m = tile_k // 2, tile_m // 2
+    warps_m = half_m // (8 * run)
+    pixel_at, place_of = at_place(8, run), place_in(8, run)
+    pitch = tile_m + run
+    pixels_at = DEPTH * tile_k
+    stage = pixels_at + DEPTH * pitch
+    both_stages = 2 * stage
+    filter_loads = pixels_at // threads
+    lanes = threads // DEPTH if together else min(threads, tile_m)
+    own = tile_m // lanes
+    rows = DEPTH * tile_m // threads // own
+
+    @cuda.jit
+    def implicit_gemm_product(
+        filters, x, y, bias, residual, groups, filter_tiles, pixel_tiles, depth, channels, C, H, W,
+        x_0, x_n, x_c, x_h, x_w, stride_h, stride_w, top, left, dilation_h, dilation_w,
+    ):  # fmt: skip
+        if SIMULATED:  # whose shared.array knows no alignment; 16-byte loads need it
+            staged = cuda.shared.array(both_stages, real)
+        else:
+            staged = cuda.shared.array(both_stages, real, alignment=16)
+        sums = cuda.local.array((micro, micro), real)
+        my_filters = cuda.local.array(micro, real)
+        my_pixels = cuda.local.array(micro, real)
+        next_filters = cuda.local.array(filter_loads, real)
+        next_pixels = cuda.local.array((own, rows), real)
+        first_h = cuda.local.array(own, int32)
+        first_w = cuda.local.array(own, int32)
+        target = cuda.local.array(own, int32)
+        corner = cuda.local.array(own, offset_type)
+        here = cuda.local.array(own, offset_type)
+
+        thread = cuda.threadIdx.x & (threads - 1)  # the mask tells the compiler its range
+        lane, warp = thread & 31, thread >> 5
+        my_m = warp % warps_m * 8 * run
+        my_k = warp // warps_m * 4 * run
+        K, P, Q = y.shape[1], y.shape[2], y.shape[3]
+        Cg, Kg, pixels = C // groups, K // groups, y.shape[0] * P * Q
+        filter_tile = cuda.blockIdx.x % filter_tiles
+        pixel_tile = cuda.blockIdx.x // filter_tiles % pixel_tiles
+        g = cuda.blockIdx.x // filter_tiles // pixel_tiles
+        if together:
+            my_lane, my_row = thread // DEPTH, thread & (DEPTH - 1)
+        else:
+            my_lane, my_row = thread & (lanes - 1), thread // lanes * rows
+
+        for j in range(own):
+            in_tile = my_lane + j * lanes
+            if together:
+                target[j] = pixels_at + my_row * pitch + in_tile
+                in_tile = pixel_at(in_tile)
+            else:
+                target[j] = pixels_at + my_row * pitch + place_of(in_tile)
+            pixel = small(pixel_tile * tile_m + in_tile)
+            n, p, q = pixel // small(P * Q), pixel // small(Q) % small(P), pixel % small(Q)
+            h, v = int32(p) * stride_h - top, int32(q) * stride_w - left
+            first_h[j] = h if pixel < small(pixels) else FAR
+            first_w[j] = v
+            corner[j] = x_0 + int32(n) * x_n + (g * Cg) * x_c + h * x_h + v * x_w
+        for i in range(micro):
+            for j in range(micro):
+                sums[i, j] = zero
+
+        next_filter = (g * filter_tiles + filter_tile) * depth * tile_k + thread
+        steps = depth // DEPTH
+        channel, tap = int32(channels), int32(0)
+        for step in range(steps + 1):
+            last = step == steps
+            if not last:
+                for i in range(filter_loads):
+                    next_filters[i] = number(filters[at(next_filter + i * threads)])
+                next_filter += pixels_at
+                if taps_inner:
+                    for i in range(rows):
+                        d = small(step * DEPTH + my_row + i)
+                        c = int32(d // small(R * S))
+                        h = int32(d // small(S) % small(R)) * dilation_h
+                        v = int32(d % small(S)) * dilation_w
+                        further = offset_type(c * x_c + h * x_h + v * x_w)
+                        for j in range(own):
+                            my_h, my_w = int32(first_h[j] + h), int32(first_w[j] + v)
+                            inside = c < Cg and 0 <= my_h < H and 0 <= my_w < W
+                            offset = offset_type(corner[j] + further)
+                            next_pixels[j, i] = number(x[at(offset)]) if inside else zero
+                else:
+                    if channel == channels:
+                        channel = int32(0)
+                        h = int32(small(tap) // small(S)) * dilation_h
+                        v = int32(small(tap) % small(S)) * dilation_w
+                        tap = int32(tap + 1)
+                        further = offset_type(my_row * x_c + h * x_h + v * x_w)
+                        for j in range(own):
+                            my_h, my_w = int32(first_h[j] + h), int32(first_w[j] + v)
+                            inside = 0 <= my_h < H and 0 <= my_w < W
+                            here[j] = offset_type(corner[j] + further) if inside else OUTSIDE
+                        along = offset_type(0)
+                    for j in range(own):
+                        for i in range(rows):
+                            inside = here[j] >= 0 and (whole or channel + my_row + i < Cg)
+                            offset = offset_type(here[j] + along + i * x_c)
+                            next_pixels[j, i] = number(x[at(offset)]) if inside else zero
+                    channel = int32(channel + DEPTH)
+                    along = offset_type(along + DEPTH * x_c)
+
+            if step > 0:
+                filled = ((step - 1) & 1) * stage
+                t = 0
+                while t < DEPTH:
+                    for _ in range(4):
+                        a = filled + t * tile_k + my_k + (lane >> 3) * run
+                        b = filled + pixels_at + t * pitch + my_m + (lane & 7) * run
+                        for i in range(run):
+                            my_filters[i] = staged[at(a + i)]
+                            my_filters[run + i] = staged[at(a + half_k + i)]
+                            my_pixels[i] = staged[at(b + i)]
+                            my_pixels[run + i] = staged[at(b + half_m + i)]
+                        for i in range(micro):
+                            for j in range(micro):
+                                sums[i, j] += my_filters[i] * my_pixels[j]
+                        t += 1
+
+            if not last:
+                free = (step & 1) * stage
+                for i in range(filter_loads):
+                    staged[at(free + thread + i * threads)] = next_filters[i]
+                for j in range(own):
+                    for i in range(rows):
+                        staged[at(free + target[j] + i * pitch)] = next_pixels[j, i]
+                cuda.syncthreads()
+
+        k0 = filter_tile * tile_k + my_k + (lane >> 3)
+        m0 = pixel_tile * tile_m + my_m + (lane & 7)
+        for j in range(micro):
+            pixel = small(m0 + j // run * half_m + j % run * 8)
+            if pixel < small(pixels):
+                n, p, q = pixel // small(P * Q), pixel // small(Q) % small(P), pixel % small(Q)
+                for i in range(micro):
+                    k = k0 + i // run * half_k + i % run * 4
+                    if k < Kg:
+                        k += g * Kg
+                        y[at(n), at(k), at(p), at(q)] = finished(sums[i, 0], bias, residual, n, k, p, q)
+            for i in range(micro):  # the next column of sums moves to the front: registers cannot be indexed by j
+                for following in range(1, micro):
+                    sums[i, following - 1] = sums[i, following]
+
+    return implicit_gemm_product
+
+
+@cache
+def place_in(lanes, run):
+    """Where number x of a tile lies in shared memory: `lanes` neighbours are the first of as many lanes' runs."""
+    block = lanes * run
+    return device_function(lambda x: x // block * block + x % lanes * run + x // lanes % run)
+
+
+@cache
+def at_place(lanes, run):
+    """The number that lies at a place: the inverse."""
+    block = lanes * run
+    return device_function(lambda place: place // block * block + place % run * lanes + place // run % lanes)
+
+
+class Cut(NamedTuple):
+    """How the product is cut into blocks. channels: of a group, padded to whole stages; depth: all of d, likewise."""
+
+    tile_k: int
+    tile_m: int
+    taps_inner: bool
+    channels: int
+    depth: int
+    filter_tiles: int
+    pixel_tiles: int
+    threads: int
+    filter_bytes: int
+
+    def blocks(self, problem):
+        return problem.groups * self.filter_tiles * self.pixel_tiles
+
+
+@lru_cache(maxsize=4096)
+def cut_for(problem, device):
+    """The tile that is predicted to be the fastest."""
+    scale = run_length(problem.dtype.name) / 4
+    cuts = [cut_of(problem, int(k * scale), int(m * scale)) for k, m in TILES]
+    return min(cuts, key=lambda cut: seconds(problem, device, cut))
+
+
+def cut_of(problem, tile_k, tile_m):
+    taps_inner = problem.Cg < FEWEST_CHANNELS and problem.Cg % DEPTH != 0
+    channels = problem.Cg if taps_inner else ceil_div(problem.Cg, DEPTH) * DEPTH
+    depth = ceil_div(channels * problem.R * problem.S, DEPTH) * DEPTH
+    filter_tiles, pixels = ceil_div(problem.Kg, tile_k), problem.N * problem.P * problem.Q
+    threads = tile_k * tile_m // (2 * run_length(problem.dtype.name)) ** 2
+    filter_bytes = problem.groups * filter_tiles * depth * tile_k * problem.dtype.itemsize
+    return Cut(
+        tile_k, tile_m, taps_inner, channels, depth, filter_tiles, ceil_div(pixels, tile_m), threads, filter_bytes
+    )  # fmt: skip
+
+
+def seconds(problem, device, cut):
+    """The busiest SM's blocks."""
+    macs = cut.tile_k * cut.tile_m * cut.depth
+    each = SLOTS_PER_MULTIPLY_ADD[cut.taps_inner] + cost.multiply_slots(problem, device)
+    slots = macs * each + THREAD_SLOTS * cut.threads
+    return WAITING * cost.block_seconds(device, cut.blocks(problem), cut.threads, slots)
+
+
+def why_not(problem, device):
+    """Reasons why this kernel cannot run `problem` on `device`, in words for its user; empty when it can."""
+    reasons, cut = size_reasons(problem), cut_for(problem, device)
+    pixels = problem.N * problem.P * problem.Q
+    if pixels >= 2**31:
+        reasons.append(f"N * P * Q: less than 2^31 needed, got {pixels:,}")
+    grids = {"multiply": cut.blocks(problem), "pack the weights": packing_blocks(problem, cut)}
+    for name, blocks in grids.items():
+        if blocks > MAX_GRID[0]:
+            reasons.append(f"at most {MAX_GRID[0]:,} blocks to {name}, this problem has {blocks:,}")
+    return reasons
+
+
+def packing_blocks(problem, cut):
+    return ceil_div(problem.groups * cut.filter_tiles * cut.depth * cut.tile_k, THREADS)
+
+
+def workspace_bytes(problem, device):
+    """The filters, in the order of d."""
+    return cut_for(problem, device).filter_bytes
+
+
+def predicted_seconds(problem, device):
+    cut = cut_for(problem, device)
+    moved = cost.memory_seconds(problem, device, 2 * cut.filter_bytes)
+    return max(seconds(problem, device, cut), moved) + 2 * cost.LAUNCH
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write activation(conv(x, w) + bias + residual) into y, on `stream`. All in logical order, any strides."""
+    cut, (top, _), (left, _) = cut_for(problem, device), *problem.padding
+    filters = workspace[: cut.filter_bytes].view(x.dtype)
+    kernel = compiled_filters(problem.R, problem.S, cut.tile_k, run_length(problem.dtype.name), cut.taps_inner)
+    args = (w, filters, problem.groups, cut.filter_tiles, cut.depth, cut.channels)
+    launch(kernel, packing_blocks(problem, cut), THREADS, args, stream=stream)
+
+    strides = element_strides("x", x.strides, x.dtype.itemsize)
+    walk = walk_for(problem, cut, strides)
+    kernel = compiled_product(problem.R, problem.S, cut.tile_k, cut.tile_m, walk, epilogue_of(problem))
+    args = (filters, one_axis(x), y, *operands(y, bias, residual), problem.groups, cut.filter_tiles, cut.pixel_tiles)
+    args += (cut.depth, cut.channels, problem.C, problem.H, problem.W, bytes_below(x) // x.dtype.itemsize, *strides)
+    args += (*problem.stride, top, left, *problem.dilation)
+    launch(kernel, cut.blocks(problem), cut.threads, args, stream=stream)
+
+
+def walk_for(problem, cut, strides):
+    """How to gather the windows of an x with these strides, in elements."""
+    together = not cut.taps_inner and abs(strides[1]) == 1 and problem.C > 1
+    whole = problem.Cg % DEPTH == 0
+    (top, bottom), (left, right) = problem.padding
+    reach = problem.N, problem.C + DEPTH, problem.H + top + bottom, problem.W + left + right
+    wide = sum(abs(stride) * size for stride, size in zip(strides, reach)) >= 2**31
+    return Walk(cut.taps_inner, together, whole, wide)
+
+
+def one_axis(x):
+    """All of x's memory, from its lowest element on, as one axis: then an address is one offset, not four."""
+    item, below = x.dtype.itemsize, bytes_below(x)
+    span = sum((size - 1) * abs(stride) for size, stride in zip(x.shape, x.strides)) // item + 1
+    if isinstance(x, np.ndarray):
+        lowest = x[tuple(slice(None, None, -1 if stride < 0 else 1) for stride in x.strides)]
+        return np.lib.stride_tricks.as_strided(lowest, (span,), (item,))
+    return type(x)((span,), (item,), x.dtype, gpu_data=x.gpu_data.view(-below, span * item - below))
+
+
+def bytes_below(x):
+    """How far before its first element x's memory begins: where an axis runs backwards."""
+    return -sum((size - 1) * stride for size, stride in zip(x.shape, x.strides) if stride < 0)

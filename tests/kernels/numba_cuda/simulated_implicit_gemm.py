@@ -1,0 +1,67 @@
+"""numba_cuda.implicit_gemm in Numba's simulator; test_in_simulator.py starts it."""
+
+import numpy as np
+import pytest
+
+from convlib.kernels.numba_cuda import implicit_gemm
+from convlib.verification.problems import TINY, Case
+from tests.kernels.numba_cuda.held_against_reference import SIMULATOR, check, check_through_conv2d
+
+
+@pytest.fixture
+def fresh_cut(monkeypatch):
+    monkeypatch.setattr(implicit_gemm, "cut_for", implicit_gemm.cut_for.__wrapped__)
+
+
+@pytest.mark.parametrize("case", TINY, ids=str)
+def test_equals_the_reference(case):
+    check(implicit_gemm, "implicit_gemm", case)
+
+
+def test_runs_through_conv2d():
+    check_through_conv2d("implicit_gemm", next(case for case in TINY if case.bias and case.residual))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("tile", implicit_gemm.TILES, ids="{0[0]}x{0[1]}".format)
+def test_covers_outputs_past_a_tile_in_both_dimensions(tile, dtype, monkeypatch, fresh_cut):
+    monkeypatch.setattr(implicit_gemm, "TILES", (tile,))
+    scale = 2 if dtype == "float64" else 1
+    case = Case("past", (1, 3, 1, tile[1] // scale + 3), (tile[0] // scale + 1, 3, 1, 3), {"padding": 0}, dtype=dtype)
+    check(implicit_gemm, "implicit_gemm", case)
+
+
+LAYOUTS = ("NCHW", "NHWC")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("C", [7, 8, 15, 16, 17])
+def test_takes_channels_in_stages_under_on_and_past_one(C, layout):
+    x = (2, C, 3, 4) if layout == "NCHW" else (2, 3, 4, C)
+    check(implicit_gemm, "implicit_gemm", Case("stages", x, (3, C, 2, 2), {"padding": 1, "layout": layout}, bias=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("memory", ["contiguous", "slices", "reversed", "broadcast"])
+def test_gathers_channels_however_x_lies(memory, layout):
+    x = (2, 16, 4, 5) if layout == "NCHW" else (2, 4, 5, 16)
+    keywords = {"padding": (1, 0), "stride": (2, 1), "dilation": (1, 2), "layout": layout}
+    check(implicit_gemm, "implicit_gemm", Case("lying", x, (3, 16, 3, 2), keywords, memory=memory))
+
+
+def test_neighbouring_lanes_take_what_lies_side_by_side():
+    problem = Case("walks", (1, 16, 4, 5), (3, 16, 3, 3)).problem()
+    cut = implicit_gemm.cut_for(problem, SIMULATOR)
+    assert implicit_gemm.walk_for(problem, cut, (320, 1, 80, 16)) == (False, True, True, False)
+    assert implicit_gemm.walk_for(problem, cut, (320, 20, 5, 1)) == (False, False, True, False)
+    assert implicit_gemm.walk_for(problem, cut, (2**31, 20, 5, 1)).wide
+
+
+@pytest.mark.parametrize("flip", [(), (1,), (2, 3), (0, 1, 2, 3)], ids=str)
+def test_one_axis_holds_every_element_where_the_offsets_say(flip):
+    x = np.flip(np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5), flip)[:, :, ::2]
+    flat, first = implicit_gemm.one_axis(x), implicit_gemm.bytes_below(x) // 4
+    for index in np.ndindex(x.shape):
+        offset = first + sum(i * stride // 4 for i, stride in zip(index, x.strides))
+        assert 0 <= offset < flat.size
+        assert flat[offset] == x[index]
