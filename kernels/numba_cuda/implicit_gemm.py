@@ -1,4 +1,53 @@
-"""Implicit GEMM: the matrix product of im2col without the matrix. TODO"""
+"""Implicit GEMM: the matrix product of im2col, its matrix gathered tile by tile into shared memory, never written.
+
+    y[k, m] = sum over d of  filters[d, k] * x[window of m, d]         m = (n, p, q), d = a tap and a channel
+
+    channels inner: d = (tap, c)   a stage of 8 rows is 8 channels of one tap; only at a new tap are the rows and
+                                   columns of x looked at, and whether they lie inside the image
+    taps inner:     d = (c, tap)   for few channels, which would not fill a stage
+
+The product and its two buffers are im2col.py's: 8 x 8 sums a thread, one barrier a stage. `implicit_gemm_filters` first
+writes w in the order of d, tile by tile. Who loads what: where pixels are neighbours in memory, 32 lanes take 32 pixels
+of one channel; where channels are (NHWC), 8 lanes take the 8 channels of a pixel. x comes as one axis, from its lowest
+element on, and strides in elements: then a load's address is one 32-bit offset, not four products of 64 bits.
+Why it pays: im2col.py writes and reads R * S times the input; here it comes from the caches. A layer of 64 channels,
+56 x 56 pixels, 128 filters and 3 x 3 taps requests 308 MB from them at 8 images, by the emulator's count, and writes
+only y.
+Bank conflicts: none. Eight lanes' runs of 4 numbers lie interleaved: pixel x of 32 at place x % 8 * 4 + x // 8. So
+lanes store 32 pixels into 32 banks, load runs of 16 bytes, and their outputs are neighbours when they leave. A row is
+16 bytes longer than its pixels, so that 8 channels times 4 places meet 32 banks as well.
+
+What Numba's Python cannot say, and what it costs, beside cupy_raw/implicit_gemm.cu (sm_80, the layer above; a stage is
+512 multiply-adds of a thread with a tile of 64 x 64, and its instructions are those of the machine code):
+
+                                                        here     there
+    instructions of a stage, channels first             703      637     of them at a new tap only: about 40, and 30
+                             channels last              806      614                                  90, and 10
+                             a tile of 128 x 128        682      602     512 are 75 and 85 %
+    registers with it                                   129      122     one block an SM, not two
+    wavefronts of a shared load of 128 bits             4        4       the least
+    wavefronts of a shared store of 32 bits             1        1 to 2
+    loads from global memory, channels first            16       12      a stage of 64 x 64, in instructions
+                              channels last             16       4       there all of 128 bits
+    sectors of a load of 32 bits                        4.3      4.3     of x; 4 when full and in order
+                 of 128 bits                            -        16      the least
+    sectors of a store, channels first and last         4, 8     4, 8
+
+- Loads of 128 bits from global memory: an array has no alignment in Numba's types, so LLVM may not join four loads. In
+  shared memory it may (`alignment=16`), and does. The bytes are the same, the instructions four times as many: with
+  channels last a thread has 8 pixels to look after instead of two.
+- Addresses: Numba's integers are 64 bits long, and an offset that is cut to 32 takes a shift and two more instructions
+  on its way to an address, where NVRTC has one (IMAD.WIDE).
+- Bounds on registers: `max_registers=128` would let two blocks of 256 threads share an SM, and spills 8 to 40 bytes;
+  `launch_bounds` fares no better and is not in every version.
+- Tensor cores (mma.sync), ldmatrix and cp.async: not at all, short of LLVM intrinsics, which no simulator runs.
+- Fast divisions by a number known at launch: a division by Q is some 20 instructions, once an output.
+
+Limits: N * P * Q below 2^31. Small problems are not split along d: they leave multiprocessors idle. Never run on
+hardware.
+Source: Chetlur et al., cuDNN, 2014; the order of d: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020; the
+product: Volkov and Demmel, Benchmarking GPUs to tune dense linear algebra, SC 2008.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +67,14 @@ from .storage import at, device_function, register_type, small, widen
 
 DEPTH = 8  # reduction steps per stage
 THREADS = 256  # of the kernel that packs
-TILES = ((128, 128), (64, 64), (32, 128))  # filters x pixels in float32, 64 outputs a thread; half of each in float64
+TILES = ((64, 64), (32, 128), (128, 128))  # filters x pixels in float32, 64 outputs a thread; half of each in float64
 FEWEST_CHANNELS = 16  # from here on a stage of 8 channels of one tap wastes less than the other order's divisions cost
 OUTSIDE = -1  # an offset where there is no pixel
 FAR = -0x40000000  # a row outside of every image
 
 # Issue slots beside a multiply-add itself, counted in the machine code: channels inner, taps inner; of a thread.
-SLOTS_PER_MULTIPLY_ADD = (0.3, 0.6)
-THREAD_SLOTS = 1500
+SLOTS_PER_MULTIPLY_ADD = (0.3, 0.7)
+THREAD_SLOTS = 2500
 WAITING = cost.waiting("numba_cuda.implicit_gemm", like="numba_cuda.im2col")
 SIMULATED = simulating()
 
@@ -114,8 +163,8 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue):
 
         thread = cuda.threadIdx.x & (threads - 1)  # the mask tells the compiler its range
         lane, warp = thread & 31, thread >> 5
-        my_m = warp % warps_m * 8 * run
-        my_k = warp // warps_m * 4 * run
+        my_m = (warp % warps_m * 8 + (lane & 7)) * run
+        my_k = (warp // warps_m * 4 + (lane >> 3)) * run
         K, P, Q = y.shape[1], y.shape[2], y.shape[3]
         Cg, Kg, pixels = C // groups, K // groups, y.shape[0] * P * Q
         filter_tile = cuda.blockIdx.x % filter_tiles
@@ -189,8 +238,7 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue):
                 t = 0
                 while t < DEPTH:
                     for _ in range(4):
-                        a = filled + t * tile_k + my_k + (lane >> 3) * run
-                        b = filled + pixels_at + t * pitch + my_m + (lane & 7) * run
+                        a, b = filled + t * tile_k + my_k, filled + pixels_at + t * pitch + my_m
                         for i in range(run):
                             my_filters[i] = staged[at(a + i)]
                             my_filters[run + i] = staged[at(a + half_k + i)]
@@ -210,8 +258,8 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue):
                         staged[at(free + target[j] + i * pitch)] = next_pixels[j, i]
                 cuda.syncthreads()
 
-        k0 = filter_tile * tile_k + my_k + (lane >> 3)
-        m0 = pixel_tile * tile_m + my_m + (lane & 7)
+        k0 = filter_tile * tile_k + warp // warps_m * 4 * run + (lane >> 3)
+        m0 = pixel_tile * tile_m + warp % warps_m * 8 * run + (lane & 7)
         for j in range(micro):
             pixel = small(m0 + j // run * half_m + j % run * 8)
             if pixel < small(pixels):

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-SUITES = ("simulated_direct", "simulated_tiled", "simulated_im2col", "simulated_implicit_gemm", "simulated_storage", "simulated_weight_grad")
+SUITES = (
+    "simulated_direct",
+    "simulated_tiled",
+    "simulated_im2col",
+    "simulated_implicit_gemm",
+    "simulated_storage",
+    "simulated_weight_grad",
+)
 FOLDER = Path(__file__).parent
 
 
