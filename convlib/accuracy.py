@@ -27,6 +27,7 @@ GROWTH = {
     "blocked_by_filters": 1.0,
     "weight_grad": 1.0,
     "weight_grad_direct": 1.0,
+    "depthwise_input_grad": 1.0,
     "depthwise_weight_grad": 1.0,
     # Element by element, against the largest magnitude in the image, with room; test_every_kernel.py holds them to it.
     "winograd_f2": 2.0,

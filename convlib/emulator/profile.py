@@ -91,6 +91,8 @@ def random_operands(problem):
 
     if problem.pass_ == "weight_grad":
         return images(problem.x_shape), images(problem.y_shape), values(problem.w_shape), None, None
+    if problem.pass_ == "input_grad":
+        return images(problem.y_shape), values(problem.w_shape), images(problem.x_shape), None, None
     bias = values((problem.K,)) if problem.has_bias else None
     residual = images(problem.y_shape) if problem.has_residual else None
     return images(problem.x_shape), values(problem.w_shape), images(problem.y_shape), bias, residual

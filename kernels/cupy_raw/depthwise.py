@@ -97,14 +97,15 @@ def tile_for(problem, device):
     return tile and without_conflicts(problem, tile)
 
 
-def best(problem, device, tiles, bytes_of_a_block, seconds):
+def best(problem, device, tiles, bytes_of_a_block, seconds, least_bytes=None):
     """The fastest predicted of the tiles that fit, but first of those that move little more than they must, and of
-    those that keep the multiprocessors busy in every wave."""
+    those that keep the multiprocessors busy in every wave. least_bytes: of what is not x, w and y of `problem`."""
+    least = least_bytes or least_bytes_of(problem)
 
     def order(tile):
         blocks = math.prod(tile.grid(problem))
         waves = ceil_div(blocks, cost.sm_count(device))
-        moved = blocks * bytes_of_a_block(problem, tile) / least_bytes(problem)
+        moved = blocks * bytes_of_a_block(problem, tile) / least
         return (
             max(math.ceil(10 * (moved - MOST_MOVED)), 0),
             blocks < LEAST_FILLED * waves * cost.sm_count(device),
@@ -114,7 +115,7 @@ def best(problem, device, tiles, bytes_of_a_block, seconds):
     return min((tile for tile in tiles if shared_bytes(problem, tile) <= SHARED_BYTES), key=order, default=None)
 
 
-def least_bytes(problem):
+def least_bytes_of(problem):
     """Of x, w, y and residual, each once."""
     elements = sum(math.prod(shape) for shape in (problem.x_shape, problem.w_shape, problem.y_shape))
     return (elements + problem.has_residual * math.prod(problem.y_shape)) * problem.dtype.itemsize
