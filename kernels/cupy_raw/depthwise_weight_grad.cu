@@ -24,7 +24,8 @@
 // Source: as depthwise.cu for the tile; Harris, Optimizing parallel reduction in CUDA, 2007.
 //
 // Compiled with problem.cuh's and staged_planes.cuh's constants (y is grad_y, w is grad_w), -DROWS, -DTAPS_R -DTAPS_S
-// (the taps of one block).
+// (the taps of one block), -DTURNS (strips that a thread takes of a tile, one after the other, of one channel: then
+// there is one plane, and SIDE divides the threads), -DGRAD_STAGED (0: each thread loads its own of grad_y).
 
 #include "staged_planes.cuh"
 #include "weight_grad_splits.cuh"
@@ -53,8 +54,7 @@ struct Tile {
 struct Part {
     int group, tap_r, tap_s;       // which planes; the first of the block's taps
     int planes;                    // how many
-    int own, member, strip, column, c;  // the thread's plane; its number, strip, column and channel of SIDE in that
-    bool exists;
+    int own, member, members, c;   // the thread's plane, its number among that plane's threads, its channel of SIDE
 
     __device__ __forceinline__ Part(const Problem& problem, const Tile& tile)
     {
@@ -65,29 +65,48 @@ struct Part {
         planes = min(tile.planes, ceil_div(problem.C, SIDE) - group * tile.planes);
 
         c = threadIdx.x % SIDE;
-        const int place = threadIdx.x / SIDE, row = tile.by_columns.of(place);
-        column = place - row * tile.columns;
-        own = tile.by_strips.of(row);
-        strip = row - own * tile.strips;
-        member = place - own * tile.strips * tile.columns;
-        exists = own < planes && (group * tile.planes + own) * SIDE + c < problem.C;
+        members = TURNS > 1 ? blockDim.x / SIDE : tile.strips * tile.columns;
+        const int place = threadIdx.x / SIDE;
+        own = TURNS > 1 ? 0 : tile.by_strips.of(tile.by_columns.of(place));
+        member = place - own * members;
     }
 };
 
-// Add the products of one strip of grad_y, a column, and the pixels under it. In a WHOLE strip every row exists.
+// What a thread takes at once of a tile: a strip of one column.
+struct Job {
+    int strip, column;
+    bool exists;
+
+    __device__ __forceinline__ Job(const Problem& problem, const Tile& tile, const Part& part, int turn)
+    {
+        const int place = (turn * blockDim.x + threadIdx.x) / SIDE, row = tile.by_columns.of(place);
+        column = place - row * tile.columns;
+        strip = row - part.own * tile.strips;
+        exists = part.own < part.planes && strip < tile.strips
+              && (part.group * tile.planes + part.own) * SIDE + part.c < problem.C;
+    }
+};
+
+// One strip of grad_y: a column of ROWS. In a WHOLE one every row exists.
 template <bool WHOLE>
-__device__ __forceinline__ void accumulate(Accumulator (&sums)[TAPS_R][TAPS_S], const Problem& problem,
-                                           const Tile& tile, const Part& part, int q, int rows, int grad_at,
-                                           int patch_at, int patch_w)
+__device__ __forceinline__ void fetch(Accumulator (&grads)[ROWS], const Problem& problem, const Tile& tile,
+                                      const Part& part, const Job& job, int rows, int grad_at, const Element* grad_y)
 {
-    Accumulator grads[ROWS];
-    const Accumulator* grad = words + grad_at + part.own * tile.grad.plane + part.strip * ROWS * tile.grad.row
-                            + part.column * SIDE + part.c;
+    const Accumulator* staged = words + grad_at + part.own * tile.grad.plane + job.strip * ROWS * tile.grad.row
+                              + job.column * SIDE + part.c;
     #pragma unroll
     for (int o = 0; o < ROWS; ++o)
-        if (WHOLE || o < rows) grads[o] = grad[o * tile.grad.row];
+        if (WHOLE || o < rows)
+            grads[o] = GRAD_STAGED ? staged[o * tile.grad.row] : widened(grad_y[o * (Offset)problem.y.h]);
+}
 
-    const int first = patch_at + part.own * tile.x.plane + part.strip * ROWS * STRIDE_H * tile.x.row + part.c;
+// Add the products of one strip of grad_y and the pixels under it.
+template <bool WHOLE>
+__device__ __forceinline__ void accumulate(Accumulator (&sums)[TAPS_R][TAPS_S], const Accumulator (&grads)[ROWS],
+                                           const Problem& problem, const Tile& tile, const Part& part, const Job& job,
+                                           int q, int rows, int patch_at, int patch_w)
+{
+    const int first = patch_at + part.own * tile.x.plane + job.strip * ROWS * STRIDE_H * tile.x.row + part.c;
     #pragma unroll
     for (int s = 0; s < TAPS_S; ++s) {
         const int w = q * STRIDE_W - problem.left + (part.tap_s + s) * DILATION_W;
@@ -111,9 +130,8 @@ __device__ __forceinline__ void accumulate(Accumulator (&sums)[TAPS_R][TAPS_S], 
 __device__ __forceinline__ void add_up(const Accumulator (&sums)[TAPS_R][TAPS_S], const Problem& problem,
                                        const Tile& tile, const Part& part, Accumulator* __restrict__ partial)
 {
-    const int members = tile.strips * tile.columns;
     int widest = 1;
-    while (2 * widest < members) widest *= 2;
+    while (2 * widest < part.members) widest *= 2;
     Accumulator* shares = words + TILE_AT;
     #pragma unroll
     for (int first = 0; first < TAPS; first += AT_ONCE) {
@@ -124,7 +142,7 @@ __device__ __forceinline__ void add_up(const Accumulator (&sums)[TAPS_R][TAPS_S]
             if (first + t < TAPS) shares[t * SHARES + threadIdx.x] = sums[(first + t) / TAPS_S][(first + t) % TAPS_S];
         for (int half = widest; half > 0; half /= 2) {
             __syncthreads();
-            if (part.own < tile.planes && part.member < half && part.member + half < members)
+            if (part.own < tile.planes && part.member < half && part.member + half < part.members)
                 for (int t = 0; t < count; ++t)
                     shares[t * SHARES + threadIdx.x] += shares[t * SHARES + threadIdx.x + half * SIDE];
         }
@@ -135,7 +153,7 @@ __device__ __forceinline__ void add_up(const Accumulator (&sums)[TAPS_R][TAPS_S]
             const int r = part.tap_r + (first + t) / TAPS_S, s = part.tap_s + (first + t) % TAPS_S;
             if (channel < problem.C && r < R && s < S)
                 partial[((int64)blockIdx.y * problem.K + channel) * (R * S) + r * S + s] =
-                    shares[t * SHARES + own * members * SIDE + c];
+                    shares[t * SHARES + own * part.members * SIDE + c];
         }
     }
 }
@@ -160,16 +178,30 @@ conv2d_depthwise_weight_grad(const Element* __restrict__ x, const Element* __res
         const int h = p * STRIDE_H - problem.top + part.tap_r * DILATION_H;
         const int w = tile.across_q == 1 ? 0 : q * STRIDE_W - problem.left + part.tap_s * DILATION_W;
         const Patch patch(image, plane, part.planes, h, w, height);
-        const Patch grad_patch(grads, plane, part.planes, p, q, min(tile.strips * ROWS, problem.P - p));
         __syncthreads();
         const int at = stage(TILE_AT, image, patch, tile.x);
-        const int grad_at = stage(tile.grad_at, grads, grad_patch, tile.grad);
+        int grad_at = 0;
+        if constexpr (GRAD_STAGED) {
+            const Patch grad_patch(grads, plane, part.planes, p, q, min(tile.strips * ROWS, problem.P - p));
+            grad_at = stage(tile.grad_at, grads, grad_patch, tile.grad);
+        }
         __syncthreads();
 
-        const int rows = problem.P - p - part.strip * ROWS, column = q + part.column;
-        if (part.exists && column < problem.Q) {
-            if (rows >= ROWS) accumulate<true>(sums, problem, tile, part, column, rows, grad_at, at, w);
-            else if (rows > 0) accumulate<false>(sums, problem, tile, part, column, rows, grad_at, at, w);
+        #pragma unroll 1
+        for (int turn = 0; turn < TURNS; ++turn) {
+            const Job job(problem, tile, part, turn);
+            const int row = p + job.strip * ROWS, rows = problem.P - row, column = q + job.column;
+            if (!job.exists || rows <= 0 || column >= problem.Q) continue;
+            const Element* own = grad_y;
+            if constexpr (!GRAD_STAGED) own += offset(problem.y, n, part.group * SIDE + part.c, row, column);
+            Accumulator strip[ROWS];
+            if (rows >= ROWS) {
+                fetch<true>(strip, problem, tile, part, job, rows, grad_at, own);
+                accumulate<true>(sums, strip, problem, tile, part, job, column, rows, at, w);
+            } else {
+                fetch<false>(strip, problem, tile, part, job, rows, grad_at, own);
+                accumulate<false>(sums, strip, problem, tile, part, job, column, rows, at, w);
+            }
         }
     }
     add_up(sums, problem, tile, part, partial);

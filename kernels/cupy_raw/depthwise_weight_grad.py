@@ -38,6 +38,8 @@ from .implicit_gemm import address_of
 from .parameters import is_wide, problem_struct, size_reasons, type_constants, window_constants
 from .weight_grad import THREADS, splits_struct
 
+WARP = 32
+MOST_TURNS = 4  # of a thread: a tile of 256 columns and channels has a wide halo
 ROWS = (2, 3, 4, 5, 7, 8)  # of grad_y that a thread takes, one below the other
 SHARES = 257  # words to add up one tap, as in depthwise_weight_grad.cu
 MOST_TAPS = 49  # sums that a thread keeps
@@ -80,8 +82,16 @@ class Tile(NamedTuple):
     words: int
 
     @property
+    def jobs(self):
+        return self.planes * self.strips * self.columns * self.side
+
+    @property
+    def turns(self):
+        return ceil_div(self.jobs, MOST_THREADS)
+
+    @property
     def threads(self):
-        return ceil_div(self.planes * self.strips * self.columns * self.side, 32) * 32
+        return ceil_div(ceil_div(self.jobs, self.turns), 32) * 32
 
     @property
     def splits(self):
@@ -115,14 +125,23 @@ def without_conflicts(problem, device, tile):
 def tiles(problem, device):
     taps = taps_at_once(problem)
     for side in sides(problem):
-        for columns in possible_columns(problem, side):
+        columns_of_a_tile = possible_columns(problem, side)
+        if in_turns(problem, side):
+            columns_of_a_tile = sorted({*columns_of_a_tile, min(problem.Q, MOST_TURNS * MOST_THREADS // side)})
+        for columns in columns_of_a_tile:
             for rows in ROWS:
                 if rows > ROWS[0] and staged(rows, taps[0], problem.stride[0], problem.dilation[0]) > MOST_READ:
                     continue
-                for strips in few_or_halved(min(ceil_div(problem.P, rows), MOST_THREADS // (columns * side))):
+                most = MOST_THREADS * (MOST_TURNS if in_turns(problem, side) else 1) // (columns * side)
+                for strips in few_or_halved(min(ceil_div(problem.P, rows), most)):
                     whole = columns == problem.Q and strips * rows >= problem.P and side == 1
                     for planes in halved(min(MOST_THREADS // (strips * columns), problem.C) if whole else 1):
                         yield tile_of(problem, device, side, rows, planes, strips, columns, taps)
+
+
+def in_turns(problem, side):
+    """Whether threads may take several strips, and grad_y from where it lies: channels last, whole sectors of them."""
+    return side != problem.C and side > 1 and WARP % side == 0
 
 
 def taps_at_once(problem):
@@ -146,7 +165,8 @@ def tile_of(problem, device, side, rows, planes, strips, columns, taps, further=
     plane_pitch = alike(problem, height * row_pitch, problem.H * problem.W * side) + further
     grad_plane_pitch = alike(problem, strips * rows * grad_row_pitch, problem.P * problem.Q * side)
     grad_at = TILE_AT + ALIGNED + ceil_div(planes * plane_pitch, ALIGNED) * ALIGNED
-    words = max(grad_at + ALIGNED + planes * grad_plane_pitch, TILE_AT + SHARES)
+    grad_words = 0 if in_turns(problem, side) else ALIGNED + planes * grad_plane_pitch
+    words = max(grad_at + grad_words, TILE_AT + SHARES)
     across_p, groups = ceil_div(problem.P, strips * rows), ceil_div(ceil_div(problem.C, side), planes)
     items = problem.N * across_p * across_q
     wanted = ceil_div(BLOCKS_PER_SM * cost.sm_count(device), groups)
@@ -177,7 +197,7 @@ def thread_slots(problem, device, tile):
     multiply = taps * tile.rows * cost.multiply_slots(problem, device) + 2 * tile.taps_s * read + 2 * tile.rows
     words = item_elements(problem, tile)
     staging = depthwise.staging_slots(problem, tile) * words / tile.threads
-    return tile.each * (multiply + staging + THREAD_SLOTS) + ADDING_SLOTS * taps
+    return tile.each * (tile.turns * multiply + staging + THREAD_SLOTS) + ADDING_SLOTS * taps
 
 
 def item_elements(problem, tile):
@@ -227,6 +247,7 @@ def sources_of(problem, tile, wide, staging):
     constants = type_constants(problem, wide) + window_constants(problem)
     own = (("STAGING", staging), ("SIDE", tile.side), ("SHARED_WORDS", shared_words(problem, tile)))
     own += (("ROWS", tile.rows), ("SEVERAL", int(tile.planes > 1)), ("TAPS_R", tile.taps_r), ("TAPS_S", tile.taps_s))
+    own += (("TURNS", tile.turns), ("GRAD_STAGED", int(not in_turns(problem, tile.side))))
     multiply = CudaSource("depthwise_weight_grad.cu", "conv2d_depthwise_weight_grad", constants + own)
     return multiply, CudaSource("finish_weight_grad.cu", "finish_weight_grad", constants)
 

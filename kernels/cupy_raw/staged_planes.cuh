@@ -229,7 +229,7 @@ __device__ __forceinline__ void stage_pixels(int at, const Array& x, const Patch
 
 __device__ __forceinline__ void stage_elements(int at, const Array& x, const Patch& patch, const Pitches& pitches)
 {
-    const int left = max(-patch.w, 0), columns = min(pitches.width, x.W - patch.w) - left;
+    const int left = max(-patch.w, 0), columns = max(min(pitches.width, x.W - patch.w) - left, 0);
     const int rows = patch.bottom - patch.top;
     const unsigned count = patch.planes * rows * columns * SIDE;
     for (unsigned index = threadIdx.x; index < count; index += blockDim.x) {
