@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import convlib
-from convlib import accuracy, dispatch
+from convlib import accuracy, dispatch, gradients
 from convlib.device import Device, cpu
 from convlib.input_grad_phases import phases
 
@@ -117,7 +117,13 @@ def gradient(case: Case, operands: Operands, place: Place, kernel: str | None = 
 
 def kernels_of(problem, place: Place) -> list[str]:
     """What a gradient chooses: a kernel, or one for each phase of the stride, each named once."""
-    parts = [phase.problem for phase in phases(problem)] if problem.pass_ == "input_grad" else [problem]
+    if problem.pass_ != "input_grad":
+        return [dispatch.choose(problem, place.device)]
+    choice = gradients.Choice("auto", "auto", accuracy.DEFAULT_MAX_ERROR, None)
+    whole = gradients.chosen_for_all(problem, (problem.P, problem.Q), place.device, choice)
+    if whole is not None:
+        return [whole.name]
+    parts = [phase.problem for phase in phases(problem)]
     return list(dict.fromkeys(dispatch.choose(part, place.device) for part in parts if part is not None))
 
 

@@ -278,16 +278,27 @@ def ranked(problem, device, backend, algorithm, max_error, workspace_limit, plan
     takes longer than most convolutions.
     """
     problem = with_an_image(problem)
-    asked = [
-        c
-        for c in candidates(problem, device, max_error, workspace_limit, planned)
-        if backend in ("auto", family_of(c.name)) and algorithm in ("auto", algorithm_of(c.name))
-    ]
+    asked = asked_for(problem, device, backend, algorithm, max_error, workspace_limit, planned)
     possible = [c for c in asked if c.possible]
     if not possible:
         raise UnsupportedError(refusal(problem, device, backend, algorithm, asked))
     kept = math.inf if planned or device.kind != "cpu" else KEPT_BYTES
     return [c.name for c in sorted(possible, key=lambda c: (c.workspace_bytes > kept, c.seconds))]
+
+
+def possible(problem, device, backend, algorithm, max_error, workspace_limit) -> list[Candidate]:
+    """The kernels of this backend and algorithm that can run `problem`; of wrong arguments, `chosen`'s errors."""
+    asked = asked_for(*checked_choice(problem, device, backend, algorithm, max_error, workspace_limit))
+    return [candidate for candidate in asked if candidate.possible]
+
+
+def asked_for(problem, device, backend, algorithm, max_error, workspace_limit, planned=False) -> list[Candidate]:
+    """The candidates of this backend and algorithm, those that cannot run too."""
+    return [
+        c
+        for c in candidates(problem, device, max_error, workspace_limit, planned)
+        if backend in ("auto", family_of(c.name)) and algorithm in ("auto", algorithm_of(c.name))
+    ]
 
 
 def refusal(problem, device, backend, algorithm, asked):

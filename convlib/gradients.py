@@ -1,17 +1,20 @@
 """The gradients of conv2d, and conv_transpose2d, which is the input gradient with a name and a bias of its own.
 
-input gradient    forward problems on w with C and K exchanged, one per phase of the stride (input_grad_phases.py)
+input gradient    forward problems on w with C and K exchanged, one per phase of the stride (input_grad_phases.py), or
+                  a kernel of the pass "input_grad", which takes all phases at once
 weight gradient   kernels of the pass "weight_grad": a reduction over all images and outputs
 bias gradient     the sum over images and outputs
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from . import accuracy, arrays, dispatch
 from .device import Device
+from .errors import UnsupportedError
 from .input_grad_phases import phases
 from .operations import (
     FROM_LAYOUT,
@@ -383,8 +386,13 @@ def transposed_axis(size, window, stride, padding, extra, dilation, axis):
 
 
 def run_transposed(call: Transposed, choice: Choice) -> None:
-    """Every phase of an input gradient, each through the forward kernel that suits it."""
+    """An input gradient: through a kernel for all of it, or every phase through the forward kernel that suits it."""
     if call.problem.N == 0:
+        return
+    whole = chosen_for_all(call.problem, tuple(call.grad_y.shape[2:]), call.device, choice)
+    if whole is not None:
+        operands = call.grad_y, call.w, call.grad_x, call.bias, call.residual
+        run_kernel(whole, Call(call.problem, call.device, call.stream, *operands))
         return
     for phase in phases(call.problem, tuple(call.grad_y.shape[2:])):
         inputs = (slice(None), slice(None), *phase.inputs)
@@ -392,15 +400,52 @@ def run_transposed(call: Transposed, choice: Choice) -> None:
         if phase.problem is None and call.bias is None and residual is None:  # every activation leaves zero as it is
             arrays.fill_zeros(call.grad_x[inputs], call.device, call.stream)
             continue
-        forward, source, weights = operands(call, phase)
-        chosen = dispatch.chosen(
-            forward, call.device, choice.backend, choice.algorithm, choice.max_error, choice.workspace_limit
-        )
+        forward, source, weights = phase_operands(call, phase)
+        chosen = chosen_by(choice, forward, call.device)
         grad_x = call.grad_x[inputs]
         run_kernel(chosen, Call(forward, call.device, call.stream, source, weights, grad_x, call.bias, residual))
 
 
-def operands(call, phase):
+def chosen_for_all(problem, outputs, device, choice):
+    """The kernel of the pass "input_grad" that takes all phases at once, asked for or predicted to be faster, or None.
+
+    outputs: the rows and columns of grad_y; where they are fewer than the problem's P and Q, no such kernel knows.
+    """
+    if choice.algorithm.endswith("input_grad"):
+        if outputs != (problem.P, problem.Q):
+            raise UnsupportedError(
+                f"algorithm={choice.algorithm!r}: {problem.P} x {problem.Q} outputs needed, got {outputs[0]} x "
+                f"{outputs[1]}: output_padding exceeds the stride"
+            )
+        return chosen_by(choice, problem, device)
+    if outputs != (problem.P, problem.Q) or not faster_than_phases(problem, device, choice):
+        return None
+    try:
+        return chosen_by(choice, problem, device)
+    except UnsupportedError:  # it is not believed on this GPU
+        return None
+
+
+def faster_than_phases(problem, device, choice):
+    whole = fastest_seconds(choice, problem, device)
+    if whole == math.inf:
+        return False
+    parts = (phase.problem for phase in phases(problem))
+    return whole < sum(fastest_seconds(choice, part, device) for part in parts if part is not None)
+
+
+def fastest_seconds(choice, problem, device):
+    possible = dispatch.possible(
+        problem, device, choice.backend, choice.algorithm, choice.max_error, choice.workspace_limit
+    )
+    return min((candidate.seconds for candidate in possible), default=math.inf)
+
+
+def chosen_by(choice, problem, device):
+    return dispatch.chosen(problem, device, choice.backend, choice.algorithm, choice.max_error, choice.workspace_limit)
+
+
+def phase_operands(call, phase):
     """The forward problem of a phase and the views of grad_y and w that it convolves."""
     if phase.problem is None:
         return nothing(call, phase)

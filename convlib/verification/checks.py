@@ -51,7 +51,8 @@ def check(name, case, pass_, place) -> None:
 class Question:
     """A problem with its arrays, in logical order and as kernels take them. exact, magnitude: see accuracy.elementwise.
 
-    inputs: x, w, bias and residual, or x and grad_y; None where there is none. result: where the answer goes.
+    inputs: x, w, bias and residual, or x and grad_y, or grad_y and w; None where there is none.
+    result: where the answer goes.
     """
 
     problem: object
@@ -84,6 +85,9 @@ def arrays_for(case, pass_):
     if pass_ == "weight_grad":
         inputs = {"x": x, "grad_y": image(y_shape, case.memory), "bias": None, "residual": None}
         return inputs, weights(case.result_memory)
+    if pass_ == "input_grad":
+        inputs = {"grad_y": image(y_shape, case.memory), "w": weights(case.memory), "bias": None, "residual": None}
+        return inputs, image(case.x, case.result_memory)
     bias = stored(random, problem.K, problem.dtype, "contiguous") if problem.has_bias else None
     residual = image(y_shape, case.memory) if problem.has_residual else None
     inputs = {"x": x, "w": weights(case.memory), "bias": bias, "residual": residual}
@@ -112,6 +116,9 @@ def answers(case, pass_):
     if pass_ == "weight_grad":
         x, grad_y, *_ = inputs
         return reference.weight_grad(problem, x, grad_y), reference.weight_grad(problem, np.abs(x), np.abs(grad_y))
+    if pass_ == "input_grad":
+        grad_y, w, *_ = inputs
+        return reference.input_grad(problem, grad_y, w), reference.input_grad(problem, np.abs(grad_y), np.abs(w))
     return reference.conv2d(problem, *inputs), magnitude_of(problem, *inputs)
 
 

@@ -31,7 +31,7 @@ PAST_EVERY_TILE = [BY_NAME[name] for name in ("many_channels", "nhwc_wide", "gro
 
 
 def served(name, case, target, pass_="forward"):
-    problem = replace(case.problem(), pass_=pass_)
+    problem = case.problem(pass_)
     module = dispatch.kernel(name)
     return problem.pass_ in module.passes and not module.why_not(problem, device.emulator_of(target))
 
@@ -118,3 +118,30 @@ def test_weight_gradients(name, case, target, workspace, monkeypatch):
     exact = reference.weight_grad(problem, x.transpose(order), grad_y.transpose(order))
     got = operations.weights_view(out, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
     np.testing.assert_array_equal(got.astype(float), exact.astype(x.dtype).astype(float))
+
+
+INPUT_GRADS = [
+    (name, case, target)
+    for name in GPU_KERNELS
+    for cases, targets in ((TINY, (80, 120)), (DTYPE_CASES, TARGETS), (PAST_EVERY_TILE, (80, 120)))
+    for i, case in enumerate(case for case in cases if not case.residual)
+    for target in (targets if cases is DTYPE_CASES else targets[i % 2 :][:1])
+    if served(name, replace(case, bias=False), target, "input_grad")
+]
+
+
+@pytest.mark.parametrize(("name", "case", "target"), INPUT_GRADS, ids=str)
+def test_input_gradients(name, case, target, workspace, monkeypatch):
+    monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(target))
+    problem, (x, w, *_) = case.problem("input_grad"), arrays_of(case)
+    keywords = {key: value for key, value in case.keywords.items() if key != "activation"}
+    grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(x.dtype)
+    out = np.full(x.shape, np.nan).astype(x.dtype)
+    with emulator.watching(outputs=[out], scratch=[workspace]) as watch:
+        convlib.conv2d_input_grad(grad_y, w, x.shape, out=out, **keywords, **forced(name))
+    assert watch.reports, "no kernel was launched"
+    watch.raise_if_faulty()
+    order = operations.FROM_LAYOUT[problem.layout]
+    w = operations.weights_view(w, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
+    exact = reference.input_grad(problem, grad_y.transpose(order), w)
+    np.testing.assert_array_equal(out.transpose(order).astype(float), exact.astype(x.dtype).astype(float))

@@ -11,6 +11,7 @@ from convlib import compiling, device, layers
 from convlib.compiling import TARGETS
 from convlib.kernels.cupy_raw import (
     depthwise,
+    depthwise_input_grad,
     depthwise_weight_grad,
     direct,
     im2col,
@@ -92,6 +93,9 @@ DEPTHWISE = {
     "planes": ((32, 960, 7, 7), 3, {"padding": 1}),
     "rows": ((32, 32, 112, 112), 3, {"padding": 1, "activation": "relu6"}),
     "stride_2": ((32, 96, 112, 112), 3, {"padding": 1, "stride": 2}),
+    "5x5_stride_2": ((8, 240, 28, 28), 5, {"padding": 2, "stride": 2}),
+    "7x7_stride_2": ((8, 96, 56, 56), 7, {"padding": 3, "stride": 2}),
+    "11x11_stride_2": ((8, 16, 56, 56), 11, {"padding": 5, "stride": 2}),
     "5x5": ((8, 240, 28, 28), 5, {"padding": 2, "activation": "silu"}),
     "7x7": ((8, 96, 56, 56), 7, {"padding": 3}),
     "dilated": ((8, 96, 28, 28), 3, {"padding": 2, "dilation": 2}),
@@ -108,7 +112,11 @@ def depthwise_sources(case, layout, dtype="float32", wide=False):
     shape = (n, c, h, w) if layout == "NCHW" else (n, h, w, c)
     problem = make_problem(shape, (c, 1, window, window), named_dtype(dtype), groups=c, layout=layout, **keywords)
     backward = replace(problem, pass_="weight_grad", activation=None)
-    return depthwise.source(problem, GPU, wide), depthwise_weight_grad.sources(backward, GPU, wide)[0]
+    to_x = replace(backward, pass_="input_grad")
+    sources = depthwise.source(problem, GPU, wide), depthwise_weight_grad.sources(backward, GPU, wide)[0]
+    return (
+        sources if depthwise_input_grad.why_not(to_x, GPU) else (*sources, depthwise_input_grad.source(to_x, GPU, wide))
+    )
 
 
 @pytest.mark.parametrize("target", [75, 90, 120])

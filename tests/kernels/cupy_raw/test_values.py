@@ -9,6 +9,7 @@ from convlib import accuracy, arrays, device, operations
 from convlib.kernels import reference
 from convlib.kernels.cupy_raw import (
     depthwise,
+    depthwise_input_grad,
     depthwise_weight_grad,
     direct,
     im2col,
@@ -129,6 +130,52 @@ NO_RESIDUAL = [case for case in TINY + SMALL if not case.residual and 0 not in c
 @pytest.mark.parametrize(("name", "case"), served(BACKWARD, NO_RESIDUAL, "weight_grad"), ids=str)
 def test_weight_gradients_equal_the_reference(name, case):
     check_weight_grad(BACKWARD[name], case)
+
+
+GRADIENTS_OF_X = [
+    Case("padding_beyond_the_stride", (2, 3, 12, 9), (3, 1, 3, 5), {"groups": 3, "stride": (2, 3), "padding": (4, 7)}),
+    Case("no_tap_for_some", (1, 5, 10, 11), (5, 1, 1, 2), {"groups": 5, "stride": 3}),
+    Case("dilated", (1, 3, 14, 15), (3, 1, 3, 3), {"groups": 3, "stride": (2, 3), "dilation": (3, 2), "padding": 2}),
+    Case("pieces_of_rows", (1, 2, 9, 1100), (2, 1, 3, 3), {"groups": 2, "stride": 2, "padding": 1}),
+    Case("channels", (2, 20, 21, 40), (40, 1, 5, 5), {"groups": 40, "stride": 2, "padding": 2, "layout": "NHWC"}),
+    Case(
+        "channels_apart", (1, 9, 9, 36), (36, 1, 3, 3), {"groups": 36, "stride": 2, "layout": "NHWC"}, memory="slices"
+    ),
+    Case("few_channels", (2, 9, 13, 5), (5, 1, 3, 3), {"groups": 5, "stride": 2, "padding": 1, "layout": "NHWC"}),
+    Case("reversed", (1, 4, 9, 12), (4, 1, 3, 3), {"groups": 4, "stride": 2, "padding": 1}, memory="reversed"),
+]
+OF_X = GRADIENTS_OF_X + [case for name, case in served(["depthwise"], NO_RESIDUAL, "weight_grad") if not case.bias]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("case", [case for case in OF_X if case.problem().R < 15], ids=str)
+def test_the_depthwise_input_gradient_equals_the_reference(case, dtype):
+    case = replace(case, dtype=dtype)
+    problem = case.problem("input_grad")
+    assert depthwise_input_grad.why_not(problem, GPU) == []
+    order = operations.FROM_LAYOUT[problem.layout]
+    _, w, *_ = arrays_of(case)
+    w = logical_arrays(case, np.empty(case.x), w, None, None)[1]
+    random = np.random.default_rng(1)
+    grad_y = placed(random.integers(-3, 4, operations.result_shape(problem, True)).astype(w.dtype), case.memory).view
+    grad_x = placed(np.full(case.x, np.nan).astype(w.dtype), case.result_memory).view
+    views = [arrays.as_storage(view) for view in (grad_y.transpose(order), w, grad_x.transpose(order))]
+    with on_cpu.kernels_on_cpu():
+        depthwise_input_grad.run(problem, GPU, *views)
+    exact = reference.input_grad(problem, grad_y.transpose(order), w)
+    np.testing.assert_array_equal(grad_x.transpose(order).astype(float), exact.astype(w.dtype).astype(float))
+
+
+def test_the_depthwise_input_gradient_refuses_what_it_does_not_compute():
+    case = Case("several", (1, 4, 30, 30), (8, 2, 13, 13), {"groups": 2, "stride": 2})
+    assert depthwise_input_grad.why_not(case.problem("input_grad"), GPU) == [
+        "takes one channel and one filter per group, this problem has 2 and 4"
+    ]
+    case = replace(case, w=(4, 1, 13, 13), keywords={"groups": 4, "stride": 2})
+    problem = replace(case.problem("input_grad"), has_bias=True)
+    assert depthwise_input_grad.why_not(problem, GPU) == [
+        "windows of at most 121 taps, got 13 x 13", "adds no bias or residual and applies no activation"
+    ]  # fmt: skip
 
 
 WEIGHTS = Case("weights", (3, 11, 13, 10), (70, 11, 3, 2), {"padding": (1, 2), "stride": (1, 2)}, memory="slices")

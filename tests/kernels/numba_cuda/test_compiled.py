@@ -110,7 +110,7 @@ def test_compiles_for_other_windows(name, window, keywords):
         assert_fits(launch, 80)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [75, 90, 120])
 @pytest.mark.parametrize("tile", [(128, 128), (64, 64), (32, 128)], ids="{0[0]}x{0[1]}".format)
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_every_tile_and_walk_of_the_implicit_product_compiles(tile, layout, target, monkeypatch):
