@@ -65,6 +65,7 @@ TINY = (
     Case("groups", (1, 6, 5, 5), (4, 3, 3, 3), {"groups": 2, "padding": 1}, bias=True),
     Case("depthwise", (2, 5, 6, 7), (5, 1, 3, 3), {"groups": 5, "padding": 1}),
     Case("depthwise_one_image", (1, 3, 7, 6), (3, 1, 3, 3), {"groups": 3, "stride": 2, "padding": 1}),
+    Case("depthwise_last_row_unread", (1, 16, 6, 6), (16, 1, 3, 3), {"groups": 16, "stride": 2}),
     Case("depthwise_float16", (1, 5, 9, 21), (5, 1, 3, 3), {"groups": 5, "padding": 1, "stride": 2}, dtype="float16"),
     Case("depthwise_stride_2_two_filters", (1, 3, 7, 7), (6, 1, 3, 3), {"groups": 3, "stride": 2, "padding": 1}),
     Case("depthwise_5x4", (1, 3, 7, 6), (3, 1, 5, 4), {"groups": 3, "padding": 2}, bias=True),

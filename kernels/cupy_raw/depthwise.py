@@ -185,10 +185,20 @@ def halved(most):
 def tiles_of(problem, side, rows, strips, columns):
     """Tiles of one plane and, where one block could take whole planes, of several."""
     whole = columns == problem.Q and strips * rows >= problem.P and side == 1
+    whole = whole and covers(problem, strips * rows, problem.R)
     most = min(MOST_THREADS // (strips * columns * side), ceil_div(problem.C, side)) if whole else 1
     for planes in halved(most):
         for filters in halved(problem.Kg):
             yield tile_of(problem, side, rows, planes, strips, columns, filters)
+
+
+def covers(problem, outputs, window):
+    """Whether the rows under so many outputs, from the first on, are all that there are.
+
+    Only then are the patches of several planes one stretch of memory: a stride may leave the last rows unread.
+    """
+    top = problem.padding[0][0]
+    return top >= 0 and staged(outputs, window, problem.stride[0], problem.dilation[0]) >= top + problem.H
 
 
 def planes_of(problem, side):

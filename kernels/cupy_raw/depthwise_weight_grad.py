@@ -23,6 +23,7 @@ from .depthwise import (
     THREAD_SLOTS,
     TILE_AT,
     alike,
+    covers,
     divisor,
     few_or_halved,
     halved,
@@ -135,6 +136,7 @@ def tiles(problem, device):
                 most = MOST_THREADS * (MOST_TURNS if in_turns(problem, side) else 1) // (columns * side)
                 for strips in few_or_halved(min(ceil_div(problem.P, rows), most)):
                     whole = columns == problem.Q and strips * rows >= problem.P and side == 1
+                    whole = whole and covers(problem, strips * rows, taps[0])
                     for planes in halved(min(MOST_THREADS // (strips * columns), problem.C) if whole else 1):
                         yield tile_of(problem, device, side, rows, planes, strips, columns, taps)
 
