@@ -3,6 +3,7 @@
 A kernel is a module of convlib.kernels. It has
 
     passes                                   ("forward", "input_grad", "weight_grad"), those it implements
+    declined                                 optional: a reason for each pass that was thought of and left
     why_not(problem, device)                 reasons, in words for its user, why it cannot run; empty when it can
     workspace_bytes(problem, device)         scratch memory that `run` is to be given
     predicted_seconds(problem, device)       from counts and published or measured limits; the smallest is chosen
@@ -162,7 +163,7 @@ def candidate(name, problem, device, max_error, workspace_limit, planned):
         return Candidate(name, tuple(reasons))
     module = kernel(name)
     if problem.pass_ not in module.passes:
-        return Candidate(name, (f"computes {', '.join(module.passes)} only, not {problem.pass_}",))
+        return Candidate(name, (other_pass(module, problem.pass_),))
     reasons = list(module.why_not(problem, device))
     if reasons:
         return Candidate(name, tuple(reasons))
@@ -176,6 +177,13 @@ def candidate(name, problem, device, max_error, workspace_limit, planned):
     if not planned and hasattr(module, "pack_seconds"):
         seconds += module.pack_seconds(problem, device)
     return Candidate(name, tuple(reasons), seconds, workspace, error + accuracy.of_store(problem))
+
+
+def other_pass(module, pass_):
+    """Why a kernel does not compute a pass: it is made for others, and where one was thought of, why it was left."""
+    only = f"computes {', '.join(module.passes)} only, not {pass_}"
+    declined = getattr(module, "declined", {})
+    return f"{only}: {declined[pass_]}" if pass_ in declined else only
 
 
 def packed_bytes(module, problem, device):

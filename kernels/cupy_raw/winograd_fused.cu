@@ -39,6 +39,14 @@
 // in implicit_gemm.cu; A^T . A is linear, so they write sums of outputs, a quarter of what the products would be.
 // Rounding: as a plain sum's, with the transforms' (accuracy.py). NaN and infinity in x reach all outputs of the tiles
 // that read them, not only those whose window does.
+// The weight gradient, F(3 x 3, 2 x 2): 16 products for a tile of grad_y and a patch of x where 36 are due, summed over
+// tiles instead of channels. Left for now, by these numbers. A block of 64 filters x 32 channels takes 4 tiles a stage;
+// both operands are transformed as they come, some 200 instructions beside 512 multiply-adds of a thread (here 110), and
+// its sums, one block's 128 registers a thread, are 16 / 9 of a plain gradient's for every split of the tiles. With this
+// loop's assumed waiting of 2.0 that is predicted 1.32 to 1.40 times as fast as weight_grad.cu over VGG-16 and a U-Net
+// (sm_80 and sm_90, 8 and 32 images; 0.6 times for layers of three channels), and 1.04 to 1.07 times over ResNet-50,
+// where a third of the time is in such layers. With a waiting of 2.7 nothing is left, and with 1.5 it is 1.7 times: the
+// guess decides. So first this kernel is to be measured, whose loop it shares.
 // Limits: 3 x 3, stride 1, dilation 1. A group of few filters or few channels wastes most of a block.
 // Never run on hardware.
 // Sources: Winograd 1980; Lavin and Gray, CVPR 2016 (the algorithm). Yan, Wang and Chu, Optimizing Batched Winograd
