@@ -28,7 +28,9 @@
 // wavefronts per load in the example; the launcher spaces planes so that they meet other banks) and with stride 2,
 // where two lanes meet in a bank. It does not matter: 32 outputs take 5 wavefronts, 12 with stride 2, and an A100's
 // memory 27 and 69 cycles for their bytes.
-// Large windows (31x31) are bound by multiply-adds: 16 rows a thread, 70 % of all instructions.
+// Large windows are bound by multiply-adds: 16 rows a thread, 70 % of all instructions. An image of 512 x 512 moves 1.23
+// times its bytes with 15x15 and 1.55 times with 31x31, for tiles of 64 x 64 have halos as wide; with 31x31, 961
+// multiply-adds for 8 bytes, an A100's memory takes a twelfth of what they do.
 // Limits: one channel per group; a tile in 48 KB of shared memory. Never run on hardware.
 // Source: Lu, Zhang and Wang, Optimizing depthwise separable convolution operations on GPUs, IEEE TPDS 33(1), 2022 (a
 // column of pixels reused down its rows); Zhang, Franchetti and Low, High performance zero-memory overhead direct

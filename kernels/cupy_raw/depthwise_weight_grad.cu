@@ -14,10 +14,13 @@
 // Why it pays: weight_grad_direct.cu loads x once for each tap, this one once in all; a pixel from shared memory
 // serves up to R taps. Images and tiles are split among blocks as far as the sums, which each split writes and
 // finish_weight_grad.cu adds in their order, stay few beside what is read: the same bits every time, without atomics.
-// Counted by the emulator on MobileNetV2's layers at 16 images, sm_80, in whole sectors: at most 1.2 times the bytes
-// of x and grad_y; with channels last, 5x5 moves 1.3 and 7x7 1.6 times as much, for want of wider tiles. A tile costs
-// a thread 2 R S ROWS FLOPs. 25 taps and fewer leave registers for two blocks of 256 threads, 49 for one; windows of
-// more are taken in chunks, and x and grad_y read once for each.
+// Counted by the emulator on layers of MobileNetV2, EfficientNet and ConvNeXt, 3x3 to 7x7, at 16 images, sm_80, in whole
+// sectors: at most 1.2 times the bytes of x and grad_y. Channels last that took wider tiles: 256 threads are 32 columns
+// of 8 channels, too few beside a halo of 6. So there a thread takes up to four strips of a tile, one after the other,
+// and grad_y, of which no two threads share a word, goes from memory to its registers, which leaves shared memory to
+// x: 7x7 moves 1.19 instead of 1.38 times as much, 1.18 instead of 1.29 with stride 2. A tile costs a thread 2 R S ROWS
+// FLOPs. 25 taps and fewer leave registers for two blocks of 256 threads, 49 for one; windows of more are taken in
+// chunks, and x and grad_y read once for each.
 // Bank conflicts: as depthwise.cu. Adding up, lanes meet neighbouring words; SHARES is odd, so storing does not
 // either.
 // Limits: one channel and one filter per group; a tile in 48 KB of shared memory. Never run on hardware.
