@@ -364,13 +364,13 @@ sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, con
     store(problem, {y, bias, residual}, rest, k, p, q, sum);
 }
 
-// Transform w. grid: over groups * filter_blocks * stages * DEPTH * FILTERS, one thread each.
+// Transform w. grid: over groups * filter_blocks * stages * DEPTH * FILTERS, one thread each; they fill whole blocks.
+static_assert(PHASES * DEPTH * FILTERS % 256 == 0);
 extern "C" __global__ void __launch_bounds__(256)
 transform_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Problem problem, Tiling tiling)
 {
     const int64 index = (int64)blockIdx.x * 256 + threadIdx.x;
     const unsigned slab = index / (DEPTH * FILTERS), slabs_of_group = tiling.filter_blocks * tiling.stages;
-    if (slab >= problem.groups * slabs_of_group) return;
     const int own = index % FILTERS, in_stage = index / FILTERS % DEPTH;
     const int group = slab / slabs_of_group, k = slab % slabs_of_group / tiling.stages * FILTERS + own;
     const int channel = slab % tiling.stages * DEPTH + in_stage;

@@ -1,9 +1,12 @@
 """The gradients and the transposed convolution against the reference, exactly, on small integers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import convlib
+from convlib import accuracy, device, gradients
 from convlib.input_grad_phases import phases
 from convlib.kernels import reference
 from convlib.problem import make_problem
@@ -174,3 +177,42 @@ def test_bias_grad_sums_everything_but_the_channels(layout, dtype):
     assert got.dtype == grad_y.dtype
     np.testing.assert_array_equal(got.astype(float), grad_y.astype(float).sum(axes))
     np.testing.assert_array_equal(convlib.conv2d_bias_grad(grad_y[0], layout=layout).shape, (channels,))
+
+
+GPU = device.emulator_of(80)
+ANY = gradients.Choice("cupy_raw", "auto", accuracy.DEFAULT_MAX_ERROR, None)
+STRIDED = make_problem((8, 96, 56, 56), (96, 1, 3, 3), "float32", stride=2, padding=1, groups=96, pass_="input_grad")
+
+
+def taken(problem, choice=ANY, place=GPU, outputs=None):
+    chosen = gradients.chosen_for_all(problem, outputs or (problem.P, problem.Q), place, choice)
+    return chosen and chosen.name
+
+
+def test_one_kernel_takes_all_phases_where_it_is_predicted_to_be_faster():
+    assert taken(STRIDED) == "cupy_raw.depthwise_input_grad"
+    assert taken(replace(STRIDED, layout="NHWC")) == "cupy_raw.depthwise_input_grad"
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [replace(STRIDED, groups=1), replace(STRIDED, has_bias=True), replace(STRIDED, activation="relu")],
+    ids=["one_group", "bias", "activation"],
+)
+def test_the_phases_remain_for_what_no_kernel_takes_at_once(problem):
+    assert taken(problem) is None
+
+
+def test_the_phases_remain_where_they_are_asked_for_and_on_a_cpu():
+    assert taken(STRIDED, replace(ANY, algorithm="depthwise")) is None
+    assert taken(STRIDED, replace(ANY, backend="auto"), device.cpu()) is None
+    assert taken(STRIDED, outputs=(STRIDED.P - 1, STRIDED.Q)) is None
+
+
+def test_a_forced_kernel_of_the_pass_says_why_it_cannot_run():
+    forced = replace(ANY, algorithm="depthwise_input_grad")
+    assert taken(STRIDED, forced) == "cupy_raw.depthwise_input_grad"
+    with pytest.raises(convlib.UnsupportedError, match="adds no bias or residual and applies no activation"):
+        taken(replace(STRIDED, has_bias=True), forced)
+    with pytest.raises(convlib.UnsupportedError, match=r"28 x 28 outputs needed, got 27 x 28"):
+        taken(STRIDED, forced, outputs=(27, 28))

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import convlib
 from convlib import accuracy, arrays, device, operations
 from convlib.compiling import TARGETS
 from convlib.emulator.profile import profile, scale
@@ -142,9 +143,10 @@ def test_the_emulator_sees_when_the_depthwise_input_gradient_lacks_a_barrier(bar
         return parts[0] + "bar.sync 0;" * (barrier != 0) + parts[1] + "bar.sync 0;" * (barrier != 1) + parts[2]
 
     monkeypatch.setattr(emulator, "ptx_of_source", without)
-    problem = bandwidth_bound("mobilenet_28_stride_2", "NCHW", "input_grad")
+    grad_y, w = np.ones((1, 4, 14, 14), np.float32), np.ones((4, 1, 3, 3), np.float32)
+    call = {"stride": 2, "padding": 1, "groups": 4, "backend": "cupy_raw", "algorithm": "depthwise_input_grad"}
     with pytest.raises(emulator.EmulationError, match="race|uninitialised"):
-        profile("cupy_raw.depthwise_input_grad", problem, threads=256)
+        convlib.conv2d_input_grad(grad_y, w, (1, 4, 28, 28), **call)
 
 
 # Layers of MobileNetV2, EfficientNet and ConvNeXt, filters of images and pictures; sizes that end amid a sector.

@@ -1,22 +1,21 @@
 """Faults planted in the Winograd kernels, one at a time: each must turn one of their checks red.
 
-A mutant is a line of a .cu or .cuh file written otherwise; its PTX is executed as the right kernel's is, with all checks
-of the emulator: races, bounds, uninitialised reads, every output written once, the values, and the bank conflicts. Left
-out are changes that change nothing: of tiles that do not exist only zeros are read, for instance.
+A mutant is a line of a .cu file written otherwise; its PTX is executed as the right kernel's is, with all checks of the
+emulator: races, bounds, uninitialised reads, every output written once, the values, and bank conflicts. Left out are
+changes that change nothing: where a tile does not exist, zeros are read whatever the conditions say.
 """
 
-from dataclasses import replace
+import re
 
 import pytest
 
-from convlib import compiling, device
+from convlib import compiling
 from convlib.emulator.profile import profile
 from convlib.kernels import launching
-from convlib.kernels.cupy_raw import im2col, winograd_batched, winograd_fused
+from convlib.kernels.cupy_raw import winograd_batched, winograd_fused
 from convlib.problem import make_problem
 from convlib.verification.problems import Case
 from tests.kernels.cupy_raw import test_emulated
-from tests.kernels.cupy_raw.test_winograd_fused import split_into
 
 emulator = pytest.importorskip("convlib.emulator", reason="the emulator is not installed")
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
@@ -24,24 +23,293 @@ pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra
 CASES = {
     "pixels": Case("pixels", (1, 9, 5, 7), (5, 9, 3, 3), {"padding": 1}, bias=True),
     "channels": Case("channels", (1, 7, 9, 26), (66, 13, 3, 3), {"groups": 2, "layout": "NHWC"}),
-    "many": Case("many", (2, 9, 15, 9), (66, 9, 3, 3), {"padding": 1}),
+    "two splits": Case("splits", (2, 9, 15, 9), (66, 9, 3, 3), {"padding": 1}),
+    "a short split": Case("short", (1, 21, 5, 7), (5, 21, 3, 3), {"padding": 1}),
+    "two splits, channels last": Case("last", (1, 7, 9, 26), (66, 13, 3, 3), {"groups": 2, "layout": "NHWC"}),
     "slices": Case("slices", (2, 9, 18, 31), (35, 9, 3, 3), {"padding": ((2, 0), (0, 3))}),
+    "groups": Case("groups", (1, 18, 9, 7), (10, 9, 3, 3), {"groups": 2, "padding": 1}),
 }
 
 
-def check_case(kernel, name):
-    test_emulated.check(kernel, kernel.__name__.rpartition(".")[2], CASES[name])
+def name_of(kernel):
+    return kernel.__name__.rpartition(".")[2]
+
+
+def check(kernel, what):
+    if what == "lanes":
+        check_lanes()
+    elif what.startswith("banks"):
+        check_banks(kernel, "NHWC" if "last" in what else "NCHW")
+    else:
+        test_emulated.check(kernel, name_of(kernel), CASES[what])
 
 
 def check_banks(kernel, layout):
     """No access of shared memory takes more wavefronts than it must."""
     x = (1, 8, 9, 9) if layout == "NCHW" else (1, 9, 9, 8)
     problem = make_problem(x, (64, 8, 3, 3), "float32", padding=1, layout=layout)
-    counted = profile(f"cupy_raw.{kernel.__name__.rpartition('.')[2]}", problem)
-    traffic = [access for report in counted.reports for access in report.counters.traffic if access.space == "shared"]
-    assert traffic
-    for access in traffic:
+    reports = profile(f"cupy_raw.{name_of(kernel)}", problem).reports
+    shared = [access for report in reports for access in report.counters.traffic if access.space == "shared"]
+    assert shared
+    for access in shared:
         assert access.cost == access.requests * max(access.size // 4, 1), access
+
+
+def check_lanes():
+    """A 128-bit load takes half the passes where lanes i and i ^ 1, or i and i ^ 2, read the same; no counter tells."""
+    text = launching.CudaSource("winograd_fused.cu", "conv2d_winograd").text()
+    for role in ("filter", "tile"):
+        (expression,) = re.findall(rf"\b{role}_lane = (.*);", text)
+        place = [eval(expression, {"lane": lane}) for lane in range(32)]  # & | >> mean the same in both languages
+        assert any(all(place[lane] == place[lane ^ bit] for lane in range(32)) for bit in (1, 2)), role
+
+
+FUSED = {
+    "the first stage without its barrier": (
+        "pixels",
+        "__syncthreads();\n\n    Sums sums = {};",
+        "\n    Sums sums = {};",
+    ),
+    "a stage without its barrier": (
+        "pixels",
+        "if (patch.phase() == (phase + 1) % PHASES) patch.put(next);\n            __syncthreads();",
+        "if (patch.phase() == (phase + 1) % PHASES) patch.put(next);",
+    ),
+    "sums overwritten without a barrier": ("pixels", "if (round) __syncthreads();", ""),
+    "sums read without a barrier": (
+        "pixels",
+        "put_sums(sums, round, place);\n        __syncthreads();",
+        "put_sums(sums, round, place);",
+    ),
+    "a row below the image": ("pixels", "(unsigned)(h + r) < problem.H", "(unsigned)(h + r) <= problem.H"),
+    "a column beside the image": ("pixels", "(unsigned)(w + s) < problem.W", "(unsigned)(w + s) <= problem.W"),
+    "a row above the image": ("pixels", "(unsigned)(h + r) < problem.H", "h + r < problem.H"),
+    "a column before the image": ("pixels", "(unsigned)(w + s) < problem.W", "w + s < problem.W"),
+    "a channel past the group": ("pixels", "channel < problem.Cg ? inside : 0", "inside"),
+    "a filter past the group stored": (
+        "pixels",
+        "if (corner.exists && k < problem.Kg)\n                finish",
+        "if (corner.exists)\n                finish",
+    ),
+    "a tile past the last stored": (
+        "pixels",
+        "if (corner.exists && k < problem.Kg)\n                finish",
+        "if (k < problem.Kg)\n                finish",
+    ),
+    "a row past y stored": (
+        "pixels",
+        "if (corner.p + i < problem.P && corner.q + j < problem.Q) {",
+        "if (corner.q + j < problem.Q) {",
+    ),
+    "a column past y stored": (
+        "pixels",
+        "if (corner.p + i < problem.P && corner.q + j < problem.Q) {",
+        "if (corner.p + i < problem.P) {",
+    ),
+    "weights of a filter past the group": (
+        "pixels",
+        "k < problem.Kg && channel < problem.Cg;",
+        "channel < problem.Cg;",
+    ),
+    "weights of a channel past the group": ("pixels", "k < problem.Kg && channel < problem.Cg;", "k < problem.Kg;"),
+    "sums past the last output": ("two splits", "if (index >= outputs) return;", ""),
+    "filters past the last stage": (
+        "pixels",
+        "if (phase + 1 < PHASES || left > PHASES) packed += SLAB;",
+        "packed += SLAB;",
+    ),
+    "the other buffer multiplied": (
+        "pixels",
+        "multiply(sums, memory.stages[phase % 2], place);",
+        "multiply(sums, memory.stages[(phase + 1) % 2], place);",
+    ),
+    "the buffer overwritten that is being multiplied": (
+        "pixels",
+        "Stage& next = memory.stages[(phase + 1) % 2];",
+        "Stage& next = memory.stages[phase % 2];",
+    ),
+    "patches stored a stage late": (
+        "pixels",
+        "if (patch.phase() == (phase + 1) % PHASES) patch.put(next);",
+        "if (patch.phase() == phase % PHASES) patch.put(next);",
+    ),
+    "all patches stored in the first stage": ("pixels", "if (patch.phase() == 0) {", "{"),
+    "tiles unturned": ("banks, channels last", "{ return tile ^ channel * (TILES / DEPTH); }", "{ return tile; }"),
+    "tiles turned by half": (
+        "banks, channels last",
+        "{ return tile ^ channel * (TILES / DEPTH); }",
+        "{ return tile ^ channel * (TILES / DEPTH / 2); }",
+    ),
+    "sums unturned": ("banks", "return tile ^ VECTOR * ((slot & 3) << 1 | (slot >> 2 & 1));", "return tile;"),
+    "sums turned by two bits": (
+        "banks, channels last",
+        "return tile ^ VECTOR * ((slot & 3) << 1 | (slot >> 2 & 1));",
+        "return tile ^ VECTOR * ((slot & 3) << 1);",
+    ),
+    "lanes in plain order": (
+        "lanes",
+        "filter_lane = (lane & 1) | (lane >> 1 & 6);\n        tile_lane = (lane >> 1 & 1) | (lane >> 3 & 2);",
+        "filter_lane = lane & 7;\n        tile_lane = lane >> 3;",
+    ),
+    "tiles read unturned": ("pixels", "const int swizzle = tile_place(channel, 0);", "const int swizzle = 0;"),
+    "filters not interleaved": (
+        "pixels",
+        "const int place = own / BLOCK * BLOCK + own % FILTER_LANES * VECTOR + own / FILTER_LANES % VECTOR;",
+        "const int place = own;",
+    ),
+    "splits in one place": (
+        "two splits",
+        "partial += blockIdx.y * (int64)problem.N * problem.K * problem.P * problem.Q;",
+        "",
+    ),
+    "a last split as long as the others": ("a short split", "min(tiling.split, tiling.stages - stage)", "tiling.split"),
+    "every split from the first stage": (
+        "two splits",
+        "const int stage = blockIdx.y * tiling.split;",
+        "const int stage = 0;",
+    ),
+    "partial sums in the other order": (
+        "two splits, channels last",
+        "if constexpr (ADJACENT == CHANNELS) return (((int64)n * problem.P + p)",
+        "if constexpr (ADJACENT == NONE) return (((int64)n * problem.P + p)",
+    ),
+    "sums added in the other order": (
+        "two splits, channels last",
+        "if constexpr (ADJACENT == CHANNELS) { k = rest % problem.K; rest /= problem.K; }",
+        "if constexpr (ADJACENT == NONE) { k = rest % problem.K; rest /= problem.K; }",
+    ),
+}
+
+BATCHED = {
+    "tiles past the padded ones": ("winograd_batched.cu", "pixels", "if (m >= slice.padded) return;", ""),
+    "tiles past the last read": (
+        "winograd_batched.cu",
+        "pixels",
+        "const bool exists = m < slice.pixels;\n    const Corner corner",
+        "const bool exists = true;\n    const Corner corner",
+    ),
+    "a channel past the group": (
+        "winograd_batched.cu",
+        "pixels",
+        "const bool wanted = exists && c < problem.Cg;",
+        "const bool wanted = exists;",
+    ),
+    "a row below the image": (
+        "winograd_batched.cu",
+        "pixels",
+        "(unsigned)(h0 + r) < problem.H",
+        "(unsigned)(h0 + r) <= problem.H",
+    ),
+    "a column beside the image": (
+        "winograd_batched.cu",
+        "pixels",
+        "(unsigned)(w0 + s) < problem.W;",
+        "(unsigned)(w0 + s) <= problem.W;",
+    ),
+    "a row above the image": ("winograd_batched.cu", "pixels", "(unsigned)(h0 + r) < problem.H", "h0 + r < problem.H"),
+    "a column before the image": (
+        "winograd_batched.cu",
+        "pixels",
+        "(unsigned)(w0 + s) < problem.W;",
+        "w0 + s < problem.W;",
+    ),
+    "rows past the last of a chunk": (
+        "winograd_batched.cu",
+        "pixels",
+        "row < min((chunk + 1) * CHANNELS_PER_THREAD, rows)",
+        "row < (chunk + 1) * CHANNELS_PER_THREAD",
+    ),
+    "the last chunk left out": (
+        "winograd_batched.cu",
+        "pixels",
+        "chunk < ceil_div(rows, CHANNELS_PER_THREAD)",
+        "chunk < rows / CHANNELS_PER_THREAD",
+    ),
+    "columns not interleaved": (
+        "winograd_batched.cu",
+        "pixels",
+        "columns += place_of<PIXEL_LANES>(m);",
+        "columns += m;",
+    ),
+    "planes of one group": (
+        "winograd_batched.cu",
+        "pixels",
+        "const int64 plane = (int64)problem.groups * slice.depth * slice.padded;",
+        "const int64 plane = (int64)slice.depth * slice.padded;",
+    ),
+    "products past the last": (
+        "winograd_batched.cu",
+        "pixels",
+        "if (index >= (int64)problem.K * slice.pixels) return;",
+        "",
+    ),
+    "products by padded filters": (
+        "winograd_batched.cu",
+        "pixels",
+        "const int k = TOGETHER ? index % problem.K : index / slice.pixels;",
+        "const int k = TOGETHER ? index % problem.K : index / slice.padded;",
+    ),
+    "planes without their padding": (
+        "winograd_batched.cu",
+        "pixels",
+        "const int64 plane = TOGETHER ? problem.K : (int64)problem.K * slice.padded;",
+        "const int64 plane = TOGETHER ? problem.K : (int64)problem.K * slice.pixels;",
+    ),
+    "a row past y stored": (
+        "winograd_batched.cu",
+        "pixels",
+        "if (corner.p + i < problem.P && corner.q + j < problem.Q)",
+        "if (corner.q + j < problem.Q)",
+    ),
+    "a column past y stored": (
+        "winograd_batched.cu",
+        "pixels",
+        "if (corner.p + i < problem.P && corner.q + j < problem.Q)",
+        "if (corner.p + i < problem.P)",
+    ),
+    "products of the first slice": (
+        "winograd_batched.cu",
+        "pixels",
+        "const Corner corner = corner_of(problem, slice.first + m);",
+        "const Corner corner = corner_of(problem, m);",
+    ),
+    "tiles of the first slice": (
+        "winograd_batched.cu",
+        "pixels",
+        "corner_of(problem, slice.first + (exists ? m : 0));",
+        "corner_of(problem, exists ? m : 0);",
+    ),
+    "filters past the last row": ("winograd_batched.cu", "pixels", "if (index >= rows * slice.filters) return;", ""),
+    "weights of a filter past the group": (
+        "winograd_batched.cu",
+        "pixels",
+        "k < problem.Kg && c < problem.Cg;\n\n",
+        "c < problem.Cg;\n\n",
+    ),
+    "weights of a channel past the group": (
+        "winograd_batched.cu",
+        "pixels",
+        "k < problem.Kg && c < problem.Cg;\n\n",
+        "k < problem.Kg;\n\n",
+    ),
+    "filters not interleaved": ("winograd_batched.cu", "pixels", "place_of<FILTER_LANES>(k);", "k;"),
+    "the first step without its barrier": (
+        "gemm.cu",
+        "pixels",
+        "next_pixels.put(pixels[0]);\n    __syncthreads();",
+        "next_pixels.put(pixels[0]);",
+    ),
+    "a step without its barrier": (
+        "gemm.cu",
+        "pixels",
+        "next_pixels.put(pixels[buffer]);\n        __syncthreads();",
+        "next_pixels.put(pixels[buffer]);",
+    ),
+    "one buffer for both": ("gemm.cu", "pixels", "        buffer ^= 1;\n", ""),
+    "a tile past the last stored": ("gemm.cu", "pixels", "if (m >= slice.pixels) continue;", ""),
+    "a filter past the group stored": ("gemm.cu", "pixels", "if (k < problem.Kg) store(", "store("),
+    "every group the first": ("gemm.cu", "pixels", "group * problem.Kg + k, p, q, sums[i][j]", "k, p, q, sums[i][j]"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -51,17 +319,15 @@ def emulated(monkeypatch):
 
 @pytest.fixture
 def plant(monkeypatch):
-    """A function that writes `new` for the one `old` in a file of kernels/cupy_raw, for the emulator alone."""
+    """A function that writes `new` for the one `old` in a .cu file, for the emulator alone."""
 
     def planted(file, old, new):
-        right = (launching.CUPY_RAW / file).read_text()
+        right, text_of = (launching.CUPY_RAW / file).read_text(), launching.CudaSource.text
         assert right.count(old) == 1, f"{file} has {right.count(old)} of {old!r}"
         wrong = right.replace(old, new)
-        text_of = launching.CudaSource.text
 
         def text(source):
-            include = f'#include "{file}"'
-            return wrong if source.file == file else text_of(source).replace(include, wrong)
+            return wrong if source.file == file else text_of(source)
 
         monkeypatch.setattr(launching.CudaSource, "text", text)
         monkeypatch.setattr(emulator, "ptx_of_source", lambda source, target: compiling.cuda_source_ptx(source, target))
@@ -69,11 +335,47 @@ def plant(monkeypatch):
     return planted
 
 
-CHECKS = {
-    "pixels": lambda kernel, _: check_case(kernel, "pixels"),
-    "channels": lambda kernel, _: check_case(kernel, "channels"),
-    "many": lambda kernel, _: check_case(kernel, "many"),
-    "slices": lambda kernel, _: check_case(kernel, "slices"),
-    "banks": lambda kernel, _: check_banks(kernel, "NCHW"),
-    "banks, channels last": lambda kernel, _: check_banks(kernel, "NHWC"),
-}
+@pytest.fixture
+def cut(monkeypatch):
+    """A function that cuts a check's problem as it wants: channels into splits, tiles into slices."""
+
+    def cut_for(what):
+        if "split" in what:
+            split = lambda problem, _: winograd_fused.tiling_of(problem, 2)  # noqa: E731
+            monkeypatch.setattr(winograd_fused, "tiling_for", split)
+        if what == "slices":
+            monkeypatch.setattr(winograd_batched, "WORKSPACE_BYTES", 1)
+        winograd_batched.matrices.cache_clear()
+
+    yield cut_for
+    winograd_batched.matrices.cache_clear()
+
+
+@pytest.mark.parametrize("what", sorted({check for check, _, _ in FUSED.values()}))
+def test_the_fused_kernel_passes(what, cut):
+    cut(what)
+    check(winograd_fused, what)
+
+
+@pytest.mark.parametrize("what", sorted({check for _, check, _, _ in BATCHED.values()}))
+def test_the_batched_kernels_pass(what, cut):
+    cut(what)
+    check(winograd_batched, what)
+
+
+@pytest.mark.parametrize("mutant", FUSED)
+def test_a_fault_in_the_fused_kernel_is_found(mutant, plant, cut):
+    what, old, new = FUSED[mutant]
+    plant("winograd_fused.cu", old, new)
+    cut(what)
+    with pytest.raises((emulator.EmulationError, AssertionError)):
+        check(winograd_fused, what)
+
+
+@pytest.mark.parametrize("mutant", BATCHED)
+def test_a_fault_in_the_batched_kernels_is_found(mutant, plant, cut):
+    file, what, old, new = BATCHED[mutant]
+    plant(file, old, new)
+    cut(what)
+    with pytest.raises((emulator.EmulationError, AssertionError)):
+        check(winograd_batched, what)
