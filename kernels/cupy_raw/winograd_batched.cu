@@ -30,6 +30,7 @@
 
 constexpr int THREADS = 256;
 constexpr int CHANNELS_PER_THREAD = 8;  // with channels last: one 32-byte sector of floats per pixel
+static_assert(DEPTH % CHANNELS_PER_THREAD == 0, "rows are padded to whole chunks");
 
 struct Corner { int n, p, q; };
 
@@ -55,8 +56,8 @@ transform_tiles(const Element* __restrict__ x, Accumulator* __restrict__ columns
     const int64 plane = (int64)problem.groups * slice.depth * slice.padded;
 
     const int rows = problem.groups * slice.depth;
-    for (int chunk = blockIdx.y; chunk < ceil_div(rows, CHANNELS_PER_THREAD); chunk += gridDim.y)
-        for (int row = chunk * CHANNELS_PER_THREAD; row < min((chunk + 1) * CHANNELS_PER_THREAD, rows); ++row) {
+    for (int chunk = blockIdx.y; chunk < rows / CHANNELS_PER_THREAD; chunk += gridDim.y)
+        for (int row = chunk * CHANNELS_PER_THREAD; row < (chunk + 1) * CHANNELS_PER_THREAD; ++row) {
             const int group = row / slice.depth, c = row % slice.depth;
             const bool wanted = exists && c < problem.Cg;
             const Offset first = offset(problem.x, corner.n, group * problem.Cg + c, h0, w0);
