@@ -31,6 +31,7 @@ TARGET = 80
 UNDECIDED = {
     ("numba_cuda.im2col", "im2col_product"): "control_predicate_not_static",
     ("cupy_raw.depthwise", "conv2d_depthwise"): "control_predicate_not_static",
+    ("cupy_raw.depthwise_input_grad", "conv2d_depthwise_input_grad"): "control_predicate_not_static",
     ("cupy_raw.depthwise_weight_grad", "conv2d_depthwise_weight_grad"): "control_predicate_not_static",
 }
 FEW = Case("few_channels", (1, 3, 5, 6), (4, 3, 3, 3), {"padding": 1}, bias=True)
@@ -48,7 +49,8 @@ def launches_of(name, case=FEW):
     problem = replace(case.problem(), pass_=module.passes[0])
     x, w, bias, residual, out = arrays_of(case)
     x, w, bias, residual = logical_arrays(case, x, w, bias, residual)
-    operands = (x, out, w) if problem.pass_ == "weight_grad" else (x, w, out, bias, residual)
+    operands = {"forward": (x, w, out, bias, residual), "input_grad": (out, w, x), "weight_grad": (x, out, w)}
+    operands = operands[problem.pass_]
     workspace = arrays.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
     with launching.recording() as launches:
         module.run(problem, place, *operands, workspace=workspace if workspace.size else None)
@@ -134,6 +136,7 @@ def test_every_kernel_is_proved_free_of_races(name, case, tmp_path):
 # The matrix product of cupy_raw.winograd_batched is im2col's.
 LAUNCH_WITH_BARRIERS = {
     "numba_cuda.tiled": 0,
+    "numba_cuda.implicit_gemm": 1,
     "numba_cuda.weight_grad": 0,
     "numba_cuda.weight_grad_direct": 0,
     "cupy_raw.tiled": 0,
