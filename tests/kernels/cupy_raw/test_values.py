@@ -249,6 +249,22 @@ def test_every_way_to_load_a_patch_equals_the_reference(patch, dtype):
         check_weight_grad(depthwise_weight_grad, case)
 
 
+IN_TURNS = {
+    "four": Case("four", (1, 17, 29, 40), (40, 1, 5, 5), {"groups": 40, "padding": 2, "layout": "NHWC"}),
+    "strided": Case("strided", (2, 41, 30, 20), (20, 1, 7, 7), {"groups": 20, "stride": 2, "layout": "NHWC"}),
+    "apart": Case("apart", (1, 12, 21, 20), (20, 1, 3, 3), {"groups": 20, "layout": "NHWC"}, memory="slices"),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", IN_TURNS.values(), ids=IN_TURNS)
+def test_a_thread_of_the_weight_gradient_takes_several_strips_of_a_channel(case, dtype):
+    case = replace(case, dtype=dtype)
+    tile = depthwise_weight_grad.tile_for(case.problem("weight_grad"), GPU)
+    assert tile.turns > 1
+    check_weight_grad(depthwise_weight_grad, case)
+
+
 def staging_of(case):
     tile = depthwise.tile_for(case.problem(), GPU)
     return depthwise.staging(case.problem(), tile, case.memory == "contiguous")
