@@ -10,6 +10,7 @@ from convlib import arrays, device
 from convlib.kernels import launching
 from convlib.kernels.cupy_raw import (
     depthwise,
+    depthwise_input_grad,
     depthwise_weight_grad,
     direct,
     im2col,
@@ -27,7 +28,7 @@ from tests.kernels.cupy_raw.test_values import served
 FORWARD = {"direct": direct, "tiled": tiled, "im2col": im2col, "implicit_gemm": implicit_gemm}
 FORWARD["depthwise"] = depthwise
 KERNELS = {**FORWARD, "weight_grad": weight_grad, "weight_grad_direct": weight_grad_direct}
-KERNELS["depthwise_weight_grad"] = depthwise_weight_grad
+KERNELS |= {"depthwise_input_grad": depthwise_input_grad, "depthwise_weight_grad": depthwise_weight_grad}
 GPU = device.emulator_of(80)
 
 
@@ -38,7 +39,8 @@ def launches_of(kernel, case):
     order = (0, 3, 1, 2) if problem.layout == "NHWC" else (0, 1, 2, 3)
     y = arrays.as_storage(y.transpose(order))
     workspace = np.zeros(kernel.workspace_bytes(problem, GPU), np.uint8)
-    operands = (x, y, w) if problem.pass_ == "weight_grad" else (x, w, y, bias, residual)
+    operands = {"forward": (x, w, y, bias, residual), "input_grad": (y, w, x), "weight_grad": (x, y, w)}
+    operands = operands[problem.pass_]
     with launching.recording() as launches:
         kernel.run(problem, GPU, *operands, workspace=workspace, stream=7)
     return launches
