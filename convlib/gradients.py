@@ -69,8 +69,8 @@ def conv2d_input_grad(
 
     grad_y: (N, K, P, Q), or (K, P, Q); w: (K, C / groups, R, S); input_shape: that of x, (N, C, H, W) or (C, H, W) in
     `layout`'s order; the result has it. The other arguments and the errors are conv2d's. Any forward kernel may be
-    forced: the gradient runs through those, one phase of the stride at a time; so may one of the pass "input_grad", which
-    takes all phases at once. Of complex numbers it is the adjoint: w is conjugated, as in PyTorch.
+    forced: the gradient runs through those, one phase of the stride at a time; so may one of the pass "input_grad",
+    which takes all phases at once. Of complex numbers it is the adjoint: w is conjugated, as in PyTorch.
 
     >>> import numpy as np
     >>> conv2d_input_grad(np.ones((1, 1, 2, 2), np.float32), np.ones((1, 1, 2, 2), np.float32), (1, 1, 3, 3))[0, 0]
