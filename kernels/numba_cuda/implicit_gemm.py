@@ -21,13 +21,13 @@ What Numba's Python cannot say, and what it costs, beside cupy_raw/implicit_gemm
 512 multiply-adds of a thread with a tile of 64 x 64, and its instructions are those of the machine code):
 
                                                         here     there
-    instructions of a stage, channels first             703      637     of them at a new tap only: about 40, and 30
-                             channels last              806      614                                  90, and 10
+    instructions of a stage, channels first             703      637     those that only a new tap needs counted too
+                             channels last              806      614
                              a tile of 128 x 128        682      602     512 are 75 and 85 %
     registers with it                                   129      122     one block an SM, not two
     wavefronts of a shared load of 128 bits             4        4       the least
     wavefronts of a shared store of 32 bits             1        1 to 2
-    loads from global memory, channels first            16       12      a stage of 64 x 64, in instructions
+    loads from global memory, channels first            16       10      of a thread in a stage of 64 x 64
                               channels last             16       4       there all of 128 bits
     sectors of a load of 32 bits                        4.3      4.3     of x; 4 when full and in order
                  of 128 bits                            -        16      the least
@@ -38,8 +38,8 @@ What Numba's Python cannot say, and what it costs, beside cupy_raw/implicit_gemm
   channels last a thread has 8 pixels to look after instead of two.
 - Addresses: Numba's integers are 64 bits long, and an offset that is cut to 32 takes a shift and two more instructions
   on its way to an address, where NVRTC has one (IMAD.WIDE).
-- Bounds on registers: `max_registers=128` would let two blocks of 256 threads share an SM, and spills 8 to 40 bytes;
-  `launch_bounds` fares no better and is not in every version.
+- Bounds on registers: `max_registers=128` would let two blocks of 256 threads share an SM, but spills up to 40 bytes
+  (channels last on sm_80, both on sm_90), and Numba's simulator does not take it.
 - Tensor cores (mma.sync), ldmatrix and cp.async: not at all, short of LLVM intrinsics, which no simulator runs.
 - Fast divisions by a number known at launch: a division by Q is some 20 instructions, once an output.
 
