@@ -50,17 +50,18 @@ from functools import lru_cache
 from . import target
 from .call import pack_call, problem_fields
 from .compilation import compiled
-from .microkernel import VECTORS, panel_rows, vector_type
+from .microkernel import VECTORS, tile_rows, vector_type
+from .vectors import lanes as lanes_of
 from .threads import run_tasks, task_loop, worker_span
 from .winograd_stages import (
     FIELDS,
     LEAVES,
     PLANE_PADDING,
+    STRIP_VECTORS,
     Numbers,
     build,
     build_input_stage,
     build_input_transform,
-    build_multiply,
     build_multiply_stage,
     build_output_stage,
     build_output_transform,
@@ -68,6 +69,7 @@ from .winograd_stages import (
 )  # fmt: skip
 
 passes = ("forward",)
+
 
 DEPTH_BLOCK = 128  # channels summed at a time: 128 x 24 floats of V are 12 KB of L1
 # A block's V and M take as much as U, within these limits: smaller blocks read U more often, larger ones leave L2.
@@ -96,11 +98,13 @@ class Cut:
     tile_rows: int
     tile_columns: int
     tiles: int
-    vectors: int
+    unit: int
+    units: int
     strips: int
     ranges: int
     strips_per_block: int
     parts: int
+    panel: int
     panels: int
     part: int
     chunk: int
@@ -109,6 +113,7 @@ class Cut:
     filter_group: int
     input_slot: int
     output_slot: int
+    partial_slot: int
     worker_bytes: int
     slots_at: int
     input_pitch: int
@@ -137,44 +142,52 @@ def lines(count):
 @lru_cache(maxsize=1024)
 def cut(m, problem, threads) -> Cut:
     """The split into ranges of strips and parts of filters that the cost model finds fastest."""
-    cuts = [cut_into(m, problem, threads, parts) for parts in part_counts(problem, threads)]
+    cuts = [
+        cut_into(m, problem, threads, parts, unit)
+        for parts in part_counts(problem, threads)
+        for unit in tile_units(problem)
+    ]
     return min(cuts, key=lambda cut: cycles(problem, threads, cut))
 
 
 def part_counts(problem, threads):
-    panels = ceil_div(problem.Kg, panel_rows())
+    panels = ceil_div(problem.Kg, lanes_of(problem.accumulate))
     return sorted({min(parts, panels) for parts in range(1, threads + 1)})
 
 
-def cut_into(m, problem, threads, parts) -> Cut:
-    numbers, planes, panel = Numbers(problem.dtype.name), (m + 2) ** 2, panel_rows()
+def tile_units(problem):
+    """How many tiles the micro-kernel may take at a time."""
+    return (8, 7) if tile_rows(VECTORS) == 8 and lanes_of(problem.accumulate) >= 8 else (4,)
+
+
+def cut_into(m, problem, threads, parts, unit) -> Cut:
+    numbers, planes = Numbers(problem.dtype.name), (m + 2) ** 2
+    panel = numbers.count
     tile_rows, tile_columns = ceil_div(problem.P, m), ceil_div(problem.Q, m)
     tiles = problem.N * tile_rows * tile_columns
-    vectors = ceil_div(tiles, numbers.count)
+    units = ceil_div(tiles, unit)
     panels = ceil_div(problem.Kg, panel)
     part = ceil_div(panels, parts)
     parts = ceil_div(panels, part)
 
-    strip_bytes = VECTORS * numbers.bytes
+    strip_bytes = STRIP_VECTORS * numbers.bytes
     input_slot = planes * (problem.Cg * strip_bytes + PLANE_PADDING)
     in_cache = input_slot <= target.cache_bytes(2)
     chunk = min(part, max(1, (CHUNK_FILTERS if in_cache else LONG_CHUNK_FILTERS) // panel))
     output_slot = planes * (chunk * panel * strip_bytes + PLANE_PADDING)
     shares = max(1, ceil_div(threads, parts * problem.groups))  # ranges that keep every thread busy
-    strips = min(vectors, ceil_div(ceil_div(vectors, VECTORS), shares) * shares)
+    strips = min(units, ceil_div(ceil_div(units, STRIP_VECTORS * numbers.count // unit), shares) * shares)
     weights = planes * problem.Cg * problem.Kg * numbers.item
     block_bytes = min(MOST_BLOCK_BYTES, max(LEAST_BLOCK_BYTES, weights))
     fitting = max(1, block_bytes // (input_slot + output_slot))
     per_range = fitting if parts == 1 else strips  # a thread that keeps its part keeps its share of U in its caches
     ranges = min(strips, ceil_div(ceil_div(strips, per_range), shares) * shares)
     per_block = min(fitting, ceil_div(strips, ranges))
+    partial_slot = (STRIP_VECTORS * numbers.count + unit) * VECTORS * numbers.bytes
 
-    filter_plane = PLANE_PADDING
-    for c in range(0, problem.Cg, DEPTH_BLOCK):
-        depth = min(DEPTH_BLOCK, problem.Cg - c)
-        filter_plane += panels * ceil_div(depth * panel, numbers.count) * numbers.bytes
-    columns, lanes = min(tile_columns, VECTORS * numbers.count), numbers.count
-    segments = min(VECTORS * lanes, ceil_div(VECTORS * lanes - 1, tile_columns) + 1)
+    filter_plane = PLANE_PADDING + panels * problem.Cg * numbers.bytes
+    columns, lanes = min(tile_columns, STRIP_VECTORS * numbers.count), numbers.count
+    segments = min(STRIP_VECTORS * lanes, ceil_div(STRIP_VECTORS * lanes - 1, tile_columns) + 1)
     input_pitch = lines((columns * m + 2 + lanes) * numbers.item)
     output_pitch = lines((columns * m + lanes) * numbers.item)
     input_staging = segments * (m + 2) * input_pitch
@@ -182,9 +195,9 @@ def cut_into(m, problem, threads, parts) -> Cut:
     slots_at = lines(numbers.staging_at + lanes * max(input_staging, output_staging) + numbers.bytes)
     y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
     return Cut(
-        m, tile_rows, tile_columns, tiles, vectors, strips, ranges, per_block, parts, panels, part, chunk, DEPTH_BLOCK,
-        filter_plane, planes * filter_plane, input_slot, output_slot,
-        worker_span(slots_at + per_block * (input_slot + output_slot)), slots_at,
+        m, tile_rows, tile_columns, tiles, unit, units, strips, ranges, per_block, parts, panel, panels, part, chunk, DEPTH_BLOCK,
+        filter_plane, planes * filter_plane, input_slot, output_slot, partial_slot,
+        worker_span(slots_at + per_block * (input_slot + output_slot + partial_slot)), slots_at,
         input_pitch, output_pitch, input_staging, output_staging, int(y_bytes >= PAST_CACHE_BYTES),
     )  # fmt: skip
 
@@ -192,14 +205,15 @@ def cut_into(m, problem, threads, parts) -> Cut:
 def cycles(problem, threads, cut) -> float:
     """Predicted cycles: those of the thread with the most work, and the memory traffic that all share."""
     numbers, planes = Numbers(problem.dtype.name), (cut.m + 2) ** 2
-    filters = cut.part * panel_rows()
+    filters = cut.part * cut.panel
     transform, multiply = TRANSFORM_CYCLES[cut.m] * (problem.Cg + filters), planes * problem.Cg * filters
     multiply /= target.multiply_adds_per_cycle()
     stream = planes * problem.Cg * filters * numbers.item / STREAM_BYTES_PER_CYCLE
 
     def strip_cycles(strip):
-        width = (strip + 1) * cut.vectors // cut.strips - strip * cut.vectors // cut.strips
-        return width * transform + width * multiply / TILE_EFFICIENCY[width]
+        units = (strip + 1) * cut.units // cut.strips - strip * cut.units // cut.strips
+        width = ceil_div(units * cut.unit, cut.panel)
+        return width * transform + units * cut.unit / cut.panel * multiply / 0.9
 
     def range_cycles(index):
         first, end = index * cut.strips // cut.ranges, (index + 1) * cut.strips // cut.ranges
@@ -287,10 +301,9 @@ def prepared(m, problem, threads):
     name, real = problem.dtype.name, problem.accumulate.name
     leaves = (
         compiled(build_input_stage, name),
-        compiled(build_multiply_stage, real),
+        compiled(build_multiply_stage, real, chosen.unit),
         compiled(build_output_stage, name),
         compiled(build_input_transform, m, real),
-        compiled(build_multiply, real),
         compiled(build_output_transform, m, real),
     )
     addresses = struct.pack(f"{len(LEAVES)}q", *(leaf.address for leaf in leaves))

@@ -21,25 +21,27 @@ from numba import from_dtype, types
 
 from . import tracing
 from .call import CALL_DTYPE
+from .column_stores import store_columns
 from .compilation import inlined
 from .epilogue import CLAMP, activate
-from .microkernel import VECTORS, accumulate, panel_rows, tile_rows, vector_type
+from .microkernel import VECTORS, accumulate, vector_type
 from .short_floats import memory_functions
 from .tracing import choose, convert, load, loop, select, store, traced, zeros
 from .vectors import Vector, array_at, broadcast, record_at
 from .winograd_transforms import filter_transform, input_transform, output_transform, transposed_copy
 
 FIELDS = (
-    "m", "tile_rows", "tile_columns", "tiles", "vectors", "strips",  # of the whole problem
-    "ranges", "strips_per_block", "parts", "panels", "part", "chunk", "depth_block",  # how the work is cut
-    "filter_plane", "filter_group", "input_slot", "output_slot", "worker_bytes", "slots_at",  # bytes
+    "m", "tile_rows", "tile_columns", "tiles", "unit", "units", "strips",  # of the whole problem
+    "ranges", "strips_per_block", "parts", "panel", "panels", "part", "chunk", "depth_block",  # how the work is cut
+    "filter_plane", "filter_group", "input_slot", "output_slot", "partial_slot", "worker_bytes", "slots_at",  # bytes
     "input_pitch", "output_pitch", "input_staging", "output_staging", "streaming",
 )  # fmt: skip
 LEAVES = (  # addresses of machine code
-    "input_stage", "multiply_stage", "output_stage", "transform_input", "multiply_strip", "transform_output",
+    "input_stage", "multiply_stage", "output_stage", "transform_input", "transform_output",
 )  # fmt: skip
 RECORD_DTYPE = np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in FIELDS + LEAVES])
 RECORD = from_dtype(RECORD_DTYPE)
+STRIP_VECTORS = 3  # at most
 PLANE_PADDING = 64  # bytes: without, the planes of a tile fall into the same cache sets
 
 
@@ -58,25 +60,29 @@ class Numbers:
         self.vector = Vector(self.real, self.lanes.count)  # as Numba has it
         self.count, self.item, self.bytes = self.lanes.count, self.lanes.item_bytes, self.lanes.bytes
         self.stored_item = 2 if dtype_name.endswith("16") else self.item
-        self.table_bytes = 8 * VECTORS * self.count
-        self.segment_bytes = 32 * VECTORS * self.count
+        self.table_bytes = 8 * STRIP_VECTORS * self.count
+        self.segment_bytes = 32 * STRIP_VECTORS * self.count
         self.staging_at = self.table_bytes + self.segment_bytes + self.bytes * self.count
 
 
 def strip_functions(numbers):
-    """Numba functions for where a strip's tiles are: (width, find_segments, set_offsets)."""
+    """Numba functions for where a strip's tiles are: (first_tile, strip_width, find_segments, set_offsets)."""
     lanes = numbers.count
 
     @inlined
-    def first_vector(call, strip):
-        return strip * call.vectors // call.strips
+    def first_tile(call, strip):
+        return min(strip * call.units // call.strips * call.unit, call.tiles)
+
+    @inlined
+    def strip_width(call, strip):
+        """In vectors."""
+        return (first_tile(call, strip + 1) - first_tile(call, strip) + lanes - 1) // lanes
 
     @inlined
     def find_segments(call, strip, segments):
         """Write (image, row, column, tiles) of each of the strip's segments; returns how many there are."""
-        tile = first_vector(call, strip) * lanes
-        end = min(first_vector(call, strip + 1) * lanes, call.tiles)
-        table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
+        tile, end = first_tile(call, strip), first_tile(call, strip + 1)
+        table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
         line, column, count = tile // call.tile_columns, tile % call.tile_columns, 0
         image, row = line // call.tile_rows, line % call.tile_rows
         while tile < end:
@@ -92,8 +98,8 @@ def strip_functions(numbers):
     @inlined
     def set_offsets(segments, count, offsets, width, tile_bytes, segment_bytes, beyond):
         """Write where in the staging area each lane's tile begins; lanes past the last tile get `beyond`."""
-        table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
-        lane_offsets = array_at(types.int64, offsets, (VECTORS * lanes,), (8,))
+        table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
+        lane_offsets = array_at(types.int64, offsets, (STRIP_VECTORS * lanes,), (8,))
         lane = 0
         for s in range(count):
             for i in range(table[s, 3]):
@@ -102,7 +108,7 @@ def strip_functions(numbers):
         for rest in range(lane, width * lanes):
             lane_offsets[rest] = beyond
 
-    return first_vector, find_segments, set_offsets
+    return first_tile, strip_width, find_segments, set_offsets
 
 
 # ---- rows of numbers, as traced loops: a row is short, so what it costs beyond its vectors counts ----
@@ -157,7 +163,7 @@ def build_input_stage(dtype_name):
     """All channels of a strip, from x to their planes in its slot."""
     numbers = Numbers(dtype_name)
     real, lanes, item, stored_item = numbers.real, numbers.count, numbers.item, numbers.stored_item
-    first_vector, find_segments, set_offsets = strip_functions(numbers)
+    _, strip_width, find_segments, set_offsets = strip_functions(numbers)
     read, _, read_vector, _ = memory_functions(dtype_name)
     _, write, _, write_vector = memory_functions(real.name)
     copy_square, copy_rows = transposed_copy(dtype_name, numbers.lanes), copy_rows_function(numbers.lanes)
@@ -189,7 +195,7 @@ def build_input_stage(dtype_name):
     @inlined
     def stage(call, x, segments, count, target, together):
         """The pixels under a strip of one channel, or of as many as there are lanes (`together`). x: the channel."""
-        table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
+        table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
         for s in range(count):
             image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
             h, v = row * call.m - call.top, column * call.m - call.left
@@ -224,7 +230,7 @@ def build_input_stage(dtype_name):
 
     def input_stage(call_address, scratch, group, strip, slot, unused, unused_too):
         call = record_at(RECORD, call_address)
-        width = first_vector(call, strip + 1) - first_vector(call, strip)
+        width = strip_width(call, strip)
         offsets, segments, staged = scratch, scratch + segments_at, scratch + staging_at
         count = find_segments(call, strip, segments)
         set_offsets(segments, count, offsets, width, call.m * item, (call.m + 2) * call.input_pitch, 0)
@@ -255,26 +261,39 @@ def build_input_stage(dtype_name):
 
 
 def tile_function(V, rows, vectors):
-    """tile(a, a_panel, b, depth, c, continued): `rows` filters x `vectors` of tiles, set in c or added to it.
+    """tile(a, a_step, b, b_vector, depth, partial, first, last, c, c_step, left): `rows` tiles x `vectors` of filters.
 
-    Each block of channels is summed from zero: shorter sums, smaller rounding errors.
+    a: the first tile's numbers, channel by channel a_step bytes apart. b: a vector of filters for every channel, b_vector
+    bytes from vector to vector. Each block of channels is summed from zero and then added to `partial`, which holds those
+    before (not the `first`); shorter sums, smaller rounding errors. The `last` goes to c, transposed: the tiles of a
+    filter side by side, filters c_step bytes apart, the first `left` tiles.
     """
 
     @traced(types.void)
-    def tile(a, a_panel, b, depth, c, continued):
-        item, width = tracing.constant(a, V.item_bytes), tracing.constant(a, V.bytes * vectors)
+    def tile(a, a_step, b, b_vector, depth, ahead, ahead_step, partial, first, last, c, c_step, left):
+        item = tracing.constant(a, V.item_bytes)
         nothing = [[zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
-        sums = accumulate(V, rows, vectors, a, item, a_panel, item * panel_rows(), b, width, depth, nothing)
+        step = tracing.constant(a, V.bytes)
+        sums = accumulate(V, rows, vectors, a, item, a, a_step, b, step, depth, nothing, ahead, ahead_step, b_vector)
 
         def address(i, j):
-            return c + V.bytes * (i * vectors + j)
+            return partial + V.bytes * (i * vectors + j)
 
         def added():
             return [[load(V, address(i, j)) + sums[i][j] for j in range(vectors)] for i in range(rows)]
 
-        for i, row in enumerate(choose(continued > 0, added, lambda: sums)):
-            for j, total in enumerate(row):
-                store(address(i, j), total)
+        def keep():
+            for i, row in enumerate(totals):
+                for j, total in enumerate(row):
+                    store(address(i, j), total)
+
+        def leave():
+            for j, tiles in enumerate(zip(*totals)):
+                store_columns(list(tiles), left, c + c_step * (V.count * j), c_step, none, none, lambda total: total)
+
+        none = tracing.constant(a, 0)
+        totals = choose(first, lambda: sums, added)
+        choose(last, leave, keep)
 
     return tile
 
@@ -304,57 +323,71 @@ def build_output_transform(m, real_name):
     return transform_output
 
 
-def build_multiply(real_name):
-    V, panel_height = Numbers(real_name).lanes, panel_rows()
-    tile_3, tile_2 = tile_function(V, tile_rows(3), 3), tile_function(V, tile_rows(2), 2)
-    tile_1, tile_1_last = tile_function(V, tile_rows(1), 1), tile_function(V, panel_height, 1)
-    taken_by_1 = tile_rows(1) // panel_height
-    vector_bytes, lanes = V.bytes, V.count
-
-    def multiply_strip(width, panels, a, b, depth, c, continued):
-        a_panel = (depth * panel_height + lanes - 1) // lanes * vector_bytes
-        c_panel = panel_height * width * vector_bytes
-        if width == 3:
-            for p in range(panels):
-                tile_3(a + p * a_panel, a_panel, b, depth, c + p * c_panel, continued)
-        elif width == 2:
-            for p in range(panels):
-                tile_2(a + p * a_panel, a_panel, b, depth, c + p * c_panel, continued)
-        else:
-            whole = panels - panels % taken_by_1
-            for p in range(0, whole, taken_by_1):
-                tile_1(a + p * a_panel, a_panel, b, depth, c + p * c_panel, continued)
-            for p in range(whole, panels):
-                tile_1_last(a + p * a_panel, a_panel, b, depth, c + p * c_panel, continued)
-
-    return multiply_strip
-
-
-def build_multiply_stage(real_name):
-    """All planes of a block: `panels` panels of filters times every strip."""
-    numbers, panel_height = Numbers(real_name), panel_rows()
+def build_multiply_stage(real_name, unit):
+    """All planes of a block: `panels` vectors of filters times every strip, `unit` tiles at a time."""
+    numbers = Numbers(real_name)
     item, vector_bytes, lanes = numbers.item, numbers.bytes, numbers.count
-    first_vector, _, _ = strip_functions(numbers)
+    first_tile, strip_width, _, _ = strip_functions(numbers)
+    tile_3, tile_2, tile_1 = (tile_function(numbers.lanes, unit, vectors) for vectors in (3, 2, 1))
 
     @inlined
-    def multiply_plane(call, plane, filters, panel, panels, strip, strips, inputs, outputs):
-        for c in range(0, call.Cg, call.depth_block):
-            depth = min(call.depth_block, call.Cg - c)
-            a_panel = (depth * panel_height + lanes - 1) // lanes * vector_bytes
-            a = filters + c * panel_height * item * call.panels + panel * a_panel
-            for s in range(strips):
-                width = first_vector(call, strip + s + 1) - first_vector(call, strip + s)
-                row = width * vector_bytes
-                b = inputs + s * call.input_slot + plane * (call.Cg * row + PLANE_PADDING) + c * row
-                out = outputs + s * call.output_slot + plane * (call.chunk * panel_height * row + PLANE_PADDING)
-                call_leaf(call.multiply_strip, width, panels, a, b, depth, out, c)
+    def tile_vectors(left):
+        """Of the next tile, where so many are left: 3, but 2 and 2 rather than 3 and 1."""
+        return 2 if left == 4 else min(left, VECTORS)
+
+    @inlined
+    def multiply_strip(vectors, tiles, a, a_step, b, b_vector, depth, ahead, share, partial, first, last, c):
+        for t in range(0, tiles, unit):
+            here, to, soon = a + t * item, c + t * item, ahead + t // unit * share * depth
+            sums, left = partial + t * vectors * vector_bytes, tiles - t
+            if vectors == 3:
+                tile_3(here, a_step, b, b_vector, depth, soon, share, sums, first, last, to, a_step, left)
+            elif vectors == 2:
+                tile_2(here, a_step, b, b_vector, depth, soon, share, sums, first, last, to, a_step, left)
+            else:
+                tile_1(here, a_step, b, b_vector, depth, soon, share, sums, first, last, to, a_step, left)
+
+    @inlined
+    def following(call, filters, plane, panel, vectors, end, c, depth):
+        """Where the weights lie that are needed next."""
+        if c + depth < call.Cg:
+            c += depth
+        else:
+            c, panel = 0, panel + vectors
+            if panel == end:
+                return filters + call.filter_plane
+        depth = min(call.depth_block, call.Cg - c)
+        return filters + (c * call.panels + panel * depth) * vector_bytes
 
     def multiply_stage(call_address, group, panel, panels, strip, strips, inputs):
         call = record_at(RECORD, call_address)
         outputs = inputs + call.strips_per_block * call.input_slot
+        partials = outputs + call.strips_per_block * call.output_slot
+        end = panel + panels
+        tiles_of_all = first_tile(call, strip + strips) - first_tile(call, strip)
         for plane in range((call.m + 2) * (call.m + 2)):
             filters = call.w + group * call.filter_group + plane * call.filter_plane
-            multiply_plane(call, plane, filters, panel, panels, strip, strips, inputs, outputs)
+            done = 0
+            while done < panels:
+                vectors = tile_vectors(panels - done)
+                for c in range(0, call.Cg, call.depth_block):
+                    depth = min(call.depth_block, call.Cg - c)
+                    b = filters + (c * call.panels + (panel + done) * depth) * vector_bytes
+                    ahead = following(call, filters, plane, panel + done, vectors, end, c, depth)
+                    share = vectors * vector_bytes * unit // tiles_of_all
+                    for s in range(strips):
+                        row = strip_width(call, strip + s) * vector_bytes
+                        tiles = first_tile(call, strip + s + 1) - first_tile(call, strip + s)
+                        a = inputs + s * call.input_slot + plane * (call.Cg * row + PLANE_PADDING) + c * row
+                        out = outputs + s * call.output_slot + plane * (call.chunk * lanes * row + PLANE_PADDING)
+                        out += done * lanes * row
+                        multiply_strip(
+                            vectors, tiles, a, row, b, depth * vector_bytes, depth,
+                            ahead, share,
+                            partials + s * call.partial_slot, c == 0, c + depth == call.Cg, out,
+                        )  # fmt: skip
+                        ahead += (tiles + unit - 1) // unit * share * depth
+                done += vectors
 
     return multiply_stage
 
@@ -363,10 +396,10 @@ def build_output_stage(dtype_name):
     """Some filters of a strip, from their planes in its slot to y."""
     numbers = Numbers(dtype_name)
     real, V, lanes, item, stored_item = numbers.real, numbers.vector, numbers.count, numbers.item, numbers.stored_item
-    vector_bytes, panel_height, plain = numbers.bytes, panel_rows(), numbers.item == numbers.stored_item
+    vector_bytes, plain = numbers.bytes, numbers.item == numbers.stored_item
     segments_at, staging_at = numbers.table_bytes, numbers.staging_at
     square_at = segments_at + numbers.segment_bytes
-    first_vector, find_segments, set_offsets = strip_functions(numbers)
+    _, strip_width, find_segments, set_offsets = strip_functions(numbers)
     read, write, read_vector, write_vector = memory_functions(dtype_name)
     read_sum, write_bias, read_sums, _ = memory_functions(real.name)
     copy_square = transposed_copy(real.name, numbers.lanes)
@@ -416,7 +449,7 @@ def build_output_stage(dtype_name):
     @inlined
     def unstage(call, k, segments, count, source, together, biases, square):
         """The outputs of a strip from the staging area to y: of filter k, or of as many as lanes from k on."""
-        table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
+        table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
         bias = bias_of(call, k)
         simple = plain and call.activation == CLAMP and call.has_residual == 0 and call.y_q == item
         for s in range(count):
@@ -447,14 +480,14 @@ def build_output_stage(dtype_name):
     def output_stage(call_address, scratch, strip, k, filters, slot, unused):
         """k: the first filter, counted through all groups; slot: its planes."""
         call = record_at(RECORD, call_address)
-        width = first_vector(call, strip + 1) - first_vector(call, strip)
+        width = strip_width(call, strip)
         offsets, segments, staged = scratch, scratch + segments_at, scratch + staging_at
         square, biases = scratch + square_at, staged + lanes * call.output_staging
         count = find_segments(call, strip, segments)
         beyond = call.output_staging - call.m * call.output_pitch
         set_offsets(segments, count, offsets, width, call.m * item, call.m * call.output_pitch, beyond)
         filter_bytes = width * vector_bytes
-        plane = call.chunk * panel_height * filter_bytes + PLANE_PADDING
+        plane = call.chunk * lanes * filter_bytes + PLANE_PADDING
 
         done = 0
         together = call.y_k == stored_item and call.y_q != stored_item
@@ -481,8 +514,6 @@ def build_output_stage(dtype_name):
 
 def build():
     """The task: a range of strips and a part of the filters of one group, from x to y."""
-    panel_height = panel_rows()
-
     @inlined
     def block(call_address, call, scratch, group, strip, strips, first_panel, end_panel):
         inputs = scratch + call.slots_at
@@ -493,8 +524,8 @@ def build():
         for panel in range(first_panel, end_panel, call.chunk):
             panels = min(call.chunk, end_panel - panel)
             call_leaf(call.multiply_stage, call_address, group, panel, panels, strip, strips, inputs)
-            k = panel * panel_height
-            filters = min(panels * panel_height, call.Kg - k)
+            k = panel * call.panel
+            filters = min(panels * call.panel, call.Kg - k)
             for s in range(strips):
                 slot = outputs + s * call.output_slot
                 call_leaf(call.output_stage, call_address, scratch, strip + s, group * call.Kg + k, filters, slot, 0)
@@ -520,7 +551,7 @@ def build_pack(m, dtype_name):
     stored past them, a cache line of each plane at a time: half lines to 36 places at once would each be read first.
     """
     numbers = Numbers(dtype_name)
-    lanes, item, vector_bytes, panel_height = numbers.count, numbers.item, numbers.bytes, panel_rows()
+    lanes, item, vector_bytes = numbers.count, numbers.item, numbers.bytes
     real, plain = numbers.real, numbers.item == numbers.stored_item
     read, _, _, _ = memory_functions(dtype_name)
     _, write, _, _ = memory_functions(real.name)
@@ -542,33 +573,31 @@ def build_pack(m, dtype_name):
             write(target + i * item, real(0))
 
     @inlined
-    def pack_staged(call, w, first, vectors, depth, filters, scratch, target):
-        """Vectors first .. vectors-1 of a panel, through a copy of their taps; zeros for missing filters."""
+    def pack_staged(call, w, first, depth, filters, scratch, target):
+        """Channels first .. depth-1 of a panel, through a copy of their taps; zeros for missing filters."""
         offsets, staged = array_at(types.int64, scratch, (lanes,), (8,)), scratch + staging_at
-        for v in range(first, vectors):
-            for lane in range(lanes):
-                channel, k = (v * lanes + lane) // panel_height, (v * lanes + lane) % panel_height
-                offsets[lane] = lane * taps_bytes
-                if channel < depth and k < filters:
-                    stage_taps(call, w + k * call.w_k + channel * call.w_c, staged + lane * taps_bytes)
-                else:
-                    clear_taps(staged + lane * taps_bytes)
-            transform(staged, 0, scratch, target + v * vector_bytes, call.filter_plane)
+        for lane in range(lanes):
+            offsets[lane] = lane * taps_bytes
+            clear_taps(staged + lane * taps_bytes)
+        for c in range(first, depth):
+            for lane in range(filters):
+                stage_taps(call, w + lane * call.w_k + c * call.w_c, staged + lane * taps_bytes)
+            transform(staged, 0, scratch, target + c * vector_bytes, call.filter_plane)
 
     @inlined
-    def pack_in_place(call, w, vectors, scratch, target):
-        """Whole vectors of a whole panel whose taps lie side by side; returns how many were done."""
+    def pack_in_place(call, w, depth, scratch, target):
+        """All channels of a whole panel whose taps lie side by side; returns how many were done."""
         offsets = array_at(types.int64, scratch, (lanes,), (8,))
         for lane in range(lanes):
-            offsets[lane] = lane % panel_height * call.w_k + lane // panel_height * call.w_c
-        step, done = lanes // panel_height * call.w_c, 0
+            offsets[lane] = lane * call.w_k
+        done = 0
         if call.streaming:
-            while done + line <= vectors:
+            while done + line <= depth:
                 to = target + done * vector_bytes
-                transform_line_past(w + done * step, step, scratch, to, call.filter_plane)
+                transform_line_past(w + done * call.w_c, call.w_c, scratch, to, call.filter_plane)
                 done += line
-        while done < vectors:
-            transform(w + done * step, 0, scratch, target + done * vector_bytes, call.filter_plane)
+        while done < depth:
+            transform(w + done * call.w_c, 0, scratch, target + done * vector_bytes, call.filter_plane)
             done += 1
         return done
 
@@ -576,18 +605,15 @@ def build_pack(m, dtype_name):
         call = record_at(RECORD, call_address)
         group, panel = index // call.panels, index % call.panels
         scratch = call.workspace + worker * call.worker_bytes
-        filters = min(panel_height, call.Kg - panel * panel_height)
-        w = call.w + (group * call.Kg + panel * panel_height) * call.w_k
-        together = plain and call.w_s == item and call.w_r == 3 * item
-        in_place = together and filters == panel_height and lanes % panel_height == 0
+        filters = min(lanes, call.Kg - panel * lanes)
+        w = call.w + (group * call.Kg + panel * lanes) * call.w_k
+        in_place = plain and call.w_s == item and call.w_r == 3 * item and filters == lanes
         for c in range(0, call.Cg, call.depth_block):
             depth = min(call.depth_block, call.Cg - c)
-            vectors = (depth * panel_height + lanes - 1) // lanes
-            target = call.y + group * call.filter_group + c * panel_height * item * call.panels
-            target += panel * vectors * vector_bytes
+            target = call.y + group * call.filter_group + (c * call.panels + panel * depth) * vector_bytes
             here, done = w + c * call.w_c, 0
             if in_place:
-                done = pack_in_place(call, here, depth * panel_height // lanes, scratch, target)
-            pack_staged(call, here, done, vectors, depth, filters, scratch, target)
+                done = pack_in_place(call, here, depth, scratch, target)
+            pack_staged(call, here, done, depth, filters, scratch, target)
 
     return pack
