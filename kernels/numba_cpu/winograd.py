@@ -57,6 +57,7 @@ from .winograd_stages import (
     FIELDS,
     LEAVES,
     PLANE_PADDING,
+    PIECE_TILES,
     STRIP_VECTORS,
     Numbers,
     build,
@@ -113,13 +114,13 @@ class Cut:
     filter_group: int
     input_slot: int
     output_slot: int
-    partial_slot: int
+    output_plane: int
+    output_vector: int
     worker_bytes: int
     slots_at: int
     input_pitch: int
     output_pitch: int
     input_staging: int
-    output_staging: int
     streaming: int
 
     def packed(self) -> bytes:
@@ -144,7 +145,7 @@ def cut(m, problem, threads) -> Cut:
     """The split into ranges of strips and parts of filters that the cost model finds fastest."""
     cuts = [
         cut_into(m, problem, threads, parts, unit)
-        for parts in part_counts(problem, threads)
+        for parts in (part_counts(problem, threads) if not __import__("os").environ.get("WG_PARTS") else [int(__import__("os").environ["WG_PARTS"])])
         for unit in tile_units(problem)
     ]
     return min(cuts, key=lambda cut: cycles(problem, threads, cut))
@@ -174,7 +175,9 @@ def cut_into(m, problem, threads, parts, unit) -> Cut:
     input_slot = planes * (problem.Cg * strip_bytes + PLANE_PADDING)
     in_cache = input_slot <= target.cache_bytes(2)
     chunk = min(part, max(1, (CHUNK_FILTERS if in_cache else LONG_CHUNK_FILTERS) // panel))
-    output_slot = planes * (chunk * panel * strip_bytes + PLANE_PADDING)
+    output_vector = STRIP_VECTORS * numbers.count * numbers.bytes
+    output_plane = chunk * output_vector + PLANE_PADDING
+    output_slot = planes * output_plane
     shares = max(1, ceil_div(threads, parts * problem.groups))  # ranges that keep every thread busy
     strips = min(units, ceil_div(ceil_div(units, STRIP_VECTORS * numbers.count // unit), shares) * shares)
     weights = planes * problem.Cg * problem.Kg * numbers.item
@@ -183,22 +186,20 @@ def cut_into(m, problem, threads, parts, unit) -> Cut:
     per_range = fitting if parts == 1 else strips  # a thread that keeps its part keeps its share of U in its caches
     ranges = min(strips, ceil_div(ceil_div(strips, per_range), shares) * shares)
     per_block = min(fitting, ceil_div(strips, ranges))
-    partial_slot = (STRIP_VECTORS * numbers.count + unit) * VECTORS * numbers.bytes
 
     filter_plane = PLANE_PADDING + panels * problem.Cg * numbers.bytes
     columns, lanes = min(tile_columns, STRIP_VECTORS * numbers.count), numbers.count
     segments = min(STRIP_VECTORS * lanes, ceil_div(STRIP_VECTORS * lanes - 1, tile_columns) + 1)
     input_pitch = lines((columns * m + 2 + lanes) * numbers.item)
-    output_pitch = lines((columns * m + lanes) * numbers.item)
+    output_pitch = PIECE_TILES * m * numbers.bytes
     input_staging = segments * (m + 2) * input_pitch
-    output_staging = (segments + 1) * m * output_pitch  # the last segment takes what lies past the last tile
-    slots_at = lines(numbers.staging_at + lanes * max(input_staging, output_staging) + numbers.bytes)
+    slots_at = lines(numbers.staging_at + max(lanes * input_staging, m * output_pitch) + numbers.bytes)
     y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
     return Cut(
         m, tile_rows, tile_columns, tiles, unit, units, strips, ranges, per_block, parts, panel, panels, part, chunk, DEPTH_BLOCK,
-        filter_plane, planes * filter_plane, input_slot, output_slot, partial_slot,
-        worker_span(slots_at + per_block * (input_slot + output_slot + partial_slot)), slots_at,
-        input_pitch, output_pitch, input_staging, output_staging, int(y_bytes >= PAST_CACHE_BYTES),
+        filter_plane, planes * filter_plane, input_slot, output_slot, output_plane, output_vector,
+        worker_span(slots_at + per_block * (input_slot + output_slot)), slots_at,
+        input_pitch, output_pitch, input_staging, int(y_bytes >= PAST_CACHE_BYTES),
     )  # fmt: skip
 
 

@@ -26,15 +26,15 @@ from .compilation import inlined
 from .epilogue import CLAMP, activate
 from .microkernel import VECTORS, accumulate, vector_type
 from .short_floats import memory_functions
-from .tracing import choose, convert, load, loop, select, store, traced, zeros
+from .tracing import choose, convert, load, loop, maximum, minimum, select, store, traced, zeros
 from .vectors import Vector, array_at, broadcast, record_at
 from .winograd_transforms import filter_transform, input_transform, output_transform, transposed_copy
 
 FIELDS = (
     "m", "tile_rows", "tile_columns", "tiles", "unit", "units", "strips",  # of the whole problem
     "ranges", "strips_per_block", "parts", "panel", "panels", "part", "chunk", "depth_block",  # how the work is cut
-    "filter_plane", "filter_group", "input_slot", "output_slot", "partial_slot", "worker_bytes", "slots_at",  # bytes
-    "input_pitch", "output_pitch", "input_staging", "output_staging", "streaming",
+    "filter_plane", "filter_group", "input_slot", "output_slot", "output_plane", "output_vector", "worker_bytes", "slots_at",  # bytes
+    "input_pitch", "output_pitch", "input_staging", "streaming",
 )  # fmt: skip
 LEAVES = (  # addresses of machine code
     "input_stage", "multiply_stage", "output_stage", "transform_input", "transform_output",
@@ -42,6 +42,7 @@ LEAVES = (  # addresses of machine code
 RECORD_DTYPE = np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in FIELDS + LEAVES])
 RECORD = from_dtype(RECORD_DTYPE)
 STRIP_VECTORS = 3  # at most
+PIECE_TILES = 8  # in a row, that are transformed and then stored: their outputs stay in L1
 PLANE_PADDING = 64  # bytes: without, the planes of a tile fall into the same cache sets
 
 
@@ -141,22 +142,37 @@ def copy_rows_function(V):
     return copy_rows
 
 
-def finish_rows_function(V, store_vector):
-    """finish_rows(y, y_row, source, source_row, rows, count, bias, low, high): y = clamp(source + bias)."""
+def finish_columns_function(V, store_vector):
+    """finish_columns(y, y_row, y_filter, residual, residual_row, residual_filter, source, rows, columns, biases, low,
+    high): a vector of filters' outputs, from a vector for each pixel to a row for each filter, in blocks of V.count
+    columns; the last two may overlap.
+    """
 
     @traced(types.void)
-    def finish_rows(y, y_row, source, source_row, rows, count, bias, low, high):
-        add = tracing.broadcast(V, bias)
+    def finish_columns(
+        y, y_row, y_filter, residual, residual_row, residual_filter, source, source_row, rows, columns, biases,
+        low, high,
+    ):  # fmt: skip
+        add = load(V, biases)
         least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
 
-        def visit(row, at):
-            total = load(V, source + source_row * row + at) + add
-            clamped = select(total < least, least, select(total > most, most, total))
-            store_vector(y + y_row * row + at, clamped)
+        def clamp(total):
+            return select(total < least, least, select(total > most, most, total))
 
-        over_rows(V, rows, count, visit)
+        def block(row, number):
+            at = maximum(minimum(number * V.count, columns - V.count), 0)
+            here = source + source_row * row + V.bytes * at
+            pixels = [load(V, here + V.bytes * i) + add for i in range(V.count)]
+            other = residual + residual_row * row + V.item_bytes * at
+            store_columns(
+                pixels, columns - at, y + y_row * row + V.item_bytes * at, y_filter,
+                select(residual.differs(0), other, 0), residual_filter, clamp, store_vector,
+            )  # fmt: skip
 
-    return finish_rows
+        blocks = (columns + (V.count - 1)) // V.count
+        loop(rows, lambda row: loop(blocks, lambda number: block(row, number)))
+
+    return finish_columns
 
 
 def build_input_stage(dtype_name):
@@ -261,39 +277,31 @@ def build_input_stage(dtype_name):
 
 
 def tile_function(V, rows, vectors):
-    """tile(a, a_step, b, b_vector, depth, partial, first, last, c, c_step, left): `rows` tiles x `vectors` of filters.
+    """tile(a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step): `rows` tiles x `vectors` of
+    filters, set in c or added to it.
 
-    a: the first tile's numbers, channel by channel a_step bytes apart. b: a vector of filters for every channel, b_vector
-    bytes from vector to vector. Each block of channels is summed from zero and then added to `partial`, which holds those
-    before (not the `first`); shorter sums, smaller rounding errors. The `last` goes to c, transposed: the tiles of a
-    filter side by side, filters c_step bytes apart, the first `left` tiles.
+    a: the first tile's number of a channel, a_step bytes from channel to channel. b: a vector of filters for every
+    channel. b_vector, c_vector: from one vector of filters to the next. Each block of channels is summed from zero:
+    shorter sums, smaller rounding errors.
     """
 
     @traced(types.void)
-    def tile(a, a_step, b, b_vector, depth, ahead, ahead_step, partial, first, last, c, c_step, left):
-        item = tracing.constant(a, V.item_bytes)
+    def tile(a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step):
+        item, step = tracing.constant(a, V.item_bytes), tracing.constant(a, V.bytes)
         nothing = [[zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
-        step = tracing.constant(a, V.bytes)
-        sums = accumulate(V, rows, vectors, a, item, a, a_step, b, step, depth, nothing, ahead, ahead_step, b_vector)
+        sums = accumulate(
+            V, rows, vectors, a, item, item, a_step, b, step, depth, nothing, ahead, ahead_step, b_vector
+        )  # fmt: skip
 
         def address(i, j):
-            return partial + V.bytes * (i * vectors + j)
+            return c + c_vector * j + V.bytes * i
 
         def added():
             return [[load(V, address(i, j)) + sums[i][j] for j in range(vectors)] for i in range(rows)]
 
-        def keep():
-            for i, row in enumerate(totals):
-                for j, total in enumerate(row):
-                    store(address(i, j), total)
-
-        def leave():
-            for j, tiles in enumerate(zip(*totals)):
-                store_columns(list(tiles), left, c + c_step * (V.count * j), c_step, none, none, lambda total: total)
-
-        none = tracing.constant(a, 0)
-        totals = choose(first, lambda: sums, added)
-        choose(last, leave, keep)
+        for i, row in enumerate(choose(continued > 0, added, lambda: sums)):
+            for j, total in enumerate(row):
+                store(address(i, j), total)
 
     return tile
 
@@ -314,11 +322,11 @@ def build_input_transform(m, real_name):
 
 def build_output_transform(m, real_name):
     numbers = Numbers(real_name)
-    transform, lanes, vector_bytes = output_transform(m, numbers.lanes), numbers.count, numbers.bytes
+    transform, vector_bytes = output_transform(m, numbers.lanes), numbers.bytes
 
-    def transform_output(source, plane, staged, offsets, pitch, width, unused):
-        for i in range(width):
-            transform(source + i * vector_bytes, plane, staged, offsets + 8 * lanes * i, pitch)
+    def transform_output(source, plane, staged, pitch, tiles, unused, unused_too):
+        for i in range(tiles):
+            transform(source + i * vector_bytes, plane, staged + i * m * vector_bytes, pitch)
 
     return transform_output
 
@@ -336,16 +344,16 @@ def build_multiply_stage(real_name, unit):
         return 2 if left == 4 else min(left, VECTORS)
 
     @inlined
-    def multiply_strip(vectors, tiles, a, a_step, b, b_vector, depth, ahead, share, partial, first, last, c):
+    def multiply_strip(vectors, tiles, a, a_step, b, depth, c, c_vector, continued, ahead, share):
+        b_vector = depth * vector_bytes
         for t in range(0, tiles, unit):
-            here, to, soon = a + t * item, c + t * item, ahead + t // unit * share * depth
-            sums, left = partial + t * vectors * vector_bytes, tiles - t
+            here, to, soon = a + t * item, c + t * vector_bytes, ahead + t // unit * share * depth
             if vectors == 3:
-                tile_3(here, a_step, b, b_vector, depth, soon, share, sums, first, last, to, a_step, left)
+                tile_3(here, a_step, b, b_vector, depth, to, c_vector, continued, soon, share)
             elif vectors == 2:
-                tile_2(here, a_step, b, b_vector, depth, soon, share, sums, first, last, to, a_step, left)
+                tile_2(here, a_step, b, b_vector, depth, to, c_vector, continued, soon, share)
             else:
-                tile_1(here, a_step, b, b_vector, depth, soon, share, sums, first, last, to, a_step, left)
+                tile_1(here, a_step, b, b_vector, depth, to, c_vector, continued, soon, share)
 
     @inlined
     def following(call, filters, plane, panel, vectors, end, c, depth):
@@ -362,7 +370,6 @@ def build_multiply_stage(real_name, unit):
     def multiply_stage(call_address, group, panel, panels, strip, strips, inputs):
         call = record_at(RECORD, call_address)
         outputs = inputs + call.strips_per_block * call.input_slot
-        partials = outputs + call.strips_per_block * call.output_slot
         end = panel + panels
         tiles_of_all = first_tile(call, strip + strips) - first_tile(call, strip)
         for plane in range((call.m + 2) * (call.m + 2)):
@@ -379,12 +386,9 @@ def build_multiply_stage(real_name, unit):
                         row = strip_width(call, strip + s) * vector_bytes
                         tiles = first_tile(call, strip + s + 1) - first_tile(call, strip + s)
                         a = inputs + s * call.input_slot + plane * (call.Cg * row + PLANE_PADDING) + c * row
-                        out = outputs + s * call.output_slot + plane * (call.chunk * lanes * row + PLANE_PADDING)
-                        out += done * lanes * row
+                        out = outputs + s * call.output_slot + plane * call.output_plane + done * call.output_vector
                         multiply_strip(
-                            vectors, tiles, a, row, b, depth * vector_bytes, depth,
-                            ahead, share,
-                            partials + s * call.partial_slot, c == 0, c + depth == call.Cg, out,
+                            vectors, tiles, a, row, b, depth, out, call.output_vector, c, ahead, share
                         )  # fmt: skip
                         ahead += (tiles + unit - 1) // unit * share * depth
                 done += vectors
@@ -399,115 +403,100 @@ def build_output_stage(dtype_name):
     vector_bytes, plain = numbers.bytes, numbers.item == numbers.stored_item
     segments_at, staging_at = numbers.table_bytes, numbers.staging_at
     square_at = segments_at + numbers.segment_bytes
-    _, strip_width, find_segments, set_offsets = strip_functions(numbers)
+    _, _, find_segments, _ = strip_functions(numbers)
     read, write, read_vector, write_vector = memory_functions(dtype_name)
     read_sum, write_bias, read_sums, _ = memory_functions(real.name)
     copy_square = transposed_copy(real.name, numbers.lanes)
-    finish_rows, finish_rows_past = (finish_rows_function(numbers.lanes, s) for s in (store, tracing.store_past_cache))
+    finish_columns, finish_columns_past = (
+        finish_columns_function(numbers.lanes, how) for how in (store, tracing.store_past_cache)
+    )
 
     @inlined
-    def finish_vector(sums, y, residual, has_residual, kind, low, high, slope):
-        if has_residual:
+    def finish_vector(call, sums, y, residual):
+        if call.has_residual:
             sums = sums + read_vector(residual)
-        write_vector(y, activate(sums, kind, low, high, slope))
+        write_vector(y, activate(sums, call.activation, call.low, call.high, call.slope))
 
     @inlined
     def finish_row(call, source, y, residual, count, bias):
-        """y = activation(staged sums + bias + residual) for `count` outputs in a row."""
-        kind, low, high, slope, has_residual = call.activation, call.low, call.high, call.slope, call.has_residual
-        together = call.y_q == stored_item and (has_residual == 0 or call.residual_q == stored_item)
-        if together and count >= lanes:
-            add, last = broadcast(V, bias), count - lanes
-            for i in range(0, last + lanes, lanes):
-                at = min(i, last)
-                to, other = y + at * stored_item, residual + at * stored_item
-                sums = read_sums(source + at * item) + add
-                finish_vector(sums, to, other, has_residual, kind, low, high, slope)
+        """y = activation(sums + bias + residual) for `count` outputs of a filter in a row, `lanes` at most."""
+        together = call.y_q == stored_item and (call.has_residual == 0 or call.residual_q == stored_item)
+        if together and count == lanes:
+            finish_vector(call, read_sums(source) + broadcast(V, bias), y, residual)
             return
         for i in range(count):
             total = read_sum(source + i * item) + bias
-            if has_residual:
+            if call.has_residual:
                 total += read(residual + i * call.residual_q)
-            write(y + i * call.y_q, activate(total, kind, low, high, slope))
+            write(y + i * call.y_q, activate(total, call.activation, call.low, call.high, call.slope))
 
     @inlined
-    def finish_pixels(call, source, y, residual, count, biases, square):
-        """The same for `lanes` filters that lie side by side in y and residual (NHWC)."""
-        kind, low, high, slope, has_residual = call.activation, call.low, call.high, call.slope, call.has_residual
+    def finish_pixels(call, staged, y, residual, rows, columns, biases):
+        """A vector of filters that lie side by side in y and residual (NHWC)."""
         bias = read_sums(biases)
-        for i in range(0, count, lanes):
-            copy_square(source + i * item, call.output_staging, square, vector_bytes)
-            for j in range(min(lanes, count - i)):
-                to, add = y + (i + j) * call.y_q, residual + (i + j) * call.residual_q
-                sums = read_sums(square + j * vector_bytes) + bias
-                finish_vector(sums, to, add, has_residual, kind, low, high, slope)
+        for i in range(rows):
+            for j in range(columns):
+                sums = read_sums(staged + i * call.output_pitch + j * vector_bytes) + bias
+                to, other = y + i * call.y_p + j * call.y_q, residual + i * call.residual_p + j * call.residual_q
+                finish_vector(call, sums, to, other)
 
     @inlined
-    def bias_of(call, k):
-        return read(call.bias + k * call.bias_k) if call.has_bias else real(0)
+    def finish_filters(call, staged, y, residual, rows, columns, filters, biases, square):
+        """Any filters, wherever their outputs lie."""
+        for i in range(rows):
+            for j in range(0, columns, lanes):
+                at = max(0, min(j, columns - lanes))
+                copy_square(staged + i * call.output_pitch + at * vector_bytes, vector_bytes, square, vector_bytes)
+                to, other = y + i * call.y_p + at * call.y_q, residual + i * call.residual_p + at * call.residual_q
+                for k in range(filters):
+                    bias, count = read_sum(biases + k * item), min(lanes, columns - at)
+                    there = other + k * call.residual_k
+                    finish_row(call, square + k * vector_bytes, to + k * call.y_k, there, count, bias)
 
     @inlined
-    def unstage(call, k, segments, count, source, together, biases, square):
-        """The outputs of a strip from the staging area to y: of filter k, or of as many as lanes from k on."""
-        table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
-        bias = bias_of(call, k)
-        simple = plain and call.activation == CLAMP and call.has_residual == 0 and call.y_q == item
-        for s in range(count):
-            image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
-            p, q = row * call.m, column * call.m
-            y = call.y + image * call.y_n + k * call.y_k + p * call.y_p + q * call.y_q
-            add = call.residual + image * call.residual_n + k * call.residual_k
-            add += p * call.residual_p + q * call.residual_q
-            line, columns = source + s * call.m * call.output_pitch, min(tiles * call.m, call.Q - q)
-            rows = min(call.m, call.P - p)
-            if not together and simple and columns >= lanes:
-                if call.streaming and (y | call.y_p) % vector_bytes == 0 and columns % lanes == 0:
-                    finish_rows_past(y, call.y_p, line, call.output_pitch, rows, columns, bias, call.low, call.high)
-                else:
-                    finish_rows(y, call.y_p, line, call.output_pitch, rows, columns, bias, call.low, call.high)
-                continue
-            for i in range(rows):
-                to, other, of = y + i * call.y_p, add + i * call.residual_p, line + i * call.output_pitch
-                if together:
-                    finish_pixels(call, of, to, other, columns, biases, square)
-                else:
-                    finish_row(call, of, to, other, columns, bias)
-
-    @inlined
-    def transform_filter(call, source, plane, staged, offsets, width):
-        call_leaf(call.transform_output, source, plane, staged, offsets, call.output_pitch, width, 0)
+    def finish(call, staged, image, k, p, q, columns, filters, biases, square):
+        """The staged outputs of some tiles in a row, from row p and column q on, to y."""
+        y = call.y + image * call.y_n + k * call.y_k + p * call.y_p + q * call.y_q
+        residual = call.residual + image * call.residual_n + k * call.residual_k
+        residual += p * call.residual_p + q * call.residual_q
+        rows, columns = min(call.m, call.P - p), min(columns, call.Q - q)
+        alone, whole = call.has_residual == 0, filters == lanes
+        if whole and call.y_k == stored_item and (alone or call.residual_k == stored_item):
+            finish_pixels(call, staged, y, residual, rows, columns, biases)
+        elif whole and plain and call.activation == CLAMP and call.y_q == item and (alone or call.residual_q == item):
+            other, pitch = 0 if alone else residual, call.output_pitch
+            if call.streaming and (y | call.y_p | call.y_k) % vector_bytes == 0 and columns % lanes == 0:
+                finish_columns_past(
+                    y, call.y_p, call.y_k, other, call.residual_p, call.residual_k, staged, pitch, rows, columns,
+                    biases, call.low, call.high,
+                )  # fmt: skip
+            else:
+                finish_columns(
+                    y, call.y_p, call.y_k, other, call.residual_p, call.residual_k, staged, pitch, rows, columns,
+                    biases, call.low, call.high,
+                )  # fmt: skip
+        else:
+            finish_filters(call, staged, y, residual, rows, columns, filters, biases, square)
 
     def output_stage(call_address, scratch, strip, k, filters, slot, unused):
         """k: the first filter, counted through all groups; slot: its planes."""
         call = record_at(RECORD, call_address)
-        width = strip_width(call, strip)
-        offsets, segments, staged = scratch, scratch + segments_at, scratch + staging_at
-        square, biases = scratch + square_at, staged + lanes * call.output_staging
+        segments, square, staged = scratch + segments_at, scratch + square_at, scratch + staging_at
+        biases = staged + call.m * call.output_pitch
         count = find_segments(call, strip, segments)
-        beyond = call.output_staging - call.m * call.output_pitch
-        set_offsets(segments, count, offsets, width, call.m * item, call.m * call.output_pitch, beyond)
-        filter_bytes = width * vector_bytes
-        plane = call.chunk * lanes * filter_bytes + PLANE_PADDING
-
-        done = 0
-        together = call.y_k == stored_item and call.y_q != stored_item
-        if together and (call.has_residual == 0 or call.residual_k == stored_item):
-            while done + lanes <= filters:
-                for i in range(lanes):
-                    write_bias(biases + i * item, bias_of(call, k + done + i))
-                    to = staged + i * call.output_staging
-                    transform_filter(call, slot + (done + i) * filter_bytes, plane, to, offsets, width)
-                unstage(call, k + done, segments, count, staged, 1, biases, square)
-                done += lanes
-        if done == filters:
-            return
-        transform_filter(call, slot + done * filter_bytes, plane, staged, offsets, width)
-        for i in range(done, filters):
-            here = staged + (i - done) % 2 * call.output_staging
-            if i + 1 < filters:
-                other = staged + (i - done + 1) % 2 * call.output_staging
-                transform_filter(call, slot + (i + 1) * filter_bytes, plane, other, offsets, width)
-            unstage(call, k + i, segments, count, here, 0, biases, square)
+        table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
+        for done in range(0, filters, lanes):
+            source, here = slot + done // lanes * call.output_vector, min(lanes, filters - done)
+            for i in range(here):
+                write_bias(biases + i * item, read(call.bias + (k + done + i) * call.bias_k) if call.has_bias else 0.0)
+            for s in range(count):
+                image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
+                for t in range(0, tiles, PIECE_TILES):
+                    some = min(PIECE_TILES, tiles - t)
+                    call_leaf(call.transform_output, source, call.output_plane, staged, call.output_pitch, some, 0, 0)
+                    source += some * vector_bytes
+                    p, q = row * call.m, (column + t) * call.m
+                    finish(call, staged, image, k + done, p, q, some * call.m, here, biases, square)
 
     return output_stage
 

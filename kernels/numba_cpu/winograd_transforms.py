@@ -117,20 +117,6 @@ def load_rows(V, addresses, count):
     return result
 
 
-def store_rows(vectors, addresses):
-    """The opposite: lane i of every vector, in order, to address i."""
-    V, count = vectors[0].type, len(vectors)
-    if count < QUAD:
-        for i, address in enumerate(addresses):
-            store(address, shuffle(vectors[0], vectors[1], [i, V.count + i]))
-        return
-    for offset in sorted({*range(0, count - QUAD + 1, QUAD), count - QUAD}):
-        for t, row in enumerate(transpose_quads(vectors[offset : offset + QUAD])):
-            for q in range(V.count // QUAD):
-                quad = shuffle(row, row, range(QUAD * q, QUAD * q + QUAD))
-                store(addresses[QUAD * q + t] + offset * V.item_bytes, quad)
-
-
 def transposed_copy(dtype_name, V):
     """copy(source, source_step, target, target_step): V.count vectors of that dtype; lane i of each to vector i."""
 
@@ -195,11 +181,11 @@ def filter_transform(m, V, vectors=1, store_vector=store):
 
 
 def output_transform(m, V):
-    """transform(source, plane, base, table, pitch): planes to m rows, `pitch` apart, at base + table[lane]."""
+    """transform(source, plane, target, pitch): planes to m rows, `pitch` apart, of a vector for each of m columns."""
     matrix, size = output_matrix(m), m + 2
 
     @traced(types.void)
-    def transform(source, plane, base, table, pitch):
+    def transform(source, plane, target, pitch):
         columns = []
         for _ in range(size):
             sums = []
@@ -207,9 +193,8 @@ def output_transform(m, V):
                 sums.append(load(V, source))
                 source = source + plane
             columns.append(times_paired_columns(matrix, sums))
-        addresses = tile_addresses(V, base, table)
         for i in range(m):
-            outputs = times_paired_columns(matrix, [column[i] for column in columns])
-            store_rows(outputs, [a + pitch * i for a in addresses])
+            for j, output in enumerate(times_paired_columns(matrix, [column[i] for column in columns])):
+                store(target + pitch * i + V.bytes * j, output)
 
     return transform
