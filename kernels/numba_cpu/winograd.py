@@ -51,13 +51,13 @@ from . import target
 from .call import pack_call, problem_fields
 from .compilation import compiled
 from .microkernel import VECTORS, tile_rows, vector_type
-from .vectors import lanes as lanes_of
 from .threads import run_tasks, task_loop, worker_span
+from .vectors import lanes
 from .winograd_stages import (
     FIELDS,
     LEAVES,
-    PLANE_PADDING,
     PIECE_TILES,
+    PLANE_PADDING,
     STRIP_VECTORS,
     Numbers,
     build,
@@ -73,10 +73,7 @@ passes = ("forward",)
 
 
 DEPTH_BLOCK = 128  # channels summed at a time: 128 x 24 floats of V are 12 KB of L1
-# A block's V and M take as much as U, within these limits: smaller blocks read U more often, larger ones leave L2.
-LEAST_BLOCK_BYTES, MOST_BLOCK_BYTES = 1 << 20, 8 << 20
-CHUNK_FILTERS = 64  # multiplied before their outputs are transformed: their M, 36 x 64 x 24 floats, stays in L2
-LONG_CHUNK_FILTERS = 128  # the same where V comes from L3, to read it less often
+SUMS_IN_CACHE = 2  # times the L2 cache: M of a chunk
 PAST_CACHE_BYTES = 8 << 20  # outputs this large are stored past the cache
 
 PAST_CACHE_WEIGHTS = 1 << 20  # transformed weights this large are: 512 x 512 take 1.6 ms instead of 4.8
@@ -84,7 +81,9 @@ PAST_CACHE_WEIGHTS = 1 << 20  # transformed weights this large are: 512 x 512 ta
 # The cost model, in cycles of one core; fitted to medians on Zen 3 (two threads, 64 to 512 channels, maps of 7 to 224).
 CYCLES_PER_SECOND = 3.1e9
 TRANSFORM_CYCLES = {2: 150, 4: 280, 6: 800}  # per vector of tiles and channel or filter, staging included
-TILE_EFFICIENCY = {1: 0.45, 2: 0.68, 3: 0.72}  # of the core's multiply-adds, by the vectors of a tile; caches included
+EFFICIENCY = 0.8
+STREAM_BYTES = 24 << 20
+CACHE_BYTES_PER_CYCLE = 12.0
 PACK_CYCLES = 1.05  # per plane, filter and channel: 1.6 ms for F(4,3) of 512 x 512 by two threads
 STREAM_BYTES_PER_CYCLE = 3.0  # U, from L3 or memory
 MEMORY_BYTES_PER_CYCLE = 3.0  # x and y, per thread
@@ -102,8 +101,6 @@ class Cut:
     unit: int
     units: int
     strips: int
-    ranges: int
-    strips_per_block: int
     parts: int
     panel: int
     panels: int
@@ -112,12 +109,11 @@ class Cut:
     depth_block: int
     filter_plane: int
     filter_group: int
-    input_slot: int
-    output_slot: int
     output_plane: int
     output_vector: int
     worker_bytes: int
-    slots_at: int
+    inputs_at: int
+    outputs_at: int
     input_pitch: int
     output_pitch: int
     input_staging: int
@@ -142,90 +138,79 @@ def lines(count):
 
 @lru_cache(maxsize=1024)
 def cut(m, problem, threads) -> Cut:
-    """The split into ranges of strips and parts of filters that the cost model finds fastest."""
-    cuts = [
-        cut_into(m, problem, threads, parts, unit)
-        for parts in (part_counts(problem, threads) if not __import__("os").environ.get("WG_PARTS") else [int(__import__("os").environ["WG_PARTS"])])
-        for unit in tile_units(problem)
-    ]
-    return min(cuts, key=lambda cut: cycles(problem, threads, cut))
+    """The split into strips of tiles and parts of filters that the cost model finds fastest."""
+    return min(possible_cuts(m, problem, threads), key=lambda cut: cycles(problem, threads, cut))
+
+
+def possible_cuts(m, problem, threads):
+    tiles = problem.N * ceil_div(problem.P, m) * ceil_div(problem.Q, m)
+    for unit in tile_units(problem):
+        units = ceil_div(tiles, unit)
+        for width in range(1, STRIP_VECTORS + 1):
+            fewest = ceil_div(units, width * lanes(problem.accumulate) // unit)
+            for strips in {fewest, min(units, ceil_div(fewest, threads) * threads)}:
+                for parts in part_counts(problem, threads):
+                    yield cut_into(m, problem, unit, strips, parts)
 
 
 def part_counts(problem, threads):
-    panels = ceil_div(problem.Kg, lanes_of(problem.accumulate))
+    panels = ceil_div(problem.Kg, lanes(problem.accumulate))
     return sorted({min(parts, panels) for parts in range(1, threads + 1)})
 
 
 def tile_units(problem):
-    """How many tiles the micro-kernel may take at a time."""
-    return (8, 7) if tile_rows(VECTORS) == 8 and lanes_of(problem.accumulate) >= 8 else (4,)
+    """How many tiles the micro-kernel may take at a time: as many as the registers hold, or one less if that fits."""
+    rows = min(tile_rows(VECTORS), lanes(problem.accumulate))
+    return (rows, rows - 1) if rows == 8 else (rows,)
 
 
-def cut_into(m, problem, threads, parts, unit) -> Cut:
+def cut_into(m, problem, unit, strips, parts) -> Cut:
     numbers, planes = Numbers(problem.dtype.name), (m + 2) ** 2
-    panel = numbers.count
+    W = numbers.count
     tile_rows, tile_columns = ceil_div(problem.P, m), ceil_div(problem.Q, m)
     tiles = problem.N * tile_rows * tile_columns
-    units = ceil_div(tiles, unit)
-    panels = ceil_div(problem.Kg, panel)
+    units, panels = ceil_div(tiles, unit), ceil_div(problem.Kg, W)
     part = ceil_div(panels, parts)
     parts = ceil_div(panels, part)
 
-    strip_bytes = STRIP_VECTORS * numbers.bytes
-    input_slot = planes * (problem.Cg * strip_bytes + PLANE_PADDING)
-    in_cache = input_slot <= target.cache_bytes(2)
-    chunk = min(part, max(1, (CHUNK_FILTERS if in_cache else LONG_CHUNK_FILTERS) // panel))
-    output_vector = STRIP_VECTORS * numbers.count * numbers.bytes
+    strip_tiles = min(tiles, ceil_div(units, strips) * unit)
+    strip_vectors = ceil_div(strip_tiles, W)
+    input_slot = planes * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
+    output_vector = ceil_div(strip_tiles, unit) * unit * numbers.bytes
+    chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (planes * output_vector)))
+    chunk = ceil_div(part, ceil_div(part, chunk))
     output_plane = chunk * output_vector + PLANE_PADDING
-    output_slot = planes * output_plane
-    shares = max(1, ceil_div(threads, parts * problem.groups))  # ranges that keep every thread busy
-    strips = min(units, ceil_div(ceil_div(units, STRIP_VECTORS * numbers.count // unit), shares) * shares)
-    weights = planes * problem.Cg * problem.Kg * numbers.item
-    block_bytes = min(MOST_BLOCK_BYTES, max(LEAST_BLOCK_BYTES, weights))
-    fitting = max(1, block_bytes // (input_slot + output_slot))
-    per_range = fitting if parts == 1 else strips  # a thread that keeps its part keeps its share of U in its caches
-    ranges = min(strips, ceil_div(ceil_div(strips, per_range), shares) * shares)
-    per_block = min(fitting, ceil_div(strips, ranges))
+    filter_plane = panels * problem.Cg * numbers.bytes + PLANE_PADDING
 
-    filter_plane = PLANE_PADDING + panels * problem.Cg * numbers.bytes
-    columns, lanes = min(tile_columns, STRIP_VECTORS * numbers.count), numbers.count
-    segments = min(STRIP_VECTORS * lanes, ceil_div(STRIP_VECTORS * lanes - 1, tile_columns) + 1)
-    input_pitch = lines((columns * m + 2 + lanes) * numbers.item)
-    output_pitch = PIECE_TILES * m * numbers.bytes
+    columns = min(tile_columns, strip_tiles)
+    segments = min(strip_tiles, ceil_div(strip_tiles - 1, tile_columns) + 1)
+    input_pitch, output_pitch = lines((columns * m + 2 + W) * numbers.item), PIECE_TILES * m * numbers.bytes
     input_staging = segments * (m + 2) * input_pitch
-    slots_at = lines(numbers.staging_at + max(lanes * input_staging, m * output_pitch) + numbers.bytes)
+    inputs_at = lines(numbers.staging_at + max(W * input_staging, m * output_pitch) + numbers.bytes)
+    outputs_at = inputs_at + input_slot
     y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
     return Cut(
-        m, tile_rows, tile_columns, tiles, unit, units, strips, ranges, per_block, parts, panel, panels, part, chunk, DEPTH_BLOCK,
-        filter_plane, planes * filter_plane, input_slot, output_slot, output_plane, output_vector,
-        worker_span(slots_at + per_block * (input_slot + output_slot)), slots_at,
+        m, tile_rows, tile_columns, tiles, unit, units, strips, parts, W, panels, part, chunk, DEPTH_BLOCK,
+        filter_plane, planes * filter_plane, output_plane, output_vector,
+        worker_span(outputs_at + planes * output_plane), inputs_at, outputs_at,
         input_pitch, output_pitch, input_staging, int(y_bytes >= PAST_CACHE_BYTES),
     )  # fmt: skip
 
 
 def cycles(problem, threads, cut) -> float:
     """Predicted cycles: those of the thread with the most work, and the memory traffic that all share."""
-    numbers, planes = Numbers(problem.dtype.name), (cut.m + 2) ** 2
-    filters = cut.part * cut.panel
-    transform, multiply = TRANSFORM_CYCLES[cut.m] * (problem.Cg + filters), planes * problem.Cg * filters
-    multiply /= target.multiply_adds_per_cycle()
-    stream = planes * problem.Cg * filters * numbers.item / STREAM_BYTES_PER_CYCLE
-
-    def strip_cycles(strip):
-        units = (strip + 1) * cut.units // cut.strips - strip * cut.units // cut.strips
-        width = ceil_div(units * cut.unit, cut.panel)
-        return width * transform + units * cut.unit / cut.panel * multiply / 0.9
-
-    def range_cycles(index):
-        first, end = index * cut.strips // cut.ranges, (index + 1) * cut.strips // cut.ranges
-        blocks = ceil_div(end - first, cut.strips_per_block)
-        return max(sum(map(strip_cycles, range(first, end))), blocks * stream)
-
-    longest = max(map(range_cycles, range(min(cut.ranges, 64))))
-    rounds = ceil_div(problem.groups * cut.ranges * cut.parts, threads)
+    planes, tiles = (cut.m + 2) ** 2, min(cut.tiles, ceil_div(cut.units, cut.strips) * cut.unit)
+    stored = ceil_div(tiles, cut.panel)
+    transform = TRANSFORM_CYCLES[cut.m] * (stored * problem.Cg + tiles * cut.part)
+    units = ceil_div(tiles, cut.unit)
+    multiply = planes * problem.Cg * cut.part * units * cut.unit / target.multiply_adds_per_cycle() / EFFICIENCY
+    weights = planes * problem.Cg * cut.part * cut.panel * problem.accumulate.itemsize
+    rate = STREAM_BYTES_PER_CYCLE if weights * cut.parts * problem.groups > STREAM_BYTES else CACHE_BYTES_PER_CYCLE
+    task = transform + max(multiply, weights / rate)
+    tasks = problem.groups * cut.strips * cut.parts
     pixels = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
     memory = pixels * problem.dtype.itemsize / MEMORY_BYTES_PER_CYCLE / threads
-    return rounds * longest * (PARTS_COST if cut.parts > 1 else 1.0) + memory
+    return ceil_div(tasks, threads) * task + memory
 
 
 # ---- the kernel; winograd_f2.py, winograd_f4.py and winograd_f6.py give m ----
@@ -309,7 +294,7 @@ def prepared(m, problem, threads):
     )
     addresses = struct.pack(f"{len(LEAVES)}q", *(leaf.address for leaf in leaves))
     fields = problem_fields(problem) + chosen.packed() + addresses
-    return fields, compiled(build_loop), problem.groups * chosen.ranges * chosen.parts
+    return fields, compiled(build_loop), problem.groups * chosen.strips * chosen.parts
 
 
 def run(m, problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):

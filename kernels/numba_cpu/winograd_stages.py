@@ -32,8 +32,8 @@ from .winograd_transforms import filter_transform, input_transform, output_trans
 
 FIELDS = (
     "m", "tile_rows", "tile_columns", "tiles", "unit", "units", "strips",  # of the whole problem
-    "ranges", "strips_per_block", "parts", "panel", "panels", "part", "chunk", "depth_block",  # how the work is cut
-    "filter_plane", "filter_group", "input_slot", "output_slot", "output_plane", "output_vector", "worker_bytes", "slots_at",  # bytes
+    "parts", "panel", "panels", "part", "chunk", "depth_block",  # how the filters and channels are cut
+    "filter_plane", "filter_group", "output_plane", "output_vector", "worker_bytes", "inputs_at", "outputs_at",  # bytes
     "input_pitch", "output_pitch", "input_staging", "streaming",
 )  # fmt: skip
 LEAVES = (  # addresses of machine code
@@ -41,7 +41,7 @@ LEAVES = (  # addresses of machine code
 )  # fmt: skip
 RECORD_DTYPE = np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in FIELDS + LEAVES])
 RECORD = from_dtype(RECORD_DTYPE)
-STRIP_VECTORS = 3  # at most
+STRIP_VECTORS = 4  # at most
 PIECE_TILES = 8  # in a row, that are transformed and then stored: their outputs stay in L1
 PLANE_PADDING = 64  # bytes: without, the planes of a tile fall into the same cache sets
 
@@ -356,42 +356,32 @@ def build_multiply_stage(real_name, unit):
                 tile_1(here, a_step, b, b_vector, depth, to, c_vector, continued, soon, share)
 
     @inlined
-    def following(call, filters, plane, panel, vectors, end, c, depth):
-        """Where the weights lie that are needed next."""
-        if c + depth < call.Cg:
-            c += depth
-        else:
-            c, panel = 0, panel + vectors
-            if panel == end:
-                return filters + call.filter_plane
-        depth = min(call.depth_block, call.Cg - c)
-        return filters + (c * call.panels + panel * depth) * vector_bytes
+    def following(call, filters, c, j, vectors, panel, end):
+        """Where the weights begin that are needed next: of channel c, or of the next filters, or of the next plane."""
+        if c == call.Cg:
+            c, j = 0, j + vectors
+        if j == end:
+            filters, j = filters + call.filter_plane, panel
+        return filters + (c * call.panels + j * min(call.depth_block, call.Cg - c)) * vector_bytes
 
-    def multiply_stage(call_address, group, panel, panels, strip, strips, inputs):
+    def multiply_stage(call_address, group, panel, end, strip, inputs, outputs):
+        """Vectors of filters panel .. end-1 of a group; the first one's sums go to `outputs`."""
         call = record_at(RECORD, call_address)
-        outputs = inputs + call.strips_per_block * call.input_slot
-        end = panel + panels
-        tiles_of_all = first_tile(call, strip + strips) - first_tile(call, strip)
+        tiles, row = first_tile(call, strip + 1) - first_tile(call, strip), strip_width(call, strip) * vector_bytes
         for plane in range((call.m + 2) * (call.m + 2)):
             filters = call.w + group * call.filter_group + plane * call.filter_plane
-            done = 0
-            while done < panels:
-                vectors = tile_vectors(panels - done)
+            a = inputs + plane * (call.Cg * row + PLANE_PADDING)
+            j = panel
+            while j < end:
+                vectors = tile_vectors(end - j)
+                share = vectors * vector_bytes * unit // tiles
+                to = outputs + plane * call.output_plane + (j - panel) * call.output_vector
                 for c in range(0, call.Cg, call.depth_block):
                     depth = min(call.depth_block, call.Cg - c)
-                    b = filters + (c * call.panels + (panel + done) * depth) * vector_bytes
-                    ahead = following(call, filters, plane, panel + done, vectors, end, c, depth)
-                    share = vectors * vector_bytes * unit // tiles_of_all
-                    for s in range(strips):
-                        row = strip_width(call, strip + s) * vector_bytes
-                        tiles = first_tile(call, strip + s + 1) - first_tile(call, strip + s)
-                        a = inputs + s * call.input_slot + plane * (call.Cg * row + PLANE_PADDING) + c * row
-                        out = outputs + s * call.output_slot + plane * call.output_plane + done * call.output_vector
-                        multiply_strip(
-                            vectors, tiles, a, row, b, depth, out, call.output_vector, c, ahead, share
-                        )  # fmt: skip
-                        ahead += (tiles + unit - 1) // unit * share * depth
-                done += vectors
+                    b = filters + (c * call.panels + j * depth) * vector_bytes
+                    ahead = following(call, filters, c + depth, j, vectors, panel, end)
+                    multiply_strip(vectors, tiles, a + c * row, row, b, depth, to, call.output_vector, c, ahead, share)
+                j += vectors
 
     return multiply_stage
 
@@ -502,33 +492,21 @@ def build_output_stage(dtype_name):
 
 
 def build():
-    """The task: a range of strips and a part of the filters of one group, from x to y."""
-    @inlined
-    def block(call_address, call, scratch, group, strip, strips, first_panel, end_panel):
-        inputs = scratch + call.slots_at
-        outputs = inputs + call.strips_per_block * call.input_slot
-        for s in range(strips):
-            slot = inputs + s * call.input_slot
-            call_leaf(call.input_stage, call_address, scratch, group, strip + s, slot, 0, 0)
-        for panel in range(first_panel, end_panel, call.chunk):
-            panels = min(call.chunk, end_panel - panel)
-            call_leaf(call.multiply_stage, call_address, group, panel, panels, strip, strips, inputs)
-            k = panel * call.panel
-            filters = min(panels * call.panel, call.Kg - k)
-            for s in range(strips):
-                slot = outputs + s * call.output_slot
-                call_leaf(call.output_stage, call_address, scratch, strip + s, group * call.Kg + k, filters, slot, 0)
+    """The task: a strip and a part of the filters of one group, from x to y."""
 
     def winograd(call_address, index, worker):
         call = record_at(RECORD, call_address)
         scratch = call.workspace + worker * call.worker_bytes
-        part, rest = index % call.parts, index // call.parts
-        range_, group = rest % call.ranges, rest // call.ranges
-        first, end = range_ * call.strips // call.ranges, (range_ + 1) * call.strips // call.ranges
-        first_panel, end_panel = part * call.part, min((part + 1) * call.part, call.panels)
-        for strip in range(first, end, call.strips_per_block):
-            strips = min(call.strips_per_block, end - strip)
-            block(call_address, call, scratch, group, strip, strips, first_panel, end_panel)
+        inputs, outputs = scratch + call.inputs_at, scratch + call.outputs_at
+        strip, rest = index % call.strips, index // call.strips
+        part, group = rest % call.parts, rest // call.parts
+        call_leaf(call.input_stage, call_address, scratch, group, strip, inputs, 0, 0)
+        end = min((part + 1) * call.part, call.panels)
+        for panel in range(part * call.part, end, call.chunk):
+            behind = min(panel + call.chunk, end)
+            call_leaf(call.multiply_stage, call_address, group, panel, behind, strip, inputs, outputs)
+            k, filters = panel * call.panel, min(behind * call.panel, call.Kg) - panel * call.panel
+            call_leaf(call.output_stage, call_address, scratch, strip, group * call.Kg + k, filters, outputs, 0)
 
     return winograd
 
