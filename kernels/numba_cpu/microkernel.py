@@ -57,7 +57,7 @@ def vector_type(dtype) -> Lanes:
 
 
 def accumulate(
-    V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None, b_vector=None
+    V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None, b_vector=None, also=None
 ):
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
 
@@ -77,6 +77,8 @@ def accumulate(
             weight = tracing.broadcast(V, load(V.scalar, where))
             added.append([fma(weight, columns[j], sums[i][j]) for j in range(vectors)])
         tracing.prefetch(ahead)
+        if also is not None:
+            tracing.prefetch(ahead + also)
         return [added, a + a_step, b + b_step, ahead + ahead_step]
 
     return loop(depth, step, [sums, a, b, ahead])[0]

@@ -287,10 +287,11 @@ def tile_function(V, rows, vectors):
 
     @traced(types.void)
     def tile(a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step):
+        also = b_vector * vectors // 2
         item, step = tracing.constant(a, V.item_bytes), tracing.constant(a, V.bytes)
         nothing = [[zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
         sums = accumulate(
-            V, rows, vectors, a, item, item, a_step, b, step, depth, nothing, ahead, ahead_step, b_vector
+            V, rows, vectors, a, item, item, a_step, b, step, depth, nothing, ahead, ahead_step, b_vector, also
         )  # fmt: skip
 
         def address(i, j):
@@ -374,7 +375,7 @@ def build_multiply_stage(real_name, unit):
             j = panel
             while j < end:
                 vectors = tile_vectors(end - j)
-                share = vectors * vector_bytes * unit // tiles
+                share = vectors * vector_bytes * unit // tiles // 2
                 to = outputs + plane * call.output_plane + (j - panel) * call.output_vector
                 for c in range(0, call.Cg, call.depth_block):
                     depth = min(call.depth_block, call.Cg - c)
