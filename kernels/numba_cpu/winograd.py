@@ -67,6 +67,7 @@ from .winograd_stages import (
     build_output_stage,
     build_output_transform,
     build_pack,
+    build_spread,
 )  # fmt: skip
 
 passes = ("forward",)
@@ -74,6 +75,8 @@ passes = ("forward",)
 
 DEPTH_BLOCK = 128  # channels summed at a time: 128 x 24 floats of V are 12 KB of L1
 SUMS_IN_CACHE = 2  # times the L2 cache: M of a chunk
+SPREAD_BYTES = 24 << 10
+MOST_SPREAD = 4
 PAST_CACHE_BYTES = 8 << 20  # outputs this large are stored past the cache
 
 PAST_CACHE_WEIGHTS = 1 << 20  # transformed weights this large are: 512 x 512 take 1.6 ms instead of 4.8
@@ -117,6 +120,9 @@ class Cut:
     input_pitch: int
     output_pitch: int
     input_staging: int
+    spread_at: int
+    spread_pitch: int
+    spread_channels: int
     streaming: int
 
     def packed(self) -> bytes:
@@ -186,14 +192,18 @@ def cut_into(m, problem, unit, strips, parts) -> Cut:
     segments = min(strip_tiles, ceil_div(strip_tiles - 1, tile_columns) + 1)
     input_pitch, output_pitch = lines((columns * m + 2 + W) * numbers.item), PIECE_TILES * m * numbers.bytes
     input_staging = segments * (m + 2) * input_pitch
-    inputs_at = lines(numbers.staging_at + max(W * input_staging, m * output_pitch) + numbers.bytes)
+    spread_at = lines(numbers.staging_at + max(W * input_staging, m * output_pitch + numbers.bytes))
+    spread_pitch = (strip_vectors + 1) * numbers.bytes
+    spread_channels = max(1, min(MOST_SPREAD, SPREAD_BYTES // (planes * spread_pitch)))
+    inputs_at = spread_at + spread_channels * planes * spread_pitch
     outputs_at = inputs_at + input_slot
     y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
     return Cut(
         m, tile_rows, tile_columns, tiles, unit, units, strips, parts, W, panels, part, chunk, DEPTH_BLOCK,
         filter_plane, planes * filter_plane, output_plane, output_vector,
         worker_span(outputs_at + planes * output_plane), inputs_at, outputs_at,
-        input_pitch, output_pitch, input_staging, int(y_bytes >= PAST_CACHE_BYTES),
+        input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
+        int(y_bytes >= PAST_CACHE_BYTES),
     )  # fmt: skip
 
 
@@ -289,6 +299,7 @@ def prepared(m, problem, threads):
         compiled(build_input_stage, name),
         compiled(build_multiply_stage, real, chosen.unit),
         compiled(build_output_stage, name),
+        compiled(build_spread, m, real),
         compiled(build_input_transform, m, real),
         compiled(build_output_transform, m, real),
     )

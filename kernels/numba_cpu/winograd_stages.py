@@ -26,18 +26,18 @@ from .compilation import inlined
 from .epilogue import CLAMP, activate
 from .microkernel import VECTORS, accumulate, vector_type
 from .short_floats import memory_functions
-from .tracing import choose, convert, load, loop, maximum, minimum, select, store, traced, zeros
+from .tracing import Lanes, choose, convert, load, loop, maximum, minimum, select, store, traced, zeros
 from .vectors import Vector, array_at, broadcast, record_at
-from .winograd_transforms import filter_transform, input_transform, output_transform, transposed_copy
+from .winograd_transforms import filter_transform, input_transform, output_transform, spread_rows, transposed_copy
 
 FIELDS = (
     "m", "tile_rows", "tile_columns", "tiles", "unit", "units", "strips",  # of the whole problem
     "parts", "panel", "panels", "part", "chunk", "depth_block",  # how the filters and channels are cut
     "filter_plane", "filter_group", "output_plane", "output_vector", "worker_bytes", "inputs_at", "outputs_at",  # bytes
-    "input_pitch", "output_pitch", "input_staging", "streaming",
+    "input_pitch", "output_pitch", "input_staging", "spread_at", "spread_pitch", "spread_channels", "streaming",
 )  # fmt: skip
 LEAVES = (  # addresses of machine code
-    "input_stage", "multiply_stage", "output_stage", "transform_input", "transform_output",
+    "input_stage", "multiply_stage", "output_stage", "spread_pixels", "transform_input", "transform_output",
 )  # fmt: skip
 RECORD_DTYPE = np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in FIELDS + LEAVES])
 RECORD = from_dtype(RECORD_DTYPE)
@@ -61,13 +61,13 @@ class Numbers:
         self.vector = Vector(self.real, self.lanes.count)  # as Numba has it
         self.count, self.item, self.bytes = self.lanes.count, self.lanes.item_bytes, self.lanes.bytes
         self.stored_item = 2 if dtype_name.endswith("16") else self.item
-        self.table_bytes = 8 * STRIP_VECTORS * self.count
-        self.segment_bytes = 32 * STRIP_VECTORS * self.count
-        self.staging_at = self.table_bytes + self.segment_bytes + self.bytes * self.count
+        self.segments_bytes = 32 * STRIP_VECTORS * self.count
+        self.pieces_bytes = 64 * (STRIP_VECTORS * self.count + 1)
+        self.staging_at = self.segments_bytes + self.pieces_bytes + self.bytes * self.count
 
 
 def strip_functions(numbers):
-    """Numba functions for where a strip's tiles are: (first_tile, strip_width, find_segments, set_offsets)."""
+    """Numba functions for where a strip's tiles are: (first_tile, strip_width, find_segments)."""
     lanes = numbers.count
 
     @inlined
@@ -96,50 +96,7 @@ def strip_functions(numbers):
                 image, row = image + 1, 0
         return count
 
-    @inlined
-    def set_offsets(segments, count, offsets, width, tile_bytes, segment_bytes, beyond):
-        """Write where in the staging area each lane's tile begins; lanes past the last tile get `beyond`."""
-        table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
-        lane_offsets = array_at(types.int64, offsets, (STRIP_VECTORS * lanes,), (8,))
-        lane = 0
-        for s in range(count):
-            for i in range(table[s, 3]):
-                lane_offsets[lane] = s * segment_bytes + i * tile_bytes
-                lane += 1
-        for rest in range(lane, width * lanes):
-            lane_offsets[rest] = beyond
-
-    return first_tile, strip_width, find_segments, set_offsets
-
-
-# ---- rows of numbers, as traced loops: a row is short, so what it costs beyond its vectors counts ----
-
-
-def over_rows(V, rows, count, visit):
-    """visit(row, byte offset) for vectors that cover `count` >= V.count numbers of a row; the last two may overlap."""
-    last = count - V.count
-    fours = last // (4 * V.count)
-    singles = (last - fours * (4 * V.count) + (V.count - 1)) // V.count
-
-    def one_row(row):
-        loop(fours, lambda i: [visit(row, i * (4 * V.bytes) + V.bytes * j) for j in range(4)])
-        loop(singles, lambda i: visit(row, (fours * 4 + i) * V.bytes))
-        visit(row, last * V.item_bytes)
-
-    loop(rows, one_row)
-
-
-def copy_rows_function(V):
-    """copy_rows(target, target_row, source, source_row, rows, count): numbers side by side, rows any bytes apart."""
-
-    @traced(types.void)
-    def copy_rows(target, target_row, source, source_row, rows, count):
-        def visit(row, at):
-            store(target + target_row * row + at, load(V, source + source_row * row + at))
-
-        over_rows(V, rows, count, visit)
-
-    return copy_rows
+    return first_tile, strip_width, find_segments
 
 
 def finish_columns_function(V, store_vector):
@@ -179,11 +136,33 @@ def build_input_stage(dtype_name):
     """All channels of a strip, from x to their planes in its slot."""
     numbers = Numbers(dtype_name)
     real, lanes, item, stored_item = numbers.real, numbers.count, numbers.item, numbers.stored_item
-    _, strip_width, find_segments, set_offsets = strip_functions(numbers)
+    vector_bytes, V, pieces_at, staging_at = numbers.bytes, numbers.vector, numbers.segments_bytes, numbers.staging_at
+    _, strip_width, find_segments = strip_functions(numbers)
     read, _, read_vector, _ = memory_functions(dtype_name)
     _, write, _, write_vector = memory_functions(real.name)
-    copy_square, copy_rows = transposed_copy(dtype_name, numbers.lanes), copy_rows_function(numbers.lanes)
+    copy_square = transposed_copy(dtype_name, numbers.lanes)
     plain = item == stored_item
+
+    @inlined
+    def find_pieces(call, segments, count, pieces, in_place):
+        """Write where the pixels of each segment lie, in x or in the staging area, and which of them there are."""
+        table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
+        places = array_at(types.int64, pieces, (STRIP_VECTORS * lanes + 1, 8), (64, 8))
+        lane, size = 0, call.m + 2
+        for s in range(count):
+            image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
+            h, v = row * call.m - call.top, column * call.m - call.left
+            places[s, 0], places[s, 1] = lane, tiles
+            if in_place:
+                places[s, 2] = image * call.x_n + h * call.x_h + v * call.x_w
+                places[s, 3] = max(0, min(size, -h))
+                places[s, 4] = max(places[s, 3], min(size, call.H - h))
+                places[s, 5], places[s, 6] = max(0, -v), min(tiles * call.m + 2, call.W - v)
+            else:
+                places[s, 2], places[s, 3], places[s, 4] = s * size * call.input_pitch, 0, size
+                places[s, 5], places[s, 6] = 0, tiles * call.m + 2
+            lane += tiles
+        places[count, 1] = 0
 
     @inlined
     def copy_row(target, source, step, count):
@@ -218,12 +197,8 @@ def build_input_stage(dtype_name):
             left, right = max(0, -v), min(tiles * call.m + 2, call.W - v)
             source = x + image * call.x_n + h * call.x_h + (v + left) * call.x_w
             line = target + s * (call.m + 2) * call.input_pitch + left * item
-            top, bottom = max(0, -h), min(call.m + 2, call.H - h)
-            if plain and call.x_w == item and right - left >= lanes and top < bottom:
-                to, of = line + top * call.input_pitch, source + top * call.x_h
-                copy_rows(to, call.input_pitch, of, call.x_h, bottom - top, right - left)
-            elif left < right:
-                for i in range(top, bottom):
+            if left < right:
+                for i in range(max(0, -h), min(call.m + 2, call.H - h)):
                     to, of = line + i * call.input_pitch, source + i * call.x_h
                     if together:
                         copy_pixels(to, call.input_staging, of, call.x_w, right - left)
@@ -232,46 +207,38 @@ def build_input_stage(dtype_name):
 
     @inlined
     def clear(address, count):
-        zero = broadcast(numbers_vector, real(0))
-        for i in range(0, count, numbers_bytes):
+        zero = broadcast(V, real(0))
+        for i in range(0, count, vector_bytes):
             write_vector(address + i, zero)
-
-    @inlined
-    def transform_channel(call, staged, offsets, width, target, plane):
-        call_leaf(call.transform_input, staged, offsets, call.input_pitch, target, plane, width, 0)
-
-    numbers_vector, numbers_bytes, segments_at, staging_at = (
-        numbers.vector, numbers.bytes, numbers.table_bytes, numbers.staging_at,
-    )  # fmt: skip
 
     def input_stage(call_address, scratch, group, strip, slot, unused, unused_too):
         call = record_at(RECORD, call_address)
         width = strip_width(call, strip)
-        offsets, segments, staged = scratch, scratch + segments_at, scratch + staging_at
+        segments, pieces, staged = scratch, scratch + pieces_at, scratch + staging_at
+        spread, spread_bytes = scratch + call.spread_at, (call.m + 2) * (call.m + 2) * call.spread_pitch
+        in_place, side_by_side = plain and call.x_w == item, call.x_c == stored_item
         count = find_segments(call, strip, segments)
-        set_offsets(segments, count, offsets, width, call.m * item, (call.m + 2) * call.input_pitch, 0)
-        x, plane = call.x + group * call.Cg * call.x_c, call.Cg * width * numbers_bytes + PLANE_PADDING
-        channel_bytes = width * numbers_bytes
-
-        done = 0
-        if call.x_c == stored_item and call.x_w != stored_item:
+        find_pieces(call, segments, count, pieces, in_place)
+        clear(spread, call.spread_channels * spread_bytes)
+        if not in_place:
             clear(staged, lanes * call.input_staging)
-            while done + lanes <= call.Cg:
-                stage(call, x + done * call.x_c, segments, count, staged, 1)
-                for c in range(lanes):
-                    to = slot + (done + c) * channel_bytes
-                    transform_channel(call, staged + c * call.input_staging, offsets, width, to, plane)
-                done += lanes
-        if done == call.Cg:
-            return
-        clear(staged, 2 * call.input_staging)
-        stage(call, x + done * call.x_c, segments, count, staged + done % 2 * call.input_staging, 0)
-        for c in range(done, call.Cg):
-            if c + 1 < call.Cg:
-                other = staged + (c + 1) % 2 * call.input_staging
-                stage(call, x + (c + 1) * call.x_c, segments, count, other, 0)
-            here = staged + c % 2 * call.input_staging
-            transform_channel(call, here, offsets, width, slot + c * channel_bytes, plane)
+        plane = call.Cg * width * vector_bytes + PLANE_PADDING
+        x, row, c = call.x + group * call.Cg * call.x_c, call.x_h if in_place else call.input_pitch, 0
+        while c < call.Cg:
+            source, step, some = x + c * call.x_c, call.x_c, min(call.spread_channels, call.Cg - c)
+            if not in_place:
+                staged_at = c % lanes
+                if side_by_side and c - staged_at + lanes <= call.Cg:
+                    if staged_at == 0:
+                        stage(call, source, segments, count, staged, 1)
+                    source, step = staged + staged_at * call.input_staging, call.input_staging
+                    some = min(some, lanes - staged_at)
+                else:
+                    stage(call, source, segments, count, staged, 0)
+                    source, some = staged, 1
+            call_leaf(call.spread_pixels, call_address, pieces, source, row, step, some, spread)
+            call_leaf(call.transform_input, call_address, spread, some, slot + c * width * vector_bytes, plane, width, 0)
+            c += some
 
     return input_stage
 
@@ -310,13 +277,39 @@ def tile_function(V, rows, vectors):
 # ---- the leaves: machine code of its own, since each caller that Numba inlines it into would compile it again ----
 
 
+def build_spread(m, real_name):
+    numbers = Numbers(real_name)
+    lanes, item, half = numbers.count, numbers.item, numbers.count // 2
+    spread, spread_few = spread_rows(m, numbers.lanes), spread_rows(m, Lanes(numbers.lanes.kind, half))
+
+    def spread_pixels(call_address, pieces, source, row, step, channels, target):
+        """`channels` channels, `step` bytes apart, each to a square of its own."""
+        call = record_at(RECORD, call_address)
+        places = array_at(types.int64, pieces, (STRIP_VECTORS * lanes + 1, 8), (64, 8))
+        pitch, s = call.spread_pitch, 0
+        while places[s, 1] > 0:
+            here, to, top, bottom = source + places[s, 2], target + places[s, 0] * item, places[s, 3], places[s, 4]
+            for t in range(0, places[s, 1], lanes):
+                of, into, left, right = here + t * m * item, to + t * item, places[s, 5] - t * m, places[s, 6] - t * m
+                if places[s, 1] - t <= half:
+                    spread_few(of, row, step, channels, top, bottom, left, right, into, pitch)
+                else:
+                    spread(of, row, step, channels, top, bottom, left, right, into, pitch)
+            s += 1
+
+    return spread_pixels
+
+
 def build_input_transform(m, real_name):
     numbers = Numbers(real_name)
-    transform, lanes, vector_bytes = input_transform(m, numbers.lanes), numbers.count, numbers.bytes
+    transform, vector_bytes = input_transform(m, numbers.lanes), numbers.bytes
 
-    def transform_input(staged, offsets, pitch, target, plane, width, unused):
-        for i in range(width):
-            transform(staged, offsets + 8 * lanes * i, pitch, target + i * vector_bytes, plane)
+    def transform_input(call_address, source, channels, target, plane, width, unused):
+        call = record_at(RECORD, call_address)
+        square, channel_bytes = (m + 2) * (m + 2) * call.spread_pitch, width * vector_bytes
+        for c in range(channels):
+            for at in range(0, channel_bytes, vector_bytes):
+                transform(source + c * square + at, call.spread_pitch, target + c * channel_bytes + at, plane)
 
     return transform_input
 
@@ -336,7 +329,7 @@ def build_multiply_stage(real_name, unit):
     """All planes of a block: `panels` vectors of filters times every strip, `unit` tiles at a time."""
     numbers = Numbers(real_name)
     item, vector_bytes, lanes = numbers.item, numbers.bytes, numbers.count
-    first_tile, strip_width, _, _ = strip_functions(numbers)
+    first_tile, strip_width, _ = strip_functions(numbers)
     tile_3, tile_2, tile_1 = (tile_function(numbers.lanes, unit, vectors) for vectors in (3, 2, 1))
 
     @inlined
@@ -392,9 +385,8 @@ def build_output_stage(dtype_name):
     numbers = Numbers(dtype_name)
     real, V, lanes, item, stored_item = numbers.real, numbers.vector, numbers.count, numbers.item, numbers.stored_item
     vector_bytes, plain = numbers.bytes, numbers.item == numbers.stored_item
-    segments_at, staging_at = numbers.table_bytes, numbers.staging_at
-    square_at = segments_at + numbers.segment_bytes
-    _, _, find_segments, _ = strip_functions(numbers)
+    staging_at, square_at = numbers.staging_at, numbers.segments_bytes + numbers.pieces_bytes
+    _, _, find_segments = strip_functions(numbers)
     read, write, read_vector, write_vector = memory_functions(dtype_name)
     read_sum, write_bias, read_sums, _ = memory_functions(real.name)
     copy_square = transposed_copy(real.name, numbers.lanes)
@@ -472,7 +464,7 @@ def build_output_stage(dtype_name):
     def output_stage(call_address, scratch, strip, k, filters, slot, unused):
         """k: the first filter, counted through all groups; slot: its planes."""
         call = record_at(RECORD, call_address)
-        segments, square, staged = scratch + segments_at, scratch + square_at, scratch + staging_at
+        segments, square, staged = scratch, scratch + square_at, scratch + staging_at
         biases = staged + call.m * call.output_pitch
         count = find_segments(call, strip, segments)
         table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
