@@ -73,7 +73,8 @@ from .winograd_stages import (
 passes = ("forward",)
 
 
-DEPTH_BLOCK = 128  # channels summed at a time: 128 x 24 floats of V are 12 KB of L1
+# Channels summed at a time: shorter sums round less, longer ones save adding up. F(6,3) stays under 5e-6 only so.
+DEPTH_BLOCK = {2: 128, 4: 128, 6: 64}
 SUMS_IN_CACHE = 2  # times the L2 cache: M of a chunk
 SPREAD_BYTES = 24 << 10
 MOST_SPREAD = 4
@@ -83,13 +84,13 @@ PAST_CACHE_WEIGHTS = 1 << 20  # transformed weights this large are: 512 x 512 ta
 
 # The cost model, in cycles of one core; fitted to medians on Zen 3 (two threads, 64 to 512 channels, maps of 7 to 224).
 CYCLES_PER_SECOND = 3.1e9
-TRANSFORM_CYCLES = {2: 150, 4: 280, 6: 800}  # per vector of tiles and channel or filter, staging included
+INPUT_CYCLES, OUTPUT_CYCLES = {2: 160, 4: 340, 6: 930}, {2: 80, 4: 220, 6: 640}  # per vector of tiles and channel, per tile and vector of filters x lanes
 EFFICIENCY = 0.8
 STREAM_BYTES = 24 << 20
 CACHE_BYTES_PER_CYCLE = 12.0
 PACK_CYCLES = 1.05  # per plane, filter and channel: 1.6 ms for F(4,3) of 512 x 512 by two threads
-STREAM_BYTES_PER_CYCLE = 3.0  # U, from L3 or memory
-MEMORY_BYTES_PER_CYCLE = 3.0  # x and y, per thread
+STREAM_BYTES_PER_CYCLE = 5.0  # U, from L3 or memory
+MEMORY_BYTES_PER_CYCLE = 4.0  # x and y, per thread
 PARTS_COST = 1.06  # each further part reads all of x
 
 
@@ -199,7 +200,7 @@ def cut_into(m, problem, unit, strips, parts) -> Cut:
     outputs_at = inputs_at + input_slot
     y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
     return Cut(
-        m, tile_rows, tile_columns, tiles, unit, units, strips, parts, W, panels, part, chunk, DEPTH_BLOCK,
+        m, tile_rows, tile_columns, tiles, unit, units, strips, parts, W, panels, part, chunk, DEPTH_BLOCK[m],
         filter_plane, planes * filter_plane, output_plane, output_vector,
         worker_span(outputs_at + planes * output_plane), inputs_at, outputs_at,
         input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
@@ -211,7 +212,7 @@ def cycles(problem, threads, cut) -> float:
     """Predicted cycles: those of the thread with the most work, and the memory traffic that all share."""
     planes, tiles = (cut.m + 2) ** 2, min(cut.tiles, ceil_div(cut.units, cut.strips) * cut.unit)
     stored = ceil_div(tiles, cut.panel)
-    transform = TRANSFORM_CYCLES[cut.m] * (stored * problem.Cg + tiles * cut.part)
+    transform = INPUT_CYCLES[cut.m] * stored * problem.Cg + OUTPUT_CYCLES[cut.m] * tiles * cut.part
     units = ceil_div(tiles, cut.unit)
     multiply = planes * problem.Cg * cut.part * units * cut.unit / target.multiply_adds_per_cycle() / EFFICIENCY
     weights = planes * problem.Cg * cut.part * cut.panel * problem.accumulate.itemsize

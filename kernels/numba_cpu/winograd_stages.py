@@ -254,11 +254,10 @@ def tile_function(V, rows, vectors):
 
     @traced(types.void)
     def tile(a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step):
-        also = b_vector * vectors // 2
         item, step = tracing.constant(a, V.item_bytes), tracing.constant(a, V.bytes)
         nothing = [[zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
         sums = accumulate(
-            V, rows, vectors, a, item, item, a_step, b, step, depth, nothing, ahead, ahead_step, b_vector, also
+            V, rows, vectors, a, item, item, a_step, b, step, depth, nothing, ahead, ahead_step, b_vector, vectors
         )  # fmt: skip
 
         def address(i, j):
@@ -365,10 +364,9 @@ def build_multiply_stage(real_name, unit):
         for plane in range((call.m + 2) * (call.m + 2)):
             filters = call.w + group * call.filter_group + plane * call.filter_plane
             a = inputs + plane * (call.Cg * row + PLANE_PADDING)
-            j = panel
+            share, j = vector_bytes // ((tiles + unit - 1) // unit), panel
             while j < end:
                 vectors = tile_vectors(end - j)
-                share = vectors * vector_bytes * unit // tiles // 2
                 to = outputs + plane * call.output_plane + (j - panel) * call.output_vector
                 for c in range(0, call.Cg, call.depth_block):
                     depth = min(call.depth_block, call.Cg - c)
