@@ -57,8 +57,9 @@ def vector_type(dtype) -> Lanes:
 
 
 def accumulate(
-    V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None, b_vector=None, fetched=1
-):
+    V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums,
+    ahead=None, ahead_step=None, b_vector=None, fetched=1,
+):  # fmt: skip
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
 
     ahead: memory that will be needed soon, fetched into the cache `ahead_step` bytes further at every step; A, if

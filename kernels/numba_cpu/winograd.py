@@ -1,35 +1,42 @@
-"""Winograd convolution F(m x m, 3 x 3): fewer multiplications, as (m+2)^2 matrix products per block of tiles.
+"""Winograd convolution F(m x m, 3 x 3): fewer multiplications, as (m+2)^2 matrix products per strip of tiles.
 
 The output is cut into tiles of m x m; each reads (m+2) x (m+2) inputs, overlapping its neighbours by 2. Transformed
 (winograd_matrices.py), a tile's convolution with a filter is (m+2)^2 products, number by number, summed over
 channels. For many tiles and filters each of these is a matrix product, a "plane":
 
-    M[plane][k, tile] = sum over c of  U[plane][k, c] * V[plane][c, tile]     k: filters; tiles: a lane each
+    M[plane][tile, k] = sum over c of  V[plane][c, tile] * U[plane][c, k]     k: filters, a lane each
 
     9 m^2 multiplications of the direct way become (m+2)^2:  F(2,3) 36 -> 16,  F(4,3) 144 -> 36,  F(6,3) 324 -> 64
 
-What a thread does with its strips (1 to 3 vectors of tiles, winograd_stages.py), one block of them at a time:
+What a thread does with a strip, some 7 to 64 tiles in a row (winograd_stages.py):
 
-          x                V: a slot per strip          M: a slot per strip               y
-     +---------+          +------------------+         +------------------+         +---------+
-     | strip 0 |  B^T d B | 36 planes, all C | U of 64 | 36 planes of     | A^T M A | strip 0 |
-     | strip 1 |  ------> | 36 planes, all C | ------> | 64 filters       | ------> | strip 1 |
-     | ...     |          | ...              | filters | ...              |  then   | ...     |
-     +---------+          +------------------+         +------------------+   the   +---------+
-                     stays in L2, or a core's L3      stays in L1 and L2     next 64
+          x                     V                       M                          y
+     +---------+          +-------------+         +----------------+          +---------+
+     |  strip  |  B^T d B | 36 planes,  |    U    | 36 planes,     | A^T M A  |  strip  |
+     |         |  ------> | all C       | ------> | some filters   | -------> |         |
+     +---------+          | lane = tile |         | lane = filter  |   then   +---------+
+                          +-------------+         +----------------+   the next filters
+                           stays in L2, or a core's L3
 
-U is transformed and packed ahead (`pack`) and streams by once per block. V and M never hold more than a block, so
-nothing of the size of the image is written but y.
+The multiply takes the tiles one number at a time, 7 or 8 (with 16 registers 4) at once, and filters by vectors: so 49
+tiles are 7 times 7, where lanes of tiles would make them 64. U is transformed and packed ahead (`pack`) and streams by
+once per strip. V and M never hold more than a strip, so nothing of the size of the image is written but y.
 
-Lessons, all measured on two Zen 3 cores with AVX2:
-- Threads share nothing but x and U. A stage shared by all threads, with V and M in common, cost 1.2 to 1.75 times as
-  much: a line written by one core and read by another is an order of magnitude slower than one from its own L2.
+Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
+- With tiles across the lanes in the multiply as well, layers of 28 x 28 and 14 x 14 took 1.3 to 1.6 times as long.
+- The weights that are needed next are fetched while these are multiplied, a line of each vector and step: 1.2 to 1.9
+  times as fast where U comes from L3 or memory. They lie where no prefetcher of the processor looks for them.
+- Sums as they leave the registers, a vector of filters for each tile, and transposed after the output transform:
+  against transposing them on their way into M, 5 % to 9 % on 64 and 128 channels.
+- Pixels are put into lanes by whole vectors of a row (`every` in winograd_transforms.py), four channels at a time, and
+  the next four are fetched meanwhile: the input stage takes 0.65 of what single tiles' rows took.
+- How wide a strip is hardly matters, several strips for one pass over U never paid.
+- Threads share nothing but x and U. V made by all for all, in a round before, cost 1.1 to 1.5 times as much: a line
+  written by one core and read by another is far slower than one from its own L2. So it was with AVX2 on Zen 3.
 - Where there are fewer strips than would keep the threads busy, or U is larger than a cache, the filters are split
-  too (`parts`): every part transforms the input again, 3 % on 512 -> 512 at 28 x 28, and streams its own share of U
-  only.
-- Sums over channels are cut every 128: a panel of V then fills a third of L1, and rounding errors stop growing with C.
-- Blocks that leave L2 although they could stay cost a third on 64 -> 64 at 112 x 112 (3.1 to 4.3 ms).
-- Fetching U ahead by prefetch instructions gained nothing.
+  too (`parts`): every part transforms the input again, 4 % on 512 -> 512 at 28 x 28, and streams its own share of U.
+- Sums over channels are cut every 128: the weights of a step then fill half of L1, and rounding errors stop growing
+  with C. F(6,3) cuts every 64 and so keeps under 5e-6 up to 2,048 channels.
 - Points 0, +-sqrt(1/2), +-sqrt(2) halve F(4,3)'s error against 0, +-1, +-2.
 - Past-cache stores pay when y is larger than the caches (64 x 224 x 224) and hurt when the next layer would find it
   there.
@@ -50,7 +57,7 @@ from functools import lru_cache
 from . import target
 from .call import pack_call, problem_fields
 from .compilation import compiled
-from .microkernel import VECTORS, tile_rows, vector_type
+from .microkernel import CLOCK, VECTORS, tile_rows, vector_type
 from .threads import run_tasks, task_loop, worker_span
 from .vectors import lanes
 from .winograd_stages import (
@@ -73,25 +80,22 @@ from .winograd_stages import (
 passes = ("forward",)
 
 
-# Channels summed at a time: shorter sums round less, longer ones save adding up. F(6,3) stays under 5e-6 only so.
-DEPTH_BLOCK = {2: 128, 4: 128, 6: 64}
-SUMS_IN_CACHE = 2  # times the L2 cache: M of a chunk
-SPREAD_BYTES = 24 << 10
-MOST_SPREAD = 4
+DEPTH_BLOCK = {2: 128, 4: 128, 6: 64}  # channels summed at a time; accuracy.py knows them too
+SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading V more often costs more
+SPREAD_BYTES, MOST_SPREAD = 24 << 10, 4  # what stays in L1 of spread pixels, and channels at a time
+MOST_WORKSPACE = 48 << 20  # of all threads, where a cut is possible that needs no more
 PAST_CACHE_BYTES = 8 << 20  # outputs this large are stored past the cache
-
 PAST_CACHE_WEIGHTS = 1 << 20  # transformed weights this large are: 512 x 512 take 1.6 ms instead of 4.8
 
-# The cost model, in cycles of one core; fitted to medians on Zen 3 (two threads, 64 to 512 channels, maps of 7 to 224).
-CYCLES_PER_SECOND = 3.1e9
-INPUT_CYCLES, OUTPUT_CYCLES = {2: 160, 4: 340, 6: 930}, {2: 80, 4: 220, 6: 640}  # per vector of tiles and channel, per tile and vector of filters x lanes
-EFFICIENCY = 0.8
-STREAM_BYTES = 24 << 20
-CACHE_BYTES_PER_CYCLE = 12.0
-PACK_CYCLES = 1.05  # per plane, filter and channel: 1.6 ms for F(4,3) of 512 x 512 by two threads
-STREAM_BYTES_PER_CYCLE = 5.0  # U, from L3 or memory
+# The cost model, in cycles of the Zen 3 that microkernel.CLOCK is of, where kernels compare as they do on the Zen 5
+# that it was fitted to (two threads, AVX-512 and AVX2, 8 to 512 channels, maps of 7 to 224).
+INPUT_CYCLES = {2: 160, 4: 340, 6: 930}  # per channel and vector of tiles
+OUTPUT_CYCLES = {2: 80, 4: 220, 6: 640}  # per tile and vector of filters
+EFFICIENCY = 0.8  # of the core's multiply-adds
+CACHED_WEIGHTS = 24 << 20  # U up to this size comes from the L3 cache
+STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 16.0, 60.0  # U, from memory and from L3, beside the multiply
 MEMORY_BYTES_PER_CYCLE = 4.0  # x and y, per thread
-PARTS_COST = 1.06  # each further part reads all of x
+PACK_CYCLES = 1.05  # per plane, filter and channel: 1.6 ms for F(4,3) of 512 x 512 by two threads
 
 
 @dataclass(frozen=True)
@@ -146,15 +150,19 @@ def lines(count):
 @lru_cache(maxsize=1024)
 def cut(m, problem, threads) -> Cut:
     """The split into strips of tiles and parts of filters that the cost model finds fastest."""
-    return min(possible_cuts(m, problem, threads), key=lambda cut: cycles(problem, threads, cut))
+
+    def cost(cut):
+        return max(MOST_WORKSPACE, threads * cut.worker_bytes), cycles(problem, threads, cut)
+
+    return min(possible_cuts(m, problem, threads), key=cost)
 
 
 def possible_cuts(m, problem, threads):
     tiles = problem.N * ceil_div(problem.P, m) * ceil_div(problem.Q, m)
-    for unit in tile_units(problem):
+    for unit in tile_units():
         units = ceil_div(tiles, unit)
         for width in range(1, STRIP_VECTORS + 1):
-            fewest = ceil_div(units, width * lanes(problem.accumulate) // unit)
+            fewest = ceil_div(units, max(1, width * lanes(problem.accumulate) // unit))
             for strips in {fewest, min(units, ceil_div(fewest, threads) * threads)}:
                 for parts in part_counts(problem, threads):
                     yield cut_into(m, problem, unit, strips, parts)
@@ -162,13 +170,15 @@ def possible_cuts(m, problem, threads):
 
 def part_counts(problem, threads):
     panels = ceil_div(problem.Kg, lanes(problem.accumulate))
-    return sorted({min(parts, panels) for parts in range(1, threads + 1)})
+    return sorted(
+        {min(parts, panels) for parts in (1, 2, 3, threads // 4, threads // 2, threads) if 0 < parts <= threads}
+    )
 
 
-def tile_units(problem):
-    """How many tiles the micro-kernel may take at a time: as many as the registers hold, or one less if that fits."""
-    rows = min(tile_rows(VECTORS), lanes(problem.accumulate))
-    return (rows, rows - 1) if rows == 8 else (rows,)
+def tile_units():
+    """How many tiles the micro-kernel may take at a time: as many as its registers hold, or of 8 one less."""
+    rows = tile_rows(VECTORS)
+    return (8, 7) if rows == 8 else (rows,)
 
 
 def cut_into(m, problem, unit, strips, parts) -> Cut:
@@ -209,19 +219,18 @@ def cut_into(m, problem, unit, strips, parts) -> Cut:
 
 
 def cycles(problem, threads, cut) -> float:
-    """Predicted cycles: those of the thread with the most work, and the memory traffic that all share."""
-    planes, tiles = (cut.m + 2) ** 2, min(cut.tiles, ceil_div(cut.units, cut.strips) * cut.unit)
-    stored = ceil_div(tiles, cut.panel)
-    transform = INPUT_CYCLES[cut.m] * stored * problem.Cg + OUTPUT_CYCLES[cut.m] * tiles * cut.part
-    units = ceil_div(tiles, cut.unit)
-    multiply = planes * problem.Cg * cut.part * units * cut.unit / target.multiply_adds_per_cycle() / EFFICIENCY
-    weights = planes * problem.Cg * cut.part * cut.panel * problem.accumulate.itemsize
-    rate = STREAM_BYTES_PER_CYCLE if weights * cut.parts * problem.groups > STREAM_BYTES else CACHE_BYTES_PER_CYCLE
-    task = transform + max(multiply, weights / rate)
-    tasks = problem.groups * cut.strips * cut.parts
+    """Predicted cycles of the thread with the most work, with its share of the memory traffic."""
+    planes, units = (cut.m + 2) ** 2, ceil_div(cut.units, cut.strips)
+    tiles = min(cut.tiles, units * cut.unit)
+    transforms = INPUT_CYCLES[cut.m] * problem.Cg * ceil_div(tiles, cut.panel) + OUTPUT_CYCLES[cut.m] * tiles * cut.part
+    weights = planes * problem.Cg * cut.part  # vectors
+    multiply = weights * units * cut.unit / target.multiply_adds_per_cycle() / EFFICIENCY
+    cached = problem.groups * cut.filter_group <= CACHED_WEIGHTS
+    stream = weights * target.vector_bytes() / (CACHE_BYTES_PER_CYCLE if cached else STREAM_BYTES_PER_CYCLE)
+    tasks = ceil_div(problem.groups * cut.strips * cut.parts, threads)
     pixels = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
     memory = pixels * problem.dtype.itemsize / MEMORY_BYTES_PER_CYCLE / threads
-    return ceil_div(tasks, threads) * task + memory
+    return tasks * (transforms + multiply + stream) + memory
 
 
 # ---- the kernel; winograd_f2.py, winograd_f4.py and winograd_f6.py give m ----
@@ -284,11 +293,11 @@ def pack(m, problem, device, w, packed):
 
 def predicted_seconds(m, problem, device):
     chosen = cut(m, problem, device.threads)
-    return 10e-6 + cycles(problem, device.threads, chosen) / CYCLES_PER_SECOND
+    return 10e-6 + cycles(problem, device.threads, chosen) / CLOCK
 
 
 def pack_seconds(m, problem, device):
-    return PACK_CYCLES * (m + 2) ** 2 * problem.K * problem.Cg / CYCLES_PER_SECOND / device.threads
+    return PACK_CYCLES * (m + 2) ** 2 * problem.K * problem.Cg / CLOCK / device.threads
 
 
 @lru_cache(maxsize=1024)

@@ -237,7 +237,9 @@ def build_input_stage(dtype_name):
                     stage(call, source, segments, count, staged, 0)
                     source, some = staged, 1
             call_leaf(call.spread_pixels, call_address, pieces, source, row, step, some, spread)
-            call_leaf(call.transform_input, call_address, spread, some, slot + c * width * vector_bytes, plane, width, 0)
+            call_leaf(
+                call.transform_input, call_address, spread, some, slot + c * width * vector_bytes, plane, width, 0
+            )
             c += some
 
     return input_stage
@@ -327,7 +329,7 @@ def build_output_transform(m, real_name):
 def build_multiply_stage(real_name, unit):
     """All planes of a block: `panels` vectors of filters times every strip, `unit` tiles at a time."""
     numbers = Numbers(real_name)
-    item, vector_bytes, lanes = numbers.item, numbers.bytes, numbers.count
+    item, vector_bytes = numbers.item, numbers.bytes
     first_tile, strip_width, _ = strip_functions(numbers)
     tile_3, tile_2, tile_1 = (tile_function(numbers.lanes, unit, vectors) for vectors in (3, 2, 1))
 
