@@ -91,9 +91,10 @@ PAST_CACHE_WEIGHTS = 1 << 20  # transformed weights this large are: 512 x 512 ta
 # that it was fitted to (two threads, AVX-512 and AVX2, 8 to 512 channels, maps of 7 to 224).
 INPUT_CYCLES = {2: 160, 4: 340, 6: 930}  # per channel and vector of tiles
 OUTPUT_CYCLES = {2: 80, 4: 220, 6: 640}  # per tile and vector of filters
-EFFICIENCY = 0.8  # of the core's multiply-adds
+EFFICIENCY = 0.85  # of the core's multiply-adds
+LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
 CACHED_WEIGHTS = 24 << 20  # U up to this size comes from the L3 cache
-STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 16.0, 60.0  # U, from memory and from L3, beside the multiply
+STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 16.0, 400.0  # U, from memory and from L3, beside the multiply
 MEMORY_BYTES_PER_CYCLE = 4.0  # x and y, per thread
 PACK_CYCLES = 1.05  # per plane, filter and channel: 1.6 ms for F(4,3) of 512 x 512 by two threads
 
@@ -224,7 +225,7 @@ def cycles(problem, threads, cut) -> float:
     tiles = min(cut.tiles, units * cut.unit)
     transforms = INPUT_CYCLES[cut.m] * problem.Cg * ceil_div(tiles, cut.panel) + OUTPUT_CYCLES[cut.m] * tiles * cut.part
     weights = planes * problem.Cg * cut.part  # vectors
-    multiply = weights * units * cut.unit / target.multiply_adds_per_cycle() / EFFICIENCY
+    multiply = weights * units * (cut.unit + LOADED) / target.multiply_adds_per_cycle() / EFFICIENCY
     cached = problem.groups * cut.filter_group <= CACHED_WEIGHTS
     stream = weights * target.vector_bytes() / (CACHE_BYTES_PER_CYCLE if cached else STREAM_BYTES_PER_CYCLE)
     tasks = ceil_div(problem.groups * cut.strips * cut.parts, threads)
