@@ -38,8 +38,9 @@ GROWTH = {
 }
 
 # Winograd's norm-relative error over u: sqrt(a + b * (channels summed at a time + number of such sums)), a for the
-# transforms' rounding, b for the sums'. Fitted to standard normal data at C = 1 .. 2048 on 24 x 24 maps, plus a fifth; held to by test_winograd.py
-# and, for a GPU's, which sum all channels at a time, by test_winograd_fused.py (F(2, 3)) and _batched.py (F(4, 3)).
+# transforms' rounding, b for the sums'. Fitted to standard normal data at C = 1 .. 4096 on 24 x 24 maps, plus a fifth;
+# held to by test_winograd.py and, for a GPU's, which sum all channels at a time, by test_winograd_fused.py (F(2, 3))
+# and _batched.py (F(4, 3)).
 WINOGRAD_NOISE = {
     "winograd_f2": (4.8, 0.35, 128),
     "winograd_fused": (4.8, 0.35, np.inf),

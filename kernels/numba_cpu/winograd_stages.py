@@ -1,19 +1,25 @@
-"""What one thread of a Winograd convolution runs: stage, transform, multiply, transform, store. winograd.py has the
+"""What one thread of a Winograd convolution runs: spread, transform, multiply, transform, store. winograd.py has the
 picture.
 
-A strip is 1 to 3 vectors of tiles, one tile per lane, in the order image, row, column; a strip may begin and end
+A strip is some tiles in the order image, row, column, at most STRIP_VECTORS vectors of them; it may begin and end
 anywhere in a row of tiles. Its part of one row of tiles is a segment:
 
-    x, one channel                       staging area (L1)              planes of the strip, in its slot
-    . . . . . . . .                      segment 0: 0 a b c d e         plane 0: channel 0: tiles 0 .. 23, ...
-    . a b c d e f .     copied, zeros               0 g h i j k         plane 1
-    . g h i j k l .     around the image            ...                 ...
-                                         segment 1: ...                 plane (m+2)^2 - 1
+    x, one channel               spread over the lanes, a tile per lane (L1)       V: planes of the strip
+    . . . . . . . .    masked    pixel 0,0 of each tile: segment 0 | segment 1     plane 0: channel 0: tiles 0 .. 48
+    . a b c d e f .    loads,    pixel 0,1                       ...                        channel 1: ...
+    . g h i j k l .   shuffles   ...                                               plane 1
+    . . . . . . . .              pixel m+1,m+1                                     ...
 
-The staging area makes padding, odd sizes, every stride, NHWC and 16-bit numbers a matter of copying rows: the
-transforms see float rows with everything in place. It costs a store and a load per pixel.
-Output goes the same way back. While one channel is transformed the next is being copied into another plane of the
-staging area: a load of what was stored just before, by stores of another width, would wait for them.
+The masks make padding, odd sizes and ends of rows a matter of lanes that stay zero. What does not lie side by side in x
+as float32 or float64 (NHWC, 16-bit numbers, odd strides) is copied to a staging area first, with zeros around it.
+
+    M: sums of a strip           outputs of up to 8 tiles in a row (L1)            y, NCHW
+    plane 0: filters 0 .. 15:    row 0: pixel 0: filters 0 .. 15, pixel 1, ...     filter 0: row 0: pixel 0, 1, ...
+      tile 0, tile 1, ...        ...                                   transposed           ...
+    plane 1 ...                  row m-1                                           filter 1: ...
+
+Channels are spread several at a time and then transformed: a load of what was stored just before, by stores of another
+place, would wait for them.
 """
 
 import numpy as np
@@ -145,7 +151,11 @@ def build_input_stage(dtype_name):
 
     @inlined
     def find_pieces(call, segments, count, pieces, in_place):
-        """Write where the pixels of each segment lie, in x or in the staging area, and which of them there are."""
+        """Write (lane, tiles, offset, top, bottom, left, right) of each segment, and no tiles behind the last.
+
+        offset: of its first pixel, in x or in the staging area. Of its pixels those in the rows top .. bottom-1 and
+        the columns left .. right-1 exist.
+        """
         table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
         places = array_at(types.int64, pieces, (STRIP_VECTORS * lanes + 1, 8), (64, 8))
         lane, size = 0, call.m + 2
@@ -327,7 +337,7 @@ def build_output_transform(m, real_name):
 
 
 def build_multiply_stage(real_name, unit):
-    """All planes of a block: `panels` vectors of filters times every strip, `unit` tiles at a time."""
+    """All planes of a strip: its tiles, `unit` at a time, times some filters, up to 3 vectors at a time."""
     numbers = Numbers(real_name)
     item, vector_bytes = numbers.item, numbers.bytes
     first_tile, strip_width, _ = strip_functions(numbers)
@@ -340,6 +350,7 @@ def build_multiply_stage(real_name, unit):
 
     @inlined
     def multiply_strip(vectors, tiles, a, a_step, b, depth, c, c_vector, continued, ahead, share):
+        """share: bytes of each vector of the weights at `ahead` that every unit fetches at every step."""
         b_vector = depth * vector_bytes
         for t in range(0, tiles, unit):
             here, to, soon = a + t * item, c + t * vector_bytes, ahead + t // unit * share * depth
