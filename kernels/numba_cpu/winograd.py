@@ -95,7 +95,7 @@ EFFICIENCY = 0.85  # of the core's multiply-adds
 LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
 CACHED_WEIGHTS = 24 << 20  # U up to this size comes from the L3 cache
 STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 16.0, 400.0  # U, from memory and from L3, beside the multiply
-MEMORY_BYTES_PER_CYCLE = 4.0  # x and y, per thread
+MEMORY_BYTES_PER_CYCLE = 2.5  # x and y, per thread
 PACK_CYCLES = 1.05  # per plane, filter and channel: 1.6 ms for F(4,3) of 512 x 512 by two threads
 
 
