@@ -145,7 +145,7 @@ def test_nan_stays_within_the_tiles_that_read_it():
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (5, 9), (7, 7), (14, 14), (3, 100), (100, 3)])
 def test_every_size_of_map(size):
-    x, w = normal(1, 5, *size), weights(6, 5)
+    x, w = normal(1, 5, *size), weights(18, 5)  # a vector of filters and more, in whatever vectors
     problem = make_problem(x.shape, w.shape, np.float32, padding=1)
     for algorithm in TILES:
         y = convlib.conv2d(x, w, padding=1, algorithm=algorithm, max_error=1)
