@@ -13,13 +13,8 @@ from convlib.arrays import empty_aligned
 from convlib.kernels.numba_cpu import winograd
 from convlib.kernels.numba_cpu.call import pack_call
 from convlib.kernels.numba_cpu.compilation import compiled
-from convlib.kernels.numba_cpu.microkernel import panel_rows, peak_gflops
-from convlib.kernels.numba_cpu.winograd_stages import (
-    Numbers,
-    build_input_stage,
-    build_multiply_stage,
-    build_output_stage,
-)
+from convlib.kernels.numba_cpu.microkernel import peak_gflops
+from convlib.kernels.numba_cpu.winograd_stages import build_input_stage, build_multiply_stage, build_output_stage
 from convlib.problem import make_problem
 
 LAYERS = ((64, 64, 224), (128, 128, 112), (256, 256, 56), (512, 512, 28), (512, 512, 14), (64, 64, 56), (128, 128, 28))
@@ -44,36 +39,24 @@ def stage_seconds(m, problem):
     timed("pack", winograd.pack, m, problem, place, w, packed)
     fields, _, _ = winograd.prepared(m, problem, 1)
     call = pack_call(fields, x, packed, y, None, None, workspace)
-    for strip, strips in blocks(winograd.cut(m, problem, 1)):
-        run_block(m, problem, call, workspace.ctypes.data, strip, strips, timed)
+    cut = winograd.cut(m, problem, 1)
+    for strip in range(cut.strips):
+        run_strip(cut, problem, call, workspace.ctypes.data, strip, timed)
     return seconds
 
 
-def blocks(cut):
-    """(first strip, strips) of every block, as the kernel's task cuts its ranges."""
-    for index in range(cut.ranges):
-        first, end = index * cut.strips // cut.ranges, (index + 1) * cut.strips // cut.ranges
-        for strip in range(first, end, cut.strips_per_block):
-            yield strip, min(cut.strips_per_block, end - strip)
-
-
-def run_block(m, problem, call, scratch, strip, strips, timed):
-    """What `block` in winograd_stages.py does."""
-    cut = winograd.cut(m, problem, 1)
-    input_stage, multiply_stage, output_stage = (
-        compiled(build, "float32").call for build in (build_input_stage, build_multiply_stage, build_output_stage)
-    )
-    inputs = scratch + cut.slots_at
-    outputs = inputs + cut.strips_per_block * cut.input_slot
-    for s in range(strips):
-        timed("input", input_stage, call, scratch, 0, strip + s, inputs + s * cut.input_slot, 0, 0)
+def run_strip(cut, problem, call, scratch, strip, timed):
+    """What `winograd` in winograd_stages.py does for all filters of a problem without groups."""
+    input_stage, output_stage = (compiled(build, "float32").call for build in (build_input_stage, build_output_stage))
+    multiply_stage = compiled(build_multiply_stage, "float32", cut.unit).call
+    inputs, outputs = scratch + cut.inputs_at, scratch + cut.outputs_at
+    timed("input", input_stage, call, scratch, 0, strip, inputs, 0, 0)
     for panel in range(0, cut.panels, cut.chunk):
-        panels = min(cut.chunk, cut.panels - panel)
-        timed("multiply", multiply_stage, call, 0, panel, panels, strip, strips, inputs)
-        first = panel * panel_rows()
-        filters = min(panels * panel_rows(), problem.Kg - first)
-        for s in range(strips):
-            timed("output", output_stage, call, scratch, strip + s, first, filters, outputs + s * cut.output_slot, 0)
+        end = min(panel + cut.chunk, cut.panels)
+        timed("multiply", multiply_stage, call, 0, panel, end, strip, inputs, outputs)
+        first = panel * cut.panel
+        filters = min(end * cut.panel, problem.K) - first
+        timed("output", output_stage, call, scratch, strip, first, filters, outputs, 0)
 
 
 def report(m=4, rounds=5):
@@ -85,8 +68,7 @@ def report(m=4, rounds=5):
         problem = make_problem((1, C, size, size), (K, C, 3, 3), np.float32, padding=1)
         runs = [stage_seconds(m, problem) for _ in range(rounds)]
         seconds = {stage: float(np.median([run[stage] for run in runs])) for stage in STAGES}
-        vectors = winograd.cut(m, problem, 1).vectors
-        flops = 2 * (m + 2) ** 2 * C * K * vectors * Numbers("float32").count
+        flops = 2 * (m + 2) ** 2 * C * K * winograd.cut(m, problem, 1).tiles
         row = "".join(f"{1e3 * seconds[stage]:10.2f}" for stage in STAGES)
         print(f"{f'{C}x{size}x{size}->{K}':>16}{row}{flops / seconds['multiply'] / 1e9 / peak:14.0%}")
 

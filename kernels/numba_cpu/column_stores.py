@@ -13,11 +13,11 @@ output on a Zen 5, a tenth of a 1x1 convolution of 200 channels.
 from .tracing import Lanes, choose, first_lanes, interleave, load, load_lanes, minimum, shuffle, store, store_lanes
 
 
-def store_columns(rows, left, out, out_column, residual, residual_column, finish):
+def store_columns(rows, left, out, out_column, residual, residual_column, finish, store_whole=store):
     """Write finish(rows + residual): lane l of row i to out + l * out_column + i * the number's size, for i < left.
 
     rows: vectors of one type. residual: its address, laid out alike with residual_column; 0 if there is none. finish:
-    from vector to vector.
+    from vector to vector. store_whole: how rows are stored of which none is left out.
     """
     V, count = rows[0].type, len(rows)
     power = 1 << (count - 1).bit_length()
@@ -45,7 +45,7 @@ def store_columns(rows, left, out, out_column, residual, residual_column, finish
                 to = out + out_column * column + V.item_bytes * row
                 part = shuffle(finished, finished, range(number * piece.count, (number + 1) * piece.count))
                 if some is None:
-                    store(to, part)
+                    store_whole(to, part)
                 else:
                     store_lanes(to, part, first_lanes(piece, some - row))
 

@@ -57,12 +57,14 @@ def vector_type(dtype) -> Lanes:
 
 
 def accumulate(
-    V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None, b_vector=None
-):
+    V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums,
+    ahead=None, ahead_step=None, b_vector=None, fetched=1,
+):  # fmt: skip
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
 
     ahead: memory that will be needed soon, fetched into the cache `ahead_step` bytes further at every step; A, if
-    None. b_vector: from vector to vector of B; they are neighbours, if None.
+    None. b_vector: from vector to vector of B; they are neighbours, if None. fetched: how many memories are fetched
+    ahead, b_vector apart.
     """
     b_vector = V.bytes if b_vector is None else b_vector
     ahead, ahead_step = (a + AHEAD, a_step) if ahead is None else (ahead, ahead_step)
@@ -76,7 +78,8 @@ def accumulate(
             where = a + a_row * (i % panel) + a_panel * (i // panel)
             weight = tracing.broadcast(V, load(V.scalar, where))
             added.append([fma(weight, columns[j], sums[i][j]) for j in range(vectors)])
-        tracing.prefetch(ahead)
+        for j in range(fetched):
+            tracing.prefetch(ahead + b_vector * j)
         return [added, a + a_step, b + b_step, ahead + ahead_step]
 
     return loop(depth, step, [sums, a, b, ahead])[0]

@@ -1,46 +1,54 @@
-"""Winograd convolution F(m x m, 3 x 3): fewer multiplications, as (m+2)^2 matrix products per block of tiles.
+"""Winograd convolution F(m x m, 3 x 3): fewer multiplications, as (m+2)^2 matrix products per strip of tiles.
 
 The output is cut into tiles of m x m; each reads (m+2) x (m+2) inputs, overlapping its neighbours by 2. Transformed
 (winograd_matrices.py), a tile's convolution with a filter is (m+2)^2 products, number by number, summed over
 channels. For many tiles and filters each of these is a matrix product, a "plane":
 
-    M[plane][k, tile] = sum over c of  U[plane][k, c] * V[plane][c, tile]     k: filters; tiles: a lane each
+    M[plane][tile, k] = sum over c of  V[plane][c, tile] * U[plane][c, k]     k: filters, a lane each
 
     9 m^2 multiplications of the direct way become (m+2)^2:  F(2,3) 36 -> 16,  F(4,3) 144 -> 36,  F(6,3) 324 -> 64
 
-What a thread does with its strips (1 to 3 vectors of tiles, winograd_stages.py), one block of them at a time:
+What a thread does with a strip, some 7 to 64 tiles in a row (winograd_stages.py):
 
-          x                V: a slot per strip          M: a slot per strip               y
-     +---------+          +------------------+         +------------------+         +---------+
-     | strip 0 |  B^T d B | 36 planes, all C | U of 64 | 36 planes of     | A^T M A | strip 0 |
-     | strip 1 |  ------> | 36 planes, all C | ------> | 64 filters       | ------> | strip 1 |
-     | ...     |          | ...              | filters | ...              |  then   | ...     |
-     +---------+          +------------------+         +------------------+   the   +---------+
-                     stays in L2, or a core's L3      stays in L1 and L2     next 64
+          x                     V                       M                          y
+     +---------+          +-------------+         +----------------+          +---------+
+     |  strip  |  B^T d B | 36 planes,  |    U    | 36 planes,     | A^T M A  |  strip  |
+     |         |  ------> | all C       | ------> | some filters   | -------> |         |
+     +---------+          | lane = tile |         | lane = filter  |   then   +---------+
+                          +-------------+         +----------------+   the next filters
+                           stays in L2, or a core's L3
 
-U is transformed and packed ahead (`pack`) and streams by once per block. V and M never hold more than a block, so
-nothing of the size of the image is written but y.
+The multiply takes the tiles one number at a time, 7 or 8 (with 16 registers 4) at once, and filters by vectors: so 49
+tiles are 7 times 7, where lanes of tiles would make them 64. U is transformed and packed ahead (`pack`) and streams by
+once per strip. V and M never hold more than a strip, so nothing of the size of the image is written but y.
 
-Lessons, all measured on two Zen 3 cores with AVX2:
-- Threads share nothing but x and U. A stage shared by all threads, with V and M in common, cost 1.2 to 1.75 times as
-  much: a line written by one core and read by another is an order of magnitude slower than one from its own L2.
+Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
+- With tiles across the lanes in the multiply as well, layers of 28 x 28 and 14 x 14 took 1.3 to 1.6 times as long.
+- The weights that are needed next are fetched while these are multiplied, a line of each vector and step: 1.2 to 1.9
+  times as fast where U comes from L3 or memory. They lie where no prefetcher of the processor looks for them.
+- Sums as they leave the registers, a vector of filters for each tile, and transposed after the output transform:
+  against transposing them on their way into M, 2 % to 8 % on 64 and 128 channels.
+- Pixels are put into lanes by whole vectors of a row (`every` in winograd_transforms.py), four channels at a time, and
+  the next four are fetched meanwhile: the input stage takes 0.65 to 0.85 of what single tiles' rows took.
+- How wide a strip is hardly matters, several strips for one pass over U never paid.
+- Threads share nothing but x and U. V made by all for all, in a round before, cost up to 1.5 times as much: a line
+  written by one core and read by another is far slower than one from its own L2. So it was with AVX2 on Zen 3.
 - Where there are fewer strips than would keep the threads busy, or U is larger than a cache, the filters are split
-  too (`parts`): every part transforms the input again, 3 % on 512 -> 512 at 28 x 28, and streams its own share of U
-  only.
-- Sums over channels are cut every 128: a panel of V then fills a third of L1, and rounding errors stop growing with C.
-- Blocks that leave L2 although they could stay cost a third on 64 -> 64 at 112 x 112 (3.1 to 4.3 ms).
-- Fetching U ahead by prefetch instructions gained nothing.
+  too (`parts`): every part transforms the input again, 4 % on 512 -> 512 at 28 x 28, and streams its own share of U.
+- Sums over channels are cut every 128: the weights of a step then fill half of L1, and rounding errors stop growing
+  with C. F(6,3) cuts every 64 and so keeps under 5e-6 up to 2,048 channels.
 - Points 0, +-sqrt(1/2), +-sqrt(2) halve F(4,3)'s error against 0, +-1, +-2.
-- Past-cache stores pay when y is larger than the caches (64 x 224 x 224) and hurt when the next layer would find it
-  there.
+- Past-cache stores pay when y is larger than the caches (64 x 224 x 224: 10 %) and hurt when the next layer would find
+  it there. They want y on a cache line, where NumPy's large arrays are not; taking tiles so that most lines can be
+  stored whole nevertheless gained 2 %.
 
 NaN and infinity in x reach every output of the tiles that read them, not only those whose window does: zero times NaN
 is NaN in the transforms. Who needs them to stay in place asks for a direct algorithm (algorithm="blocked", or a
 max_error under 1e-7).
 
 Sources: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016; the blocking is that of Jia et
-al., Optimizing N-dimensional, Winograd-based Convolution for Manycore CPUs, PPoPP 2018, with tiles instead of
-channels as lanes.
+al., Optimizing N-dimensional, Winograd-based Convolution for Manycore CPUs, PPoPP 2018, with tiles and
+filters instead of channels as lanes.
 """
 
 import struct
@@ -50,42 +58,47 @@ from functools import lru_cache
 from . import target
 from .call import pack_call, problem_fields
 from .compilation import compiled
-from .microkernel import VECTORS, panel_rows, vector_type
+from .microkernel import CLOCK, VECTORS, tile_rows, vector_type
 from .threads import run_tasks, task_loop, worker_span
+from .vectors import lanes
 from .winograd_stages import (
     FIELDS,
     LEAVES,
+    PIECE_TILES,
     PLANE_PADDING,
+    STRIP_VECTORS,
     Numbers,
     build,
     build_input_stage,
     build_input_transform,
-    build_multiply,
     build_multiply_stage,
     build_output_stage,
     build_output_transform,
     build_pack,
+    build_spread,
 )  # fmt: skip
 
 passes = ("forward",)
 
-DEPTH_BLOCK = 128  # channels summed at a time: 128 x 24 floats of V are 12 KB of L1
-# A block's V and M take as much as U, within these limits: smaller blocks read U more often, larger ones leave L2.
-LEAST_BLOCK_BYTES, MOST_BLOCK_BYTES = 1 << 20, 8 << 20
-CHUNK_FILTERS = 64  # multiplied before their outputs are transformed: their M, 36 x 64 x 24 floats, stays in L2
-LONG_CHUNK_FILTERS = 128  # the same where V comes from L3, to read it less often
+DEPTH_BLOCK = {2: 128, 4: 128, 6: 64}  # channels summed at a time; accuracy.py knows them too
+SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading V more often costs more
+SPREAD_BYTES, MOST_SPREAD = 24 << 10, 4  # what stays in L1 of spread pixels, and channels at a time
+MOST_WORKSPACE = 48 << 20  # of all threads, where a cut is possible that needs no more
 PAST_CACHE_BYTES = 8 << 20  # outputs this large are stored past the cache
-
 PAST_CACHE_WEIGHTS = 1 << 20  # transformed weights this large are: 512 x 512 take 1.6 ms instead of 4.8
 
-# The cost model, in cycles of one core; fitted to medians on Zen 3 (two threads, 64 to 512 channels, maps of 7 to 224).
-CYCLES_PER_SECOND = 3.1e9
-TRANSFORM_CYCLES = {2: 150, 4: 280, 6: 800}  # per vector of tiles and channel or filter, staging included
-TILE_EFFICIENCY = {1: 0.45, 2: 0.68, 3: 0.72}  # of the core's multiply-adds, by the vectors of a tile; caches included
+# The cost model, in cycles of the Zen 3 that microkernel.CLOCK is of, where kernels compare as they do on the Zen 5
+# that it was fitted to (two threads, AVX-512 and AVX2, 8 to 512 channels, maps of 7 to 224).
+# F(6,3)'s transforms are taken for a tenth more than they are: it errs more.
+INPUT_CYCLES = {2: 160, 4: 340, 6: 1000}  # per channel and vector of tiles
+OUTPUT_CYCLES = {2: 80, 4: 220, 6: 700}  # per tile and vector of filters
+EFFICIENCY = 0.85  # of the core's multiply-adds
+INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
+LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
+CACHED_WEIGHTS = 24 << 20  # U up to this size comes from the L3 cache
+STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 16.0, 400.0  # U, from memory and from L3, beside the multiply
+MEMORY_BYTES_PER_CYCLE = 2.5  # x and y, per thread
 PACK_CYCLES = 1.05  # per plane, filter and channel: 1.6 ms for F(4,3) of 512 x 512 by two threads
-STREAM_BYTES_PER_CYCLE = 3.0  # U, from L3 or memory
-MEMORY_BYTES_PER_CYCLE = 3.0  # x and y, per thread
-PARTS_COST = 1.06  # each further part reads all of x
 
 
 @dataclass(frozen=True)
@@ -96,25 +109,28 @@ class Cut:
     tile_rows: int
     tile_columns: int
     tiles: int
-    vectors: int
+    unit: int
+    units: int
     strips: int
-    ranges: int
-    strips_per_block: int
     parts: int
+    panel: int
     panels: int
     part: int
     chunk: int
     depth_block: int
     filter_plane: int
     filter_group: int
-    input_slot: int
-    output_slot: int
+    output_plane: int
+    output_vector: int
     worker_bytes: int
-    slots_at: int
+    inputs_at: int
+    outputs_at: int
     input_pitch: int
     output_pitch: int
     input_staging: int
-    output_staging: int
+    spread_at: int
+    spread_pitch: int
+    spread_channels: int
     streaming: int
 
     def packed(self) -> bytes:
@@ -136,81 +152,90 @@ def lines(count):
 
 @lru_cache(maxsize=1024)
 def cut(m, problem, threads) -> Cut:
-    """The split into ranges of strips and parts of filters that the cost model finds fastest."""
-    cuts = [cut_into(m, problem, threads, parts) for parts in part_counts(problem, threads)]
-    return min(cuts, key=lambda cut: cycles(problem, threads, cut))
+    """The split into strips of tiles and parts of filters that the cost model finds fastest."""
+
+    def cost(cut):
+        return max(MOST_WORKSPACE, threads * cut.worker_bytes), cycles(problem, threads, cut)
+
+    return min(possible_cuts(m, problem, threads), key=cost)
+
+
+def possible_cuts(m, problem, threads):
+    tiles = problem.N * ceil_div(problem.P, m) * ceil_div(problem.Q, m)
+    for unit in tile_units():
+        units = ceil_div(tiles, unit)
+        for width in range(1, STRIP_VECTORS + 1):
+            fewest = ceil_div(units, max(1, width * lanes(problem.accumulate) // unit))
+            for strips in {fewest, min(units, ceil_div(fewest, threads) * threads)}:
+                for parts in part_counts(problem, threads):
+                    yield cut_into(m, problem, unit, strips, parts)
 
 
 def part_counts(problem, threads):
-    panels = ceil_div(problem.Kg, panel_rows())
-    return sorted({min(parts, panels) for parts in range(1, threads + 1)})
+    panels = ceil_div(problem.Kg, lanes(problem.accumulate))
+    return sorted(
+        {min(parts, panels) for parts in (1, 2, 3, threads // 4, threads // 2, threads) if 0 < parts <= threads}
+    )
 
 
-def cut_into(m, problem, threads, parts) -> Cut:
-    numbers, planes, panel = Numbers(problem.dtype.name), (m + 2) ** 2, panel_rows()
+def tile_units():
+    """How many tiles the micro-kernel may take at a time: as many as its registers hold, or of 8 one less."""
+    rows = tile_rows(VECTORS)
+    return (8, 7) if rows == 8 else (rows,)
+
+
+def cut_into(m, problem, unit, strips, parts) -> Cut:
+    numbers, planes = Numbers(problem.dtype.name), (m + 2) ** 2
+    W = numbers.count
     tile_rows, tile_columns = ceil_div(problem.P, m), ceil_div(problem.Q, m)
     tiles = problem.N * tile_rows * tile_columns
-    vectors = ceil_div(tiles, numbers.count)
-    panels = ceil_div(problem.Kg, panel)
+    units, panels = ceil_div(tiles, unit), ceil_div(problem.Kg, W)
     part = ceil_div(panels, parts)
     parts = ceil_div(panels, part)
 
-    strip_bytes = VECTORS * numbers.bytes
-    input_slot = planes * (problem.Cg * strip_bytes + PLANE_PADDING)
-    in_cache = input_slot <= target.cache_bytes(2)
-    chunk = min(part, max(1, (CHUNK_FILTERS if in_cache else LONG_CHUNK_FILTERS) // panel))
-    output_slot = planes * (chunk * panel * strip_bytes + PLANE_PADDING)
-    shares = max(1, ceil_div(threads, parts * problem.groups))  # ranges that keep every thread busy
-    strips = min(vectors, ceil_div(ceil_div(vectors, VECTORS), shares) * shares)
-    weights = planes * problem.Cg * problem.Kg * numbers.item
-    block_bytes = min(MOST_BLOCK_BYTES, max(LEAST_BLOCK_BYTES, weights))
-    fitting = max(1, block_bytes // (input_slot + output_slot))
-    per_range = fitting if parts == 1 else strips  # a thread that keeps its part keeps its share of U in its caches
-    ranges = min(strips, ceil_div(ceil_div(strips, per_range), shares) * shares)
-    per_block = min(fitting, ceil_div(strips, ranges))
+    strip_tiles = min(tiles, ceil_div(units, strips) * unit)
+    strip_vectors = ceil_div(strip_tiles, W)
+    input_slot = planes * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
+    output_vector = ceil_div(strip_tiles, unit) * unit * numbers.bytes
+    chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (planes * output_vector)))
+    chunk = ceil_div(part, ceil_div(part, chunk))
+    output_plane = chunk * output_vector + PLANE_PADDING
+    filter_plane = panels * problem.Cg * numbers.bytes + PLANE_PADDING
 
-    filter_plane = PLANE_PADDING
-    for c in range(0, problem.Cg, DEPTH_BLOCK):
-        depth = min(DEPTH_BLOCK, problem.Cg - c)
-        filter_plane += panels * ceil_div(depth * panel, numbers.count) * numbers.bytes
-    columns, lanes = min(tile_columns, VECTORS * numbers.count), numbers.count
-    segments = min(VECTORS * lanes, ceil_div(VECTORS * lanes - 1, tile_columns) + 1)
-    input_pitch = lines((columns * m + 2 + lanes) * numbers.item)
-    output_pitch = lines((columns * m + lanes) * numbers.item)
+    columns = min(tile_columns, strip_tiles)
+    segments = min(strip_tiles, ceil_div(strip_tiles - 1, tile_columns) + 1)
+    input_pitch, output_pitch = lines((columns * m + 2 + W) * numbers.item), PIECE_TILES * m * numbers.bytes
     input_staging = segments * (m + 2) * input_pitch
-    output_staging = (segments + 1) * m * output_pitch  # the last segment takes what lies past the last tile
-    slots_at = lines(numbers.staging_at + lanes * max(input_staging, output_staging) + numbers.bytes)
+    spread_at = lines(numbers.staging_at + max(W * input_staging, m * output_pitch + numbers.bytes))
+    spread_pitch = (strip_vectors + 1) * numbers.bytes
+    spread_channels = max(1, min(MOST_SPREAD, SPREAD_BYTES // (planes * spread_pitch)))
+    inputs_at = spread_at + spread_channels * planes * spread_pitch
+    outputs_at = inputs_at + input_slot
     y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
     return Cut(
-        m, tile_rows, tile_columns, tiles, vectors, strips, ranges, per_block, parts, panels, part, chunk, DEPTH_BLOCK,
-        filter_plane, planes * filter_plane, input_slot, output_slot,
-        worker_span(slots_at + per_block * (input_slot + output_slot)), slots_at,
-        input_pitch, output_pitch, input_staging, output_staging, int(y_bytes >= PAST_CACHE_BYTES),
+        m, tile_rows, tile_columns, tiles, unit, units, strips, parts, W, panels, part, chunk, DEPTH_BLOCK[m],
+        filter_plane, planes * filter_plane, output_plane, output_vector,
+        worker_span(outputs_at + planes * output_plane), inputs_at, outputs_at,
+        input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
+        int(y_bytes >= PAST_CACHE_BYTES),
     )  # fmt: skip
 
 
 def cycles(problem, threads, cut) -> float:
-    """Predicted cycles: those of the thread with the most work, and the memory traffic that all share."""
-    numbers, planes = Numbers(problem.dtype.name), (cut.m + 2) ** 2
-    filters = cut.part * panel_rows()
-    transform, multiply = TRANSFORM_CYCLES[cut.m] * (problem.Cg + filters), planes * problem.Cg * filters
-    multiply /= target.multiply_adds_per_cycle()
-    stream = planes * problem.Cg * filters * numbers.item / STREAM_BYTES_PER_CYCLE
-
-    def strip_cycles(strip):
-        width = (strip + 1) * cut.vectors // cut.strips - strip * cut.vectors // cut.strips
-        return width * transform + width * multiply / TILE_EFFICIENCY[width]
-
-    def range_cycles(index):
-        first, end = index * cut.strips // cut.ranges, (index + 1) * cut.strips // cut.ranges
-        blocks = ceil_div(end - first, cut.strips_per_block)
-        return max(sum(map(strip_cycles, range(first, end))), blocks * stream)
-
-    longest = max(map(range_cycles, range(min(cut.ranges, 64))))
-    rounds = ceil_div(problem.groups * cut.ranges * cut.parts, threads)
+    """Predicted cycles of the thread with the most work, with its share of the memory traffic."""
+    planes, units = (cut.m + 2) ** 2, ceil_div(cut.units, cut.strips)
+    tiles = min(cut.tiles, units * cut.unit)
+    transforms = INPUT_CYCLES[cut.m] * problem.Cg * ceil_div(tiles, cut.panel) + OUTPUT_CYCLES[cut.m] * tiles * cut.part
+    weights = planes * problem.Cg * cut.part  # vectors
+    multiply = weights * units * (cut.unit + LOADED) / target.multiply_adds_per_cycle() / EFFICIENCY
+    if cut.outputs_at - cut.inputs_at > INPUTS_IN_CACHE * target.cache_bytes(2):
+        multiply *= BEYOND_CACHE
+    cached = problem.groups * cut.filter_group <= CACHED_WEIGHTS
+    stream = weights * target.vector_bytes() / (CACHE_BYTES_PER_CYCLE if cached else STREAM_BYTES_PER_CYCLE)
+    tasks = ceil_div(problem.groups * cut.strips * cut.parts, threads)
     pixels = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
     memory = pixels * problem.dtype.itemsize / MEMORY_BYTES_PER_CYCLE / threads
-    return rounds * longest * (PARTS_COST if cut.parts > 1 else 1.0) + memory
+    return tasks * (transforms + multiply + stream) + memory
 
 
 # ---- the kernel; winograd_f2.py, winograd_f4.py and winograd_f6.py give m ----
@@ -273,11 +298,11 @@ def pack(m, problem, device, w, packed):
 
 def predicted_seconds(m, problem, device):
     chosen = cut(m, problem, device.threads)
-    return 10e-6 + cycles(problem, device.threads, chosen) / CYCLES_PER_SECOND
+    return 10e-6 + cycles(problem, device.threads, chosen) / CLOCK
 
 
 def pack_seconds(m, problem, device):
-    return PACK_CYCLES * (m + 2) ** 2 * problem.K * problem.Cg / CYCLES_PER_SECOND / device.threads
+    return PACK_CYCLES * (m + 2) ** 2 * problem.K * problem.Cg / CLOCK / device.threads
 
 
 @lru_cache(maxsize=1024)
@@ -287,15 +312,15 @@ def prepared(m, problem, threads):
     name, real = problem.dtype.name, problem.accumulate.name
     leaves = (
         compiled(build_input_stage, name),
-        compiled(build_multiply_stage, real),
+        compiled(build_multiply_stage, real, chosen.unit),
         compiled(build_output_stage, name),
+        compiled(build_spread, m, real),
         compiled(build_input_transform, m, real),
-        compiled(build_multiply, real),
         compiled(build_output_transform, m, real),
     )
     addresses = struct.pack(f"{len(LEAVES)}q", *(leaf.address for leaf in leaves))
     fields = problem_fields(problem) + chosen.packed() + addresses
-    return fields, compiled(build_loop), problem.groups * chosen.ranges * chosen.parts
+    return fields, compiled(build_loop), problem.groups * chosen.strips * chosen.parts
 
 
 def run(m, problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):

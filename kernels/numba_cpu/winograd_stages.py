@@ -1,19 +1,25 @@
-"""What one thread of a Winograd convolution runs: stage, transform, multiply, transform, store. winograd.py has the
+"""What one thread of a Winograd convolution runs: spread, transform, multiply, transform, store. winograd.py has the
 picture.
 
-A strip is 1 to 3 vectors of tiles, one tile per lane, in the order image, row, column; a strip may begin and end
+A strip is some tiles in the order image, row, column, at most STRIP_VECTORS vectors of them; it may begin and end
 anywhere in a row of tiles. Its part of one row of tiles is a segment:
 
-    x, one channel                       staging area (L1)              planes of the strip, in its slot
-    . . . . . . . .                      segment 0: 0 a b c d e         plane 0: channel 0: tiles 0 .. 23, ...
-    . a b c d e f .     copied, zeros               0 g h i j k         plane 1
-    . g h i j k l .     around the image            ...                 ...
-                                         segment 1: ...                 plane (m+2)^2 - 1
+    x, one channel               spread over the lanes, a tile per lane (L1)       V: planes of the strip
+    . . . . . . . .    masked    pixel 0,0 of each tile: segment 0 | segment 1     plane 0: channel 0: tiles 0 .. 48
+    . a b c d e f .    loads,    pixel 0,1                       ...                        channel 1: ...
+    . g h i j k l .   shuffles   ...                                               plane 1
+    . . . . . . . .              pixel m+1,m+1                                     ...
 
-The staging area makes padding, odd sizes, every stride, NHWC and 16-bit numbers a matter of copying rows: the
-transforms see float rows with everything in place. It costs a store and a load per pixel.
-Output goes the same way back. While one channel is transformed the next is being copied into another plane of the
-staging area: a load of what was stored just before, by stores of another width, would wait for them.
+The masks make padding, odd sizes and ends of rows a matter of lanes that stay zero. What does not lie side by side in x
+as float32 or float64 (NHWC, 16-bit numbers, odd strides) is copied to a staging area first, with zeros around it.
+
+    M: sums of a strip           outputs of up to 8 tiles in a row (L1)            y, NCHW
+    plane 0: filters 0 .. 15:    row 0: pixel 0: filters 0 .. 15, pixel 1, ...     filter 0: row 0: pixel 0, 1, ...
+      tile 0, tile 1, ...        ...                                   transposed           ...
+    plane 1 ...                  row m-1                                           filter 1: ...
+
+Channels are spread several at a time and then transformed: a load of what was stored just before, by stores of another
+place, would wait for them.
 """
 
 import numpy as np
@@ -21,25 +27,28 @@ from numba import from_dtype, types
 
 from . import tracing
 from .call import CALL_DTYPE
+from .column_stores import store_columns
 from .compilation import inlined
 from .epilogue import CLAMP, activate
-from .microkernel import VECTORS, accumulate, panel_rows, tile_rows, vector_type
+from .microkernel import VECTORS, accumulate, vector_type
 from .short_floats import memory_functions
-from .tracing import choose, convert, load, loop, select, store, traced, zeros
+from .tracing import Lanes, choose, convert, load, loop, maximum, minimum, select, store, traced, zeros
 from .vectors import Vector, array_at, broadcast, record_at
-from .winograd_transforms import filter_transform, input_transform, output_transform, transposed_copy
+from .winograd_transforms import filter_transform, input_transform, output_transform, spread_rows, transposed_copy
 
 FIELDS = (
-    "m", "tile_rows", "tile_columns", "tiles", "vectors", "strips",  # of the whole problem
-    "ranges", "strips_per_block", "parts", "panels", "part", "chunk", "depth_block",  # how the work is cut
-    "filter_plane", "filter_group", "input_slot", "output_slot", "worker_bytes", "slots_at",  # bytes
-    "input_pitch", "output_pitch", "input_staging", "output_staging", "streaming",
+    "m", "tile_rows", "tile_columns", "tiles", "unit", "units", "strips",  # of the whole problem
+    "parts", "panel", "panels", "part", "chunk", "depth_block",  # how the filters and channels are cut
+    "filter_plane", "filter_group", "output_plane", "output_vector", "worker_bytes", "inputs_at", "outputs_at",  # bytes
+    "input_pitch", "output_pitch", "input_staging", "spread_at", "spread_pitch", "spread_channels", "streaming",
 )  # fmt: skip
 LEAVES = (  # addresses of machine code
-    "input_stage", "multiply_stage", "output_stage", "transform_input", "multiply_strip", "transform_output",
+    "input_stage", "multiply_stage", "output_stage", "spread_pixels", "transform_input", "transform_output",
 )  # fmt: skip
 RECORD_DTYPE = np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in FIELDS + LEAVES])
 RECORD = from_dtype(RECORD_DTYPE)
+STRIP_VECTORS = 4  # at most
+PIECE_TILES = 8  # in a row, that are transformed and then stored: their outputs stay in L1
 PLANE_PADDING = 64  # bytes: without, the planes of a tile fall into the same cache sets
 
 
@@ -58,25 +67,29 @@ class Numbers:
         self.vector = Vector(self.real, self.lanes.count)  # as Numba has it
         self.count, self.item, self.bytes = self.lanes.count, self.lanes.item_bytes, self.lanes.bytes
         self.stored_item = 2 if dtype_name.endswith("16") else self.item
-        self.table_bytes = 8 * VECTORS * self.count
-        self.segment_bytes = 32 * VECTORS * self.count
-        self.staging_at = self.table_bytes + self.segment_bytes + self.bytes * self.count
+        self.segments_bytes = 32 * STRIP_VECTORS * self.count
+        self.pieces_bytes = 64 * (STRIP_VECTORS * self.count + 1)
+        self.staging_at = self.segments_bytes + self.pieces_bytes + self.bytes * self.count
 
 
 def strip_functions(numbers):
-    """Numba functions for where a strip's tiles are: (width, find_segments, set_offsets)."""
+    """Numba functions for where a strip's tiles are: (first_tile, strip_width, find_segments)."""
     lanes = numbers.count
 
     @inlined
-    def first_vector(call, strip):
-        return strip * call.vectors // call.strips
+    def first_tile(call, strip):
+        return min(strip * call.units // call.strips * call.unit, call.tiles)
+
+    @inlined
+    def strip_width(call, strip):
+        """In vectors."""
+        return (first_tile(call, strip + 1) - first_tile(call, strip) + lanes - 1) // lanes
 
     @inlined
     def find_segments(call, strip, segments):
         """Write (image, row, column, tiles) of each of the strip's segments; returns how many there are."""
-        tile = first_vector(call, strip) * lanes
-        end = min(first_vector(call, strip + 1) * lanes, call.tiles)
-        table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
+        tile, end = first_tile(call, strip), first_tile(call, strip + 1)
+        table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
         line, column, count = tile // call.tile_columns, tile % call.tile_columns, 0
         image, row = line // call.tile_rows, line % call.tile_rows
         while tile < end:
@@ -89,79 +102,77 @@ def strip_functions(numbers):
                 image, row = image + 1, 0
         return count
 
-    @inlined
-    def set_offsets(segments, count, offsets, width, tile_bytes, segment_bytes, beyond):
-        """Write where in the staging area each lane's tile begins; lanes past the last tile get `beyond`."""
-        table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
-        lane_offsets = array_at(types.int64, offsets, (VECTORS * lanes,), (8,))
-        lane = 0
-        for s in range(count):
-            for i in range(table[s, 3]):
-                lane_offsets[lane] = s * segment_bytes + i * tile_bytes
-                lane += 1
-        for rest in range(lane, width * lanes):
-            lane_offsets[rest] = beyond
-
-    return first_vector, find_segments, set_offsets
+    return first_tile, strip_width, find_segments
 
 
-# ---- rows of numbers, as traced loops: a row is short, so what it costs beyond its vectors counts ----
-
-
-def over_rows(V, rows, count, visit):
-    """visit(row, byte offset) for vectors that cover `count` >= V.count numbers of a row; the last two may overlap."""
-    last = count - V.count
-    fours = last // (4 * V.count)
-    singles = (last - fours * (4 * V.count) + (V.count - 1)) // V.count
-
-    def one_row(row):
-        loop(fours, lambda i: [visit(row, i * (4 * V.bytes) + V.bytes * j) for j in range(4)])
-        loop(singles, lambda i: visit(row, (fours * 4 + i) * V.bytes))
-        visit(row, last * V.item_bytes)
-
-    loop(rows, one_row)
-
-
-def copy_rows_function(V):
-    """copy_rows(target, target_row, source, source_row, rows, count): numbers side by side, rows any bytes apart."""
+def finish_columns_function(V, store_vector):
+    """finish_columns(y, y_row, y_filter, residual, residual_row, residual_filter, source, rows, columns, biases, low,
+    high): a vector of filters' outputs, from a vector for each pixel to a row for each filter, in blocks of V.count
+    columns; the last two may overlap.
+    """
 
     @traced(types.void)
-    def copy_rows(target, target_row, source, source_row, rows, count):
-        def visit(row, at):
-            store(target + target_row * row + at, load(V, source + source_row * row + at))
-
-        over_rows(V, rows, count, visit)
-
-    return copy_rows
-
-
-def finish_rows_function(V, store_vector):
-    """finish_rows(y, y_row, source, source_row, rows, count, bias, low, high): y = clamp(source + bias)."""
-
-    @traced(types.void)
-    def finish_rows(y, y_row, source, source_row, rows, count, bias, low, high):
-        add = tracing.broadcast(V, bias)
+    def finish_columns(
+        y, y_row, y_filter, residual, residual_row, residual_filter, source, source_row, rows, columns, biases,
+        low, high,
+    ):  # fmt: skip
+        add = load(V, biases)
         least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
 
-        def visit(row, at):
-            total = load(V, source + source_row * row + at) + add
-            clamped = select(total < least, least, select(total > most, most, total))
-            store_vector(y + y_row * row + at, clamped)
+        def clamp(total):
+            return select(total < least, least, select(total > most, most, total))
 
-        over_rows(V, rows, count, visit)
+        def block(row, number):
+            at = maximum(minimum(number * V.count, columns - V.count), 0)
+            here = source + source_row * row + V.bytes * at
+            pixels = [load(V, here + V.bytes * i) + add for i in range(V.count)]
+            other = residual + residual_row * row + V.item_bytes * at
+            store_columns(
+                pixels, columns - at, y + y_row * row + V.item_bytes * at, y_filter,
+                select(residual.differs(0), other, 0), residual_filter, clamp, store_vector,
+            )  # fmt: skip
 
-    return finish_rows
+        blocks = (columns + (V.count - 1)) // V.count
+        loop(rows, lambda row: loop(blocks, lambda number: block(row, number)))
+
+    return finish_columns
 
 
 def build_input_stage(dtype_name):
     """All channels of a strip, from x to their planes in its slot."""
     numbers = Numbers(dtype_name)
     real, lanes, item, stored_item = numbers.real, numbers.count, numbers.item, numbers.stored_item
-    first_vector, find_segments, set_offsets = strip_functions(numbers)
+    vector_bytes, V, pieces_at, staging_at = numbers.bytes, numbers.vector, numbers.segments_bytes, numbers.staging_at
+    _, strip_width, find_segments = strip_functions(numbers)
     read, _, read_vector, _ = memory_functions(dtype_name)
     _, write, _, write_vector = memory_functions(real.name)
-    copy_square, copy_rows = transposed_copy(dtype_name, numbers.lanes), copy_rows_function(numbers.lanes)
+    copy_square = transposed_copy(dtype_name, numbers.lanes)
     plain = item == stored_item
+
+    @inlined
+    def find_pieces(call, segments, count, pieces, in_place):
+        """Write (lane, tiles, offset, top, bottom, left, right) of each segment, and no tiles behind the last.
+
+        offset: of its first pixel, in x or in the staging area. Of its pixels those in the rows top .. bottom-1 and
+        the columns left .. right-1 exist.
+        """
+        table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
+        places = array_at(types.int64, pieces, (STRIP_VECTORS * lanes + 1, 8), (64, 8))
+        lane, size = 0, call.m + 2
+        for s in range(count):
+            image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
+            h, v = row * call.m - call.top, column * call.m - call.left
+            places[s, 0], places[s, 1] = lane, tiles
+            if in_place:
+                places[s, 2] = image * call.x_n + h * call.x_h + v * call.x_w
+                places[s, 3] = max(0, min(size, -h))
+                places[s, 4] = max(places[s, 3], min(size, call.H - h))
+                places[s, 5], places[s, 6] = max(0, -v), min(tiles * call.m + 2, call.W - v)
+            else:
+                places[s, 2], places[s, 3], places[s, 4] = s * size * call.input_pitch, 0, size
+                places[s, 5], places[s, 6] = 0, tiles * call.m + 2
+            lane += tiles
+        places[count, 1] = 0
 
     @inlined
     def copy_row(target, source, step, count):
@@ -189,19 +200,15 @@ def build_input_stage(dtype_name):
     @inlined
     def stage(call, x, segments, count, target, together):
         """The pixels under a strip of one channel, or of as many as there are lanes (`together`). x: the channel."""
-        table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
+        table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
         for s in range(count):
             image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
             h, v = row * call.m - call.top, column * call.m - call.left
             left, right = max(0, -v), min(tiles * call.m + 2, call.W - v)
             source = x + image * call.x_n + h * call.x_h + (v + left) * call.x_w
             line = target + s * (call.m + 2) * call.input_pitch + left * item
-            top, bottom = max(0, -h), min(call.m + 2, call.H - h)
-            if plain and call.x_w == item and right - left >= lanes and top < bottom:
-                to, of = line + top * call.input_pitch, source + top * call.x_h
-                copy_rows(to, call.input_pitch, of, call.x_h, bottom - top, right - left)
-            elif left < right:
-                for i in range(top, bottom):
+            if left < right:
+                for i in range(max(0, -h), min(call.m + 2, call.H - h)):
                     to, of = line + i * call.input_pitch, source + i * call.x_h
                     if together:
                         copy_pixels(to, call.input_staging, of, call.x_w, right - left)
@@ -210,64 +217,63 @@ def build_input_stage(dtype_name):
 
     @inlined
     def clear(address, count):
-        zero = broadcast(numbers_vector, real(0))
-        for i in range(0, count, numbers_bytes):
+        zero = broadcast(V, real(0))
+        for i in range(0, count, vector_bytes):
             write_vector(address + i, zero)
-
-    @inlined
-    def transform_channel(call, staged, offsets, width, target, plane):
-        call_leaf(call.transform_input, staged, offsets, call.input_pitch, target, plane, width, 0)
-
-    numbers_vector, numbers_bytes, segments_at, staging_at = (
-        numbers.vector, numbers.bytes, numbers.table_bytes, numbers.staging_at,
-    )  # fmt: skip
 
     def input_stage(call_address, scratch, group, strip, slot, unused, unused_too):
         call = record_at(RECORD, call_address)
-        width = first_vector(call, strip + 1) - first_vector(call, strip)
-        offsets, segments, staged = scratch, scratch + segments_at, scratch + staging_at
+        width = strip_width(call, strip)
+        segments, pieces, staged = scratch, scratch + pieces_at, scratch + staging_at
+        spread, spread_bytes = scratch + call.spread_at, (call.m + 2) * (call.m + 2) * call.spread_pitch
+        in_place, side_by_side = plain and call.x_w == item, call.x_c == stored_item
         count = find_segments(call, strip, segments)
-        set_offsets(segments, count, offsets, width, call.m * item, (call.m + 2) * call.input_pitch, 0)
-        x, plane = call.x + group * call.Cg * call.x_c, call.Cg * width * numbers_bytes + PLANE_PADDING
-        channel_bytes = width * numbers_bytes
-
-        done = 0
-        if call.x_c == stored_item and call.x_w != stored_item:
+        find_pieces(call, segments, count, pieces, in_place)
+        clear(spread, call.spread_channels * spread_bytes)
+        if not in_place:
             clear(staged, lanes * call.input_staging)
-            while done + lanes <= call.Cg:
-                stage(call, x + done * call.x_c, segments, count, staged, 1)
-                for c in range(lanes):
-                    to = slot + (done + c) * channel_bytes
-                    transform_channel(call, staged + c * call.input_staging, offsets, width, to, plane)
-                done += lanes
-        if done == call.Cg:
-            return
-        clear(staged, 2 * call.input_staging)
-        stage(call, x + done * call.x_c, segments, count, staged + done % 2 * call.input_staging, 0)
-        for c in range(done, call.Cg):
-            if c + 1 < call.Cg:
-                other = staged + (c + 1) % 2 * call.input_staging
-                stage(call, x + (c + 1) * call.x_c, segments, count, other, 0)
-            here = staged + c % 2 * call.input_staging
-            transform_channel(call, here, offsets, width, slot + c * channel_bytes, plane)
+        plane = call.Cg * width * vector_bytes + PLANE_PADDING
+        x, row, c = call.x + group * call.Cg * call.x_c, call.x_h if in_place else call.input_pitch, 0
+        while c < call.Cg:
+            source, step, some = x + c * call.x_c, call.x_c, min(call.spread_channels, call.Cg - c)
+            if not in_place:
+                staged_at = c % lanes
+                if side_by_side and c - staged_at + lanes <= call.Cg:
+                    if staged_at == 0:
+                        stage(call, source, segments, count, staged, 1)
+                    source, step = staged + staged_at * call.input_staging, call.input_staging
+                    some = min(some, lanes - staged_at)
+                else:
+                    stage(call, source, segments, count, staged, 0)
+                    source, some = staged, 1
+            call_leaf(call.spread_pixels, call_address, pieces, source, row, step, some, spread)
+            call_leaf(
+                call.transform_input, call_address, spread, some, slot + c * width * vector_bytes, plane, width, 0
+            )
+            c += some
 
     return input_stage
 
 
 def tile_function(V, rows, vectors):
-    """tile(a, a_panel, b, depth, c, continued): `rows` filters x `vectors` of tiles, set in c or added to it.
+    """tile(a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step): `rows` tiles x `vectors` of
+    filters, set in c or added to it.
 
-    Each block of channels is summed from zero: shorter sums, smaller rounding errors.
+    a: the first tile's number of a channel, a_step bytes from channel to channel. b: a vector of filters for every
+    channel. b_vector, c_vector: from one vector of filters to the next. Each block of channels is summed from zero:
+    shorter sums, smaller rounding errors.
     """
 
     @traced(types.void)
-    def tile(a, a_panel, b, depth, c, continued):
-        item, width = tracing.constant(a, V.item_bytes), tracing.constant(a, V.bytes * vectors)
+    def tile(a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step):
+        item, step = tracing.constant(a, V.item_bytes), tracing.constant(a, V.bytes)
         nothing = [[zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
-        sums = accumulate(V, rows, vectors, a, item, a_panel, item * panel_rows(), b, width, depth, nothing)
+        sums = accumulate(
+            V, rows, vectors, a, item, item, a_step, b, step, depth, nothing, ahead, ahead_step, b_vector, vectors
+        )  # fmt: skip
 
         def address(i, j):
-            return c + V.bytes * (i * vectors + j)
+            return c + c_vector * j + V.bytes * i
 
         def added():
             return [[load(V, address(i, j)) + sums[i][j] for j in range(vectors)] for i in range(rows)]
@@ -282,79 +288,105 @@ def tile_function(V, rows, vectors):
 # ---- the leaves: machine code of its own, since each caller that Numba inlines it into would compile it again ----
 
 
+def build_spread(m, real_name):
+    numbers = Numbers(real_name)
+    lanes, item, half = numbers.count, numbers.item, numbers.count // 2
+    spread, spread_few = spread_rows(m, numbers.lanes), spread_rows(m, Lanes(numbers.lanes.kind, half))
+
+    def spread_pixels(call_address, pieces, source, row, step, channels, target):
+        """`channels` channels, `step` bytes apart, each to a square of its own."""
+        call = record_at(RECORD, call_address)
+        places = array_at(types.int64, pieces, (STRIP_VECTORS * lanes + 1, 8), (64, 8))
+        pitch, s = call.spread_pitch, 0
+        while places[s, 1] > 0:
+            here, to, top, bottom = source + places[s, 2], target + places[s, 0] * item, places[s, 3], places[s, 4]
+            for t in range(0, places[s, 1], lanes):
+                of, into, left, right = here + t * m * item, to + t * item, places[s, 5] - t * m, places[s, 6] - t * m
+                if places[s, 1] - t <= half:
+                    spread_few(of, row, step, channels, top, bottom, left, right, into, pitch)
+                else:
+                    spread(of, row, step, channels, top, bottom, left, right, into, pitch)
+            s += 1
+
+    return spread_pixels
+
+
 def build_input_transform(m, real_name):
     numbers = Numbers(real_name)
-    transform, lanes, vector_bytes = input_transform(m, numbers.lanes), numbers.count, numbers.bytes
+    transform, vector_bytes = input_transform(m, numbers.lanes), numbers.bytes
 
-    def transform_input(staged, offsets, pitch, target, plane, width, unused):
-        for i in range(width):
-            transform(staged, offsets + 8 * lanes * i, pitch, target + i * vector_bytes, plane)
+    def transform_input(call_address, source, channels, target, plane, width, unused):
+        call = record_at(RECORD, call_address)
+        square, channel_bytes = (m + 2) * (m + 2) * call.spread_pitch, width * vector_bytes
+        for c in range(channels):
+            for at in range(0, channel_bytes, vector_bytes):
+                transform(source + c * square + at, call.spread_pitch, target + c * channel_bytes + at, plane)
 
     return transform_input
 
 
 def build_output_transform(m, real_name):
     numbers = Numbers(real_name)
-    transform, lanes, vector_bytes = output_transform(m, numbers.lanes), numbers.count, numbers.bytes
+    transform, vector_bytes = output_transform(m, numbers.lanes), numbers.bytes
 
-    def transform_output(source, plane, staged, offsets, pitch, width, unused):
-        for i in range(width):
-            transform(source + i * vector_bytes, plane, staged, offsets + 8 * lanes * i, pitch)
+    def transform_output(source, plane, staged, pitch, tiles, unused, unused_too):
+        for i in range(tiles):
+            transform(source + i * vector_bytes, plane, staged + i * m * vector_bytes, pitch)
 
     return transform_output
 
 
-def build_multiply(real_name):
-    V, panel_height = Numbers(real_name).lanes, panel_rows()
-    tile_3, tile_2 = tile_function(V, tile_rows(3), 3), tile_function(V, tile_rows(2), 2)
-    tile_1, tile_1_last = tile_function(V, tile_rows(1), 1), tile_function(V, panel_height, 1)
-    taken_by_1 = tile_rows(1) // panel_height
-    vector_bytes, lanes = V.bytes, V.count
-
-    def multiply_strip(width, panels, a, b, depth, c, continued):
-        a_panel = (depth * panel_height + lanes - 1) // lanes * vector_bytes
-        c_panel = panel_height * width * vector_bytes
-        if width == 3:
-            for p in range(panels):
-                tile_3(a + p * a_panel, a_panel, b, depth, c + p * c_panel, continued)
-        elif width == 2:
-            for p in range(panels):
-                tile_2(a + p * a_panel, a_panel, b, depth, c + p * c_panel, continued)
-        else:
-            whole = panels - panels % taken_by_1
-            for p in range(0, whole, taken_by_1):
-                tile_1(a + p * a_panel, a_panel, b, depth, c + p * c_panel, continued)
-            for p in range(whole, panels):
-                tile_1_last(a + p * a_panel, a_panel, b, depth, c + p * c_panel, continued)
-
-    return multiply_strip
-
-
-def build_multiply_stage(real_name):
-    """All planes of a block: `panels` panels of filters times every strip."""
-    numbers, panel_height = Numbers(real_name), panel_rows()
-    item, vector_bytes, lanes = numbers.item, numbers.bytes, numbers.count
-    first_vector, _, _ = strip_functions(numbers)
+def build_multiply_stage(real_name, unit):
+    """All planes of a strip: its tiles, `unit` at a time, times some filters, up to 3 vectors at a time."""
+    numbers = Numbers(real_name)
+    item, vector_bytes = numbers.item, numbers.bytes
+    first_tile, strip_width, _ = strip_functions(numbers)
+    tile_3, tile_2, tile_1 = (tile_function(numbers.lanes, unit, vectors) for vectors in (3, 2, 1))
 
     @inlined
-    def multiply_plane(call, plane, filters, panel, panels, strip, strips, inputs, outputs):
-        for c in range(0, call.Cg, call.depth_block):
-            depth = min(call.depth_block, call.Cg - c)
-            a_panel = (depth * panel_height + lanes - 1) // lanes * vector_bytes
-            a = filters + c * panel_height * item * call.panels + panel * a_panel
-            for s in range(strips):
-                width = first_vector(call, strip + s + 1) - first_vector(call, strip + s)
-                row = width * vector_bytes
-                b = inputs + s * call.input_slot + plane * (call.Cg * row + PLANE_PADDING) + c * row
-                out = outputs + s * call.output_slot + plane * (call.chunk * panel_height * row + PLANE_PADDING)
-                call_leaf(call.multiply_strip, width, panels, a, b, depth, out, c)
+    def tile_vectors(left):
+        """Of the next tile, where so many are left: 3, but 2 and 2 rather than 3 and 1."""
+        return 2 if left == 4 else min(left, VECTORS)
 
-    def multiply_stage(call_address, group, panel, panels, strip, strips, inputs):
+    @inlined
+    def multiply_strip(vectors, tiles, a, a_step, b, depth, c, c_vector, continued, ahead, share):
+        """share: bytes of each vector of the weights at `ahead` that every unit fetches at every step."""
+        b_vector = depth * vector_bytes
+        for t in range(0, tiles, unit):
+            here, to, soon = a + t * item, c + t * vector_bytes, ahead + t // unit * share * depth
+            if vectors == 3:
+                tile_3(here, a_step, b, b_vector, depth, to, c_vector, continued, soon, share)
+            elif vectors == 2:
+                tile_2(here, a_step, b, b_vector, depth, to, c_vector, continued, soon, share)
+            else:
+                tile_1(here, a_step, b, b_vector, depth, to, c_vector, continued, soon, share)
+
+    @inlined
+    def following(call, filters, c, j, vectors, panel, end):
+        """Where the weights begin that are needed next: of channel c, or of the next filters, or of the next plane."""
+        if c == call.Cg:
+            c, j = 0, j + vectors
+        if j == end:
+            filters, j = filters + call.filter_plane, panel
+        return filters + (c * call.panels + j * min(call.depth_block, call.Cg - c)) * vector_bytes
+
+    def multiply_stage(call_address, group, panel, end, strip, inputs, outputs):
+        """Vectors of filters panel .. end-1 of a group; the first one's sums go to `outputs`."""
         call = record_at(RECORD, call_address)
-        outputs = inputs + call.strips_per_block * call.input_slot
+        tiles, row = first_tile(call, strip + 1) - first_tile(call, strip), strip_width(call, strip) * vector_bytes
         for plane in range((call.m + 2) * (call.m + 2)):
             filters = call.w + group * call.filter_group + plane * call.filter_plane
-            multiply_plane(call, plane, filters, panel, panels, strip, strips, inputs, outputs)
+            a = inputs + plane * (call.Cg * row + PLANE_PADDING)
+            share, j = vector_bytes // ((tiles + unit - 1) // unit), panel
+            while j < end:
+                vectors = tile_vectors(end - j)
+                to = outputs + plane * call.output_plane + (j - panel) * call.output_vector
+                for c in range(0, call.Cg, call.depth_block):
+                    depth = min(call.depth_block, call.Cg - c)
+                    b = filters + (c * call.panels + j * depth) * vector_bytes
+                    ahead = following(call, filters, c + depth, j, vectors, panel, end)
+                    multiply_strip(vectors, tiles, a + c * row, row, b, depth, to, call.output_vector, c, ahead, share)
+                j += vectors
 
     return multiply_stage
 
@@ -363,152 +395,122 @@ def build_output_stage(dtype_name):
     """Some filters of a strip, from their planes in its slot to y."""
     numbers = Numbers(dtype_name)
     real, V, lanes, item, stored_item = numbers.real, numbers.vector, numbers.count, numbers.item, numbers.stored_item
-    vector_bytes, panel_height, plain = numbers.bytes, panel_rows(), numbers.item == numbers.stored_item
-    segments_at, staging_at = numbers.table_bytes, numbers.staging_at
-    square_at = segments_at + numbers.segment_bytes
-    first_vector, find_segments, set_offsets = strip_functions(numbers)
+    vector_bytes, plain = numbers.bytes, numbers.item == numbers.stored_item
+    staging_at, square_at = numbers.staging_at, numbers.segments_bytes + numbers.pieces_bytes
+    _, _, find_segments = strip_functions(numbers)
     read, write, read_vector, write_vector = memory_functions(dtype_name)
     read_sum, write_bias, read_sums, _ = memory_functions(real.name)
     copy_square = transposed_copy(real.name, numbers.lanes)
-    finish_rows, finish_rows_past = (finish_rows_function(numbers.lanes, s) for s in (store, tracing.store_past_cache))
+    finish_columns, finish_columns_past = (
+        finish_columns_function(numbers.lanes, how) for how in (store, tracing.store_past_cache)
+    )
 
     @inlined
-    def finish_vector(sums, y, residual, has_residual, kind, low, high, slope):
-        if has_residual:
+    def finish_vector(call, sums, y, residual):
+        if call.has_residual:
             sums = sums + read_vector(residual)
-        write_vector(y, activate(sums, kind, low, high, slope))
+        write_vector(y, activate(sums, call.activation, call.low, call.high, call.slope))
 
     @inlined
     def finish_row(call, source, y, residual, count, bias):
-        """y = activation(staged sums + bias + residual) for `count` outputs in a row."""
-        kind, low, high, slope, has_residual = call.activation, call.low, call.high, call.slope, call.has_residual
-        together = call.y_q == stored_item and (has_residual == 0 or call.residual_q == stored_item)
-        if together and count >= lanes:
-            add, last = broadcast(V, bias), count - lanes
-            for i in range(0, last + lanes, lanes):
-                at = min(i, last)
-                to, other = y + at * stored_item, residual + at * stored_item
-                sums = read_sums(source + at * item) + add
-                finish_vector(sums, to, other, has_residual, kind, low, high, slope)
+        """y = activation(sums + bias + residual) for `count` outputs of a filter in a row, `lanes` at most."""
+        together = call.y_q == stored_item and (call.has_residual == 0 or call.residual_q == stored_item)
+        if together and count == lanes:
+            finish_vector(call, read_sums(source) + broadcast(V, bias), y, residual)
             return
         for i in range(count):
             total = read_sum(source + i * item) + bias
-            if has_residual:
+            if call.has_residual:
                 total += read(residual + i * call.residual_q)
-            write(y + i * call.y_q, activate(total, kind, low, high, slope))
+            write(y + i * call.y_q, activate(total, call.activation, call.low, call.high, call.slope))
 
     @inlined
-    def finish_pixels(call, source, y, residual, count, biases, square):
-        """The same for `lanes` filters that lie side by side in y and residual (NHWC)."""
-        kind, low, high, slope, has_residual = call.activation, call.low, call.high, call.slope, call.has_residual
+    def finish_pixels(call, staged, y, residual, rows, columns, biases):
+        """A vector of filters that lie side by side in y and residual (NHWC)."""
         bias = read_sums(biases)
-        for i in range(0, count, lanes):
-            copy_square(source + i * item, call.output_staging, square, vector_bytes)
-            for j in range(min(lanes, count - i)):
-                to, add = y + (i + j) * call.y_q, residual + (i + j) * call.residual_q
-                sums = read_sums(square + j * vector_bytes) + bias
-                finish_vector(sums, to, add, has_residual, kind, low, high, slope)
+        for i in range(rows):
+            for j in range(columns):
+                sums = read_sums(staged + i * call.output_pitch + j * vector_bytes) + bias
+                to, other = y + i * call.y_p + j * call.y_q, residual + i * call.residual_p + j * call.residual_q
+                finish_vector(call, sums, to, other)
 
     @inlined
-    def bias_of(call, k):
-        return read(call.bias + k * call.bias_k) if call.has_bias else real(0)
+    def finish_filters(call, staged, y, residual, rows, columns, filters, biases, square):
+        """Any filters, wherever their outputs lie."""
+        for i in range(rows):
+            for j in range(0, columns, lanes):
+                at = max(0, min(j, columns - lanes))
+                copy_square(staged + i * call.output_pitch + at * vector_bytes, vector_bytes, square, vector_bytes)
+                to, other = y + i * call.y_p + at * call.y_q, residual + i * call.residual_p + at * call.residual_q
+                for k in range(filters):
+                    bias, count = read_sum(biases + k * item), min(lanes, columns - at)
+                    there = other + k * call.residual_k
+                    finish_row(call, square + k * vector_bytes, to + k * call.y_k, there, count, bias)
 
     @inlined
-    def unstage(call, k, segments, count, source, together, biases, square):
-        """The outputs of a strip from the staging area to y: of filter k, or of as many as lanes from k on."""
-        table = array_at(types.int64, segments, (VECTORS * lanes, 4), (32, 8))
-        bias = bias_of(call, k)
-        simple = plain and call.activation == CLAMP and call.has_residual == 0 and call.y_q == item
-        for s in range(count):
-            image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
-            p, q = row * call.m, column * call.m
-            y = call.y + image * call.y_n + k * call.y_k + p * call.y_p + q * call.y_q
-            add = call.residual + image * call.residual_n + k * call.residual_k
-            add += p * call.residual_p + q * call.residual_q
-            line, columns = source + s * call.m * call.output_pitch, min(tiles * call.m, call.Q - q)
-            rows = min(call.m, call.P - p)
-            if not together and simple and columns >= lanes:
-                if call.streaming and (y | call.y_p) % vector_bytes == 0 and columns % lanes == 0:
-                    finish_rows_past(y, call.y_p, line, call.output_pitch, rows, columns, bias, call.low, call.high)
-                else:
-                    finish_rows(y, call.y_p, line, call.output_pitch, rows, columns, bias, call.low, call.high)
-                continue
-            for i in range(rows):
-                to, other, of = y + i * call.y_p, add + i * call.residual_p, line + i * call.output_pitch
-                if together:
-                    finish_pixels(call, of, to, other, columns, biases, square)
-                else:
-                    finish_row(call, of, to, other, columns, bias)
-
-    @inlined
-    def transform_filter(call, source, plane, staged, offsets, width):
-        call_leaf(call.transform_output, source, plane, staged, offsets, call.output_pitch, width, 0)
+    def finish(call, staged, image, k, p, q, columns, filters, biases, square):
+        """The staged outputs of some tiles in a row, from row p and column q on, to y."""
+        y = call.y + image * call.y_n + k * call.y_k + p * call.y_p + q * call.y_q
+        residual = call.residual + image * call.residual_n + k * call.residual_k
+        residual += p * call.residual_p + q * call.residual_q
+        rows, columns = min(call.m, call.P - p), min(columns, call.Q - q)
+        alone, whole = call.has_residual == 0, filters == lanes
+        if whole and call.y_k == stored_item and (alone or call.residual_k == stored_item):
+            finish_pixels(call, staged, y, residual, rows, columns, biases)
+        elif whole and plain and call.activation == CLAMP and call.y_q == item and (alone or call.residual_q == item):
+            other, pitch = 0 if alone else residual, call.output_pitch
+            if call.streaming and (y | call.y_p | call.y_k) % vector_bytes == 0 and columns % lanes == 0:
+                finish_columns_past(
+                    y, call.y_p, call.y_k, other, call.residual_p, call.residual_k, staged, pitch, rows, columns,
+                    biases, call.low, call.high,
+                )  # fmt: skip
+            else:
+                finish_columns(
+                    y, call.y_p, call.y_k, other, call.residual_p, call.residual_k, staged, pitch, rows, columns,
+                    biases, call.low, call.high,
+                )  # fmt: skip
+        else:
+            finish_filters(call, staged, y, residual, rows, columns, filters, biases, square)
 
     def output_stage(call_address, scratch, strip, k, filters, slot, unused):
         """k: the first filter, counted through all groups; slot: its planes."""
         call = record_at(RECORD, call_address)
-        width = first_vector(call, strip + 1) - first_vector(call, strip)
-        offsets, segments, staged = scratch, scratch + segments_at, scratch + staging_at
-        square, biases = scratch + square_at, staged + lanes * call.output_staging
+        segments, square, staged = scratch, scratch + square_at, scratch + staging_at
+        biases = staged + call.m * call.output_pitch
         count = find_segments(call, strip, segments)
-        beyond = call.output_staging - call.m * call.output_pitch
-        set_offsets(segments, count, offsets, width, call.m * item, call.m * call.output_pitch, beyond)
-        filter_bytes = width * vector_bytes
-        plane = call.chunk * panel_height * filter_bytes + PLANE_PADDING
-
-        done = 0
-        together = call.y_k == stored_item and call.y_q != stored_item
-        if together and (call.has_residual == 0 or call.residual_k == stored_item):
-            while done + lanes <= filters:
-                for i in range(lanes):
-                    write_bias(biases + i * item, bias_of(call, k + done + i))
-                    to = staged + i * call.output_staging
-                    transform_filter(call, slot + (done + i) * filter_bytes, plane, to, offsets, width)
-                unstage(call, k + done, segments, count, staged, 1, biases, square)
-                done += lanes
-        if done == filters:
-            return
-        transform_filter(call, slot + done * filter_bytes, plane, staged, offsets, width)
-        for i in range(done, filters):
-            here = staged + (i - done) % 2 * call.output_staging
-            if i + 1 < filters:
-                other = staged + (i - done + 1) % 2 * call.output_staging
-                transform_filter(call, slot + (i + 1) * filter_bytes, plane, other, offsets, width)
-            unstage(call, k + i, segments, count, here, 0, biases, square)
+        table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
+        for done in range(0, filters, lanes):
+            source, here = slot + done // lanes * call.output_vector, min(lanes, filters - done)
+            for i in range(here):
+                write_bias(biases + i * item, read(call.bias + (k + done + i) * call.bias_k) if call.has_bias else 0.0)
+            for s in range(count):
+                image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
+                for t in range(0, tiles, PIECE_TILES):
+                    some = min(PIECE_TILES, tiles - t)
+                    call_leaf(call.transform_output, source, call.output_plane, staged, call.output_pitch, some, 0, 0)
+                    source += some * vector_bytes
+                    p, q = row * call.m, (column + t) * call.m
+                    finish(call, staged, image, k + done, p, q, some * call.m, here, biases, square)
 
     return output_stage
 
 
 def build():
-    """The task: a range of strips and a part of the filters of one group, from x to y."""
-    panel_height = panel_rows()
-
-    @inlined
-    def block(call_address, call, scratch, group, strip, strips, first_panel, end_panel):
-        inputs = scratch + call.slots_at
-        outputs = inputs + call.strips_per_block * call.input_slot
-        for s in range(strips):
-            slot = inputs + s * call.input_slot
-            call_leaf(call.input_stage, call_address, scratch, group, strip + s, slot, 0, 0)
-        for panel in range(first_panel, end_panel, call.chunk):
-            panels = min(call.chunk, end_panel - panel)
-            call_leaf(call.multiply_stage, call_address, group, panel, panels, strip, strips, inputs)
-            k = panel * panel_height
-            filters = min(panels * panel_height, call.Kg - k)
-            for s in range(strips):
-                slot = outputs + s * call.output_slot
-                call_leaf(call.output_stage, call_address, scratch, strip + s, group * call.Kg + k, filters, slot, 0)
+    """The task: a strip and a part of the filters of one group, from x to y."""
 
     def winograd(call_address, index, worker):
         call = record_at(RECORD, call_address)
         scratch = call.workspace + worker * call.worker_bytes
-        part, rest = index % call.parts, index // call.parts
-        range_, group = rest % call.ranges, rest // call.ranges
-        first, end = range_ * call.strips // call.ranges, (range_ + 1) * call.strips // call.ranges
-        first_panel, end_panel = part * call.part, min((part + 1) * call.part, call.panels)
-        for strip in range(first, end, call.strips_per_block):
-            strips = min(call.strips_per_block, end - strip)
-            block(call_address, call, scratch, group, strip, strips, first_panel, end_panel)
+        inputs, outputs = scratch + call.inputs_at, scratch + call.outputs_at
+        strip, rest = index % call.strips, index // call.strips
+        part, group = rest % call.parts, rest // call.parts
+        call_leaf(call.input_stage, call_address, scratch, group, strip, inputs, 0, 0)
+        end = min((part + 1) * call.part, call.panels)
+        for panel in range(part * call.part, end, call.chunk):
+            behind = min(panel + call.chunk, end)
+            call_leaf(call.multiply_stage, call_address, group, panel, behind, strip, inputs, outputs)
+            k, filters = panel * call.panel, min(behind * call.panel, call.Kg) - panel * call.panel
+            call_leaf(call.output_stage, call_address, scratch, strip, group * call.Kg + k, filters, outputs, 0)
 
     return winograd
 
@@ -520,7 +522,7 @@ def build_pack(m, dtype_name):
     stored past them, a cache line of each plane at a time: half lines to 36 places at once would each be read first.
     """
     numbers = Numbers(dtype_name)
-    lanes, item, vector_bytes, panel_height = numbers.count, numbers.item, numbers.bytes, panel_rows()
+    lanes, item, vector_bytes = numbers.count, numbers.item, numbers.bytes
     real, plain = numbers.real, numbers.item == numbers.stored_item
     read, _, _, _ = memory_functions(dtype_name)
     _, write, _, _ = memory_functions(real.name)
@@ -542,33 +544,31 @@ def build_pack(m, dtype_name):
             write(target + i * item, real(0))
 
     @inlined
-    def pack_staged(call, w, first, vectors, depth, filters, scratch, target):
-        """Vectors first .. vectors-1 of a panel, through a copy of their taps; zeros for missing filters."""
+    def pack_staged(call, w, first, depth, filters, scratch, target):
+        """Channels first .. depth-1 of a panel, through a copy of their taps; zeros for missing filters."""
         offsets, staged = array_at(types.int64, scratch, (lanes,), (8,)), scratch + staging_at
-        for v in range(first, vectors):
-            for lane in range(lanes):
-                channel, k = (v * lanes + lane) // panel_height, (v * lanes + lane) % panel_height
-                offsets[lane] = lane * taps_bytes
-                if channel < depth and k < filters:
-                    stage_taps(call, w + k * call.w_k + channel * call.w_c, staged + lane * taps_bytes)
-                else:
-                    clear_taps(staged + lane * taps_bytes)
-            transform(staged, 0, scratch, target + v * vector_bytes, call.filter_plane)
+        for lane in range(lanes):
+            offsets[lane] = lane * taps_bytes
+            clear_taps(staged + lane * taps_bytes)
+        for c in range(first, depth):
+            for lane in range(filters):
+                stage_taps(call, w + lane * call.w_k + c * call.w_c, staged + lane * taps_bytes)
+            transform(staged, 0, scratch, target + c * vector_bytes, call.filter_plane)
 
     @inlined
-    def pack_in_place(call, w, vectors, scratch, target):
-        """Whole vectors of a whole panel whose taps lie side by side; returns how many were done."""
+    def pack_in_place(call, w, depth, scratch, target):
+        """All channels of a whole panel whose taps lie side by side; returns how many were done."""
         offsets = array_at(types.int64, scratch, (lanes,), (8,))
         for lane in range(lanes):
-            offsets[lane] = lane % panel_height * call.w_k + lane // panel_height * call.w_c
-        step, done = lanes // panel_height * call.w_c, 0
+            offsets[lane] = lane * call.w_k
+        done = 0
         if call.streaming:
-            while done + line <= vectors:
+            while done + line <= depth:
                 to = target + done * vector_bytes
-                transform_line_past(w + done * step, step, scratch, to, call.filter_plane)
+                transform_line_past(w + done * call.w_c, call.w_c, scratch, to, call.filter_plane)
                 done += line
-        while done < vectors:
-            transform(w + done * step, 0, scratch, target + done * vector_bytes, call.filter_plane)
+        while done < depth:
+            transform(w + done * call.w_c, 0, scratch, target + done * vector_bytes, call.filter_plane)
             done += 1
         return done
 
@@ -576,18 +576,15 @@ def build_pack(m, dtype_name):
         call = record_at(RECORD, call_address)
         group, panel = index // call.panels, index % call.panels
         scratch = call.workspace + worker * call.worker_bytes
-        filters = min(panel_height, call.Kg - panel * panel_height)
-        w = call.w + (group * call.Kg + panel * panel_height) * call.w_k
-        together = plain and call.w_s == item and call.w_r == 3 * item
-        in_place = together and filters == panel_height and lanes % panel_height == 0
+        filters = min(lanes, call.Kg - panel * lanes)
+        w = call.w + (group * call.Kg + panel * lanes) * call.w_k
+        in_place = plain and call.w_s == item and call.w_r == 3 * item and filters == lanes
         for c in range(0, call.Cg, call.depth_block):
             depth = min(call.depth_block, call.Cg - c)
-            vectors = (depth * panel_height + lanes - 1) // lanes
-            target = call.y + group * call.filter_group + c * panel_height * item * call.panels
-            target += panel * vectors * vector_bytes
+            target = call.y + group * call.filter_group + (c * call.panels + panel * depth) * vector_bytes
             here, done = w + c * call.w_c, 0
             if in_place:
-                done = pack_in_place(call, here, depth * panel_height // lanes, scratch, target)
-            pack_staged(call, here, done, vectors, depth, filters, scratch, target)
+                done = pack_in_place(call, here, depth, scratch, target)
+            pack_staged(call, here, done, depth, filters, scratch, target)
 
     return pack

@@ -18,7 +18,22 @@ tiles of a vector may lie anywhere, ends of rows cost nothing, and no load reads
 from numba.core import types
 
 from .short_floats import widen
-from .tracing import I64, Lanes, constant, fma, load, shuffle, store, traced, transpose
+from .tracing import (
+    I64,
+    Lanes,
+    constant,
+    fma,
+    lanes_between,
+    load,
+    load_lanes,
+    loop,
+    prefetch,
+    shuffle,
+    store,
+    traced,
+    transpose,
+    zeros,
+)
 from .winograd_matrices import HALF, ONE, filter_matrix, input_matrix, output_matrix
 
 QUAD = 4
@@ -117,18 +132,29 @@ def load_rows(V, addresses, count):
     return result
 
 
-def store_rows(vectors, addresses):
-    """The opposite: lane i of every vector, in order, to address i."""
-    V, count = vectors[0].type, len(vectors)
-    if count < QUAD:
-        for i, address in enumerate(addresses):
-            store(address, shuffle(vectors[0], vectors[1], [i, V.count + i]))
-        return
-    for offset in sorted({*range(0, count - QUAD + 1, QUAD), count - QUAD}):
-        for t, row in enumerate(transpose_quads(vectors[offset : offset + QUAD])):
-            for q in range(V.count // QUAD):
-                quad = shuffle(row, row, range(QUAD * q, QUAD * q + QUAD))
-                store(addresses[QUAD * q + t] + offset * V.item_bytes, quad)
+def every(vectors, n):
+    """n vectors of n vectors' numbers: number 0 and every n-th from there on, number 1 and every n-th, ..."""
+    if n == 1:
+        return vectors
+    count = vectors[0].type.count
+    if n % 2 == 0:
+        pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
+        halves = [every([shuffle(a, b, range(i, 2 * count, 2)) for a, b in pairs], n // 2) for i in range(2)]
+        return [vector for pair in zip(*halves, strict=True) for vector in pair]
+    return [picked(vectors, range(i, n * count, n)) for i in range(n)]
+
+
+def picked(vectors, numbers):
+    """One vector of some of the numbers of several, which lie in ascending order."""
+    count = vectors[0].type.count
+    result = vectors[0]
+    for v, vector in enumerate(vectors):
+        lanes = [
+            count + number % count if number // count == v else lane if v else number % count
+            for lane, number in enumerate(numbers)
+        ]
+        result = shuffle(result, vector, lanes)
+    return result
 
 
 def transposed_copy(dtype_name, V):
@@ -155,14 +181,56 @@ def tile_addresses(V, base, table):
     return [base + load(I64, table + I64.bytes * i) for i in range(V.count)]
 
 
+def spread_rows(m, V):
+    """spread(source, source_row, source_channel, channels, top, bottom, left, right, target, pitch): the pixels of
+    V.count tiles in a row, one tile per lane: pixel (i, j) of every tile to the vector at
+    target + (i * (m + 2) + j) * pitch, and so on for `channels` channels.
+
+    Zeros stand for rows outside top .. bottom-1 and columns outside left .. right-1, which are not read.
+    """
+    size = m + 2
+
+    @traced(types.void)
+    def spread(source, source_row, source_channel, channels, top, bottom, left, right, target, pitch):
+        masks = [lanes_between(V, constant(left, k * V.count), left, right) for k in range(m + 1)]
+
+        def write(to, row, columns):
+            for j, column in enumerate(columns):
+                store(to + pitch * (row * size + j), column)
+
+        def copy(here, to, row):
+            *pixels, beyond = [load_lanes(V, here + V.bytes * k, mask) for k, mask in enumerate(masks)]
+            for k in range(m + 1):
+                prefetch(here + ahead + V.bytes * k)
+            columns = every(pixels, m)
+            following = [shuffle(columns[j], beyond, [*range(1, V.count), V.count + j]) for j in range(2)]
+            write(to, row, columns + following)
+
+        def blank(to, row):
+            write(to, row, [zeros(V, source)] * size)
+
+        def channel(c):
+            here, to = source + source_channel * c, target + pitch * (size * size) * c
+            loop(top, lambda i: blank(to, i))
+            loop(bottom - top, lambda i: copy(here + source_row * (i + top), to, i + top))
+            loop(constant(top, size) - bottom, lambda i: blank(to, i + bottom))
+
+        ahead = source_channel * channels
+        loop(channels, channel)
+
+    return spread
+
+
 def input_transform(m, V):
-    """transform(base, table, pitch, target, plane): tiles at base + table[lane], rows `pitch` apart, to planes."""
+    """transform(source, pitch, target, plane): what spread_rows has written, at `source`, to planes."""
     matrix, size = input_matrix(m), m + 2
 
     @traced(types.void)
-    def transform(base, table, pitch, target, plane):
-        addresses = tile_addresses(V, base, table)
-        rows = [times_paired_rows(matrix, load_rows(V, [a + pitch * i for a in addresses], size)) for i in range(size)]
+    def transform(source, pitch, target, plane):
+        def pixels(i):
+            return [load(V, source + pitch * (i * size + j)) for j in range(size)]
+
+        rows = [times_paired_rows(matrix, pixels(i)) for i in range(size)]
         for j in range(size):
             for value in times_paired_rows(matrix, [row[j] for row in rows]):
                 store(target, value)
@@ -195,11 +263,11 @@ def filter_transform(m, V, vectors=1, store_vector=store):
 
 
 def output_transform(m, V):
-    """transform(source, plane, base, table, pitch): planes to m rows, `pitch` apart, at base + table[lane]."""
+    """transform(source, plane, target, pitch): planes to m rows, `pitch` apart, of a vector for each of m columns."""
     matrix, size = output_matrix(m), m + 2
 
     @traced(types.void)
-    def transform(source, plane, base, table, pitch):
+    def transform(source, plane, target, pitch):
         columns = []
         for _ in range(size):
             sums = []
@@ -207,9 +275,8 @@ def output_transform(m, V):
                 sums.append(load(V, source))
                 source = source + plane
             columns.append(times_paired_columns(matrix, sums))
-        addresses = tile_addresses(V, base, table)
         for i in range(m):
-            outputs = times_paired_columns(matrix, [column[i] for column in columns])
-            store_rows(outputs, [a + pitch * i for a in addresses])
+            for j, output in enumerate(times_paired_columns(matrix, [column[i] for column in columns])):
+                store(target + pitch * i + V.bytes * j, output)
 
     return transform

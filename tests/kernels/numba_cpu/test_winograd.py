@@ -25,7 +25,7 @@ def weights(K, C, seed=1):
 
 @pytest.fixture
 def other_cut(monkeypatch):
-    """Cut problems by other numbers: other_cut(CHUNK_FILTERS=8, ...)."""
+    """Cut problems by other numbers: other_cut(SUMS_IN_CACHE=0, ...)."""
 
     def change(**constants):
         for name, value in constants.items():
@@ -58,11 +58,33 @@ def aligned_bytes(count):
     return raw[start : start + count]
 
 
-def test_the_bits_do_not_depend_on_threads_or_blocks(other_cut):
-    y = computed(threads=1)
-    np.testing.assert_array_equal(y, computed(threads=3))
-    other_cut(LEAST_BLOCK_BYTES=0, MOST_BLOCK_BYTES=0, CHUNK_FILTERS=8)
-    np.testing.assert_array_equal(y, computed(threads=2))
+@pytest.mark.parametrize("m", [2, 4, 6])
+def test_the_bits_do_not_depend_on_threads_or_cuts(other_cut, m):
+    y = computed(threads=1, m=m)
+    np.testing.assert_array_equal(y, computed(threads=3, m=m))
+    other_cut(SUMS_IN_CACHE=0, STRIP_VECTORS=1)
+    np.testing.assert_array_equal(y, computed(threads=2, m=m))
+    other_cut(tile_units=lambda: [3])
+    np.testing.assert_array_equal(y, computed(threads=2, m=m))
+
+
+def channels_last(array):
+    """The same (N, C, H, W) array with its channels side by side in memory."""
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+def every_other(array):
+    """The same array, its columns two apart in memory."""
+    return np.repeat(array, 2, axis=3)[..., ::2]
+
+
+@pytest.mark.parametrize("place", [channels_last, every_other])
+def test_where_the_numbers_lie_changes_no_bit(place):
+    x, w = normal(2, 37, 27, 30), weights(44, 37)
+    y = f4(x, w, padding=1)
+    out = place(np.full_like(y, np.nan))
+    f4(place(x), w, padding=1, out=out)
+    np.testing.assert_array_equal(y, out)
 
 
 def test_splitting_the_filters_changes_no_bit(other_cut):
@@ -94,6 +116,22 @@ def test_f4_and_f2_are_allowed_by_default_whatever_the_channels():
     assert accuracy.norm_relative(problem, "winograd_f6") > accuracy.DEFAULT_MAX_ERROR
 
 
+def test_f6_stays_under_the_default_error_however_many_channels():
+    C = 1100
+    x, w = normal(1, C, 12, 12), weights(16, C)
+    problem = make_problem(x.shape, w.shape, np.float32, padding=1)
+    y, exact = convlib.conv2d(x, w, padding=1, algorithm="winograd_f6"), reference.conv2d(problem, x, w)
+    error = np.linalg.norm(y - exact) / np.linalg.norm(exact)
+    assert error < accuracy.norm_relative(problem, "winograd_f6") < accuracy.DEFAULT_MAX_ERROR
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16])
+@pytest.mark.parametrize(("C", "size"), [(64, 224), (512, 28), (1024, 32)])
+def test_the_workspace_of_all_threads_is_limited(threads, C, size):
+    problem = make_problem((1, C, size, size), (C, C, 3, 3), np.float32, padding=1)
+    assert winograd.workspace_bytes(4, problem, device.cpu_with(threads)) < 64 << 20
+
+
 def test_nan_stays_within_the_tiles_that_read_it():
     x, w = normal(1, 3, 24, 24), weights(2, 3)
     x[0, 1, 9, 13] = np.nan
@@ -107,10 +145,11 @@ def test_nan_stays_within_the_tiles_that_read_it():
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (5, 9), (7, 7), (14, 14), (3, 100), (100, 3)])
 def test_every_size_of_map(size):
-    x, w = normal(1, 5, *size), weights(6, 5)
+    x, w = normal(1, 5, *size), weights(18, 5)  # a vector of filters and more, in whatever vectors
     problem = make_problem(x.shape, w.shape, np.float32, padding=1)
     for algorithm in TILES:
-        y = convlib.conv2d(x, w, padding=1, algorithm=algorithm, max_error=1)
+        y = np.full(problem.y_shape, np.nan, np.float32)  # an output never written stays NaN
+        convlib.conv2d(x, w, padding=1, algorithm=algorithm, max_error=1, out=y)
         np.testing.assert_allclose(y, reference.conv2d(problem, x, w), atol=3e-5)
 
 
