@@ -23,6 +23,7 @@ GROWTH = {
     "tiled": 1.0,
     "im2col": 1.0,
     "implicit_gemm": 1.0,
+    "tensor_core": 1.0,
     "blocked": 1.0,
     "blocked_by_filters": 1.0,
     "weight_grad": 1.0,

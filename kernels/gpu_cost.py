@@ -34,6 +34,11 @@ WARPS_TO_SATURATE = 8  # two for each scheduler, where every thread has tens of 
 FLOAT32_LANES = {(7, 5): 64, (8, 0): 64}  # and 128 from 8.6 on
 FLOAT64_RATIO = {(8, 0): 2, (9, 0): 2, (10, 0): 2, (7, 5): 32}  # and 64 on cards for graphics
 
+# Multiply-adds of float16 or bfloat16, summed in float32, that the tensor cores of one SM do in a cycle by mma.sync:
+# NVIDIA's architecture papers; for 9.0, 63 % of the paper's, which mma.sync reaches (Luo et al., Benchmarking and
+# Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking, 2024), and for 10.0, unmeasured, as much.
+TENSOR_MULTIPLY_ADDS = {(7, 5): 512, (8, 0): 1024, (8, 6): 256, (8, 9): 256, (9, 0): 1290, (10, 0): 1290, (12, 0): 256}
+
 
 def waiting(kernel, like=None):
     """How many times as long `kernel` takes as its issue slots; until it is measured, as `like`, with the same loop."""
@@ -68,6 +73,11 @@ def multiply_seconds(problem, device, blocks, macs_per_block, blocks_per_sm, sha
 def multiply_slots(problem, device):
     """Issue slots that one multiply-add takes, in the type that sums are kept in."""
     return SLOTS_PER_CYCLE * clock(device) / multiply_adds_per_second(problem, device)
+
+
+def tensor_multiply_adds(problem, device):
+    """Multiply-adds that the tensor cores of one SM do in a cycle; in TF32 half as many."""
+    return TENSOR_MULTIPLY_ADDS.get(device.compute_capability, 256) * 2 / problem.dtype.itemsize
 
 
 def block_seconds(device, blocks, threads, slots):
