@@ -201,24 +201,53 @@ struct Aim {
 
 using Sums = Accumulator[BLOCKS_M][BLOCKS_K][4];
 
+// Round floats to TF32, and in `rest` keep what that leaves, rounded too; 16-bit types are as they should be.
+template <int COUNT>
+__device__ __forceinline__ void round_matrices(unsigned (&values)[COUNT], unsigned (&rest)[COUNT])
+{
+    if constexpr (sizeof(Element) == 4)
+        #pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            const float value = __uint_as_float(values[i]);
+            values[i] = to_tf32(value);
+            if constexpr (PRECISE) rest[i] = to_tf32(value - __uint_as_float(values[i]));
+        }
+}
+
 __device__ __forceinline__ void multiply_stage(Sums& sums, unsigned stage, const Aim& aim)
 {
     #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
-        unsigned a[BLOCKS_M][4], b[BLOCKS_K / 2][4];
+        unsigned a[BLOCKS_M][4], a_rest[BLOCKS_M][4];
         // Two columns further is the other bit of the swizzle's exclusive or.
         #pragma unroll
-        for (int i = 0; i < BLOCKS_M; ++i) load_matrices(a[i], stage + (aim.pixels ^ step * 32) + i * 16 * CHUNKS * 16);
+        for (int i = 0; i < BLOCKS_M; ++i) {
+            load_matrices(a[i], stage + (aim.pixels ^ step * 32) + i * 16 * CHUNKS * 16);
+            round_matrices(a[i], a_rest[i]);
+        }
         #pragma unroll
-        for (int j = 0; j < BLOCKS_K / 2; ++j)
-            load_matrices(b[j], stage + (aim.filters ^ step * 32) + j * 16 * CHUNKS * 16);
-        #pragma unroll
-        for (int j = 0; j < BLOCKS_K; ++j)
+        for (int j = 0; j < BLOCKS_K; j += 2) {
+            unsigned two[4];
+            load_matrices(two, stage + (aim.filters ^ step * 32) + j * 8 * CHUNKS * 16);
             #pragma unroll
-            for (int i = 0; i < BLOCKS_M; ++i) {
-                const unsigned (&filters)[2] = reinterpret_cast<const unsigned (&)[2]>(b[j / 2][j % 2 * 2]);
-                multiply(sums[i][j], a[i], filters, Element());
+            for (int half = 0; half < 2; ++half) {
+                unsigned b[2] = {two[half * 2], two[half * 2 + 1]}, b_rest[2];
+                if constexpr (PRECISE) round_matrices(b, b_rest);  // else pack_filters did
+                #pragma unroll
+                for (int i = 0; i < BLOCKS_M; ++i) {
+                    if constexpr (PRECISE) {
+                        float products[4] = {};
+                        multiply(products, a_rest[i], b, Element());
+                        multiply(products, a[i], b_rest, Element());
+                        multiply(products, a[i], b, Element());
+                        #pragma unroll
+                        for (int e = 0; e < 4; ++e) sums[i][j + half][e] += products[e];
+                    } else {
+                        multiply(sums[i][j + half], a[i], b, Element());
+                    }
+                }
             }
+        }
     }
 }
 
@@ -398,5 +427,7 @@ pack_filters(const Element* __restrict__ w, Element* __restrict__ packed, Proble
     const int group = stage / (cut.depth / DEPTH), d = stage % (cut.depth / DEPTH) * DEPTH + index % DEPTH;
     const int tap = TAPS_INNER ? d % TAPS : d / cut.channels, c = TAPS_INNER ? d / TAPS : d % cut.channels;
     const bool wanted = k < problem.Kg && c < problem.Cg && tap < TAPS;
-    packed[index] = wanted ? w[offset(problem.w, group * problem.Kg + k, c, tap / S, tap % S)] : Element{};
+    Element weight = wanted ? w[offset(problem.w, group * problem.Kg + k, c, tap / S, tap % S)] : Element{};
+    if constexpr (sizeof(Element) == 4 && !PRECISE) weight = __uint_as_float(to_tf32(weight));
+    packed[index] = weight;
 }

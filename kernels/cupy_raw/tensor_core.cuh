@@ -47,6 +47,21 @@ __device__ __forceinline__ void multiply(float (&sums)[4], const unsigned (&a)[4
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+__device__ __forceinline__ void multiply(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2], float)
+{
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// A float's nearest of 11 significant bits, as tensor cores take it; ties away from zero.
+__device__ __forceinline__ unsigned to_tf32(float value)
+{
+    unsigned result;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(value));
+    return result;
+}
+
 // 16 bytes from global to shared memory, past the registers and the L1 cache; zeros where they are not wanted.
 __device__ __forceinline__ void copy_async(unsigned to, const void* from, bool wanted)
 {
@@ -60,7 +75,7 @@ __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_
 template <int PENDING>
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory"); }
 
-#else  // stages come by registers, and a barrier is all they need
+#else  // sm_75: stages come by registers, and a barrier is all they need
 
 __device__ __forceinline__ void commit_copies() {}
 template <int> __device__ __forceinline__ void wait_for_copies() {}

@@ -23,7 +23,7 @@ SHARED_BYTES = 49_152  # of a block, without asking the driver for more
 MOST_STAGES = 4
 FEWEST_STAGES = 8  # of one split: its prologue and its sums must pay
 MOST_SPLITS = 32
-DTYPES = {"float16": (7, 5), "bfloat16": (8, 0)}  # and since which compute capability tensor cores take them
+DTYPES = {"float16": (7, 5), "bfloat16": (8, 0), "float32": (8, 0)}  # since which compute capability they are taken
 
 
 class Tile(NamedTuple):
@@ -170,8 +170,10 @@ def why_not(problem, device):
 def dtype_reasons(problem, device):
     """Why the tensor cores do not take these numbers."""
     name = problem.dtype.name
+    if name == "float32" and problem.precision is None:
+        return ['float32 only with precision "tf32" or "3xtf32"']
     if name not in DTYPES:
-        return [f"{' and '.join(DTYPES)} only, got {name}"]
+        return [f"{', '.join(DTYPES)} only, got {name}"]
     if device.compute_capability < DTYPES[name]:
         needed, has = (".".join(map(str, version)) for version in (DTYPES[name], device.compute_capability))
         return [f"{name} from compute capability {needed} on, {device} has {has}"]
@@ -221,6 +223,7 @@ def sources_of(problem, cut, stages, wide, lying):
     constants = (*shared, ("TILE_K", tile.filters), ("WARP_M", tile.warp_pixels), ("WARP_K", tile.warp_filters))
     constants += (("STAGES", stages), ("TOGETHER", int(lying.together)), ("TAPS_INNER", int(cut.taps_inner)))
     constants += (("WHOLE", int(problem.Cg % chunk_of(problem) == 0)), ("SPLIT", int(cut.splits > 1)))
+    constants += (("PRECISE", int(problem.precision == "3xtf32")),)
     constants += (("ALONG_FILTERS", int(lying.along_filters)), ("RUN", lying.run))
     multiplying = (CudaSource("tensor_core.cu", name, constants) for name in ("pack_filters", "conv2d_tensor_core"))
     return (*multiplying, CudaSource("sum_splits.cu", "sum_splits", shared))
