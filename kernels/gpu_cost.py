@@ -35,9 +35,9 @@ FLOAT32_LANES = {(7, 5): 64, (8, 0): 64}  # and 128 from 8.6 on
 FLOAT64_RATIO = {(8, 0): 2, (9, 0): 2, (10, 0): 2, (7, 5): 32}  # and 64 on cards for graphics
 
 # Multiply-adds of float16 or bfloat16, summed in float32, that the tensor cores of one SM do in a cycle by mma.sync:
-# NVIDIA's architecture papers; for 9.0, 63 % of the paper's, which mma.sync reaches (Luo et al., Benchmarking and
-# Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking, 2024), and for 10.0, unmeasured, as much.
-TENSOR_MULTIPLY_ADDS = {(7, 5): 512, (8, 0): 1024, (8, 6): 256, (8, 9): 256, (9, 0): 1290, (10, 0): 1290, (12, 0): 256}
+# NVIDIA's architecture papers, GeForce cards from 8.6 on; for 9.0, 65.3 % of that, which mma.sync reaches (Luo et al.,
+# Dissecting the NVIDIA Hopper architecture, 2025, table 7), and for 10.0 as much, for want of a published figure.
+TENSOR_MULTIPLY_ADDS = {(7, 5): 512, (8, 0): 1024, (8, 6): 256, (8, 9): 256, (9, 0): 1337, (10, 0): 1337, (12, 0): 256}
 
 
 def waiting(kernel, like=None):
@@ -76,8 +76,9 @@ def multiply_slots(problem, device):
 
 
 def tensor_multiply_adds(problem, device):
-    """Multiply-adds that the tensor cores of one SM do in a cycle; in TF32 half as many."""
-    return TENSOR_MULTIPLY_ADDS.get(device.compute_capability, 256) * 2 / problem.dtype.itemsize
+    """Multiply-adds that the tensor cores of one SM do in a cycle; in TF32 half as many, in three products a sixth."""
+    rate = TENSOR_MULTIPLY_ADDS.get(device.compute_capability, 256) * 2 / problem.dtype.itemsize
+    return rate / 3 if problem.precision == "3xtf32" else rate
 
 
 def block_seconds(device, blocks, threads, slots):

@@ -1,4 +1,52 @@
-// (account)
+// Tensor cores: the implicit product of implicit_gemm.cu, its inner loop 16 x 8 x 16 multiply-adds to an instruction.
+//
+//     y[m, k] = sum over d of  x[window of m, d] * packed[k, d]         m = (n, p, q), d = a tap and a channel
+//
+//                     filters                  a block: TILE_M pixels x TILE_K filters of one group, 4 or 8 warps
+//                 depth +-------+              a warp:  up to 64 x 64, as 4 x 8 results of 16 x 8 in registers
+//                       | ..... |              a stage: 64 bytes of the reduction of every pixel and filter, that is
+//            depth      | stage |                       32 steps of a 16-bit type or 16 of float
+//          +-------+    +-------+              three stages of 16 KB at 128 x 128, four of the smaller tiles, in
+//          | ..... |    +=======+              shared memory at once: one is multiplied, the others are on their way
+//   pixels | ..... |    | warp  |
+//          | stage |    | warp  |  registers   a stage of 128 x 128: 16 KB from L2 for 1,048,576 FLOP of float16;
+//          +-------+    +=======+              a step of a warp: 8 ldmatrix (32 cycles of shared memory) for 32 mma
+//
+// d runs over taps, then channels, padded to chunks of 16 bytes: a chunk is some channels of one tap, and each of a
+// stage's four finds its own tap, so that a stage may hold several and 40 channels cost no more than 40. Fewer
+// channels than a chunk has: TAPS_INNER, d = c * R * S + tap.
+// Who loads what. Channels last (TOGETHER): a thread copies chunks of its pixels by cp.async, straight to shared
+// memory, zeros where the window leaves the image. Otherwise, and for channels first, a lane gathers the channels of a
+// chunk one by one, 32 lanes 32 neighbouring pixels, while the block multiplies, and stores them afterwards as one
+// chunk: the layout changes on the way. Weights are packed first by pack_filters, stage by stage in the order in which
+// they are copied.
+// Stages: cp.async says when its bytes have come only by groups, in order. Each turn waits until at most STAGES - 2
+// groups are under way, so that this stage's have come; the barrier after it makes everybody's visible, and says that
+// nobody reads the stage of the turn before, which is filled next. One barrier per stage. sm_75 has no cp.async: two
+// stages, filled through registers.
+// Bank conflicts: none in the loop. Rows are 64 bytes, two to the 128 of all banks; chunk c of row r lies at place
+// c ^ (r / 2 % 4) of its row, so that ldmatrix, which reads one chunk of eight rows at a time, meets eight different
+// places, and eight threads that copy or store two rows, or one chunk of eight rows, do too.
+// The way out: sums, with their biases, pass through shared memory, a slice of each warp's at a time, so that a thread
+// stores 16 bytes of neighbours: filters, or pixels in NCHW. With warps of 64 without conflicts, else of two lanes.
+// Small problems: SPLIT, as in implicit_gemm.cu.
+// float32: rounded to TF32, 11 significant bits, the weights once by pack_filters, x in registers. PRECISE ("3xtf32")
+// keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
+// cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
+// infinity becomes NaN there: it leaves infinity minus infinity.
+// Registers, of 128 x 128: 210 (128 of them sums), two blocks on a multiprocessor. Machine code, channels last: 64 of
+// 205 instructions of the loop are HMMA on sm_80; these keep the tensor cores busy for 512 cycles of its scheduler, so
+// that 60 % of the issue slots stay free, and 64 of 224 for 392 cycles on sm_90.
+// No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
+// Limits: float16 from sm_75 on, bfloat16 and float32 from sm_80 on.
+// Source: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020 (stages, swizzle, multistage loop); NVIDIA, PTX ISA;
+// three products: CUTLASS, 3xTF32; sums outside: Ootomo and Yokota, Recovering single precision accuracy from tensor
+// cores while surpassing the FP32 theoretical peak performance, 2022.
+//
+// Compiled with problem.cuh's and epilogue.cuh's constants, -DTILE_M -DTILE_K of a block, -DWARP_M -DWARP_K of a warp,
+// -DSTAGES, -DTOGETHER (x's channels lie side by side in aligned chunks), -DTAPS_INNER, -DWHOLE (no chunk ends amid
+// the channels), -DALONG_FILTERS (y's filters lie side by side, not its pixels), -DRUN (how many a thread stores at
+// once), -DSPLIT, -DPRECISE.
 
 #include "cut.cuh"
 #include "epilogue.cuh"
@@ -15,7 +63,8 @@ constexpr int THREADS = 32 * WARPS;
 constexpr int BLOCKS_M = WARP_M / 16, BLOCKS_K = WARP_K / 8;  // of a warp
 constexpr int PIXEL_BYTES = TILE_M * CHUNKS * 16, STAGE_BYTES = PIXEL_BYTES + TILE_K * CHUNKS * 16;
 // A thread has up to 255 registers with 8 warps on a multiprocessor, 168 with 12 and 128 with 16.
-constexpr int WARPS_PER_SM = BLOCKS_M * BLOCKS_K > 16 ? 8 : BLOCKS_M * BLOCKS_K > 8 ? 12 : 16;
+constexpr int NEED = BLOCKS_M * BLOCKS_K * (PRECISE ? 2 : 1);
+constexpr int WARPS_PER_SM = NEED > 16 ? 8 : NEED > 8 ? 12 : 16;
 constexpr int BLOCKS_PER_SM = WARPS_PER_SM / WARPS;
 
 // A thread's part of a stage of pixels: OWN of them, COLUMNS chunks of each.
@@ -427,7 +476,6 @@ pack_filters(const Element* __restrict__ w, Element* __restrict__ packed, Proble
     const int group = stage / (cut.depth / DEPTH), d = stage % (cut.depth / DEPTH) * DEPTH + index % DEPTH;
     const int tap = TAPS_INNER ? d % TAPS : d / cut.channels, c = TAPS_INNER ? d / TAPS : d % cut.channels;
     const bool wanted = k < problem.Kg && c < problem.Cg && tap < TAPS;
-    Element weight = wanted ? w[offset(problem.w, group * problem.Kg + k, c, tap / S, tap % S)] : Element{};
-    if constexpr (sizeof(Element) == 4 && !PRECISE) weight = __uint_as_float(to_tf32(weight));
-    packed[index] = weight;
+    const Element weight = wanted ? w[offset(problem.w, group * problem.Kg + k, c, tap / S, tap % S)] : Element{};
+    packed[index] = PRECISE ? weight : as_taken(weight);
 }

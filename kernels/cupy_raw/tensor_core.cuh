@@ -22,6 +22,19 @@ __device__ __forceinline__ void load_matrices(unsigned (&to)[4], unsigned row)
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
 }
 
+// A float's nearest of 11 significant bits, as tensor cores take it; ties away from zero.
+__device__ __forceinline__ unsigned to_tf32(float value)
+{
+    unsigned result;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(value));
+    return result;
+}
+
+// A weight as tensor cores take it.
+__device__ __forceinline__ float16 as_taken(float16 weight) { return weight; }
+__device__ __forceinline__ bfloat16 as_taken(bfloat16 weight) { return weight; }
+__device__ __forceinline__ float as_taken(float weight) { return __uint_as_float(to_tf32(weight)); }
+
 // m16n8k8 of float16 is all that sm_75 has.
 __device__ __forceinline__ void multiply(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2], float16)
 {
@@ -52,14 +65,6 @@ __device__ __forceinline__ void multiply(float (&sums)[4], const unsigned (&a)[4
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-// A float's nearest of 11 significant bits, as tensor cores take it; ties away from zero.
-__device__ __forceinline__ unsigned to_tf32(float value)
-{
-    unsigned result;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(value));
-    return result;
 }
 
 // 16 bytes from global to shared memory, past the registers and the L1 cache; zeros where they are not wanted.

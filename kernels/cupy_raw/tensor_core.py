@@ -45,6 +45,7 @@ class Tile(NamedTuple):
 
 TILES = (
     Tile(128, 128, 64, 64),
+    Tile(128, 128, 64, 32),
     Tile(128, 64, 64, 32),
     Tile(64, 128, 32, 64),
     Tile(64, 64, 32, 32),
@@ -85,10 +86,17 @@ def chunk_of(problem):
     return VECTOR // problem.dtype.itemsize
 
 
+def tiles_of(problem):
+    """Those for which a thread has registers enough: three products leave none for warps of 64 x 64."""
+    if problem.precision != "3xtf32":
+        return TILES
+    return tuple(tile for tile in TILES if tile.warp_pixels * tile.warp_filters < 64 * 64)
+
+
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
     """The cut that is predicted to be the fastest."""
-    cuts = (cut_of(problem, tile, splits) for tile in TILES for splits in possible_splits(problem))
+    cuts = (cut_of(problem, tile, splits) for tile in tiles_of(problem) for splits in possible_splits(problem))
     return min(cuts, key=lambda cut: seconds(problem, device, cut))
 
 
@@ -136,8 +144,8 @@ def seconds(problem, device, cut):
     macs = tile.pixels * tile.filters * CHUNKS * chunk
     multiplying = macs / cost.tensor_multiply_adds(problem, device)
     bringing = tile.stage_bytes / L2_BYTES_PER_CYCLE
-    multiplies = macs / 32 / 16 / 8 / (32 // problem.dtype.itemsize)
-    issuing = 32 * multiplies * 32 + LOOP_SLOTS * tile.threads
+    multiplies = macs / (16 * 8 * (32 // problem.dtype.itemsize)) * (3 if problem.precision == "3xtf32" else 1)
+    issuing = multiplies * 32 + LOOP_SLOTS * tile.threads
     if not vectors_of(problem):
         issuing += GATHER_SLOTS * tile.pixels * CHUNKS * chunk
     stage = max(multiplying, bringing, issuing / cost.SLOTS_PER_CYCLE) * cost.SLOTS_PER_CYCLE
@@ -223,8 +231,8 @@ def sources_of(problem, cut, stages, wide, lying):
     constants = (*shared, ("TILE_K", tile.filters), ("WARP_M", tile.warp_pixels), ("WARP_K", tile.warp_filters))
     constants += (("STAGES", stages), ("TOGETHER", int(lying.together)), ("TAPS_INNER", int(cut.taps_inner)))
     constants += (("WHOLE", int(problem.Cg % chunk_of(problem) == 0)), ("SPLIT", int(cut.splits > 1)))
-    constants += (("PRECISE", int(problem.precision == "3xtf32")),)
     constants += (("ALONG_FILTERS", int(lying.along_filters)), ("RUN", lying.run))
+    constants += (("PRECISE", int(problem.precision == "3xtf32")),)
     multiplying = (CudaSource("tensor_core.cu", name, constants) for name in ("pack_filters", "conv2d_tensor_core"))
     return (*multiplying, CudaSource("sum_splits.cu", "sum_splits", shared))
 
