@@ -81,9 +81,10 @@ constexpr int LENGTH = ALONG_FILTERS ? WARP_K : WARP_M;
 constexpr int PITCH = LENGTH + (ALONG_FILTERS ? 8 : 4);
 constexpr int SLICES_BYTES = WARPS * SLICE * PITCH * sizeof(Accumulator);
 
-struct Place { Offset y, residual; };  // where a pixel's filter 0 goes
+struct Place { Offset y, residual; };  // where filter 0 goes of a pixel, or of the first of RUN
 
-constexpr int EPILOGUE_BYTES = SLICES_BYTES + TILE_M * sizeof(Place) + TILE_K * sizeof(Accumulator);
+constexpr int PIXELS_PER_PLACE = ALONG_FILTERS ? 1 : RUN, PLACES = TILE_M / PIXELS_PER_PLACE;
+constexpr int EPILOGUE_BYTES = SLICES_BYTES + PLACES * sizeof(Place) + TILE_K * sizeof(Accumulator);
 constexpr int MEMORY_BYTES = STAGES * STAGE_BYTES > EPILOGUE_BYTES ? STAGES * STAGE_BYTES : EPILOGUE_BYTES;
 alignas(128) __shared__ unsigned char memory[MEMORY_BYTES];
 
@@ -368,12 +369,12 @@ __device__ __forceinline__ void finish(const Problem& problem, const Cut& cut, c
 {
     __syncthreads();  // nobody multiplies any more
     Place* const places = reinterpret_cast<Place*>(memory + SLICES_BYTES);
-    Accumulator* const biases = reinterpret_cast<Accumulator*>(places + TILE_M);
-    for (int m = threadIdx.x; m < TILE_M; m += THREADS) {
-        Index pixel = first_pixel + m;
+    Accumulator* const biases = reinterpret_cast<Accumulator*>(places + PLACES);
+    for (int i = threadIdx.x; i < PLACES; i += THREADS) {
+        Index pixel = first_pixel + i * PIXELS_PER_PLACE;
         const int q = pixel % problem.Q; pixel /= problem.Q;
         const int p = pixel % problem.P, n = pixel / problem.P;
-        places[m] = {offset(problem.y, n, 0, p, q), offset(problem.residual, n, 0, p, q)};
+        places[i] = {offset(problem.y, n, 0, p, q), offset(problem.residual, n, 0, p, q)};
     }
     for (int i = threadIdx.x; i < TILE_K; i += THREADS) {
         const int k = first_filter + i;
@@ -392,7 +393,7 @@ __device__ __forceinline__ void finish(const Problem& problem, const Cut& cut, c
             const int m = warp_pixel + (ALONG_FILTERS ? number * SLICE + row : column);
             const int k = first_filter + warp_filter + (ALONG_FILTERS ? column : number * SLICE + row);
             if (first_pixel + m < cut.pixels && k < problem.Kg)
-                store_run(problem, output, slice[row], column, places[m], group * problem.Kg + k);
+                store_run(problem, output, slice[row], column, places[m / PIXELS_PER_PLACE], group * problem.Kg + k);
         }
         __syncwarp();
     }

@@ -42,6 +42,11 @@ class Tile(NamedTuple):
     def stage_bytes(self):
         return (self.pixels + self.filters) * CHUNKS * VECTOR
 
+    @property
+    def matrix_bytes(self):
+        """What its warps load of a stage: each the rows of its own pixels and filters."""
+        return self.threads // 32 * (self.warp_pixels + self.warp_filters) * CHUNKS * VECTOR
+
 
 TILES = (
     Tile(128, 128, 64, 64),
@@ -58,6 +63,7 @@ LOOP_SLOTS = 90  # of each thread and stage, beside multiplying: addresses, copi
 GATHER_SLOTS = 5  # of each element of x, where it is loaded by itself
 THREAD_SLOTS = 900  # of each thread of a block beside: addresses, the first stage's wait, the store
 L2_BYTES_PER_CYCLE = 47  # of one SM: 5,120 for the A100's 108, NVIDIA's white paper
+SHARED_BYTES_PER_CYCLE = 128  # of one SM: all banks
 WAITING = cost.waiting("cupy_raw.tensor_core", like="cupy_raw.implicit_gemm")
 
 passes = ("forward",)
@@ -138,17 +144,19 @@ def stages_held(tile, device):
 def seconds(problem, device, cut):
     """The busiest SM's blocks, then what splits write and read again.
 
-    A stage takes what its slowest part does: multiplying, bringing it from L2, or issuing its instructions.
+    A stage takes what its slowest part does: multiplying, bringing it from L2, storing it and loading matrices of it,
+    or issuing its instructions.
     """
     tile, chunk = cut.tile, chunk_of(problem)
     macs = tile.pixels * tile.filters * CHUNKS * chunk
     multiplying = macs / cost.tensor_multiply_adds(problem, device)
     bringing = tile.stage_bytes / L2_BYTES_PER_CYCLE
+    sharing = (tile.stage_bytes + tile.matrix_bytes) / SHARED_BYTES_PER_CYCLE
     multiplies = macs / (16 * 8 * (32 // problem.dtype.itemsize)) * (3 if problem.precision == "3xtf32" else 1)
     issuing = multiplies * 32 + LOOP_SLOTS * tile.threads
     if not vectors_of(problem):
         issuing += GATHER_SLOTS * tile.pixels * CHUNKS * chunk
-    stage = max(multiplying, bringing, issuing / cost.SLOTS_PER_CYCLE) * cost.SLOTS_PER_CYCLE
+    stage = max(multiplying, bringing, sharing, issuing / cost.SLOTS_PER_CYCLE) * cost.SLOTS_PER_CYCLE
     slots = cut.stages * stage + THREAD_SLOTS * tile.threads
     multiply = cost.block_seconds(device, math.prod(cut.grid(problem)), tile.threads, slots)
     splitting = cost.LAUNCH + cost.memory_seconds(problem, device, 2 * cut.partial_bytes) if cut.splits > 1 else 0
