@@ -52,9 +52,9 @@ WINOGRAD_NOISE = {
 # The Fourier transform's, likewise: b for each channel, whose spectra are summed. Held to by test_fft.py.
 FFT_NOISE = (26.0, 0.15)
 
-# Of tensor_core, whose sums are plain ones, but for what tensor cores do: they add several exact products to a sum as if
-# all were aligned to the largest, and cut off what lies below its last bit (Fasi et al., Numerical behavior of NVIDIA
-# tensor cores, 2021), 2 u of it at most for each number added, and for each result, of which there is one for four
+# Of tensor_core, whose sums are plain ones, but for what tensor cores do: they add several exact products to a sum as
+# if all were aligned to the largest, and cut off what lies below its last bit (Fasi et al., Numerical behavior of NVIDIA
+# tensor cores, 2021): at most 2 u of it for each number added, and for each result, of which there is one for four
 # products or more. TF32 rounds x and w to 11 bits beforehand. In three products each of x and w keeps all but TF32^2 of
 # itself, and the product of what remains of both, TF32^2, is left out; 24 numbers at a time, of 8 products, are summed
 # there, the rest in float32. Held to by test_accuracy.py, on a model of such sums, and by test_tensor_core.py.

@@ -72,8 +72,8 @@ REGISTERS = 65_536
 REGISTERS_AT_ONCE = 256  # a warp's registers are handed out in this many
 SHARED_AT_ONCE = 128
 
-# Problems to compile for: the first one that a kernel serves. VGG-16's conv3_1; MobileNetV2's first depthwise layer; for
-# kernels that take float32 only where a lower precision is asked for, conv3_1 again.
+# Problems to compile for: the first one that a kernel serves. VGG-16's conv3_1; MobileNetV2's first depthwise layer;
+# conv3_1 again, for kernels that take float32 only where a lower precision is asked for.
 PROBLEMS = (
     ((1, 128, 56, 56), (256, 128, 3, 3), {"padding": 1}),
     ((1, 32, 112, 112), (32, 1, 3, 3), {"padding": 1, "groups": 32}),

@@ -290,7 +290,7 @@ class TestEmulated:
 
     @pytest.mark.parametrize("type_", TYPES)
     def test_the_error_keeps_to_the_contract(self, type_):
-        """On normal numbers, which unlike small integers are rounded; the emulator rounds where tensor cores cut off."""
+        """On normal numbers, which are rounded; the emulator rounds sums, too, where tensor cores cut them off."""
         random = np.random.default_rng(0)
         case = of_type(Case("normal", (1, 6, 7, 72), (40, 72, 3, 3), {"layout": "NHWC"}), type_)
         problem = case.problem()
