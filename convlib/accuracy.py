@@ -53,11 +53,11 @@ WINOGRAD_NOISE = {
 FFT_NOISE = (26.0, 0.15)
 
 # Of tensor_core, whose sums are plain ones, but for what tensor cores do: they add several exact products to a sum as
-# if all were aligned to the largest, and cut off what lies below its last bit (Fasi et al., Numerical behavior of NVIDIA
-# tensor cores, 2021): at most 2 u of it for each number added, and for each result, of which there is one for four
-# products or more. TF32 rounds x and w to 11 bits beforehand. In three products each of x and w keeps all but TF32^2 of
-# itself, and the product of what remains of both, TF32^2, is left out; 24 numbers at a time, of 8 products, are summed
-# there, the rest in float32. Held to by test_accuracy.py, on a model of such sums, and by test_tensor_core.py.
+# if all were aligned to the largest, and cut off what lies below its last bit (Fasi et al., Numerical behavior of
+# NVIDIA tensor cores, 2021): at most 2 u of it for each number added, and for each result, of which there is one for
+# four products or more. TF32 rounds x and w to 11 bits beforehand. In three products each of x and w keeps all but
+# TF32^2 of itself, and the product of what remains of both, TF32^2, is left out; 24 numbers at a time, of 8 products,
+# are summed there, the rest in float32. Held to by test_accuracy.py, on a model of such sums, and test_tensor_core.py.
 TF32 = 2.0**-11
 CUT_OFF = 2 * (1 + 1 / 4)
 SUMMED_FROM_ZERO = 24

@@ -34,9 +34,11 @@
 // keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
 // cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
 // infinity becomes NaN there: it leaves infinity minus infinity.
-// Registers, of 128 x 128: 210 (128 of them sums), two blocks on a multiprocessor. Machine code, channels last: 64 of
-// 205 instructions of the loop are HMMA on sm_80; these keep the tensor cores busy for 512 cycles of its scheduler, so
-// that 60 % of the issue slots stay free, and 64 of 224 for 392 cycles on sm_90.
+// Registers, of 128 x 128: 211 (128 of them sums), two blocks on a multiprocessor. Machine code, channels last: 64 of
+// the loop's 206 instructions are HMMA on sm_80, which keep a tensor core busy for 512 cycles, while shared memory
+// needs 396; on sm_90 64 of 225, for 392 cycles. Channels first: 64 of 376 and of 397, so that they, too, hide behind
+// it. The smaller tiles, for small problems, load more of shared memory for each mma: 85 % of the tensor cores' time at
+// most on sm_80 with warps of 64 x 32 in 128 x 64, 63 % with 32 x 32.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
 // Limits: float16 from sm_75 on, bfloat16 and float32 from sm_80 on.
 // Source: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020 (stages, swizzle, multistage loop); NVIDIA, PTX ISA;
@@ -99,7 +101,7 @@ struct Spot {
     {
         channel += steps;
         if constexpr (!TAPS_INNER)
-            while (channel >= cut.channels) channel -= cut.channels, ++tap;
+            for (; channel >= cut.channels; ++tap) channel -= cut.channels;
     }
 };
 
@@ -119,7 +121,8 @@ struct Walk {
         return TOGETHER ? threadIdx.x % CHUNKS : threadIdx.x / TILE_M * COLUMNS + i;
     }
 
-    __device__ __forceinline__ void start(const Problem& problem, const Cut& cut, Index first_pixel, int group, int stage)
+    __device__ __forceinline__ void start(const Problem& problem, const Cut& cut, Index first_pixel, int group,
+                                          int stage)
     {
         #pragma unroll
         for (int j = 0; j < OWN; ++j) {
@@ -453,7 +456,8 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
 
     if constexpr (SPLIT) {
         const int lane = threadIdx.x % 32, filter = group * cut.filters + first_filter + warp_filter + lane % 4 * 2;
-        const int64 row = (int64)blockIdx.y * problem.groups * cut.filters + filter, pitch = (int64)cut.tiles_m * TILE_M;
+        const int64 row = (int64)blockIdx.y * problem.groups * cut.filters + filter;
+        const int64 pitch = (int64)cut.tiles_m * TILE_M;
         Accumulator* to = partial + row * pitch + first_pixel + warp_pixel + lane / 4;
         #pragma unroll
         for (int j = 0; j < BLOCKS_K; ++j, to += 8 * pitch)
