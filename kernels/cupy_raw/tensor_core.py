@@ -60,7 +60,7 @@ TILES = (
 )
 
 LOOP_SLOTS = 90  # of each thread and stage, beside multiplying: addresses, copies, ldmatrix, the barrier
-GATHER_SLOTS = 5  # of each element of x, where it is loaded by itself
+GATHER_SLOTS = (6, 22)  # of each element of x, where it is loaded by itself: channels inner, taps inner
 THREAD_SLOTS = 900  # of each thread of a block beside: addresses, the first stage's wait, the store
 L2_BYTES_PER_CYCLE = 47  # of one SM: 5,120 for the A100's 108, NVIDIA's white paper
 SHARED_BYTES_PER_CYCLE = 128  # of one SM: all banks
@@ -155,7 +155,7 @@ def seconds(problem, device, cut):
     multiplies = macs / (16 * 8 * (32 // problem.dtype.itemsize)) * (3 if problem.precision == "3xtf32" else 1)
     issuing = multiplies * 32 + LOOP_SLOTS * tile.threads
     if not vectors_of(problem):
-        issuing += GATHER_SLOTS * tile.pixels * CHUNKS * chunk
+        issuing += GATHER_SLOTS[cut.taps_inner] * tile.pixels * CHUNKS * chunk
     stage = max(multiplying, bringing, sharing, issuing / cost.SLOTS_PER_CYCLE) * cost.SLOTS_PER_CYCLE
     slots = cut.stages * stage + THREAD_SLOTS * tile.threads
     multiply = cost.block_seconds(device, math.prod(cut.grid(problem)), tile.threads, slots)
