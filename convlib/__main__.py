@@ -18,7 +18,7 @@ import convlib
 
 from . import accuracy, device, dispatch, layers
 from .errors import UnsupportedError
-from .problem import ACTIVATIONS, COMPLEX_DTYPES, DTYPES, LAYOUTS, WEIGHT_LAYOUTS, check_choice
+from .problem import ACTIVATIONS, COMPLEX_DTYPES, DTYPES, LAYOUTS, PRECISIONS, WEIGHT_LAYOUTS, check_choice
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -99,6 +99,7 @@ CONVOLUTION = (
     click.option("--device", "place", default="cpu", show_default=True, help="cpu, cuda:0, or a target such as sm_80."),
     click.option("--backend", default="auto", show_default=True),
     click.option("--algorithm", default="auto", show_default=True),
+    click.option("--precision", type=click.Choice([p for p in PRECISIONS if p]), default=None, help="Of float32."),
     click.option("--max-error", type=float, default=accuracy.DEFAULT_MAX_ERROR, show_default=True),
     click.option("--workspace-limit", type=int, default=None, help="Bytes of scratch memory [no limit]."),
     as_json,

@@ -23,6 +23,7 @@ GROWTH = {
     "tiled": 1.0,
     "im2col": 1.0,
     "implicit_gemm": 1.0,
+    "tensor_core": 1.0,
     "blocked": 1.0,
     "blocked_by_filters": 1.0,
     "weight_grad": 1.0,
@@ -53,6 +54,16 @@ WINOGRAD_NOISE = {
 # The Fourier transform's, likewise: b for each channel, whose spectra are summed. Held to by test_fft.py.
 FFT_NOISE = (26.0, 0.15)
 
+# Of tensor_core, whose sums are plain ones, but for what tensor cores do: they add several exact products to a sum as
+# if all were aligned to the largest, and cut off what lies below its last bit (Fasi et al., Numerical behavior of
+# NVIDIA tensor cores, 2021): at most 2 u of it for each number added, and for each result, of which there is one for
+# four products or more. TF32 rounds x and w to 11 bits beforehand. In three products each of x and w keeps all but
+# TF32^2 of itself, and the product of what remains of both, TF32^2, is left out; 24 numbers at a time, of 8 products,
+# are summed there, the rest in float32. Held to by test_accuracy.py, on a model of such sums, and test_tensor_core.py.
+TF32 = 2.0**-11
+CUT_OFF = 2 * (1 + 1 / 4)
+SUMMED_FROM_ZERO = 24
+
 DEFAULT_MAX_ERROR = 5e-6
 
 
@@ -70,7 +81,8 @@ def of_sums(problem, algorithm: str) -> float:
     if algorithm == "fft":
         transforms, sums = FFT_NOISE
         return u * np.sqrt(transforms + sums * problem.Cg)
-    return GROWTH[algorithm] * u * np.sqrt(problem.reduction + 2)
+    rounded = TF32 if algorithm == "tensor_core" and problem.precision == "tf32" else 0.0
+    return GROWTH[algorithm] * u * np.sqrt(problem.reduction + 2) + rounded
 
 
 def of_store(problem) -> float:
@@ -79,7 +91,10 @@ def of_store(problem) -> float:
 
 
 def sums_plainly(algorithm: str) -> bool:
-    """Whether nothing more accurate can be asked for: such an algorithm is allowed whatever `max_error` says."""
+    """Whether nothing more accurate can be asked for: such an algorithm is allowed whatever `max_error` says.
+
+    TF32 too, as tensor_core uses it only where the caller asked for that.
+    """
     return GROWTH[algorithm] == 1.0
 
 
@@ -95,7 +110,17 @@ def elementwise(problem, algorithm: str, magnitude, exact):
     if algorithm == "fft" or algorithm in WINOGRAD_NOISE:  # rounding errors of a tile's largest outputs reach all
         magnitude = magnitude.max(axis=(2, 3), keepdims=True)
     store = UNIT_ROUNDOFF[problem.dtype.name] * np.abs(exact) + smallest_step(problem.dtype)
+    if algorithm == "tensor_core":
+        return tensor_core_factor(problem.precision, gamma, u) * magnitude + store
     return GROWTH[algorithm] * gamma * magnitude + store
+
+
+def tensor_core_factor(precision, gamma, u) -> float:
+    """What the magnitude of a result is to be multiplied by; see TF32, above."""
+    if precision == "3xtf32":
+        return gamma + CUT_OFF * SUMMED_FROM_ZERO * u + 3 * TF32**2
+    operands = 2 * TF32 + TF32**2 if precision == "tf32" else 0.0
+    return CUT_OFF * gamma * (1 + operands) + operands
 
 
 def smallest_step(dtype) -> float:

@@ -52,6 +52,7 @@ KERNELS: tuple[str, ...] = (
     "cupy_raw.tiled",
     "cupy_raw.im2col",
     "cupy_raw.implicit_gemm",
+    "cupy_raw.tensor_core",
     "cupy_raw.winograd_fused",
     "cupy_raw.winograd_batched",
     "cupy_raw.depthwise",

@@ -99,6 +99,7 @@ def explain(
     residual: Any = None,
     algorithm: str = "auto",
     backend: str = "auto",
+    precision: str | None = None,
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
     on: Device | None = None,
@@ -126,7 +127,7 @@ def explain(
     problem = make_problem(
         batched_shape(shape_of(x))[0], shape_of(w), dtype, stride=stride, padding=padding, dilation=dilation,
         groups=groups, layout=layout, weight_layout=weight_layout, activation=activation, has_bias=has_bias,
-        has_residual=has_residual,
+        has_residual=has_residual, precision=precision,
     )  # fmt: skip
     if complex_dtype:
         problem = complex_numbers.in_blocks(problem, *dtypes)

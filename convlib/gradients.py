@@ -61,6 +61,7 @@ def conv2d_input_grad(
     flip_kernel: bool = False,
     algorithm: str = "auto",
     backend: str = "auto",
+    precision: str | None = None,
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
     out: Any = None,
@@ -88,14 +89,14 @@ def conv2d_input_grad(
         return complex_numbers.conv2d_input_grad(
             grad_y, w, input_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
             weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, algorithm=algorithm,
-            backend=backend, max_error=max_error, workspace_limit=workspace_limit, out=out,
+            backend=backend, precision=precision, max_error=max_error, workspace_limit=workspace_limit, out=out,
         )  # fmt: skip
     dtype = checked_dtype(library.dtype(grad_y, "grad_y"), "grad_y")
     check_operands(library, grad_y, dtype, "grad_y", w=w, out=out)
     batched = len(input_shape) == 4
     problem = checked_problem(
         input_shape, w.shape, dtype, layout, weight_layout, "input_grad",
-        stride=stride, padding=padding, dilation=dilation, groups=groups,
+        stride=stride, padding=padding, dilation=dilation, groups=groups, precision=precision,
     )  # fmt: skip
     check_shape("grad_y", grad_y, result_shape(problem, batched))
     check_shape("out", out, tuple(input_shape))
@@ -137,6 +138,7 @@ def conv2d_weight_grad(
     flip_kernel: bool = False,
     algorithm: str = "auto",
     backend: str = "auto",
+    precision: str | None = None,
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
     out: Any = None,
@@ -162,14 +164,14 @@ def conv2d_weight_grad(
         return complex_numbers.conv2d_weight_grad(
             x, grad_y, weight_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
             weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, algorithm=algorithm,
-            backend=backend, max_error=max_error, workspace_limit=workspace_limit, out=out,
+            backend=backend, precision=precision, max_error=max_error, workspace_limit=workspace_limit, out=out,
         )  # fmt: skip
     dtype = checked_dtype(library.dtype(x, "x"))
     check_operands(library, x, dtype, grad_y=grad_y, out=out)
     batched = len(x.shape) == 4
     problem = checked_problem(
         x.shape, weight_shape, dtype, layout, weight_layout, "weight_grad",
-        stride=stride, padding=padding, dilation=dilation, groups=groups,
+        stride=stride, padding=padding, dilation=dilation, groups=groups, precision=precision,
     )  # fmt: skip
     check_shape("grad_y", grad_y, result_shape(problem, batched))
     check_shape("out", out, tuple(weight_shape))
@@ -230,6 +232,7 @@ def conv_transpose2d(
     residual: Any = None,
     algorithm: str = "auto",
     backend: str = "auto",
+    precision: str | None = None,
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
     out: Any = None,
@@ -258,7 +261,7 @@ def conv_transpose2d(
         return complex_numbers.conv_transpose2d(
             x, w, bias, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation,
             groups=groups, layout=layout, weight_layout=weight_layout, flip_kernel=flip_kernel, activation=activation,
-            residual=residual, algorithm=algorithm, backend=backend, max_error=max_error,
+            residual=residual, algorithm=algorithm, backend=backend, precision=precision, max_error=max_error,
             workspace_limit=workspace_limit, out=out,
         )  # fmt: skip
     dtype = checked_dtype(library.dtype(x, "x"))
@@ -271,6 +274,7 @@ def conv_transpose2d(
     problem = checked_problem(
         shape, w.shape, dtype, layout, weight_layout, "input_grad", stride=stride, padding=padding, dilation=dilation,
         groups=groups, activation=activation, has_bias=bias is not None, has_residual=residual is not None,
+        precision=precision,
     )  # fmt: skip
     shape = shape if batched else shape[1:]
     check_shape("bias", bias, (problem.C,))

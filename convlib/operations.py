@@ -50,6 +50,7 @@ def conv2d(
     residual: Any = None,
     algorithm: str = "auto",
     backend: str = "auto",
+    precision: str | None = None,
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
     tune: bool = False,
@@ -70,6 +71,9 @@ def conv2d(
     of the mathematical definition. activation: None, "relu", "relu6", "silu" or ("leaky_relu", slope).
 
     algorithm, backend: force a kernel by its two names (see `convlib.kernels()`); what cannot run says why.
+    precision: None multiplies float32 as it is. "tf32" lets a GPU's tensor cores do it, on x and w rounded to 11
+    significant bits, an error of about 5e-4 that max_error has no say in; "3xtf32" too, in three such products that
+    keep the bits of float32 (an infinity becomes NaN). Kernels that know neither are as exact as ever, and slower.
     max_error: the largest norm-relative error against float64 that an algorithm's contract may allow, before 16-bit
     results are rounded.
     workspace_limit: the most scratch memory in bytes. tune: run what was measured to be the fastest on this machine
@@ -100,7 +104,7 @@ def conv2d(
         return complex_numbers.conv2d(
             x, w, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
             weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, activation=activation,
-            residual=residual, algorithm=algorithm, backend=backend, max_error=max_error,
+            residual=residual, algorithm=algorithm, backend=backend, precision=precision, max_error=max_error,
             workspace_limit=workspace_limit, tune=tune, out=out,
         )  # fmt: skip
     dtype = checked_dtype(library.dtype(x, "x"))
@@ -108,7 +112,8 @@ def conv2d(
     settled = settle(
         tuple(x.shape), tuple(w.shape), dtype, bias is not None, residual is not None,
         (stride, padding, dilation, groups, activation), layout, weight_layout, padding_mode, flip_kernel,
-        library.channels_last(x), device_for(library, x, backend), backend, algorithm, max_error, workspace_limit, tune,
+        library.channels_last(x), device_for(library, x, backend), backend, algorithm, precision, max_error,
+        workspace_limit, tune,
     )  # fmt: skip
     check_shape("bias", bias, (settled.problem.K,))
     check_shape("residual", residual, settled.y_shape)
@@ -170,7 +175,7 @@ def settle(x_shape, w_shape, dtype, has_bias, has_residual, parameters, *rest) -
 @lru_cache(maxsize=4096, typed=True)
 def settled_before(
     x_shape, w_shape, dtype, has_bias, has_residual, parameters, layout, weight_layout, padding_mode, flip_kernel,
-    channels_last, device, backend, algorithm, max_error, workspace_limit, tune,
+    channels_last, device, backend, algorithm, precision, max_error, workspace_limit, tune,
 ):  # fmt: skip
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     check_flag("flip_kernel", flip_kernel)
@@ -180,6 +185,7 @@ def settled_before(
     problem = make_problem(
         x_shape, w_shape, dtype, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
         weight_layout=weight_layout, activation=activation, has_bias=has_bias, has_residual=has_residual,
+        precision=precision,
     )  # fmt: skip
     y_shape = result_shape(problem, batched)
     channels_last = channels_last and layout == "NCHW"

@@ -41,6 +41,7 @@ def plan(
     residual: bool = False,
     algorithm: str = "auto",
     backend: str = "auto",
+    precision: str | None = None,
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
     tune: bool = False,
@@ -71,6 +72,7 @@ def plan(
     problem = make_problem(
         x_shape, w.shape, dtype, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
         weight_layout=weight_layout, activation=activation, has_bias=bias is not None, has_residual=residual,
+        precision=precision,
     )  # fmt: skip
     check_shape("bias", bias, (problem.K,))
     device = device_for(library, w, backend)

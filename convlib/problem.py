@@ -25,6 +25,7 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 ACTIVATIONS = (None, "relu", "relu6", "silu", "leaky_relu")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 COMPLEX_DTYPES = ("complex64", "complex128")  # as problems of their real and imaginary parts: complex_numbers.py
+PRECISIONS = (None, "tf32", "3xtf32")
 PASSES = ("forward", "input_grad", "weight_grad")
 LARGEST_INT = 2**31 - 1  # kernels take sizes and parameters as 32-bit numbers, offsets as 64-bit ones
 LARGEST_ARRAY = 2**63 - 1
@@ -32,7 +33,11 @@ LARGEST_ARRAY = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class ConvProblem:
-    """The shapes and parameters of one convolution. Made by `make_problem`, which checks them."""
+    """The shapes and parameters of one convolution. Made by `make_problem`, which checks them.
+
+    precision: what float32 may be multiplied in: None, float32 itself; "tf32", on tensor cores, x and w rounded to 11
+    significant bits; "3xtf32", there too, as three products that keep the bits of float32.
+    """
 
     N: int
     C: int
@@ -52,6 +57,7 @@ class ConvProblem:
     has_bias: bool = False
     has_residual: bool = False
     pass_: str = "forward"
+    precision: str | None = None
 
     @property
     def P(self) -> int:
@@ -121,7 +127,7 @@ class ConvProblem:
         return (
             f"{self.pass_} {self.N}x{self.C}x{self.H}x{self.W} -> {self.K}, {self.R}x{self.S}, stride {self.stride}, "
             f"padding ({top}, {bottom}), ({left}, {right}), dilation {self.dilation}, groups {self.groups}, "
-            f"{self.dtype}, {self.layout}"
+            f"{self.dtype}{f' in {self.precision}' if self.precision else ''}, {self.layout}"
         )
 
 
@@ -145,6 +151,7 @@ def make_problem(
     has_bias=False,
     has_residual=False,
     pass_="forward",
+    precision=None,
 ) -> ConvProblem:
     """Check one convolution and return it as a ConvProblem.
 
@@ -154,11 +161,19 @@ def make_problem(
     check_choice("layout", layout, LAYOUTS)
     check_choice("weight_layout", weight_layout, WEIGHT_LAYOUTS)
     check_choice("pass_", pass_, PASSES)
+    dtype = checked_dtype(dtype)
+    check_precision(precision, dtype)
     return settled_problem(
-        four_sizes("x", x_shape, layout), four_sizes("w", w_shape, weight_layout), checked_dtype(dtype),
+        four_sizes("x", x_shape, layout), four_sizes("w", w_shape, weight_layout), dtype,
         *one_spelling(stride, padding, dilation, groups, activation), layout, weight_layout, bool(has_bias),
-        bool(has_residual), pass_,
+        bool(has_residual), pass_, precision,
     )  # fmt: skip
+
+
+def check_precision(precision, dtype):
+    check_choice("precision", precision, PRECISIONS)
+    if precision and dtype != np.float32:
+        raise ValueError(f"precision: None needed, except of float32; got {precision!r} with {dtype}")
 
 
 def one_spelling(stride, padding, dilation, groups, activation):
@@ -175,7 +190,7 @@ def one_spelling(stride, padding, dilation, groups, activation):
 @lru_cache(maxsize=4096)
 def settled_problem(
     x_shape, w_shape, dtype, stride, padding, dilation, groups, activation, layout, weight_layout, has_bias,
-    has_residual, pass_,
+    has_residual, pass_, precision,
 ):  # fmt: skip
     """What is left of make_problem once every argument is well-formed: whether they agree with each other."""
     N, C, H, W = in_order(x_shape, layout, "NCHW")
@@ -191,7 +206,7 @@ def settled_problem(
     activation, slope = activation if isinstance(activation, tuple) else (activation, 0.0)
     problem = ConvProblem(
         N, C, H, W, K, R, S, stride, padding, dilation, groups, dtype, layout, activation, slope, has_bias,
-        has_residual, pass_,
+        has_residual, pass_, precision,
     )  # fmt: skip
     if math.prod(problem.y_shape) * dtype.itemsize > LARGEST_ARRAY:
         raise ValueError(f"padding: a result of at most {LARGEST_ARRAY} bytes needed, got N K P Q = {problem.y_shape}")

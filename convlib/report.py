@@ -36,7 +36,7 @@ import numpy as np
 
 from . import arrays, compiling, device, dispatch
 from .emulator import arguments
-from .emulator.profile import gpu_kernels, short
+from .emulator.profile import gpu_kernels, random_operands, short
 from .kernels import launching
 from .problem import make_problem
 
@@ -72,11 +72,13 @@ REGISTERS = 65_536
 REGISTERS_AT_ONCE = 256  # a warp's registers are handed out in this many
 SHARED_AT_ONCE = 128
 
-# Problems to compile for: the first one that a kernel serves. VGG-16's conv3_1; MobileNetV2's first depthwise layer.
+# Problems to compile for: the first one that a kernel serves. VGG-16's conv3_1; MobileNetV2's first depthwise layer;
+# conv3_1 again, for kernels that take float32 only where a lower precision is asked for.
 PROBLEMS = (
     ((1, 128, 56, 56), (256, 128, 3, 3), {"padding": 1}),
     ((1, 32, 112, 112), (32, 1, 3, 3), {"padding": 1, "groups": 32}),
     ((1, 128, 56, 56), (256, 128, 1, 1), {}),
+    ((1, 56, 56, 128), (256, 128, 3, 3), {"padding": 1, "layout": "NHWC", "precision": "tf32"}),
 )
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -137,13 +139,13 @@ def recorded(name, dtype, target):
     """The launches of a listed kernel on the first of PROBLEMS that it serves; none if it serves none."""
     module, place = dispatch.kernel(name), device.emulator_of(target)
     for x, w, keywords in PROBLEMS:
+        if "precision" in keywords and dtype != "float32":
+            continue
         problem = make_problem(x, w, arrays.named_dtype(dtype), pass_=module.passes[0], **keywords)
         if not module.why_not(problem, place):
-            operands = [np.empty(s, f"u{problem.dtype.itemsize}" if problem.dtype.itemsize == 2 else problem.dtype)
-                        for s in problem.operand_shapes]  # fmt: skip
             workspace = arrays.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
             with launching.recording() as launches:
-                module.run(problem, place, *operands, workspace=workspace if workspace.size else None)
+                module.run(problem, place, *random_operands(problem), workspace if workspace.size else None)
             return launches
     return []
 

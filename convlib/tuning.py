@@ -48,6 +48,7 @@ def tune(
     residual: Any = None,
     algorithm: str = "auto",
     backend: str = "auto",
+    precision: str | None = None,
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
     on: Device | None = None,
@@ -70,7 +71,7 @@ def tune(
     told = explain(
         x, w, bias, dtype=dtype, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
         weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, activation=activation,
-        residual=residual, algorithm=algorithm, backend=backend, max_error=max_error,
+        residual=residual, algorithm=algorithm, backend=backend, precision=precision, max_error=max_error,
         workspace_limit=workspace_limit, on=on,
     )  # fmt: skip
     problem, place = told.problem, told.device

@@ -34,6 +34,11 @@ WARPS_TO_SATURATE = 8  # two for each scheduler, where every thread has tens of 
 FLOAT32_LANES = {(7, 5): 64, (8, 0): 64}  # and 128 from 8.6 on
 FLOAT64_RATIO = {(8, 0): 2, (9, 0): 2, (10, 0): 2, (7, 5): 32}  # and 64 on cards for graphics
 
+# Multiply-adds of float16 or bfloat16, summed in float32, that the tensor cores of one SM do in a cycle by mma.sync:
+# NVIDIA's architecture papers, GeForce cards from 8.6 on; for 9.0, 65.3 % of that, which mma.sync reaches (Luo et al.,
+# Dissecting the NVIDIA Hopper architecture, 2025, table 7), and for 10.0 as much, for want of a published figure.
+TENSOR_MULTIPLY_ADDS = {(7, 5): 512, (8, 0): 1024, (8, 6): 256, (8, 9): 256, (9, 0): 1337, (10, 0): 1337, (12, 0): 256}
+
 
 def waiting(kernel, like=None):
     """How many times as long `kernel` takes as its issue slots; until it is measured, as `like`, with the same loop."""
@@ -68,6 +73,12 @@ def multiply_seconds(problem, device, blocks, macs_per_block, blocks_per_sm, sha
 def multiply_slots(problem, device):
     """Issue slots that one multiply-add takes, in the type that sums are kept in."""
     return SLOTS_PER_CYCLE * clock(device) / multiply_adds_per_second(problem, device)
+
+
+def tensor_multiply_adds(problem, device):
+    """Multiply-adds that the tensor cores of one SM do in a cycle; in TF32 half as many, in three products a sixth."""
+    rate = TENSOR_MULTIPLY_ADDS.get(device.compute_capability, 256) * 2 / problem.dtype.itemsize
+    return rate / 3 if problem.precision == "3xtf32" else rate
 
 
 def block_seconds(device, blocks, threads, slots):

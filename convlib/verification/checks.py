@@ -64,7 +64,7 @@ class Question:
 
 def asked(case, pass_) -> Question:
     inputs, result = arrays_for(case, pass_)
-    return Question(case.problem(pass_), inputs, result, *answers(replace(case, name="", dtype="float64"), pass_))
+    return Question(case.problem(pass_), inputs, result, *answers(case.in_float64(), pass_))
 
 
 def arrays_for(case, pass_):

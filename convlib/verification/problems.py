@@ -42,6 +42,11 @@ class Case:
             has_residual=self.residual and forward, **{k: v for k, v in self.keywords.items() if k not in dropped},
         )  # fmt: skip
 
+    def in_float64(self):
+        """The same question in float64, without a name, as one exact answer serves several."""
+        keywords = {name: value for name, value in self.keywords.items() if name != "precision"}
+        return replace(self, name="", dtype="float64", keywords=keywords)
+
     @property
     def result_memory(self):
         return "slices" if self.memory == "slices" else "contiguous"
@@ -83,6 +88,8 @@ TINY = (
     Case("float64", (1, 3, 6, 5), (4, 3, 3, 3), {"padding": 1}, bias=True, dtype="float64"),
     Case("float16", (1, 3, 6, 5), (4, 3, 3, 3), {"padding": 1}, bias=True, residual=True, dtype="float16"),
     Case("bfloat16", (1, 3, 6, 5), (4, 3, 3, 3), {"padding": 1}, bias=True, residual=True, dtype="bfloat16"),
+    Case("tf32", (2, 8, 6, 5), (9, 8, 3, 3), {"padding": 1, "precision": "tf32"}, bias=True),
+    Case("3xtf32", (1, 6, 5, 20), (12, 20, 3, 2), {"layout": "NHWC", "precision": "3xtf32"}, residual=True),
 )
 
 # Larger, past every tile in every dimension; for compiled kernels on a CPU and for a GPU.
@@ -126,9 +133,11 @@ MOST_TAPS = 200_000  # for which the reference takes a few seconds
 # For --quick: one and two images, both layouts, groups, strides, and sizes under and past a tile.
 QUICK = (
     "one_output", "3x3_same", "nhwc", "depthwise", "depthwise_one_image", "depthwise_stride_2_two_filters",
-    "depthwise_5x4", "first_layer", "nhwc_wide",
+    "depthwise_5x4", "first_layer", "nhwc_wide", "tf32", "3xtf32",
 )  # fmt: skip
-QUICK_EMULATED = ("3x3_same", "nhwc", "depthwise", "depthwise_one_image", "depthwise_5x4", "groups")
+QUICK_EMULATED = (
+    "3x3_same", "nhwc", "depthwise", "depthwise_one_image", "depthwise_5x4", "groups", "tf32", "3xtf32",
+)  # fmt: skip
 
 
 def cases_for(kind, dtype, extent="full") -> list[Case]:
@@ -141,6 +150,8 @@ def cases_for(kind, dtype, extent="full") -> list[Case]:
     if extent != "full":
         names = QUICK_EMULATED if kind == "emulator" else QUICK
         cases = tuple(case for case in cases if case.name in names)
+    if dtype != "float32":
+        cases = tuple(case for case in cases if "precision" not in case.keywords)
     return [replace(case, dtype=dtype) for case in cases if case.dtype in ("float32", dtype)]
 
 

@@ -26,6 +26,7 @@
 // Compiled with problem.cuh's constants, -DTILE_K -DTILE_M, -DORDER, -DTOGETHER (1: channels lie side by side, four
 // of them aligned), -DWHOLE (1: no stage ends amid the channels), -DSPLIT, -DACTIVATION.
 
+#include "cut.cuh"
 #include "epilogue.cuh"
 #if __CUDA_ARCH__ >= 1200
 #define MORE_REGISTERS (WIDE || ORDER == 1 || (TOGETHER && (SPLIT || sizeof(Element) == 2)))
@@ -44,14 +45,6 @@ constexpr int ROWS = DEPTH * TILE_M / THREADS / OWN;
 static_assert(OWN * LANES == TILE_M && ROWS * OWN * THREADS == DEPTH * TILE_M && (!TOGETHER || ROWS == CHUNK));
 
 struct alignas(4 * sizeof(Element) < 16 ? 4 * sizeof(Element) : 16) Channels { Element lane[CHUNK]; };
-
-struct Cut {
-    int64 pixels;          // N * P * Q
-    int tiles_m;           // tiles along the pixels
-    int filters, depth;    // padded
-    int channels;          // of a group, up to a multiple of DEPTH (ORDER 0)
-    int stages;            // of one split
-};
 
 // Where row d of the packed weights comes from.
 struct Tap { int tap, channel; };
@@ -235,24 +228,6 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
             if (k < problem.Kg) store(problem, {y, bias, residual}, n, group * problem.Kg + k, p, q, sums[i][j]);
         }
     }
-}
-
-// Add what the splits left in `partial`, splits x groups x filters x tiles_m * TILE_M, in their order, and finish.
-// grid: over K * pixels, one thread each.
-extern "C" __global__ void __launch_bounds__(256)
-sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, const Element* __restrict__ bias,
-           const Element* __restrict__ residual, Problem problem, Cut cut, int splits)
-{
-    const int64 index = (int64)blockIdx.x * 256 + threadIdx.x;
-    if (index >= problem.K * cut.pixels) return;
-    Index pixel = index % cut.pixels;
-    const int k = index / cut.pixels;
-    const int64 row = (int64)(k / problem.Kg) * cut.filters + k % problem.Kg, pitch = (int64)cut.tiles_m * TILE_M;
-    partial += row * pitch + pixel;
-    Accumulator sum = 0;
-    for (int split = 0; split < splits; ++split) sum += partial[split * problem.groups * cut.filters * pitch];
-    const int q = pixel % problem.Q; pixel /= problem.Q;
-    store(problem, {y, bias, residual}, pixel / problem.P, k, pixel % problem.P, q, sum);
 }
 
 // Write w in the order of d. grid: over groups * depth * filters, one thread each.

@@ -150,11 +150,12 @@ def sources(problem, device, wide=False, together=False):
 @lru_cache(maxsize=4096)
 def sources_of(problem, cut, wide, together):
     whole = problem.Cg % DEPTH == 0
-    constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
-    constants += (("TILE_K", cut.tile_k), ("TILE_M", cut.tile_m), ("ORDER", int(cut.taps_inner)))
+    shared = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
+    shared += (("TILE_M", cut.tile_m),)
+    constants = (*shared, ("TILE_K", cut.tile_k), ("ORDER", int(cut.taps_inner)))
     constants += (("TOGETHER", int(together)), ("WHOLE", int(whole)), ("SPLIT", int(cut.splits > 1)))
-    functions = ("pack_filters", "conv2d_implicit_gemm", "sum_splits")
-    return tuple(CudaSource("implicit_gemm.cu", function, constants) for function in functions)
+    multiplying = (CudaSource("implicit_gemm.cu", name, constants) for name in ("pack_filters", "conv2d_implicit_gemm"))
+    return (*multiplying, CudaSource("sum_splits.cu", "sum_splits", shared))
 
 
 def channels_together(problem, cut, x):

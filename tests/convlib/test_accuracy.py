@@ -95,3 +95,58 @@ def test_smallest_step_is_the_smallest_number(name):
     assert np.array(step).astype(dtype) > 0
     assert np.array(step / 4).astype(dtype) == 0
     assert accuracy.smallest_step(dtype) == step
+
+
+# What tensor cores are known to do (Fasi et al., 2021), in float64: a sum and several exact products are aligned to the
+# largest of them, cut off below the last of its 24 bits, added, and cut off once more.
+
+
+def cut_off(values, largest):
+    step = np.exp2(np.floor(np.log2(np.maximum(largest, 1e-300))) - 23)
+    return np.trunc(values / step) * step
+
+
+def added_by_tensor_cores(total, products, at_once):
+    for start in range(0, products.shape[-1], at_once):
+        several = np.concatenate([total[:, None], products[:, start : start + at_once]], axis=1)
+        total = cut_off(several, np.abs(several).max(axis=1, keepdims=True)).sum(axis=1)
+        total = cut_off(total, np.abs(total))
+    return total
+
+
+def to_tf32(values):
+    bits = values.astype(np.float32).view(np.uint32) + np.uint32(0x1000)
+    return (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
+
+
+def tensor_core_sums(x, w, precision, at_once):
+    zero = np.zeros(len(x))
+    if precision != "3xtf32":
+        x, w = (to_tf32(x), to_tf32(w)) if precision else (x, w)
+        return added_by_tensor_cores(zero, x * w, at_once)
+    x_large, w_large = to_tf32(x), to_tf32(w)
+    x_small, w_small = to_tf32(x - x_large), to_tf32(w - w_large)
+    total = zero.astype(np.float32)
+    for start in range(0, x.shape[1], 8):
+        part, chain = slice(start, start + 8), zero
+        for left, right in ((x_small, w_large), (x_large, w_small), (x_large, w_large)):
+            chain = added_by_tensor_cores(chain, left[:, part] * right[:, part], at_once)
+        total += chain.astype(np.float32)
+    return total
+
+
+@pytest.mark.parametrize("at_once", [4, 8])
+@pytest.mark.parametrize("length", [1, 8, 72, 1152])
+@pytest.mark.parametrize(("dtype", "precision"), [("float16", None), ("float32", "tf32"), ("float32", "3xtf32")])
+def test_sums_as_tensor_cores_make_them_keep_their_contracts(dtype, precision, length, at_once):
+    random = np.random.default_rng(0)
+    x, w = (random.standard_normal((1000, length)).astype(dtype).astype(np.float64) for _ in range(2))
+    problem = make_problem((1, length, 1, 1), (1, length, 1, 1), dtype, precision=precision)
+    exact = (x * w).sum(axis=1)
+    error = tensor_core_sums(x, w, precision, at_once) - exact
+    store = accuracy.UNIT_ROUNDOFF["float16"] if dtype == "float16" else 0
+    bound = accuracy.norm_relative(problem, "tensor_core") - store
+    relative = np.linalg.norm(error) / np.linalg.norm(exact)
+    assert 0.1 * bound < relative < bound or (dtype, length) == ("float16", 1)
+    within = accuracy.elementwise(problem, "tensor_core", np.abs(x * w).sum(axis=1), 0 * exact)
+    assert (np.abs(error) <= within).all()

@@ -59,6 +59,7 @@ def test_explain_names_the_chosen_kernel():
         (("--activation", "relu6"), "activation", "relu6"),
         (("--bias",), "has_bias", True),
         (("--residual",), "has_residual", True),
+        (("--precision", "tf32"), "precision", "tf32"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -233,8 +233,11 @@ def test_every_kernel_pass_and_dtype_has_problems_of_one_image_and_of_several(pl
     monkeypatch.setattr(dispatch, "installed", lambda package: True)
     names = [name for name in dispatch.KERNELS if place.kind in dispatch.FAMILIES[dispatch.family_of(name)].runs_on]
     todo = rows.todo(names, place, extent)
-    assert {(row.kernel, row.pass_) for row in todo} == {(n, p) for n in names for p in dispatch.kernel(n).passes}
-    assert len(todo) == len({(row.kernel, row.pass_) for row in todo}) * len(DTYPES)
+    left_out = {("cupy_raw.tensor_core", "float64")}  # which tensor cores do not take
+    asked = {(n, p, dtype) for n in names for p in dispatch.kernel(n).passes for dtype in DTYPES}
+    assert {(row.kernel, row.pass_, row.dtype) for row in todo} == {
+        (n, p, d) for n, p, d in asked if (n, d) not in left_out
+    }
     for row in todo:
         images = {case.problem().N for case in rows.served(row.kernel, row.pass_, row.dtype, place, extent)}
         assert 1 in images, row
@@ -522,7 +525,8 @@ def test_the_command_prints_a_table():
     text = command("--kernel", "numba_cpu.direct", "--quick").output
     lines = [line.split() for line in text.splitlines()]
     for dtype in DTYPES:
-        assert ["numba_cpu.direct", "forward", dtype, str(len(problems.QUICK)), "right"] in lines
+        asked = len(problems.cases_for("cpu", dtype, "quick"))
+        assert ["numba_cpu.direct", "forward", dtype, str(asked), "right"] in lines
     assert "4 of 4 right, 0 wrong" in text
 
 

@@ -1,0 +1,486 @@
+// Tensor cores: the implicit product of implicit_gemm.cu, its inner loop 16 x 8 x 16 multiply-adds to an instruction.
+//
+//     y[m, k] = sum over d of  x[window of m, d] * packed[k, d]         m = (n, p, q), d = a tap and a channel
+//
+//                     filters                  a block: TILE_M pixels x TILE_K filters of one group, 4 or 8 warps
+//                 depth +-------+              a warp:  up to 64 x 64, as 4 x 8 results of 16 x 8 in registers
+//                       | ..... |              a stage: 64 bytes of the reduction of every pixel and filter, that is
+//            depth      | stage |                       32 steps of a 16-bit type or 16 of float
+//          +-------+    +-------+              three stages of 16 KB at 128 x 128, four of the smaller tiles, in
+//          | ..... |    +=======+              shared memory at once: one is multiplied, the others are on their way
+//   pixels | ..... |    | warp  |
+//          | stage |    | warp  |  registers   a stage of 128 x 128: 16 KB from L2 for 1,048,576 FLOP of float16;
+//          +-------+    +=======+              a step of a warp: 8 ldmatrix (32 cycles of shared memory) for 32 mma
+//
+// d runs over taps, then channels, padded to chunks of 16 bytes: a chunk is some channels of one tap, and each of a
+// stage's four finds its own tap, so that a stage may hold several and 40 channels cost no more than 40. Fewer
+// channels than a chunk has: TAPS_INNER, d = c * R * S + tap.
+// Who loads what. Channels last (TOGETHER): a thread copies chunks of its pixels by cp.async, straight to shared
+// memory, zeros where the window leaves the image. Otherwise, and for channels first, a lane gathers the channels of a
+// chunk one by one, 32 lanes 32 neighbouring pixels, while the block multiplies, and stores them afterwards as one
+// chunk: the layout changes on the way. Weights are packed first by pack_filters, stage by stage in the order in which
+// they are copied.
+// Stages: cp.async says when its bytes have come only by groups, in order. Each turn waits until at most STAGES - 2
+// groups are under way, so that this stage's have come; the barrier after it makes everybody's visible, and says that
+// nobody reads the stage of the turn before, which is filled next. One barrier per stage. sm_75 has no cp.async: two
+// stages, filled through registers.
+// Bank conflicts: none in the loop. Rows are 64 bytes, two to the 128 of all banks; chunk c of row r lies at place
+// c ^ (r / 2 % 4) of its row, so that ldmatrix, which reads one chunk of eight rows at a time, meets eight different
+// places, and eight threads that copy or store two rows, or one chunk of eight rows, do too.
+// The way out: sums, with their biases, pass through shared memory, a slice of each warp's at a time, so that a thread
+// stores 16 bytes of neighbours: filters, or pixels in NCHW. With warps of 64 without conflicts, else of two lanes.
+// Small problems: SPLIT, as in implicit_gemm.cu.
+// float32: rounded to TF32, 11 significant bits, the weights once by pack_filters, x in registers. PRECISE ("3xtf32")
+// keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
+// cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
+// infinity becomes NaN there: it leaves infinity minus infinity.
+// Registers, of 128 x 128: 211 (128 of them sums), two blocks on a multiprocessor. Machine code, channels last: 64 of
+// the loop's 206 instructions are HMMA on sm_80, which keep a tensor core busy for 512 cycles, while shared memory
+// needs 396; on sm_90 64 of 225, for 392 cycles. Channels first: 64 of 376 and of 397, so that they, too, hide behind
+// it. The smaller tiles, for small problems, load more of shared memory for each mma: 85 % of the tensor cores' time at
+// most on sm_80 with warps of 64 x 32 in 128 x 64, 63 % with 32 x 32.
+// No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
+// Limits: float16 from sm_75 on, bfloat16 and float32 from sm_80 on.
+// Source: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020 (stages, swizzle, multistage loop); NVIDIA, PTX ISA;
+// three products: CUTLASS, 3xTF32; sums outside: Ootomo and Yokota, Recovering single precision accuracy from tensor
+// cores while surpassing the FP32 theoretical peak performance, 2022.
+//
+// Compiled with problem.cuh's and epilogue.cuh's constants, -DTILE_M -DTILE_K of a block, -DWARP_M -DWARP_K of a warp,
+// -DSTAGES, -DTOGETHER (x's channels lie side by side in aligned chunks), -DTAPS_INNER, -DWHOLE (no chunk ends amid
+// the channels), -DALONG_FILTERS (y's filters lie side by side, not its pixels), -DRUN (how many a thread stores at
+// once), -DSPLIT, -DPRECISE.
+
+#include "cut.cuh"
+#include "epilogue.cuh"
+#include "tensor_core.cuh"
+
+constexpr int CHUNK = 16 / sizeof(Element);       // elements of 16 bytes
+constexpr int CHUNKS = 4;                         // of a row of a stage
+constexpr int DEPTH = CHUNKS * CHUNK;             // reduction steps per stage
+constexpr int STEPS = 2;                          // of 32 bytes, which the tensor cores take at once
+constexpr int TAPS = R * S;
+
+constexpr int WARPS_K = TILE_K / WARP_K, WARPS = TILE_M / WARP_M * WARPS_K;
+constexpr int THREADS = 32 * WARPS;
+constexpr int BLOCKS_M = WARP_M / 16, BLOCKS_K = WARP_K / 8;  // of a warp
+constexpr int PIXEL_BYTES = TILE_M * CHUNKS * 16, STAGE_BYTES = PIXEL_BYTES + TILE_K * CHUNKS * 16;
+// A thread has up to 255 registers with 8 warps on a multiprocessor, 168 with 12 and 128 with 16.
+constexpr int NEED = BLOCKS_M * BLOCKS_K * (PRECISE ? 2 : 1);
+constexpr int WARPS_PER_SM = NEED > 16 ? 8 : NEED > 8 ? 12 : 16;
+constexpr int BLOCKS_PER_SM = WARPS_PER_SM / WARPS;
+
+// A thread's part of a stage of pixels: OWN of them, COLUMNS chunks of each.
+constexpr int OWN = TOGETHER ? TILE_M * CHUNKS / THREADS : 1;
+constexpr int COLUMNS = TOGETHER ? 1 : TILE_M * CHUNKS / THREADS;
+constexpr int OWN_FILTERS = TILE_K * CHUNKS / THREADS;
+static_assert(OWN * COLUMNS * THREADS == TILE_M * CHUNKS && OWN_FILTERS * THREADS == TILE_K * CHUNKS);
+
+struct alignas(16) Chunk { Element lane[CHUNK]; };
+
+// The way out, see `finish`: a warp's sums leave in slices of 16 pixels or 16 filters, whichever lie apart in memory.
+constexpr int SLICE = 16;
+constexpr int LENGTH = ALONG_FILTERS ? WARP_K : WARP_M;
+constexpr int PITCH = LENGTH + (ALONG_FILTERS ? 8 : 4);
+constexpr int SLICES_BYTES = WARPS * SLICE * PITCH * sizeof(Accumulator);
+
+struct Place { Offset y, residual; };  // where filter 0 goes of a pixel, or of the first of RUN
+
+constexpr int PIXELS_PER_PLACE = ALONG_FILTERS ? 1 : RUN, PLACES = TILE_M / PIXELS_PER_PLACE;
+constexpr int EPILOGUE_BYTES = SLICES_BYTES + PLACES * sizeof(Place) + TILE_K * sizeof(Accumulator);
+constexpr int MEMORY_BYTES = STAGES * STAGE_BYTES > EPILOGUE_BYTES ? STAGES * STAGE_BYTES : EPILOGUE_BYTES;
+alignas(128) __shared__ unsigned char memory[MEMORY_BYTES];
+
+// Where chunk `column` of row `row` lies within a stage's pixels, or filters.
+__device__ __forceinline__ int place_of(int row, int column) { return (row * CHUNKS + (column ^ row >> 1 & 3)) * 16; }
+
+// Which chunk of the reduction: CHUNK channels of one tap from `channel` on; taps inner: the steps from `channel` on.
+struct Spot {
+    int tap, channel;
+
+    __device__ __forceinline__ void advance(int steps, const Cut& cut)
+    {
+        channel += steps;
+        if constexpr (!TAPS_INNER)
+            for (; channel >= cut.channels; ++tap) channel -= cut.channels;
+    }
+};
+
+// The windows of a thread's pixels, and how far it has walked along the reduction.
+struct Walk {
+    int h[OWN], w[OWN];    // top left of each window; far outside where there is no such pixel
+    Offset corner[OWN];    // its address
+    Spot spot;             // of the thread's first column in the next stage to fetch
+    uint4 held[OWN * COLUMNS];
+
+    static __device__ __forceinline__ int own_pixel(int j)
+    {
+        return (TOGETHER ? threadIdx.x / CHUNKS : threadIdx.x % TILE_M) + j * (THREADS / CHUNKS);
+    }
+    static __device__ __forceinline__ int own_column(int i)
+    {
+        return TOGETHER ? threadIdx.x % CHUNKS : threadIdx.x / TILE_M * COLUMNS + i;
+    }
+
+    __device__ __forceinline__ void start(const Problem& problem, const Cut& cut, Index first_pixel, int group,
+                                          int stage)
+    {
+        #pragma unroll
+        for (int j = 0; j < OWN; ++j) {
+            Index pixel = first_pixel + own_pixel(j);
+            const bool exists = pixel < cut.pixels;
+            const int q = pixel % problem.Q; pixel /= problem.Q;
+            const int p = pixel % problem.P, n = pixel / problem.P;
+            h[j] = exists ? p * STRIDE_H - problem.top : -0x40000000;
+            w[j] = q * STRIDE_W - problem.left;
+            corner[j] = offset(problem.x, n, group * problem.Cg, exists ? h[j] : 0, w[j]);
+        }
+        const int d = stage * DEPTH + own_column(0) * CHUNK;
+        spot = TAPS_INNER ? Spot{0, d} : Spot{d / cut.channels, d % cut.channels};
+    }
+
+    __device__ __forceinline__ bool contains(const Problem& problem, int j, int r, int s) const
+    {
+        return (unsigned)(h[j] + r * DILATION_H) < problem.H && (unsigned)(w[j] + s * DILATION_W) < problem.W;
+    }
+
+    // Bring the next stage: into `stage` at once, by cp.async, or into registers, whence `put` takes it.
+    __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ x, const Problem& problem,
+                                          const Cut& cut)
+    {
+        if constexpr (TOGETHER) {
+            const int r = spot.tap / S, s = spot.tap % S;
+            const Offset step = offset(problem.x, 0, spot.channel, r * DILATION_H, s * DILATION_W);
+            #pragma unroll
+            for (int j = 0; j < OWN; ++j) {
+                const bool wanted = spot.tap < TAPS && contains(problem, j, r, s);
+                const Element* from = x + corner[j] + step;
+#if __CUDA_ARCH__ >= 800
+                copy_async(stage + place_of(own_pixel(j), own_column(0)), from, wanted);
+#else
+                held[j] = wanted ? *reinterpret_cast<const uint4*>(from) : uint4{};
+#endif
+            }
+            spot.advance(DEPTH, cut);
+        } else {
+            Spot at = spot;
+            #pragma unroll
+            for (int i = 0; i < COLUMNS; ++i) {
+                held[i] = gathered(at, x, problem);
+                at.advance(CHUNK, cut);
+            }
+            spot.advance(DEPTH, cut);
+        }
+    }
+
+    __device__ __forceinline__ uint4 gathered(const Spot& at, const Element* __restrict__ x,
+                                              const Problem& problem) const
+    {
+        Chunk chunk;
+        if constexpr (TAPS_INNER) {
+            #pragma unroll
+            for (int i = 0; i < CHUNK; ++i) {
+                const unsigned step = at.channel + i, c = step / TAPS, r = step % TAPS / S, s = step % S;
+                const bool wanted = c < problem.Cg && contains(problem, 0, r, s);
+                chunk.lane[i] = wanted ? x[corner[0] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)]
+                                       : Element{};
+            }
+            return reinterpret_cast<const uint4&>(chunk);
+        }
+        // Loads need no conditions if what is outside is taken from x's first element, and dropped afterwards.
+        const int r = at.tap / S, s = at.tap % S, last = WHOLE ? CHUNK : problem.Cg - 1 - at.channel;
+        const bool inside = at.tap < TAPS && contains(problem, 0, r, s);
+        const Offset first = corner[0] + offset(problem.x, 0, at.channel, r * DILATION_H, s * DILATION_W);
+        const Offset from = inside ? first : 0, apart = inside ? (Offset)problem.x.c : 0;
+        #pragma unroll
+        for (int i = 0; i < CHUNK; ++i) {
+            const Element element = x[from + min(i, last) * apart];
+            chunk.lane[i] = i <= last ? element : Element{};
+        }
+        return inside ? reinterpret_cast<const uint4&>(chunk) : uint4{};
+    }
+
+    __device__ __forceinline__ void put(unsigned char* stage) const
+    {
+        if constexpr (TOGETHER && __CUDA_ARCH__ >= 800) return;
+        #pragma unroll
+        for (int j = 0; j < OWN; ++j)
+            #pragma unroll
+            for (int i = 0; i < COLUMNS; ++i)
+                *reinterpret_cast<uint4*>(stage + place_of(own_pixel(j), own_column(i))) = held[j * COLUMNS + i];
+    }
+};
+
+// The packed weights of the block's filters, in the order in which they lie in a stage, but for the swizzle.
+struct FilterWalk {
+    const uint4* next;  // this thread's first chunk of the next stage to fetch
+    uint4 held[OWN_FILTERS];
+
+    __device__ __forceinline__ void fetch(unsigned stage, int filters)
+    {
+        #pragma unroll
+        for (int j = 0; j < OWN_FILTERS; ++j)
+#if __CUDA_ARCH__ >= 800
+            copy_async(stage + own_place(j), next + j * THREADS, true);
+#else
+            held[j] = next[j * THREADS];
+#endif
+        next += filters * CHUNKS;
+    }
+
+    __device__ __forceinline__ void put(unsigned char* stage) const
+    {
+        if constexpr (__CUDA_ARCH__ >= 800) return;
+        #pragma unroll
+        for (int j = 0; j < OWN_FILTERS; ++j) *reinterpret_cast<uint4*>(stage + own_place(j)) = held[j];
+    }
+
+    static __device__ __forceinline__ int own_place(int j)
+    {
+        return place_of(threadIdx.x / CHUNKS + j * (THREADS / CHUNKS), threadIdx.x % CHUNKS);
+    }
+};
+
+// Where a lane points ldmatrix, within a stage: its row of the warp's first blocks, and its chunk of the first step.
+struct Aim {
+    int pixels, filters;
+
+    __device__ __forceinline__ Aim(int warp_pixel, int warp_filter)
+    {
+        const int lane = threadIdx.x % 32;
+        pixels = place_of(warp_pixel + lane % 16, lane / 16);
+        filters = PIXEL_BYTES + place_of(warp_filter + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    }
+};
+
+using Sums = Accumulator[BLOCKS_M][BLOCKS_K][4];
+
+// Round floats to TF32, and in `rest` keep what that leaves, rounded too; 16-bit types are as they should be.
+template <int COUNT>
+__device__ __forceinline__ void round_matrices(unsigned (&values)[COUNT], unsigned (&rest)[COUNT])
+{
+    if constexpr (sizeof(Element) == 4)
+        #pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            const float value = __uint_as_float(values[i]);
+            values[i] = to_tf32(value);
+            if constexpr (PRECISE) rest[i] = to_tf32(value - __uint_as_float(values[i]));
+        }
+}
+
+__device__ __forceinline__ void multiply_stage(Sums& sums, unsigned stage, const Aim& aim)
+{
+    #pragma unroll
+    for (int step = 0; step < STEPS; ++step) {
+        unsigned a[BLOCKS_M][4], a_rest[BLOCKS_M][4];
+        // Two columns further is the other bit of the swizzle's exclusive or.
+        #pragma unroll
+        for (int i = 0; i < BLOCKS_M; ++i) {
+            load_matrices(a[i], stage + (aim.pixels ^ step * 32) + i * 16 * CHUNKS * 16);
+            round_matrices(a[i], a_rest[i]);
+        }
+        #pragma unroll
+        for (int j = 0; j < BLOCKS_K; j += 2) {
+            unsigned two[4];
+            load_matrices(two, stage + (aim.filters ^ step * 32) + j * 8 * CHUNKS * 16);
+            #pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                unsigned b[2] = {two[half * 2], two[half * 2 + 1]}, b_rest[2];
+                if constexpr (PRECISE) round_matrices(b, b_rest);  // else pack_filters did
+                #pragma unroll
+                for (int i = 0; i < BLOCKS_M; ++i) {
+                    if constexpr (PRECISE) {
+                        float products[4] = {};
+                        multiply(products, a_rest[i], b, Element());
+                        multiply(products, a[i], b_rest, Element());
+                        multiply(products, a[i], b, Element());
+                        #pragma unroll
+                        for (int e = 0; e < 4; ++e) sums[i][j + half][e] += products[e];
+                    } else {
+                        multiply(sums[i][j + half], a[i], b, Element());
+                    }
+                }
+            }
+        }
+    }
+}
+
+// Where number `column` of a slice's row lies. The halves of runs of eight lie apart: lanes that load the same half of
+// neighbouring runs meet all banks, and so do the two halves of a lane's sums.
+__device__ __forceinline__ int place_in_row(int column)
+{
+    return RUN < 8 ? column : column / 8 * 4 + column % 4 + column / 4 % 2 * (LENGTH / 2 + 4);
+}
+
+using Slice = Accumulator[SLICE][PITCH];
+
+// Put slice `number` of a warp's sums, and of the biases of its filters, into shared memory.
+__device__ __forceinline__ void spread(Slice& slice, const Sums& sums, const Accumulator* biases, int number)
+{
+    const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+    if constexpr (ALONG_FILTERS) {
+        #pragma unroll
+        for (int j = 0; j < BLOCKS_K; ++j) {
+            const float2 bias = *reinterpret_cast<const float2*>(&biases[j * 8 + column]);
+            #pragma unroll
+            for (int half = 0; half < 2; ++half)
+                *reinterpret_cast<float2*>(&slice[row + half * 8][place_in_row(j * 8 + column)]) =
+                    make_float2(sums[number][j][half * 2] + bias.x, sums[number][j][half * 2 + 1] + bias.y);
+        }
+    } else {
+        #pragma unroll
+        for (int filter = 0; filter < 4; ++filter) {  // a lane's, of the slice's
+            const int k = filter / 2 * 8 + column + filter % 2;
+            const Accumulator bias = biases[number * SLICE + k];
+            #pragma unroll
+            for (int i = 0; i < BLOCKS_M; ++i)
+                #pragma unroll
+                for (int half = 0; half < 2; ++half)
+                    slice[k][place_in_row(i * 16 + half * 8 + row)] =
+                        sums[i][number * 2 + filter / 2][half * 2 + filter % 2] + bias;
+        }
+    }
+}
+
+struct alignas(RUN * sizeof(Element)) Run { Element lane[RUN]; };
+
+// Finish RUN sums, neighbours in memory, of which `column` is the first of its row, and store them.
+__device__ __forceinline__ void store_run(const Problem& problem, const Output& output, const Accumulator* row,
+                                          int column, const Place& place, int k)
+{
+    alignas(16) Accumulator sums[RUN];
+    if constexpr (RUN == 1) {
+        sums[0] = row[place_in_row(column)];
+    } else {
+        #pragma unroll
+        for (int i = 0; i < RUN; i += 4)
+            *reinterpret_cast<float4*>(&sums[i]) = *reinterpret_cast<const float4*>(&row[place_in_row(column + i)]);
+    }
+    Run run;
+    if (output.residual) {
+        run = *reinterpret_cast<const Run*>(output.residual + place.residual + k * (Offset)problem.residual.c);
+        #pragma unroll
+        for (int i = 0; i < RUN; ++i) sums[i] += widened(run.lane[i]);
+    }
+    #pragma unroll
+    for (int i = 0; i < RUN; ++i) round_to(run.lane[i], activated(sums[i], problem.slope));
+    *reinterpret_cast<Run*>(output.y + place.y + k * (Offset)problem.y.c) = run;
+}
+
+// The block's sums to y, through shared memory, so that each thread stores RUN neighbours at once.
+__device__ __forceinline__ void finish(const Problem& problem, const Cut& cut, const Output& output, const Sums& sums,
+                                       Index first_pixel, int group, int first_filter, int warp_pixel, int warp_filter)
+{
+    __syncthreads();  // nobody multiplies any more
+    Place* const places = reinterpret_cast<Place*>(memory + SLICES_BYTES);
+    Accumulator* const biases = reinterpret_cast<Accumulator*>(places + PLACES);
+    for (int i = threadIdx.x; i < PLACES; i += THREADS) {
+        Index pixel = first_pixel + i * PIXELS_PER_PLACE;
+        const int q = pixel % problem.Q; pixel /= problem.Q;
+        const int p = pixel % problem.P, n = pixel / problem.P;
+        places[i] = {offset(problem.y, n, 0, p, q), offset(problem.residual, n, 0, p, q)};
+    }
+    for (int i = threadIdx.x; i < TILE_K; i += THREADS) {
+        const int k = first_filter + i;
+        const bool wanted = output.bias && k < problem.Kg;
+        biases[i] = wanted ? widened(output.bias[(group * problem.Kg + k) * (Offset)problem.bias]) : Accumulator(0);
+    }
+    __syncthreads();
+    Slice& slice = reinterpret_cast<Slice*>(memory)[threadIdx.x / 32];
+    constexpr int RUNS = LENGTH / RUN;
+    #pragma unroll
+    for (int number = 0; number < (ALONG_FILTERS ? WARP_M : WARP_K) / SLICE; ++number) {
+        spread(slice, sums, biases + warp_filter, number);
+        __syncwarp();
+        for (int i = threadIdx.x % 32; i < SLICE * RUNS; i += 32) {
+            const int row = i / RUNS, column = i % RUNS * RUN;
+            const int m = warp_pixel + (ALONG_FILTERS ? number * SLICE + row : column);
+            const int k = first_filter + warp_filter + (ALONG_FILTERS ? column : number * SLICE + row);
+            if (first_pixel + m < cut.pixels && k < problem.Kg)
+                store_run(problem, output, slice[row], column, places[m / PIXELS_PER_PLACE], group * problem.Kg + k);
+        }
+        __syncwarp();
+    }
+}
+
+// grid: groups * tiles_m * (filters / TILE_K) and the splits, block: THREADS.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
+conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ packed, Element* __restrict__ y,
+                   const Element* __restrict__ bias, const Element* __restrict__ residual,
+                   Accumulator* __restrict__ partial, Problem problem, Cut cut)
+{
+    const int across_k = cut.filters / TILE_K;
+    unsigned block = blockIdx.x;
+    const int first_filter = block % across_k * TILE_K; block /= across_k;
+    const Index first_pixel = (Index)(block % cut.tiles_m) * TILE_M; block /= cut.tiles_m;
+    const int group = block, all = cut.depth / DEPTH, first = blockIdx.y * cut.stages;
+    const int count = min(cut.stages, all - first);
+    const int warp = threadIdx.x / 32, warp_pixel = warp / WARPS_K * WARP_M, warp_filter = warp % WARPS_K * WARP_K;
+
+    Walk walk;
+    walk.start(problem, cut, first_pixel, group, first);
+    FilterWalk filters;
+    filters.next = reinterpret_cast<const uint4*>(packed)
+                 + (((int64)group * all + first) * cut.filters + first_filter) * CHUNKS + threadIdx.x;
+    const unsigned start = shared_address(memory);
+
+    #pragma unroll
+    for (int stage = 0; stage < STAGES - 1; ++stage) {
+        if (stage < count) {
+            walk.fetch(start + stage * STAGE_BYTES, x, problem, cut);
+            filters.fetch(start + stage * STAGE_BYTES + PIXEL_BYTES, cut.filters);
+            walk.put(memory + stage * STAGE_BYTES);
+            filters.put(memory + stage * STAGE_BYTES + PIXEL_BYTES);
+        }
+        commit_copies();
+    }
+    const Aim aim(warp_pixel, warp_filter);
+    Sums sums = {};
+    int now = 0, next = (STAGES - 1) * STAGE_BYTES;
+    for (int left = count; left > 0; --left) {
+        wait_for_copies<STAGES - 2>();
+        __syncthreads();  // everybody's copies have come, and nobody reads the oldest stage any more
+        const bool more = left >= STAGES;
+        if (more) {
+            walk.fetch(start + next, x, problem, cut);
+            filters.fetch(start + next + PIXEL_BYTES, cut.filters);
+        }
+        commit_copies();
+        multiply_stage(sums, start + now, aim);
+        if (more) {
+            walk.put(memory + next);
+            filters.put(memory + next + PIXEL_BYTES);
+        }
+        next = now;
+        now = now == (STAGES - 1) * STAGE_BYTES ? 0 : now + STAGE_BYTES;
+    }
+
+    if constexpr (SPLIT) {
+        const int lane = threadIdx.x % 32, filter = group * cut.filters + first_filter + warp_filter + lane % 4 * 2;
+        const int64 row = (int64)blockIdx.y * problem.groups * cut.filters + filter;
+        const int64 pitch = (int64)cut.tiles_m * TILE_M;
+        Accumulator* to = partial + row * pitch + first_pixel + warp_pixel + lane / 4;
+        #pragma unroll
+        for (int j = 0; j < BLOCKS_K; ++j, to += 8 * pitch)
+            #pragma unroll
+            for (int i = 0; i < BLOCKS_M; ++i)
+                #pragma unroll
+                for (int e = 0; e < 4; ++e) to[e % 2 * pitch + i * 16 + e / 2 * 8] = sums[i][j][e];
+    } else {
+        finish(problem, cut, {y, bias, residual}, sums, first_pixel, group, first_filter, warp_pixel, warp_filter);
+    }
+}
+
+// Write w stage by stage: CHUNKS chunks of each filter. grid: over groups * depth * filters, one thread each.
+extern "C" __global__ void __launch_bounds__(256)
+pack_filters(const Element* __restrict__ w, Element* __restrict__ packed, Problem problem, Cut cut)
+{
+    const int64 index = (int64)blockIdx.x * 256 + threadIdx.x;
+    if (index >= (int64)problem.groups * cut.depth * cut.filters) return;
+    const int k = index / DEPTH % cut.filters;
+    const int64 stage = index / DEPTH / cut.filters;
+    const int group = stage / (cut.depth / DEPTH), d = stage % (cut.depth / DEPTH) * DEPTH + index % DEPTH;
+    const int tap = TAPS_INNER ? d % TAPS : d / cut.channels, c = TAPS_INNER ? d / TAPS : d % cut.channels;
+    const bool wanted = k < problem.Kg && c < problem.Cg && tap < TAPS;
+    const Element weight = wanted ? w[offset(problem.w, group * problem.Kg + k, c, tap / S, tap % S)] : Element{};
+    packed[index] = PRECISE ? weight : as_taken(weight);
+}

@@ -1,0 +1,282 @@
+"""Tensor cores: the implicit product of pixels and filters, 16 x 8 x 16 multiply-adds to an instruction.
+
+tensor_core.cu tells the idea; this file chooses the tile and the splits, and launches.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import gpu_cost as cost
+from ..launching import MAX_GRID, CudaSource, ceil_div, launch
+from .implicit_gemm import address_of, cut_struct, round_up
+from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
+
+VECTOR = 16  # bytes that a thread copies, loads or stores at once
+CHUNKS = 4  # of them in a stage of one pixel or filter, as in tensor_core.cu
+THREADS = 256  # of pack_filters and sum_splits
+SHARED_BYTES = 49_152  # of a block, without asking the driver for more
+MOST_STAGES = 4
+FEWEST_STAGES = 8  # of one split: its prologue and its sums must pay
+MOST_SPLITS = 32
+DTYPES = {"float16": (7, 5), "bfloat16": (8, 0), "float32": (8, 0)}  # since which compute capability they are taken
+
+
+class Tile(NamedTuple):
+    """Pixels and filters of a block, and of each of its warps."""
+
+    pixels: int
+    filters: int
+    warp_pixels: int
+    warp_filters: int
+
+    @property
+    def threads(self):
+        return self.pixels // self.warp_pixels * (self.filters // self.warp_filters) * 32
+
+    @property
+    def stage_bytes(self):
+        return (self.pixels + self.filters) * CHUNKS * VECTOR
+
+    @property
+    def matrix_bytes(self):
+        """What its warps load of a stage: each the rows of its own pixels and filters."""
+        return self.threads // 32 * (self.warp_pixels + self.warp_filters) * CHUNKS * VECTOR
+
+
+TILES = (
+    Tile(128, 128, 64, 64),
+    Tile(128, 128, 64, 32),
+    Tile(128, 64, 64, 32),
+    Tile(64, 128, 32, 64),
+    Tile(64, 64, 32, 32),
+    Tile(128, 32, 32, 32),
+    Tile(64, 32, 32, 16),
+    Tile(32, 64, 16, 32),
+)
+
+LOOP_SLOTS = 90  # of each thread and stage, beside multiplying: addresses, copies, ldmatrix, the barrier
+GATHER_SLOTS = (6, 22)  # of each element of x, where it is loaded by itself: channels inner, taps inner
+THREAD_SLOTS = 900  # of each thread of a block beside: addresses, the first stage's wait, the store
+L2_BYTES_PER_CYCLE = 47  # of one SM: 5,120 for the A100's 108, NVIDIA's white paper
+SHARED_BYTES_PER_CYCLE = 128  # of one SM: all banks
+WAITING = cost.waiting("cupy_raw.tensor_core", like="cupy_raw.implicit_gemm")
+
+passes = ("forward",)
+
+
+class Cut(NamedTuple):
+    """How the product is cut into blocks; see tensor_core.cu."""
+
+    tile: Tile
+    taps_inner: bool
+    tiles_m: int
+    filters: int
+    depth: int
+    channels: int
+    stages: int
+    splits: int
+    packed_bytes: int
+    partial_bytes: int
+
+    def grid(self, problem):
+        return problem.groups * self.tiles_m * (self.filters // self.tile.filters), self.splits
+
+
+def chunk_of(problem):
+    """Elements of VECTOR bytes."""
+    return VECTOR // problem.dtype.itemsize
+
+
+def tiles_of(problem):
+    """Those for which a thread has registers enough: three products leave none for warps of 64 x 64."""
+    if problem.precision != "3xtf32":
+        return TILES
+    return tuple(tile for tile in TILES if tile.warp_pixels * tile.warp_filters < 64 * 64)
+
+
+@lru_cache(maxsize=4096)
+def cut_for(problem, device):
+    """The cut that is predicted to be the fastest."""
+    cuts = (cut_of(problem, tile, splits) for tile in tiles_of(problem) for splits in possible_splits(problem))
+    return min(cuts, key=lambda cut: seconds(problem, device, cut))
+
+
+def possible_splits(problem):
+    """1, and every number of splits that leaves each FEWEST_STAGES."""
+    stages = depth_of(problem)[0] // (CHUNKS * chunk_of(problem))
+    return (1, *range(2, min(stages // FEWEST_STAGES, MOST_SPLITS) + 1))
+
+
+def depth_of(problem):
+    """The padded depth, the padded channels of a group, and whether taps are inner: where a chunk has channels enough
+    for all but the last, padding them costs less than the other order's divisions.
+    """
+    chunk, taps = chunk_of(problem), problem.R * problem.S
+    if problem.Cg < chunk:
+        return round_up(problem.reduction, CHUNKS * chunk), problem.Cg, True
+    channels = round_up(problem.Cg, chunk)
+    return round_up(taps * channels, CHUNKS * chunk), channels, False
+
+
+def cut_of(problem, tile, splits):
+    depth, channels, taps_inner = depth_of(problem)
+    all_stages = depth // (CHUNKS * chunk_of(problem))
+    stages = ceil_div(all_stages, splits)
+    splits = ceil_div(all_stages, stages)
+    filters = round_up(problem.Kg, tile.filters)
+    tiles_m = ceil_div(problem.N * problem.P * problem.Q, tile.pixels)
+    packed = round_up(problem.groups * depth * filters * problem.dtype.itemsize, 64)
+    sums = problem.groups * filters * tiles_m * tile.pixels * problem.accumulate.itemsize
+    partial = splits * sums if splits > 1 else 0
+    return Cut(tile, taps_inner, tiles_m, filters, depth, channels, stages, splits, packed, partial)
+
+
+def stages_held(tile, device):
+    """How many stages lie in shared memory: two where registers bring them, else as many as fit."""
+    return 2 if device.compute_capability < (8, 0) else min(SHARED_BYTES // tile.stage_bytes, MOST_STAGES)
+
+
+def seconds(problem, device, cut):
+    """The busiest SM's blocks, then what splits write and read again.
+
+    A stage takes what its slowest part does: multiplying, bringing it from L2, storing it and loading matrices of it,
+    or issuing its instructions.
+    """
+    tile, chunk = cut.tile, chunk_of(problem)
+    macs = tile.pixels * tile.filters * CHUNKS * chunk
+    multiplying = macs / cost.tensor_multiply_adds(problem, device)
+    bringing = tile.stage_bytes / L2_BYTES_PER_CYCLE
+    sharing = (tile.stage_bytes + tile.matrix_bytes) / SHARED_BYTES_PER_CYCLE
+    multiplies = macs / (16 * 8 * (32 // problem.dtype.itemsize)) * (3 if problem.precision == "3xtf32" else 1)
+    issuing = multiplies * 32 + LOOP_SLOTS * tile.threads
+    if not vectors_of(problem):
+        issuing += GATHER_SLOTS[cut.taps_inner] * tile.pixels * CHUNKS * chunk
+    stage = max(multiplying, bringing, sharing, issuing / cost.SLOTS_PER_CYCLE) * cost.SLOTS_PER_CYCLE
+    slots = cut.stages * stage + THREAD_SLOTS * tile.threads
+    multiply = cost.block_seconds(device, math.prod(cut.grid(problem)), tile.threads, slots)
+    splitting = cost.LAUNCH + cost.memory_seconds(problem, device, 2 * cut.partial_bytes) if cut.splits > 1 else 0
+    return WAITING * multiply + splitting
+
+
+def vectors_of(problem):
+    """Whether x's channels lie side by side in whole vectors, as far as the problem tells."""
+    return problem.layout == "NHWC" and problem.Cg % chunk_of(problem) == 0
+
+
+def why_not(problem, device):
+    reasons = dtype_reasons(problem, device) + size_reasons(problem)
+    if reasons:
+        return reasons
+    cut = cut_for(problem, device)
+    packing = ceil_div(problem.groups * cut.depth * cut.filters, THREADS)
+    outputs = ceil_div(problem.N * problem.K * problem.P * problem.Q, THREADS)
+    grids = {"multiply": cut.grid(problem)[0], "pack the weights": packing, "add the splits": outputs}
+    return [
+        f"at most {MAX_GRID[0]:,} blocks to {name}, this problem has {blocks:,}"
+        for name, blocks in grids.items()
+        if blocks > MAX_GRID[0]
+    ]
+
+
+def dtype_reasons(problem, device):
+    """Why the tensor cores do not take these numbers."""
+    name = problem.dtype.name
+    if name == "float32" and problem.precision is None:
+        return ['float32 only with precision "tf32" or "3xtf32"']
+    if name not in DTYPES:
+        return [f"{', '.join(DTYPES)} only, got {name}"]
+    if device.compute_capability < DTYPES[name]:
+        needed, has = (".".join(map(str, version)) for version in (DTYPES[name], device.compute_capability))
+        return [f"{name} from compute capability {needed} on, {device} has {has}"]
+    return []
+
+
+def workspace_bytes(problem, device):
+    cut = cut_for(problem, device)
+    return cut.packed_bytes + cut.partial_bytes
+
+
+def predicted_seconds(problem, device):
+    cut = cut_for(problem, device)
+    moved = cost.memory_seconds(problem, device, 2 * cut.packed_bytes)
+    return max(seconds(problem, device, cut), moved) + 2 * cost.LAUNCH
+
+
+class Lying(NamedTuple):
+    """How the arrays lie in memory. together: x's channels, in whole vectors. along_filters: y's filters lie side by
+    side, not its pixels. run: how many of them one thread stores at once.
+    """
+
+    together: bool
+    along_filters: bool
+    run: int
+
+
+def sources(problem, device, wide=False, lying=None):
+    """The kernels: pack the weights, multiply, and add the splits; by default for arrays as the layout has them."""
+    lying = lying or lying_as_planned(problem)
+    cut = cut_for(problem, device)
+    return sources_of(problem, cut, stages_held(cut.tile, device), wide, lying)
+
+
+def lying_as_planned(problem):
+    """As fresh arrays lie in the problem's layout."""
+    chunk, last = chunk_of(problem), problem.layout == "NHWC"
+    whole = problem.Kg % chunk == 0 if last else problem.P * problem.Q % chunk == 0
+    return Lying(vectors_of(problem), last, chunk if whole else 1)
+
+
+@lru_cache(maxsize=4096)
+def sources_of(problem, cut, stages, wide, lying):
+    tile = cut.tile
+    shared = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
+    shared += (("TILE_M", tile.pixels),)
+    constants = (*shared, ("TILE_K", tile.filters), ("WARP_M", tile.warp_pixels), ("WARP_K", tile.warp_filters))
+    constants += (("STAGES", stages), ("TOGETHER", int(lying.together)), ("TAPS_INNER", int(cut.taps_inner)))
+    constants += (("WHOLE", int(problem.Cg % chunk_of(problem) == 0)), ("SPLIT", int(cut.splits > 1)))
+    constants += (("ALONG_FILTERS", int(lying.along_filters)), ("RUN", lying.run))
+    constants += (("PRECISE", int(problem.precision == "3xtf32")),)
+    multiplying = (CudaSource("tensor_core.cu", name, constants) for name in ("pack_filters", "conv2d_tensor_core"))
+    return (*multiplying, CudaSource("sum_splits.cu", "sum_splits", shared))
+
+
+def lying_of(problem, x, y, residual):
+    """How these arrays lie."""
+    chunk = chunk_of(problem)
+    together = problem.Cg % chunk == 0 and x.strides[1] == x.itemsize and aligned(x, (0, 2, 3))
+    outputs = [y] if residual is None else [y, residual]
+    if y.strides[1] == y.itemsize:
+        runs = problem.Kg % chunk == 0 and all(a.strides[1] == a.itemsize and aligned(a, (0, 2, 3)) for a in outputs)
+        return Lying(together, True, chunk if runs else 1)
+    runs = problem.P * problem.Q % chunk == 0 and all(
+        a.strides[2:] == (problem.Q * a.itemsize, a.itemsize) and aligned(a, (0, 1)) for a in outputs
+    )
+    return Lying(together, False, chunk if runs else 1)
+
+
+def aligned(array, axes):
+    """Whether vectors begin where the array does, and a step along any of `axes` further."""
+    return address_of(array) % VECTOR == 0 and all(array.strides[axis] % VECTOR == 0 for axis in axes)
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x and w into y. workspace: `workspace_bytes` of them, 64-byte aligned."""
+    cut = cut_for(problem, device)
+    struct, part = problem_struct(problem, x, w, y, bias, residual), cut_struct(problem, cut)
+    packed, partial = workspace[: cut.packed_bytes], workspace[cut.packed_bytes :] if cut.partial_bytes else None
+    wide, lying = is_wide(problem, x, w, y, residual), lying_of(problem, x, y, residual)
+    pack, multiply, add = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying)
+
+    launch(pack, ceil_div(problem.groups * cut.depth * cut.filters, THREADS), THREADS, (w, packed, struct, part),
+           stream=stream)  # fmt: skip
+    arguments = (x, packed, y, bias, residual, partial, struct, part)
+    launch(multiply, cut.grid(problem), cut.tile.threads, arguments, stream=stream)
+    if cut.splits > 1:
+        outputs = problem.N * problem.K * problem.P * problem.Q
+        arguments = (partial, y, bias, residual, struct, part, np.int32(cut.splits))
+        launch(add, ceil_div(outputs, THREADS), THREADS, arguments, stream=stream)

@@ -1,0 +1,321 @@
+"""Tensor cores: values, copies and waits in the emulator, machine code, refusals, accuracy and choice."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import convlib
+from convlib import accuracy, arrays, compiling, device, dispatch, layers, report
+from convlib.compiling import TARGETS
+from convlib.kernels import launching, reference
+from convlib.kernels.cupy_raw import tensor_core
+from convlib.problem import make_problem, named_dtype
+from convlib.verification.problems import Case
+from tests.kernels import stand_in_cupy
+from tests.kernels.cupy_raw import test_emulated, test_launches
+
+GPU = device.emulator_of(80)
+
+# Each way in which x and y can lie, on problems that stick out of a tile of pixels, of filters and of a stage.
+LYING = {
+    "copied": Case("copied", (2, 9, 11, 40), (48, 40, 3, 3), {"padding": 1, "layout": "NHWC"}, bias=True,
+                   residual=True, dtype="float16"),
+    "copied_odd_filters": Case("copied_odd_filters", (2, 9, 10, 48), (70, 24, 3, 2), {"layout": "NHWC", "groups": 2,
+                               "stride": (1, 2)}, bias=True, dtype="float16"),
+    "gathered": Case("gathered", (2, 20, 8, 10), (70, 20, 3, 3), {"padding": 1}, bias=True, residual=True,
+                     dtype="float16"),
+    "gathered_whole": Case("gathered_whole", (2, 48, 7, 9), (34, 24, 3, 3), {"groups": 2, "dilation": (1, 2)},
+                           dtype="float16", memory="slices"),
+    "gathered_last": Case("gathered_last", (2, 9, 11, 22), (34, 22, 3, 3), {"padding": 2, "layout": "NHWC"},
+                          residual=True, dtype="float16"),
+    "taps": Case("taps", (2, 3, 13, 11), (35, 3, 5, 5), {"padding": 2, "stride": 2}, bias=True, dtype="float16"),
+}  # fmt: skip
+EXPECTED = {
+    "copied": tensor_core.Lying(True, True, 8),
+    "copied_odd_filters": tensor_core.Lying(True, True, 1),
+    "gathered": tensor_core.Lying(False, False, 8),
+    "gathered_whole": tensor_core.Lying(False, False, 1),
+    "gathered_last": tensor_core.Lying(False, True, 1),
+    "taps": tensor_core.Lying(False, False, 1),
+}
+TYPES = {"float16": {}, "bfloat16": {}, "tf32": {"precision": "tf32"}, "3xtf32": {"precision": "3xtf32"}}
+
+
+def of_type(case, type_):
+    """`case` in one of TYPES."""
+    dtype = "float32" if "tf32" in type_ else type_
+    return replace(case, dtype=dtype, keywords={**case.keywords, **TYPES[type_]})
+
+
+def force_cut(monkeypatch, problem, tile, splits=1):
+    cut = tensor_core.cut_of(problem, tile, splits)
+    monkeypatch.setattr(tensor_core, "cut_for", lambda problem, device: cut)
+    return cut
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("name", LYING)
+def test_arguments_fit_the_parameters_that_the_kernels_declare(name, splits, monkeypatch):
+    force_cut(monkeypatch, LYING[name].problem(), tensor_core.TILES[-1], splits)
+    launches = test_launches.launches_of(tensor_core, LYING[name])
+    assert len(launches) == (3 if splits > 1 else 2)
+    for launch in launches:
+        declared = stand_in_cupy.declared_parameters(launch.kernel.text(), launch.kernel.function)
+        passed = launching.with_null_pointers(launch.args)
+        assert len(launch.args) == len(declared)
+        for parameter, value in zip(declared, passed, strict=True):
+            stand_in_cupy.check_argument(parameter, value)
+        assert (launch.shared_bytes, launch.stream) == (0, 7)
+
+
+def test_refuses_what_tensor_cores_do_not_take():
+    def reasons(dtype, target, **keywords):
+        problem = make_problem((1, 16, 9, 9), (8, 16, 3, 3), named_dtype(dtype), **keywords)
+        return tensor_core.why_not(problem, device.emulator_of(target))
+
+    assert reasons("float16", 75) == reasons("bfloat16", 80) == reasons("float32", 80, precision="tf32") == []
+    assert reasons("float64", 90) == ["float16, bfloat16, float32 only, got float64"]
+    assert reasons("float32", 90) == ['float32 only with precision "tf32" or "3xtf32"']
+    (reason,) = reasons("bfloat16", 75)
+    assert reason.startswith("bfloat16 from compute capability 8.0 on, emulator:0 (PTX emulator, sm_75) has 7.5")
+    assert reasons("float32", 75, precision="3xtf32")[0].startswith("float32 from compute capability 8.0 on")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_a_precision_is_for_float32_only(dtype):
+    x = np.ones((1, 1, 3, 3), named_dtype(dtype))
+    with pytest.raises(ValueError, match=f"precision: None needed, except of float32; got 'tf32' with {dtype}"):
+        convlib.conv2d(x, x, precision="tf32")
+    with pytest.raises(ValueError, match="precision: one of None, 'tf32', '3xtf32' needed, got 'fp32'"):
+        convlib.conv2d(x.astype(np.float32), x.astype(np.float32), precision="fp32")
+
+
+@pytest.mark.parametrize("target", [80, 90])
+def test_is_chosen_for_16_bit_types_and_for_float32_where_the_caller_asks(target):
+    def chosen(dtype, precision=None, layout="NHWC", channels=128):
+        x = (8, 28, 28, channels) if layout == "NHWC" else (8, channels, 28, 28)
+        problem = make_problem(
+            x, (128, channels, 3, 3), named_dtype(dtype), padding=1, layout=layout, precision=precision
+        )
+        return dispatch.choose(problem, device.emulator_of(target), "cupy_raw")
+
+    for layout in ("NHWC", "NCHW"):
+        assert chosen("float16", layout=layout) == chosen("bfloat16", layout=layout) == "cupy_raw.tensor_core"
+    assert chosen("float32", "tf32") == chosen("float32", "3xtf32") == "cupy_raw.tensor_core"
+    assert chosen("float32") != "cupy_raw.tensor_core"
+
+
+@pytest.mark.parametrize("sm_count", [108, 132])
+@pytest.mark.parametrize("images", [1, 32])
+@pytest.mark.parametrize("network", ["vgg16", "resnet50"])
+def test_every_layer_fills_its_waves_or_is_split(network, images, sm_count):
+    """Seven tenths of the multiprocessors' time, if all blocks take equally long."""
+    gpu = replace(GPU, sm_count=sm_count)
+    for layer in layers.layers(network):
+        problem = replace(layer.problem, N=images, dtype=np.dtype(np.float16), layout="NHWC")
+        cut = tensor_core.cut_for(problem, gpu)
+        blocks = np.prod(cut.grid(problem))
+        slots = sm_count * -(-blocks // sm_count)
+        assert blocks >= 0.7 * slots or cut.splits > 1 or is_small(problem, cut), (layer.name, blocks, cut)
+
+
+def is_small(problem, cut):
+    """Whether splits would be left with fewer stages than pay, or no smaller tile is left."""
+    return len(tensor_core.possible_splits(problem)) == 1 or cut.tile in tensor_core.TILES[-2:]
+
+
+@pytest.mark.parametrize("tile", tensor_core.TILES, ids=str)
+def test_three_stages_or_more_lie_in_shared_memory_where_copies_are_asynchronous(tile):
+    assert tensor_core.stages_held(tile, device.emulator_of(75)) == 2
+    for target in (80, 90, 120):
+        stages = tensor_core.stages_held(tile, device.emulator_of(target))
+        assert stages >= 3
+        assert stages * tile.stage_bytes <= tensor_core.SHARED_BYTES
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_predicted_times_grow_with_the_problem(dtype):
+    seconds = [
+        tensor_core.predicted_seconds(make_problem((n, 64, 56, 56), (64, 64, 3, 3), named_dtype(dtype)), GPU)
+        for n in (1, 8, 64)
+    ]
+    assert 1e-6 < seconds[0] < seconds[1] < seconds[2] < 10
+
+
+class TestMachineCode:
+    """What the compilers of a GPU make of it."""
+
+    @pytest.fixture(autouse=True)
+    def compilers(self):
+        pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
+        pytest.importorskip("nvidia", reason="cuobjdump and nvdisasm are not installed (extra emulate)")
+
+    def source(self, tile, type_, lying, target=80, splits=1, wide=False, channels=256):
+        precision = TYPES[type_].get("precision")
+        dtype = named_dtype("float32" if precision else type_)
+        layout, x = ("NHWC", (8, 14, 14, channels)) if lying.along_filters else ("NCHW", (8, channels, 14, 14))
+        problem = make_problem(x, (256, channels, 3, 3), dtype, padding=1, layout=layout, precision=precision,
+                               activation="relu")  # fmt: skip
+        cut = tensor_core.cut_of(problem, tile, splits)
+        stages = tensor_core.stages_held(tile, device.emulator_of(target))
+        lying = lying._replace(run=min(lying.run, tensor_core.chunk_of(problem)))
+        return tensor_core.sources_of(problem, cut, stages, wide, lying)
+
+    def check(self, source, target):
+        used = compiling.resources(compiling.cuda_source_cubin(source, target))[source.function]
+        assert (used.stack, used.local) == (0, 0), f"{source.function} spills registers: {used}"
+        assert used.shared <= 48 * 1024 + (1024 if target >= 90 else 0)
+
+    @pytest.mark.parametrize("type_", TYPES)
+    @pytest.mark.parametrize("tile", tensor_core.TILES, ids=str)
+    def test_every_tile_compiles_without_spills(self, tile, type_):
+        if type_ == "3xtf32" and tile == tensor_core.TILES[0]:
+            assert tile not in tensor_core.tiles_of(make_problem((1, 4, 4, 4), (1, 4, 1, 1), "float32",
+                                                                 precision=type_))  # fmt: skip
+            return
+        for target in (90, 120):  # whose compilers want the most registers
+            self.check(self.source(tile, type_, tensor_core.Lying(True, True, 8), target)[1], target)
+
+    @pytest.mark.parametrize("target", [75, 90, 120])
+    @pytest.mark.parametrize("lying", sorted(set(EXPECTED.values())), ids=str)
+    def test_every_way_to_lie_compiles_without_spills(self, lying, target):
+        for source in self.source(tensor_core.TILES[0], "float16", lying, target):
+            self.check(source, target)
+        for splits, wide, channels in ((2, False, 256), (1, True, 256), *([(1, False, 3)] * (not lying.together))):
+            self.check(self.source(tensor_core.TILES[0], "float16", lying, target, splits, wide, channels)[1], target)
+
+    @pytest.mark.parametrize("type_", TYPES)
+    @pytest.mark.parametrize("target", [80, 90])
+    def test_the_tensor_cores_are_kept_busy(self, target, type_):
+        """At least 85 % of the time in which instructions issue and shared memory answers, in the main loop."""
+        tile = tensor_core.TILES[type_ == "3xtf32"]
+        source = self.source(tile, type_, tensor_core.Lying(True, True, 8), target)[1]
+        loop = report.Loop.of(compiling.sass(compiling.cuda_source_cubin(source, target)), source.function)
+        assert len(loop.tensor) == {"3xtf32": 96}.get(type_, 64)
+        assert loop.issue_bound(report.MULTIPROCESSORS[target]) >= 0.85
+        assert loop.roots["BAR"] == 1, "one barrier per stage"
+        assert loop.roots["LDG"] == 0
+        assert loop.load_bits("LDGSTS") == loop.load_bits("LDSM") == 128
+
+
+class TestEmulated:
+    """Its PTX, executed: races, bounds, waits, uninitialised reads and every output written once are checked."""
+
+    @pytest.fixture(autouse=True)
+    def emulated(self, monkeypatch):
+        pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
+        monkeypatch.setenv("CONVLIB_EMULATE", "1")
+
+    @pytest.mark.parametrize("name", LYING)
+    @pytest.mark.parametrize("tile", tensor_core.TILES, ids=str)
+    def test_every_tile_and_way_to_lie_runs_without_a_fault(self, tile, name, monkeypatch):
+        number = tensor_core.TILES.index(tile)
+        type_ = list(TYPES)[(number + list(LYING).index(name)) % len(TYPES)]
+        case = of_type(LYING[name], type_)
+        if tile not in tensor_core.tiles_of(case.problem()):
+            case = of_type(LYING[name], "tf32")
+        splits = 1 + 2 * (number % 2)
+        taken, lying_of = [], tensor_core.lying_of
+        monkeypatch.setattr(tensor_core, "lying_of", lambda *given: taken.append(lying_of(*given)) or taken[-1])
+        assert force_cut(monkeypatch, case.problem(), tile, splits).splits == splits
+        test_emulated.check(tensor_core, "tensor_core", case)
+        assert [lying._replace(run=0) for lying in taken] == [EXPECTED[name]._replace(run=0)]
+        assert case.dtype == "float32" or taken == [EXPECTED[name]]
+
+    @pytest.mark.parametrize("target", TARGETS)
+    @pytest.mark.parametrize("name", ["copied", "gathered"])
+    def test_every_target_runs_without_a_fault(self, name, target, monkeypatch):
+        monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(target))
+        force_cut(monkeypatch, LYING[name].problem(), tensor_core.Tile(64, 64, 32, 32))
+        test_emulated.check(tensor_core, "tensor_core", LYING[name])
+
+    def reports_of(self, case, tile, target, monkeypatch):
+        monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(target))
+        force_cut(monkeypatch, case.problem(), tile)
+        x_shape, w_shape = case.x, case.w
+        problem = case.problem()
+        x, w = np.ones(x_shape, problem.dtype), np.ones(w_shape, problem.dtype)
+        order = (0, 3, 1, 2) if problem.layout == "NHWC" else (0, 1, 2, 3)
+        y = arrays.empty_aligned([problem.y_shape[axis] for axis in np.argsort(order)], problem.dtype)
+        aligned = arrays.empty_aligned(x.shape, x.dtype)
+        aligned[...] = x
+        return test_emulated.watched(tensor_core, problem, aligned.transpose(order), w, y.transpose(order))
+
+    @pytest.mark.parametrize("type_", ["float16", "tf32"])
+    @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+    @pytest.mark.parametrize("tile", tensor_core.TILES, ids=str)
+    def test_no_copy_and_no_matrix_meets_a_bank_conflict(self, tile, layout, type_, monkeypatch):
+        x = (1, 9, 16, 32) if layout == "NHWC" else (1, 32, 9, 16)
+        case = of_type(Case("banks", x, (128, 32, 3, 3), {"padding": 1, "layout": layout}), type_)
+        _, found = self.reports_of(case, tile, 80, monkeypatch)
+        shared = [access for access in found.counters.traffic if access.space == "shared"]
+        assert {access.kind for access in shared} == {"copy", "ldmatrix", "load", "store"}
+        for access in shared:
+            in_loop = access.kind in ("copy", "ldmatrix") or (access.kind, access.size) == ("store", 16)
+            if in_loop or tile.warp_pixels == tile.warp_filters == 64:
+                assert access.cost <= access.requests * max(access.size // 4, 1), access
+
+    def test_copies_move_each_chunk_once_and_whole_sectors(self, monkeypatch):
+        case = Case("sectors", (1, 16, 16, 64), (128, 64, 1, 1), {"layout": "NHWC"}, dtype="float16")
+        _, found = self.reports_of(case, tensor_core.TILES[0], 80, monkeypatch)
+        copies = test_emulated.accesses(found, "global", "copy")
+        assert sum(access.requests for access in copies) == 2 * 2 * (128 + 128) * 4 // 32, "two blocks, two stages"
+        assert all(access.cost == access.requests * 16 for access in copies), "512 bytes per warp"
+
+    @pytest.mark.parametrize(
+        ("what", "wrong", "fault"),
+        [
+            (r"cp\.async\.wait_group 1;", "", "copy in flight"),
+            (r"cp\.async\.wait_group 1;", "cp.async.wait_group 2;", "copy in flight"),
+            (r"(?m)^(\s*)(?:bar|barrier)\.sync.*$", "", "race"),
+            (r"cp\.async\.commit_group;", "", "copy in flight"),
+            (r"bar\.warp\.sync.*", "", "race"),
+        ],
+        ids=["no_wait", "one_wait_too_weak", "no_barrier", "no_group", "no_warp_barrier"],
+    )
+    @pytest.mark.parametrize("name", ["copied", "gathered"])
+    def test_the_emulator_sees_what_is_missing(self, name, what, wrong, fault, monkeypatch):
+        whole = test_emulated.emulator.ptx_of_source
+
+        def mutated(source, target):
+            text = whole(source, target)
+            if source.function != "conv2d_tensor_core":
+                return text
+            assert re.search(what, text)
+            return re.sub(what, wrong, text)
+
+        monkeypatch.setattr(test_emulated.emulator, "ptx_of_source", mutated)
+        force_cut(monkeypatch, LYING[name].problem(), tensor_core.TILES[0])
+        with pytest.raises(test_emulated.emulator.EmulationError, match=fault):
+            test_emulated.check(tensor_core, "tensor_core", LYING[name])
+
+    @pytest.mark.parametrize("type_", TYPES)
+    def test_the_error_keeps_to_the_contract(self, type_):
+        """On normal numbers, which are rounded; the emulator rounds sums, too, where tensor cores cut them off."""
+        random = np.random.default_rng(0)
+        case = of_type(Case("normal", (1, 6, 7, 72), (40, 72, 3, 3), {"layout": "NHWC"}), type_)
+        problem = case.problem()
+        x = random.standard_normal((1, 6, 7, 72)).astype(problem.dtype).transpose(0, 3, 1, 2)
+        w = (random.standard_normal((40, 72, 3, 3)) / np.sqrt(648)).astype(problem.dtype)
+        y = np.full((1, 4, 5, 40), np.nan, problem.dtype).transpose(0, 3, 1, 2)
+        test_emulated.watched(tensor_core, problem, x, w, y)
+        exact = reference.conv2d(problem, x, w)
+        error = np.linalg.norm(y.astype(np.float64) - exact) / np.linalg.norm(exact)
+        bound = accuracy.norm_relative(problem, "tensor_core")
+        assert 0.05 * bound < error < bound
+
+    @pytest.mark.parametrize("type_", TYPES)
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_input_gradients_equal_the_reference(self, stride, type_):
+        random = np.random.default_rng(0)
+        precision = TYPES[type_].get("precision")
+        dtype = named_dtype("float32" if precision else type_)
+        problem = make_problem((1, 16, 7, 9), (24, 16, 3, 3), dtype, padding=1, stride=stride)
+        w = random.integers(-3, 4, problem.w_shape).astype(dtype)
+        grad_y = random.integers(-3, 4, problem.y_shape).astype(dtype)
+        kernel = {"backend": "cupy_raw", "algorithm": "tensor_core", "precision": precision}
+        got = convlib.conv2d_input_grad(grad_y, w, problem.x_shape, padding=1, stride=stride, **kernel)
+        exact = reference.input_grad(problem, grad_y, w)
+        np.testing.assert_array_equal(got.astype(float), exact.astype(dtype).astype(float))
