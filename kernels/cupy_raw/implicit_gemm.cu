@@ -26,151 +26,120 @@
 // Compiled with problem.cuh's constants, -DTILE_K -DTILE_M, -DORDER, -DTOGETHER (1: channels lie side by side, four
 // of them aligned), -DWHOLE (1: no stage ends amid the channels), -DSPLIT, -DACTIVATION.
 
+enum Together { NONE, CHANNELS, PIXELS };
+
 #include "epilogue.cuh"
 #if __CUDA_ARCH__ >= 1200
-#define MORE_REGISTERS (WIDE || ORDER == 1 || (TOGETHER && (SPLIT || sizeof(Element) == 2)))
+#define MORE_REGISTERS (WIDE || ORDER == 1 || (TOGETHER == CHANNELS && (SPLIT || sizeof(Element) == 2)))
 #else
-#define MORE_REGISTERS (WIDE || (TOGETHER && SPLIT))
+#define MORE_REGISTERS (WIDE || (TOGETHER == CHANNELS && SPLIT))
 #endif
-#include "register_tile.cuh"
+#include "implicit_walks.cuh"
 
-constexpr int TAPS = R * S;
-constexpr int CHUNK = 4;  // channels that one thread takes at once where they lie side by side
+// A thread's places in shared memory, in bytes; the other buffer is an exclusive or away.
+struct Addresses {
+    unsigned read_filter, read_pixel, write_filter, write_pixel;
 
-// A thread's part of a stage of pixels: OWN of them, ROWS of the DEPTH steps each.
-constexpr int LANES = TOGETHER ? THREADS / (DEPTH / CHUNK) : TILE_M < THREADS ? TILE_M : THREADS;
-constexpr int OWN = TILE_M / LANES;
-constexpr int ROWS = DEPTH * TILE_M / THREADS / OWN;
-static_assert(OWN * LANES == TILE_M && ROWS * OWN * THREADS == DEPTH * TILE_M && (!TOGETHER || ROWS == CHUNK));
+    __device__ __forceinline__ explicit Addresses(const Place& place)
+    {
+        read_filter = (place.warp_filter + place.filter_lane * VECTOR) * sizeof(Accumulator);
+        read_pixel = (place.warp_pixel + place.pixel_lane * VECTOR) * sizeof(Accumulator);
+        write_filter = threadIdx.x * sizeof(Vector);
+        write_pixel = Walk::place();
+    }
 
-struct alignas(4 * sizeof(Element) < 16 ? 4 * sizeof(Element) : 16) Channels { Element lane[CHUNK]; };
+    __device__ __forceinline__ void put(const Share<TILE_K>& next_filters, const Walk& walk)
+    {
+        next_filters.put(in_shared(filters, write_filter));
+        walk.put(write_pixel);
+        write_filter ^= sizeof(filters[0]);
+        write_pixel ^= sizeof(pixels[0]);
+    }
 
-struct Cut {
-    int64 pixels;          // N * P * Q
-    int tiles_m;           // tiles along the pixels
-    int filters, depth;    // padded
-    int channels;          // of a group, up to a multiple of DEPTH (ORDER 0)
-    int stages;            // of one split
+    __device__ __forceinline__ void multiply(Accumulator (&sums)[EACH][EACH])
+    {
+        multiply_stage<SWAPPED>(sums, in_shared(filters, read_filter), in_shared(pixels, read_pixel));
+        read_filter ^= sizeof(filters[0]);
+        read_pixel ^= sizeof(pixels[0]);
+    }
 };
+constexpr bool is_power_of_two(int n) { return (n & (n - 1)) == 0; }
+static_assert(is_power_of_two(sizeof(filters[0])) && is_power_of_two(sizeof(pixels[0])), "for the exclusive or");
 
-// Where row d of the packed weights comes from.
-struct Tap { int tap, channel; };
-__device__ __forceinline__ Tap tap_of(int d, const Cut& cut)
+// Which filter, and which pixel, is a lane's number i of EACH. A VECTOR of filters lies side by side in shared memory as
+// they are numbered, and one of pixels IN_ORDER; else gemm_layout.cuh interleaves them.
+__device__ __forceinline__ int in_blocks(int lanes, int lane, int i)
 {
-    if constexpr (ORDER == 0) return {d / cut.channels, d % cut.channels};
-    return {d % TAPS, d / TAPS};
+    return i / VECTOR * lanes * VECTOR + lane * VECTOR + i % VECTOR;
+}
+__device__ __forceinline__ int filter_of(int lane, int i) { return in_blocks(FILTER_LANES, lane, i); }
+__device__ __forceinline__ int pixel_of(int lane, int i)
+{
+    return IN_ORDER ? in_blocks(PIXEL_LANES, lane, i) : lane + i * PIXEL_LANES;
 }
 
-// The windows of a thread's pixels, and how far the block has walked along d.
-struct Walk {
-    int h[OWN], w[OWN];    // top left of each window; far outside where there is no such pixel
-    Offset corner[OWN];    // its address, for this thread's first step of a stage
-    Offset at[OWN];        // of the next stage to fetch (ORDER 0)
-    bool inside[OWN];
-    int tap, channel, d;
+// How many outputs leave in one store: of so many filters and so many pixels, which lie side by side in y.
+constexpr int FILTERS_AT_ONCE = STORED == CHANNELS ? VECTOR : 1, PIXELS_AT_ONCE = STORED == PIXELS ? VECTOR : 1;
+constexpr int AT_ONCE = FILTERS_AT_ONCE * PIXELS_AT_ONCE;
+struct alignas(AT_ONCE * sizeof(Element)) Outputs { Element lane[AT_ONCE]; };
+static_assert(STORED != PIXELS || IN_ORDER);
 
-    static __device__ __forceinline__ int own_pixel(int j)
-    {
-        return (TOGETHER ? threadIdx.x / (DEPTH / CHUNK) : threadIdx.x % LANES) + j * LANES;
-    }
-    static __device__ __forceinline__ int first_step()
-    {
-        return TOGETHER ? threadIdx.x % (DEPTH / CHUNK) * CHUNK : threadIdx.x / LANES * ROWS;
-    }
+__device__ __forceinline__ void add(Accumulator (&values)[AT_ONCE], const Element* residual)
+{
+    const Outputs more = *reinterpret_cast<const Outputs*>(residual);
+    #pragma unroll
+    for (int e = 0; e < AT_ONCE; ++e) values[e] += widened(more.lane[e]);
+}
 
-    __device__ __forceinline__ void start(const Problem& problem, const Cut& cut, Index first_pixel, int group, int stage)
-    {
+__device__ __forceinline__ void finish(Accumulator (&values)[AT_ONCE], Element* y, Accumulator slope)
+{
+    Outputs outputs;
+    #pragma unroll
+    for (int e = 0; e < AT_ONCE; ++e) round_to(outputs.lane[e], activated(values[e], slope));
+    *reinterpret_cast<Outputs*>(y) = outputs;
+}
+
+// filter, m: this thread's first, within the group and of all pixels.
+__device__ __forceinline__ void store_tile(Accumulator (&sums)[EACH][EACH], const Output& output, const Problem& problem,
+                                           const Cut& cut, int group, int filter, Index m)
+{
+    const int k = group * problem.Kg + filter;
+    if (output.bias)
         #pragma unroll
-        for (int j = 0; j < OWN; ++j) {
-            Index pixel = first_pixel + own_pixel(j);
-            const bool exists = pixel < cut.pixels;
-            const int q = pixel % problem.Q; pixel /= problem.Q;
-            const int p = pixel % problem.P, n = pixel / problem.P;
-            h[j] = exists ? p * STRIDE_H - problem.top : -0x40000000;
-            w[j] = q * STRIDE_W - problem.left;
-            corner[j] = offset(problem.x, n, group * problem.Cg, exists ? h[j] : 0, w[j]);
-        }
-        d = stage * DEPTH;
-        if constexpr (ORDER == 0) {
-            tap = d / cut.channels;
-            channel = d % cut.channels;
-            aim(problem);
-        }
-    }
-
-    // Turn to the tap `tap`, channel `channel`.
-    __device__ __forceinline__ void aim(const Problem& problem)
-    {
-        const int r = tap / S, s = tap % S;
-        const Offset step = offset(problem.x, 0, channel + first_step(), r * DILATION_H, s * DILATION_W);
-        #pragma unroll
-        for (int j = 0; j < OWN; ++j) {
-            inside[j] = contains(problem, j, r, s);
-            at[j] = corner[j] + step;
-        }
-    }
-
-    __device__ __forceinline__ bool contains(const Problem& problem, int j, int r, int s) const
-    {
-        return (unsigned)(h[j] + r * DILATION_H) < problem.H && (unsigned)(w[j] + s * DILATION_W) < problem.W;
-    }
-
-    __device__ __forceinline__ void fetch(Accumulator (&next)[OWN][ROWS], const Element* __restrict__ x,
-                                          const Problem& problem) const
-    {
-        #pragma unroll
-        for (int j = 0; j < OWN; ++j) {
-            if constexpr (TOGETHER) {
-                Channels four = {};
-                if (inside[j] && (WHOLE || channel + first_step() < problem.Cg))
-                    four = *reinterpret_cast<const Channels*>(x + at[j]);
+        for (int i = 0; i < EACH; ++i)
+            if (filter + filter_of(0, i) < problem.Kg) {
+                const Accumulator bias = widened(output.bias[(k + filter_of(0, i)) * (Offset)problem.bias]);
                 #pragma unroll
-                for (int i = 0; i < ROWS; ++i) next[j][i] = widened(four.lane[i]);
-            } else {
-                #pragma unroll
-                for (int i = 0; i < ROWS; ++i) next[j][i] = element(x, problem, j, i);
+                for (int j = 0; j < EACH; ++j) sums[i][j] += bias;
             }
-        }
-    }
-
-    __device__ __forceinline__ Accumulator element(const Element* __restrict__ x, const Problem& problem,
-                                                   int j, int i) const
-    {
-        if constexpr (ORDER == 0) {
-            const bool wanted = inside[j] && (WHOLE || channel + first_step() + i < problem.Cg);
-            return wanted ? widened(x[at[j] + i * (Offset)problem.x.c]) : Accumulator(0);
-        }
-        const unsigned step = d + first_step() + i;
-        const int c = step / TAPS, r = step % TAPS / S, s = step % S;
-        const bool wanted = c < problem.Cg && contains(problem, j, r, s);
-        return wanted ? widened(x[corner[j] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)])
-                      : Accumulator(0);
-    }
-
-    static __device__ __forceinline__ void put(Accumulator (&tile)[DEPTH][TILE_M], const Accumulator (&next)[OWN][ROWS])
-    {
+    #pragma unroll
+    for (int j = 0; j < EACH; j += PIXELS_AT_ONCE) {
+        if (m + pixel_of(0, j) >= cut.pixels) continue;
+        const Pixel pixel = pixel_at(m + pixel_of(0, j), problem, cut);
+        Element* y = output.y + offset(problem.y, pixel.n, k, pixel.p, pixel.q);
+        const Offset residual = output.residual ? offset(problem.residual, pixel.n, k, pixel.p, pixel.q) : 0;
         #pragma unroll
-        for (int j = 0; j < OWN; ++j)
+        for (int i = 0; i < EACH; i += FILTERS_AT_ONCE) {
+            const int further = filter_of(0, i);
+            if (filter + further >= problem.Kg) continue;
+            Accumulator values[AT_ONCE];
             #pragma unroll
-            for (int i = 0; i < ROWS; ++i) tile[first_step() + i][place_of<PIXEL_LANES>(own_pixel(j))] = next[j][i];
-    }
-
-    __device__ __forceinline__ void advance(const Problem& problem, const Cut& cut)
-    {
-        d += DEPTH;
-        if constexpr (ORDER == 0) {
-            channel += DEPTH;
-            if (channel < cut.channels) {
-                #pragma unroll
-                for (int j = 0; j < OWN; ++j) at[j] += DEPTH * (Offset)problem.x.c;
-            } else {
-                channel = 0;
-                ++tap;
-                aim(problem);
-            }
+            for (int e = 0; e < AT_ONCE; ++e) values[e] = STORED == CHANNELS ? sums[i + e][j] : sums[i][j + e];
+            if (output.residual) add(values, output.residual + residual + further * (Offset)problem.residual.c);
+            finish(values, y + further * (Offset)problem.y.c, problem.slope);
         }
     }
-};
+}
+
+// The tile's edges too: in `partial`, splits x groups x filters x tiles_m * TILE_M, all places exist.
+__device__ __forceinline__ void store_partial(const Accumulator (&sums)[EACH][EACH], Accumulator* row, int64 pitch)
+{
+    #pragma unroll
+    for (int i = 0; i < EACH; ++i)
+        #pragma unroll
+        for (int v = 0; v < EACH / VECTOR; ++v)
+            vector_at(row[filter_of(0, i) * pitch + v * PIXEL_BLOCK]) = vector_at(sums[i][v * VECTOR]);
+}
 
 // grid: groups * tiles_m * (filters / TILE_K) and the splits, block: THREADS.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
@@ -181,91 +150,103 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
     const int across_k = cut.filters / TILE_K;
     unsigned block = blockIdx.x;
     const int first_filter = block % across_k * TILE_K; block /= across_k;
-    const Index first_pixel = (Index)(block % cut.tiles_m) * TILE_M; block /= cut.tiles_m;
-    const int group = block;
-    const int stage = blockIdx.y * cut.stages, end = min(stage + cut.stages, cut.depth / DEPTH);
+    const int tile = block % cut.tiles_m, group = block / cut.tiles_m;
+    const Index first_pixel = (Index)tile * TILE_M;
+    const int stage = blockIdx.y * cut.stages;
+    int left = min(cut.stages, cut.depth / DEPTH - stage) - 1;  // stages to fetch after the first
     packed += ((int64)group * cut.depth + stage * DEPTH + own_row<TILE_K>()) * cut.filters
             + first_filter + own_column<TILE_K>();
 
     const Place place;
+    Addresses shared(place);
     Share<TILE_K> next_filters;
-    Accumulator next_pixels[OWN][ROWS];
     Walk walk;
-    walk.start(problem, cut, first_pixel, group, stage);
-    next_filters.fetch(packed, cut.filters);
-    walk.fetch(next_pixels, x, problem);
-    next_filters.put(filters[0]);
-    walk.put(pixels[0], next_pixels);
+    int in_tap = walk.start(problem, cut, first_pixel, group, stage);
+    const auto fetch = [&] {
+        next_filters.fetch(packed, cut.filters);
+        walk.fetch(x, problem);
+        packed += DEPTH * (Offset)cut.filters;
+        walk.step(problem);
+    };
+    fetch();
+    shared.put(next_filters, walk);
     __syncthreads();
 
-    Accumulator sums[EACH][EACH] = {};
-    int buffer = 0;
-    for (int left = end - stage - 1; left > 0; --left) {
-        packed += (int64)DEPTH * cut.filters;
-        walk.advance(problem, cut);
-        next_filters.fetch(packed, cut.filters);
-        walk.fetch(next_pixels, x, problem);
-        multiply_stage(sums, buffer, place);
-        buffer ^= 1;
-        next_filters.put(filters[buffer]);
-        walk.put(pixels[buffer], next_pixels);
-        __syncthreads();
-    }
-    multiply_stage(sums, buffer, place);
-
-    if constexpr (SPLIT) {  // the tile's edges too: 64 conditions would cost more registers than there are
-        const int filter = group * cut.filters + first_filter + place.filter(0);
-        const int64 row = (int64)blockIdx.y * problem.groups * cut.filters + filter, pitch = (int64)cut.tiles_m * TILE_M;
-        Accumulator* to = partial + row * pitch + first_pixel + place.pixel(0);
-        #pragma unroll
-        for (int i = 0; i < EACH; ++i, to += FILTER_LANES * pitch)
-            #pragma unroll
-            for (int j = 0; j < EACH; ++j) to[j * PIXEL_LANES] = sums[i][j];
-        return;
-    }
-    #pragma unroll
-    for (int j = 0; j < EACH; ++j) {
-        Index pixel = first_pixel + place.pixel(j);
-        if (pixel >= cut.pixels) continue;
-        const int q = pixel % problem.Q; pixel /= problem.Q;
-        const int p = pixel % problem.P, n = pixel / problem.P;
-        #pragma unroll
-        for (int i = 0; i < EACH; ++i) {
-            const int k = first_filter + place.filter(i);
-            if (k < problem.Kg) store(problem, {y, bias, residual}, n, group * problem.Kg + k, p, q, sums[i][j]);
+    alignas(16) Accumulator sums[EACH][EACH] = {};
+    #pragma unroll 1
+    for (--in_tap;; in_tap = cut.channels / DEPTH) {
+        in_tap = min(in_tap, left);
+        left -= in_tap;
+        #pragma unroll 1
+        for (; in_tap > 0; --in_tap) {
+            fetch();
+            shared.multiply(sums);
+            shared.put(next_filters, walk);
+            __syncthreads();
         }
+        if (!Walk::TURNS || left == 0) break;
+        walk.turn(problem, cut);
+    }
+    shared.multiply(sums);
+
+    const int filter = first_filter + place.warp_filter + filter_of(place.filter_lane, 0);
+    if constexpr (SPLIT) {
+        const int64 row = ((int64)blockIdx.y * problem.groups + group) * cut.filters + filter;
+        const int64 pitch = (int64)cut.tiles_m * TILE_M;
+        const int in_tile = place.warp_pixel + place.pixel_lane * VECTOR;
+        store_partial(sums, partial + row * pitch + first_pixel + in_tile, pitch);
+    } else {
+        const Index m = first_pixel + place.warp_pixel + pixel_of(place.pixel_lane, 0);
+        store_tile(sums, {y, bias, residual}, problem, cut, group, filter, m);
     }
 }
 
-// Add what the splits left in `partial`, splits x groups x filters x tiles_m * TILE_M, in their order, and finish.
+// Add what the splits left in `partial` in their order, and finish.
 // grid: over K * pixels, one thread each.
 extern "C" __global__ void __launch_bounds__(256)
 sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, const Element* __restrict__ bias,
            const Element* __restrict__ residual, Problem problem, Cut cut, int splits)
 {
-    const int64 index = (int64)blockIdx.x * 256 + threadIdx.x;
-    if (index >= problem.K * cut.pixels) return;
-    Index pixel = index % cut.pixels;
-    const int k = index / cut.pixels;
+    const Index index = blockIdx.x * (Index)256 + threadIdx.x, pixels = cut.pixels;
+    const int k = index / pixels;
+    if (k >= problem.K) return;
+    const Index m = index - k * pixels;
     const int64 row = (int64)(k / problem.Kg) * cut.filters + k % problem.Kg, pitch = (int64)cut.tiles_m * TILE_M;
-    partial += row * pitch + pixel;
+    const int in_tile = m % TILE_M;
+    partial += row * pitch + (m - in_tile) + (IN_ORDER ? in_tile : place_of<PIXEL_LANES>(in_tile));
+    const int64 apart = problem.groups * (int64)cut.filters * pitch;
     Accumulator sum = 0;
-    for (int split = 0; split < splits; ++split) sum += partial[split * problem.groups * cut.filters * pitch];
-    const int q = pixel % problem.Q; pixel /= problem.Q;
-    store(problem, {y, bias, residual}, pixel / problem.P, k, pixel % problem.P, q, sum);
+    for (int split = 0; split < splits; ++split, partial += apart) sum += *partial;
+    const Pixel pixel = pixel_at(m, problem, cut);
+    store(problem, {y, bias, residual}, pixel.n, k, pixel.p, pixel.q, sum);
 }
 
-// Write w in the order of d. grid: over groups * depth * filters, one thread each.
+// Write w in the order of d: a thread takes VECTOR filters of one channel, all taps of them.
+// grid: groups * ceil(channels / (256 / QUADS)) * ceil(filters / (QUADS * VECTOR)), block: 256.
+constexpr int QUADS = 8;
 extern "C" __global__ void __launch_bounds__(256)
 pack_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Problem problem, Cut cut)
 {
-    const int64 index = (int64)blockIdx.x * 256 + threadIdx.x;
-    if (index >= (int64)problem.groups * cut.depth * cut.filters) return;
-    const int k = index % cut.filters;
-    const int64 row = index / cut.filters;
-    const int group = row / cut.depth;
-    const Tap from = tap_of(row % cut.depth, cut);
-    const bool wanted = k < problem.Kg && from.channel < problem.Cg && from.tap < TAPS;
-    const Offset at = offset(problem.w, group * problem.Kg + k, from.channel, from.tap / S, from.tap % S);
-    packed[row * cut.filters + place_of<FILTER_LANES>(k)] = wanted ? widened(w[at]) : Accumulator(0);
+    const int channels = ORDER == 0 ? cut.channels : ceil_div(cut.depth, TAPS);
+    const int across_k = ceil_div(cut.filters, QUADS * VECTOR), across_c = ceil_div(channels, 256 / QUADS);
+    const unsigned block = blockIdx.x / across_k;
+    const int first = (blockIdx.x % across_k * QUADS + threadIdx.x % QUADS) * VECTOR;
+    const int c = block % across_c * (256 / QUADS) + threadIdx.x / QUADS, group = block / across_c;
+    if (first >= cut.filters || c >= channels) return;
+
+    const int row = ORDER == 0 ? c : c * TAPS;
+    const int64 apart = ORDER == 0 ? (int64)channels * cut.filters : cut.filters;
+    packed += ((int64)group * cut.depth + row) * cut.filters + first;
+    w += offset(problem.w, group * problem.Kg + first, c, 0, 0);
+    #pragma unroll 9
+    for (int tap = 0; tap < TAPS; ++tap, packed += apart) {
+        if (ORDER == 1 && row + tap >= cut.depth) return;
+        const Element* from = w + offset(problem.w, 0, 0, tap / S, tap % S);
+        Vector values;
+        #pragma unroll
+        for (int e = 0; e < VECTOR; ++e)
+            values.lane[e] = first + e < problem.Kg && c < problem.Cg ? widened(from[e * (Offset)problem.w.n])
+                                                                      : Accumulator(0);
+        vector_at(*packed) = values;
+    }
 }
