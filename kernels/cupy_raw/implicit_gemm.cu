@@ -141,6 +141,10 @@ __device__ __forceinline__ void store_partial(const Accumulator (&sums)[EACH][EA
             vector_at(row[filter_of(0, i) * pitch + v * PIXEL_BLOCK]) = vector_at(sums[i][v * VECTOR]);
 }
 
+// The block's tile. It waits for the end of the loop in shared memory: registers are short there.
+struct Tile { Index first_pixel; int first_filter, group; };
+__shared__ Tile tile;
+
 // grid: groups * tiles_m * (filters / TILE_K) and the splits, block: THREADS.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restrict__ packed, Element* __restrict__ y,
@@ -148,14 +152,14 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
                      Accumulator* __restrict__ partial, Problem problem, Cut cut)
 {
     const int across_k = cut.filters / TILE_K;
-    unsigned block = blockIdx.x;
-    const int first_filter = block % across_k * TILE_K; block /= across_k;
-    const int tile = block % cut.tiles_m, group = block / cut.tiles_m;
-    const Index first_pixel = (Index)tile * TILE_M;
+    const unsigned column = blockIdx.x / across_k;
+    const int first_filter = blockIdx.x % across_k * TILE_K, group = column / cut.tiles_m;
+    const Index first_pixel = (Index)(column % cut.tiles_m) * TILE_M;
+    if (threadIdx.x == 0) tile = {first_pixel, first_filter, group};
     const int stage = blockIdx.y * cut.stages;
     int left = min(cut.stages, cut.depth / DEPTH - stage) - 1;  // stages to fetch after the first
-    packed += ((int64)group * cut.depth + stage * DEPTH + own_row<TILE_K>()) * cut.filters
-            + first_filter + own_column<TILE_K>();
+    Offset filters_at = (group * (Offset)cut.depth + stage * DEPTH + own_row<TILE_K>()) * cut.filters
+                      + first_filter + own_column<TILE_K>();
 
     const Place place;
     Addresses shared(place);
@@ -163,9 +167,9 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
     Walk walk;
     int in_tap = walk.start(problem, cut, first_pixel, group, stage);
     const auto fetch = [&] {
-        next_filters.fetch(packed, cut.filters);
+        next_filters.fetch(packed + filters_at, cut.filters);
         walk.fetch(x, problem);
-        packed += DEPTH * (Offset)cut.filters;
+        filters_at += DEPTH * (Offset)cut.filters;
         walk.step(problem);
     };
     fetch();
@@ -174,7 +178,7 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
 
     alignas(16) Accumulator sums[EACH][EACH] = {};
     #pragma unroll 1
-    for (--in_tap;; in_tap = cut.channels / DEPTH) {
+    for (--in_tap;; in_tap = (unsigned)cut.channels / DEPTH) {
         in_tap = min(in_tap, left);
         left -= in_tap;
         #pragma unroll 1
@@ -189,15 +193,15 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
     }
     shared.multiply(sums);
 
-    const int filter = first_filter + place.warp_filter + filter_of(place.filter_lane, 0);
+    const int filter = tile.first_filter + place.warp_filter + filter_of(place.filter_lane, 0);
     if constexpr (SPLIT) {
-        const int64 row = ((int64)blockIdx.y * problem.groups + group) * cut.filters + filter;
+        const int64 row = ((int64)blockIdx.y * problem.groups + tile.group) * cut.filters + filter;
         const int64 pitch = (int64)cut.tiles_m * TILE_M;
         const int in_tile = place.warp_pixel + place.pixel_lane * VECTOR;
-        store_partial(sums, partial + row * pitch + first_pixel + in_tile, pitch);
+        store_partial(sums, partial + row * pitch + tile.first_pixel + in_tile, pitch);
     } else {
-        const Index m = first_pixel + place.warp_pixel + pixel_of(place.pixel_lane, 0);
-        store_tile(sums, {y, bias, residual}, problem, cut, group, filter, m);
+        const Index m = tile.first_pixel + place.warp_pixel + pixel_of(place.pixel_lane, 0);
+        store_tile(sums, {y, bias, residual}, problem, cut, tile.group, filter, m);
     }
 }
 

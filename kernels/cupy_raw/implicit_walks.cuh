@@ -18,6 +18,9 @@ constexpr int CHUNK = 4;  // channels that one thread takes at once where they l
 constexpr bool IN_ORDER = TOGETHER == PIXELS;    // pixels lie in shared memory as they are numbered
 constexpr bool SWAPPED = TOGETHER == CHANNELS;   // and in which rows their vectors' halves change places: see put
 
+template <bool, class Then, class Else> struct Choice { using Type = Then; };
+template <class Then, class Else> struct Choice<false, Then, Else> { using Type = Else; };
+
 // Division by a number that the launcher knew: n / d = n * multiplier / 2^(32 + shift) for n < 2^31.
 struct Divisor { unsigned multiplier; int shift; };
 struct Divided { Index quotient; int rest; };
@@ -59,9 +62,39 @@ constexpr int ROWS = DEPTH * TILE_M / THREADS / OWN;
 static_assert(OWN * LANES == TILE_M && ROWS * OWN * THREADS == DEPTH * TILE_M);
 static_assert(TOGETHER != CHANNELS || ROWS == CHUNK);
 
+// Which taps of a window lie inside the image, a bit each, for windows of up to 64 taps; its top left corner for others.
+template <bool FEW = TAPS <= 64>
+struct Inside {
+    using Bits = Choice<TAPS <= 32, unsigned, uint64>::Type;
+    Bits bits;
+
+    __device__ __forceinline__ void start(const Problem& problem, int h, int w)
+    {
+        Bits row = 0;
+        bits = 0;
+        #pragma unroll
+        for (int s = 0; s < S; ++s) row |= Bits((unsigned)(w + s * DILATION_W) < problem.W) << s;
+        #pragma unroll
+        for (int r = 0; r < R; ++r)
+            if ((unsigned)(h + r * DILATION_H) < problem.H) bits |= row << r * S;
+    }
+    __device__ __forceinline__ bool contains(const Problem&, int tap) const { return bits >> tap & 1; }
+};
+
+template <>
+struct Inside<false> {
+    int h, w;
+
+    __device__ __forceinline__ void start(const Problem&, int top, int left) { h = top; w = left; }
+    __device__ __forceinline__ bool contains(const Problem& problem, int tap) const
+    {
+        return (unsigned)(h + tap / S * DILATION_H) < problem.H && (unsigned)(w + tap % S * DILATION_W) < problem.W;
+    }
+};
+
 // What ChannelWalk and TapWalk have in common: the windows of a thread's pixels.
 struct Windows {
-    int h[OWN], w[OWN];         // top left of each; far outside where there is no such pixel
+    Inside<> window[OWN];       // all outside where there is no such pixel
     Offset at[OWN];             // ChannelWalk: of its element of the next stage's first step; TapWalk: of the window's corner
     Accumulator next[OWN][ROWS];
 
@@ -74,23 +107,18 @@ struct Windows {
         return TOGETHER == CHANNELS ? threadIdx.x % (DEPTH / CHUNK) * CHUNK : threadIdx.x / LANES * ROWS;
     }
 
-    __device__ __forceinline__ void open(const Problem& problem, const Cut& cut,
-                                         Index first_pixel, int channel)
+    __device__ __forceinline__ void open(const Problem& problem, const Cut& cut, Index first_pixel, int channel)
     {
         #pragma unroll
         for (int j = 0; j < OWN; ++j) {
             const Index m = first_pixel + own_pixel(j);
             const bool exists = m < cut.pixels;
             const Pixel pixel = pixel_at(m, problem, cut);
-            h[j] = exists ? pixel.p * STRIDE_H - problem.top : -0x40000000;
-            w[j] = pixel.q * STRIDE_W - problem.left;
-            at[j] = exists ? offset(problem.x, pixel.n, channel, h[j], w[j]) : 0;
+            const int h = exists ? pixel.p * STRIDE_H - problem.top : -0x40000000;
+            const int w = pixel.q * STRIDE_W - problem.left;
+            window[j].start(problem, h, w);
+            at[j] = exists ? offset(problem.x, pixel.n, channel, h, w) : 0;
         }
-    }
-
-    __device__ __forceinline__ bool contains(const Problem& problem, int j, int r, int s) const
-    {
-        return (unsigned)(h[j] + r * DILATION_H) < problem.H && (unsigned)(w[j] + s * DILATION_W) < problem.W;
     }
 
     // Where a thread's elements go, in bytes from the start of `pixels`.
@@ -119,19 +147,18 @@ struct Windows {
 struct ChannelWalk : Windows {
     static constexpr bool TURNS = TAPS > 1;
     bool inside[OWN];
-    int channel, r, s;
+    int channel, tap;
 
     // Returns how many stages are left of the first tap.
     __device__ __forceinline__ int start(const Problem& problem, const Cut& cut, Index first_pixel, int group,
                                          int stage)
     {
-        const int d = stage * DEPTH, tap = TURNS ? d / cut.channels : 0;
+        const int d = stage * DEPTH;
+        tap = TURNS ? d / cut.channels : 0;
         channel = d - tap * cut.channels;
-        r = tap / S;
-        s = tap % S;
         open(problem, cut, first_pixel, group * problem.Cg + channel + first_step());
         #pragma unroll
-        for (int j = 0; j < OWN; ++j) at[j] += offset(problem.x, 0, 0, r * DILATION_H, s * DILATION_W);
+        for (int j = 0; j < OWN; ++j) at[j] += offset(problem.x, 0, 0, tap / S * DILATION_H, tap % S * DILATION_W);
         look(problem);
         return (cut.channels - channel) / DEPTH;
     }
@@ -139,7 +166,7 @@ struct ChannelWalk : Windows {
     __device__ __forceinline__ void look(const Problem& problem)
     {
         #pragma unroll
-        for (int j = 0; j < OWN; ++j) inside[j] = contains(problem, j, r, s);
+        for (int j = 0; j < OWN; ++j) inside[j] = window[j].contains(problem, tap);
         if constexpr (TOGETHER == NONE && WHOLE) clear();
     }
 
@@ -163,12 +190,8 @@ struct ChannelWalk : Windows {
     __device__ __forceinline__ void turn(const Problem& problem, const Cut& cut)
     {
         Offset further = DILATION_W * (Offset)problem.x.w - cut.channels * (Offset)problem.x.c;
+        if (++tap % S == 0) further += DILATION_H * (Offset)problem.x.h - S * DILATION_W * (Offset)problem.x.w;
         channel = 0;
-        if (++s == S) {
-            s = 0;
-            ++r;
-            further += DILATION_H * (Offset)problem.x.h - S * DILATION_W * (Offset)problem.x.w;
-        }
         #pragma unroll
         for (int j = 0; j < OWN; ++j) at[j] += further;
         look(problem);
@@ -224,9 +247,9 @@ struct TapWalk : Windows {
     __device__ __forceinline__ Accumulator element(const Element* __restrict__ x, const Problem& problem, int j,
                                                    unsigned step) const
     {
-        const int c = step / TAPS, r = step % TAPS / S, s = step % S;
-        if (c >= problem.Cg || !contains(problem, j, r, s)) return 0;
-        return widened(x[at[j] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)]);
+        const int c = step / TAPS, tap = step % TAPS;
+        if (c >= problem.Cg || !window[j].contains(problem, tap)) return 0;
+        return widened(x[at[j] + offset(problem.x, 0, c, tap / S * DILATION_H, tap % S * DILATION_W)]);
     }
 };
 
@@ -273,6 +296,4 @@ struct PixelWalk {
     __device__ __forceinline__ void put(unsigned place) const { next.put(in_shared(pixels, place)); }
 };
 
-template <bool, class Then, class Else> struct Choice { using Type = Then; };
-template <class Then, class Else> struct Choice<false, Then, Else> { using Type = Else; };
 using Walk = Choice<TOGETHER == PIXELS, PixelWalk, Choice<ORDER == 0, ChannelWalk, TapWalk>::Type>::Type;
