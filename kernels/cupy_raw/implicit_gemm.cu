@@ -206,23 +206,42 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
 }
 
 // Add what the splits left in `partial` in their order, and finish.
-// grid: over K * pixels, one thread each.
+// grid: over K * tiles_m * TILE_M / VECTOR, one thread each.
 extern "C" __global__ void __launch_bounds__(256)
 sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, const Element* __restrict__ bias,
            const Element* __restrict__ residual, Problem problem, Cut cut, int splits)
 {
-    const Index index = blockIdx.x * (Index)256 + threadIdx.x, pixels = cut.pixels;
-    const int k = index / pixels;
+    const Index in_row = (Index)cut.tiles_m * (TILE_M / VECTOR), index = blockIdx.x * (Index)256 + threadIdx.x;
+    const int k = index / in_row;
     if (k >= problem.K) return;
-    const Index m = index - k * pixels;
-    const int64 row = (int64)(k / problem.Kg) * cut.filters + k % problem.Kg, pitch = (int64)cut.tiles_m * TILE_M;
-    const int in_tile = m % TILE_M;
-    partial += row * pitch + (m - in_tile) + (IN_ORDER ? in_tile : place_of<PIXEL_LANES>(in_tile));
-    const int64 apart = problem.groups * (int64)cut.filters * pitch;
-    Accumulator sum = 0;
-    for (int split = 0; split < splits; ++split, partial += apart) sum += *partial;
-    const Pixel pixel = pixel_at(m, problem, cut);
-    store(problem, {y, bias, residual}, pixel.n, k, pixel.p, pixel.q, sum);
+    const Index vector = index - k * in_row;
+    const int row = k / problem.Kg * cut.filters + k % problem.Kg;
+    const int64 apart = (int64)in_row * VECTOR * (problem.groups * cut.filters);
+    partial += ((int64)row * in_row + vector) * VECTOR;
+    Vector sums = {};
+    #pragma unroll 4
+    for (int split = 0; split < splits; ++split, partial += apart) {
+        const Vector more = vector_at(*partial);
+        #pragma unroll
+        for (int e = 0; e < VECTOR; ++e) sums.lane[e] += more.lane[e];
+    }
+    #pragma unroll
+    for (int e = 0; e < VECTOR; ++e) {
+        const Index m = vector / PIXEL_LANES * PIXEL_BLOCK + pixel_of(vector % PIXEL_LANES, e);
+        if (m >= cut.pixels) continue;
+        const Pixel pixel = pixel_at(m, problem, cut);
+        store(problem, {y, bias, residual}, pixel.n, k, pixel.p, pixel.q, sums.lane[e]);
+    }
+}
+
+__device__ __forceinline__ void pack_tap(Accumulator* packed, const Element* const (&from)[VECTOR], const Problem& problem,
+                                         int tap, int exist)
+{
+    const Offset at = offset(problem.w, 0, 0, tap / S, tap % S);
+    Vector values;
+    #pragma unroll
+    for (int e = 0; e < VECTOR; ++e) values.lane[e] = e < exist ? widened(from[e][at]) : Accumulator(0);
+    vector_at(*packed) = values;
 }
 
 // Write w in the order of d: a thread takes VECTOR filters of one channel, all taps of them.
@@ -239,18 +258,18 @@ pack_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Pr
     if (first >= cut.filters || c >= channels) return;
 
     const int row = ORDER == 0 ? c : c * TAPS;
-    const int64 apart = ORDER == 0 ? (int64)channels * cut.filters : cut.filters;
-    packed += ((int64)group * cut.depth + row) * cut.filters + first;
-    w += offset(problem.w, group * problem.Kg + first, c, 0, 0);
-    #pragma unroll 9
-    for (int tap = 0; tap < TAPS; ++tap, packed += apart) {
-        if (ORDER == 1 && row + tap >= cut.depth) return;
-        const Element* from = w + offset(problem.w, 0, 0, tap / S, tap % S);
-        Vector values;
-        #pragma unroll
-        for (int e = 0; e < VECTOR; ++e)
-            values.lane[e] = first + e < problem.Kg && c < problem.Cg ? widened(from[e * (Offset)problem.w.n])
-                                                                      : Accumulator(0);
-        vector_at(*packed) = values;
+    const Offset apart = (ORDER == 0 ? (Offset)channels : 1) * cut.filters;
+    packed += (group * (Offset)cut.depth + row) * cut.filters + first;
+    const int exist = c < problem.Cg ? min(problem.Kg - first, VECTOR) : 0;
+    const int taps = ORDER == 0 ? TAPS : min(TAPS, cut.depth - row);
+    const Element* from[VECTOR];
+    #pragma unroll
+    for (int e = 0; e < VECTOR; ++e) from[e] = w + offset(problem.w, group * problem.Kg + first + e, c, 0, 0);
+    if (exist == VECTOR && taps == TAPS) {
+        #pragma unroll 9
+        for (int tap = 0; tap < TAPS; ++tap, packed += apart) pack_tap(packed, from, problem, tap, VECTOR);
+    } else {
+        #pragma unroll 1
+        for (int tap = 0; tap < taps; ++tap, packed += apart) pack_tap(packed, from, problem, tap, exist);
     }
 }

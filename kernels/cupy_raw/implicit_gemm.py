@@ -22,8 +22,10 @@ THREADS = 256  # of pack_filters and sum_splits
 QUADS = 8  # vectors of filters that a block of pack_filters takes
 TILES = ((16, 16), (16, 8), (8, 16), (8, 8), (4, 16), (4, 8))  # filters x pixels, in EACH
 FEWEST_CHANNELS = 16  # from here on a stage of 8 channels of one tap wastes less than the other order's divisions cost
-FEWEST_STAGES = 8  # of one split: its prologue and its sums must pay
+FEWEST_STAGES = 2  # of one split
 MOST_SPLITS = 32
+BUSY = 0.8  # of the multiprocessors' time, if all blocks take equally long, where the product is not split
+WORTH = 1.4  # times the shortest predicted time that may go to keep them busy: a split's launch, for small layers
 
 DIVISOR = np.dtype([("multiplier", "u4"), ("shift", "i4")])
 COUNTS = ("tiles_m", "filters", "depth", "channels", "stages")
@@ -31,7 +33,9 @@ CUT = np.dtype(
     [("pixels", "i8"), *((name, "i4") for name in COUNTS), ("by_q", DIVISOR), ("by_p", DIVISOR)], align=True
 )
 
-SLOTS_PER_MULTIPLY_ADD = (0.19, 0.6)  # beside the multiply-add itself, in the main loop: channels inner, taps inner
+# Instructions of a stage beside its multiply-adds, read from the machine code: loads from shared memory and the walk;
+# for each vector of filters; for each element of a pixel, channels inner, taps inner.
+STAGE_SLOTS, VECTOR_SLOTS, ELEMENT_SLOTS = 4 * DEPTH + 14, 3, (4.5, 30)
 WAITING = cost.waiting("cupy_raw.implicit_gemm")
 THREAD_SLOTS = 600  # of each thread of a block beside: addresses, the first stage's wait, the store
 
@@ -60,14 +64,24 @@ class Cut(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    """The cut that is predicted to be the fastest."""
+    """The fastest predicted of the cuts that split the product or keep the multiprocessors busy; or just the fastest."""
     each = EACH[problem.accumulate.itemsize]
     cuts = [
         cut_of(problem, tile_k * each, tile_m * each, splits)
         for tile_k, tile_m in TILES
         for splits in possible_splits(problem)
     ]
-    return min(cuts, key=lambda cut: seconds(problem, device, cut))
+    predicted = {cut: seconds(problem, device, cut) for cut in cuts}
+    fastest = min(predicted, key=predicted.get)
+    busy = [cut for cut in predicted if cut.splits > 1 or busy_share(problem, device, cut) >= BUSY]
+    best = min(busy, key=predicted.get, default=fastest)
+    return best if predicted[best] <= WORTH * predicted[fastest] else fastest
+
+
+def busy_share(problem, device, cut):
+    """Of the multiprocessors' time until the last is done, what blocks take, if all take equally long."""
+    blocks, sms = math.prod(cut.grid(problem)), cost.sm_count(device)
+    return blocks / (ceil_div(blocks, sms) * sms)
 
 
 def possible_splits(problem):
@@ -105,13 +119,23 @@ def round_up(size, multiple):
 
 
 def seconds(problem, device, cut):
-    """The busiest SM's blocks, then what splits write and read again."""
-    macs = cut.tile_k * cut.tile_m * cut.stages * DEPTH
-    each = SLOTS_PER_MULTIPLY_ADD[cut.taps_inner] + cost.multiply_slots(problem, device)
-    slots = macs * each + THREAD_SLOTS * cut.threads
-    multiply = cost.block_seconds(device, math.prod(cut.grid(problem)), cut.threads, slots)
+    """The launches of `run`: packing, then the busiest SM's blocks, then adding what splits wrote."""
+    multiply = WAITING * cost.block_seconds(
+        device, math.prod(cut.grid(problem)), cut.threads, block_slots(problem, device, cut)
+    )
     splitting = cost.LAUNCH + cost.memory_seconds(problem, device, 2 * cut.partial_bytes) if cut.splits > 1 else 0
-    return WAITING * multiply + splitting
+    moved = cost.memory_seconds(problem, device, 2 * cut.packed_bytes)
+    return max(multiply + splitting, moved) + 2 * cost.LAUNCH
+
+
+def block_slots(problem, device, cut):
+    """Issue slots of one block, over all its threads."""
+    item = problem.accumulate.itemsize
+    vectors = DEPTH * cut.tile_k * item / 16
+    elements = DEPTH * cut.tile_m
+    beside = STAGE_SLOTS * cut.threads + VECTOR_SLOTS * vectors + ELEMENT_SLOTS[cut.taps_inner] * elements
+    macs = DEPTH * cut.tile_k * cut.tile_m
+    return cut.stages * (macs * cost.multiply_slots(problem, device) + beside) + THREAD_SLOTS * cut.threads
 
 
 def why_not(problem, device):
@@ -120,7 +144,7 @@ def why_not(problem, device):
     grids = {
         "multiply": cut.grid(problem)[0],
         "pack the weights": packing_blocks(problem, cut),
-        "add the splits": summing_blocks(problem),
+        "add the splits": summing_blocks(problem, cut),
     }
     for name, blocks in grids.items():
         if blocks > MAX_GRID[0]:
@@ -134,9 +158,7 @@ def workspace_bytes(problem, device):
 
 
 def predicted_seconds(problem, device):
-    cut = cut_for(problem, device)
-    moved = cost.memory_seconds(problem, device, 2 * cut.packed_bytes)
-    return max(seconds(problem, device, cut), moved) + 2 * cost.LAUNCH
+    return seconds(problem, device, cut_for(problem, device))
 
 
 def sources(problem, device, wide=False, together="NONE", stored="NONE"):
@@ -210,14 +232,15 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     packed, partial = workspace[: cut.packed_bytes], workspace[cut.packed_bytes :] if cut.partial_bytes else None
     together = loaded_together(problem, cut, x)
     stored = stored_together(problem, together, y, residual)
-    pack, multiply, add = sources_of(problem, cut, is_wide(problem, x, w, y, residual), together, stored)
+    wide = is_wide(problem, x, w, y, residual) or cut.packed_bytes >= 2**31 * problem.accumulate.itemsize
+    pack, multiply, add = sources_of(problem, cut, wide, together, stored)
 
     launch(pack, packing_blocks(problem, cut), THREADS, (w, packed, struct, part), stream=stream)
     arguments = (x, packed, y, bias, residual, partial, struct, part)
     launch(multiply, cut.grid(problem), cut.threads, arguments, stream=stream)
     if cut.splits > 1:
         arguments = (partial, y, bias, residual, struct, part, np.int32(cut.splits))
-        launch(add, summing_blocks(problem), THREADS, arguments, stream=stream)
+        launch(add, summing_blocks(problem, cut), THREADS, arguments, stream=stream)
 
 
 def packing_blocks(problem, cut):
@@ -227,8 +250,9 @@ def packing_blocks(problem, cut):
     return problem.groups * ceil_div(vectors, QUADS) * ceil_div(channels, THREADS // QUADS)
 
 
-def summing_blocks(problem):
-    return ceil_div(problem.N * problem.K * problem.P * problem.Q, THREADS)
+def summing_blocks(problem, cut):
+    """A thread for every vector of sums, those that pad a tile too."""
+    return ceil_div(problem.K * cut.tiles_m * cut.tile_m * problem.accumulate.itemsize, 16 * THREADS)
 
 
 @lru_cache(maxsize=4096)
