@@ -3,36 +3,54 @@
 //
 //     y[k, m] = sum over d of  packed[d, k] * x[window of m, d]          m = (n, p, q), d = a tap and a channel
 //
-//     ORDER 0, "channels inner": d = tap * channels + c        one stage = one tap, 8 channels
-//         from stage to stage the address grows by 8 channels; only at a new tap are its row and column looked at,
-//         and whether they lie inside the image
-//     ORDER 1, "taps inner":     d = c * R * S + tap           for few channels, which would not fill a stage
+//                                 128 pixels                  of a stage, 8 steps of d:
+//                               +------------+                from memory  2 * 8 * 128 words = 8 KiB
+//                        8 of d |  windows   |                multiplied   8 * 128 * 128 = 131,072, 32 FLOP per byte
+//                +----+         +============+                shared       16 KiB, both buffers
+//    128 filters | packed       | 256 threads|                a thread     64 sums, 16 operands of this step and some
+//                |    |         | 8 x 8 each |                             of the next, 8 words of the next stage
+//                +----+         +============+
 //
-// Who loads what: channels first in memory: 32 lanes take 32 neighbouring pixels of one channel, a warp's load is one
-// line where the stride is 1. Channels last (TOGETHER): two lanes take one pixel's 8 channels, four each, as one load.
-// Weights are packed first by pack_filters, in the order of d, interleaved as gemm_layout.cuh says, and padded with
-// zeros, so their loads and stores are of 128 bits.
-// Why it pays: im2col writes and reads R * S times the input through memory; here it comes from the caches, whence
-// a tile of 128 x 128 takes one word for 64 multiply-adds.
+// implicit_walks.cuh says who fetches what: a pixel of several channels, four channels of a pixel (channels last), or
+// four pixels of a channel (1x1, NCHW), these two by 128 bits. pack_filters writes the weights in the order of d first,
+// filters side by side and padded with zeros, so theirs are too. Four outputs that lie side by side in y leave as one
+// store: filters (channels last), or pixels where they were loaded so.
 // Small problems: where the tiles are fewer than the multiprocessors, SPLIT makes several blocks share one, each with
 // its part of d; they write whole tiles of sums to the workspace and sum_splits adds them, always in the same order.
-// Measured on an H200, float32, 15 layers of ResNet-50 at 32 images (results/nvidia-h200-2026-11-28): 22 to 42 TFLOP/s
-// of the 63 its lanes do; 0.65 to 1.28 times as fast as the better of cuDNN and PyTorch without TF32, 1.05 in the mean.
-// 1.0 to 1.9 times as fast as im2col, except for wide 1x1 with a stride (0.8), whose columns are a small copy.
-// Limits: none on the problem.
-// Source: Chetlur et al., cuDNN, 2014; the order of d and the incremental addresses: Thakkar et al., CUTLASS,
-// implicit GEMM convolution, 2020.
+// Bank conflicts: none. Reads: register_tile.cuh. Neighbouring pixels come to neighbouring banks, and where two lanes hold
+// one pixel's upper and lower channels, the halves of the lower rows' vectors change places (Windows::place).
 //
-// Compiled with problem.cuh's constants, -DTILE_K -DTILE_M, -DORDER, -DTOGETHER (1: channels lie side by side, four
-// of them aligned), -DWHOLE (1: no stage ends amid the channels), -DSPLIT, -DACTIVATION.
+// The loop, 128 x 128, has 512 multiply-adds among 576 to 582 instructions (88 to 90 % from sm_75 to sm_120), 128 registers
+// and two blocks on a multiprocessor, save on sm_100: its compiler wants 137 to 149. What that took:
+// - One copy of the loop's body. With another for the step to a new tap, the copies kept the sums in other registers
+//   each, and 23 moves made up for it. So fetches come first and addresses move on after them, and `turn` stands
+//   outside, between two runs of the same loop.
+// - 32-bit offsets, widened at the load in one instruction; pointers take two to move on, and their sums more.
+// - What is outside is zeroed once per tap where loads are of 32 bits: predicates do not change within a tap. Loads of 128
+//   bits zero theirs each time: kept from stage to stage, four registers in a row had to be moved out of the way.
+// - Nothing else kept: taps are bits of one word, the block's place waits in shared memory for the store.
+// Small tiles have 602 (64 x 64) or 642 (32 x 64): their threads fetch 8 or 16 elements where the large one's fetch 4.
+// Counted over whole launches for sm_80, packing, sums and padding included (python -m benchmarks issued): of the
+// instructions, the problem's own multiply-adds are ISSUED32 on the 3x3 layers of ResNet-50 and VGG-16 from 64
+// channels on at 32 images, and ISSUED1 at one.
+// Measured on an H200, float32, 15 layers of ResNet-50 at 32 images (results/nvidia-h200-2026-11-28), with a loop of
+// 602 instructions, before what is said above: 22 to 42 TFLOP/s of the 63 its lanes do; 0.65 to 1.28 times as fast as
+// the better of cuDNN and PyTorch without TF32, 1.05 in the mean. This loop has not run on hardware yet.
+// Limits: none on the problem.
+// Source: Chetlur et al., cuDNN, 2014; the order of d, incremental addresses and predicates as bits: Thakkar et al.,
+// CUTLASS, implicit GEMM convolution, 2020; division by multiplication: Granlund and Montgomery, PLDI 1994.
+//
+// Compiled with problem.cuh's constants, -DTILE_K -DTILE_M, -DORDER (0: channels inner, 1: taps inner), -DTOGETHER (what
+// lies side by side in x, four of them aligned: CHANNELS, PIXELS or NONE), -DSTORED (and in y and the residual), -DWHOLE
+// (1: no stage ends amid the channels), -DSPLIT, -DACTIVATION.
 
 enum Together { NONE, CHANNELS, PIXELS };
 
 #include "epilogue.cuh"
-#if __CUDA_ARCH__ >= 1200
-#define MORE_REGISTERS (WIDE || ORDER == 1 || (TOGETHER == CHANNELS && (SPLIT || sizeof(Element) == 2)))
+#if __CUDA_ARCH__ >= 1200  // its compiler wants a few more than 128 for these, and would spill them
+#define MORE_REGISTERS (WIDE || ORDER == 1 || (TOGETHER == CHANNELS && SPLIT))
 #else
-#define MORE_REGISTERS (WIDE || (TOGETHER == CHANNELS && SPLIT))
+#define MORE_REGISTERS WIDE
 #endif
 #include "implicit_walks.cuh"
 
@@ -215,7 +233,7 @@ sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, con
     const int k = index / in_row;
     if (k >= problem.K) return;
     const Index vector = index - k * in_row;
-    const int row = k / problem.Kg * cut.filters + k % problem.Kg;
+    const int row = problem.groups == 1 ? k : k / problem.Kg * cut.filters + k % problem.Kg;
     const int64 apart = (int64)in_row * VECTOR * (problem.groups * cut.filters);
     partial += ((int64)row * in_row + vector) * VECTOR;
     Vector sums = {};
@@ -254,7 +272,8 @@ pack_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Pr
     const int across_k = ceil_div(cut.filters, QUADS * VECTOR), across_c = ceil_div(channels, 256 / QUADS);
     const unsigned block = blockIdx.x / across_k;
     const int first = (blockIdx.x % across_k * QUADS + threadIdx.x % QUADS) * VECTOR;
-    const int c = block % across_c * (256 / QUADS) + threadIdx.x / QUADS, group = block / across_c;
+    const int group = problem.groups == 1 ? 0 : block / across_c;
+    const int c = (block - group * across_c) * (256 / QUADS) + threadIdx.x / QUADS;
     if (first >= cut.filters || c >= channels) return;
 
     const int row = ORDER == 0 ? c : c * TAPS;

@@ -118,14 +118,28 @@ def round_up(size, multiple):
     return ceil_div(size, multiple) * multiple
 
 
-def seconds(problem, device, cut):
-    """The launches of `run`: packing, then the busiest SM's blocks, then adding what splits wrote."""
-    multiply = WAITING * cost.block_seconds(
-        device, math.prod(cut.grid(problem)), cut.threads, block_slots(problem, device, cut)
+class Parts(NamedTuple):
+    """Predicted seconds: the busiest multiprocessor's blocks, adding the splits, all that memory moves, the launches."""
+
+    multiply: float
+    add: float
+    memory: float
+    launches: float
+
+
+def parts(problem, device, cut):
+    blocks, slots = math.prod(cut.grid(problem)), block_slots(problem, device, cut)
+    return Parts(
+        WAITING * cost.block_seconds(device, blocks, cut.threads, slots),
+        cost.memory_seconds(problem, device, 2 * cut.partial_bytes) if cut.splits > 1 else 0,
+        cost.memory_seconds(problem, device, 2 * cut.packed_bytes),
+        (3 if cut.splits > 1 else 2) * cost.LAUNCH,
     )
-    splitting = cost.LAUNCH + cost.memory_seconds(problem, device, 2 * cut.partial_bytes) if cut.splits > 1 else 0
-    moved = cost.memory_seconds(problem, device, 2 * cut.packed_bytes)
-    return max(multiply + splitting, moved) + 2 * cost.LAUNCH
+
+
+def seconds(problem, device, cut):
+    multiply, add, memory, launches = parts(problem, device, cut)
+    return max(multiply + add, memory) + launches
 
 
 def block_slots(problem, device, cut):

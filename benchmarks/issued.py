@@ -22,11 +22,17 @@ from functools import cache
 
 import numpy as np
 
-from convlib import arrays, compiling, device, dispatch, emulator
+from rich.table import Table
+
+from convlib import arrays, compiling, dispatch, emulator, layers
+from convlib.device import Device
 from convlib.kernels import launching
 from convlib.problem import ConvProblem
 from convlib.report import INSTRUCTION, LABEL
 
+KERNEL = "cupy_raw.implicit_gemm"
+NETWORKS = ("resnet50", "vgg16")
+BARS = {1: 0.60, 32: 0.75}  # least share, by the images
 FEW = 6  # blocks: up to so many all run
 LINE = re.compile(r'//## File "kernel.ptx", line (\d+)')
 ENDS = ("BRA", "EXIT", "RET", "BRX", "CALL", "JMP")
@@ -74,8 +80,18 @@ class Share:
         return self.multiply_adds / self.issued
 
 
-def share(kernel: str, problem: ConvProblem, place: device.Device, target: int) -> Share:
-    """Of a listed kernel in CUDA C. place: whose multiprocessors the launcher is to cut the problem for.
+def layers_of(networks, images: int, layout: str) -> list[tuple[str, ConvProblem]]:
+    """The 3x3 layers with 64 channels and more, named, at `images` images."""
+    return [
+        (f"{network}:{layer.name}", replace(layer.problem, N=images, layout=layout))
+        for network in networks
+        for layer in layers.layers(network)
+        if (layer.problem.R, layer.problem.S) == (3, 3) and layer.problem.Cg >= 64
+    ]
+
+
+def share(kernel: str, problem: ConvProblem, place: Device) -> Share:
+    """Of a listed kernel in CUDA C, compiled for `place` and cut for its multiprocessors.
 
     Raises ValueError where the kernel cannot run the problem.
     """
@@ -86,6 +102,7 @@ def share(kernel: str, problem: ConvProblem, place: device.Device, target: int) 
     workspace = arrays.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
     with launching.recording() as launches:
         module.run(problem, place, *operands(problem), workspace if workspace.size else None)
+    target = int("".join(map(str, place.compute_capability)))
     return Share(problem, tuple(launched(launch, target) for launch in launches))
 
 
@@ -164,5 +181,21 @@ def blocks_of(sass, function):
     return tuple(found)
 
 
-def at_batch(problem: ConvProblem, images: int) -> ConvProblem:
-    return replace(problem, N=images)
+
+# As text
+
+
+def table(found: list[tuple[str, Share]], place: Device, images: int, layout: str) -> Table:
+    batch = "1 image" if images == 1 else f"{images} images"
+    drawn = Table(
+        title=f"{KERNEL} for {place.name}, {batch}, {layout}: warp instructions per multiply-add needed, counted on a CPU",
+        title_justify="left",
+    )
+    drawn.add_column("layer")
+    for name in ("share", "pack", "multiply", "add splits", "grid"):
+        drawn.add_column(name, justify="right")
+    for layer, one in found:
+        parts = [f"{launch.issued / one.multiply_adds:.3f}" for launch in one.launches]
+        grid = " x ".join(str(n) for n in one.launches[1].grid if n > 1)
+        drawn.add_row(layer, f"{one.share:.1%}", *parts, *[""] * (3 - len(parts)), grid)
+    return drawn
