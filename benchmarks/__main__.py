@@ -211,7 +211,7 @@ def waves_command(name, batch, layout):
 @click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", show_default=True)
 @click.option("--network", "networks", multiple=True, type=click.Choice(["resnet50", "vgg16"]), help="Only these.")
 def issued_command(name, batch, layout, networks):
-    """The multiply-adds' share of all instructions on the 3x3 layers, counted in the emulator; exit code 1 below the bar."""
+    """Multiply-adds among all instructions of the 3x3 layers, counted in the emulator; exit code 1 below the bar."""
     place, least = named(name), issued.BARS.get(batch, 0)
     chosen = issued.layers_of(networks or issued.NETWORKS, batch, layout)
     with progress_bar() as progress:

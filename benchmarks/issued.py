@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-
 from rich.table import Table
 
 from convlib import arrays, compiling, dispatch, emulator, layers
@@ -139,7 +138,7 @@ def launched(launch, target):
 
 
 def representatives(grid):
-    """Linear indices of blocks to run, and how many blocks each of them stands for: inside, and the last of each axis."""
+    """Linear indices of blocks to run, and how many blocks each stands for: one inside, and the last of each axis."""
     if math.prod(grid) <= FEW:
         return [(np.arange(math.prod(grid)), 1)]
     gx, gy, gz = grid
@@ -181,16 +180,13 @@ def blocks_of(sass, function):
     return tuple(found)
 
 
-
 # As text
 
 
 def table(found: list[tuple[str, Share]], place: Device, images: int, layout: str) -> Table:
     batch = "1 image" if images == 1 else f"{images} images"
-    drawn = Table(
-        title=f"{KERNEL} for {place.name}, {batch}, {layout}: warp instructions per multiply-add needed, counted on a CPU",
-        title_justify="left",
-    )
+    head = f"{KERNEL} for {place.name}, {batch}, {layout}: instructions per multiply-add needed, counted on a CPU"
+    drawn = Table(title=head, title_justify="left")
     drawn.add_column("layer")
     for name in ("share", "pack", "multiply", "add splits", "grid"):
         drawn.add_column(name, justify="right")

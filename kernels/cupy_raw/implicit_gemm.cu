@@ -252,10 +252,8 @@ sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, con
     }
 }
 
-__device__ __forceinline__ void pack_tap(Accumulator* packed, const Element* const (&from)[VECTOR], const Problem& problem,
-                                         int tap, int exist)
+__device__ __forceinline__ void pack_tap(Accumulator* packed, const Element* const (&from)[VECTOR], Offset at, int exist)
 {
-    const Offset at = offset(problem.w, 0, 0, tap / S, tap % S);
     Vector values;
     #pragma unroll
     for (int e = 0; e < VECTOR; ++e) values.lane[e] = e < exist ? widened(from[e][at]) : Accumulator(0);
@@ -284,11 +282,12 @@ pack_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Pr
     const Element* from[VECTOR];
     #pragma unroll
     for (int e = 0; e < VECTOR; ++e) from[e] = w + offset(problem.w, group * problem.Kg + first + e, c, 0, 0);
-    if (exist == VECTOR && taps == TAPS) {
+    if (exist == VECTOR && taps == TAPS && problem.w.w == 1 && problem.w.h == S) {  // as weights mostly lie: few additions
         #pragma unroll 9
-        for (int tap = 0; tap < TAPS; ++tap, packed += apart) pack_tap(packed, from, problem, tap, VECTOR);
+        for (int tap = 0; tap < TAPS; ++tap, packed += apart) pack_tap(packed, from, tap, VECTOR);
     } else {
         #pragma unroll 1
-        for (int tap = 0; tap < taps; ++tap, packed += apart) pack_tap(packed, from, problem, tap, exist);
+        for (int tap = 0; tap < taps; ++tap, packed += apart)
+            pack_tap(packed, from, offset(problem.w, 0, 0, tap / S, tap % S), exist);
     }
 }

@@ -29,9 +29,7 @@ WORTH = 1.4  # times the shortest predicted time that may go to keep them busy: 
 
 DIVISOR = np.dtype([("multiplier", "u4"), ("shift", "i4")])
 COUNTS = ("tiles_m", "filters", "depth", "channels", "stages")
-CUT = np.dtype(
-    [("pixels", "i8"), *((name, "i4") for name in COUNTS), ("by_q", DIVISOR), ("by_p", DIVISOR)], align=True
-)
+CUT = np.dtype([("pixels", "i8"), *((name, "i4") for name in COUNTS), ("by_q", DIVISOR), ("by_p", DIVISOR)], align=True)
 
 # Instructions of a stage beside its multiply-adds, read from the machine code: loads from shared memory and the walk;
 # for each vector of filters; for each element of a pixel, channels inner, taps inner.
@@ -64,7 +62,7 @@ class Cut(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    """The fastest predicted of the cuts that split the product or keep the multiprocessors busy; or just the fastest."""
+    """The fastest predicted of the cuts that are split or keep the multiprocessors busy; or just the fastest."""
     each = EACH[problem.accumulate.itemsize]
     cuts = [
         cut_of(problem, tile_k * each, tile_m * each, splits)
@@ -119,7 +117,7 @@ def round_up(size, multiple):
 
 
 class Parts(NamedTuple):
-    """Predicted seconds: the busiest multiprocessor's blocks, adding the splits, all that memory moves, the launches."""
+    """Predicted seconds: the busiest multiprocessor's blocks, adding the splits, what memory moves, the launches."""
 
     multiply: float
     add: float
@@ -284,7 +282,8 @@ def cut_struct(problem, cut):
 def divisor(number):
     """`struct Divisor`: n // number == n * multiplier // 2**32 >> shift for every n below 2**31.
 
-    Granlund and Montgomery, Division by invariant integers using multiplication, PLDI 1994. By 1 the kernel divides itself.
+    Granlund and Montgomery, Division by invariant integers using multiplication, PLDI 1994. Not for 1: there the kernel
+    takes n itself.
 
     >>> [(1_000_000_007 * int(m) // 2**32 >> s, 1_000_000_007 // 56) for m, s in [divisor(56)]]
     [(17857142, 17857142)]
