@@ -28,7 +28,7 @@
 // - 32-bit offsets, widened at the load in one instruction; pointers take two to move on, and their sums more.
 // - What is outside is zeroed once per tap where loads are of 32 bits: predicates do not change within a tap. Loads of 128
 //   bits zero theirs each time: kept from stage to stage, four registers in a row had to be moved out of the way.
-// - Nothing else kept: taps are bits of one word, the block's place waits in shared memory for the store.
+// - Nothing else kept: taps are bits of one word, and the block's place is worked out anew for the store.
 // Small tiles have 602 (64 x 64) or 642 (32 x 64): their threads fetch 8 or 16 elements where the large one's fetch 4.
 // Counted over whole launches for sm_80, packing, sums and padding included (python -m benchmarks issued): of the
 // instructions, the problem's own multiply-adds are ISSUED32 on the 3x3 layers of ResNet-50 and VGG-16 from 64
@@ -48,7 +48,7 @@ enum Together { NONE, CHANNELS, PIXELS };
 
 #include "epilogue.cuh"
 #if __CUDA_ARCH__ >= 1200  // its compiler wants a few more than 128 for these, and would spill them
-#define MORE_REGISTERS (WIDE || ORDER == 1 || (TOGETHER == CHANNELS && SPLIT))
+#define MORE_REGISTERS (WIDE || ORDER == 1 || TOGETHER == CHANNELS)
 #else
 #define MORE_REGISTERS WIDE
 #endif
@@ -159,9 +159,29 @@ __device__ __forceinline__ void store_partial(const Accumulator (&sums)[EACH][EA
             vector_at(row[filter_of(0, i) * pitch + v * PIXEL_BLOCK]) = vector_at(sums[i][v * VECTOR]);
 }
 
-// The block's tile. It waits for the end of the loop in shared memory: registers are short there.
-struct Tile { Index first_pixel; int first_filter, group; };
-__shared__ Tile tile;
+// A block's tile.
+struct Tile {
+    Index first_pixel;
+    int first_filter, group;
+
+    __device__ __forceinline__ Tile(unsigned block, const Cut& cut)
+    {
+        const int across_k = cut.filters / TILE_K;
+        const unsigned column = block / across_k;
+        first_filter = (block - column * across_k) * TILE_K;
+        group = column / cut.tiles_m;
+        first_pixel = (Index)(column - group * cut.tiles_m) * TILE_M;
+    }
+};
+
+// blockIdx.x, read anew: of blockIdx the compiler knows that it has worked out the tile already, and would keep that in
+// registers throughout the loop.
+__device__ __forceinline__ unsigned block_again()
+{
+    unsigned x;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+    return x;
+}
 
 // grid: groups * tiles_m * (filters / TILE_K) and the splits, block: THREADS.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
@@ -169,21 +189,17 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
                      const Element* __restrict__ bias, const Element* __restrict__ residual,
                      Accumulator* __restrict__ partial, Problem problem, Cut cut)
 {
-    const int across_k = cut.filters / TILE_K;
-    const unsigned column = blockIdx.x / across_k;
-    const int first_filter = blockIdx.x % across_k * TILE_K, group = column / cut.tiles_m;
-    const Index first_pixel = (Index)(column % cut.tiles_m) * TILE_M;
-    if (threadIdx.x == 0) tile = {first_pixel, first_filter, group};
+    const Tile first(blockIdx.x, cut);
     const int stage = blockIdx.y * cut.stages;
     int left = min(cut.stages, cut.depth / DEPTH - stage) - 1;  // stages to fetch after the first
-    Offset filters_at = (group * (Offset)cut.depth + stage * DEPTH + own_row<TILE_K>()) * cut.filters
-                      + first_filter + own_column<TILE_K>();
+    Offset filters_at = (first.group * (Offset)cut.depth + stage * DEPTH + own_row<TILE_K>()) * cut.filters
+                      + first.first_filter + own_column<TILE_K>();
 
     const Place place;
     Addresses shared(place);
     Share<TILE_K> next_filters;
     Walk walk;
-    int in_tap = walk.start(problem, cut, first_pixel, group, stage);
+    int in_tap = walk.start(problem, cut, first.first_pixel, first.group, stage);
     const auto fetch = [&] {
         next_filters.fetch(packed + filters_at, cut.filters);
         walk.fetch(x, problem);
@@ -211,6 +227,7 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
     }
     shared.multiply(sums);
 
+    const Tile tile(block_again(), cut);
     const int filter = tile.first_filter + place.warp_filter + filter_of(place.filter_lane, 0);
     if constexpr (SPLIT) {
         const int64 row = ((int64)blockIdx.y * problem.groups + tile.group) * cut.filters + filter;
