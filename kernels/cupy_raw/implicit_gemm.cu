@@ -17,17 +17,18 @@
 // store: filters (channels last), or pixels where they were loaded so.
 // Small problems: where the tiles are fewer than the multiprocessors, SPLIT makes several blocks share one, each with
 // its part of d; they write whole tiles of sums to the workspace and sum_splits adds them, always in the same order.
-// Bank conflicts: none. Reads: register_tile.cuh. Neighbouring pixels come to neighbouring banks, and where two lanes hold
-// one pixel's upper and lower channels, the halves of the lower rows' vectors change places (Windows::place).
+// Bank conflicts: none. Reads: register_tile.cuh. Neighbouring pixels come to neighbouring banks, and where two lanes
+// hold one pixel's upper and lower channels, the halves of the lower rows' vectors change places (Windows::place).
 //
-// The loop, 128 x 128, has 512 multiply-adds among 576 to 582 instructions (88 to 90 % from sm_75 to sm_120), 128 registers
-// and two blocks on a multiprocessor, save on sm_100: its compiler wants 137 to 149. What that took:
+// The loop, 128 x 128, has 512 multiply-adds among 564 to 580 instructions (88 to 91 % on sm_75, 80, 86, 89, 90), at
+// most 128 registers and two blocks on a multiprocessor; on sm_100, and for channels last on sm_120, one: their
+// compilers want up to 149 registers. What that took:
 // - One copy of the loop's body. With another for the step to a new tap, the copies kept the sums in other registers
 //   each, and 23 moves made up for it. So fetches come first and addresses move on after them, and `turn` stands
 //   outside, between two runs of the same loop.
 // - 32-bit offsets, widened at the load in one instruction; pointers take two to move on, and their sums more.
-// - What is outside is zeroed once per tap where loads are of 32 bits: predicates do not change within a tap. Loads of 128
-//   bits zero theirs each time: kept from stage to stage, four registers in a row had to be moved out of the way.
+// - What is outside is zeroed once per tap where loads are of 32 bits: predicates do not change within a tap. Loads of
+//   128 bits zero theirs each time: kept from stage to stage, four registers in a row had to be moved out of the way.
 // - Nothing else kept: taps are bits of one word, and the block's place is worked out anew for the store.
 // Small tiles have 602 (64 x 64) or 642 (32 x 64): their threads fetch 8 or 16 elements where the large one's fetch 4.
 // Counted over whole launches for sm_80, packing, sums and padding included (python -m benchmarks issued): of the
@@ -40,9 +41,9 @@
 // Source: Chetlur et al., cuDNN, 2014; the order of d, incremental addresses and predicates as bits: Thakkar et al.,
 // CUTLASS, implicit GEMM convolution, 2020; division by multiplication: Granlund and Montgomery, PLDI 1994.
 //
-// Compiled with problem.cuh's constants, -DTILE_K -DTILE_M, -DORDER (0: channels inner, 1: taps inner), -DTOGETHER (what
-// lies side by side in x, four of them aligned: CHANNELS, PIXELS or NONE), -DSTORED (and in y and the residual), -DWHOLE
-// (1: no stage ends amid the channels), -DSPLIT, -DACTIVATION.
+// Compiled with problem.cuh's constants, -DTILE_K -DTILE_M, -DORDER (0: channels inner, 1: taps inner), -DTOGETHER
+// (what lies side by side in x, four of them aligned: CHANNELS, PIXELS or NONE), -DSTORED (and in y and the residual),
+// -DWHOLE (1: no stage ends amid the channels), -DSPLIT, -DACTIVATION.
 
 enum Together { NONE, CHANNELS, PIXELS };
 

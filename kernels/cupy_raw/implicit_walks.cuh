@@ -1,7 +1,7 @@
 // How a block of the implicit product walks along d, stage by stage: which elements of x a thread fetches, from where,
 // and to which place of the stage it brings them. One of three, after the problem and the arrays:
 //
-//     ChannelWalk    d = tap * channels + c. From stage to stage a pointer grows by DEPTH channels (step); only at a new
+//     ChannelWalk    d = tap * channels + c. From stage to stage an offset grows by DEPTH channels (step); only at a new
 //                    tap (turn) is the window looked at: whether it lies inside the image, and how far it is to there.
 //                    TOGETHER == CHANNELS: these lie side by side; a thread takes CHUNK of a pixel as one load
 //     TapWalk        d = c * R * S + tap, for few channels, which would not fill a stage
