@@ -212,7 +212,7 @@ def test_the_largest_tile_of_the_implicit_product_multiplies_in_nine_of_ten_inst
     assert sum(n for name, n in loop.items() if name.startswith("BAR")) == 1
     used = compiling.resources(cubin)[source.function]
     assert used.stack == 0
-    assert used.registers <= 128 or target == 100, "two blocks of 256 threads on an SM, save on sm_100"
+    assert used.registers <= 128 or target in (100, 120), "two blocks of 256 threads on an SM"
 
 
 @pytest.mark.parametrize("target", TARGETS)
