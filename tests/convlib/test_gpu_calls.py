@@ -62,7 +62,7 @@ def cupy(monkeypatch):
 
 
 def layer(name):
-    groups = 16 if name == "cupy_raw.depthwise" else 1
+    groups = 16 if name in ("cupy_raw.depthwise", "cupy_raw.fft") else 1
     x = cupy_on_host.over(np.ones((1, 16, 12, 12), np.float32))
     w = cupy_on_host.over(np.ones((16, 16 // groups, 3, 3), np.float32))
     bias = cupy_on_host.over(np.ones(16, np.float32))
