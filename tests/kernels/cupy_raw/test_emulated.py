@@ -221,7 +221,8 @@ def reports_of(kernel, layer, dtype="float32"):
     x_shape, w_shape, keywords = LAYERS[layer]
     problem = make_problem(x_shape, w_shape, named_dtype(dtype), **keywords)
     order = operations.FROM_LAYOUT[problem.layout]
-    x, w = np.ones(x_shape, problem.dtype), np.ones(w_shape, problem.dtype)
+    x, w = arrays.empty_aligned(x_shape, problem.dtype), np.ones(w_shape, problem.dtype)
+    x[...] = 1
     y = arrays.empty_aligned(operations.result_shape(problem, batched=True), problem.dtype)
     return watched(kernel, problem, x.transpose(order), w, y.transpose(order))
 
@@ -261,17 +262,25 @@ def test_no_access_of_the_implicit_product_meets_a_bank_conflict(layer, tile, dt
     assert {access.size for access in in_the_loop} == {16}
 
 
-@pytest.mark.parametrize("layer", ["channels_last", "pointwise"])
-def test_the_implicit_product_moves_whole_sectors(layer):
+def unsplit(layer, monkeypatch):
+    """The report of the product with the largest tile, in one piece."""
+    x, w, keywords = LAYERS[layer]
+    force_cut(monkeypatch, make_problem(x, w, np.float32, **keywords), (16, 16), 1)
     _, report = reports_of(implicit_gemm, layer)
+    return report
+
+
+@pytest.mark.parametrize("layer", ["channels_last", "pointwise"])
+def test_the_implicit_product_moves_whole_sectors(layer, monkeypatch):
+    report = unsplit(layer, monkeypatch)
     for access in accesses(report, "global", "load") + accesses(report, "global", "store"):
         assert access.size == 16
         assert access.cost <= 1.15 * access.lanes * access.size / 32, access
 
 
-def test_windows_meet_few_more_sectors_than_they_must():
+def test_windows_meet_few_more_sectors_than_they_must(monkeypatch):
     """A window's left and right columns begin amid a sector: for 4 sectors, 5 are touched."""
-    _, report = reports_of(implicit_gemm, "wide")
+    report = unsplit("wide", monkeypatch)
     touched = sum(access.cost for access in accesses(report, "global", "load"))
     assert touched <= 1.15 * sum(access.lanes * access.size / 32 for access in accesses(report, "global", "load"))
     for access in accesses(report, "global", "store"):
