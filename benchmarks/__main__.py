@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from convlib.device import TARGETS, named
 from convlib.explain import visible_gpus
 
 from . import (
@@ -23,6 +24,7 @@ from . import (
     engine,
     gate,
     gpu,
+    issued,
     layer_tables,
     machine,
     memory,
@@ -41,6 +43,7 @@ from . import (
     training,
     verified,
     visit,
+    waves,
 )
 
 QUICK = engine.Settings(rounds=5, block_seconds=0.010, most_seconds=1.0)
@@ -186,6 +189,37 @@ def training_command(output, rounds):
     found = asdict(training.measure(engine.Settings(rounds=rounds), set_threads(None)))
     keep(output, "training", found)
     tables.console().print(tables.training_table(found))
+
+
+@main.command("waves")
+@click.option("--device", "name", type=click.Choice(list(TARGETS)), default="sm_80", show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images.")
+@click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", show_default=True)
+def waves_command(name, batch, layout):
+    """How every layer fills a GPU, its predicted time and what limits it; exit code 1 if one leaves too much idle."""
+    place = named(name)
+    found = waves.rows(place, batch, layout)
+    tables.console().print(waves.table(found, place, batch, layout))
+    idle = [row for row in found if not row.passes]
+    if idle:
+        raise SystemExit(f"{len(idle)} layers keep less than {waves.LEAST_BUSY:.0%} busy; the first: {idle[0].layer}")
+
+
+@main.command("issued")
+@click.option("--device", "name", type=click.Choice(list(TARGETS)), default="sm_80", show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Images.")
+@click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", show_default=True)
+@click.option("--network", "networks", multiple=True, type=click.Choice(["resnet50", "vgg16"]), help="Only these.")
+def issued_command(name, batch, layout, networks):
+    """Multiply-adds among all instructions of the 3x3 layers, counted in the emulator; exit code 1 below the bar."""
+    place, least = named(name), issued.BARS.get(batch, 0)
+    chosen = issued.layers_of(networks or issued.NETWORKS, batch, layout)
+    with progress_bar() as progress:
+        found = [(layer, issued.share(issued.KERNEL, problem, place)) for layer, problem in progress.track(chosen)]
+    tables.console().print(issued.table(found, place, batch, layout))
+    low = [layer for layer, one in found if one.share < least]
+    if low:
+        raise SystemExit(f"{len(low)} layers have less than {least:.0%}; the first: {low[0]}")
 
 
 @main.command("report")

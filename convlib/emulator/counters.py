@@ -98,10 +98,15 @@ class Traffic:
 
 @dataclass(slots=True)
 class Counters:
-    """Counts of one launch; `add` sums launches. mma_multiply_adds: those of tensor cores, all lanes together."""
+    """Counts of one launch; `add` sums launches, of which lines are those of one PTX.
+
+    lines: how many warps came to each line of the PTX, guarded or not. mma_multiply_adds: those of tensor cores, all
+    lanes together.
+    """
 
     lanes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     warps: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    lines: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     traffic: list[Traffic] = field(default_factory=list)
     mma_multiply_adds: int = 0
     bytes_read: int = 0
@@ -153,6 +158,8 @@ class Counters:
             self.lanes[unit] += count
         for unit, count in other.warps.items():
             self.warps[unit] += count
+        for line, count in other.lines.items():
+            self.lines[line] += count
         self.traffic += other.traffic
         self.mma_multiply_adds += other.mma_multiply_adds
         self.bytes_read += other.bytes_read

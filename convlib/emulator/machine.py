@@ -681,6 +681,7 @@ class Machine:
                     unit, lanes, warps = row.unit, segment.lanes, segment.warps
                 counts.lanes[unit] += lanes
                 counts.warps[unit] += warps
+                counts.lines[instruction.line] += segment.warps
                 if unit == opcodes.MMA:
                     counts.mma_multiply_adds += warps * tensor_cores.multiply_adds(opcodes.shape_of(instruction))
         counts.traffic = [t for t in self.traffic if t.requests]

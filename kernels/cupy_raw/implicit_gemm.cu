@@ -3,167 +3,187 @@
 //
 //     y[k, m] = sum over d of  packed[d, k] * x[window of m, d]          m = (n, p, q), d = a tap and a channel
 //
-//     ORDER 0, "channels inner": d = tap * channels + c        one stage = one tap, 8 channels
-//         from stage to stage the address grows by 8 channels; only at a new tap are its row and column looked at,
-//         and whether they lie inside the image
-//     ORDER 1, "taps inner":     d = c * R * S + tap           for few channels, which would not fill a stage
+//                                 128 pixels                  of a stage, 8 steps of d:
+//                               +------------+                from memory  2 * 8 * 128 words = 8 KiB
+//                        8 of d |  windows   |                multiplied   8 * 128 * 128 = 131,072, 32 FLOP per byte
+//                +----+         +============+                shared       16 KiB, both buffers
+//    128 filters | packed       | 256 threads|                a thread     64 sums, 16 operands of this step and some
+//                |    |         | 8 x 8 each |                             of the next, 8 words of the next stage
+//                +----+         +============+
 //
-// Who loads what: channels first in memory: 32 lanes take 32 neighbouring pixels of one channel, a warp's load is one
-// line where the stride is 1. Channels last (TOGETHER): two lanes take one pixel's 8 channels, four each, as one load.
-// Weights are packed first by pack_filters, in the order of d, interleaved as gemm_layout.cuh says, and padded with
-// zeros, so their loads and stores are of 128 bits.
-// Why it pays: im2col writes and reads R * S times the input through memory; here it comes from the caches, whence
-// a tile of 128 x 128 takes one word for 64 multiply-adds.
+// implicit_walks.cuh says who fetches what: a pixel of several channels, four channels of a pixel (channels last), or
+// four pixels of a channel (1x1, NCHW), these two by 128 bits. pack_filters writes the weights in the order of d first,
+// filters side by side and padded with zeros, so theirs are too. Four outputs that lie side by side in y leave as one
+// store: filters (channels last), or pixels where they were loaded so.
 // Small problems: where the tiles are fewer than the multiprocessors, SPLIT makes several blocks share one, each with
 // its part of d; they write whole tiles of sums to the workspace and sum_splits adds them, always in the same order.
-// Measured on an H200, float32, 15 layers of ResNet-50 at 32 images (results/nvidia-h200-2026-11-28): 22 to 42 TFLOP/s
-// of the 63 its lanes do; 0.65 to 1.28 times as fast as the better of cuDNN and PyTorch without TF32, 1.05 in the mean.
-// 1.0 to 1.9 times as fast as im2col, except for wide 1x1 with a stride (0.8), whose columns are a small copy.
-// Limits: none on the problem.
-// Source: Chetlur et al., cuDNN, 2014; the order of d and the incremental addresses: Thakkar et al., CUTLASS,
-// implicit GEMM convolution, 2020.
+// Bank conflicts: none. Reads: register_tile.cuh. Neighbouring pixels come to neighbouring banks, and where two lanes
+// hold one pixel's upper and lower channels, the halves of the lower rows' vectors change places (Windows::place).
 //
-// Compiled with problem.cuh's constants, -DTILE_K -DTILE_M, -DORDER, -DTOGETHER (1: channels lie side by side, four
-// of them aligned), -DWHOLE (1: no stage ends amid the channels), -DSPLIT, -DACTIVATION.
+// The loop, 128 x 128, has 512 multiply-adds among 564 to 580 instructions (88 to 91 % on sm_75, 80, 86, 89, 90), at
+// most 128 registers and two blocks on a multiprocessor; on sm_100, and for channels last on sm_120, one: their
+// compilers want up to 149 registers. What that took:
+// - One copy of the loop's body. With another for the step to a new tap, the copies kept the sums in other registers
+//   each, and 23 moves made up for it. So fetches come first and addresses move on after them, and `turn` stands
+//   outside, between two runs of the same loop.
+// - 32-bit offsets, widened at the load in one instruction; pointers take two to move on, and their sums more.
+// - What is outside is zeroed once per tap where loads are of 32 bits: predicates do not change within a tap. Loads of
+//   128 bits zero theirs each time: kept from stage to stage, four registers in a row had to be moved out of the way.
+// - Nothing else kept: taps are bits of one word, and the block's place is worked out anew for the store.
+// Small tiles have 602 (64 x 64) or 642 (32 x 64): their threads fetch 8 or 16 elements where the large one's fetch 4.
+// Counted over whole launches for sm_80, packing, sums and padding included (python -m benchmarks issued): of the
+// instructions, the problem's own multiply-adds are 84 % on ResNet-50's 3x3 layer of 64 x 56 x 56 at 32 images, 79 % on
+// that of 512 x 7 x 7; at one image 60 % on the latter, where 49 pixels fill three quarters of a tile, the least of all
+// 3x3 layers of ResNet-50 and VGG-16, and up to 87 %.
+// Measured on an H200, float32, 15 layers of ResNet-50 at 32 images (results/nvidia-h200-2026-11-28), with a loop of
+// 602 instructions, before what is said above: 22 to 42 TFLOP/s of the 63 its lanes do; 0.65 to 1.28 times as fast as
+// the better of cuDNN and PyTorch without TF32, 1.05 in the mean. This loop has not run on hardware yet.
+// Limits: none on the problem.
+// Source: Chetlur et al., cuDNN, 2014; the order of d, incremental addresses and predicates as bits: Thakkar et al.,
+// CUTLASS, implicit GEMM convolution, 2020; division by multiplication: Granlund and Montgomery, PLDI 1994.
+//
+// Compiled with problem.cuh's constants, -DTILE_K -DTILE_M, -DORDER (0: channels inner, 1: taps inner), -DTOGETHER
+// (what lies side by side in x, four of them aligned: CHANNELS, PIXELS or NONE), -DSTORED (and in y and the residual),
+// -DWHOLE (1: no stage ends amid the channels), -DSPLIT, -DACTIVATION.
 
-#include "cut.cuh"
+enum Together { NONE, CHANNELS, PIXELS };
+
 #include "epilogue.cuh"
-#if __CUDA_ARCH__ >= 1200
-#define MORE_REGISTERS (WIDE || ORDER == 1 || (TOGETHER && (SPLIT || sizeof(Element) == 2)))
+#if __CUDA_ARCH__ >= 1200  // its compiler wants a few more than 128 for these, and would spill them
+#define MORE_REGISTERS (WIDE || ORDER == 1 || TOGETHER == CHANNELS)
 #else
-#define MORE_REGISTERS (WIDE || (TOGETHER && SPLIT))
+#define MORE_REGISTERS WIDE
 #endif
-#include "register_tile.cuh"
+#include "implicit_walks.cuh"
 
-constexpr int TAPS = R * S;
-constexpr int CHUNK = 4;  // channels that one thread takes at once where they lie side by side
+// A thread's places in shared memory, in bytes; the other buffer is an exclusive or away.
+struct Addresses {
+    unsigned read_filter, read_pixel, write_filter, write_pixel;
 
-// A thread's part of a stage of pixels: OWN of them, ROWS of the DEPTH steps each.
-constexpr int LANES = TOGETHER ? THREADS / (DEPTH / CHUNK) : TILE_M < THREADS ? TILE_M : THREADS;
-constexpr int OWN = TILE_M / LANES;
-constexpr int ROWS = DEPTH * TILE_M / THREADS / OWN;
-static_assert(OWN * LANES == TILE_M && ROWS * OWN * THREADS == DEPTH * TILE_M && (!TOGETHER || ROWS == CHUNK));
-
-struct alignas(4 * sizeof(Element) < 16 ? 4 * sizeof(Element) : 16) Channels { Element lane[CHUNK]; };
-
-// Where row d of the packed weights comes from.
-struct Tap { int tap, channel; };
-__device__ __forceinline__ Tap tap_of(int d, const Cut& cut)
-{
-    if constexpr (ORDER == 0) return {d / cut.channels, d % cut.channels};
-    return {d % TAPS, d / TAPS};
-}
-
-// The windows of a thread's pixels, and how far the block has walked along d.
-struct Walk {
-    int h[OWN], w[OWN];    // top left of each window; far outside where there is no such pixel
-    Offset corner[OWN];    // its address, for this thread's first step of a stage
-    Offset at[OWN];        // of the next stage to fetch (ORDER 0)
-    bool inside[OWN];
-    int tap, channel, d;
-
-    static __device__ __forceinline__ int own_pixel(int j)
+    __device__ __forceinline__ explicit Addresses(const Place& place)
     {
-        return (TOGETHER ? threadIdx.x / (DEPTH / CHUNK) : threadIdx.x % LANES) + j * LANES;
-    }
-    static __device__ __forceinline__ int first_step()
-    {
-        return TOGETHER ? threadIdx.x % (DEPTH / CHUNK) * CHUNK : threadIdx.x / LANES * ROWS;
+        read_filter = (place.warp_filter + place.filter_lane * VECTOR) * sizeof(Accumulator);
+        read_pixel = (place.warp_pixel + place.pixel_lane * VECTOR) * sizeof(Accumulator);
+        write_filter = threadIdx.x * sizeof(Vector);
+        write_pixel = Walk::place();
     }
 
-    __device__ __forceinline__ void start(const Problem& problem, const Cut& cut, Index first_pixel, int group, int stage)
+    __device__ __forceinline__ void put(const Share<TILE_K>& next_filters, const Walk& walk)
     {
-        #pragma unroll
-        for (int j = 0; j < OWN; ++j) {
-            Index pixel = first_pixel + own_pixel(j);
-            const bool exists = pixel < cut.pixels;
-            const int q = pixel % problem.Q; pixel /= problem.Q;
-            const int p = pixel % problem.P, n = pixel / problem.P;
-            h[j] = exists ? p * STRIDE_H - problem.top : -0x40000000;
-            w[j] = q * STRIDE_W - problem.left;
-            corner[j] = offset(problem.x, n, group * problem.Cg, exists ? h[j] : 0, w[j]);
-        }
-        d = stage * DEPTH;
-        if constexpr (ORDER == 0) {
-            tap = d / cut.channels;
-            channel = d % cut.channels;
-            aim(problem);
-        }
+        next_filters.put(in_shared(filters, write_filter));
+        walk.put(write_pixel);
+        write_filter ^= sizeof(filters[0]);
+        write_pixel ^= sizeof(pixels[0]);
     }
 
-    // Turn to the tap `tap`, channel `channel`.
-    __device__ __forceinline__ void aim(const Problem& problem)
+    __device__ __forceinline__ void multiply(Accumulator (&sums)[EACH][EACH])
     {
-        const int r = tap / S, s = tap % S;
-        const Offset step = offset(problem.x, 0, channel + first_step(), r * DILATION_H, s * DILATION_W);
-        #pragma unroll
-        for (int j = 0; j < OWN; ++j) {
-            inside[j] = contains(problem, j, r, s);
-            at[j] = corner[j] + step;
-        }
-    }
-
-    __device__ __forceinline__ bool contains(const Problem& problem, int j, int r, int s) const
-    {
-        return (unsigned)(h[j] + r * DILATION_H) < problem.H && (unsigned)(w[j] + s * DILATION_W) < problem.W;
-    }
-
-    __device__ __forceinline__ void fetch(Accumulator (&next)[OWN][ROWS], const Element* __restrict__ x,
-                                          const Problem& problem) const
-    {
-        #pragma unroll
-        for (int j = 0; j < OWN; ++j) {
-            if constexpr (TOGETHER) {
-                Channels four = {};
-                if (inside[j] && (WHOLE || channel + first_step() < problem.Cg))
-                    four = *reinterpret_cast<const Channels*>(x + at[j]);
-                #pragma unroll
-                for (int i = 0; i < ROWS; ++i) next[j][i] = widened(four.lane[i]);
-            } else {
-                #pragma unroll
-                for (int i = 0; i < ROWS; ++i) next[j][i] = element(x, problem, j, i);
-            }
-        }
-    }
-
-    __device__ __forceinline__ Accumulator element(const Element* __restrict__ x, const Problem& problem,
-                                                   int j, int i) const
-    {
-        if constexpr (ORDER == 0) {
-            const bool wanted = inside[j] && (WHOLE || channel + first_step() + i < problem.Cg);
-            return wanted ? widened(x[at[j] + i * (Offset)problem.x.c]) : Accumulator(0);
-        }
-        const unsigned step = d + first_step() + i;
-        const int c = step / TAPS, r = step % TAPS / S, s = step % S;
-        const bool wanted = c < problem.Cg && contains(problem, j, r, s);
-        return wanted ? widened(x[corner[j] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)])
-                      : Accumulator(0);
-    }
-
-    static __device__ __forceinline__ void put(Accumulator (&tile)[DEPTH][TILE_M], const Accumulator (&next)[OWN][ROWS])
-    {
-        #pragma unroll
-        for (int j = 0; j < OWN; ++j)
-            #pragma unroll
-            for (int i = 0; i < ROWS; ++i) tile[first_step() + i][place_of<PIXEL_LANES>(own_pixel(j))] = next[j][i];
-    }
-
-    __device__ __forceinline__ void advance(const Problem& problem, const Cut& cut)
-    {
-        d += DEPTH;
-        if constexpr (ORDER == 0) {
-            channel += DEPTH;
-            if (channel < cut.channels) {
-                #pragma unroll
-                for (int j = 0; j < OWN; ++j) at[j] += DEPTH * (Offset)problem.x.c;
-            } else {
-                channel = 0;
-                ++tap;
-                aim(problem);
-            }
-        }
+        multiply_stage<SWAPPED>(sums, in_shared(filters, read_filter), in_shared(pixels, read_pixel));
+        read_filter ^= sizeof(filters[0]);
+        read_pixel ^= sizeof(pixels[0]);
     }
 };
+constexpr bool is_power_of_two(int n) { return (n & (n - 1)) == 0; }
+static_assert(is_power_of_two(sizeof(filters[0])) && is_power_of_two(sizeof(pixels[0])), "for the exclusive or");
+
+// Which filter, and which pixel, is a lane's number i of EACH. A VECTOR of filters lies side by side in shared memory as
+// they are numbered, and one of pixels IN_ORDER; else gemm_layout.cuh interleaves them.
+__device__ __forceinline__ int in_blocks(int lanes, int lane, int i)
+{
+    return i / VECTOR * lanes * VECTOR + lane * VECTOR + i % VECTOR;
+}
+__device__ __forceinline__ int filter_of(int lane, int i) { return in_blocks(FILTER_LANES, lane, i); }
+__device__ __forceinline__ int pixel_of(int lane, int i)
+{
+    return IN_ORDER ? in_blocks(PIXEL_LANES, lane, i) : lane + i * PIXEL_LANES;
+}
+
+// How many outputs leave in one store: of so many filters and so many pixels, which lie side by side in y.
+constexpr int FILTERS_AT_ONCE = STORED == CHANNELS ? VECTOR : 1, PIXELS_AT_ONCE = STORED == PIXELS ? VECTOR : 1;
+constexpr int AT_ONCE = FILTERS_AT_ONCE * PIXELS_AT_ONCE;
+struct alignas(AT_ONCE * sizeof(Element)) Outputs { Element lane[AT_ONCE]; };
+static_assert(STORED != PIXELS || IN_ORDER);
+
+__device__ __forceinline__ void add(Accumulator (&values)[AT_ONCE], const Element* residual)
+{
+    const Outputs more = *reinterpret_cast<const Outputs*>(residual);
+    #pragma unroll
+    for (int e = 0; e < AT_ONCE; ++e) values[e] += widened(more.lane[e]);
+}
+
+__device__ __forceinline__ void finish(Accumulator (&values)[AT_ONCE], Element* y, Accumulator slope)
+{
+    Outputs outputs;
+    #pragma unroll
+    for (int e = 0; e < AT_ONCE; ++e) round_to(outputs.lane[e], activated(values[e], slope));
+    *reinterpret_cast<Outputs*>(y) = outputs;
+}
+
+// filter, m: this thread's first, within the group and of all pixels.
+__device__ __forceinline__ void store_tile(Accumulator (&sums)[EACH][EACH], const Output& output, const Problem& problem,
+                                           const Cut& cut, int group, int filter, Index m)
+{
+    const int k = group * problem.Kg + filter;
+    if (output.bias)
+        #pragma unroll
+        for (int i = 0; i < EACH; ++i)
+            if (filter + filter_of(0, i) < problem.Kg) {
+                const Accumulator bias = widened(output.bias[(k + filter_of(0, i)) * (Offset)problem.bias]);
+                #pragma unroll
+                for (int j = 0; j < EACH; ++j) sums[i][j] += bias;
+            }
+    #pragma unroll
+    for (int j = 0; j < EACH; j += PIXELS_AT_ONCE) {
+        if (m + pixel_of(0, j) >= cut.pixels) continue;
+        const Pixel pixel = pixel_at(m + pixel_of(0, j), problem, cut);
+        Element* y = output.y + offset(problem.y, pixel.n, k, pixel.p, pixel.q);
+        const Offset residual = output.residual ? offset(problem.residual, pixel.n, k, pixel.p, pixel.q) : 0;
+        #pragma unroll
+        for (int i = 0; i < EACH; i += FILTERS_AT_ONCE) {
+            const int further = filter_of(0, i);
+            if (filter + further >= problem.Kg) continue;
+            Accumulator values[AT_ONCE];
+            #pragma unroll
+            for (int e = 0; e < AT_ONCE; ++e) values[e] = STORED == CHANNELS ? sums[i + e][j] : sums[i][j + e];
+            if (output.residual) add(values, output.residual + residual + further * (Offset)problem.residual.c);
+            finish(values, y + further * (Offset)problem.y.c, problem.slope);
+        }
+    }
+}
+
+// The tile's edges too: in `partial`, splits x groups x filters x tiles_m * TILE_M, all places exist.
+__device__ __forceinline__ void store_partial(const Accumulator (&sums)[EACH][EACH], Accumulator* row, int64 pitch)
+{
+    #pragma unroll
+    for (int i = 0; i < EACH; ++i)
+        #pragma unroll
+        for (int v = 0; v < EACH / VECTOR; ++v)
+            vector_at(row[filter_of(0, i) * pitch + v * PIXEL_BLOCK]) = vector_at(sums[i][v * VECTOR]);
+}
+
+// A block's tile.
+struct Tile {
+    Index first_pixel;
+    int first_filter, group;
+
+    __device__ __forceinline__ Tile(unsigned block, const Cut& cut)
+    {
+        const int across_k = cut.filters / TILE_K;
+        const unsigned column = block / across_k;
+        first_filter = (block - column * across_k) * TILE_K;
+        group = column / cut.tiles_m;
+        first_pixel = (Index)(column - group * cut.tiles_m) * TILE_M;
+    }
+};
+
+// blockIdx.x, read anew: of blockIdx the compiler knows that it has worked out the tile already, and would keep that in
+// registers throughout the loop.
+__device__ __forceinline__ unsigned block_again()
+{
+    unsigned x;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+    return x;
+}
 
 // grid: groups * tiles_m * (filters / TILE_K) and the splits, block: THREADS.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
@@ -171,76 +191,122 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
                      const Element* __restrict__ bias, const Element* __restrict__ residual,
                      Accumulator* __restrict__ partial, Problem problem, Cut cut)
 {
-    const int across_k = cut.filters / TILE_K;
-    unsigned block = blockIdx.x;
-    const int first_filter = block % across_k * TILE_K; block /= across_k;
-    const Index first_pixel = (Index)(block % cut.tiles_m) * TILE_M; block /= cut.tiles_m;
-    const int group = block;
-    const int stage = blockIdx.y * cut.stages, end = min(stage + cut.stages, cut.depth / DEPTH);
-    packed += ((int64)group * cut.depth + stage * DEPTH + own_row<TILE_K>()) * cut.filters
-            + first_filter + own_column<TILE_K>();
+    const Tile first(blockIdx.x, cut);
+    const int stage = blockIdx.y * cut.stages;
+    int left = min(cut.stages, cut.depth / DEPTH - stage) - 1;  // stages to fetch after the first
+    Offset filters_at = (first.group * (Offset)cut.depth + stage * DEPTH + own_row<TILE_K>()) * cut.filters
+                      + first.first_filter + own_column<TILE_K>();
 
     const Place place;
+    Addresses shared(place);
     Share<TILE_K> next_filters;
-    Accumulator next_pixels[OWN][ROWS];
     Walk walk;
-    walk.start(problem, cut, first_pixel, group, stage);
-    next_filters.fetch(packed, cut.filters);
-    walk.fetch(next_pixels, x, problem);
-    next_filters.put(filters[0]);
-    walk.put(pixels[0], next_pixels);
+    int in_tap = walk.start(problem, cut, first.first_pixel, first.group, stage);
+    const auto fetch = [&] {
+        next_filters.fetch(packed + filters_at, cut.filters);
+        walk.fetch(x, problem);
+        filters_at += DEPTH * (Offset)cut.filters;
+        walk.step(problem);
+    };
+    fetch();
+    shared.put(next_filters, walk);
     __syncthreads();
 
-    Accumulator sums[EACH][EACH] = {};
-    int buffer = 0;
-    for (int left = end - stage - 1; left > 0; --left) {
-        packed += (int64)DEPTH * cut.filters;
-        walk.advance(problem, cut);
-        next_filters.fetch(packed, cut.filters);
-        walk.fetch(next_pixels, x, problem);
-        multiply_stage(sums, buffer, place);
-        buffer ^= 1;
-        next_filters.put(filters[buffer]);
-        walk.put(pixels[buffer], next_pixels);
-        __syncthreads();
-    }
-    multiply_stage(sums, buffer, place);
-
-    if constexpr (SPLIT) {  // the tile's edges too: 64 conditions would cost more registers than there are
-        const int filter = group * cut.filters + first_filter + place.filter(0);
-        const int64 row = (int64)blockIdx.y * problem.groups * cut.filters + filter, pitch = (int64)cut.tiles_m * TILE_M;
-        Accumulator* to = partial + row * pitch + first_pixel + place.pixel(0);
-        #pragma unroll
-        for (int i = 0; i < EACH; ++i, to += FILTER_LANES * pitch)
-            #pragma unroll
-            for (int j = 0; j < EACH; ++j) to[j * PIXEL_LANES] = sums[i][j];
-        return;
-    }
-    #pragma unroll
-    for (int j = 0; j < EACH; ++j) {
-        Index pixel = first_pixel + place.pixel(j);
-        if (pixel >= cut.pixels) continue;
-        const int q = pixel % problem.Q; pixel /= problem.Q;
-        const int p = pixel % problem.P, n = pixel / problem.P;
-        #pragma unroll
-        for (int i = 0; i < EACH; ++i) {
-            const int k = first_filter + place.filter(i);
-            if (k < problem.Kg) store(problem, {y, bias, residual}, n, group * problem.Kg + k, p, q, sums[i][j]);
+    alignas(16) Accumulator sums[EACH][EACH] = {};
+    #pragma unroll 1
+    for (--in_tap;; in_tap = (unsigned)cut.channels / DEPTH) {
+        in_tap = min(in_tap, left);
+        left -= in_tap;
+        #pragma unroll 1
+        for (; in_tap > 0; --in_tap) {
+            fetch();
+            shared.multiply(sums);
+            shared.put(next_filters, walk);
+            __syncthreads();
         }
+        if (!Walk::TURNS || left == 0) break;
+        walk.turn(problem, cut);
+    }
+    shared.multiply(sums);
+
+    const Tile tile(block_again(), cut);
+    const int filter = tile.first_filter + place.warp_filter + filter_of(place.filter_lane, 0);
+    if constexpr (SPLIT) {
+        const int64 row = ((int64)blockIdx.y * problem.groups + tile.group) * cut.filters + filter;
+        const int64 pitch = (int64)cut.tiles_m * TILE_M;
+        const int in_tile = place.warp_pixel + place.pixel_lane * VECTOR;
+        store_partial(sums, partial + row * pitch + tile.first_pixel + in_tile, pitch);
+    } else {
+        const Index m = tile.first_pixel + place.warp_pixel + pixel_of(place.pixel_lane, 0);
+        store_tile(sums, {y, bias, residual}, problem, cut, tile.group, filter, m);
     }
 }
 
-// Write w in the order of d. grid: over groups * depth * filters, one thread each.
+// Add what the splits left in `partial` in their order, and finish.
+// grid: over K * tiles_m * TILE_M / VECTOR, one thread each.
+extern "C" __global__ void __launch_bounds__(256)
+sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, const Element* __restrict__ bias,
+           const Element* __restrict__ residual, Problem problem, Cut cut, int splits)
+{
+    const Index in_row = (Index)cut.tiles_m * (TILE_M / VECTOR), index = blockIdx.x * (Index)256 + threadIdx.x;
+    const int k = index / in_row;
+    if (k >= problem.K) return;
+    const Index vector = index - k * in_row;
+    const int row = problem.groups == 1 ? k : k / problem.Kg * cut.filters + k % problem.Kg;
+    const int64 apart = (int64)in_row * VECTOR * (problem.groups * cut.filters);
+    partial += ((int64)row * in_row + vector) * VECTOR;
+    Vector sums = {};
+    #pragma unroll 4
+    for (int split = 0; split < splits; ++split, partial += apart) {
+        const Vector more = vector_at(*partial);
+        #pragma unroll
+        for (int e = 0; e < VECTOR; ++e) sums.lane[e] += more.lane[e];
+    }
+    #pragma unroll
+    for (int e = 0; e < VECTOR; ++e) {
+        const Index m = vector / PIXEL_LANES * PIXEL_BLOCK + pixel_of(vector % PIXEL_LANES, e);
+        if (m >= cut.pixels) continue;
+        const Pixel pixel = pixel_at(m, problem, cut);
+        store(problem, {y, bias, residual}, pixel.n, k, pixel.p, pixel.q, sums.lane[e]);
+    }
+}
+
+__device__ __forceinline__ void pack_tap(Accumulator* packed, const Element* const (&from)[VECTOR], Offset at, int exist)
+{
+    Vector values;
+    #pragma unroll
+    for (int e = 0; e < VECTOR; ++e) values.lane[e] = e < exist ? widened(from[e][at]) : Accumulator(0);
+    vector_at(*packed) = values;
+}
+
+// Write w in the order of d: a thread takes VECTOR filters of one channel, all taps of them.
+// grid: groups * ceil(channels / (256 / QUADS)) * ceil(filters / (QUADS * VECTOR)), block: 256.
+constexpr int QUADS = 8;
 extern "C" __global__ void __launch_bounds__(256)
 pack_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Problem problem, Cut cut)
 {
-    const int64 index = (int64)blockIdx.x * 256 + threadIdx.x;
-    if (index >= (int64)problem.groups * cut.depth * cut.filters) return;
-    const int k = index % cut.filters;
-    const int64 row = index / cut.filters;
-    const int group = row / cut.depth;
-    const Tap from = tap_of(row % cut.depth, cut);
-    const bool wanted = k < problem.Kg && from.channel < problem.Cg && from.tap < TAPS;
-    const Offset at = offset(problem.w, group * problem.Kg + k, from.channel, from.tap / S, from.tap % S);
-    packed[row * cut.filters + place_of<FILTER_LANES>(k)] = wanted ? widened(w[at]) : Accumulator(0);
+    const int channels = ORDER == 0 ? cut.channels : ceil_div(cut.depth, TAPS);
+    const int across_k = ceil_div(cut.filters, QUADS * VECTOR), across_c = ceil_div(channels, 256 / QUADS);
+    const unsigned block = blockIdx.x / across_k;
+    const int first = (blockIdx.x % across_k * QUADS + threadIdx.x % QUADS) * VECTOR;
+    const int group = problem.groups == 1 ? 0 : block / across_c;
+    const int c = (block - group * across_c) * (256 / QUADS) + threadIdx.x / QUADS;
+    if (first >= cut.filters || c >= channels) return;
+
+    const int row = ORDER == 0 ? c : c * TAPS;
+    const Offset apart = (ORDER == 0 ? (Offset)channels : 1) * cut.filters;
+    packed += (group * (Offset)cut.depth + row) * cut.filters + first;
+    const int exist = c < problem.Cg ? min(problem.Kg - first, VECTOR) : 0;
+    const int taps = ORDER == 0 ? TAPS : min(TAPS, cut.depth - row);
+    const Element* from[VECTOR];
+    #pragma unroll
+    for (int e = 0; e < VECTOR; ++e) from[e] = w + offset(problem.w, group * problem.Kg + first + e, c, 0, 0);
+    if (exist == VECTOR && taps == TAPS && problem.w.w == 1 && problem.w.h == S) {  // as weights mostly lie: few additions
+        #pragma unroll 9
+        for (int tap = 0; tap < TAPS; ++tap, packed += apart) pack_tap(packed, from, tap, VECTOR);
+    } else {
+        #pragma unroll 1
+        for (int tap = 0; tap < taps; ++tap, packed += apart)
+            pack_tap(packed, from, offset(problem.w, 0, 0, tap / S, tap % S), exist);
+    }
 }

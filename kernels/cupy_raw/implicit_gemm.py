@@ -19,24 +19,21 @@ DEPTH = 8  # reduction steps per stage, as in gemm_layout.cuh
 EACH = {4: 8, 8: 4}  # filters, and pixels, per thread of register_tile.cuh, by the bytes of a sum
 CHUNK = 4  # channels side by side that one thread loads at once
 THREADS = 256  # of pack_filters and sum_splits
+QUADS = 8  # vectors of filters that a block of pack_filters takes
 TILES = ((16, 16), (16, 8), (8, 16), (8, 8), (4, 16), (4, 8))  # filters x pixels, in EACH
 FEWEST_CHANNELS = 16  # from here on a stage of 8 channels of one tap wastes less than the other order's divisions cost
-FEWEST_STAGES = 8  # of one split: its prologue and its sums must pay
+FEWEST_STAGES = 2  # of one split
 MOST_SPLITS = 32
+BUSY = 0.8  # of the multiprocessors' time, if all blocks take equally long, where the product is not split
+WORTH = 1.4  # times the shortest predicted time that may go to keep them busy: a split's launch, for small layers
 
-CUT = np.dtype(
-    [
-        ("pixels", "i8"),
-        ("tiles_m", "i4"),
-        ("filters", "i4"),
-        ("depth", "i4"),
-        ("channels", "i4"),
-        ("stages", "i4"),
-    ],
-    align=True,
-)
+DIVISOR = np.dtype([("multiplier", "u4"), ("shift", "i4")])
+COUNTS = ("tiles_m", "filters", "depth", "channels", "stages")
+CUT = np.dtype([("pixels", "i8"), *((name, "i4") for name in COUNTS), ("by_q", DIVISOR), ("by_p", DIVISOR)], align=True)
 
-SLOTS_PER_MULTIPLY_ADD = (0.19, 0.6)  # beside the multiply-add itself, in the main loop: channels inner, taps inner
+# Instructions of a stage beside its multiply-adds, read from the machine code: loads from shared memory and the walk;
+# for each vector of filters; for each element of a pixel, channels inner, taps inner.
+STAGE_SLOTS, VECTOR_SLOTS, ELEMENT_SLOTS = 4 * DEPTH + 14, 3, (4.5, 30)
 WAITING = cost.waiting("cupy_raw.implicit_gemm")
 THREAD_SLOTS = 600  # of each thread of a block beside: addresses, the first stage's wait, the store
 
@@ -65,14 +62,24 @@ class Cut(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    """The cut that is predicted to be the fastest."""
+    """The fastest predicted of the cuts that are split or keep the multiprocessors busy; or just the fastest."""
     each = EACH[problem.accumulate.itemsize]
     cuts = [
         cut_of(problem, tile_k * each, tile_m * each, splits)
         for tile_k, tile_m in TILES
         for splits in possible_splits(problem)
     ]
-    return min(cuts, key=lambda cut: seconds(problem, device, cut))
+    predicted = {cut: seconds(problem, device, cut) for cut in cuts}
+    fastest = min(predicted, key=predicted.get)
+    busy = [cut for cut in predicted if cut.splits > 1 or busy_share(problem, device, cut) >= BUSY]
+    best = min(busy, key=predicted.get, default=fastest)
+    return best if predicted[best] <= WORTH * predicted[fastest] else fastest
+
+
+def busy_share(problem, device, cut):
+    """Of the multiprocessors' time until the last is done, what blocks take, if all take equally long."""
+    blocks, sms = math.prod(cut.grid(problem)), cost.sm_count(device)
+    return blocks / (ceil_div(blocks, sms) * sms)
 
 
 def possible_splits(problem):
@@ -109,22 +116,48 @@ def round_up(size, multiple):
     return ceil_div(size, multiple) * multiple
 
 
+class Parts(NamedTuple):
+    """Predicted seconds: the busiest multiprocessor's blocks, adding the splits, what memory moves, the launches."""
+
+    multiply: float
+    add: float
+    memory: float
+    launches: float
+
+
+def parts(problem, device, cut):
+    blocks, slots = math.prod(cut.grid(problem)), block_slots(problem, device, cut)
+    return Parts(
+        WAITING * cost.block_seconds(device, blocks, cut.threads, slots),
+        cost.memory_seconds(problem, device, 2 * cut.partial_bytes) if cut.splits > 1 else 0,
+        cost.memory_seconds(problem, device, 2 * cut.packed_bytes),
+        (3 if cut.splits > 1 else 2) * cost.LAUNCH,
+    )
+
+
 def seconds(problem, device, cut):
-    """The busiest SM's blocks, then what splits write and read again."""
-    macs = cut.tile_k * cut.tile_m * cut.stages * DEPTH
-    each = SLOTS_PER_MULTIPLY_ADD[cut.taps_inner] + cost.multiply_slots(problem, device)
-    slots = macs * each + THREAD_SLOTS * cut.threads
-    multiply = cost.block_seconds(device, math.prod(cut.grid(problem)), cut.threads, slots)
-    splitting = cost.LAUNCH + cost.memory_seconds(problem, device, 2 * cut.partial_bytes) if cut.splits > 1 else 0
-    return WAITING * multiply + splitting
+    multiply, add, memory, launches = parts(problem, device, cut)
+    return max(multiply + add, memory) + launches
+
+
+def block_slots(problem, device, cut):
+    """Issue slots of one block, over all its threads."""
+    item = problem.accumulate.itemsize
+    vectors = DEPTH * cut.tile_k * item / 16
+    elements = DEPTH * cut.tile_m
+    beside = STAGE_SLOTS * cut.threads + VECTOR_SLOTS * vectors + ELEMENT_SLOTS[cut.taps_inner] * elements
+    macs = DEPTH * cut.tile_k * cut.tile_m
+    return cut.stages * (macs * cost.multiply_slots(problem, device) + beside) + THREAD_SLOTS * cut.threads
 
 
 def why_not(problem, device):
     reasons = size_reasons(problem)
     cut = cut_for(problem, device)
-    packing = ceil_div(problem.groups * cut.depth * cut.filters, THREADS)
-    outputs = ceil_div(problem.N * problem.K * problem.P * problem.Q, THREADS)
-    grids = {"multiply": cut.grid(problem)[0], "pack the weights": packing, "add the splits": outputs}
+    grids = {
+        "multiply": cut.grid(problem)[0],
+        "pack the weights": packing_blocks(problem, cut),
+        "add the splits": summing_blocks(problem, cut),
+    }
     for name, blocks in grids.items():
         if blocks > MAX_GRID[0]:
             reasons.append(f"at most {MAX_GRID[0]:,} blocks to {name}, this problem has {blocks:,}")
@@ -137,35 +170,67 @@ def workspace_bytes(problem, device):
 
 
 def predicted_seconds(problem, device):
-    cut = cut_for(problem, device)
-    moved = cost.memory_seconds(problem, device, 2 * cut.packed_bytes)
-    return max(seconds(problem, device, cut), moved) + 2 * cost.LAUNCH
+    return seconds(problem, device, cut_for(problem, device))
 
 
-def sources(problem, device, wide=False, together=False):
+def sources(problem, device, wide=False, together="NONE", stored="NONE"):
     """The kernels: pack the weights, multiply, and add the splits."""
-    return sources_of(problem, cut_for(problem, device), wide, together)
+    return sources_of(problem, cut_for(problem, device), wide, together, stored)
 
 
 @lru_cache(maxsize=4096)
-def sources_of(problem, cut, wide, together):
+def sources_of(problem, cut, wide, together, stored):
     whole = problem.Cg % DEPTH == 0
-    shared = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
-    shared += (("TILE_M", cut.tile_m),)
-    constants = (*shared, ("TILE_K", cut.tile_k), ("ORDER", int(cut.taps_inner)))
-    constants += (("TOGETHER", int(together)), ("WHOLE", int(whole)), ("SPLIT", int(cut.splits > 1)))
-    multiplying = (CudaSource("implicit_gemm.cu", name, constants) for name in ("pack_filters", "conv2d_implicit_gemm"))
-    return (*multiplying, CudaSource("sum_splits.cu", "sum_splits", shared))
+    constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
+    constants += (("TILE_K", cut.tile_k), ("TILE_M", cut.tile_m), ("ORDER", int(cut.taps_inner)))
+    constants += (("TOGETHER", together), ("STORED", stored), ("WHOLE", int(whole)), ("SPLIT", int(cut.splits > 1)))
+    functions = ("pack_filters", "conv2d_implicit_gemm", "sum_splits")
+    return tuple(CudaSource("implicit_gemm.cu", function, constants) for function in functions)
 
 
-def channels_together(problem, cut, x):
-    """Whether one thread may load CHUNK channels of a pixel at once: side by side, aligned, and enough threads."""
+def loaded_together(problem, cut, x):
+    """What one thread may load of x at once: side by side in memory, aligned, and none of it amid an edge."""
     item = x.itemsize
-    aligned = min(CHUNK * item, 16)
-    elements = DEPTH * cut.tile_m // cut.threads
-    if cut.taps_inner or problem.Cg % CHUNK or elements % CHUNK or x.strides[1] != item:
-        return False
-    return address_of(x) % aligned == 0 and all(x.strides[axis] % aligned == 0 for axis in (0, 2, 3))
+    if cut.taps_inner:
+        return "NONE"
+    enough = DEPTH * cut.tile_m // cut.threads % CHUNK == 0
+    if enough and problem.Cg % CHUNK == 0 and x.strides[1] == item and aligned(x, min(CHUNK * item, 16), (0, 2, 3)):
+        return "CHANNELS"
+    vector = 16 // problem.accumulate.itemsize
+    if is_pointwise(problem) and planes_of(x, problem.W) and problem.P * problem.Q % vector == 0:
+        return "PIXELS" if aligned(x, vector * item, (0, 1)) else "NONE"
+    return "NONE"
+
+
+def stored_together(problem, together, y, residual):
+    """What one thread may store of y, and load of the residual, at once."""
+    vector = 16 // problem.accumulate.itemsize
+    images = [image for image in (y, residual) if image is not None]
+    if problem.Kg % vector == 0 and all(
+        image.strides[1] == image.itemsize and aligned(image, vector * image.itemsize, (0, 2, 3)) for image in images
+    ):
+        return "CHANNELS"
+    if together == "PIXELS" and all(
+        planes_of(image, problem.Q) and aligned(image, vector * image.itemsize, (0, 1)) for image in images
+    ):
+        return "PIXELS"
+    return "NONE"
+
+
+def is_pointwise(problem):
+    """Whether output pixel m of an image is computed from its pixel m and nothing else."""
+    window = (problem.R, problem.S, *problem.stride)
+    return window == (1, 1, 1, 1) and problem.padding == ((0, 0), (0, 0))
+
+
+def planes_of(image, width):
+    """Whether the pixels of a channel lie side by side, row after row."""
+    return image.strides[3] == image.itemsize and image.strides[2] == width * image.itemsize
+
+
+def aligned(image, size, axes):
+    """Whether `image` begins at a multiple of `size` bytes, and again with every step along `axes`."""
+    return address_of(image) % size == 0 and all(image.strides[axis] % size == 0 for axis in axes)
 
 
 def address_of(array):
@@ -177,17 +242,29 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     cut = cut_for(problem, device)
     struct, part = problem_struct(problem, x, w, y, bias, residual), cut_struct(problem, cut)
     packed, partial = workspace[: cut.packed_bytes], workspace[cut.packed_bytes :] if cut.partial_bytes else None
-    together = channels_together(problem, cut, x)
-    pack, multiply, add = sources_of(problem, cut, is_wide(problem, x, w, y, residual), together)
+    together = loaded_together(problem, cut, x)
+    stored = stored_together(problem, together, y, residual)
+    wide = is_wide(problem, x, w, y, residual) or cut.packed_bytes >= 2**31 * problem.accumulate.itemsize
+    pack, multiply, add = sources_of(problem, cut, wide, together, stored)
 
-    launch(pack, ceil_div(problem.groups * cut.depth * cut.filters, THREADS), THREADS, (w, packed, struct, part),
-           stream=stream)  # fmt: skip
+    launch(pack, packing_blocks(problem, cut), THREADS, (w, packed, struct, part), stream=stream)
     arguments = (x, packed, y, bias, residual, partial, struct, part)
     launch(multiply, cut.grid(problem), cut.threads, arguments, stream=stream)
     if cut.splits > 1:
-        outputs = problem.N * problem.K * problem.P * problem.Q
         arguments = (partial, y, bias, residual, struct, part, np.int32(cut.splits))
-        launch(add, ceil_div(outputs, THREADS), THREADS, arguments, stream=stream)
+        launch(add, summing_blocks(problem, cut), THREADS, arguments, stream=stream)
+
+
+def packing_blocks(problem, cut):
+    """Each packs QUADS vectors of filters in as many channels as it has threads for."""
+    vectors = ceil_div(cut.filters * problem.accumulate.itemsize, 16)
+    channels = ceil_div(cut.depth, problem.R * problem.S)
+    return problem.groups * ceil_div(vectors, QUADS) * ceil_div(channels, THREADS // QUADS)
+
+
+def summing_blocks(problem, cut):
+    """A thread for every vector of sums, those that pad a tile too."""
+    return ceil_div(problem.K * cut.tiles_m * cut.tile_m * problem.accumulate.itemsize, 16 * THREADS)
 
 
 @lru_cache(maxsize=4096)
@@ -195,7 +272,21 @@ def cut_struct(problem, cut):
     """`struct Cut`."""
     struct = np.zeros((), CUT)
     struct["pixels"] = problem.N * problem.P * problem.Q
-    for name in ("tiles_m", "filters", "depth", "channels", "stages"):
+    for name in COUNTS:
         struct[name] = getattr(cut, name)
+    struct["by_q"], struct["by_p"] = divisor(problem.Q), divisor(problem.P)
     struct.flags.writeable = False
     return struct
+
+
+def divisor(number):
+    """`struct Divisor`: n // number == n * multiplier // 2**32 >> shift for every n below 2**31.
+
+    Granlund and Montgomery, Division by invariant integers using multiplication, PLDI 1994. Not for 1: there the kernel
+    takes n itself.
+
+    >>> [(1_000_000_007 * int(m) // 2**32 >> s, 1_000_000_007 // 56) for m, s in [divisor(56)]]
+    [(17857142, 17857142)]
+    """
+    bits = max((number - 1).bit_length(), 1)
+    return -(-(2 ** (31 + bits)) // number) % 2**32, bits - 1

@@ -75,9 +75,13 @@ struct Share {
 
     __device__ __forceinline__ void put(Accumulator (&tile)[DEPTH][WIDTH]) const
     {
+        put(&tile[own_row<WIDTH>()][own_column<WIDTH>()]);
+    }
+
+    __device__ __forceinline__ void put(Accumulator* own) const
+    {
         #pragma unroll
-        for (int v = 0; v < VECTORS_OF<WIDTH>; ++v)
-            vector_at(tile[own_row<WIDTH>() + v * ROWS_APART<WIDTH>][own_column<WIDTH>()]) = vectors[v];
+        for (int v = 0; v < VECTORS_OF<WIDTH>; ++v) vector_at(own[v * ROWS_APART<WIDTH> * WIDTH]) = vectors[v];
     }
 };
 
@@ -106,18 +110,27 @@ __device__ __forceinline__ void load(Accumulator (&values)[EACH], const Accumula
     for (int v = 0; v < EACH / VECTOR; ++v) vector_at(values[v * VECTOR]) = vector_at(row[v * BLOCK]);
 }
 
-__device__ __forceinline__ void multiply_stage(Accumulator (&sums)[EACH][EACH], int buffer, const Place& place)
+// `filter` and `pixel`: this lane's first of each, in the first row of a stage. SWAPPED: in the lower half of its rows
+// the halves of every VECTOR of pixels have changed places.
+template <bool SWAPPED = false>
+__device__ __forceinline__ void multiply_stage(Accumulator (&sums)[EACH][EACH], const Accumulator* filter,
+                                               const Accumulator* pixel)
 {
-    const int filter = place.warp_filter + place.filter_lane * VECTOR;
-    const int pixel = place.warp_pixel + place.pixel_lane * VECTOR;
     #pragma unroll
     for (int step = 0; step < DEPTH; ++step) {
+        const int swap = SWAPPED && step >= DEPTH / 2 ? VECTOR / 2 : 0;
         alignas(16) Accumulator a[EACH], b[EACH];
-        load<FILTER_BLOCK>(a, &filters[buffer][step][filter]);
-        load<PIXEL_BLOCK>(b, &pixels[buffer][step][pixel]);
+        load<FILTER_BLOCK>(a, filter + step * (TILE_K + ROW_PADDING));
+        load<PIXEL_BLOCK>(b, pixel + step * (TILE_M + ROW_PADDING));
         #pragma unroll
         for (int i = 0; i < EACH; ++i)
             #pragma unroll
-            for (int j = 0; j < EACH; ++j) sums[i][j] += a[i] * b[j];
+            for (int j = 0; j < EACH; ++j) sums[i][j] += a[i] * b[j ^ swap];
     }
+}
+
+__device__ __forceinline__ void multiply_stage(Accumulator (&sums)[EACH][EACH], int buffer, const Place& place)
+{
+    multiply_stage(sums, &filters[buffer][0][place.warp_filter + place.filter_lane * VECTOR],
+                   &pixels[buffer][0][place.warp_pixel + place.pixel_lane * VECTOR]);
 }

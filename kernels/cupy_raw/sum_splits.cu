@@ -1,5 +1,6 @@
 // Add what the splits of a product left in `partial`, splits x groups x filters x tiles_m * TILE_M, always in the same
-// order, and finish. Filters and pixels are padded to whole tiles; implicit_gemm.cu and tensor_core.cu write them.
+// order, and finish. Filters and pixels are padded to whole tiles; tensor_core.cu writes them in their own order
+// (implicit_gemm.cu in its lanes' order, and has a sum of its own).
 //
 // Compiled with -DTILE_M, and the constants of problem.cuh and epilogue.cuh.
 

@@ -11,6 +11,8 @@ import types
 
 import numpy as np
 
+from tests.convlib import cupy_on_host
+
 CALL_SIGNATURE = "__call__(self, grid, block, args, *, shared_mem=0)"
 
 
@@ -52,7 +54,7 @@ def check_argument(parameter, value):
     """A pointer takes an array or a 64-bit zero; anything else a NumPy scalar or a 0-dimensional struct, by value."""
     if isinstance(value, (bool, int, float, complex)) and not isinstance(value, np.generic):
         raise TypeError(f"{parameter}: a NumPy scalar needed, got the Python number {value!r}")
-    is_array = isinstance(value, np.ndarray) and value.ndim > 0
+    is_array = (isinstance(value, np.ndarray) and value.ndim > 0) or isinstance(value, cupy_on_host.ndarray)
     is_null = isinstance(value, np.uint64) and value == 0
     if ("*" in parameter) != (is_array or is_null):
         raise TypeError(f"{parameter}: got {type(value).__name__}")

@@ -27,6 +27,7 @@ ERRORS = {1: "another number of arguments needed", 2: "a barrier that some threa
 # The only instructions written in PTX.
 INLINE_PTX = {
     r'asm\("cvt\.f32\.f16 .*\);': "result = half_to_float(value.bits);",
+    r'asm volatile\("mov\.u32 %0, %%ctaid\.x;" : "=r"\(x\)\);': "x = blockIdx.x;",
     r'asm volatile\("ld\.global\.nc\.v4[^;]*;"[^;]*\);': "memcpy(part, from, 16);",
     r'asm\("cvt\.rn\.f16\.f32 .*\);': "result.bits = float_to_half(value);",
 }

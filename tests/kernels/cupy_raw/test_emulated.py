@@ -213,6 +213,7 @@ LAYERS = {
     "depthwise": ((1, 16, 14, 14), (16, 1, 3, 3), {"padding": 1, "groups": 16}),
     "image_filter": ((1, 1, 40, 70), (1, 1, 15, 15), {"padding": 7}),
     "channels_last": ((1, 12, 40, 16), (32, 16, 3, 3), {"padding": 1, "layout": "NHWC"}),
+    "pointwise": ((1, 32, 16, 32), (64, 32, 1, 1), {}),
 }
 
 
@@ -220,7 +221,8 @@ def reports_of(kernel, layer, dtype="float32"):
     x_shape, w_shape, keywords = LAYERS[layer]
     problem = make_problem(x_shape, w_shape, named_dtype(dtype), **keywords)
     order = operations.FROM_LAYOUT[problem.layout]
-    x, w = np.ones(x_shape, problem.dtype), np.ones(w_shape, problem.dtype)
+    x, w = arrays.empty_aligned(x_shape, problem.dtype), np.ones(w_shape, problem.dtype)
+    x[...] = 1
     y = arrays.empty_aligned(operations.result_shape(problem, batched=True), problem.dtype)
     return watched(kernel, problem, x.transpose(order), w, y.transpose(order))
 
@@ -246,14 +248,43 @@ def test_no_access_of_the_matrix_product_meets_a_bank_conflict(dtype):
         assert access.cost == access.requests * 4, access
 
 
-@pytest.mark.parametrize(("layer", "stores"), [("wide", {16: 1, 4: 1}), ("channels_last", {16: 1, 4: 2})])
-def test_what_the_implicit_product_stores_meets_at_most_two_lanes_in_a_bank(layer, stores):
-    """Two lanes that each took four of a pixel's channels store them four rows apart, in the same bank."""
-    _, report, *_ = reports_of(implicit_gemm, layer)
-    for access in accesses(report, "shared", "load"):
-        assert (access.size, access.cost) == (16, access.requests * 4), access
-    for access in accesses(report, "shared", "store"):
-        assert access.cost == access.requests * access.size // 4 * stores[access.size], access
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("tile", implicit_gemm.TILES, ids=str)
+@pytest.mark.parametrize("layer", ["wide", "channels_last", "pointwise"])
+def test_no_access_of_the_implicit_product_meets_a_bank_conflict(layer, tile, dtype, monkeypatch):
+    x, w, keywords = LAYERS[layer]
+    force_cut(monkeypatch, make_problem(x, w, named_dtype(dtype), **keywords), tile, 1)
+    _, report = reports_of(implicit_gemm, layer, dtype)
+    shared = accesses(report, "shared", "load") + accesses(report, "shared", "store")
+    for access in shared:
+        assert access.cost == access.requests * max(access.size // 4, 1), access
+    in_the_loop = [access for access in accesses(report, "shared", "load") if "register_tile" in access.source[0]]
+    assert {access.size for access in in_the_loop} == {16}
+
+
+def unsplit(layer, monkeypatch):
+    """The report of the product with the largest tile, in one piece."""
+    x, w, keywords = LAYERS[layer]
+    force_cut(monkeypatch, make_problem(x, w, np.float32, **keywords), (16, 16), 1)
+    _, report = reports_of(implicit_gemm, layer)
+    return report
+
+
+@pytest.mark.parametrize("layer", ["channels_last", "pointwise"])
+def test_the_implicit_product_moves_whole_sectors(layer, monkeypatch):
+    report = unsplit(layer, monkeypatch)
+    for access in accesses(report, "global", "load") + accesses(report, "global", "store"):
+        assert access.size == 16
+        assert access.cost <= 1.15 * access.lanes * access.size / 32, access
+
+
+def test_windows_meet_few_more_sectors_than_they_must(monkeypatch):
+    """A window's left and right columns begin amid a sector: for 4 sectors, 5 are touched."""
+    report = unsplit("wide", monkeypatch)
+    touched = sum(access.cost for access in accesses(report, "global", "load"))
+    assert touched <= 1.15 * sum(access.lanes * access.size / 32 for access in accesses(report, "global", "load"))
+    for access in accesses(report, "global", "store"):
+        assert access.cost == access.lanes * access.size / 32, access
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -87,13 +87,15 @@ def test_every_tile_of_the_matrix_product_equals_the_reference(wanted, dtype, mo
 
 
 # Each way of walking along d, for every tile of the implicit product: whole stages of channels and others, taps inner,
-# channels side by side; in one piece, and in three that leave the last one short.
+# channels side by side, pixels side by side; in one piece, and in three that leave the last one short.
 WALKS = {
     "whole": Case("whole", (2, 32, 9, 11), (70, 16, 3, 3), {"padding": 1, "groups": 2}, bias=True, memory="slices"),
     "part": Case("part", (2, 20, 9, 11), (35, 20, 3, 2), {"dilation": (1, 2)}, residual=True, memory="slices"),
     "taps": Case("taps", (2, 11, 9, 11), (35, 11, 3, 3), {"stride": 2, "padding": 2}, bias=True, memory="slices"),
-    "together": Case("together", (2, 9, 11, 20), (35, 20, 3, 3), {"padding": 1, "layout": "NHWC"}, residual=True),
+    "together": Case("together", (2, 9, 11, 20), (36, 20, 3, 3), {"padding": 1, "layout": "NHWC"}, residual=True),
     "together_whole": Case("together_whole", (2, 9, 11, 48), (33, 16, 3, 3), {"groups": 3, "layout": "NHWC"}),
+    "pointwise": Case("pointwise", (2, 40, 6, 10), (70, 40, 1, 1), {}, bias=True, residual=True),
+    "pointwise_part": Case("pointwise_part", (3, 68, 9, 12), (70, 34, 1, 1), {"groups": 2, "activation": "relu"}),
 }
 
 
@@ -105,11 +107,13 @@ def test_every_tile_and_walk_of_the_implicit_product_equals_the_reference(tile, 
     case = replace(WALKS[walk], dtype=dtype)
     cut = force_cut(monkeypatch, case.problem(), tile, splits)
     assert (cut.splits, cut.taps_inner) == (splits, walk == "taps")
-    together = implicit_gemm.channels_together
+    together = implicit_gemm.loaded_together
     taken = []
-    monkeypatch.setattr(implicit_gemm, "channels_together", lambda *given: taken.append(together(*given)) or taken[-1])
+    monkeypatch.setattr(implicit_gemm, "loaded_together", lambda *given: taken.append(together(*given)) or taken[-1])
     check(implicit_gemm, "implicit_gemm", case)
-    assert taken == [walk.startswith("together") and (dtype, tile[0]) != ("float64", 16)], "too many threads for that"
+    pointwise, channels = walk.startswith("pointwise"), walk.startswith("together")
+    channels &= (dtype, tile[0]) != ("float64", 16)  # too many threads for that
+    assert taken == ["PIXELS" if pointwise else "CHANNELS" if channels else "NONE"]
 
 
 def force_cut(monkeypatch, problem, tile, splits):

@@ -1,0 +1,197 @@
+"""Which share of the instructions that a kernel's launches issue are multiply-adds that the problem asked for.
+
+    PTX --> assembled with its own lines as line numbers --> SASS, each instruction with the PTX line it came from
+        --> emulated, some blocks of the grid             --> how many warps came to each line
+
+    issued = sum over SASS basic blocks of  instructions * how many warps came there
+    share  = multiply-adds of the problem / 32 / issued
+
+Prologue, epilogue, packing of the weights, sums of splits are all in it, and so is what pads a tile. An instruction
+that the assembler moved to another basic block says nothing about that block; so a block counts as most of its
+instructions do. Of a large grid some blocks run, inside and at its ends, and each stands for those like it.
+No time is measured and no GPU is needed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+from rich.table import Table
+
+from convlib import arrays, compiling, dispatch, emulator, layers
+from convlib.device import Device
+from convlib.kernels import launching
+from convlib.problem import ConvProblem
+from convlib.report import INSTRUCTION, LABEL
+
+KERNEL = "cupy_raw.implicit_gemm"
+NETWORKS = ("resnet50", "vgg16")
+BARS = {1: 0.60, 32: 0.75}  # least share, by the images
+FEW = 6  # blocks: up to so many all run
+LINE = re.compile(r'//## File "kernel.ptx", line (\d+)')
+ENDS = ("BRA", "EXIT", "RET", "BRX", "CALL", "JMP")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A basic block of machine code. size: its instructions; lines: of the PTX, one for each that has one."""
+
+    size: int
+    lines: tuple[int, ...]
+
+    def warps(self, came: dict[int, int]) -> int:
+        counts = Counter(came.get(line, 0) for line in self.lines)
+        return counts.most_common(1)[0][0] if counts else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """One launch of a kernel. issued: warp instructions of its whole grid, counted on some blocks of it."""
+
+    function: str
+    grid: tuple[int, int, int]
+    issued: float
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Of one problem's launches, what they issued, and the multiply-adds of the problem."""
+
+    problem: ConvProblem
+    launches: tuple[Launched, ...]
+
+    @property
+    def issued(self) -> float:
+        return sum(launch.issued for launch in self.launches)
+
+    @property
+    def multiply_adds(self) -> float:
+        """The problem's, by warps: what the launches cannot do without."""
+        return self.problem.macs / 32
+
+    @property
+    def share(self) -> float:
+        return self.multiply_adds / self.issued
+
+
+def layers_of(networks, images: int, layout: str) -> list[tuple[str, ConvProblem]]:
+    """The 3x3 layers with 64 channels and more, named, at `images` images."""
+    return [
+        (f"{network}:{layer.name}", replace(layer.problem, N=images, layout=layout))
+        for network in networks
+        for layer in layers.layers(network)
+        if (layer.problem.R, layer.problem.S) == (3, 3) and layer.problem.Cg >= 64
+    ]
+
+
+def share(kernel: str, problem: ConvProblem, place: Device) -> Share:
+    """Of a listed kernel in CUDA C, compiled for `place` and cut for its multiprocessors.
+
+    Raises ValueError where the kernel cannot run the problem.
+    """
+    module = dispatch.kernel(kernel)
+    reasons = module.why_not(problem, place)
+    if reasons:
+        raise ValueError(f"{kernel} cannot run {problem}: {'; '.join(reasons)}")
+    workspace = arrays.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
+    with launching.recording() as launches:
+        module.run(problem, place, *operands(problem), workspace if workspace.size else None)
+    target = int("".join(map(str, place.compute_capability)))
+    return Share(problem, tuple(launched(launch, target) for launch in launches))
+
+
+def operands(problem):
+    """Arrays of one image that stand for the whole batch: which image a block has changes no instruction of it."""
+
+    def image(shape):
+        n, c, h, w = shape
+        stored = (c, h, w) if problem.layout == "NCHW" else (h, w, c)
+        one = arrays.empty_aligned(stored, problem.dtype)
+        one[...] = 1
+        one = one if problem.layout == "NCHW" else one.transpose(2, 0, 1)
+        return np.lib.stride_tricks.as_strided(one, (n, c, h, w), (0, *one.strides))
+
+    w = arrays.empty_aligned(problem.w_shape, problem.dtype)
+    w[...] = 1
+    bias = np.ones(problem.K, problem.dtype) if problem.has_bias else None
+    residual = image(problem.y_shape) if problem.has_residual else None
+    return image(problem.x_shape), w, image(problem.y_shape), bias, residual
+
+
+def launched(launch, target):
+    function = launch.kernel.function
+    ptx = compiling.cuda_source_ptx(launch.kernel, target)
+    code = code_of(ptx, function, target)
+    issued = 0
+    for blocks, weight in representatives(launch.grid):
+        report = emulator.launch(
+            ptx, function, launch.grid, launch.block, launching.with_null_pointers(launch.args), launch.shared_bytes,
+            checks=False, blocks=blocks,
+        )  # fmt: skip
+        issued += weight * sum(block.size * block.warps(report.counters.lines) for block in code)
+    return Launched(function, launch.grid, issued)
+
+
+def representatives(grid):
+    """Linear indices of blocks to run, and how many blocks each stands for: one inside, and the last of each axis."""
+    if math.prod(grid) <= FEW:
+        return [(np.arange(math.prod(grid)), 1)]
+    gx, gy, gz = grid
+    along = [[(n // 2, n - 1), (n - 1, 1)] if n > 1 else [(0, 1)] for n in (gx, gy * gz)]
+    return [([x + gx * y], of_x * of_y) for x, of_x in along[0] for y, of_y in along[1]]
+
+
+@cache
+def code_of(ptx, function, target):
+    return blocks_of(compiling.sass(compiling.cubin_with_ptx_lines(ptx, target), lines=True), function)
+
+
+def blocks_of(sass, function):
+    """The basic blocks of `function`, without those that only fill up its end."""
+    found, names, lines, line, inside = [], [], [], None, False
+
+    def close():
+        if any(not name.startswith("NOP") for name in names) and [name[:3] for name in names] != ["BRA"]:
+            found.append(Block(len(names), tuple(lines)))
+        names.clear()
+        lines.clear()
+
+    for text in sass.splitlines():
+        if text.startswith(".text."):
+            inside = text == f".text.{function}:"
+        if not inside:
+            continue
+        if LABEL.match(text):
+            close()
+        elif at := LINE.search(text):
+            line = int(at[1])
+        elif instruction := INSTRUCTION.search(text):
+            names.append(instruction[2])
+            if line is not None:
+                lines.append(line)
+            if instruction[2].startswith(ENDS):
+                close()
+    close()
+    return tuple(found)
+
+
+# As text
+
+
+def table(found: list[tuple[str, Share]], place: Device, images: int, layout: str) -> Table:
+    batch = "1 image" if images == 1 else f"{images} images"
+    head = f"{KERNEL} for {place.name}, {batch}, {layout}: instructions per multiply-add needed, counted on a CPU"
+    drawn = Table(title=head, title_justify="left")
+    drawn.add_column("layer")
+    for name in ("share", "pack", "multiply", "add splits", "grid"):
+        drawn.add_column(name, justify="right")
+    for layer, one in found:
+        parts = [f"{launch.issued / one.multiply_adds:.3f}" for launch in one.launches]
+        grid = " x ".join(str(n) for n in one.launches[1].grid if n > 1)
+        drawn.add_row(layer, f"{one.share:.1%}", *parts, *[""] * (3 - len(parts)), grid)
+    return drawn

@@ -1,0 +1,95 @@
+"""The share of multiply-adds among all issued instructions: how machine code and emulator are brought together."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks import issued
+from convlib import compiling, device
+from convlib.problem import make_problem
+
+pytest.importorskip("cuda.bindings.nvjitlink", reason="nvJitLink is not installed (extra cuda13)")
+pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
+
+LOOP = """
+.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry f(.param .u64 p, .param .u32 n)
+{
+.reg .pred %p<2>;
+.reg .b32 %r<4>;
+.reg .f32 %f<3>;
+.reg .b64 %rd<3>;
+ld.param.u64 %rd1, [p];
+ld.param.u32 %r1, [n];
+cvta.to.global.u64 %rd2, %rd1;
+mov.f32 %f1, 0f3F800000;
+mov.u32 %r2, 0;
+$L:
+.pragma "nounroll";
+fma.rn.f32 %f1, %f1, %f1, %f1;
+add.u32 %r2, %r2, 1;
+setp.lt.u32 %p1, %r2, %r1;
+@%p1 bra $L;
+st.global.f32 [%rd2], %f1;
+ret;
+}
+"""
+
+
+def test_a_loop_counts_as_often_as_the_emulator_ran_it():
+    code = issued.code_of(LOOP, "f", 80)
+    fma = next(n for n, line in enumerate(LOOP.splitlines(), 1) if line.startswith("fma"))
+    (loop,) = [block for block in code if fma in block.lines]
+    came = {}
+    for times in (3, 7):
+        from convlib import emulator
+
+        y = np.zeros(1, np.float32)
+        report = emulator.launch(LOOP, "f", 1, 32, (y, np.uint32(times)), checks=False)
+        came[times] = loop.warps(report.counters.lines)
+        others = sum(b.size * b.warps(report.counters.lines) for b in code if b is not loop)
+        assert 4 <= others <= 20, "what stands outside runs once"
+    assert came == {3: 3, 7: 7}
+    assert 3 <= loop.size <= 5
+
+
+def test_blocks_that_stand_for_others_stand_for_all():
+    for grid in ((1, 1, 1), (5, 1, 1), (1568, 1, 1), (49, 8, 1), (7, 3, 2)):
+        found = issued.representatives(grid)
+        blocks = np.prod(grid)
+        assert sum(len(indices) * weight for indices, weight in found) == blocks
+        assert max(max(indices) for indices, _ in found) == blocks - 1
+
+
+def test_a_sample_comes_near_the_whole(monkeypatch):
+    problem = make_problem((2, 16, 24, 24), (40, 16, 3, 3), np.float32, padding=1)
+    place = replace(device.named("sm_80"), sm_count=8)
+    sampled = issued.share(issued.KERNEL, problem, place)
+    monkeypatch.setattr(issued, "FEW", 10**9)
+    whole = issued.share(issued.KERNEL, problem, place)
+    assert len(whole.launches) in (2, 3)
+    assert sampled.share == pytest.approx(whole.share, rel=0.05)
+    assert 0.2 < whole.share < 0.7, "40 of 64 filters"
+
+
+def test_line_numbers_change_little_of_the_machine_code():
+    problem = make_problem((2, 64, 24, 24), (128, 64, 3, 3), np.float32, padding=1)
+    source = issued.dispatch.kernel(issued.KERNEL).sources(problem, device.named("sm_80"))[1]
+    plain = compiling.sass(compiling.cuda_source_cubin(source, 80))
+    ptx = compiling.cuda_source_ptx(source, 80)
+    lined = compiling.sass(compiling.cubin_with_ptx_lines(ptx, 80))
+    sizes = [len(issued.INSTRUCTION.findall(text)) for text in (plain, lined)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("images", "name"),
+    [(1, "resnet50:512x7x7-512-3x3"), (1, "vgg16:512x14x14-512-3x3"), (32, "resnet50:64x56x56-64-3x3")],
+)
+def test_layers_meet_their_bar(images, name):
+    """One of each kind: the fewest pixels, few pixels, few channels. The command goes through all of them."""
+    problem = dict(issued.layers_of(issued.NETWORKS, images, "NCHW"))[name]
+    assert issued.share(issued.KERNEL, problem, device.named("sm_80")).share >= issued.BARS[images]

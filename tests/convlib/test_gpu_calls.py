@@ -1,0 +1,142 @@
+"""What a call on a GPU asks of CuPy: from a planned call only launches, so that a CUDA graph can hold it.
+
+CuPy is a stand-in here: its arrays lie on the host, its RawKernels note their launches and run nothing. That a graph
+was captured and replayed on a GPU is for tests/kernels/test_on_gpu.py.
+"""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import convlib
+from convlib import device, dispatch
+from convlib.kernels import launching
+from tests.convlib import cupy_on_host
+from tests.kernels import stand_in_cupy
+
+FORWARD = [
+    name for name in dispatch.KERNELS if name.startswith("cupy_raw.") and "forward" in dispatch.kernel(name).passes
+]
+STREAM = 0xABC0
+
+
+class Current(SimpleNamespace):
+    """Which device is current, and the stream that work on it goes to."""
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """The stand-in, with `current` for its devices and streams and `pool` for what was taken from its memory pool."""
+    runs = {name: dispatch.kernel(name).run for name in FORWARD}
+    cupy_on_host.install(monkeypatch)
+    for name, run in runs.items():
+        monkeypatch.setattr(dispatch.kernel(name), "run", run)
+    cupy, kernels = sys.modules["cupy"], stand_in_cupy.module()
+    cupy.current, cupy.pool = Current(device=0, stream=STREAM), []
+
+    class Device:
+        def __init__(self, index=None):
+            self.id = cupy.current.device if index is None else index
+
+        def __enter__(self):
+            self.before, cupy.current.device = cupy.current.device, self.id
+
+        def __exit__(self, *_):
+            cupy.current.device = self.before
+
+    empty = cupy.empty
+
+    def from_pool(shape, dtype):
+        cupy.pool.append((cupy.current.device, shape, np.dtype(dtype)))
+        return empty(shape, dtype)
+
+    cupy.RawKernel, cupy.empty = kernels.RawKernel, from_pool
+    cupy.cuda.Device, cupy.cuda.Stream = Device, kernels.cuda.Stream
+    cupy.cuda.ExternalStream = kernels.cuda.ExternalStream
+    cupy.cuda.get_current_stream = lambda index: SimpleNamespace(ptr=cupy.current.stream)
+    launching.raw_kernel.cache_clear()
+    yield cupy
+    launching.raw_kernel.cache_clear()
+
+
+def layer(name):
+    groups = 16 if name in ("cupy_raw.depthwise", "cupy_raw.fft") else 1
+    x = cupy_on_host.over(np.ones((1, 16, 12, 12), np.float32))
+    w = cupy_on_host.over(np.ones((16, 16 // groups, 3, 3), np.float32))
+    bias = cupy_on_host.over(np.ones(16, np.float32))
+    return x, w, bias, {"padding": 1, "groups": groups, "backend": "cupy_raw", "algorithm": name.partition(".")[2]}
+
+
+def launches(cupy):
+    return [call for kernel in cupy.RawKernel.made for call in kernel.calls]
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_a_planned_call_launches_and_does_nothing_else(name, cupy, monkeypatch):
+    """The stand-in knows no synchronize, and from here on no memory: whoever asks for either fails."""
+    x, w, bias, keywords = layer(name)
+    plan = convlib.plan(x.shape, w, bias, **keywords)
+    y = plan(x)  # compiles
+    first, made = len(launches(cupy)), len(cupy.RawKernel.made)
+    assert first >= 1
+    for taking in ("empty", "zeros", "ascontiguousarray", "add", "pad", "sum"):
+        monkeypatch.delattr(cupy, taking)
+    assert plan(x, out=y) is y
+    again = launches(cupy)
+    assert len(again) == 2 * first
+    assert len(cupy.RawKernel.made) == made
+    assert {stream for *_, stream in again} == {STREAM}
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_a_calls_memory_comes_from_cupys_pool_on_the_arrays_device(name, cupy):
+    x, w, bias, keywords = layer(name)
+    second = SimpleNamespace(id=1)
+    for array in (x, w, bias):
+        array.device = second
+    convlib.conv2d(x, w, bias, **keywords)
+    problem = convlib.explain(x, w, bias, **keywords).problem
+    needed = dispatch.kernel(name).workspace_bytes(problem, device.gpu(1))
+    taken = {(shape, dtype) for _, shape, dtype in cupy.pool}
+    assert (tuple(problem.y_shape), np.dtype(np.float32)) in taken
+    assert not needed or (needed, np.dtype(np.uint8)) in taken
+    assert {index for index, *_ in cupy.pool} == {1}
+    assert cupy.current.device == 0, "left as it was"
+
+
+def test_each_call_goes_to_its_own_stream(cupy):
+    x, w, bias, keywords = layer("cupy_raw.implicit_gemm")
+    plan = convlib.plan(x.shape, w, bias, **keywords)
+    for stream in (0, 0x10, 0x20):
+        cupy.current.stream = stream
+        before = len(launches(cupy))
+        plan(x)
+        convlib.conv2d(x, w, bias, **keywords)
+        assert len(launches(cupy)) > before
+    per_stream = [call[-1] for kernel in cupy.RawKernel.made for call in kernel.calls]
+    assert {stream: per_stream.count(stream) for stream in (0, 0x10, 0x20)} == dict.fromkeys(
+        (0, 0x10, 0x20), len(per_stream) // 3
+    )
+
+
+def test_a_kernel_is_compiled_for_each_device_that_it_is_called_on(cupy):
+    x, w, bias, keywords = layer("cupy_raw.direct")
+    for index in (0, 1, 1, 0):
+        for array in (x, w, bias):
+            array.device = SimpleNamespace(id=index)
+        convlib.conv2d(x, w, bias, **keywords)
+    assert len(cupy.RawKernel.made) == 2
+
+
+def test_a_gpus_properties_are_asked_of_its_driver(monkeypatch):
+    asked = {
+        "name": b"A card", "major": 8, "minor": 9, "multiProcessorCount": 76, "sharedMemPerBlock": 49_152,
+    }  # fmt: skip
+    runtime = SimpleNamespace(getDeviceProperties=lambda index: asked if index == 3 else None)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    device.gpu.cache_clear()
+    found = device.gpu(3)
+    device.gpu.cache_clear()
+    assert (found.index, found.name, found.compute_capability, found.sm_count) == (3, "A card", (8, 9), 76)
