@@ -12,7 +12,7 @@ a time.
 Why so: a panel costs a load and a store per number and serves 2 K flops each; no patch matrix goes through memory.
 Stride, dilation and padding matter while copying only (pixel_panels.py). With at most 32 filters a contiguous 1x1
 layer of stride 1 copies nothing but its last, incomplete tile: the micro-kernel reads x where it lies. It also takes
-contiguous weights where they lie, so a single call packs none; a plan packs them (weight_panels.py).
+contiguous weights where they lie, so a single call packs none; a plan packs them (weight_rows.py).
 Up to 4 channels with long rows are few_channels.py's.
 
 Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s: ResNet-50's 1x1 layers of
@@ -32,10 +32,13 @@ import numba
 import numpy as np
 from numba import from_dtype
 
-from . import few_channels, target, weight_panels
+from . import few_channels, target, weight_rows
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
+from .filter_cuts import until_all_done, up
+from .lone_pixels import MOST as MOST_LONE
+from .lone_pixels import lone_pixels_function
 from .microkernel import CLOCK, VECTORS, multiply_cycles, multiply_function, panel_rows, predicted
 from .pixel_panels import copy_tiles_function
 from .short_floats import memory_functions
@@ -43,16 +46,17 @@ from .threads import run_tasks, task_loop, worker_span
 from .vectors import Vector, broadcast, lanes, record_at
 
 passes = ("forward",)
-TASKS_PER_THREAD = 6  # so that the last ones to finish do not leave the others idle for long
+TASKS_PER_THREAD = (1, 2, 4, 6)  # runs of tiles, of which the best cut is taken
+CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_500, 4_000
+COMING = 0.04  # cycles for each number of x and w that a task reads first
+LONE_CYCLES = 0.6  # for a vector of a lone pixel's depths
 
-IN_PLACE_FILTERS = 32  # with so few filters, copying x into a panel costs more than reading it from where it lies
-SHARING_TILES = 4  # of one task, so that each weight that comes from afar is used for all of them
 FILTER_BLOCK = 64  # whose weights stay in the L2 cache while a group of tiles is multiplied with them
 GROUP_BYTES = 1 << 17  # panels copied at a time: long rows of x per page, and still in the L2 cache when multiplied
 
 BLOCKING = (
-    "tiles", "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "in_place",
-    "worker_bytes", "partial_at", "bias_at",
+    "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row",
+    "worker_bytes", "partial_at", "bias_at", "gathered_at",
 )  # fmt: skip
 CALL_BLOCKED = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
 
@@ -70,7 +74,8 @@ def build(dtype_name):
     store_one = store_one_function(dtype_name)
     multiply = multiply_function(real, "row")
     copy_tiles = copy_tiles_function(dtype_name)
-    padding = weight_panels.padded_filters(1)
+    lone_pixels = lone_pixels_function(real)
+    padding = weight_rows.padded_filters(1)
 
     @inlined
     def finish_tile(call, n, k0, filters, first, columns, partial, biases):
@@ -116,55 +121,61 @@ def build(dtype_name):
         k0 = g * call.Kg + k
         padded = (call.Kg + padding - 1) // padding * padding
         packed = call.w_k == 0
+        w_row = call.packed_row if packed else call.w_k
         panel = call.workspace + worker * call.worker_bytes
-        partial, biases = panel + call.partial_at, panel + call.bias_at
+        partial, biases, gathered = panel + call.partial_at, panel + call.bias_at, panel + call.gathered_at
         copy_biases(call, k0, filters, biases)
 
         point = taps == 1 and call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
         flat = point and flat_rows(call.x_h, call.x_w, call.W)
-        in_place = call.in_place and flat and same and call.x_w == item
+        in_place = flat and same and call.x_w == item
         direct = call.activation == CLAMP and same and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
         if call.has_residual:
             direct = direct and call.residual_q == item and flat_rows(call.residual_p, call.residual_q, call.Q)
 
         x_image = call.x + n * call.x_n + g * call.Cg * call.x_c
-        w_group = call.w + g * padded * call.Cg * taps * item if packed else call.w + k0 * call.w_k
+        w_task = call.w + (g * padded + k if packed else k0) * w_row
         y = call.y + n * call.y_n + k0 * call.y_k
         residual = call.residual + n * call.residual_n + k0 * call.residual_k
-        begin = tile_task * call.tiles * width
-        end = min(begin + call.tiles * width, pixels)
+        all_tiles = (pixels + width - 1) // width
+        begin = all_tiles * tile_task // call.tile_tasks * width
+        end = min(all_tiles * (tile_task + 1) // call.tile_tasks * width, pixels)
         for start in range(begin, end, call.group * width):
             stop = min(start + call.group * width, end)
             for c0 in range(0, call.Cg, call.channel_block):
                 channels = min(call.channel_block, call.Cg - c0)
                 depth, x = channels * taps, x_image + c0 * call.x_c
                 last = c0 + channels == call.Cg
-                if not in_place or stop % width:
-                    copy_tiles(call, panel, start, stop, x, channels, flat)
-                if packed:
-                    w, w_row, w_panel, w_step = (
-                        w_group + (c0 * taps * padded + k * depth) * item, item, rows * depth * item, rows * item,
-                    )  # fmt: skip
-                else:
-                    w, w_row, w_panel, w_step = w_group + c0 * taps * item, call.w_k, rows * call.w_k, item
+                copied = start
+                if in_place:
+                    rest = stop % width
+                    copied = stop - rest if rest % W and rest > MOST_LONE else stop
+                if copied < stop:
+                    copy_tiles(call, panel, copied, stop, x, channels, flat)
+                w = w_task + c0 * taps * item
                 for f in range(0, filters, FILTER_BLOCK):
-                    some = min(FILTER_BLOCK, filters - f)
-                    weights = w + f // rows * w_panel
+                    some, weights = min(FILTER_BLOCK, filters - f), w + f * w_row
                     for first in range(start, stop, width):
-                        columns = min(width, stop - first)
-                        full, tile = columns == width, (first - start) // width
-                        b, b_step = panel + tile * depth * panel_row, panel_row
-                        if in_place and full:
+                        columns, tile = min(width, stop - first), (first - start) // width
+                        if first < copied:
                             b, b_step = x + first * item, call.x_c
-                        out = y + f * call.y_k + first * item if direct and full and last else 0
-                        add = residual + f * call.residual_k + first * item if call.has_residual else 0
+                        else:
+                            b, b_step = panel + (first - copied) // width * depth * panel_row, panel_row
                         sums = partial + (tile * filters_padded + f) * panel_row
-                        multiply(
-                            (columns + W - 1) // W, some, weights, w_row, w_panel, w_step, b, b_step, depth,
-                            sums, panel_row, c0 == 0, out, call.y_k, biases + f * item, add, call.residual_k,
-                            call.low, call.high,
-                        )  # fmt: skip
-                        if last and not (direct and full):
+                        if columns <= MOST_LONE:
+                            lone_pixels(
+                                columns, some, weights, w_row, b, b_step, depth, sums, panel_row, c0 == 0, gathered
+                            )
+                        else:
+                            full = direct and last and columns == width
+                            out = y + f * call.y_k + first * item if full else 0
+                            add = residual + f * call.residual_k + first * item if call.has_residual else 0
+                            multiply(
+                                (columns + W - 1) // W, some, weights, w_row, rows * w_row, item, b, b_step, depth,
+                                sums, panel_row, c0 == 0, out, call.y_k, biases + f * item, add, call.residual_k,
+                                call.low, call.high,
+                            )  # fmt: skip
+                        if last and not (direct and columns == width):
                             finish_tile(call, n, k0 + f, some, first, columns, sums, biases + f * item)
 
     return task_loop(task)
@@ -177,53 +188,83 @@ def real_bytes(problem):
     return problem.accumulate.itemsize
 
 
+def reads_x_in_place(problem) -> bool:
+    """May the micro-kernel read x where it lies, if its rows follow each other in memory? (Conditions as in `task`.)"""
+    point = problem.R * problem.S == 1 and problem.stride == (1, 1) and problem.padding == ((0, 0), (0, 0))
+    return point and problem.layout == "NCHW" and problem.dtype == problem.accumulate
+
+
 def channel_block(problem) -> int:
     """Channels whose panel fills about three quarters of the L1 cache, all blocks about equal; at least one.
 
-    Twice as many where there are few pixels: their panels are read from the L2 cache anyhow, and sums wait less
-    often.
+    Twice or three times as many where their x comes from the L2 cache anyhow: sums then wait less often.
     """
     depth = target.cache_bytes(1) * 3 // 4 // (VECTORS * target.vector_bytes())
-    if SHARING_TILES * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
+    if reads_x_in_place(problem):
+        depth *= 3
+    elif 4 * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
         depth *= 2
     blocks = -(-problem.reduction // max(depth, problem.R * problem.S))
     return -(-problem.Cg // blocks)
+
+
+def possible_cuts(problem, threads):
+    """(runs of tiles, ranges of filters)"""
+    all_tiles = -(-problem.P * problem.Q // (VECTORS * lanes(problem.accumulate)))
+    panels = weight_rows.padded_filters(problem.Kg) // weight_rows.padded_filters(1)
+    runs = [1, *(threads * n for n in TASKS_PER_THREAD)] if threads > 1 else [1]
+    ranges = [1, threads, 2 * threads] if threads > 1 else [1]
+    return [(t, f) for t in runs if t <= all_tiles for f in ranges if f <= panels]
+
+
+def cut_cycles(problem, threads, tile_tasks, filter_tasks) -> float:
+    """Predicted cycles until the last thread is done."""
+    width, rows = VECTORS * lanes(problem.accumulate), weight_rows.padded_filters(1)
+    pixels, depth = problem.P * problem.Q, problem.reduction
+    all_tiles = -(-pixels // width)
+    filters = up(-(-problem.Kg // filter_tasks), rows)
+    copy = 0.0 if reads_x_in_place(problem) else copy_cycles(problem) / pixels  # for a pixel
+
+    def task(run, part):
+        columns = min(all_tiles * (run + 1) // tile_tasks * width, pixels) - all_tiles * run // tile_tasks * width
+        some = max(0, min(filters, up(problem.Kg, rows) - part * filters))
+        product = some * tile_columns_cycles(columns, depth, problem.accumulate)
+        return CYCLES_PER_TASK + product + columns * copy + COMING * depth * (some + columns)
+
+    tasks = [task(run, part) for run in range(tile_tasks) for part in range(filter_tasks)]
+    return until_all_done(tasks * (problem.N * problem.groups), threads, CYCLES_TO_WAKE)
+
+
+def tile_columns_cycles(columns, depth, dtype) -> float:
+    """Of one filter and so many pixels: tiles, and what is left, as lone pixels or a narrow tile."""
+    rest = columns % (VECTORS * lanes(dtype))
+    lone = rest if rest <= MOST_LONE else 0
+    return multiply_cycles(1, columns - lone, depth, dtype) + lone * LONE_CYCLES * depth / lanes(dtype)
 
 
 @lru_cache(maxsize=1024)
 def blocking(problem, threads):
     """The numbers of BLOCKING, and the number of tasks."""
     width = VECTORS * lanes(problem.accumulate)
-    rows = weight_panels.padded_filters(1)
-    all_tiles = -(-problem.P * problem.Q // width)
-    wanted = -(-TASKS_PER_THREAD * threads // (problem.N * problem.groups)) if threads > 1 else 1
-    tiles = max(1, all_tiles // wanted)
-    if threads > 1 and problem.R * problem.S == 1 and problem.stride == (1, 1):
-        tiles = max(tiles, min(SHARING_TILES, all_tiles))  # copying x again for other filters costs little here
-    tile_tasks = -(-all_tiles // tiles)
-    if tile_tasks == 1:
-        wanted = 2 * threads  # equal tasks; each copies all of x
-    filter_tasks = max(1, min(-(-wanted // tile_tasks), problem.Kg // 32)) if tile_tasks < wanted else 1
-    filters = -(-problem.Kg // (filter_tasks * rows)) * rows
+    rows = weight_rows.padded_filters(1)
+    tile_tasks, filter_tasks = min(possible_cuts(problem, threads), key=lambda cut: cut_cycles(problem, threads, *cut))
+    filters = up(-(-problem.Kg // filter_tasks), rows)
     filter_tasks = -(-problem.Kg // filters)
 
     block = channel_block(problem)
+    depth = block * problem.R * problem.S
     row_bytes = VECTORS * target.vector_bytes()
-    panel_bytes = block * problem.R * problem.S * row_bytes
-    sums_bytes = up(filters, rows) * row_bytes
-    group = max(1, min(tiles, GROUP_BYTES // panel_bytes))
-    partial_at = up(group * panel_bytes, 64)
-    bias_at = partial_at + up(group * sums_bytes, 64)
-    worker_bytes = worker_span(bias_at + (filters + rows) * real_bytes(problem))
-    in_place = problem.Kg <= IN_PLACE_FILTERS
+    most_tiles = -(-problem.P * problem.Q // (width * tile_tasks)) + 1
+    group = max(1, min(most_tiles, GROUP_BYTES // (depth * row_bytes)))
+    partial_at = up(group * depth * row_bytes, 64)
+    bias_at = partial_at + up(group * filters * row_bytes, 64)
+    gathered_at = up(bias_at + (filters + rows) * real_bytes(problem), 64)
+    worker_bytes = worker_span(gathered_at + depth * real_bytes(problem))
     numbers = (
-        tiles, filters, tile_tasks, filter_tasks, block, group, in_place, worker_bytes, partial_at, bias_at,
+        filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), worker_bytes, partial_at,
+        bias_at, gathered_at,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks
-
-
-def up(count, step):
-    return -(-count // step) * step
 
 
 @lru_cache(maxsize=1024)
@@ -245,40 +286,34 @@ def why_not(problem, device):
 def workspace_bytes(problem, device):
     numbers, _ = blocking(problem, device.threads)
     own = device.threads * numbers[BLOCKING.index("worker_bytes")]
-    return max(own, few_channels.workspace_bytes(problem, device.threads)) if by_few_channels(problem) else own
-
-
-def by_few_channels(problem) -> bool:
-    """Weights have to be packed as one block, as few_channels.py reads them."""
-    return few_channels.serves(problem) and channel_block(problem) == problem.Cg
+    return max(own, few_channels.workspace_bytes(problem, device.threads)) if few_channels.serves(problem) else own
 
 
 def reads_in_place(problem, w):
     """Weights that the micro-kernel takes as they lie: contiguous, float32 or float64, whole tiles of filters.
 
-    Packed they are up to a tenth faster, but packing them for one call costs more.
+    Copying them for one call would cost more than it saves.
     """
-    whole = problem.Kg % weight_panels.padded_filters(1) == 0
+    whole = problem.Kg % weight_rows.padded_filters(1) == 0
     return whole and problem.dtype == problem.accumulate and w.flags.c_contiguous and w.flags.aligned
 
 
 def packed_bytes(problem, device):
-    return weight_panels.packed_items(problem) * real_bytes(problem)
+    return weight_rows.packed_bytes(problem)
 
 
 def pack(problem, device, w, packed):
-    """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), as panels of filters."""
-    loop = compiled(weight_panels.build, problem.dtype.name, channel_block(problem))
-    call = pack_call(problem_fields(problem), packed, w, packed, None, None, None)
-    panels = problem.groups * weight_panels.padded_filters(problem.Kg) // panel_rows()
-    run_tasks(loop, call, panels, device.threads)
+    """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), as rows of filters."""
+    loop, rows = compiled(weight_rows.build, problem.dtype.name), weight_rows.packed_rows(problem, packed)
+    call = pack_call(problem_fields(problem), packed, w, rows, None, None, None)
+    run_tasks(loop, call, rows.shape[1], device.threads)
 
 
 def predicted_seconds(problem, device):
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
-    if by_few_channels(problem):
+    if few_channels.serves(problem):
         return predicted(problem, device, maps * few_channels.cycles(problem))
-    rows = weight_panels.padded_filters(problem.Kg)
+    rows = weight_rows.padded_filters(problem.Kg)
     multiply = multiply_cycles(rows, pixels, problem.reduction, problem.accumulate)
     numbers, _ = blocking(problem, device.threads)
     repeated = numbers[BLOCKING.index("filter_tasks")]  # each copies the panels for itself
@@ -287,7 +322,7 @@ def predicted_seconds(problem, device):
 
 def pack_seconds(problem, device):
     """Weights that lie as `reads_in_place` asks are not packed for a single call; most are contiguous."""
-    if problem.dtype == problem.accumulate and problem.Kg % weight_panels.padded_filters(1) == 0:
+    if problem.dtype == problem.accumulate and problem.Kg % weight_rows.padded_filters(1) == 0:
         return 0.0
     return 3.0 * problem.K * problem.reduction / CLOCK / device.threads
 
@@ -309,6 +344,6 @@ def store_cycles(problem) -> float:
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
-    few = by_few_channels(problem) and few_channels.takes(y, residual)
+    few = few_channels.serves(problem) and few_channels.takes(y, residual)
     fields, loop, tasks = few_channels.prepared(problem, device.threads) if few else prepared(problem, device.threads)
     run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)

@@ -33,7 +33,7 @@ from . import target, tracing
 from .column_stores import store_columns
 from .compilation import compiled, inlined
 from .threads import aligned_words
-from .tracing import Lanes, choose, convert, fma, load, loop, select, store, traced, when
+from .tracing import Lanes, choose, convert, fma, load, loop, maximum, minimum, select, store, traced, when
 from .vectors import lanes
 
 VECTORS = 3  # columns of the widest tile, in vectors
@@ -115,7 +115,7 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False):
 
         def clamp(total):
             least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
-            return select(total < least, least, select(total > most, most, total))
+            return maximum(least, minimum(most, total))
 
         def finish():
             for i in range(rows):
