@@ -38,7 +38,7 @@ from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
 from .filter_cuts import until_all_done, up
 from .lone_pixels import MOST as MOST_LONE
-from .lone_pixels import lone_pixels_function
+from .lone_pixels import gather_function, lone_pixels_function
 from .microkernel import CLOCK, VECTORS, multiply_cycles, multiply_function, panel_rows, predicted
 from .pixel_panels import copy_tiles_function
 from .short_floats import memory_functions
@@ -74,7 +74,7 @@ def build(dtype_name):
     store_one = store_one_function(dtype_name)
     multiply = multiply_function(real, "row")
     copy_tiles = copy_tiles_function(dtype_name)
-    lone_pixels = lone_pixels_function(real)
+    gather, lone_pixels = gather_function(real), lone_pixels_function(real)
     padding = weight_rows.padded_filters(1)
 
     @inlined
@@ -142,41 +142,47 @@ def build(dtype_name):
         end = min(all_tiles * (tile_task + 1) // call.tile_tasks * width, pixels)
         for start in range(begin, end, call.group * width):
             stop = min(start + call.group * width, end)
+            rest = stop % width
+            whole = stop - rest if rest <= MOST_LONE else stop  # behind these pixels come lone ones
             for c0 in range(0, call.Cg, call.channel_block):
                 channels = min(call.channel_block, call.Cg - c0)
                 depth, x = channels * taps, x_image + c0 * call.x_c
                 last = c0 + channels == call.Cg
-                copied = start
+                copied = start  # from here on; what lies before is read in place
                 if in_place:
-                    rest = stop % width
-                    copied = stop - rest if rest % W and rest > MOST_LONE else stop
-                if copied < stop:
+                    copied = whole if whole % W == 0 else whole // width * width
+                if copied < stop and not (in_place and copied == whole):
                     copy_tiles(call, panel, copied, stop, x, channels, flat)
+                if whole < stop:
+                    b, b_step = x + whole * item, call.x_c
+                    if not in_place:
+                        b, b_step = panel + (whole - copied) // width * depth * panel_row, panel_row
+                    gather(gathered, stop - whole, b, b_step, depth)
                 w = w_task + c0 * taps * item
                 for f in range(0, filters, FILTER_BLOCK):
-                    some, weights = min(FILTER_BLOCK, filters - f), w + f * w_row
+                    some, weights, bias = min(FILTER_BLOCK, filters - f), w + f * w_row, biases + f * item
                     for first in range(start, stop, width):
                         columns, tile = min(width, stop - first), (first - start) // width
-                        if first < copied:
-                            b, b_step = x + first * item, call.x_c
+                        lone = first == whole
+                        done = last and direct and (columns == width or lone)
+                        sums = partial + (tile * filters_padded + f) * panel_row
+                        out = y + f * call.y_k + first * item if done else 0
+                        add = residual + f * call.residual_k + first * item if call.has_residual else 0
+                        if lone:
+                            lone_pixels(
+                                columns, some, weights, w_row, gathered, depth, sums, panel_row, c0 == 0, out, call.y_k,
+                                bias, add, call.residual_k, call.low, call.high,
+                            )  # fmt: skip
                         else:
                             b, b_step = panel + (first - copied) // width * depth * panel_row, panel_row
-                        sums = partial + (tile * filters_padded + f) * panel_row
-                        if columns <= MOST_LONE:
-                            lone_pixels(
-                                columns, some, weights, w_row, b, b_step, depth, sums, panel_row, c0 == 0, gathered
-                            )
-                        else:
-                            full = direct and last and columns == width
-                            out = y + f * call.y_k + first * item if full else 0
-                            add = residual + f * call.residual_k + first * item if call.has_residual else 0
+                            if first < copied:
+                                b, b_step = x + first * item, call.x_c
                             multiply(
                                 (columns + W - 1) // W, some, weights, w_row, rows * w_row, item, b, b_step, depth,
-                                sums, panel_row, c0 == 0, out, call.y_k, biases + f * item, add, call.residual_k,
-                                call.low, call.high,
+                                sums, panel_row, c0 == 0, out, call.y_k, bias, add, call.residual_k, call.low, call.high,
                             )  # fmt: skip
-                        if last and not (direct and columns == width):
-                            finish_tile(call, n, k0 + f, some, first, columns, sums, biases + f * item)
+                        if last and not done:
+                            finish_tile(call, n, k0 + f, some, first, columns, sums, bias)
 
     return task_loop(task)
 
@@ -259,7 +265,7 @@ def blocking(problem, threads):
     partial_at = up(group * depth * row_bytes, 64)
     bias_at = partial_at + up(group * filters * row_bytes, 64)
     gathered_at = up(bias_at + (filters + rows) * real_bytes(problem), 64)
-    worker_bytes = worker_span(gathered_at + depth * real_bytes(problem))
+    worker_bytes = worker_span(gathered_at + up(MOST_LONE * depth * real_bytes(problem), 64) + 64)
     numbers = (
         filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), worker_bytes, partial_at,
         bias_at, gathered_at,

@@ -15,45 +15,100 @@ from numba.core import types
 from .compilation import inlined
 from .microkernel import panel_rows, vector_type
 from .short_floats import memory_functions
-from .tracing import choose, constant, extract, first_lanes, fma, load, load_lanes, loop, shuffle, store, traced, zeros
+from .tracing import (
+    choose,
+    convert,
+    extract,
+    first_lanes,
+    fma,
+    load,
+    load_lanes,
+    loop,
+    maximum,
+    minimum,
+    shuffle,
+    store,
+    traced,
+    when,
+    zeros,
+)
 
 MOST = 4  # pixels; a vector's tile takes as long as about a dozen of them, but they are gathered one by one
 
 
-def lone_pixels_function(dtype):
-    """A Numba function lone_pixels(count, rows, w, w_row, x, x_step, depth, sums, sums_row, first, gathered).
+def gather_function(dtype):
+    """A Numba function gather(to, count, x, x_step, depth): `count` columns of x, each as a row of numbers."""
+    item = np.dtype(dtype).itemsize
+    read, write, _, _ = memory_functions(np.dtype(dtype).name)
 
-    Adds to sums[i][j] (or, if `first`, puts there) the product of w[i] and x[:, j], for `rows` rows of w, which may be
-    read as far as a whole panel, and `count` columns of x. w_row, x_step, sums_row: bytes from row to row; the numbers
-    of a row are neighbours. gathered: memory for `depth` numbers.
+    @inlined
+    def gather(to, count, x, x_step, depth):
+        for j in range(count):
+            for d in range(depth):
+                write(to + (j * depth + d) * item, read(x + d * x_step + j * item))
+
+    return gather
+
+
+def lone_pixels_function(dtype):
+    """A Numba function that multiplies all rows of A with one to MOST gathered columns.
+
+    lone_pixels(columns, rows, a, a_row, gathered, depth, partial, ...): the arguments of the micro-kernel's `multiply`,
+    with the same meaning. A's rows are contiguous, and may be read as far as a whole panel.
     """
     V, rows_at_once = vector_type(dtype), panel_rows()
     item = V.item_bytes
-    read, write, _, _ = memory_functions(np.dtype(dtype).name)
 
     @traced(types.void)
-    def dot_rows(w, w_row, x, depth, sums, sums_row, first):
-        def multiplied(load_from, at, totals):
-            column = load_from(x + at)
-            return [fma(load_from(w + w_row * i + at), column, total) for i, total in enumerate(totals)]
+    def dot_rows(
+        a, a_row, x, depth, partial, partial_row, first, out, out_row, left, bias, residual, residual_row, low, high
+    ):
+        def multiplied(read, at, totals):
+            column = read(x + at)
+            return [fma(read(a + a_row * i + at), column, total) for i, total in enumerate(totals)]
 
-        totals = [zeros(V, w) for _ in range(rows_at_once)]
         whole = depth // V.count
+        totals = [zeros(V, a) for _ in range(rows_at_once)]
         totals = loop(whole, lambda d, totals: multiplied(lambda at: load(V, at), d * V.bytes, totals), totals)
         some = first_lanes(V, depth - whole * V.count)
-        totals = multiplied(lambda at: load_lanes(V, at, some), whole * V.bytes, totals)
-        for i, total in enumerate(sums_of(totals)):
-            here = sums + sums_row * i
-            before = choose(first, lambda: [constant(total, 0)], lambda here=here: [load(V.scalar, here)])[0]
-            store(here, before + total)
+        totals = sums_of(multiplied(lambda at: load_lanes(V, at, some), whole * V.bytes, totals))
+
+        def continued():
+            return [total + load(V.scalar, partial + partial_row * i) for i, total in enumerate(totals)]
+
+        def leave():
+            for i, total in enumerate(sums):
+                store(partial + partial_row * i, total)
+
+        def finish():
+            least, most = (convert(limit, V.scalar) for limit in (low, high))
+            for i, total in enumerate(sums):
+                with when(left > i):
+                    total = with_residual(total + load(V.scalar, bias + item * i), i)
+                    store(out + out_row * i, maximum(least, minimum(most, total)))
+
+        def with_residual(total, i):
+            def added():
+                return [total + load(V.scalar, residual + residual_row * i)]
+
+            return choose(residual.differs(0), added, lambda: [total])[0]
+
+        sums = choose(first, lambda: totals, continued)
+        choose(out.differs(0), finish, leave)
 
     @inlined
-    def lone_pixels(count, rows, w, w_row, x, x_step, depth, sums, sums_row, first, gathered):
-        for j in range(count):
-            for d in range(depth):
-                write(gathered + d * item, read(x + d * x_step + j * item))
-            for i in range(0, rows, rows_at_once):
-                dot_rows(w + i * w_row, w_row, gathered, depth, sums + i * sums_row + j * item, sums_row, first)
+    def lone_pixels(
+        columns, rows, a, a_row, gathered, depth, partial, partial_row, first, out, out_row, bias, residual,
+        residual_row, low, high,
+    ):  # fmt: skip
+        for i in range(0, rows, rows_at_once):
+            for j in range(columns):
+                dot_rows(
+                    a + i * a_row, a_row, gathered + j * depth * item, depth, partial + i * partial_row + j * item,
+                    partial_row, first, out + i * out_row + j * item if out != 0 else 0, out_row, rows - i,
+                    bias + i * item, residual + i * residual_row + j * item if residual != 0 else 0, residual_row,
+                    low, high,
+                )  # fmt: skip
 
     return lone_pixels
 
