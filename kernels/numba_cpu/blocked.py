@@ -229,19 +229,19 @@ def cut_cycles(problem, threads, tile_tasks, filter_tasks) -> float:
     pixels, depth = problem.P * problem.Q, problem.reduction
     all_tiles = -(-pixels // width)
     filters = up(-(-problem.Kg // filter_tasks), rows)
-    copy = 0.0 if reads_x_in_place(problem) else copy_cycles(problem) / pixels  # for a pixel
+    copy = copy_cycles(problem) / pixels
 
     def task(run, part):
         columns = min(all_tiles * (run + 1) // tile_tasks * width, pixels) - all_tiles * run // tile_tasks * width
         some = max(0, min(filters, up(problem.Kg, rows) - part * filters))
-        product = some * tile_columns_cycles(columns, depth, problem.accumulate)
+        product = some * pixels_cycles(columns, depth, problem.accumulate)
         return CYCLES_PER_TASK + product + columns * copy + COMING * depth * (some + columns)
 
     tasks = [task(run, part) for run in range(tile_tasks) for part in range(filter_tasks)]
     return until_all_done(tasks * (problem.N * problem.groups), threads, CYCLES_TO_WAKE)
 
 
-def tile_columns_cycles(columns, depth, dtype) -> float:
+def pixels_cycles(columns, depth, dtype) -> float:
     """Of one filter and so many pixels: tiles, and what is left, as lone pixels or a narrow tile."""
     rest = columns % (VECTORS * lanes(dtype))
     lone = rest if rest <= MOST_LONE else 0
@@ -319,11 +319,12 @@ def predicted_seconds(problem, device):
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
     if few_channels.serves(problem):
         return predicted(problem, device, maps * few_channels.cycles(problem))
-    rows = weight_rows.padded_filters(problem.Kg)
-    multiply = multiply_cycles(rows, pixels, problem.reduction, problem.accumulate)
+    filters = weight_rows.padded_filters(problem.Kg)
+    multiply = filters * pixels_cycles(pixels, problem.reduction, problem.accumulate)
     numbers, _ = blocking(problem, device.threads)
     repeated = numbers[BLOCKING.index("filter_tasks")]  # each copies the panels for itself
-    return predicted(problem, device, maps * (multiply + repeated * copy_cycles(problem) + store_cycles(problem)))
+    copy = repeated * copy_cycles(problem)
+    return predicted(problem, device, maps * (multiply + copy + store_cycles(problem)))
 
 
 def pack_seconds(problem, device):
@@ -335,11 +336,12 @@ def pack_seconds(problem, device):
 
 def copy_cycles(problem) -> float:
     """Copying one group's panels: vectors where rows are long, pieces of them where they are short, or one by one."""
+    if reads_x_in_place(problem):
+        return 0.0
     numbers = problem.P * problem.Q * problem.reduction
     if problem.layout != "NCHW" or problem.dtype != problem.accumulate or problem.stride[1] > 2:
         return 2.0 * numbers
-    point = problem.R * problem.S == 1 and problem.stride == (1, 1)
-    return numbers * (0.4 if point or 2 * lanes(problem.accumulate) <= problem.Q else 0.7)
+    return numbers * (0.4 if 2 * lanes(problem.accumulate) <= problem.Q else 0.7)
 
 
 def store_cycles(problem) -> float:
