@@ -300,8 +300,14 @@ def reads_in_place(problem, w):
 
     Copying them for one call would cost more than it saves.
     """
-    whole = problem.Kg % weight_rows.padded_filters(1) == 0
-    return whole and problem.dtype == problem.accumulate and w.flags.c_contiguous and w.flags.aligned
+    flags = w.flags
+    return flags.c_contiguous and flags.aligned and takes_rows(problem)
+
+
+@lru_cache(maxsize=1024)
+def takes_rows(problem) -> bool:
+    """Could contiguous weights of this problem be read as they lie?"""
+    return problem.Kg % weight_rows.padded_filters(1) == 0 and problem.dtype == problem.accumulate
 
 
 def packed_bytes(problem, device):
@@ -329,7 +335,7 @@ def predicted_seconds(problem, device):
 
 def pack_seconds(problem, device):
     """Weights that lie as `reads_in_place` asks are not packed for a single call; most are contiguous."""
-    if problem.dtype == problem.accumulate and problem.Kg % weight_rows.padded_filters(1) == 0:
+    if takes_rows(problem):
         return 0.0
     return 3.0 * problem.K * problem.reduction / CLOCK / device.threads
 
