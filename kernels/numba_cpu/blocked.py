@@ -37,10 +37,10 @@ from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
 from .filter_cuts import until_all_done, up
+from .flat_planes import copy_planes_function, fill_offsets, put_word, row_phases, rows_below
 from .lone_pixels import MOST as MOST_LONE
 from .lone_pixels import gather_function, lone_pixels_function
 from .microkernel import CLOCK, VECTORS, multiply_cycles, multiply_function, panel_rows, predicted
-from .pixel_panels import copy_tiles_function
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop, worker_span
 from .vectors import Vector, broadcast, lanes, record_at
@@ -52,11 +52,11 @@ COMING = 0.04  # cycles for each number of x and w that a task reads first
 LONE_CYCLES = 0.6  # for a vector of a lone pixel's depths
 
 FILTER_BLOCK = 64  # whose weights stay in the L2 cache while a group of tiles is multiplied with them
-GROUP_BYTES = 1 << 17  # panels copied at a time: long rows of x per page, and still in the L2 cache when multiplied
+OFFSET_BYTES = 8
 
 BLOCKING = (
-    "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row",
-    "worker_bytes", "partial_at", "bias_at", "gathered_at",
+    "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases", "plane_rows",
+    "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at",
 )  # fmt: skip
 CALL_BLOCKED = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
 
@@ -72,8 +72,8 @@ def build(dtype_name):
     read, _, read_vector, write_vector = memory_functions(dtype_name)
     read_sum, write_sum, read_sums, _ = memory_functions(np.dtype(real).name)
     store_one = store_one_function(dtype_name)
-    multiply = multiply_function(real, "row")
-    copy_tiles = copy_tiles_function(dtype_name)
+    multiply = multiply_function(real, "row", indirect=True)
+    copy_planes = copy_planes_function(dtype_name)
     gather, lone_pixels = gather_function(real), lone_pixels_function(real)
     padding = weight_rows.padded_filters(1)
 
@@ -122,13 +122,19 @@ def build(dtype_name):
         padded = (call.Kg + padding - 1) // padding * padding
         packed = call.w_k == 0
         w_row = call.packed_row if packed else call.w_k
-        panel = call.workspace + worker * call.worker_bytes
-        partial, biases, gathered = panel + call.partial_at, panel + call.bias_at, panel + call.gathered_at
+        planes = call.workspace + worker * call.worker_bytes
+        partial, biases = planes + call.partial_at, planes + call.bias_at
+        gathered, offsets = planes + call.gathered_at, planes + call.offsets_at
         copy_biases(call, k0, filters, biases)
 
         point = taps == 1 and call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
-        flat = point and flat_rows(call.x_h, call.x_w, call.W)
-        in_place = flat and same and call.x_w == item
+        in_place = point and same and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
+        plane_bytes = call.plane_rows * call.Q * item
+        places = offsets + call.channel_block * taps * 8
+        fill_offsets(call, offsets, plane_bytes, call.phases, call.channel_block, item)
+        for d in range(call.channel_block * taps):
+            put_word(places, d, d * call.x_c)
+        below = (call.R - 1) * call.dilation_h // call.stride_h
         direct = call.activation == CLAMP and same and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
         if call.has_residual:
             direct = direct and call.residual_q == item and flat_rows(call.residual_p, call.residual_q, call.Q)
@@ -144,20 +150,22 @@ def build(dtype_name):
             stop = min(start + call.group * width, end)
             rest = stop % width
             whole = stop - rest if rest <= MOST_LONE else stop  # behind these pixels come lone ones
+            there = start  # from this pixel on, x is copied; what lies before is read in place
+            if in_place:  # but for a narrow tile whose last vector would end outside x
+                there = whole if whole % W == 0 else whole // width * width
+            row0 = there // call.Q
+            copied = planes - (row0 * call.Q) * item  # where pixel 0 would lie
             for c0 in range(0, call.Cg, call.channel_block):
                 channels = min(call.channel_block, call.Cg - c0)
                 depth, x = channels * taps, x_image + c0 * call.x_c
                 last = c0 + channels == call.Cg
-                copied = start  # from here on; what lies before is read in place
-                if in_place:
-                    copied = whole if whole % W == 0 else whole // width * width
-                if copied < stop and not (in_place and copied == whole):
-                    copy_tiles(call, panel, copied, stop, x, channels, flat)
-                if whole < stop:
-                    b, b_step = x + whole * item, call.x_c
-                    if not in_place:
-                        b, b_step = panel + (whole - copied) // width * depth * panel_row, panel_row
-                    gather(gathered, stop - whole, b, b_step, depth)
+                if not in_place or there < whole:
+                    rows_read = (stop - 1) // call.Q - row0 + 1 + below
+                    copy_planes(call, planes, plane_bytes, x, row0, rows_read, call.phases, channels)
+                if whole < stop and in_place:
+                    gather(gathered, stop - whole, x + whole * item, places, depth)
+                elif whole < stop:
+                    gather(gathered, stop - whole, copied + whole * item, offsets, depth)
                 w = w_task + c0 * taps * item
                 for f in range(0, filters, FILTER_BLOCK):
                     some, weights, bias = min(FILTER_BLOCK, filters - f), w + f * w_row, biases + f * item
@@ -174,11 +182,11 @@ def build(dtype_name):
                                 bias, add, call.residual_k, call.low, call.high,
                             )  # fmt: skip
                         else:
-                            b, b_step = panel + (first - copied) // width * depth * panel_row, panel_row
-                            if first < copied:
-                                b, b_step = x + first * item, call.x_c
+                            b, steps = copied + first * item, offsets
+                            if first < there:
+                                b, steps = x + first * item, places
                             multiply(
-                                (columns + W - 1) // W, some, weights, w_row, rows * w_row, item, b, b_step, depth,
+                                (columns + W - 1) // W, some, weights, w_row, rows * w_row, item, b, steps, depth,
                                 sums, panel_row, c0 == 0, out, call.y_k, bias, add, call.residual_k, call.low, call.high,
                             )  # fmt: skip
                         if last and not done:
@@ -248,6 +256,17 @@ def pixels_cycles(columns, depth, dtype) -> float:
     return multiply_cycles(1, columns - lone, depth, dtype) + lone * LONE_CYCLES * depth / lanes(dtype)
 
 
+def plane_rows(problem, pixels) -> int:
+    """Rows of a plane from which `pixels` neighbouring pixels, wherever they begin, read."""
+    return min((pixels - 2) // problem.Q + 2, problem.P) + rows_below(problem)
+
+
+def planes_bytes(problem, channels, pixels) -> int:
+    """Their planes, and what is read or written past their end."""
+    rows = channels * row_phases(problem) * problem.S * plane_rows(problem, pixels)
+    return rows * problem.Q * real_bytes(problem) + (VECTORS + 1) * target.vector_bytes()
+
+
 @lru_cache(maxsize=1024)
 def blocking(problem, threads):
     """The numbers of BLOCKING, and the number of tasks."""
@@ -257,18 +276,19 @@ def blocking(problem, threads):
     filters = up(-(-problem.Kg // filter_tasks), rows)
     filter_tasks = -(-problem.Kg // filters)
 
-    block = channel_block(problem)
-    depth = block * problem.R * problem.S
-    row_bytes = VECTORS * target.vector_bytes()
-    most_tiles = -(-problem.P * problem.Q // (width * tile_tasks)) + 1
-    group = max(1, min(most_tiles, GROUP_BYTES // (depth * row_bytes)))
-    partial_at = up(group * depth * row_bytes, 64)
-    bias_at = partial_at + up(group * filters * row_bytes, 64)
-    gathered_at = up(bias_at + (filters + rows) * real_bytes(problem), 64)
-    worker_bytes = worker_span(gathered_at + up(MOST_LONE * depth * real_bytes(problem), 64) + 64)
+    item, block = real_bytes(problem), channel_block(problem)
+    depth, sums_row = block * problem.R * problem.S, VECTORS * target.vector_bytes()
+    group = -(-problem.P * problem.Q // (width * tile_tasks)) + 1
+    while group > 1 and planes_bytes(problem, block, group * width) > target.cache_bytes(2) // 4:
+        group -= 1
+    partial_at = up(planes_bytes(problem, block, group * width), 64)
+    bias_at = partial_at + group * filters * sums_row
+    gathered_at = up(bias_at + (filters + rows) * item, 64)
+    offsets_at = gathered_at + up(MOST_LONE * depth * item, 64)
+    worker_bytes = worker_span(offsets_at + 2 * depth * OFFSET_BYTES)
     numbers = (
-        filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), worker_bytes, partial_at,
-        bias_at, gathered_at,
+        filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
+        plane_rows(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks
 

@@ -16,6 +16,7 @@ from .compilation import inlined
 from .microkernel import panel_rows, vector_type
 from .short_floats import memory_functions
 from .tracing import (
+    I64,
     choose,
     convert,
     extract,
@@ -37,15 +38,21 @@ MOST = 4  # pixels; a vector's tile takes as long as about a dozen of them, but 
 
 
 def gather_function(dtype):
-    """A Numba function gather(to, count, x, x_step, depth): `count` columns of x, each as a row of numbers."""
+    """A Numba function gather(to, count, x, offsets, depth): `count` columns of x, each as a row of numbers. offsets: of
+    a table that says how far behind x each depth lies, in bytes.
+    """
     item = np.dtype(dtype).itemsize
     read, write, _, _ = memory_functions(np.dtype(dtype).name)
 
+    @traced(types.int64)
+    def entry(table, i):
+        return load(I64, table + I64.bytes * i)
+
     @inlined
-    def gather(to, count, x, x_step, depth):
+    def gather(to, count, x, offsets, depth):
         for j in range(count):
             for d in range(depth):
-                write(to + (j * depth + d) * item, read(x + d * x_step + j * item))
+                write(to + (j * depth + d) * item, read(x + entry(offsets, d) + j * item))
 
     return gather
 

@@ -32,27 +32,27 @@ from .tracing import (
 )
 
 
-def copy_pieces_function(real, count):
-    """A Numba function copy_pieces(call, to, step, x, pixel, end, r, s, channels): `count` pixels from `pixel` on, as
-    far as `end`, at one tap of the window; to `to`, `step` bytes further for each channel. x: address of the image's
-    first channel. Its numbers are of type `real` in memory too, a column of outputs one or two of them apart.
+def copy_rows_functions(real, count):
+    """Two Numba functions copy(to, step, x, x_step, rows, first, end, merge): one vector of each of `rows` rows of x,
+    x_step bytes apart, to places `step` bytes apart. Of the vector's lanes those from `first` to `end` are read, the
+    others are zero or, with `merge`, left as they are. The first function reads neighbours, the other one every second
+    number.
     """
     V = Lanes(vector_type(real).kind, count)
-    item = V.item_bytes
 
-    def pieces_of(read):
+    def copies_of(read):
         @traced(types.void)
-        def copy(to, step, x, x_step, channels, first, end, merge):
+        def copy(to, step, x, x_step, rows, first, end, merge):
             mask, numbers = lanes_between(V, constant(x, 0), first, end), read(x, first, end)
 
             def put():
-                loop(channels, lambda c: store(to + c * step, numbers(x + c * x_step)))
+                loop(rows, lambda i: store(to + i * step, numbers(x + i * x_step)))
 
             def add():
-                def one(c):
-                    store(to + c * step, select(mask, numbers(x + c * x_step), load(V, to + c * step)))
+                def one(i):
+                    store(to + i * step, select(mask, numbers(x + i * x_step), load(V, to + i * step)))
 
-                loop(channels, one)
+                loop(rows, one)
 
             choose(merge, add, put)
 
@@ -71,7 +71,16 @@ def copy_pieces_function(real, count):
 
         return numbers
 
-    copy_neighbours, copy_every_second = pieces_of(neighbours), pieces_of(every_second)
+    return copies_of(neighbours), copies_of(every_second)
+
+
+def copy_pieces_function(real, count):
+    """A Numba function copy_pieces(call, to, step, x, pixel, end, r, s, channels): `count` pixels from `pixel` on, as
+    far as `end`, at one tap of the window; to `to`, `step` bytes further for each channel. x: address of the image's
+    first channel. Its numbers are of type `real` in memory too, a column of outputs one or two of them apart.
+    """
+    item = vector_type(real).item_bytes
+    copy_neighbours, copy_every_second = copy_rows_functions(real, count)
 
     @inlined
     def copy_pieces(call, to, step, x, pixel, end, r, s, channels):
