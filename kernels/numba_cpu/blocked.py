@@ -55,7 +55,7 @@ FILTER_BLOCK = 64  # whose weights stay in the L2 cache while a group of tiles i
 OFFSET_BYTES = 8
 
 BLOCKING = (
-    "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases", "plane_rows",
+    "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases", "plane_bytes",
     "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at",
 )  # fmt: skip
 CALL_BLOCKED = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
@@ -129,7 +129,7 @@ def build(dtype_name):
 
         point = taps == 1 and call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
         in_place = point and same and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
-        plane_bytes = call.plane_rows * call.Q * item
+        plane_bytes = call.plane_bytes
         places = offsets + call.channel_block * taps * 8
         fill_offsets(call, offsets, plane_bytes, call.phases, call.channel_block, item)
         for d in range(call.channel_block * taps):
@@ -161,7 +161,7 @@ def build(dtype_name):
                 last = c0 + channels == call.Cg
                 if not in_place or there < whole:
                     rows_read = (stop - 1) // call.Q - row0 + 1 + below
-                    copy_planes(call, planes, plane_bytes, x, row0, rows_read, call.phases, channels)
+                    copy_planes(call, planes, plane_bytes, x, row0, call.phases, channels, rows_read)
                 if whole < stop and in_place:
                     gather(gathered, stop - whole, x + whole * item, places, depth)
                 elif whole < stop:
@@ -256,15 +256,16 @@ def pixels_cycles(columns, depth, dtype) -> float:
     return multiply_cycles(1, columns - lone, depth, dtype) + lone * LONE_CYCLES * depth / lanes(dtype)
 
 
-def plane_rows(problem, pixels) -> int:
-    """Rows of a plane from which `pixels` neighbouring pixels, wherever they begin, read."""
-    return min((pixels - 2) // problem.Q + 2, problem.P) + rows_below(problem)
+def plane_bytes(problem, pixels) -> int:
+    """Of a plane from which `pixels` neighbouring pixels, wherever they begin, are read."""
+    rows = min((pixels - 2) // problem.Q + 2, problem.P) + rows_below(problem)
+    return rows * problem.Q * real_bytes(problem) + target.vector_bytes()
 
 
 def planes_bytes(problem, channels, pixels) -> int:
-    """Their planes, and what is read or written past their end."""
-    rows = channels * row_phases(problem) * problem.S * plane_rows(problem, pixels)
-    return rows * problem.Q * real_bytes(problem) + (VECTORS + 1) * target.vector_bytes()
+    """All planes, and what a tile of many vectors reads past their end."""
+    planes = channels * row_phases(problem) * problem.S
+    return planes * plane_bytes(problem, pixels) + VECTORS * target.vector_bytes()
 
 
 @lru_cache(maxsize=1024)
@@ -288,7 +289,7 @@ def blocking(problem, threads):
     worker_bytes = worker_span(offsets_at + 2 * depth * OFFSET_BYTES)
     numbers = (
         filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
-        plane_rows(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
+        plane_bytes(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks
 

@@ -17,16 +17,19 @@ import numpy as np
 from numba.core import types
 
 from .compilation import inlined
-from .row_pieces import copy_rows_functions
+from .microkernel import vector_type
+from .row_pieces import every_second, neighbours
 from .short_floats import memory_functions
-from .tracing import I64, store, traced
+from .tracing import I64, loop, store, traced
 from .vectors import lanes
+
+X_BYTES = 12 << 10  # of x: so many channels make their planes in turn, for x to stay in the L1 cache for all taps
 
 
 def copy_planes_function(dtype_name):
-    """A Numba function copy_planes(call, to, plane_bytes, x, p0, rows, phases, channels): for every channel, row phase
+    """A Numba function copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows): for every channel, row phase
     and tap column the plane of `rows` rows from output row p0 on. x: address of the image's first channel of this
-    block. The last plane is written as far as a vector past its end.
+    block. plane_bytes: from plane to plane, a vector more than its rows take.
     """
     real = np.float64 if dtype_name == "float64" else np.float32
     item, W = np.dtype(real).itemsize, lanes(real)
@@ -34,7 +37,23 @@ def copy_planes_function(dtype_name):
     same = item == stored_item
     read, _, read_vector, _ = memory_functions(dtype_name)
     _, write, _, write_vector = memory_functions(np.dtype(real).name)
-    copy_neighbours, copy_every_second = copy_rows_functions(real, W)
+    V = vector_type(real)
+
+    def rows_of(reader):
+        @traced(types.void)
+        def copy(to, to_channel, to_row, x, x_channel, x_row, channels, rows, first, end):
+            """A vector of each row of each channel; of its lanes first .. end-1 are read, the others are zero."""
+            read = reader(V, x, first, end)
+
+            def channel(c):
+                here, there = x + c * x_channel, to + c * to_channel
+                loop(rows, lambda i: store(there + i * to_row, read(here + i * x_row)))
+
+            loop(channels, channel)
+
+        return copy
+
+    copy_neighbours, copy_every_second = rows_of(neighbours), rows_of(every_second)
 
     @inlined
     def clear(to, count):
@@ -52,42 +71,49 @@ def copy_planes_function(dtype_name):
             write(to + q * item, read(x + q * pitch))
 
     @inlined
-    def copy_inside(call, to, x, step, rows, inside, outside):
+    def copy_inside(call, to, to_channel, x, x_row, channels, rows, inside, outside):
         """Rows that lie inside the image; of their columns those from `inside` to `outside`. x: of column 0."""
         row, pitch = call.Q * item, call.stride_w * call.x_w
         if same and call.x_w == item and call.stride_w <= 2:
             for q in range((call.Q - 1) // W * W, -1, -W):  # what a vector writes too much, the one after it puts right
+                here, there, first, end = x + q * pitch, to + q * item, inside - q, outside - q
                 if call.stride_w == 1:
-                    copy_neighbours(to + q * item, row, x + q * pitch, step, rows, inside - q, outside - q, False)
+                    copy_neighbours(there, to_channel, row, here, call.x_c, x_row, channels, rows, first, end)
                 else:
-                    copy_every_second(to + q * item, row, x + q * pitch, step, rows, inside - q, outside - q, False)
+                    copy_every_second(there, to_channel, row, here, call.x_c, x_row, channels, rows, first, end)
             return
-        for j in range(rows):
-            here = to + j * row
-            clear(here, inside)
-            copy_row(here + inside * item, x + j * step + inside * pitch, pitch, outside - inside)
-            clear(here + outside * item, call.Q - outside)
+        for c in range(channels):
+            for i in range(rows):
+                here, there = x + c * call.x_c + i * x_row, to + c * to_channel + i * row
+                clear(there, inside)
+                copy_row(there + inside * item, here + inside * pitch, pitch, outside - inside)
+                clear(there + outside * item, call.Q - outside)
 
     @inlined
-    def copy_plane(call, to, x, h, rows, s):
-        """h: x's row for the plane's first one."""
+    def copy_tap(call, to, to_channel, x, h, s, channels, rows):
+        """The planes of one row phase and tap column, of every channel. h: x's row for the planes' first one."""
         v, row = s * call.dilation_w - call.left, call.Q * item
         above = min(max((call.stride_h - 1 - h) // call.stride_h, 0), rows)
         behind = min(max((call.H - h + call.stride_h - 1) // call.stride_h, above), rows)
         inside = min(max((call.stride_w - 1 - v) // call.stride_w, 0), call.Q)
         outside = min(max((call.W - v + call.stride_w - 1) // call.stride_w, inside), call.Q)
         here = x + (h + above * call.stride_h) * call.x_h + v * call.x_w
-        clear(to, above * call.Q)
-        copy_inside(call, to + above * row, here, call.stride_h * call.x_h, behind - above, inside, outside)
-        clear(to + behind * row, (rows - behind) * call.Q)
+        x_row = call.stride_h * call.x_h
+        copy_inside(call, to + above * row, to_channel, here, x_row, channels, behind - above, inside, outside)
+        for c in range(channels):
+            clear(to + c * to_channel, above * call.Q)
+            clear(to + c * to_channel + behind * row, (rows - behind) * call.Q)
 
     @inlined
-    def copy_planes(call, to, plane_bytes, x, p0, rows, phases, channels):
-        for c in range(channels):
+    def copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows):
+        to_channel = phases * call.S * plane_bytes
+        at_once = max(X_BYTES // (rows * call.stride_h * call.W * item), 1)
+        for c in range(0, channels, at_once):
+            some, here, there = min(at_once, channels - c), x + c * call.x_c, to + c * to_channel
             for phase in range(phases):
                 for s in range(call.S):
-                    copy_plane(call, to, x + c * call.x_c, p0 * call.stride_h - call.top + phase, rows, s)
-                    to += plane_bytes
+                    h = p0 * call.stride_h - call.top + phase
+                    copy_tap(call, there + (phase * call.S + s) * plane_bytes, to_channel, here, h, s, some, rows)
 
     return copy_planes
 

@@ -32,46 +32,21 @@ from .tracing import (
 )
 
 
-def copy_rows_functions(real, count):
-    """Two Numba functions copy(to, step, x, x_step, rows, first, end, merge): one vector of each of `rows` rows of x,
-    x_step bytes apart, to places `step` bytes apart. Of the vector's lanes those from `first` to `end` are read, the
-    others are zero or, with `merge`, left as they are. The first function reads neighbours, the other one every second
-    number.
-    """
-    V = Lanes(vector_type(real).kind, count)
+def neighbours(V, x, first, end):
+    """read(address): the vector there, of which lanes first .. end-1 are read and the others are zero."""
+    mask = lanes_between(V, constant(x, 0), first, end)
+    return lambda here: load_lanes(V, here, mask)
 
-    def copies_of(read):
-        @traced(types.void)
-        def copy(to, step, x, x_step, rows, first, end, merge):
-            mask, numbers = lanes_between(V, constant(x, 0), first, end), read(x, first, end)
 
-            def put():
-                loop(rows, lambda i: store(to + i * step, numbers(x + i * x_step)))
+def every_second(V, x, first, end):
+    """As neighbours, but of the numbers there every second one."""
+    masks = [lanes_between(V, constant(x, offset), first * 2, end * 2 - 1) for offset in (0, V.count)]
 
-            def add():
-                def one(i):
-                    store(to + i * step, select(mask, numbers(x + i * x_step), load(V, to + i * step)))
+    def read(here):
+        low, high = (load_lanes(V, here + V.bytes * i, mask) for i, mask in enumerate(masks))
+        return shuffle(low, high, range(0, 2 * V.count, 2))
 
-                loop(rows, one)
-
-            choose(merge, add, put)
-
-        return copy
-
-    def neighbours(x, first, end):
-        mask = lanes_between(V, constant(x, 0), first, end)
-        return lambda here: load_lanes(V, here, mask)
-
-    def every_second(x, first, end):
-        masks = [lanes_between(V, constant(x, offset), first * 2, end * 2 - 1) for offset in (0, count)]
-
-        def numbers(here):
-            low, high = (load_lanes(V, here + V.bytes * i, mask) for i, mask in enumerate(masks))
-            return shuffle(low, high, range(0, 2 * count, 2))
-
-        return numbers
-
-    return copies_of(neighbours), copies_of(every_second)
+    return read
 
 
 def copy_pieces_function(real, count):
@@ -79,8 +54,28 @@ def copy_pieces_function(real, count):
     far as `end`, at one tap of the window; to `to`, `step` bytes further for each channel. x: address of the image's
     first channel. Its numbers are of type `real` in memory too, a column of outputs one or two of them apart.
     """
-    item = vector_type(real).item_bytes
-    copy_neighbours, copy_every_second = copy_rows_functions(real, count)
+    V = Lanes(vector_type(real).kind, count)
+    item = V.item_bytes
+
+    def pieces_of(reader):
+        @traced(types.void)
+        def copy(to, step, x, x_step, channels, first, end, merge):
+            mask, read = lanes_between(V, constant(x, 0), first, end), reader(V, x, first, end)
+
+            def put():
+                loop(channels, lambda c: store(to + c * step, read(x + c * x_step)))
+
+            def add():
+                def one(c):
+                    store(to + c * step, select(mask, read(x + c * x_step), load(V, to + c * step)))
+
+                loop(channels, one)
+
+            choose(merge, add, put)
+
+        return copy
+
+    copy_neighbours, copy_every_second = pieces_of(neighbours), pieces_of(every_second)
 
     @inlined
     def copy_pieces(call, to, step, x, pixel, end, r, s, channels):
