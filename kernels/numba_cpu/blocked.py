@@ -52,7 +52,10 @@ COMING = 0.04  # cycles for each number of x and w that a task reads first
 LONE_CYCLES = 0.6  # for a vector of a lone pixel's depths
 
 FILTER_BLOCK = 64  # whose weights stay in the L2 cache while a group of tiles is multiplied with them
+PLANES_SHARE = 4  # a group's planes take a fourth of the L2 cache, beside their sums and the weights
 OFFSET_BYTES = 8
+LINE = 64
+MOST_SHARED_TILES = 5
 
 BLOCKING = (
     "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases", "plane_bytes",
@@ -211,12 +214,13 @@ def reads_x_in_place(problem) -> bool:
 def channel_block(problem) -> int:
     """Channels whose panel fills about three quarters of the L1 cache, all blocks about equal; at least one.
 
-    Twice or three times as many where their x comes from the L2 cache anyhow: sums then wait less often.
+    Twice or four times as many where their x comes from the L2 cache anyhow: sums then wait less often.
     """
-    depth = target.cache_bytes(1) * 3 // 4 // (VECTORS * target.vector_bytes())
+    row_bytes = VECTORS * target.vector_bytes() + LINE  # of the cache lines that a tile's pixels touch
+    depth = target.cache_bytes(1) * 3 // 4 // row_bytes
     if reads_x_in_place(problem):
-        depth *= 3
-    elif 4 * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
+        depth *= 4
+    elif problem.P * problem.Q <= MOST_SHARED_TILES * VECTORS * lanes(problem.accumulate):
         depth *= 2
     blocks = -(-problem.reduction // max(depth, problem.R * problem.S))
     return -(-problem.Cg // blocks)
@@ -280,7 +284,7 @@ def blocking(problem, threads):
     item, block = real_bytes(problem), channel_block(problem)
     depth, sums_row = block * problem.R * problem.S, VECTORS * target.vector_bytes()
     group = -(-problem.P * problem.Q // (width * tile_tasks)) + 1
-    while group > 1 and planes_bytes(problem, block, group * width) > target.cache_bytes(2) // 4:
+    while group > 1 and planes_bytes(problem, block, group * width) > target.cache_bytes(2) // PLANES_SHARE:
         group -= 1
     partial_at = up(planes_bytes(problem, block, group * width), 64)
     bias_at = partial_at + group * filters * sums_row
@@ -362,13 +366,13 @@ def pack_seconds(problem, device):
 
 
 def copy_cycles(problem) -> float:
-    """Copying one group's panels: vectors where rows are long, pieces of them where they are short, or one by one."""
+    """Copying one group's x into planes: by vectors, each within a row, or by numbers."""
     if reads_x_in_place(problem):
         return 0.0
-    numbers = problem.P * problem.Q * problem.reduction
+    rows = problem.Cg * problem.S * row_phases(problem) * problem.P
     if problem.layout != "NCHW" or problem.dtype != problem.accumulate or problem.stride[1] > 2:
-        return 2.0 * numbers
-    return numbers * (0.4 if 2 * lanes(problem.accumulate) <= problem.Q else 0.7)
+        return 2.0 * rows * problem.Q
+    return 6.0 * rows * -(-problem.Q // lanes(problem.accumulate))
 
 
 def store_cycles(problem) -> float:
