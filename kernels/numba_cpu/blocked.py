@@ -134,9 +134,11 @@ def build(dtype_name):
         in_place = point and same and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
         plane_bytes = call.plane_bytes
         places = offsets + call.channel_block * taps * 8
-        fill_offsets(call, offsets, plane_bytes, call.phases, call.channel_block, item)
-        for d in range(call.channel_block * taps):
-            put_word(places, d, d * call.x_c)
+        if not in_place or pixels % W:
+            fill_offsets(call, offsets, plane_bytes, call.phases, call.channel_block, item)
+        if in_place:
+            for c in range(call.channel_block):
+                put_word(places, c, c * call.x_c)
         below = (call.R - 1) * call.dilation_h // call.stride_h
         direct = call.activation == CLAMP and same and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
         if call.has_residual:

@@ -32,7 +32,7 @@ from .epilogue import CLAMP, activated
 from .microkernel import VECTORS, multiply_cycles, panel_rows, tile_rows
 from .sliding_window import as_numbers, as_stored, lanes_for, panel_filling, real_of, stored_kind, vector_of
 from .threads import task_loop, worker_span
-from .tracing import Lanes, broadcast, choose, convert, fma, load, loop, select, store, traced, when
+from .tracing import Lanes, broadcast, choose, convert, fma, load, loop, maximum, minimum, select, store, traced, when
 from .vectors import lanes, record_at
 from .weight_rows import padded_filters
 
@@ -95,7 +95,7 @@ def tile_function(dtype_name, rows, vectors):
             for i in range(rows):
                 with when(left > i):
                     totals = with_residual(sums[i], i)
-                    put([select(t < least, least, select(t > most, most, t)) for t in totals], i)
+                    put([maximum(least, minimum(most, t)) for t in totals], i)
 
         def others():
             """Row after row from memory, so that the activation is written out once only."""

@@ -126,14 +126,13 @@ def put_word(address, i, word):
 @inlined
 def fill_offsets(call, to, plane_bytes, phases, channels, item):
     """The table of how far behind the first plane a pixel's number lies for each depth (c, r, s), in bytes."""
-    d = 0
-    for c in range(channels):
-        for r in range(call.R):
-            phase, below = r * call.dilation_h % call.stride_h, r * call.dilation_h // call.stride_h
-            for s in range(call.S):
-                plane = (c * phases + phase) * call.S + s
-                put_word(to, d, plane * plane_bytes + below * call.Q * item)
-                d += 1
+    taps, to_channel = call.R * call.S, phases * call.S * plane_bytes
+    for r in range(call.R):
+        phase, below = r * call.dilation_h % call.stride_h, r * call.dilation_h // call.stride_h
+        for s in range(call.S):
+            first = (phase * call.S + s) * plane_bytes + below * call.Q * item
+            for c in range(channels):
+                put_word(to, c * taps + r * call.S + s, c * to_channel + first)
 
 
 def row_phases(problem) -> int:
