@@ -1,28 +1,34 @@
-"""Blocked convolution (implicit GEMM): matrix multiplication whose right-hand matrix exists one cache-sized piece at
-a time.
+"""Blocked convolution (implicit GEMM): matrix multiplication that reads both matrices where they lie, or nearly so.
 
     y[k, pixel] = sum over d = (c, r, s) of  w[k, d] * x[d, pixel]       filters times pixels, as im2col has it
 
     for every group of tiles, 24 pixels (3 vectors) each
         for every block of channels
-            copy the x values that these pixels read into panels               a panel, 24 x about 256 depths, fits
-            for every 64 filters: for every tile: for every 4 filters:         the L1 cache; the weights of 64 filters
-                the micro-kernel                                               stay in the L2 cache for all tiles
+            copy x into flat planes, unless the layer is 1x1 with stride 1     flat_planes.py
+            for every 64 filters: for every tile: for every 4 filters:
+                the micro-kernel, at step d:      x is loaded from  tile + offsets[d],  w from  filter + d
 
-Why so: a panel costs a load and a store per number and serves 2 K flops each; no patch matrix goes through memory.
-Stride, dilation and padding matter while copying only (pixel_panels.py). With at most 32 filters a contiguous 1x1
-layer of stride 1 copies nothing but its last, incomplete tile: the micro-kernel reads x where it lies. It also takes
-contiguous weights where they lie, so a single call packs none; a plan packs them (weight_rows.py).
-Up to 4 channels with long rows are few_channels.py's.
+Why so: the micro-kernel wants 24 neighbouring pixels at every step, and a table of offsets may say where. In a 1x1
+layer of stride 1 a pixel's channels lie H W numbers apart in x itself, and nothing is copied. Otherwise x becomes planes
+in which output rows follow each other without a gap, once for all rows of the window; stride, dilation and padding
+matter only there. No patch matrix is made, not even in the cache. Contiguous weights are taken where they lie as well,
+so a single call packs none; a plan aligns them (weight_rows.py). The one to four pixels that are left of a map of 7 x 7
+or 14 x 14 are dot products (lone_pixels.py). Up to 4 channels with long rows are few_channels.py's.
 
-Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s: ResNet-50's 1x1 layers of
-56 x 56 370 to 450, of 28 x 28 360 to 420. On 7 x 7 maps the second tile of 48 has one pixel.
-Copying beat reading x in place from 64 filters up (Zen 3): rows of 24 pixels touch 3 cache lines instead of 1.5 and do
-not fit the L1 cache.
+Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s: ResNet-50's 1x1 layers 430
+to 500, strided 430 to 460, its strided 3x3 layers 390 to 420.
+What was learned there:
+- Copying pixels into panels first, however well, costs more than reading x in place saves, for any number of filters:
+  256 -> 64 channels of 56 x 56 take 212 microseconds instead of 272. That a tile's rows do not fit the L1 cache hardly
+  matters; fetching the next tile ahead changes nothing. Held to AVX2 the same layers take 0.7 to 0.95 of the time.
+- Interleaved panels of weights are 0 to 2 % faster than rows, and packing them took 10 to 40 % of a call.
+- Tasks of 5 tiles, 14 of them, left one thread idle for 7 % of the time: runs of tiles must be cut evenly, and every
+  possible cut is played through.
 
 Sums of one output are always made in the same order (blocks of channels, then c, r, s), so the split into tasks does
-not change a bit. Tasks are runs of pixel tiles; where a map has few pixels, the filters are split as well.
-Source: implicit GEMM as in Chetlur et al., cuDNN, 2014; loop order and blocking after Goto and van de Geijn 2008.
+not change a bit. Tasks are runs of pixel tiles times ranges of filters.
+Source: implicit GEMM as in Chetlur et al., cuDNN, 2014; loop order and blocking after Goto and van de Geijn 2008; the
+table of offsets as in Dukhan, The Indirect Convolution Algorithm, 2019.
 """
 
 import struct
@@ -46,16 +52,16 @@ from .threads import run_tasks, task_loop, worker_span
 from .vectors import Vector, broadcast, lanes, record_at
 
 passes = ("forward",)
-TASKS_PER_THREAD = (1, 2, 4, 6)  # runs of tiles, of which the best cut is taken
+RUNS_PER_THREAD = (1, 2, 4, 6)  # of tiles: the cuts that are tried
+MANY_MAPS = 16  # for a thread: no cut is needed
 CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_500, 4_000
-COMING = 0.04  # cycles for each number of x and w that a task reads first
+CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
 LONE_CYCLES = 0.6  # for a vector of a lone pixel's depths
 
 FILTER_BLOCK = 64  # whose weights stay in the L2 cache while a group of tiles is multiplied with them
-PLANES_SHARE = 4  # a group's planes take a fourth of the L2 cache, beside their sums and the weights
-OFFSET_BYTES = 8
-LINE = 64
-MOST_SHARED_TILES = 5
+PLANES_SHARE = 4  # a group's planes take a fourth of the L2 cache, its sums a half
+FEW_TILES = 5  # of a map: their planes are read from the L2 cache anyhow
+OFFSET_BYTES, LINE = 8, 64
 
 BLOCKING = (
     "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases", "plane_bytes",
@@ -133,7 +139,7 @@ def build(dtype_name):
         point = taps == 1 and call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
         in_place = point and same and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
         plane_bytes = call.plane_bytes
-        places = offsets + call.channel_block * taps * 8
+        places = offsets + call.channel_block * taps * OFFSET_BYTES
         if not in_place or pixels % W:
             fill_offsets(call, offsets, plane_bytes, call.phases, call.channel_block, item)
         if in_place:
@@ -192,7 +198,8 @@ def build(dtype_name):
                                 b, steps = x + first * item, places
                             multiply(
                                 (columns + W - 1) // W, some, weights, w_row, rows * w_row, item, b, steps, depth,
-                                sums, panel_row, c0 == 0, out, call.y_k, bias, add, call.residual_k, call.low, call.high,
+                                sums, panel_row, c0 == 0, out, call.y_k, bias, add, call.residual_k, call.low,
+                                call.high,
                             )  # fmt: skip
                         if last and not done:
                             finish_tile(call, n, k0 + f, some, first, columns, sums, bias)
@@ -214,15 +221,15 @@ def reads_x_in_place(problem) -> bool:
 
 
 def channel_block(problem) -> int:
-    """Channels whose panel fills about three quarters of the L1 cache, all blocks about equal; at least one.
+    """Channels whose x, for one tile, fills about three quarters of the L1 cache, all blocks about equal; at least one.
 
-    Twice or four times as many where their x comes from the L2 cache anyhow: sums then wait less often.
+    Twice or four times as many where x comes from the L2 cache anyhow: sums then wait less often.
     """
     row_bytes = VECTORS * target.vector_bytes() + LINE  # of the cache lines that a tile's pixels touch
     depth = target.cache_bytes(1) * 3 // 4 // row_bytes
     if reads_x_in_place(problem):
         depth *= 4
-    elif problem.P * problem.Q <= MOST_SHARED_TILES * VECTORS * lanes(problem.accumulate):
+    elif FEW_TILES * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
         depth *= 2
     blocks = -(-problem.reduction // max(depth, problem.R * problem.S))
     return -(-problem.Cg // blocks)
@@ -230,11 +237,12 @@ def channel_block(problem) -> int:
 
 def possible_cuts(problem, threads):
     """(runs of tiles, ranges of filters)"""
+    if threads == 1 or problem.N * problem.groups >= MANY_MAPS * threads:
+        return [(1, 1)]
     all_tiles = -(-problem.P * problem.Q // (VECTORS * lanes(problem.accumulate)))
     panels = weight_rows.padded_filters(problem.Kg) // weight_rows.padded_filters(1)
-    runs = [1, *(threads * n for n in TASKS_PER_THREAD)] if threads > 1 else [1]
-    ranges = [1, threads, 2 * threads] if threads > 1 else [1]
-    return [(t, f) for t in runs if t <= all_tiles for f in ranges if f <= panels]
+    runs = [1, *(threads * n for n in RUNS_PER_THREAD)]
+    return [(t, f) for t in runs if t <= all_tiles for f in (1, threads, 2 * threads) if f <= panels]
 
 
 def cut_cycles(problem, threads, tile_tasks, filter_tasks) -> float:
@@ -249,7 +257,7 @@ def cut_cycles(problem, threads, tile_tasks, filter_tasks) -> float:
         columns = min(all_tiles * (run + 1) // tile_tasks * width, pixels) - all_tiles * run // tile_tasks * width
         some = max(0, min(filters, up(problem.Kg, rows) - part * filters))
         product = some * pixels_cycles(columns, depth, problem.accumulate)
-        return CYCLES_PER_TASK + product + columns * copy + COMING * depth * (some + columns)
+        return CYCLES_PER_TASK + product + columns * copy + CYCLES_TO_COME * depth * (some + columns)
 
     tasks = [task(run, part) for run in range(tile_tasks) for part in range(filter_tasks)]
     return until_all_done(tasks * (problem.N * problem.groups), threads, CYCLES_TO_WAKE)
@@ -286,6 +294,8 @@ def blocking(problem, threads):
     item, block = real_bytes(problem), channel_block(problem)
     depth, sums_row = block * problem.R * problem.S, VECTORS * target.vector_bytes()
     group = -(-problem.P * problem.Q // (width * tile_tasks)) + 1
+    fitting = target.cache_bytes(2) // 2 // (filters * sums_row)
+    group = max(1, min(group, fitting) if block < problem.Cg else group)
     while group > 1 and planes_bytes(problem, block, group * width) > target.cache_bytes(2) // PLANES_SHARE:
         group -= 1
     partial_at = up(planes_bytes(problem, block, group * width), 64)
@@ -355,7 +365,7 @@ def predicted_seconds(problem, device):
     filters = weight_rows.padded_filters(problem.Kg)
     multiply = filters * pixels_cycles(pixels, problem.reduction, problem.accumulate)
     numbers, _ = blocking(problem, device.threads)
-    repeated = numbers[BLOCKING.index("filter_tasks")]  # each copies the panels for itself
+    repeated = numbers[BLOCKING.index("filter_tasks")]  # each copies x for itself
     copy = repeated * copy_cycles(problem)
     return predicted(problem, device, maps * (multiply + copy + store_cycles(problem)))
 

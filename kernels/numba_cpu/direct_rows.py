@@ -13,7 +13,8 @@
 Why beside sliding_window.py's tile: copying a plane into a panel takes longer than its window. Masks are computed once
 a strip of tiles; masking every load, and every row of padding, made the same layers 2 to 2.5 times slower. Measured on
 two Zen 5 cores beside PyTorch's faster form: MobileNetV2's depthwise layers 1.2 to 2.0 times as fast, where panels gave
-0.4 to 1.5; held to AVX2 0.9 to 1.8, panels 0.7 to 1.4.
+0.4 to 1.5; held to AVX2 0.9 to 1.8, panels 0.7 to 1.4. On small planes what surrounds the tiles counts: five divisions
+a plane were a third of 7 x 7's time, and seven rows a tile instead of four a tenth of 14 x 14's.
 It wants masked loads, so it serves processors with AVX2 and more; float32 or float64, NCHW, rows contiguous in memory.
 Source: Zhang, Franchetti and Low, High Performance Zero-Memory Overhead Direct Convolutions, ICML 2018.
 """
@@ -83,7 +84,7 @@ def tile(problem):
     beside_weights = (target.register_count() - window - vectors) // vectors
     # 4 rows share enough input to repay weights that are loaded again and again; with stride 2 there is less to share.
     most = max(min(4, registers), min(beside_weights, MOST_ROWS))
-    if stride == 2 and problem.P > most:
+    if stride == 2 and most < problem.P:
         most = 2
     most = min(most, problem.P, MOST_MULTIPLY_ADDS // (vectors * window))
     return min(range(1, max(most, 1) + 1), key=lambda rows: plane_cycles(problem, rows, vectors)), vectors
