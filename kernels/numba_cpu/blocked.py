@@ -9,11 +9,11 @@
                 the micro-kernel, at step d:      x is loaded from  tile + offsets[d],  w from  filter + d
 
 Why so: the micro-kernel wants 24 neighbouring pixels at every step, and a table of offsets may say where. In a 1x1
-layer of stride 1 a pixel's channels lie H W numbers apart in x itself, and nothing is copied. Otherwise x becomes planes
-in which output rows follow each other without a gap, once for all rows of the window; stride, dilation and padding
-matter only there. No patch matrix is made, not even in the cache. Contiguous weights are taken where they lie as well,
-so a single call packs none; a plan aligns them (weight_rows.py). The one to four pixels that are left of a map of 7 x 7
-or 14 x 14 are dot products (lone_pixels.py). Up to 4 channels with long rows are few_channels.py's.
+layer of stride 1 a pixel's channels lie H W numbers apart in x itself, and nothing is copied. Otherwise x becomes
+planes in which output rows follow each other without a gap, once for all rows of the window; stride, dilation and
+padding matter only there. No patch matrix is made, not even in the cache. Contiguous weights are taken where they lie
+as well, so a single call packs none; a plan aligns them (weight_rows.py). The one to four pixels that are left of a map
+of 7 x 7 or 14 x 14 are dot products (lone_pixels.py). Up to 4 channels with long rows are few_channels.py's.
 
 Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s: ResNet-50's 1x1 layers 430
 to 500, strided 430 to 460, its strided 3x3 layers 390 to 420.
@@ -59,7 +59,8 @@ CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
 LONE_CYCLES = 0.6  # for a vector of a lone pixel's depths
 
 FILTER_BLOCK = 64  # whose weights stay in the L2 cache while a group of tiles is multiplied with them
-PLANES_SHARE = 4  # a group's planes take a fourth of the L2 cache, its sums a half
+FEWEST_ROWS = 4  # of outputs, for which a block's planes fit half the L2 cache: each row of x is copied for few others
+FEWEST_DEPTHS = 64  # but of these no fewer, or sums wait too often
 FEW_TILES = 5  # of a map: their planes are read from the L2 cache anyhow
 OFFSET_BYTES, LINE = 8, 64
 
@@ -172,7 +173,9 @@ def build(dtype_name):
                 last = c0 + channels == call.Cg
                 if not in_place or there < whole:
                     rows_read = (stop - 1) // call.Q - row0 + 1 + below
-                    copy_planes(call, planes, plane_bytes, x, row0, call.phases, channels, rows_read)
+                    one_row = rows_read == 1 + below
+                    column, behind = (there % call.Q, (stop - 1) % call.Q + 1) if one_row else (0, call.Q)
+                    copy_planes(call, planes, plane_bytes, x, row0, call.phases, channels, rows_read, column, behind)
                 if whole < stop and in_place:
                     gather(gathered, stop - whole, x + whole * item, places, depth)
                 elif whole < stop:
@@ -231,6 +234,11 @@ def channel_block(problem) -> int:
         depth *= 4
     elif FEW_TILES * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
         depth *= 2
+    else:
+        rows = FEWEST_ROWS + rows_below(problem)
+        channel_bytes = row_phases(problem) * problem.S * rows * problem.Q * real_bytes(problem)
+        fitting = target.cache_bytes(2) // 2 // channel_bytes * problem.R * problem.S
+        depth = min(depth, max(fitting, FEWEST_DEPTHS))
     blocks = -(-problem.reduction // max(depth, problem.R * problem.S))
     return -(-problem.Cg // blocks)
 
@@ -276,12 +284,6 @@ def plane_bytes(problem, pixels) -> int:
     return rows * problem.Q * real_bytes(problem) + target.vector_bytes()
 
 
-def planes_bytes(problem, channels, pixels) -> int:
-    """All planes, and what a tile of many vectors reads past their end."""
-    planes = channels * row_phases(problem) * problem.S
-    return planes * plane_bytes(problem, pixels) + VECTORS * target.vector_bytes()
-
-
 @lru_cache(maxsize=1024)
 def blocking(problem, threads):
     """The numbers of BLOCKING, and the number of tasks."""
@@ -296,9 +298,10 @@ def blocking(problem, threads):
     group = -(-problem.P * problem.Q // (width * tile_tasks)) + 1
     fitting = target.cache_bytes(2) // 2 // (filters * sums_row)
     group = max(1, min(group, fitting) if block < problem.Cg else group)
-    while group > 1 and planes_bytes(problem, block, group * width) > target.cache_bytes(2) // PLANES_SHARE:
+    planes = block * row_phases(problem) * problem.S
+    while group > 1 and planes * plane_bytes(problem, group * width) > target.cache_bytes(2) // 2:
         group -= 1
-    partial_at = up(planes_bytes(problem, block, group * width), 64)
+    partial_at = up(planes * plane_bytes(problem, group * width) + sums_row, LINE)  # a tile may read past their end
     bias_at = partial_at + group * filters * sums_row
     gathered_at = up(bias_at + (filters + rows) * item, 64)
     offsets_at = gathered_at + up(MOST_LONE * depth * item, 64)

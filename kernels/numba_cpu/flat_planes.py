@@ -27,9 +27,10 @@ X_BYTES = 12 << 10  # of x: so many channels make their planes in turn, for x to
 
 
 def copy_planes_function(dtype_name):
-    """A Numba function copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows): for every channel, row phase
-    and tap column the plane of `rows` rows from output row p0 on. x: address of the image's first channel of this
-    block. plane_bytes: from plane to plane, a vector more than its rows take.
+    """A Numba function copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last): for every
+    channel, row phase and tap column the plane of `rows` rows from output row p0 on; of their columns those from `first`
+    to `last`, and perhaps more. x: address of the image's first channel of this block. plane_bytes: from plane to
+    plane, a vector more than its rows take.
     """
     real = np.float64 if dtype_name == "float64" else np.float32
     item, W = np.dtype(real).itemsize, lanes(real)
@@ -71,26 +72,29 @@ def copy_planes_function(dtype_name):
             write(to + q * item, read(x + q * pitch))
 
     @inlined
-    def copy_inside(call, to, to_channel, x, x_row, channels, rows, inside, outside):
-        """Rows that lie inside the image; of their columns those from `inside` to `outside`. x: of column 0."""
+    def copy_inside(call, to, to_channel, x, x_row, channels, rows, inside, outside, first, last):
+        """Rows that lie inside the image, as do their columns from `inside` to `outside`. x: of column 0."""
         row, pitch = call.Q * item, call.stride_w * call.x_w
         if same and call.x_w == item and call.stride_w <= 2:
-            for q in range((call.Q - 1) // W * W, -1, -W):  # what a vector writes too much, the one after it puts right
-                here, there, first, end = x + q * pitch, to + q * item, inside - q, outside - q
+            for q in range(
+                first + (last - 1 - first) // W * W, first - 1, -W
+            ):  # what one writes too much, the next rights
+                here, there, begin, end = x + q * pitch, to + q * item, inside - q, outside - q
                 if call.stride_w == 1:
-                    copy_neighbours(there, to_channel, row, here, call.x_c, x_row, channels, rows, first, end)
+                    copy_neighbours(there, to_channel, row, here, call.x_c, x_row, channels, rows, begin, end)
                 else:
-                    copy_every_second(there, to_channel, row, here, call.x_c, x_row, channels, rows, first, end)
+                    copy_every_second(there, to_channel, row, here, call.x_c, x_row, channels, rows, begin, end)
             return
         for c in range(channels):
             for i in range(rows):
                 here, there = x + c * call.x_c + i * x_row, to + c * to_channel + i * row
-                clear(there, inside)
-                copy_row(there + inside * item, here + inside * pitch, pitch, outside - inside)
-                clear(there + outside * item, call.Q - outside)
+                begin, end = min(max(inside, first), last), min(max(outside, first), last)
+                clear(there + first * item, begin - first)
+                copy_row(there + begin * item, here + begin * pitch, pitch, end - begin)
+                clear(there + end * item, last - end)
 
     @inlined
-    def copy_tap(call, to, to_channel, x, h, s, channels, rows):
+    def copy_tap(call, to, to_channel, x, h, s, channels, rows, first, last):
         """The planes of one row phase and tap column, of every channel. h: x's row for the planes' first one."""
         v, row = s * call.dilation_w - call.left, call.Q * item
         above = min(max((call.stride_h - 1 - h) // call.stride_h, 0), rows)
@@ -99,21 +103,24 @@ def copy_planes_function(dtype_name):
         outside = min(max((call.W - v + call.stride_w - 1) // call.stride_w, inside), call.Q)
         here = x + (h + above * call.stride_h) * call.x_h + v * call.x_w
         x_row = call.stride_h * call.x_h
-        copy_inside(call, to + above * row, to_channel, here, x_row, channels, behind - above, inside, outside)
+        middle = to + above * row
+        copy_inside(call, middle, to_channel, here, x_row, channels, behind - above, inside, outside, first, last)
         for c in range(channels):
-            clear(to + c * to_channel, above * call.Q)
-            clear(to + c * to_channel + behind * row, (rows - behind) * call.Q)
+            for i in range(rows):
+                if i < above or i >= behind:
+                    clear(to + c * to_channel + i * row + first * item, last - first)
 
     @inlined
-    def copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows):
+    def copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last):
         to_channel = phases * call.S * plane_bytes
-        at_once = max(X_BYTES // (rows * call.stride_h * call.W * item), 1)
+        at_once = max(X_BYTES // (rows * call.stride_h * (last - first) * call.stride_w * item), 1)
         for c in range(0, channels, at_once):
             some, here, there = min(at_once, channels - c), x + c * call.x_c, to + c * to_channel
             for phase in range(phases):
                 for s in range(call.S):
                     h = p0 * call.stride_h - call.top + phase
-                    copy_tap(call, there + (phase * call.S + s) * plane_bytes, to_channel, here, h, s, some, rows)
+                    plane = there + (phase * call.S + s) * plane_bytes
+                    copy_tap(call, plane, to_channel, here, h, s, some, rows, first, last)
 
     return copy_planes
 

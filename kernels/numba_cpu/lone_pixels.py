@@ -1,7 +1,6 @@
 """The last few pixels of a map, too few for a vector: dot products, with the vector along the depth instead.
 
-    7 x 7 pixels = 48 in one tile of 3 vectors, and 1:    y[k] = w[k][0 .. 15] . x[0 .. 15] + w[k][16 .. 31] . x[16 .. 31]
-                                                                 + ...
+    7 x 7 pixels = 48 in one tile of 3 vectors, and 1:   y[k] = w[k][0 .. 15] * x[0 .. 15] + w[k][16 .. 31] * ...
 
 Why: the micro-kernel takes a third of a whole tile's time for a vector with one pixel in it, since loads become its
 limit, so 7 x 7 maps took 1.35 times as long as 48 pixels. Weights lie along their depth in memory as they come, so
