@@ -28,8 +28,8 @@ X_BYTES = 12 << 10  # of x: so many channels make their planes in turn, for x to
 
 def copy_planes_function(dtype_name):
     """A Numba function copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last): for every
-    channel, row phase and tap column the plane of `rows` rows from output row p0 on; of their columns those from `first`
-    to `last`, and perhaps more. x: address of the image's first channel of this block. plane_bytes: from plane to
+    channel, row phase and tap column the plane of `rows` rows from output row p0 on; of their columns those from
+    `first` to `last`, and perhaps more. x: address of the image's first channel of this block. plane_bytes: from plane to
     plane, a vector more than its rows take.
     """
     real = np.float64 if dtype_name == "float64" else np.float32
@@ -76,9 +76,8 @@ def copy_planes_function(dtype_name):
         """Rows that lie inside the image, as do their columns from `inside` to `outside`. x: of column 0."""
         row, pitch = call.Q * item, call.stride_w * call.x_w
         if same and call.x_w == item and call.stride_w <= 2:
-            for q in range(
-                first + (last - 1 - first) // W * W, first - 1, -W
-            ):  # what one writes too much, the next rights
+            # From right to left, since what a vector writes beyond its row, the first of the next row puts right.
+            for q in range(first + (last - 1 - first) // W * W, first - 1, -W):
                 here, there, begin, end = x + q * pitch, to + q * item, inside - q, outside - q
                 if call.stride_w == 1:
                     copy_neighbours(there, to_channel, row, here, call.x_c, x_row, channels, rows, begin, end)
