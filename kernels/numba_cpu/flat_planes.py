@@ -29,8 +29,8 @@ X_BYTES = 12 << 10  # of x: so many channels make their planes in turn, for x to
 def copy_planes_function(dtype_name):
     """A Numba function copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last): for every
     channel, row phase and tap column the plane of `rows` rows from output row p0 on; of their columns those from
-    `first` to `last`, and perhaps more. x: address of the image's first channel of this block. plane_bytes: from plane to
-    plane, a vector more than its rows take.
+    `first` to `last`, and perhaps more. x: address of the image's first channel of this block. plane_bytes: from plane
+    to plane, a vector more than its rows take.
     """
     real = np.float64 if dtype_name == "float64" else np.float32
     item, W = np.dtype(real).itemsize, lanes(real)

@@ -13,7 +13,7 @@ With 32 registers (AVX-512, NEON) the tile has 8 rows: 24 accumulators. At the r
 vectors follow. The tile of one vector is 8 rows high even with 16 registers, since 4 accumulators would wait for
 each other.
 
-What the rows and columns are is up to the caller. NCHW: rows are filters (A: packed weights), columns are pixels
+What the rows and columns are is up to the caller. NCHW: rows are filters (A: the weights), columns are pixels
 (B). NHWC: rows are pixels, columns are filters. A is read one number at a time, so its rows and steps may have any
 stride; B's columns are contiguous, its steps may have any stride.
 
