@@ -427,7 +427,7 @@ def memory_overlaps(a, b) -> bool:
     """Whether two views share memory; when that is too hard to tell (interleaved slices), by their outer bounds."""
     if isinstance(a, np.ndarray):
         try:
-            return np.shares_memory(a, b, max_work=10_000)
+            return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=10_000)
         except np.exceptions.TooHardError:
             return True
     (a_first, a_last), (b_first, b_last) = extent(a), extent(b)
@@ -444,7 +444,7 @@ def extent(view):
 
 def lies_apart(view) -> bool:
     """Whether no two elements of a view share memory: each stride steps over everything that varies inside it."""
-    if view.size == 0:
+    if view.size == 0 or (isinstance(view, np.ndarray) and view.flags.c_contiguous):
         return True
     reached = view.dtype.itemsize
     for stride, size in sorted((abs(stride), size) for stride, size in zip(view.strides, view.shape) if size > 1):

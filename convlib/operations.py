@@ -5,7 +5,6 @@ arrays --> views (arrays.py) --> ConvProblem (problem.py) --> a kernel (dispatch
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -166,10 +165,11 @@ class Settled:
 def settle(x_shape, w_shape, dtype, has_bias, has_residual, parameters, *rest) -> Settled:
     """Check everything about a call but its arrays, and choose its kernel; from a cache where it came before."""
     parameters = one_spelling(*parameters)
-    with contextlib.suppress(TypeError):
+    try:
         return settled_before(x_shape, w_shape, dtype, has_bias, has_residual, parameters, *rest)
-    # Something in `rest` cannot be a key, so it is wrong: the check that it fails names it.
-    return settled_before.__wrapped__(x_shape, w_shape, dtype, has_bias, has_residual, parameters, *rest)
+    except TypeError:
+        # Something in `rest` cannot be a key, so it is wrong: the check that it fails names it.
+        return settled_before.__wrapped__(x_shape, w_shape, dtype, has_bias, has_residual, parameters, *rest)
 
 
 @lru_cache(maxsize=4096, typed=True)

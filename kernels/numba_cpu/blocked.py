@@ -1,28 +1,34 @@
-"""Blocked convolution (implicit GEMM): matrix multiplication whose right-hand matrix exists one cache-sized piece at
-a time.
+"""Blocked convolution (implicit GEMM): matrix multiplication that reads both matrices where they lie, or nearly so.
 
     y[k, pixel] = sum over d = (c, r, s) of  w[k, d] * x[d, pixel]       filters times pixels, as im2col has it
 
     for every group of tiles, 24 pixels (3 vectors) each
         for every block of channels
-            copy the x values that these pixels read into panels               a panel, 24 x about 256 depths, fits
-            for every 64 filters: for every tile: for every 4 filters:         the L1 cache; the weights of 64 filters
-                the micro-kernel                                               stay in the L2 cache for all tiles
+            copy x into flat planes, unless the layer is 1x1 with stride 1     flat_planes.py
+            for every 64 filters: for every tile: for every 4 filters:
+                the micro-kernel, at step d:      x is loaded from  tile + offsets[d],  w from  filter + d
 
-Why so: a panel costs a load and a store per number and serves 2 K flops each; no patch matrix goes through memory.
-Stride, dilation and padding matter while copying only (pixel_panels.py). With at most 32 filters a contiguous 1x1
-layer of stride 1 copies nothing but its last, incomplete tile: the micro-kernel reads x where it lies. It also takes
-contiguous weights where they lie, so a single call packs none; a plan packs them (weight_panels.py).
-Up to 4 channels with long rows are few_channels.py's.
+Why so: the micro-kernel wants 24 neighbouring pixels at every step, and a table of offsets may say where. In a 1x1
+layer of stride 1 a pixel's channels lie H W numbers apart in x itself, and nothing is copied. Otherwise x becomes
+planes in which output rows follow each other without a gap, once for all rows of the window; stride, dilation and
+padding matter only there. No patch matrix is made, not even in the cache. Contiguous weights are taken where they lie
+as well, so a single call packs none; a plan aligns them (weight_rows.py). The one to four pixels that are left of a map
+of 7 x 7 or 14 x 14 are dot products (lone_pixels.py). Up to 4 channels with long rows are few_channels.py's.
 
-Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s: ResNet-50's 1x1 layers of
-56 x 56 370 to 450, of 28 x 28 360 to 420. On 7 x 7 maps the second tile of 48 has one pixel.
-Copying beat reading x in place from 64 filters up (Zen 3): rows of 24 pixels touch 3 cache lines instead of 1.5 and do
-not fit the L1 cache.
+Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s: ResNet-50's 1x1 layers 430
+to 500, strided 430 to 460, its strided 3x3 layers 390 to 420.
+What was learned there:
+- Copying pixels into panels first, however well, costs more than reading x in place saves, for any number of filters:
+  256 -> 64 channels of 56 x 56 take 212 microseconds instead of 272. That a tile's rows do not fit the L1 cache hardly
+  matters; fetching the next tile ahead changes nothing. Held to AVX2 the same layers take 0.7 to 0.95 of the time.
+- Interleaved panels of weights are 0 to 2 % faster than rows, and packing them took 10 to 40 % of a call.
+- Tasks of 5 tiles, 14 of them, left one thread idle for 7 % of the time: runs of tiles must be cut evenly, and every
+  possible cut is played through.
 
 Sums of one output are always made in the same order (blocks of channels, then c, r, s), so the split into tasks does
-not change a bit. Tasks are runs of pixel tiles; where a map has few pixels, the filters are split as well.
-Source: implicit GEMM as in Chetlur et al., cuDNN, 2014; loop order and blocking after Goto and van de Geijn 2008.
+not change a bit. Tasks are runs of pixel tiles times ranges of filters.
+Source: implicit GEMM as in Chetlur et al., cuDNN, 2014; loop order and blocking after Goto and van de Geijn 2008; the
+table of offsets as in Dukhan, The Indirect Convolution Algorithm, 2019.
 """
 
 import struct
@@ -32,27 +38,35 @@ import numba
 import numpy as np
 from numba import from_dtype
 
-from . import few_channels, target, weight_panels
+from . import few_channels, target, weight_rows
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
+from .filter_cuts import until_all_done, up
+from .flat_planes import copy_planes_function, fill_offsets, put_word, row_phases, rows_below
+from .lone_pixels import MOST as MOST_LONE
+from .lone_pixels import gather_function, lone_pixels_function
 from .microkernel import CLOCK, VECTORS, multiply_cycles, multiply_function, panel_rows, predicted
-from .pixel_panels import copy_tiles_function
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop, worker_span
 from .vectors import Vector, broadcast, lanes, record_at
 
 passes = ("forward",)
-TASKS_PER_THREAD = 6  # so that the last ones to finish do not leave the others idle for long
+RUNS_PER_THREAD = (1, 2, 4, 6)  # of tiles: the cuts that are tried
+MANY_MAPS = 16  # for a thread: no cut is needed
+CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_500, 4_000
+CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
+LONE_CYCLES = 0.6  # for a vector of a lone pixel's depths
 
-IN_PLACE_FILTERS = 32  # with so few filters, copying x into a panel costs more than reading it from where it lies
-SHARING_TILES = 4  # of one task, so that each weight that comes from afar is used for all of them
 FILTER_BLOCK = 64  # whose weights stay in the L2 cache while a group of tiles is multiplied with them
-GROUP_BYTES = 1 << 17  # panels copied at a time: long rows of x per page, and still in the L2 cache when multiplied
+FEWEST_ROWS = 4  # of outputs, for which a block's planes fit half the L2 cache: each row of x is copied for few others
+FEWEST_DEPTHS = 64  # but of these no fewer, or sums wait too often
+FEW_TILES = 5  # of a map: their planes are read from the L2 cache anyhow
+OFFSET_BYTES, LINE = 8, 64
 
 BLOCKING = (
-    "tiles", "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "in_place",
-    "worker_bytes", "partial_at", "bias_at",
+    "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases", "plane_bytes",
+    "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at",
 )  # fmt: skip
 CALL_BLOCKED = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
 
@@ -68,9 +82,10 @@ def build(dtype_name):
     read, _, read_vector, write_vector = memory_functions(dtype_name)
     read_sum, write_sum, read_sums, _ = memory_functions(np.dtype(real).name)
     store_one = store_one_function(dtype_name)
-    multiply = multiply_function(real, "row")
-    copy_tiles = copy_tiles_function(dtype_name)
-    padding = weight_panels.padded_filters(1)
+    multiply = multiply_function(real, "row", indirect=True)
+    copy_planes = copy_planes_function(dtype_name)
+    gather, lone_pixels = gather_function(real), lone_pixels_function(real)
+    padding = weight_rows.padded_filters(1)
 
     @inlined
     def finish_tile(call, n, k0, filters, first, columns, partial, biases):
@@ -116,56 +131,81 @@ def build(dtype_name):
         k0 = g * call.Kg + k
         padded = (call.Kg + padding - 1) // padding * padding
         packed = call.w_k == 0
-        panel = call.workspace + worker * call.worker_bytes
-        partial, biases = panel + call.partial_at, panel + call.bias_at
+        w_row = call.packed_row if packed else call.w_k
+        planes = call.workspace + worker * call.worker_bytes
+        partial, biases = planes + call.partial_at, planes + call.bias_at
+        gathered, offsets = planes + call.gathered_at, planes + call.offsets_at
         copy_biases(call, k0, filters, biases)
 
         point = taps == 1 and call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
-        flat = point and flat_rows(call.x_h, call.x_w, call.W)
-        in_place = call.in_place and flat and same and call.x_w == item
+        in_place = point and same and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
+        plane_bytes = call.plane_bytes
+        places = offsets + call.channel_block * taps * OFFSET_BYTES
+        if not in_place or pixels % W:
+            fill_offsets(call, offsets, plane_bytes, call.phases, call.channel_block, item)
+        if in_place:
+            for c in range(call.channel_block):
+                put_word(places, c, c * call.x_c)
+        below = (call.R - 1) * call.dilation_h // call.stride_h
         direct = call.activation == CLAMP and same and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
         if call.has_residual:
             direct = direct and call.residual_q == item and flat_rows(call.residual_p, call.residual_q, call.Q)
 
         x_image = call.x + n * call.x_n + g * call.Cg * call.x_c
-        w_group = call.w + g * padded * call.Cg * taps * item if packed else call.w + k0 * call.w_k
+        w_task = call.w + (g * padded + k if packed else k0) * w_row
         y = call.y + n * call.y_n + k0 * call.y_k
         residual = call.residual + n * call.residual_n + k0 * call.residual_k
-        begin = tile_task * call.tiles * width
-        end = min(begin + call.tiles * width, pixels)
+        all_tiles = (pixels + width - 1) // width
+        begin = all_tiles * tile_task // call.tile_tasks * width
+        end = min(all_tiles * (tile_task + 1) // call.tile_tasks * width, pixels)
         for start in range(begin, end, call.group * width):
             stop = min(start + call.group * width, end)
+            rest = stop % width
+            whole = stop - rest if rest <= MOST_LONE else stop  # behind these pixels come lone ones
+            there = start  # from this pixel on, x is copied; what lies before is read in place
+            if in_place:  # but for a narrow tile whose last vector would end outside x
+                there = whole if whole % W == 0 else whole // width * width
+            row0 = there // call.Q
+            copied = planes - (row0 * call.Q) * item  # where pixel 0 would lie
             for c0 in range(0, call.Cg, call.channel_block):
                 channels = min(call.channel_block, call.Cg - c0)
                 depth, x = channels * taps, x_image + c0 * call.x_c
                 last = c0 + channels == call.Cg
-                if not in_place or stop % width:
-                    copy_tiles(call, panel, start, stop, x, channels, flat)
-                if packed:
-                    w, w_row, w_panel, w_step = (
-                        w_group + (c0 * taps * padded + k * depth) * item, item, rows * depth * item, rows * item,
-                    )  # fmt: skip
-                else:
-                    w, w_row, w_panel, w_step = w_group + c0 * taps * item, call.w_k, rows * call.w_k, item
+                if not in_place or there < whole:
+                    rows_read = (stop - 1) // call.Q - row0 + 1 + below
+                    one_row = rows_read == 1 + below
+                    column, behind = (there % call.Q, (stop - 1) % call.Q + 1) if one_row else (0, call.Q)
+                    copy_planes(call, planes, plane_bytes, x, row0, call.phases, channels, rows_read, column, behind)
+                if whole < stop and in_place:
+                    gather(gathered, stop - whole, x + whole * item, places, depth)
+                elif whole < stop:
+                    gather(gathered, stop - whole, copied + whole * item, offsets, depth)
+                w = w_task + c0 * taps * item
                 for f in range(0, filters, FILTER_BLOCK):
-                    some = min(FILTER_BLOCK, filters - f)
-                    weights = w + f // rows * w_panel
+                    some, weights, bias = min(FILTER_BLOCK, filters - f), w + f * w_row, biases + f * item
                     for first in range(start, stop, width):
-                        columns = min(width, stop - first)
-                        full, tile = columns == width, (first - start) // width
-                        b, b_step = panel + tile * depth * panel_row, panel_row
-                        if in_place and full:
-                            b, b_step = x + first * item, call.x_c
-                        out = y + f * call.y_k + first * item if direct and full and last else 0
-                        add = residual + f * call.residual_k + first * item if call.has_residual else 0
+                        columns, tile = min(width, stop - first), (first - start) // width
+                        lone = first == whole
+                        done = last and direct and (columns == width or lone)
                         sums = partial + (tile * filters_padded + f) * panel_row
-                        multiply(
-                            (columns + W - 1) // W, some, weights, w_row, w_panel, w_step, b, b_step, depth,
-                            sums, panel_row, c0 == 0, out, call.y_k, biases + f * item, add, call.residual_k,
-                            call.low, call.high,
-                        )  # fmt: skip
-                        if last and not (direct and full):
-                            finish_tile(call, n, k0 + f, some, first, columns, sums, biases + f * item)
+                        out = y + f * call.y_k + first * item if done else 0
+                        add = residual + f * call.residual_k + first * item if call.has_residual else 0
+                        if lone:
+                            lone_pixels(
+                                columns, some, weights, w_row, gathered, depth, sums, panel_row, c0 == 0, out, call.y_k,
+                                bias, add, call.residual_k, call.low, call.high,
+                            )  # fmt: skip
+                        else:
+                            b, steps = copied + first * item, offsets
+                            if first < there:
+                                b, steps = x + first * item, places
+                            multiply(
+                                (columns + W - 1) // W, some, weights, w_row, rows * w_row, item, b, steps, depth,
+                                sums, panel_row, c0 == 0, out, call.y_k, bias, add, call.residual_k, call.low,
+                                call.high,
+                            )  # fmt: skip
+                        if last and not done:
+                            finish_tile(call, n, k0 + f, some, first, columns, sums, bias)
 
     return task_loop(task)
 
@@ -177,53 +217,100 @@ def real_bytes(problem):
     return problem.accumulate.itemsize
 
 
-def channel_block(problem) -> int:
-    """Channels whose panel fills about three quarters of the L1 cache, all blocks about equal; at least one.
+def reads_x_in_place(problem) -> bool:
+    """May the micro-kernel read x where it lies, if its rows follow each other in memory? (Conditions as in `task`.)"""
+    point = problem.R * problem.S == 1 and problem.stride == (1, 1) and problem.padding == ((0, 0), (0, 0))
+    return point and problem.layout == "NCHW" and problem.dtype == problem.accumulate
 
-    Twice as many where there are few pixels: their panels are read from the L2 cache anyhow, and sums wait less
-    often.
+
+def channel_block(problem) -> int:
+    """Channels whose x, for one tile, fills about three quarters of the L1 cache, all blocks about equal; at least one.
+
+    Twice or four times as many where x comes from the L2 cache anyhow: sums then wait less often.
     """
-    depth = target.cache_bytes(1) * 3 // 4 // (VECTORS * target.vector_bytes())
-    if SHARING_TILES * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
+    row_bytes = VECTORS * target.vector_bytes() + LINE  # of the cache lines that a tile's pixels touch
+    depth = target.cache_bytes(1) * 3 // 4 // row_bytes
+    if reads_x_in_place(problem):
+        depth *= 4
+    elif FEW_TILES * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
         depth *= 2
+    else:
+        rows = FEWEST_ROWS + rows_below(problem)
+        channel_bytes = row_phases(problem) * problem.S * rows * problem.Q * real_bytes(problem)
+        fitting = target.cache_bytes(2) // 2 // channel_bytes * problem.R * problem.S
+        depth = min(depth, max(fitting, FEWEST_DEPTHS))
     blocks = -(-problem.reduction // max(depth, problem.R * problem.S))
     return -(-problem.Cg // blocks)
+
+
+def possible_cuts(problem, threads):
+    """(runs of tiles, ranges of filters)"""
+    if threads == 1 or problem.N * problem.groups >= MANY_MAPS * threads:
+        return [(1, 1)]
+    all_tiles = -(-problem.P * problem.Q // (VECTORS * lanes(problem.accumulate)))
+    panels = weight_rows.padded_filters(problem.Kg) // weight_rows.padded_filters(1)
+    runs = [1, *(threads * n for n in RUNS_PER_THREAD)]
+    return [(t, f) for t in runs if t <= all_tiles for f in (1, threads, 2 * threads) if f <= panels]
+
+
+def cut_cycles(problem, threads, tile_tasks, filter_tasks) -> float:
+    """Predicted cycles until the last thread is done."""
+    width, rows = VECTORS * lanes(problem.accumulate), weight_rows.padded_filters(1)
+    pixels, depth = problem.P * problem.Q, problem.reduction
+    all_tiles = -(-pixels // width)
+    filters = up(-(-problem.Kg // filter_tasks), rows)
+    copy = copy_cycles(problem) / pixels
+
+    def task(run, part):
+        columns = min(all_tiles * (run + 1) // tile_tasks * width, pixels) - all_tiles * run // tile_tasks * width
+        some = max(0, min(filters, up(problem.Kg, rows) - part * filters))
+        product = some * pixels_cycles(columns, depth, problem.accumulate)
+        return CYCLES_PER_TASK + product + columns * copy + CYCLES_TO_COME * depth * (some + columns)
+
+    tasks = [task(run, part) for run in range(tile_tasks) for part in range(filter_tasks)]
+    return until_all_done(tasks * (problem.N * problem.groups), threads, CYCLES_TO_WAKE)
+
+
+def pixels_cycles(columns, depth, dtype) -> float:
+    """Of one filter and so many pixels: tiles, and what is left, as lone pixels or a narrow tile."""
+    rest = columns % (VECTORS * lanes(dtype))
+    lone = rest if rest <= MOST_LONE else 0
+    return multiply_cycles(1, columns - lone, depth, dtype) + lone * LONE_CYCLES * depth / lanes(dtype)
+
+
+def plane_bytes(problem, pixels) -> int:
+    """Of a plane from which `pixels` neighbouring pixels, wherever they begin, are read."""
+    rows = min((pixels - 2) // problem.Q + 2, problem.P) + rows_below(problem)
+    return rows * problem.Q * real_bytes(problem) + target.vector_bytes()
 
 
 @lru_cache(maxsize=1024)
 def blocking(problem, threads):
     """The numbers of BLOCKING, and the number of tasks."""
     width = VECTORS * lanes(problem.accumulate)
-    rows = weight_panels.padded_filters(1)
-    all_tiles = -(-problem.P * problem.Q // width)
-    wanted = -(-TASKS_PER_THREAD * threads // (problem.N * problem.groups)) if threads > 1 else 1
-    tiles = max(1, all_tiles // wanted)
-    if threads > 1 and problem.R * problem.S == 1 and problem.stride == (1, 1):
-        tiles = max(tiles, min(SHARING_TILES, all_tiles))  # copying x again for other filters costs little here
-    tile_tasks = -(-all_tiles // tiles)
-    if tile_tasks == 1:
-        wanted = 2 * threads  # equal tasks; each copies all of x
-    filter_tasks = max(1, min(-(-wanted // tile_tasks), problem.Kg // 32)) if tile_tasks < wanted else 1
-    filters = -(-problem.Kg // (filter_tasks * rows)) * rows
+    rows = weight_rows.padded_filters(1)
+    tile_tasks, filter_tasks = min(possible_cuts(problem, threads), key=lambda cut: cut_cycles(problem, threads, *cut))
+    filters = up(-(-problem.Kg // filter_tasks), rows)
     filter_tasks = -(-problem.Kg // filters)
 
-    block = channel_block(problem)
-    row_bytes = VECTORS * target.vector_bytes()
-    panel_bytes = block * problem.R * problem.S * row_bytes
-    sums_bytes = up(filters, rows) * row_bytes
-    group = max(1, min(tiles, GROUP_BYTES // panel_bytes))
-    partial_at = up(group * panel_bytes, 64)
-    bias_at = partial_at + up(group * sums_bytes, 64)
-    worker_bytes = worker_span(bias_at + (filters + rows) * real_bytes(problem))
-    in_place = problem.Kg <= IN_PLACE_FILTERS
+    item, block = real_bytes(problem), channel_block(problem)
+    depth, sums_row = block * problem.R * problem.S, VECTORS * target.vector_bytes()
+    group = -(-problem.P * problem.Q // (width * tile_tasks)) + 1
+    fitting = target.cache_bytes(2) // 2 // (filters * sums_row)
+    group = max(1, min(group, fitting) if block < problem.Cg else group)
+    planes = block * row_phases(problem) * problem.S
+    while group > 1 and planes * plane_bytes(problem, group * width) > target.cache_bytes(2) // 2:
+        group -= 1
+    partial_at = up(planes * plane_bytes(problem, group * width) + sums_row, LINE)  # a tile may read past their end
+    bias_at = partial_at + group * filters * sums_row
+    gathered_at = up(bias_at + (filters + rows) * item, 64)
+    offsets_at = gathered_at + up(MOST_LONE * depth * item, 64)
+    worker_bytes = worker_span(offsets_at + 2 * depth * OFFSET_BYTES)
     numbers = (
-        tiles, filters, tile_tasks, filter_tasks, block, group, in_place, worker_bytes, partial_at, bias_at,
+        filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
+        plane_bytes(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks
-
-
-def up(count, step):
-    return -(-count // step) * step
 
 
 @lru_cache(maxsize=1024)
@@ -245,60 +332,62 @@ def why_not(problem, device):
 def workspace_bytes(problem, device):
     numbers, _ = blocking(problem, device.threads)
     own = device.threads * numbers[BLOCKING.index("worker_bytes")]
-    return max(own, few_channels.workspace_bytes(problem, device.threads)) if by_few_channels(problem) else own
-
-
-def by_few_channels(problem) -> bool:
-    """Weights have to be packed as one block, as few_channels.py reads them."""
-    return few_channels.serves(problem) and channel_block(problem) == problem.Cg
+    return max(own, few_channels.workspace_bytes(problem, device.threads)) if few_channels.serves(problem) else own
 
 
 def reads_in_place(problem, w):
     """Weights that the micro-kernel takes as they lie: contiguous, float32 or float64, whole tiles of filters.
 
-    Packed they are up to a tenth faster, but packing them for one call costs more.
+    Copying them for one call would cost more than it saves.
     """
-    whole = problem.Kg % weight_panels.padded_filters(1) == 0
-    return whole and problem.dtype == problem.accumulate and w.flags.c_contiguous and w.flags.aligned
+    flags = w.flags
+    return flags.c_contiguous and flags.aligned and takes_rows(problem)
+
+
+@lru_cache(maxsize=1024)
+def takes_rows(problem) -> bool:
+    """Could contiguous weights of this problem be read as they lie?"""
+    return problem.Kg % weight_rows.padded_filters(1) == 0 and problem.dtype == problem.accumulate
 
 
 def packed_bytes(problem, device):
-    return weight_panels.packed_items(problem) * real_bytes(problem)
+    return weight_rows.packed_bytes(problem)
 
 
 def pack(problem, device, w, packed):
-    """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), as panels of filters."""
-    loop = compiled(weight_panels.build, problem.dtype.name, channel_block(problem))
-    call = pack_call(problem_fields(problem), packed, w, packed, None, None, None)
-    panels = problem.groups * weight_panels.padded_filters(problem.Kg) // panel_rows()
-    run_tasks(loop, call, panels, device.threads)
+    """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), as rows of filters."""
+    loop, rows = compiled(weight_rows.build, problem.dtype.name), weight_rows.packed_rows(problem, packed)
+    call = pack_call(problem_fields(problem), packed, w, rows, None, None, None)
+    run_tasks(loop, call, rows.shape[1], device.threads)
 
 
 def predicted_seconds(problem, device):
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
-    if by_few_channels(problem):
+    if few_channels.serves(problem):
         return predicted(problem, device, maps * few_channels.cycles(problem))
-    rows = weight_panels.padded_filters(problem.Kg)
-    multiply = multiply_cycles(rows, pixels, problem.reduction, problem.accumulate)
+    filters = weight_rows.padded_filters(problem.Kg)
+    multiply = filters * pixels_cycles(pixels, problem.reduction, problem.accumulate)
     numbers, _ = blocking(problem, device.threads)
-    repeated = numbers[BLOCKING.index("filter_tasks")]  # each copies the panels for itself
-    return predicted(problem, device, maps * (multiply + repeated * copy_cycles(problem) + store_cycles(problem)))
+    repeated = numbers[BLOCKING.index("filter_tasks")]  # each copies x for itself
+    copy = repeated * copy_cycles(problem)
+    return predicted(problem, device, maps * (multiply + copy + store_cycles(problem)))
 
 
 def pack_seconds(problem, device):
     """Weights that lie as `reads_in_place` asks are not packed for a single call; most are contiguous."""
-    if problem.dtype == problem.accumulate and problem.Kg % weight_panels.padded_filters(1) == 0:
+    if takes_rows(problem):
         return 0.0
     return 3.0 * problem.K * problem.reduction / CLOCK / device.threads
 
 
 def copy_cycles(problem) -> float:
-    """Copying one group's panels: vectors where rows are long, pieces of them where they are short, or one by one."""
-    numbers = problem.P * problem.Q * problem.reduction
+    """Copying one group's x into planes: by vectors, each within a row, or by numbers."""
+    if reads_x_in_place(problem):
+        return 0.0
+    rows = problem.Cg * problem.S * row_phases(problem) * problem.P
     if problem.layout != "NCHW" or problem.dtype != problem.accumulate or problem.stride[1] > 2:
-        return 2.0 * numbers
-    point = problem.R * problem.S == 1 and problem.stride == (1, 1)
-    return numbers * (0.4 if point or 2 * lanes(problem.accumulate) <= problem.Q else 0.7)
+        return 2.0 * rows * problem.Q
+    return 6.0 * rows * -(-problem.Q // lanes(problem.accumulate))
 
 
 def store_cycles(problem) -> float:
@@ -309,6 +398,6 @@ def store_cycles(problem) -> float:
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
-    few = by_few_channels(problem) and few_channels.takes(y, residual)
+    few = few_channels.serves(problem) and few_channels.takes(y, residual)
     fields, loop, tasks = few_channels.prepared(problem, device.threads) if few else prepared(problem, device.threads)
     run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)

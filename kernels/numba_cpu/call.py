@@ -36,6 +36,8 @@ CALL_BYTES = CALL_DTYPE.itemsize
 
 pack_changing = struct.Struct(f"{len(CHANGING)}q").pack
 NO_STRIDES = (0, 0, 0, 0)
+MEMORY = (ctypes.c_int64 * (1 << 56)).from_address(0)  # this process's, as words: MEMORY[address >> 3]
+OBJECT_BYTES = object.__basicsize__
 
 
 @lru_cache(maxsize=1024)
@@ -56,10 +58,10 @@ def slow_address(array) -> int:
 
 
 def fast_address(array) -> int:
-    """The first field of NumPy's public C struct of an array (PyArrayObject_fields.data): 0.3 instead of 1.6
+    """The first field of NumPy's public C struct of an array (PyArrayObject_fields.data): 0.1 instead of 1.6
     microseconds.
     """
-    return ctypes.c_void_p.from_address(id(array) + object.__basicsize__).value
+    return MEMORY[(id(array) + OBJECT_BYTES) >> 3]
 
 
 def fast_address_works() -> bool:

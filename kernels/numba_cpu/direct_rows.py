@@ -13,7 +13,8 @@
 Why beside sliding_window.py's tile: copying a plane into a panel takes longer than its window. Masks are computed once
 a strip of tiles; masking every load, and every row of padding, made the same layers 2 to 2.5 times slower. Measured on
 two Zen 5 cores beside PyTorch's faster form: MobileNetV2's depthwise layers 1.2 to 2.0 times as fast, where panels gave
-0.4 to 1.5; held to AVX2 0.9 to 1.8, panels 0.7 to 1.4.
+0.4 to 1.5; held to AVX2 0.9 to 1.8, panels 0.7 to 1.4. On small planes what surrounds the tiles counts: five divisions
+a plane were a third of 7 x 7's time, and seven rows a tile instead of four a tenth of 14 x 14's.
 It wants masked loads, so it serves processors with AVX2 and more; float32 or float64, NCHW, rows contiguous in memory.
 Source: Zhang, Franchetti and Low, High Performance Zero-Memory Overhead Direct Convolutions, ICML 2018.
 """
@@ -52,7 +53,7 @@ from .tracing import (
 )
 from .vectors import lanes, record_at
 
-MOST_VECTORS = 4  # of a tile
+MOST_VECTORS, MOST_ROWS = 4, 8  # of a tile
 MOST_MULTIPLY_ADDS = 200  # of one tile: it is written out
 TASKS_PER_THREAD = 8
 CYCLES_PER_PLANE = 40.0
@@ -74,13 +75,19 @@ def takes(x, y, residual) -> bool:
     return all(array is None or array.strides[3] == array.itemsize for array in (x, y, residual))
 
 
+@lru_cache(maxsize=1024)
 def tile(problem):
-    """(rows, vectors) of outputs computed at once."""
+    """(rows, vectors) of outputs computed at once: as many rows as make the plane cheapest."""
     vectors = min(-(-problem.Q // lanes(problem.dtype)), MOST_VECTORS)
+    window, stride = problem.R * problem.S, problem.stride[0]
     registers = (target.register_count() - 1 - vectors) // vectors  # the others hold a weight and a row of x
-    affordable = MOST_MULTIPLY_ADDS // (vectors * problem.R * problem.S)
-    shared = 4 if problem.stride[0] == 1 else 2  # with stride 2 rows have little input in common
-    return max(1, min(problem.P, shared, registers, affordable)), vectors
+    beside_weights = (target.register_count() - window - vectors) // vectors
+    # 4 rows share enough input to repay weights that are loaded again and again; with stride 2 there is less to share.
+    most = max(min(4, registers), min(beside_weights, MOST_ROWS))
+    if stride == 2 and most < problem.P:
+        most = 2
+    most = min(most, problem.P, MOST_MULTIPLY_ADDS // (vectors * window))
+    return min(range(1, max(most, 1) + 1), key=lambda rows: plane_cycles(problem, rows, vectors)), vectors
 
 
 def load_columns(S, stride, vectors, L):
@@ -218,17 +225,23 @@ def build(dtype_name, R, S, stride, rows, vectors, short_row):
         a_plane = (call.P + rows - 1) // rows
         total = call.N * call.K * a_plane
         place, end = total * index // call.tasks, total * (index + 1) // call.tasks
+        n, k, block = place // a_plane // call.K, place // a_plane % call.K, place % a_plane
+        c, m = k // call.Kg, k % call.Kg
         while place < end:
-            n, k, block = place // a_plane // call.K, place // a_plane % call.K, place % a_plane
             blocks = min(a_plane - block, end - place)
             place += blocks
             plane(
-                call.x + n * call.x_n + k // call.Kg * call.x_c, call.x_h, call.w + k * call.w_k, call.w_r, call.w_s,
+                call.x + n * call.x_n + c * call.x_c, call.x_h, call.w + k * call.w_k, call.w_r, call.w_s,
                 call.y + n * call.y_n + k * call.y_k, call.y_p,
                 call.residual + n * call.residual_n + k * call.residual_k, call.residual_p, call.has_residual,
                 call.bias + k * call.bias_k if call.has_bias else 0, call.H, call.W, call.P, call.Q, call.top,
                 call.left, no_row, call.activation, call.low, call.high, call.slope, block, blocks,
             )  # fmt: skip
+            block, k, m = 0, k + 1, m + 1  # dividing for each plane would take as long as a small one
+            if m == call.Kg:
+                c, m = c + 1, 0
+            if k == call.K:
+                n, k, c = n + 1, 0, 0
 
     return task_loop(task)
 
@@ -253,11 +266,14 @@ def prepared(problem, threads):
 
 
 def cycles(problem) -> float:
-    """Of all planes: loads, shuffles and multiply-adds, two a cycle each, and a tile's stores."""
-    rows, vectors = tile(problem)
+    """Of all planes."""
+    return problem.N * problem.K * plane_cycles(problem, *tile(problem))
+
+
+def plane_cycles(problem, rows, vectors) -> float:
+    """Loads, shuffles and multiply-adds, two a cycle each, and a tile's stores."""
     tiles = -(-problem.P // rows) * -(-problem.Q // (vectors * lanes(problem.dtype)))
     input_rows = (rows - 1) * problem.stride[0] + problem.R
     loads = input_rows * vectors * (problem.S if problem.stride[0] == 1 else 2 + problem.S / 2)
     multiply_adds = rows * vectors * problem.R * problem.S / target.multiply_adds_per_cycle()
-    each = CYCLES_PER_PLANE + tiles * (max(loads, multiply_adds) + 2 * rows * vectors + 12)
-    return problem.N * problem.K * each
+    return CYCLES_PER_PLANE + tiles * (max(loads, multiply_adds) + 2 * rows * vectors + 12)

@@ -12,7 +12,7 @@ from numba.core import types
 from . import tracing
 from .compilation import inlined
 from .short_floats import memory_functions
-from .tracing import bits, choose, constant, convert, fma, select, traced
+from .tracing import bits, choose, constant, convert, fma, maximum, minimum, select, traced
 
 CLAMP, LEAKY, SILU = 0, 1, 2
 LOG_2_HIGH, LOG_2_LOW = 0.693359375, -2.12194440054690583e-4  # their sum is log(2); n * LOG_2_HIGH is exact
@@ -35,7 +35,7 @@ def activated(values, kind, low, high, slope):
 
     def clamp():
         least, most = limit(low), limit(high)
-        return [select(v < least, least, select(v > most, most, v)) for v in values]
+        return [maximum(least, minimum(most, v)) for v in values]
 
     def leaky():
         factor = limit(slope)

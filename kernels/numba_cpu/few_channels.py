@@ -24,7 +24,7 @@ import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import target
+from . import target, weight_rows
 from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled, inlined
 from .depthwise import panel_row
@@ -32,16 +32,17 @@ from .epilogue import CLAMP, activated
 from .microkernel import VECTORS, multiply_cycles, panel_rows, tile_rows
 from .sliding_window import as_numbers, as_stored, lanes_for, panel_filling, real_of, stored_kind, vector_of
 from .threads import task_loop, worker_span
-from .tracing import Lanes, broadcast, choose, convert, fma, load, loop, select, store, traced, when
+from .tracing import Lanes, broadcast, choose, convert, fma, load, loop, maximum, minimum, select, store, traced, when
 from .vectors import lanes, record_at
-from .weight_panels import padded_filters
+from .weight_rows import padded_filters
 
 MOST_CHANNELS = 4
 TASKS_PER_THREAD = 8
 CYCLES_PER_TASK = 6_000  # at least, or setting up takes longer
 
 GEOMETRY = (
-    "bands", "row_bytes", "phase_bytes", "channel_bytes", "bias_at", "scratch_at", "panel_at", "worker_bytes",
+    "bands", "row_bytes", "phase_bytes", "channel_bytes", "bias_at", "scratch_at", "panel_at", "packed_row",
+    "worker_bytes",
 )  # fmt: skip
 CALL_FEW = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
 
@@ -59,11 +60,10 @@ def takes(y, residual) -> bool:
 def tile_function(dtype_name, rows, vectors):
     """The traced function for `rows` filters times `vectors` vectors of one row's pixels, from bias to store."""
     V, stored = vector_of(dtype_name), Lanes(stored_kind(dtype_name), lanes_for(dtype_name))
-    panel = panel_rows()
 
     @traced(types.void)
     def tile(
-        a, a_row, a_panel, a_step, offsets, depth, x, y, y_k, residual, residual_k, has_residual, left, bias, scratch,
+        a, a_row, a_step, offsets, depth, x, y, y_k, residual, residual_k, has_residual, left, bias, scratch,
         kind, low, high, slope,
     ):  # fmt: skip
         def step(d, carried):
@@ -72,7 +72,7 @@ def tile_function(dtype_name, rows, vectors):
             columns = [load(V, here + V.bytes * j) for j in range(vectors)]
             added = []
             for i, row in enumerate(sums):
-                weight = broadcast(V, load(V.scalar, a + a_row * (i % panel) + a_panel * (i // panel)))
+                weight = broadcast(V, load(V.scalar, a + a_row * i))
                 added.append([fma(weight, column, total) for column, total in zip(columns, row)])
             return [added, a + a_step]
 
@@ -95,7 +95,7 @@ def tile_function(dtype_name, rows, vectors):
             for i in range(rows):
                 with when(left > i):
                     totals = with_residual(sums[i], i)
-                    put([select(t < least, least, select(t > most, most, t)) for t in totals], i)
+                    put([maximum(least, minimum(most, t)) for t in totals], i)
 
         def others():
             """Row after row from memory, so that the activation is written out once only."""
@@ -115,7 +115,7 @@ def tile_function(dtype_name, rows, vectors):
 
 
 def build(dtype_name):
-    W, rows, padding = lanes_for(dtype_name), panel_rows(), padded_filters(1)
+    W, padding = lanes_for(dtype_name), padded_filters(1)
     one_rows, two_rows, three_rows = (tile_rows(vectors) for vectors in (1, 2, 3))
     one, two, three = (tile_function(dtype_name, tile_rows(vectors), vectors) for vectors in (1, 2, 3))
     fill_columns, _, number_at, put_number = panel_filling(dtype_name)
@@ -169,11 +169,10 @@ def build(dtype_name):
             )  # fmt: skip
 
         depth, kind = call.Cg * call.R * call.S, call.activation
+        w, w_row = call.w + k0 * call.w_k, call.w_k
         if call.w_k == 0:
             padded = (call.Kg + padding - 1) // padding * padding
-            w, w_row, w_panel, w_step = call.w + g * padded * depth * item, item, rows * depth * item, rows * item
-        else:
-            w, w_row, w_panel, w_step = call.w + k0 * call.w_k, call.w_k, rows * call.w_k, item
+            w, w_row = call.w + g * padded * call.packed_row, call.packed_row
         vectors_a_row = (call.Q + W - 1) // W
         for p in range(p0, p1):
             x = panel + (p - p0) * call.stride_h * call.row_bytes
@@ -186,22 +185,22 @@ def build(dtype_name):
                 done += vectors
                 height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
                 for f in range(0, call.Kg, height):
-                    a, to = w + f // rows * w_panel, y + f * call.y_k + q * stored_item
+                    a, to = w + f * w_row, y + f * call.y_k + q * stored_item
                     more = residual + f * call.residual_k + q * stored_item
                     here, left, bias = x + q * item, call.Kg - f, biases + f * item
                     if vectors == 3:
                         three(
-                            a, w_row, w_panel, w_step, offsets, depth, here, to, call.y_k, more, call.residual_k,
+                            a, w_row, item, offsets, depth, here, to, call.y_k, more, call.residual_k,
                             call.has_residual, left, bias, scratch, kind, call.low, call.high, call.slope,
                         )  # fmt: skip
                     elif vectors == 2:
                         two(
-                            a, w_row, w_panel, w_step, offsets, depth, here, to, call.y_k, more, call.residual_k,
+                            a, w_row, item, offsets, depth, here, to, call.y_k, more, call.residual_k,
                             call.has_residual, left, bias, scratch, kind, call.low, call.high, call.slope,
                         )  # fmt: skip
                     else:
                         one(
-                            a, w_row, w_panel, w_step, offsets, depth, here, to, call.y_k, more, call.residual_k,
+                            a, w_row, item, offsets, depth, here, to, call.y_k, more, call.residual_k,
                             call.has_residual, left, bias, scratch, kind, call.low, call.high, call.slope,
                         )  # fmt: skip
 
@@ -230,7 +229,11 @@ def geometry(problem, threads):
     scratch_at = bias_at + lines((problem.Kg + 8) * item)
     panel_at = scratch_at + 8 * VECTORS * target.vector_bytes()
     worker_bytes = worker_span(panel_at + problem.Cg * channel_bytes + row_bytes)
-    return (bands, row_bytes, phase_bytes, channel_bytes, bias_at, scratch_at, panel_at, worker_bytes), maps * bands
+    numbers = (
+        bands, row_bytes, phase_bytes, channel_bytes, bias_at, scratch_at, panel_at, weight_rows.row_bytes(problem),
+        worker_bytes,
+    )  # fmt: skip
+    return numbers, maps * bands
 
 
 def workspace_bytes(problem, threads):

@@ -88,11 +88,13 @@ def cut_cycles(problem, threads, copy_cycles, cut) -> float:
     )
 
 
-def until_all_done(tasks, threads) -> float:
-    """When the last thread is done, if each task is taken by the first one that is free."""
+def until_all_done(tasks, threads, late=0.0) -> float:
+    """When the last thread is done, if each task is taken by the first one that is free. late: when all but the first
+    thread are there.
+    """
     if len(tasks) > MOST_PLAYED:
         return sum(tasks) / threads + max(tasks)
-    free = [0.0] * threads
+    free = [0.0] + [late] * (threads - 1)
     for length in tasks:
         heapq.heapreplace(free, free[0] + length)
     return max(free)

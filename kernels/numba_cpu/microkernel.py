@@ -13,7 +13,7 @@ With 32 registers (AVX-512, NEON) the tile has 8 rows: 24 accumulators. At the r
 vectors follow. The tile of one vector is 8 rows high even with 16 registers, since 4 accumulators would wait for
 each other.
 
-What the rows and columns are is up to the caller. NCHW: rows are filters (A: packed weights), columns are pixels
+What the rows and columns are is up to the caller. NCHW: rows are filters (A: the weights), columns are pixels
 (B). NHWC: rows are pixels, columns are filters. A is read one number at a time, so its rows and steps may have any
 stride; B's columns are contiguous, its steps may have any stride.
 
@@ -33,7 +33,7 @@ from . import target, tracing
 from .column_stores import store_columns
 from .compilation import compiled, inlined
 from .threads import aligned_words
-from .tracing import Lanes, choose, convert, fma, load, loop, select, store, traced, when
+from .tracing import I64, Lanes, choose, convert, fma, load, loop, maximum, minimum, select, store, traced, when
 from .vectors import lanes
 
 VECTORS = 3  # columns of the widest tile, in vectors
@@ -57,10 +57,12 @@ def vector_type(dtype) -> Lanes:
 
 
 def accumulate(
-    V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums,
-    ahead=None, ahead_step=None, b_vector=None, fetched=1,
+    V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None, b_vector=None,
+    fetched=1, indirect=False,
 ):  # fmt: skip
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
+
+    indirect: b_step is the address of a table that says how far behind b each step's vectors lie.
 
     ahead: memory that will be needed soon, fetched into the cache `ahead_step` bytes further at every step; A, if
     None. b_vector: from vector to vector of B; they are neighbours, if None. fetched: how many memories are fetched
@@ -72,7 +74,8 @@ def accumulate(
 
     def step(d, carried):
         sums, a, b, ahead = carried
-        columns = [load(V, b + b_vector * j) for j in range(vectors)]
+        here = b + load(I64, b_step + I64.bytes * d) if indirect else b
+        columns = [load(V, here + b_vector * j) for j in range(vectors)]
         added = []
         for i in range(rows):
             where = a + a_row * (i % panel) + a_panel * (i // panel)
@@ -80,7 +83,7 @@ def accumulate(
             added.append([fma(weight, columns[j], sums[i][j]) for j in range(vectors)])
         for j in range(fetched):
             tracing.prefetch(ahead + b_vector * j)
-        return [added, a + a_step, b + b_step, ahead + ahead_step]
+        return [added, a + a_step, b if indirect else b + b_step, ahead + ahead_step]
 
     return loop(depth, step, [sums, a, b, ahead])[0]
 
@@ -88,7 +91,7 @@ def accumulate(
 # ---- a whole tile: sums from where the last depth block left them, to where the next or the result needs them ----
 
 
-def tile_function(dtype, rows, vectors, bias_of, transposed=False):
+def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=False):
     """A Numba function for one tile of rows x vectors; bias_of: "row" or "column", what a bias belongs to.
 
     Where it is the column, vectors of B lie one after the other, each with all its steps; else side by side.
@@ -118,7 +121,7 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False):
 
         def clamp(total):
             least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
-            return select(total < least, least, select(total > most, most, total))
+            return maximum(least, minimum(most, total))
 
         def finish():
             for i in range(rows):
@@ -149,18 +152,19 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False):
         sums = choose(first, fresh, continued)
         b_vector = depth * b_step if bias_of == "column" else None
         sums = accumulate(
-            V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead, ahead_step, b_vector
+            V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead, ahead_step, b_vector,
+            indirect,
         )  # fmt: skip
         choose(out.differs(0), finish_transposed if transposed else finish, leave)
 
     return tile
 
 
-def multiply_function(dtype, bias_of, rows=None, transposed=False):
+def multiply_function(dtype, bias_of, rows=None, transposed=False, indirect=False):
     """A Numba function that multiplies all rows of A with one column tile of B, tile by tile.
 
     rows: of a tile, and of a panel of A, if they are not to be as many as the registers hold. transposed: as in
-    `tile_function`.
+    `tile_function`. indirect: as in `accumulate`.
 
     multiply(vectors, rows, a, ...): as a tile's arguments, for `rows` rows; a_panel: from panel to panel of A. What
     is fetched ahead is A, or what begins at `ahead` and moves on by ahead_panel and ahead_step from panel to panel
@@ -169,9 +173,9 @@ def multiply_function(dtype, bias_of, rows=None, transposed=False):
     item, panel = np.dtype(dtype).itemsize, rows or panel_rows()
     bias_step = item if bias_of == "row" else 0
     one_rows, two_rows, three_rows = (rows or tile_rows(vectors) for vectors in (1, 2, 3))
-    one = tile_function(dtype, one_rows, 1, bias_of, transposed)
-    two = tile_function(dtype, two_rows, 2, bias_of, transposed)
-    three = tile_function(dtype, three_rows, 3, bias_of, transposed)
+    one = tile_function(dtype, one_rows, 1, bias_of, transposed, indirect)
+    two = tile_function(dtype, two_rows, 2, bias_of, transposed, indirect)
+    three = tile_function(dtype, three_rows, 3, bias_of, transposed, indirect)
 
     @inlined
     def multiply(

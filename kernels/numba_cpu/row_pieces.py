@@ -9,7 +9,8 @@ the lanes of padding. The first piece is stored, the others are merged into what
 a shuffle do the same. Where a piece begins and ends is worked out once and serves all channels.
 
 Why so: maps of 7 to 28 columns hardly ever fill a vector of 16 from one row. Measured on two Zen 5 cores: packing takes
-half a cycle a number for 1x1 and 1.3 for 3x3 with stride 2, and blocked_by_filters 0.66 ms instead of 1.55 on
+half a cycle a number for 1x1 and 1.3 for 3x3 with stride 2 (3 where rows have 7 columns), and blocked_by_filters 0.66
+ms instead of 1.55 on
 128 -> 128 channels of 56 x 56 with stride 2, whose numbers it used to copy one by one.
 """
 
@@ -32,6 +33,23 @@ from .tracing import (
 )
 
 
+def neighbours(V, x, first, end):
+    """read(address): the vector there, of which lanes first .. end-1 are read and the others are zero."""
+    mask = lanes_between(V, constant(x, 0), first, end)
+    return lambda here: load_lanes(V, here, mask)
+
+
+def every_second(V, x, first, end):
+    """As neighbours, but of the numbers there every second one."""
+    masks = [lanes_between(V, constant(x, offset), first * 2, end * 2 - 1) for offset in (0, V.count)]
+
+    def read(here):
+        low, high = (load_lanes(V, here + V.bytes * i, mask) for i, mask in enumerate(masks))
+        return shuffle(low, high, range(0, 2 * V.count, 2))
+
+    return read
+
+
 def copy_pieces_function(real, count):
     """A Numba function copy_pieces(call, to, step, x, pixel, end, r, s, channels): `count` pixels from `pixel` on, as
     far as `end`, at one tap of the window; to `to`, `step` bytes further for each channel. x: address of the image's
@@ -40,36 +58,23 @@ def copy_pieces_function(real, count):
     V = Lanes(vector_type(real).kind, count)
     item = V.item_bytes
 
-    def pieces_of(read):
+    def pieces_of(reader):
         @traced(types.void)
         def copy(to, step, x, x_step, channels, first, end, merge):
-            mask, numbers = lanes_between(V, constant(x, 0), first, end), read(x, first, end)
+            mask, read = lanes_between(V, constant(x, 0), first, end), reader(V, x, first, end)
 
             def put():
-                loop(channels, lambda c: store(to + c * step, numbers(x + c * x_step)))
+                loop(channels, lambda c: store(to + c * step, read(x + c * x_step)))
 
             def add():
                 def one(c):
-                    store(to + c * step, select(mask, numbers(x + c * x_step), load(V, to + c * step)))
+                    store(to + c * step, select(mask, read(x + c * x_step), load(V, to + c * step)))
 
                 loop(channels, one)
 
             choose(merge, add, put)
 
         return copy
-
-    def neighbours(x, first, end):
-        mask = lanes_between(V, constant(x, 0), first, end)
-        return lambda here: load_lanes(V, here, mask)
-
-    def every_second(x, first, end):
-        masks = [lanes_between(V, constant(x, offset), first * 2, end * 2 - 1) for offset in (0, count)]
-
-        def numbers(here):
-            low, high = (load_lanes(V, here + V.bytes * i, mask) for i, mask in enumerate(masks))
-            return shuffle(low, high, range(0, 2 * count, 2))
-
-        return numbers
 
     copy_neighbours, copy_every_second = pieces_of(neighbours), pieces_of(every_second)
 

@@ -20,6 +20,10 @@ PROBLEMS = {
     "stride 2": ((2, 33, 14, 14), (40, 33, 3, 3), {"padding": 1, "stride": 2}),
     "point": ((2, 300, 13, 13), (128, 300, 1, 1), {}),
     "few pixels": ((1, 300, 7, 7), (72, 300, 1, 1), {}),
+    "one pixel": ((3, 70, 1, 1), (16, 70, 1, 1), {}),
+    "point, stride 2": ((1, 150, 14, 15), (24, 150, 1, 1), {"stride": 2}),
+    "stride 3, dilated": ((2, 9, 20, 23), (16, 9, 3, 2), {"stride": 3, "dilation": 2, "padding": (1, 3)}),
+    "a row too long for the cache": ((1, 8, 4, 9000), (8, 8, 3, 3), {"padding": 1}),
     "few channels": ((2, 3, 61, 67), (40, 3, 7, 7), {"padding": 3, "stride": 2}),
     "few channels, dilated": ((1, 8, 50, 70), (16, 4, 3, 5), {"groups": 2, "dilation": 2, "padding": (2, 0)}),
 }
@@ -61,6 +65,15 @@ def test_contiguous_weights_are_read_where_they_lie(name):
     assert blocked.reads_in_place(problem, w)
     exact = reference.conv2d(problem, x, w, None, None)
     np.testing.assert_array_equal(result(blocked, problem, x, w, 2, packed=False), exact)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_images_that_are_slices_are_read_too(name):
+    problem, x, w = arrays(name)
+    wider = np.full((*x.shape[:3], x.shape[3] + 5), np.nan, np.float32)
+    wider[..., 2:-3] = x
+    exact = reference.conv2d(problem, x, w, None, None)
+    np.testing.assert_array_equal(result(blocked, problem, wider[..., 2:-3], w, 2, packed=True), exact)
 
 
 def test_other_weights_are_packed():

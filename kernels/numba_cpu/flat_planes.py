@@ -1,0 +1,152 @@
+"""x as flat planes, so that any run of output pixels is one contiguous run of numbers, whatever the window's tap.
+
+    Q = 4, 3 x 3, stride 1: the plane of tap column s = 0       0 x00 x01 x02 | 0 x10 x11 x12 | 0 x20 x21 x22 | ...
+    row by row what the output columns read, padding included   ^ pixels from here on for r = 0
+                                                                                ^ from here on for r = 1, and so on
+
+Output rows follow each other without a gap, so a vector of pixels may begin anywhere and cross as many rows as it
+likes. One plane serves all rows of the window: the next row's pixels are Q numbers further. With a stride of 2 even and
+odd rows of x make a plane each. A number is copied S times (or less, with a stride), not R S times, and a row at a
+time: each store may run over the row's end, since the next row is written after it.
+
+Measured on two Zen 5 cores, 3 x 3 with stride 2: copying is 2 to 9 % of the layer, about a cycle a number of a plane.
+Panels, in which every tap had vectors of its own, gathered from pieces of rows, took 15 to 20 %.
+"""
+
+import numpy as np
+from numba.core import types
+
+from .compilation import inlined
+from .microkernel import vector_type
+from .row_pieces import every_second, neighbours
+from .short_floats import memory_functions
+from .tracing import I64, loop, store, traced
+from .vectors import lanes
+
+X_BYTES = 12 << 10  # of x: so many channels make their planes in turn, for x to stay in the L1 cache for all taps
+
+
+def copy_planes_function(dtype_name):
+    """A Numba function copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last): for every
+    channel, row phase and tap column the plane of `rows` rows from output row p0 on; of their columns those from
+    `first` to `last`, and perhaps more. x: address of the image's first channel of this block. plane_bytes: from plane
+    to plane, a vector more than its rows take.
+    """
+    real = np.float64 if dtype_name == "float64" else np.float32
+    item, W = np.dtype(real).itemsize, lanes(real)
+    stored_item = 2 if dtype_name.endswith("16") else item
+    same = item == stored_item
+    read, _, read_vector, _ = memory_functions(dtype_name)
+    _, write, _, write_vector = memory_functions(np.dtype(real).name)
+    V = vector_type(real)
+
+    def rows_of(reader):
+        @traced(types.void)
+        def copy(to, to_channel, to_row, x, x_channel, x_row, channels, rows, first, end):
+            """A vector of each row of each channel; of its lanes first .. end-1 are read, the others are zero."""
+            read = reader(V, x, first, end)
+
+            def channel(c):
+                here, there = x + c * x_channel, to + c * to_channel
+                loop(rows, lambda i: store(there + i * to_row, read(here + i * x_row)))
+
+            loop(channels, channel)
+
+        return copy
+
+    copy_neighbours, copy_every_second = rows_of(neighbours), rows_of(every_second)
+
+    @inlined
+    def clear(to, count):
+        for i in range(count):
+            write(to + i * item, 0.0)
+
+    @inlined
+    def copy_row(to, x, pitch, count):
+        done = 0
+        if pitch == stored_item:
+            done = count // W * W
+            for q in range(0, done, W):
+                write_vector(to + q * item, read_vector(x + q * stored_item))
+        for q in range(done, count):
+            write(to + q * item, read(x + q * pitch))
+
+    @inlined
+    def copy_inside(call, to, to_channel, x, x_row, channels, rows, inside, outside, first, last):
+        """Rows that lie inside the image, as do their columns from `inside` to `outside`. x: of column 0."""
+        row, pitch = call.Q * item, call.stride_w * call.x_w
+        if same and call.x_w == item and call.stride_w <= 2:
+            # From right to left, since what a vector writes beyond its row, the first of the next row puts right.
+            for q in range(first + (last - 1 - first) // W * W, first - 1, -W):
+                here, there, begin, end = x + q * pitch, to + q * item, inside - q, outside - q
+                if call.stride_w == 1:
+                    copy_neighbours(there, to_channel, row, here, call.x_c, x_row, channels, rows, begin, end)
+                else:
+                    copy_every_second(there, to_channel, row, here, call.x_c, x_row, channels, rows, begin, end)
+            return
+        for c in range(channels):
+            for i in range(rows):
+                here, there = x + c * call.x_c + i * x_row, to + c * to_channel + i * row
+                begin, end = min(max(inside, first), last), min(max(outside, first), last)
+                clear(there + first * item, begin - first)
+                copy_row(there + begin * item, here + begin * pitch, pitch, end - begin)
+                clear(there + end * item, last - end)
+
+    @inlined
+    def copy_tap(call, to, to_channel, x, h, s, channels, rows, first, last):
+        """The planes of one row phase and tap column, of every channel. h: x's row for the planes' first one."""
+        v, row = s * call.dilation_w - call.left, call.Q * item
+        above = min(max((call.stride_h - 1 - h) // call.stride_h, 0), rows)
+        behind = min(max((call.H - h + call.stride_h - 1) // call.stride_h, above), rows)
+        inside = min(max((call.stride_w - 1 - v) // call.stride_w, 0), call.Q)
+        outside = min(max((call.W - v + call.stride_w - 1) // call.stride_w, inside), call.Q)
+        here = x + (h + above * call.stride_h) * call.x_h + v * call.x_w
+        x_row = call.stride_h * call.x_h
+        middle = to + above * row
+        copy_inside(call, middle, to_channel, here, x_row, channels, behind - above, inside, outside, first, last)
+        for c in range(channels):
+            for i in range(rows):
+                if i < above or i >= behind:
+                    clear(to + c * to_channel + i * row + first * item, last - first)
+
+    @inlined
+    def copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last):
+        to_channel = phases * call.S * plane_bytes
+        at_once = max(X_BYTES // (rows * call.stride_h * (last - first) * call.stride_w * item), 1)
+        for c in range(0, channels, at_once):
+            some, here, there = min(at_once, channels - c), x + c * call.x_c, to + c * to_channel
+            for phase in range(phases):
+                for s in range(call.S):
+                    h = p0 * call.stride_h - call.top + phase
+                    plane = there + (phase * call.S + s) * plane_bytes
+                    copy_tap(call, plane, to_channel, here, h, s, some, rows, first, last)
+
+    return copy_planes
+
+
+@traced(types.void)
+def put_word(address, i, word):
+    store(address + I64.bytes * i, word)
+
+
+@inlined
+def fill_offsets(call, to, plane_bytes, phases, channels, item):
+    """The table of how far behind the first plane a pixel's number lies for each depth (c, r, s), in bytes."""
+    taps, to_channel = call.R * call.S, phases * call.S * plane_bytes
+    for r in range(call.R):
+        phase, below = r * call.dilation_h % call.stride_h, r * call.dilation_h // call.stride_h
+        for s in range(call.S):
+            first = (phase * call.S + s) * plane_bytes + below * call.Q * item
+            for c in range(channels):
+                put_word(to, c * taps + r * call.S + s, c * to_channel + first)
+
+
+def row_phases(problem) -> int:
+    """How many planes of rows there are for a channel and a tap column: tap row r reads r * dilation % stride's."""
+    stride, dilation = problem.stride[0], problem.dilation[0]
+    return 1 if problem.R == 1 or dilation % stride == 0 else stride
+
+
+def rows_below(problem) -> int:
+    """How many rows a plane has beyond those of the outputs, for the window's last row."""
+    return (problem.R - 1) * problem.dilation[0] // problem.stride[0]
