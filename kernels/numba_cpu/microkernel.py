@@ -57,7 +57,7 @@ def vector_type(dtype) -> Lanes:
 
 
 def accumulate(
-    V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None, b_vector=None,
+    V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None, b_vector=None, *,
     fetched=1, indirect=False,
 ):  # fmt: skip
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
@@ -153,7 +153,7 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
         b_vector = depth * b_step if bias_of == "column" else None
         sums = accumulate(
             V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead, ahead_step, b_vector,
-            indirect,
+            indirect=indirect,
         )  # fmt: skip
         choose(out.differs(0), finish_transposed if transposed else finish, leave)
 

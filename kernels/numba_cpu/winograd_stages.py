@@ -269,7 +269,8 @@ def tile_function(V, rows, vectors):
         item, step = tracing.constant(a, V.item_bytes), tracing.constant(a, V.bytes)
         nothing = [[zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
         sums = accumulate(
-            V, rows, vectors, a, item, item, a_step, b, step, depth, nothing, ahead, ahead_step, b_vector, vectors
+            V, rows, vectors, a, item, item, a_step, b, step, depth, nothing, ahead, ahead_step, b_vector,
+            fetched=vectors,
         )  # fmt: skip
 
         def address(i, j):
