@@ -41,6 +41,7 @@ KERNELS: tuple[str, ...] = (
     "numba_cpu.winograd_f4",
     "numba_cpu.winograd_f6",
     "numba_cpu.fft",
+    "numba_cpu.input_grad",
     "numba_cpu.weight_grad",
     "numba_cuda.direct",
     "numba_cuda.tiled",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from . import accuracy, arrays, dispatch
@@ -44,6 +45,8 @@ from .problem import (
     resolved_padding,
     same_padding,
 )
+
+SCATTERED_BYTES = 16e9  # a second, as measured beside the CPU kernels' predictions
 
 
 def conv2d_input_grad(
@@ -430,12 +433,24 @@ def chosen_for_all(problem, outputs, device, choice):
         return None
 
 
+@lru_cache(maxsize=1024)
 def faster_than_phases(problem, device, choice):
     whole = fastest_seconds(choice, problem, device)
     if whole == math.inf:
         return False
     parts = (phase.problem for phase in phases(problem))
-    return whole < sum(fastest_seconds(choice, part, device) for part in parts if part is not None)
+    by_phase = sum(fastest_seconds(choice, part, device) for part in parts if part is not None)
+    return whole < by_phase + (scattered_seconds(problem) if device.kind == "cpu" else 0.0)
+
+
+def scattered_seconds(problem):
+    """What phases take beyond a forward problem, on the CPU: w comes with its filters side by side, and in NCHW each
+    phase of a row of grad_x reads and writes its lines anew.
+    """
+    numbers = math.prod(problem.w_shape)
+    if problem.layout == "NCHW" and problem.stride[1] > 1:
+        numbers += math.prod(problem.stride) * math.prod(problem.x_shape)
+    return numbers * problem.dtype.itemsize / SCATTERED_BYTES
 
 
 def fastest_seconds(choice, problem, device):

@@ -24,6 +24,8 @@ How x is copied makes the shift of a tap one constant, whatever the pixel: no te
     columns   where that is over 8 %: each column s of taps has a copy of its own, and nothing is filled.
     windows   where there are fewer channels than a tile has rows: each tap has a copy of its own, as if it were a
               channel.
+    batched   maps of up to 64 outputs: as windows, and images lie behind each other as if they were one map, since the
+              sums, 24 vectors, would otherwise wait after every 49 pixels.
     in place  stride 1, no padding, and rows that lie one after the other: x is its own copy.
 
 The multiplied zeros are also why an infinity in x may make NaN in other taps of its channel than those that read it.
@@ -31,7 +33,9 @@ The multiplied zeros are also why an infinity in x may make NaN in other taps of
 Each element's sum is made by one task in the order of images and pixels, so neither the number of threads nor the
 split into tasks changes a bit: no atomics, and no second reduction. One chain over all of 100,352 pixels (ResNet-50's
 first layer, 8 images) had an error of 5.6e-6; begun anew on the way it is a third of that.
-Measured (Zen 5, AVX-512, two cores): the multiplication alone runs at 450 to 505 GFLOP/s on ResNet-50's layers.
+Measured (Zen 5, AVX-512, two cores): the multiplication alone runs at 450 to 505 GFLOP/s on ResNet-50's layers. Copying
+every second column of 28 took 7 cycles a number row by row, whose masks cost more than the row; for all channels at
+once, masks made once, a strided 1x1 layer went from 5.5 to 4.5 ms. With three channels that made it slower.
 Source: the blocking of Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, ACM TOMS 2008.
 """
 
@@ -51,26 +55,30 @@ from .compilation import compiled, inlined
 from .microkernel import VECTORS, multiply_function, panel_rows, tile_rows, vector_type
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop, worker_span
-from .tracing import first_lanes, lanes_between, load, load_lanes, shuffle, store, traced
+from .tracing import first_lanes, lanes_between, load, load_lanes, loop, prefetch, shuffle, store, traced, when
 from .vectors import Vector, broadcast, lanes, record_at
 
 passes = ("weight_grad",)
-SHIFTED, COLUMNS, WINDOWS = range(3)  # how x is copied
+SHIFTED, COLUMNS, WINDOWS, BATCHED = range(4)  # how x is copied
 
 # What a task does for one output pixel, in cycles: to be weighed against each other, not to be believed.
 TRANSPOSED = 1.0  # for each number of grad_y: moved to pixel-major
 READ, COPIED, COPIED_ROW = 0.5, 0.5, 20  # for each number of x, each one copied, and each row of those
+COPIED_ROW_OF_ALL = 3  # a row, where it is copied for all channels at once
 NARROW = (0, 1.3, 1.05, 1.0)  # times as long as its multiply-adds, by the vectors of a panel
 UNEVEN = 0.1  # of a task: what the threads wait for the last one
 
+SHORT = 8  # vectors of a row: such rows are copied for all channels at once
+CHUNK_PIXELS = 128  # after which sums may wait
+FEW_PIXELS = 64  # of a map; with so few, several images are multiplied at a time
 CHAIN = 8_192  # pixels, about, whose products are added one after the other
 
 CUTS = (
     "mode", "copies_h", "copies_w", "taps", "rows", "row_block", "row_tasks", "vectors", "vector_block",
-    "vector_tasks", "pitch", "slab", "plane", "chunk", "chain_images", "chain_rows", "grad_at", "sums_at", "totals_at",
-    "worker_bytes",
+    "vector_tasks", "pitch", "slab", "slab_rows", "plane", "chunk", "chain_images", "chain_rows", "batch",
+    "grad_at", "sums_at", "totals_at", "worker_bytes",
 )  # fmt: skip
-FOUND = ("in_place", "run_q", "run_pitch")  # by looking at the arrays
+FOUND = ("in_place", "run_q", "run_pitch", "run_rows")  # by looking at the arrays
 CALL_CUT = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in CUTS + FOUND]))
 SLACK = 16  # numbers, or pixels, behind what is copied: the last vector, or block of a transposition, may reach there
 
@@ -153,13 +161,90 @@ def copy_input_function(dtype_name):
                 write_sum(to + j * item, read(x + j * step))
             clear(to + last * item, pitch - last)
 
+    def neighbours(first, last, vectors):
+        """What reads vector j of a row, zeros outside of lanes first .. last - 1; masks are made once for all rows."""
+        masks = [lanes_between(lanes_type, first * 0 + j * W, first, last) for j in range(vectors)]
+        return lambda x, j: load_lanes(lanes_type, x + lanes_type.bytes * j, masks[j])
+
+    def every_second(first, last, vectors):
+        masks = [lanes_between(lanes_type, first * 0 + i * W, 2 * first, 2 * last - 1) for i in range(2 * vectors)]
+
+        def vector(x, j):
+            halves = [load_lanes(lanes_type, x + lanes_type.bytes * i, masks[i]) for i in (2 * j, 2 * j + 1)]
+            return shuffle(*halves, range(0, 2 * W, 2))
+
+        return vector
+
+    def lines_copied_by(reader):
+        @traced(types.void)
+        def copy_lines(to, step, x, x_step, ahead, count, vectors, first, last):
+            """A short row of each of `count` channels; the row `ahead` bytes further is fetched."""
+
+            def of(number):
+                vector = reader(first, last, number)
+
+                def channel(c):
+                    prefetch(x + c * x_step + ahead)
+                    for j in range(number):
+                        store(to + c * step + lanes_type.bytes * j, vector(x + c * x_step, j))
+
+                loop(count, channel)
+
+            for number in range(1, SHORT + 1):
+                with when(vectors.equals(number)):
+                    of(number)
+
+        return copy_lines
+
+    copy_neighbours, copy_every_second = lines_copied_by(neighbours), lines_copied_by(every_second)
+
+    @inlined
+    def short_rows(call):
+        return call.pitch <= SHORT * W
+
+    @inlined
+    def copy_line(call, to, step, x, count, first, last):
+        """copy_row of `count` channels, `step` bytes apart where they go. The last vector may reach into what follows
+        the row, which is copied later or lies behind the plane.
+        """
+        x_step, vectors = call.stride_w * call.x_w, (call.pitch + W - 1) // W
+        if same and x_step == item and short_rows(call):
+            copy_neighbours(to, step, x, call.x_c, call.stride_h * call.x_h, count, vectors, first, last)
+        elif same and x_step == 2 * item and short_rows(call):
+            copy_every_second(to, step, x, call.x_c, call.stride_h * call.x_h, count, vectors, first, last)
+        else:
+            for c in range(count):
+                copy_row(to + c * step, x + c * call.x_c, x_step, first, last, call.pitch)
+
+    @inlined
+    def columns_inside(call, shift):
+        """The outputs of a row whose input at this shift lies inside the image: the first, and the one behind them."""
+        first = min(max(0, (-shift + call.stride_w - 1) // call.stride_w), call.pitch)
+        return first, min(max(first, (call.W - shift + call.stride_w - 1) // call.stride_w), call.pitch)
+
+    @inlined
+    def copy_planes(call, to, step, x, count, first_row, row_shift, column_shift):
+        """Element (row, j) of a plane is x's at (first_row + row) stride + row_shift - top, j stride + ... - left.
+
+        x: of the first of `count` channels, whose planes lie `step` bytes apart.
+        """
+        shift = column_shift - call.left
+        first, last = columns_inside(call, shift)
+        for row in range(call.slab_rows):
+            h = (first_row + row) * call.stride_h + row_shift - call.top
+            inside = h >= 0 and h < call.H
+            line = to + row * call.pitch * item
+            copy_line(
+                call, line, step, x + h * call.x_h + shift * call.x_w, count, first if inside else 0,
+                last if inside else 0,
+            )  # fmt: skip
+
     @inlined
     def copy_plane(call, to, x, first_row, row_shift, column_shift):
-        """Element (row, j) of the plane is x's at (first_row + row) stride + row_shift - top, j stride + ... - left."""
+        """copy_planes of one channel, row by row: with few channels masks would not be worth their making."""
         shift = column_shift - call.left
-        first = min(max(0, (-shift + call.stride_w - 1) // call.stride_w), call.pitch)
-        last = min(max(first, (call.W - shift + call.stride_w - 1) // call.stride_w), call.pitch)
-        for row in range(call.plane // call.pitch):
+        first, last = columns_inside(call, shift)
+        for row in range(call.slab_rows):
             h = (first_row + row) * call.stride_h + row_shift - call.top
             line = to + row * call.pitch * item
             if h >= 0 and h < call.H:
@@ -168,15 +253,33 @@ def copy_input_function(dtype_name):
                 clear(line, call.pitch)
 
     @inlined
-    def copy_input(call, to, x, first_row, row0, rows):
+    def copy_batch(call, to, x, images, row0, rows):
+        """Row (c, tap) of tiles: what that tap reads, row after row, image after image."""
+        taps, plane = call.R * call.S, call.plane * item
+        for tap in range(taps):
+            shift_h, shift_w = tap // call.S * call.dilation_h - call.top, tap % call.S * call.dilation_w - call.left
+            c = (row0 - tap + taps - 1) // taps
+            row = c * taps + tap - row0
+            count = (rows - row + taps - 1) // taps
+            first, last = columns_inside(call, shift_w)
+            for line in range(images * call.P):
+                image, h = line // call.P, line % call.P * call.stride_h + shift_h
+                here = x + image * call.x_n + c * call.x_c + h * call.x_h + shift_w * call.x_w
+                inside, into = h >= 0 and h < call.H, to + row * plane + line * call.Q * item
+                copy_line(call, into, taps * plane, here, count, first if inside else 0, last if inside else 0)
+
+    @inlined
+    def copy_input(call, to, x, images, first_row, row0, rows):
         """x: the group's first channel of the image; row0: the first of the task's rows of tiles."""
-        plane = call.plane * item
+        plane, taps = call.plane * item, call.R * call.S
+        if call.mode == BATCHED:
+            copy_batch(call, to, x, images, row0, rows)
+            return
         if call.mode == WINDOWS:
-            for i in range(rows):
-                tap = (row0 + i) % (call.R * call.S)
-                channel = x + (row0 + i) // (call.R * call.S) * call.x_c
+            for i in range(row0, row0 + rows):
+                channel, tap = x + i // taps * call.x_c, i % taps
                 shift_h, shift_w = tap // call.S * call.dilation_h, tap % call.S * call.dilation_w
-                copy_plane(call, to + i * plane, channel, first_row, shift_h, shift_w)
+                copy_plane(call, to + (i - row0) * plane, channel, first_row, shift_h, shift_w)
             return
         for a in range(call.copies_h):
             if meets_a_tap(a, call.R, call.dilation_h, call.stride_h):
@@ -184,9 +287,10 @@ def copy_input_function(dtype_name):
                     if call.mode == COLUMNS or meets_a_tap(b, call.S, call.dilation_w, call.stride_w):
                         column_shift = b * call.dilation_w if call.mode == COLUMNS else b
                         first = to + (a * call.copies_w + b) * call.row_block * plane
-                        for i in range(rows):
-                            channel = x + (row0 + i) * call.x_c
-                            copy_plane(call, first + i * plane, channel, first_row, a, column_shift)
+                        channels, at_a_time = x + row0 * call.x_c, rows if short_rows(call) else 1
+                        for i in range(0, rows, at_a_time):  # long rows one plane after the other, as they are fetched
+                            here = channels + i * call.x_c
+                            copy_planes(call, first + i * plane, plane, here, at_a_time, first_row, a, column_shift)
 
     return copy_input
 
@@ -244,15 +348,16 @@ def copy_grad_function(dtype_name):
 
     @inlined
     def copy_grad(call, to, row, grad, filters, first, depth):
-        """Pixels first .. first + depth - 1 of the image. grad: its first pixel of the panel's first filter."""
+        """Pixels first .. first + depth - 1 from an image's beginning. grad: that, of the panel's first filter."""
         for k in range(0, row // item, W):
             column, channel, count = to + k * item, grad + k * call.residual_k, min(W, filters - k)
             done = 0
             while done < depth:
-                p, q = (first + done) // call.run_pitch, (first + done) % call.run_pitch
+                line, q = (first + done) // call.run_pitch, (first + done) % call.run_pitch
+                image, p = line // call.run_rows, line % call.run_rows
                 pixels = min(call.run_pitch - q, depth - done)
                 real = max(0, min(pixels, call.run_q - q))
-                here = channel + p * call.residual_p + q * call.residual_q
+                here = channel + image * call.residual_n + p * call.residual_p + q * call.residual_q
                 copy_run(call, column + done * row, row, here, count, real)
                 for m in range(done + real, done + pixels):
                     write_sums(column + m * row, broadcast(V, zero))
@@ -350,8 +455,9 @@ def build_task(dtype_name):
         own = call.workspace + worker * call.worker_bytes
         grad, sums, totals = own + call.grad_at, own + call.sums_at, own + call.totals_at
         block = call.row_block * call.taps * W * item  # sums of one vector of filters
-        chains, begun = 0, False
-        for n in range(call.N):
+        chains, begun, n = 0, False, 0
+        while n < call.N:
+            images = min(call.batch, call.N - n, call.chain_images - n % call.chain_images)
             x = call.x + n * call.x_n + g * call.Cg * call.x_c
             grad_n = call.residual + n * call.residual_n + g * call.Kg * call.residual_k
             p0 = 0
@@ -361,8 +467,8 @@ def build_task(dtype_name):
                 if call.in_place:
                     here, x_row = x + row0 * call.x_c + p0 * call.x_h, call.x_c
                 else:
-                    copy_input(call, own, x, p0, row0, rows)
-                pixels = (p1 - p0 - 1) * call.pitch + call.Q
+                    copy_input(call, own, x, images, p0, row0, rows)
+                pixels = (images * (p1 - p0) - 1) * call.pitch + call.Q
                 vector = vector0
                 while vector < vector0 + vectors:
                     width = width_of(vector0 + vectors - vector)
@@ -380,9 +486,10 @@ def build_task(dtype_name):
                         )  # fmt: skip
                     vector += width
                 begun, p0 = True, p1
-                if ends_a_chain(call, n, p0):
+                if ends_a_chain(call, n + images - 1, p0):
                     add_sums(totals, sums, vectors * block, chains == 0)
                     begun, chains = False, chains + 1
+            n += images
         vector = vector0
         while vector < vector0 + vectors:
             width = width_of(vector0 + vectors - vector)
@@ -408,22 +515,33 @@ def cuts(problem, threads):
     row_block, vector_block = blocks_of(problem, threads, mode, met, rows, taps, vectors, tallest)
 
     pitch = problem.Q + (reach(problem, 1) if mode == SHIFTED else 0)
-    below = 0 if mode == WINDOWS else reach(problem, 0)
+    below = 0 if mode in (WINDOWS, BATCHED) else reach(problem, 0)
     slab = target.cache_bytes(2) // 2 // (row_block * met * pitch * item) - below
     slab = ceil(problem.P / ceil(problem.P / max(1, min(problem.P, slab))))
-    plane = (slab + below) * pitch
+    batch = 1
+    if mode == BATCHED:
+        slab, batch = problem.P, images_at_a_time(problem, row_block)
+    plane = batch * (slab + below) * pitch + lanes(problem.accumulate)  # its last vector may reach that far
     vector = lanes(problem.accumulate) * item
     chunk = target.cache_bytes(1) * 3 // 4 // vector
-    grad_at = lines((1 if mode == WINDOWS else copies_h * copies_w) * row_block * plane * item + SLACK * item)
+    grad_at = lines(
+        (1 if mode in (WINDOWS, BATCHED) else copies_h * copies_w) * row_block * plane * item + SLACK * item
+    )
     sums_at = grad_at + lines((chunk + SLACK * VECTORS) * vector)
     totals_at = sums_at + lines(vector_block * row_block * taps * vector)
     worker_bytes = worker_span(2 * totals_at - sums_at)
     numbers = (
         mode, copies_h, copies_w, taps, rows, row_block, ceil(rows / row_block), vectors, vector_block,
-        ceil(vectors / vector_block), pitch, slab, plane, chunk, *chain_of(problem), grad_at, sums_at, totals_at,
-        worker_bytes,
+        ceil(vectors / vector_block), pitch, slab, slab + below, plane, chunk, *chain_of(problem), batch,
+        grad_at, sums_at, totals_at, worker_bytes,
     )  # fmt: skip
     return numbers, max(threads, 1) * worker_bytes + 64
+
+
+def images_at_a_time(problem, row_block):
+    """As many as let what is copied fit half of the L2 cache."""
+    image = row_block * problem.P * problem.Q * problem.accumulate.itemsize
+    return max(1, min(problem.N, target.cache_bytes(2) // 2 // image))
 
 
 def chain_of(problem):
@@ -438,13 +556,16 @@ def mode_of(problem) -> int:
     """How x is copied."""
     if problem.Cg < panel_rows():
         return WINDOWS
+    dense = problem.R * problem.S == 1 and problem.stride == (1, 1)  # x is read in place
+    if problem.N > 1 and problem.P * problem.Q <= FEW_PIXELS and not dense:
+        return BATCHED
     return COLUMNS if reach(problem, 1) > 0.08 * problem.Q and problem.Kg >= 64 else SHIFTED
 
 
 def copies_of(problem, mode):
     """Copies of a channel by row and by column, those of them that a tap reads, rows of tiles in all, and taps."""
     R, S, (stride_h, stride_w) = problem.R, problem.S, problem.stride
-    if mode == WINDOWS:
+    if mode in (WINDOWS, BATCHED):
         return R, S, 1, problem.Cg * R * S, 1
     met_h = len({r * problem.dilation[0] % stride_h for r in range(R)})
     if mode == COLUMNS:
@@ -465,13 +586,18 @@ def blocks_of(problem, threads, mode, met, rows, taps, vectors, tallest):
         panels = ceil(vector_block / VECTORS)
         narrow = NARROW[ceil(vector_block / panels)]
         multiplied = row_block * taps * vector_block / 2 * narrow
-        read = 1 if mode == WINDOWS else problem.stride[0] * problem.stride[1]
-        copied = row_block * (read * READ + met * (COPIED + COPIED_ROW / problem.Q))
+        read = 1 if mode in (WINDOWS, BATCHED) else problem.stride[0] * problem.stride[1]
+        a_row = COPIED_ROW_OF_ALL if mode == BATCHED else COPIED_ROW
+        copied = row_block * (read * READ + met * (COPIED + a_row / problem.Q))
         copied += vector_block * lanes(problem.accumulate) * TRANSPOSED
         tasks = problem.groups * ceil(rows / row_block) * ceil(vectors / vector_block)
         return (ceil(tasks / threads) + UNEVEN) * (multiplied + copied)
 
-    return min(product(blocks(rows, tallest), blocks(vectors, 1)), key=lambda sizes: cycles(*sizes))
+    row_blocks = blocks(rows, tallest)
+    if mode == BATCHED:  # enough pixels at a time for a chunk, with what is copied in half of the L2 cache
+        enough = min(problem.N, ceil(CHUNK_PIXELS / (problem.P * problem.Q)))
+        row_blocks = [block for block in row_blocks if images_at_a_time(problem, block) >= enough] or row_blocks[-1:]
+    return min(product(row_blocks, blocks(vectors, 1)), key=lambda sizes: cycles(*sizes))
 
 
 def reach(problem, axis) -> int:
@@ -505,20 +631,28 @@ def workspace_bytes(problem, device):
 def predicted_seconds(problem, device):
     """Whole tiles at 60 GFLOP/s a thread: few filters or channels per group waste most of a tile."""
     width = lanes(problem.accumulate)
-    rows = problem.Cg * (problem.R * problem.S if mode_of(problem) == WINDOWS else 1)
+    rows = problem.Cg * (problem.R * problem.S if mode_of(problem) in (WINDOWS, BATCHED) else 1)
     filled = ceil(problem.Kg / width) * width / problem.Kg * ceil(rows / panel_rows()) * panel_rows() / rows
     return 40e-6 + 2 * problem.macs * filled / (60e9 * device.threads)
 
 
+@lru_cache(maxsize=1024)
+def prepared(problem, threads):
+    """What every call for this problem shares: how x is copied, the packed sizes, the compiled loop, the tasks, and how
+    far apart rows are copied.
+    """
+    numbers, _ = cuts(problem, threads)
+    cut = dict(zip(CUTS, numbers))
+    fields = problem_fields(problem) + struct.pack(f"{len(CUTS)}q", *numbers)
+    tasks = problem.groups * cut["row_tasks"] * cut["vector_tasks"]
+    return cut["mode"], fields, compiled(build_task, problem.dtype.name), tasks, cut["pitch"]
+
+
 def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):
     """Write the weight gradient into grad_w (K, C/groups, R, S), from x (N, C, H, W) and grad_y (N, K, P, Q)."""
-    numbers, _ = cuts(problem, device.threads)
-    cut = dict(zip(CUTS, numbers))
-    in_place = lies_in_place(problem, cut["mode"], x)
-    run_q, run_pitch = problem.Q, cut["pitch"]
+    mode, fields, loop, tasks, pitch = prepared(problem, device.threads)
+    run_q, run_pitch, run_rows = problem.Q, pitch, problem.P
     if run_pitch == run_q and grad_y.strides[2] == problem.Q * grad_y.strides[3]:
-        run_q = run_pitch = problem.P * problem.Q  # an image's rows are one
-    fields = problem_fields(problem) + struct.pack(f"{len(CUTS + FOUND)}q", *numbers, in_place, run_q, run_pitch)
-    call = pack_call(fields, x, grad_w, x, None, grad_y, workspace)
-    tasks = problem.groups * cut["row_tasks"] * cut["vector_tasks"]
-    run_tasks(compiled(build_task, problem.dtype.name), call, tasks, device.threads)
+        run_q, run_pitch, run_rows = problem.P * problem.Q, problem.P * problem.Q, 1  # an image's rows are one
+    found = struct.pack(f"{len(FOUND)}q", lies_in_place(problem, mode, x), run_q, run_pitch, run_rows)
+    run_tasks(loop, pack_call(fields + found, x, grad_w, x, None, grad_y, workspace), tasks, device.threads)

@@ -216,3 +216,47 @@ def test_a_forced_kernel_of_the_pass_says_why_it_cannot_run():
         taken(replace(STRIDED, has_bias=True), forced)
     with pytest.raises(convlib.UnsupportedError, match=r"28 x 28 outputs needed, got 27 x 28"):
         taken(STRIDED, forced, outputs=(27, 28))
+
+
+# x, w, keywords, and whether one kernel of its own is to make the input gradient of float32 on the CPU
+CHOSEN = {
+    "strided": ((8, 64, 56, 56), (64, 64, 3, 3), {"stride": 2, "padding": 1}, True),
+    "strided, channels last": ((8, 64, 56, 56), (64, 64, 3, 3), {"stride": 2, "padding": 1, "layout": "NHWC"}, False),
+    "first layer": ((8, 3, 224, 224), (64, 3, 7, 7), {"stride": 2, "padding": 3}, True),
+    "1x1": ((8, 256, 28, 28), (128, 256, 1, 1), {}, True),
+    "3x3": ((8, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, False),
+    "depthwise": ((8, 64, 56, 56), (64, 1, 3, 3), {"stride": 2, "padding": 1, "groups": 64}, False),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_one_kernel_or_phases_as_predicted(name):
+    x, w, keywords, whole = CHOSEN[name]
+    N, C, H, W = x
+    shape = (N, H, W, C) if keywords.get("layout") == "NHWC" else x
+    problem = make_problem(shape, w, np.float32, pass_="input_grad", **keywords)
+    choice = gradients.Choice("auto", "auto", accuracy.DEFAULT_MAX_ERROR, None)
+    chosen = gradients.chosen_for_all(problem, (problem.P, problem.Q), device.Device("cpu", threads=2), choice)
+    assert (chosen and chosen.name) == ("numba_cpu.input_grad" if whole else None)
+
+
+def test_a_forward_kernel_asked_for_makes_every_phase():
+    problem = make_problem((2, 16, 14, 14), (16, 16, 3, 3), np.float32, pass_="input_grad", stride=2, padding=1)
+    choice = gradients.Choice("auto", "blocked", accuracy.DEFAULT_MAX_ERROR, None)
+    assert gradients.chosen_for_all(problem, (7, 7), device.Device("cpu", threads=2), choice) is None
+
+
+def test_what_the_kernel_of_input_gradients_cannot_do_is_said():
+    call = (integers((1, 2, 4, 4)), integers((2, 3, 3, 3)))
+    with pytest.raises(convlib.UnsupportedError, match="numba_cpu.input_grad: adds no bias or residual"):
+        convlib.conv_transpose2d(*call, integers(3), stride=2, algorithm="input_grad")
+    with pytest.raises(convlib.UnsupportedError, match="workspace_limit is 0"):
+        convlib.conv2d_input_grad(*call, (1, 3, 9, 9), stride=2, algorithm="input_grad", workspace_limit=0)
+
+
+def test_more_outputs_than_the_problem_has_go_by_phases():
+    """output_padding beyond the stride: grad_y has fewer rows than the convolution's P."""
+    x, w = integers((1, 2, 3, 3)), integers((2, 3, 2, 2), seed=1)
+    got = convlib.conv_transpose2d(x, w, stride=2, dilation=4, output_padding=3)
+    plain = convlib.conv_transpose2d(x, w, stride=2, dilation=4)
+    np.testing.assert_array_equal(got[:, :, : plain.shape[2], : plain.shape[3]], plain)

@@ -4,6 +4,8 @@ CPU kernels run as they are. GPU kernels run on a GPU where there is one; in Num
 they have suites of their own (tests/kernels/numba_cuda, tests/convlib/emulator), on the same problems.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -105,6 +107,27 @@ def test_weight_grad_equals_the_reference(name, case):
     exact = reference.weight_grad(problem, x.transpose(order), grad_y.transpose(order))
     got = operations.weights_view(out, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
     np.testing.assert_array_equal(got.astype(float), exact.astype(x.dtype).astype(float))
+
+
+@pytest.mark.parametrize("case", [case for case in TINY + SMALL if not case.residual], ids=str)
+@pytest.mark.parametrize("name", of_pass("input_grad"))
+def test_input_grad_equals_the_reference_or_refuses(name, case):
+    x, w, *_ = arrays_of(case)
+    keywords = {k: v for k, v in case.keywords.items() if k != "activation"}
+    problem = replace(case.problem(), pass_="input_grad", has_bias=False, activation=None)
+    grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(x.dtype)
+    out, order = np.full(x.shape, np.nan).astype(x.dtype), operations.FROM_LAYOUT[problem.layout]
+
+    if dispatch.kernel(name).why_not(problem, device.cpu()):
+        with pytest.raises(convlib.UnsupportedError, match=name):
+            convlib.conv2d_input_grad(grad_y, w, x.shape, out=out, **keywords, **forced(name))
+        assert np.isnan(out.astype(np.float32)).all(), "a refused call wrote into out"
+        return
+    convlib.conv2d_input_grad(grad_y, w, x.shape, out=out, **keywords, **forced(name))
+
+    w = operations.weights_view(w, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
+    exact = reference.input_grad(problem, grad_y.transpose(order), w)
+    np.testing.assert_array_equal(out.transpose(order).astype(float), exact.astype(x.dtype).astype(float))
 
 
 @pytest.mark.parametrize("name", of_pass("weight_grad"))

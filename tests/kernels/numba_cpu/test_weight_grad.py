@@ -1,7 +1,5 @@
 """The CPU weight gradient, in every way that it copies and cuts: exact sums of small integers."""
 
-import ctypes
-import mmap
 import sys
 
 import numpy as np
@@ -12,8 +10,14 @@ from convlib.device import Device
 from convlib.kernels.numba_cpu import weight_grad
 from convlib.problem import make_problem
 
-PROT_NONE = 0
-MODES = {weight_grad.SHIFTED: "shifted", weight_grad.COLUMNS: "columns", weight_grad.WINDOWS: "windows"}
+from .guarded_pages import before_a_guard
+
+MODES = {
+    weight_grad.SHIFTED: "shifted",
+    weight_grad.COLUMNS: "columns",
+    weight_grad.WINDOWS: "windows",
+    weight_grad.BATCHED: "batched",
+}
 
 # name -> x, w, keywords, and how x comes to the micro-kernel
 PROBLEMS = {
@@ -21,11 +25,17 @@ PROBLEMS = {
     "3x3 without padding, in place": ((2, 8, 11, 18), (33, 8, 3, 3), {}, "in place"),
     "1x1 of odd channels": ((2, 13, 9, 13), (20, 13, 1, 1), {}, "shifted"),
     "3x3 on a wide map": ((2, 16, 7, 40), (33, 16, 3, 3), {"padding": 1}, "shifted"),
-    "3x3 on a narrow map": ((2, 16, 7, 7), (70, 16, 3, 3), {"padding": 1}, "columns"),
+    "3x3 on a narrow map": ((2, 16, 9, 9), (70, 16, 3, 3), {"padding": 1}, "columns"),
+    "3x3 on a small map": ((5, 16, 7, 7), (70, 16, 3, 3), {"padding": 1}, "batched"),
+    "3x3 on one small map": ((1, 16, 7, 7), (70, 16, 3, 3), {"padding": 1}, "columns"),
+    "small maps and groups": ((3, 32, 5, 6), (70, 16, 3, 2), {"padding": ((2, 0), (1, 1)), "groups": 2}, "batched"),
     "few channels": ((2, 3, 19, 23), (20, 3, 5, 3), {"padding": ((0, 3), (2, 1)), "stride": (1, 2)}, "windows"),
     "1x1, stride 2": ((2, 16, 15, 63), (20, 16, 1, 1), {"stride": 2}, "shifted"),
     "3x3, stride 2": ((2, 16, 13, 65), (20, 16, 3, 3), {"stride": 2, "padding": 1}, "shifted"),
-    "3x3, stride 2, narrow": ((2, 16, 14, 14), (70, 16, 3, 3), {"stride": 2, "padding": 1}, "columns"),
+    "3x3, stride 2, narrow": ((2, 16, 18, 18), (70, 16, 3, 3), {"stride": 2, "padding": 1}, "columns"),
+    "3x3, stride 2, small": ((9, 16, 14, 14), (70, 16, 3, 3), {"stride": 2, "padding": 1}, "batched"),
+    "1x1, stride 2, small": ((5, 24, 14, 14), (70, 24, 1, 1), {"stride": 2}, "batched"),
+    "stride 3, small": ((9, 16, 14, 14), (70, 16, 3, 3), {"stride": 3, "padding": 1}, "batched"),
     "3x3, stride 3, dilation 2": ((2, 16, 19, 70), (20, 16, 3, 3), {"stride": 3, "dilation": 2}, "shifted"),
     "groups": ((2, 24, 9, 50), (40, 12, 3, 3), {"groups": 2, "padding": 1}, "shifted"),
     "depthwise": ((2, 6, 9, 20), (6, 1, 3, 3), {"groups": 6, "padding": 1}, "windows"),
@@ -62,10 +72,12 @@ def test_every_way_is_taken_and_exact(name, threads):
 
 @pytest.fixture
 def small_caches(monkeypatch):
-    weight_grad.cuts.cache_clear()
+    for cached in (weight_grad.cuts, weight_grad.prepared):
+        cached.cache_clear()
     monkeypatch.setattr(weight_grad.target, "cache_bytes", {1: 4 << 10, 2: 40 << 10}.__getitem__)
     yield
-    weight_grad.cuts.cache_clear()
+    for cached in (weight_grad.cuts, weight_grad.prepared):
+        cached.cache_clear()
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -73,7 +85,7 @@ def test_slabs_and_chunks_change_nothing(name, small_caches):
     x, w, keywords, _ = PROBLEMS[name]
     problem = make_problem(x, w, "float32", pass_="weight_grad", **keywords)
     cut = dict(zip(weight_grad.CUTS, weight_grad.cuts(problem, 2)[0], strict=True))
-    assert cut["slab"] < problem.P or cut["chunk"] < cut["slab"] * cut["pitch"]
+    assert cut["slab"] < problem.P or cut["chunk"] < cut["batch"] * cut["slab"] * cut["pitch"]
     x, grad_y = integers(x, 0), integers(problem.y_shape, 1)
     np.testing.assert_array_equal(computed(problem, x, grad_y), exact(problem, x, grad_y))
 
@@ -105,15 +117,3 @@ def test_nothing_is_read_behind_the_arrays(name):
     problem = make_problem(x_shape, w, "float32", pass_="weight_grad", **keywords)
     x, grad_y = (before_a_guard(integers(shape, seed)) for seed, shape in enumerate((x_shape, problem.y_shape)))
     np.testing.assert_array_equal(computed(problem, x, grad_y), exact(problem, x, grad_y))
-
-
-def before_a_guard(array):
-    """A copy of `array` that ends at the end of a page, the next one without any right to it."""
-    pages = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = mmap.mmap(-1, pages + mmap.PAGESIZE)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.mprotect(ctypes.c_void_p(start + pages), mmap.PAGESIZE, PROT_NONE) == 0
-    copy = np.frombuffer(memory, array.dtype, array.size, pages - array.nbytes).reshape(array.shape)
-    copy[:] = array
-    return copy
