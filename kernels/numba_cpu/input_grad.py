@@ -45,7 +45,7 @@ import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import target, weight_panels
+from . import target
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .microkernel import VECTORS, multiply_cycles, multiply_function, panel_rows, predicted, tile_function, vector_type
@@ -67,6 +67,7 @@ from .tracing import (
     when,
 )
 from .vectors import Vector, broadcast, lanes, record_at
+from .weight_rows import padded_filters
 
 passes = ("input_grad",)
 
@@ -595,8 +596,8 @@ def shifts_of(problem, axis):
 def rows_of(problem):
     """Whether the phases' rows are stacked, the rows of a packed tap or shift, and how many of these there are."""
     shifts = shifts_of(problem, 0)[1] * shifts_of(problem, 1)[1]
-    taps, padded = problem.R * problem.S, weight_panels.padded_filters(problem.Cg)
-    stacked_rows = weight_panels.padded_filters(problem.Cg * problem.stride[0] * problem.stride[1])
+    taps, padded = problem.R * problem.S, padded_filters(problem.Cg)
+    stacked_rows = padded_filters(problem.Cg * problem.stride[0] * problem.stride[1])
     if stacked_rows <= CHANNEL_BLOCK and stacked_rows * shifts < padded * taps:
         return True, stacked_rows, shifts
     return False, padded, taps
@@ -634,7 +635,7 @@ def tiled_cut(problem, threads, coarse, shifts):
     group = max(1, min(GROUP_BYTES // (panels * problem.dtype.itemsize), tiles // wanted))
     tasks = -(-tiles // group) * problem.groups
     channel_tasks = max(1, min(-(-wanted // tasks), -(-problem.Cg // CHANNEL_BLOCK)))
-    channel_block = up(-(-problem.Cg // channel_tasks), weight_panels.padded_filters(1))
+    channel_block = up(-(-problem.Cg // channel_tasks), padded_filters(1))
     channel_tasks = -(-problem.Cg // channel_block)
     sums = group * problem.stride[0] * problem.stride[1] * channel_block * width
     return coarse[1], 0, depth, channel_block, channel_tasks, group, group * panels, sums, tasks * channel_tasks
