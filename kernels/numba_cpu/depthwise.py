@@ -1,6 +1,6 @@
 """Depthwise convolution: every channel has its own window (groups == C) and one filter or several. Image filters too.
 
-    NCHW: lanes are columns                           NHWC: lanes are channels
+    NCHW: lanes are columns                           NHWC: lanes are channels (few of them: interleaved.py)
     one task: some rows of one channel's plane        one task: some rows of one register's width of channels
 
         x plane ---copy rows---> panel in cache ---tiles of 4 x 3 vectors (sliding_window.py)---> y plane
@@ -8,7 +8,8 @@
 There is no sum over channels, so a loaded number serves R * S multiply-adds and no more: what counts is to read x once,
 write y once, and call once. A task copies the rows it needs, padded, into a panel of its thread's own, and runs tiles
 over it. For small windows the panel is half the first-level cache; where a tall window would have most rows copied
-several times, up to a quarter of the second-level cache. Neighbouring tasks of a plane copy R - 1 rows twice.
+several times, up to a quarter of the second-level cache. Neighbouring tasks of a plane copy R - 1 rows twice. A task
+whose rows need no padding, conversion or sorting by stride reads them where they lie.
 
 The last tile of a row or column starts early enough to end with the image: some outputs are computed twice, by the
 same thread and in the same order, and none are masked unless a whole row is shorter than a vector. Sums are taken in
@@ -23,11 +24,12 @@ Source: the tile is sliding_window.py's; depthwise layers are from Howard et al.
 from dataclasses import astuple, dataclass
 from functools import lru_cache
 from math import ceil, gcd
+from typing import NamedTuple
 
 import numpy as np
 from numba import from_dtype
 
-from . import direct_rows, target
+from . import direct_rows, interleaved, target
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .sliding_window import Window, lanes_for, panel_filling, real_of, window_tile
@@ -51,11 +53,21 @@ DEPTHWISE_CALL = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name i
 
 @dataclass(frozen=True)
 class Blocking:
-    """How a problem is cut: the tile, GEOMETRY, and how many tasks there are."""
+    """How a problem is cut: the tile, GEOMETRY, how many tasks there are, and the cycles of all tiles."""
 
     window: Window
     geometry: tuple
     tasks: int
+    cycles: float
+
+
+class Tile(NamedTuple):
+    """rows x vectors of outputs. apart: numbers of x from vector to vector; span: columns from tile to tile."""
+
+    rows: int
+    vectors: int
+    apart: int
+    span: int
 
 
 def build(*constants):
@@ -66,19 +78,21 @@ def build(*constants):
     fill_columns, fill_pixels, number_at, put_number = panel_filling(dtype_name)
     real, L = real_of(dtype_name), lanes_for(dtype_name)
     number_bytes = real.bitwidth // 8
-    lane_weights = L if lanes_are_channels else 1
+    in_memory = number_bytes == 4 * dtype_name.count("32") + 8 * dtype_name.count("64")  # or else 16 bits are widened
+    C, apart, weight_lanes = window.interleaved, window.vector_bytes // number_bytes, window.weight_lanes
+    spare = L - apart if C > 1 else 0  # lanes that the next vector computes too
 
     @inlined
-    def fill_weights(call, memory, k, channels):
-        """The bias and the R x S taps of filter k; of filters k, k + Kg, ... side by side where lanes are channels."""
-        for lane in range(channels):
-            filter_k = k + lane * call.Kg
+    def fill_weights(call, memory, k, count):
+        """The bias and the R x S taps of filter k; of filters k, k + Kg, ... for `count` lanes, where these differ."""
+        for lane in range(count):
+            filter_k = k + ((lane // L * apart + lane % L) % C if C > 1 else lane) * call.Kg
             w = call.w + filter_k * call.w_k
             here = memory + lane * number_bytes
             put_number(here, number_at(call.bias + filter_k * call.bias_k) if call.has_bias else real(0))
             for r in range(R):
                 for s in range(S):
-                    here += lane_weights * number_bytes
+                    here += weight_lanes * number_bytes
                     put_number(here, number_at(w + r * call.w_r + s * call.w_s))
 
     @inlined
@@ -91,7 +105,7 @@ def build(*constants):
     def depthwise(call_address, index, worker):
         call = record_at(DEPTHWISE_CALL, call_address)
         memory = call.workspace + worker * call.worker_bytes
-        scratch, panel = memory + call.scratch_at, memory + call.panel_at
+        scratch, panel, row_bytes = memory + call.scratch_at, memory + call.panel_at, call.row_bytes
         strip, index = index % call.strips, index // call.strips
         band, index = index % call.bands, index // call.bands
         block, n = index % call.blocks, index // call.blocks
@@ -99,9 +113,11 @@ def build(*constants):
         if lanes_are_channels:
             c, span, lanes = block * L, vectors, min(L, call.C - block * L)
             vector_columns = 1
+            last_lanes = lanes
         else:
-            c, span, lanes = block, min(vectors * L, call.Q), min(L, call.Q)
-            vector_columns = (span - L) // max(vectors - 1, 1)
+            c, span, lanes = block, min(vectors * (apart if C > 1 else L), call.Q), min(L, call.Q)
+            vector_columns = apart
+            last_lanes = min(lanes, apart) if C > 1 else lanes
         channels = lanes if lanes_are_channels else 1
         rows_apart = rows * call.spacing
         p0, p1 = part(call.P, rows_apart, call.bands, band), part(call.P, rows_apart, call.bands, band + 1)
@@ -115,20 +131,25 @@ def build(*constants):
             pixel_bytes = call.stride_w * L * number_bytes
             columns = (q1 - q0 - 1) * call.stride_w + (S - 1) * call.dilation_w + 1
             fill_pixels(
-                panel, call.row_bytes, x, call.x_h, call.x_w, call.x_c, call.H, call.W, first_row, row_count,
+                panel, row_bytes, x, call.x_h, call.x_w, call.x_c, call.H, call.W, first_row, row_count,
                 first_column, columns, channels,
             )  # fmt: skip
         else:
             pixel_bytes = number_bytes
-            columns = max(q1 - q0, L) + (S - 1) * call.dilation_w // stride
-            fill_columns(
-                panel, call.row_bytes, call.phase_bytes, x, call.x_h, call.x_w, call.H, call.W, first_row, row_count,
-                first_column, columns, stride,
-            )  # fmt: skip
+            columns = max(q1 - q0, L) + spare + (S - 1) * call.dilation_w // stride
+            inside = first_row >= 0 and first_row + row_count <= call.H
+            inside = inside and first_column >= 0 and first_column + columns <= call.W
+            if in_memory and stride == 1 and inside and call.x_w == number_bytes:
+                panel, row_bytes = x + first_row * call.x_h + first_column * number_bytes, call.x_h
+            else:
+                fill_columns(
+                    panel, row_bytes, call.phase_bytes, x, call.x_h, call.x_w, call.H, call.W, first_row, row_count,
+                    first_column, columns, stride,
+                )  # fmt: skip
 
         for m in range(call.Kg):
             k = c * call.Kg + m
-            fill_weights(call, memory, k, channels)
+            fill_weights(call, memory, k, weight_lanes if C > 1 else channels)
             y = call.y + n * call.y_n + k * call.y_k
             more = call.residual + n * call.residual_n + k * call.residual_k
             for rest in range(call.spacing):
@@ -138,8 +159,8 @@ def build(*constants):
                     for u in range(0, q1 - q0, span):
                         q = min(u, q1 - q0 - span)
                         tile(
-                            panel + p * call.stride_h * call.row_bytes + q * pixel_bytes,
-                            call.dilation_h * call.row_bytes,
+                            panel + p * call.stride_h * row_bytes + q * pixel_bytes,
+                            call.dilation_h * row_bytes,
                             call.phase_bytes,
                             memory,
                             y + (p0 + p) * call.y_p + (q0 + q) * call.y_q,
@@ -151,7 +172,7 @@ def build(*constants):
                             vector_columns * call.residual_q,
                             call.Kg * call.residual_k if lanes_are_channels else call.residual_q,
                             call.has_residual,
-                            lanes,
+                            lanes if u + span < q1 - q0 else last_lanes,
                             scratch,
                             call.activation,
                             call.low,
@@ -166,34 +187,34 @@ def build(*constants):
 
 
 @lru_cache(maxsize=1024)
-def blocking(problem) -> Blocking:
+def blocking(problem, C=1) -> Blocking:
+    """C: how many channels are side by side in the one that the problem has (interleaved.as_planes)."""
     lanes_are_channels = problem.layout == "NHWC" and problem.C > 1
     shared = gcd(problem.stride[0], problem.dilation[0])
     spacing, step = problem.dilation[0] // shared, problem.stride[0] // shared
     spacing = min(spacing, problem.P)
-    rows, vectors = best_tile(problem, spacing, step, lanes_are_channels)
-    L = lanes_for(problem.dtype.name)
-    span = vectors if lanes_are_channels else min(vectors * L, problem.Q)
+    tile = min(possible_tiles(problem, spacing, C), key=lambda tile: plane_cycles(problem, spacing, step, C, tile))
+    L, number = lanes_for(problem.dtype.name), problem.accumulate.itemsize
+    window = Window(
+        problem.dtype.name, problem.R, problem.S, step, tile.rows, tile.vectors, tile.apart * number,
+        problem.stride[1], problem.dilation[1], lanes_are_channels, C,
+    )  # fmt: skip
     blocks = ceil(problem.C / L) if lanes_are_channels else problem.C
 
-    strip_units = max(1, min(problem.Q, STRIP // (L if lanes_are_channels else 1)) // span)
-    strips = ceil(problem.Q // span / strip_units)
-    phase_bytes, row_bytes = panel_row(problem, largest_part(problem.Q, span, strips), lanes_are_channels)
-    bands = band_count(problem, rows * spacing, row_bytes, problem.N * blocks * strips)
+    strip_units = max(1, min(problem.Q, STRIP // (L if lanes_are_channels else 1)) // tile.span)
+    strips = ceil(problem.Q // tile.span / strip_units)
+    columns = largest_part(problem.Q, tile.span, strips) + (L - tile.apart if C > 1 else 0)
+    phase_bytes, row_bytes = panel_row(problem, columns, lanes_are_channels)
+    bands = band_count(problem, tile.rows * spacing, row_bytes, problem.N * blocks * strips)
 
-    panel_height = (largest_part(problem.P, rows * spacing, bands) - 1) * problem.stride[0]
+    panel_height = (largest_part(problem.P, tile.rows * spacing, bands) - 1) * problem.stride[0]
     panel_height += (problem.R - 1) * problem.dilation[0] + 1
-    number = problem.accumulate.itemsize
-    scratch_at = lines((1 + problem.R * problem.S) * number * (L if lanes_are_channels else 1))
-    panel_at = scratch_at + lines(rows * vectors * L * number)
+    scratch_at = lines((1 + problem.R * problem.S) * number * window.weight_lanes)
+    panel_at = scratch_at + lines(tile.rows * tile.vectors * L * number)
     worker_bytes = worker_span(panel_at + panel_height * row_bytes + row_bytes)
     geometry = blocks, bands, strips, spacing, row_bytes, phase_bytes, scratch_at, panel_at, worker_bytes
-    apart = problem.stride[1] * L if lanes_are_channels else (span - L) // max(vectors - 1, 1)
-    window = Window(
-        problem.dtype.name, problem.R, problem.S, step, rows, vectors, apart * number, problem.stride[1],
-        problem.dilation[1], lanes_are_channels,
-    )  # fmt: skip
-    return Blocking(window, geometry, problem.N * blocks * bands * strips)
+    cycles = problem.N * blocks * problem.Kg * plane_cycles(problem, spacing, step, C, tile)
+    return Blocking(window, geometry, problem.N * blocks * bands * strips, cycles)
 
 
 def lines(count):
@@ -229,38 +250,37 @@ def band_count(problem, unit, row_bytes, planes):
     return max(1, min(wanted, problem.P // unit))
 
 
-def best_tile(problem, spacing, step, lanes_are_channels):
-    """The tile (rows, vectors) that computes the plane in the fewest cycles."""
-    tiles = possible_tiles(problem, spacing, lanes_are_channels)
-    return min(tiles, key=lambda tile: plane_cycles(problem, spacing, step, lanes_are_channels, *tile))
-
-
-def possible_tiles(problem, spacing, lanes_are_channels):
+def possible_tiles(problem, spacing, C):
     """Tiles whose sums, one row of x and one weight fit the registers and which are no larger than the plane."""
-    L = lanes_for(problem.dtype.name)
+    L, Q = lanes_for(problem.dtype.name), problem.Q
     for rows in range(1, min(8, problem.P // spacing) + 1):
         for vectors in range(1, 9):
-            fits = rows * vectors + vectors + 1 <= target.register_count()
-            if lanes_are_channels:
-                inside = vectors <= problem.Q
-            else:
-                inside = vectors == 1 or vectors * L <= problem.Q or (vectors == 2 and L <= problem.Q)
-            if fits and inside:
-                yield rows, vectors
+            if rows * vectors + vectors + 1 > target.register_count():
+                continue
+            if problem.layout == "NHWC" and problem.C > 1:
+                if vectors <= Q:
+                    yield Tile(rows, vectors, problem.stride[1] * L, vectors)
+            elif C > 1:
+                for apart in interleaved.distances(C, L):
+                    if vectors * apart % C == 0 and (vectors == 1 or vectors * apart <= Q):
+                        yield Tile(rows, vectors, apart, min(vectors * apart, Q))
+            elif vectors == 1 or vectors * L <= Q or (vectors == 2 and L <= Q):
+                span = min(vectors * L, Q)
+                yield Tile(rows, vectors, (span - L) // max(vectors - 1, 1), span)
 
 
-def plane_cycles(problem, spacing, step, lanes_are_channels, rows, vectors):
+def plane_cycles(problem, spacing, step, C, tile):
     """Cycles for one plane (or one register's width of channels), fitted to tiles of several shapes on a Zen 3.
 
     A vector of columns lies across two cache lines every other time, which costs a second load.
     """
-    L = lanes_for(problem.dtype.name)
-    span = vectors if lanes_are_channels else min(vectors * L, problem.Q)
+    rows, vectors, apart, span = tile
+    lanes_are_channels = problem.layout == "NHWC" and problem.C > 1
     tiles = spacing * ceil(problem.P / spacing / rows) * ceil(problem.Q / span)
     window = problem.R * problem.S
     multiply_adds = rows * vectors * window
     loads_of_x = min((rows - 1) * step + problem.R, rows * problem.R) * problem.S * vectors
-    loads = loads_of_x * (1 if lanes_are_channels else 1.4) + rows * window
+    loads = loads_of_x * (1 if lanes_are_channels else 1.4) + rows * window * (C // gcd(C, apart))
     waiting = 4 * window  # each sum's chain of multiply-adds, four cycles apiece; the next tile overlaps half of it
     return tiles * (max(0.45 * multiply_adds + 0.36 * loads, waiting / 2) + 15 + 3 * rows * vectors)
 
@@ -278,20 +298,20 @@ def why_not(problem, device):
 
 
 def workspace_bytes(problem, device):
-    own = blocking(problem).geometry[-1]
-    return device.threads * max(own, direct_rows.worker_bytes(problem) if direct_rows.serves(problem) else 0)
+    needed = [blocking(problem).geometry[-1]]
+    if direct_rows.serves(problem):
+        needed.append(direct_rows.worker_bytes(problem))
+    if interleaved.serves(problem):
+        needed.append(blocking(interleaved.as_planes(problem), problem.C).geometry[-1])
+    return device.threads * max(needed)
 
 
 @lru_cache(maxsize=4096)
 def predicted_seconds(problem, device):
     """The call, the tiles, and moving x and y once; fitted to MobileNetV2's layers and image filters on a Zen 3."""
-    cut = blocking(problem)
-    window = cut.window
-    shared = gcd(problem.stride[0], problem.dilation[0])
-    spacing = min(problem.dilation[0] // shared, problem.P)
-    cycles = plane_cycles(problem, spacing, window.step, window.lanes_are_channels, window.rows, window.vectors)
-    planes = problem.N * cut.geometry[0] * problem.Kg
-    compute = (planes * cycles + cut.tasks * CYCLES_PER_TASK) / CYCLES_PER_SECOND
+    flat = interleaved.serves(problem)
+    cut = blocking(interleaved.as_planes(problem), problem.C) if flat else blocking(problem)
+    compute = (cut.cycles + cut.tasks * CYCLES_PER_TASK) / CYCLES_PER_SECOND
     if direct_rows.serves(problem):
         compute = direct_rows.cycles(problem) / CYCLES_PER_SECOND
     moved = (problem.N * problem.C * problem.H * problem.W + problem.N * problem.K * problem.P * problem.Q) * (
@@ -301,15 +321,20 @@ def predicted_seconds(problem, device):
 
 
 @lru_cache(maxsize=1024)
-def prepared(problem):
+def prepared(problem, C=1):
     """What calls for this problem share: the record's fixed part, the compiled loop and the number of tasks."""
-    cut = blocking(problem)
+    cut = blocking(problem, C)
     loop = compiled(build, *astuple(cut.window))
     return problem_fields(problem) + np.array(cut.geometry, np.int64).tobytes(), loop, cut.tasks
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with w into y; arrays in logical order (N, C, H, W), (K, 1, R, S), (N, K, P, Q)."""
-    direct = direct_rows.serves(problem) and direct_rows.takes(x, y, residual)
-    fields, loop, tasks = direct_rows.prepared(problem, device.threads) if direct else prepared(problem)
+    if direct_rows.serves(problem) and direct_rows.takes(x, y, residual):
+        fields, loop, tasks = direct_rows.prepared(problem, device.threads)
+    elif interleaved.serves(problem) and interleaved.takes(x, y, residual):
+        fields, loop, tasks = prepared(interleaved.as_planes(problem), problem.C)
+        x, y, residual = (interleaved.plane_of(array, problem.C) for array in (x, y, residual))
+    else:
+        fields, loop, tasks = prepared(problem)
     run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
