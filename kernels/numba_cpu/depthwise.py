@@ -113,11 +113,10 @@ def build(*constants):
         if lanes_are_channels:
             c, span, lanes = block * L, vectors, min(L, call.C - block * L)
             vector_columns = 1
-            last_lanes = lanes
         else:
-            c, span, lanes = block, min(vectors * (apart if C > 1 else L), call.Q), min(L, call.Q)
+            own = apart if C > 1 else L  # of a vector's columns those that no other computes
+            c, span, lanes = block, min(vectors * own, call.Q), min(own, call.Q)
             vector_columns = apart
-            last_lanes = min(lanes, apart) if C > 1 else lanes
         channels = lanes if lanes_are_channels else 1
         rows_apart = rows * call.spacing
         p0, p1 = part(call.P, rows_apart, call.bands, band), part(call.P, rows_apart, call.bands, band + 1)
@@ -172,7 +171,7 @@ def build(*constants):
                             vector_columns * call.residual_q,
                             call.Kg * call.residual_k if lanes_are_channels else call.residual_q,
                             call.has_residual,
-                            lanes if u + span < q1 - q0 else last_lanes,
+                            lanes,
                             scratch,
                             call.activation,
                             call.low,

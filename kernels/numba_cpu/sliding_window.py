@@ -14,9 +14,8 @@ Why a panel: padding, stride, dilation, 16-bit types and odd memory strides are 
 all R * S taps that read it, and the tile knows none of them. With a stride, columns are sorted by their remainder, so
 that every tap reads neighbours.
 
-The lanes of a vector are neighbouring columns of one channel (one weight for all), neighbouring channels of one pixel (a
-weight each), or neighbours in a row of pixels of few channels (weights that repeat every C lanes); the tile is the same
-code.
+The lanes of a vector are neighbouring columns of one channel (one weight for all), neighbouring channels of one pixel
+(a weight each), or neighbours in a row of pixels of few channels (weights that repeat); the tile is the same code.
 
 Measured on a Zen 3 core with AVX2 (peak 98 GFLOP/s): 86 GFLOP/s for 31 x 31, 71 for 9 x 9. Lessons:
 - Left alone, LLVM keeps the weights that the next input row needs again and spills them, and unrolls loops over 31 taps
@@ -236,22 +235,30 @@ def window_tile(window):
         panel, row_bytes, phase_bytes, weights, y, y_row, y_vector, y_lane, residual, residual_row,
         residual_vector, residual_lane, has_residual, lanes, scratch, kind, low, high, slope,
     ):  # fmt: skip
-        """lanes: how many of each vector's lanes are outputs. scratch: rows * vectors vectors, for the slow way out."""
+        """lanes: how many of each vector's lanes are outputs; of interleaved channels, of the last vector's, since the
+        others' are outputs that the next vector writes again. scratch: rows * vectors vectors, for the slow way out.
+        """
         sums = window_sums(window, panel, row_bytes, phase_bytes, weights)
         places = [(j, v) for j in range(rows) for v in range(vectors)]
         item = stored.item_bytes
         adjacent = y_lane.equals(item) & (residual_lane.equals(item) | has_residual.equals(0))
 
+        def is_cut(v):
+            return window.interleaved > 1 and v == vectors - 1
+
+        def more(j, v):
+            here = residual + residual_row * j + residual_vector * v
+            read = load_lanes(stored, here, first_lanes(stored, lanes)) if is_cut(v) else load(stored, here)
+            return as_numbers(read, dtype_name)
+
         def with_residual():
-            return [
-                sums[j][v] + as_numbers(load(stored, residual + residual_row * j + residual_vector * v), dtype_name)
-                for j, v in places
-            ]
+            return [sums[j][v] + more(j, v) for j, v in places]
 
         def whole_vectors():
             totals = choose(has_residual.differs(0), with_residual, lambda: [sums[j][v] for j, v in places])
             for (j, v), value in zip(places, activated(totals, kind, low, high, slope)):
-                store(y + y_row * j + y_vector * v, as_stored(value, dtype_name))
+                put = store_some if is_cut(v) else store_all
+                put(y + y_row * j + y_vector * v, as_stored(value, dtype_name), lanes)
 
         def through_scratch():
             for n, (j, v) in enumerate(places):
@@ -292,9 +299,23 @@ def window_tile(window):
 
             loop(lanes, lane)
 
-        choose(adjacent & lanes.equals(V.count), whole_vectors, through_scratch)
+        enough = adjacent if window.interleaved > 1 else adjacent & lanes.equals(V.count)
+        choose(enough, whole_vectors, through_scratch)
 
     return tile
+
+
+def store_all(address, vector, count):
+    store(address, vector)
+
+
+def store_some(address, vector, count):
+    """Write the first `count` lanes, or all."""
+    if target.vector_bytes() == 64:
+        store_lanes(address, vector, first_lanes(vector.type, count))
+    else:
+        whole = count.equals(vector.type.count)
+        choose(whole, lambda: store(address, vector), lambda: store_first(address, vector, count))
 
 
 def store_first(address, vector, count):
