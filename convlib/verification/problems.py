@@ -80,6 +80,7 @@ TINY = (
     Case("broadcast", (3, 2, 4, 4), (2, 2, 3, 3), memory="broadcast"),
     Case("nhwc", (2, 5, 4, 3), (4, 3, 3, 3), {"layout": "NHWC", "padding": 1}, bias=True, residual=True),
     Case("nhwc_ohwi_groups", (1, 5, 6, 4), (6, 2, 3, 2), {"layout": "NHWC", "weight_layout": "OHWI", "groups": 2}),
+    Case("nhwc_rgb", (2, 6, 9, 3), (3, 1, 3, 3), {"layout": "NHWC", "padding": 1, "groups": 3}, bias=True),
     Case("hwio", (1, 3, 5, 5), (2, 3, 3, 4), {"weight_layout": "HWIO"}),
     Case("relu", (1, 2, 5, 5), (3, 2, 3, 3), {"activation": "relu"}, bias=True),
     Case("relu6_residual", (1, 2, 5, 5), (3, 2, 3, 3), {"activation": "relu6", "padding": 1}, residual=True),
@@ -91,6 +92,8 @@ TINY = (
     Case("tf32", (2, 8, 6, 5), (9, 8, 3, 3), {"padding": 1, "precision": "tf32"}, bias=True),
     Case("3xtf32", (1, 6, 5, 20), (12, 20, 3, 2), {"layout": "NHWC", "precision": "3xtf32"}, residual=True),
 )
+
+NHWC = {"layout": "NHWC"}
 
 # Larger, past every tile in every dimension; for compiled kernels on a CPU and for a GPU.
 SMALL = (
@@ -105,6 +108,14 @@ SMALL = (
     Case("image_filter_15x15", (1, 1, 70, 81), (1, 1, 15, 15), {"padding": 7}),
     Case("image_filter_31x31", (1, 1, 50, 61), (1, 1, 31, 31), {"padding": "same"}),
     Case("nhwc_wide", (1, 21, 23, 35), (40, 35, 3, 3), {"layout": "NHWC", "padding": 1}, bias=True),
+    Case("nhwc_two_filters", (1, 9, 37, 2), (4, 1, 3, 5), {**NHWC, "groups": 2, "padding": 2}, residual=True),
+    Case("nhwc_5_dilated", (2, 13, 41, 5), (5, 1, 3, 3), {**NHWC, "groups": 5, "dilation": (2, 3)}, bias=True),
+    Case("nhwc_5_asymmetric", (1, 13, 41, 5), (5, 1, 3, 3), {**NHWC, "groups": 5, "padding": ((2, 0), (1, 3))}),
+    Case("nhwc_depthwise_20", (1, 9, 11, 20), (20, 1, 3, 3), {**NHWC, "groups": 20, "padding": 1}),
+    Case("nhwc_rgb_slices", (2, 9, 30, 3), (3, 1, 3, 3), {**NHWC, "groups": 3}, memory="slices"),
+    Case("nhwc_rgb_float16", (1, 9, 70, 3), (3, 1, 5, 5), {**NHWC, "groups": 3, "padding": 2}, dtype="float16"),
+    Case("nhwc_rgb_bfloat16", (1, 9, 70, 3), (3, 1, 5, 5), {**NHWC, "groups": 3}, residual=True, dtype="bfloat16"),
+    Case("nhwc_rgb_float64", (1, 9, 70, 3), (3, 1, 5, 5), {**NHWC, "groups": 3, "padding": 2}, dtype="float64"),
     Case("groups_wide", (2, 48, 14, 15), (64, 12, 3, 3), {"groups": 4, "padding": 1}, residual=True),
     Case("few_filters", (1, 64, 20, 21), (2, 64, 1, 1), bias=True),
     Case("batch", (9, 16, 7, 7), (24, 16, 3, 3), {"padding": 1, "activation": "relu"}, bias=True),

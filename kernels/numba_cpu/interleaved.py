@@ -15,6 +15,10 @@ A tile's vectors lie whole vectors apart, and unless C divides their lanes they 
 apart: then all share their weights, and the lanes that are left over are computed by the next vector too. With C = 3
 and 16 lanes that is one lane lost, and 7 loads for the 12 multiply-adds of a tap instead of 15; with 8 lanes two lost.
 
+Measured on two Zen 5 cores, 3 channels of 1920 x 1080: with vectors of weights for each vector of a tile 9 x 9 takes
+6.9 ms, with one for all 3.9. The last tile of a strip, its sums written to memory and copied from there, cost a quarter
+of the time of 5 x 5; its last vectors are stored with a mask instead.
+
 Source: the plane of interleaved channels is how image libraries run separable filters on rows; the tile is
 sliding_window.py's.
 """
@@ -26,7 +30,7 @@ from .sliding_window import lanes_for
 
 
 def serves(problem) -> bool:
-    """Are these pixels whose channels do not fill vectors?"""
+    """Are these pixels whose channels do not fill a vector?"""
     few = 1 < problem.C < lanes_for(problem.dtype.name)
     return few and problem.layout == "NHWC" and problem.stride[1] == 1
 

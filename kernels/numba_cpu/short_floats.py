@@ -11,7 +11,7 @@ import numpy as np
 from numba.core import types
 
 from . import target
-from .tracing import Lanes, bits, convert, load, select, store, traced, zero_extend
+from .tracing import Lanes, bits, convert, extract, load, load_strided, select, store, traced, zero_extend
 from .vectors import Vector, lanes
 
 
@@ -101,3 +101,25 @@ def memory_functions(dtype_name):
         write_to(address, vector)
 
     return read, write, read_vector, write_vector
+
+
+def strided_functions(dtype_name):
+    """Two Numba functions like memory_functions' for vectors whose numbers lie `step` bytes apart: read(address, step)
+    and write(address, step, vector).
+    """
+    real = types.float64 if dtype_name == "float64" else types.float32
+    V = Vector(real, lanes(np.float64 if real == types.float64 else np.float32))
+    short = dtype_name in ("float16", "bfloat16")
+
+    @traced(V)
+    def read(address, step):
+        raw = load_strided(V.lanes.of("i16") if short else V.lanes, address, step)
+        return widen(raw, dtype_name) if short else raw
+
+    @traced(types.void)
+    def write(address, step, vector):
+        stored = narrow(vector, dtype_name) if short else vector
+        for i in range(V.lanes.count):
+            store(address + step * i, extract(stored, i))
+
+    return read, write

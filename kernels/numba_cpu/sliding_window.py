@@ -48,6 +48,7 @@ from .tracing import (
     hidden,
     load,
     load_lanes,
+    load_strided,
     loop,
     select,
     shuffle,
@@ -383,6 +384,18 @@ def panel_filling(dtype_name):
         stored = Lanes(kind, L)
         store(to, as_numbers(load_lanes(stored, address, first_lanes(stored, count)), dtype_name))
 
+    @traced(types.void)
+    def gather_vector(to, address, step):
+        store(to, as_numbers(load_strided(Lanes(kind, L), address, step), dtype_name))
+
+    @inlined
+    def gather_row(to, row, step, count):
+        """Numbers `step` bytes apart."""
+        for i in range(0, count - L + 1, L):
+            gather_vector(to + i * number_bytes, row + i * step, step)
+        for i in range(count // L * L, count):
+            put_number(to + i * number_bytes, number_at(row + i * step))
+
     @inlined
     def clear_row(panel, count):
         for i in range(0, count, L):
@@ -455,7 +468,13 @@ def panel_filling(dtype_name):
                 sort_row(to + start * number_bytes, phase_bytes, row + inside * x_w, end - start)
             else:
                 for phase in range(stride):
-                    place_columns(to + phase * phase_bytes, row, x_w, first + phase, stride, 0, count, W)
+                    column = first + phase
+                    begin = min(max(0, stride - 1 - column) // stride, count)
+                    behind = min(max(0, W - column + stride - 1) // stride, count)
+                    gather_row(
+                        to + (phase * phase_bytes + begin * number_bytes), row + (column + begin * stride) * x_w,
+                        stride * x_w, behind - begin,
+                    )  # fmt: skip
 
     @inlined
     def fill_pixels(panel, row_bytes, x, x_h, x_w, x_c, H, W, first_row, rows, first, count, channels):

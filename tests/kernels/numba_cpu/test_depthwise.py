@@ -47,6 +47,15 @@ PROBLEMS = {
     "long_window_stride_2": problem_of((1, 2, 40, 61), 1, (15, 16), padding=7, stride=2),
     "stride_and_dilation_apart": problem_of((1, 2, 40, 61), 2, (5, 4), padding=3, stride=(3, 2), dilation=(2, 3)),
     "padding_wider_than_the_window": problem_of((1, 1, 3, 2), 1, (2, 2), padding=((3, 5), (9, 0))),
+    "rgb": problem_of((2, 30, 2 * depthwise.STRIP + 5, 3), 1, (3, 3), padding=1, layout="NHWC"),
+    "rgb_without_padding": problem_of((1, 9, 60, 3), 1, (5, 5), layout="NHWC"),
+    "rgb_row_shorter_than_a_vector": problem_of((2, 9, 2, 3), 2, (3, 3), padding=1, layout="NHWC"),
+    "rgba_large_window": problem_of((1, 40, 61, 4), 1, (15, 16), padding=7, layout="NHWC"),
+    "two_channels_two_filters_dilated": problem_of(
+        (2, 20, 50, 2), 2, (3, 5), padding=((0, 3), (4, 1)), dilation=(2, 3), stride=(3, 1), layout="NHWC"
+    ),
+    "five_channels": problem_of((1, 14, 90, 5), 3, (3, 3), padding=1, layout="NHWC"),
+    "twelve_channels": problem_of((1, 14, 30, 12), 1, (7, 3), padding=(3, 1), layout="NHWC"),
     "channels_not_a_whole_vector": problem_of((1, 9, 8, 2 * L + 3), 1, (3, 3), padding=1, layout="NHWC"),
     "channels_two_filters_stride_2": problem_of((1, 9, 11, L + 3), 2, (3, 5), padding=2, stride=2, layout="NHWC"),
 }
@@ -64,6 +73,29 @@ def test_gives_the_same_bits_for_any_number_of_threads():
     alone = run(problem, x, w, y.copy(), threads=1)
     for threads in (2, 3, 8):
         np.testing.assert_array_equal(run(problem, x, w, y.copy(), threads), alone)
+
+
+@pytest.mark.parametrize("C", [2, 3, 5, 7, 12, 20])
+def test_nothing_is_written_around_interleaved_channels(C):
+    """The last vector of a row may have more lanes than are outputs: no other memory gets them."""
+    problem = problem_of((1, 9, 31, C), 1, (3, 3), padding=1, layout="NHWC")
+    x, w, y = arrays_of(problem)
+    memory = np.full(y.size + 2 * L, 99, np.float32)
+    y = memory[L:-L].reshape(y.transpose(0, 2, 3, 1).shape).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(run(problem, x, w, y), reference.conv2d(problem, x, w, None, None))
+    np.testing.assert_array_equal(memory[:L], 99)
+    np.testing.assert_array_equal(memory[-L:], 99)
+
+
+def test_interleaved_channels_with_gaps_between_pixels():
+    problem = PROBLEMS["five_channels"]
+    x, w, _ = arrays_of(problem)
+    wide = np.full((1, 14, 90, 7), np.nan, np.float32)
+    wide[..., :5] = x.transpose(0, 2, 3, 1)
+    y = np.full((1, 14, 90, 17), 99, np.float32)
+    run(problem, wide[..., :5].transpose(0, 3, 1, 2), w, y[..., :15].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(y[..., :15].transpose(0, 3, 1, 2), reference.conv2d(problem, x, w, None, None))
+    np.testing.assert_array_equal(y[..., 15:], 99)
 
 
 def test_nan_and_infinity_reach_only_the_outputs_that_read_them():
