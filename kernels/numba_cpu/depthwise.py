@@ -39,6 +39,8 @@ from .vectors import record_at
 passes = ("forward",)
 
 STRIP = 512  # columns a task takes at most: some rows of that many fit the first-level cache
+MOST_SUMS = 16  # vectors of a tile of interleaved channels: with 24, 3 x 3 to 7 x 7 took 10 to 20 % longer on a Zen 5
+WEIGHT_LOAD = 1.6  # loads that one of several weights for a tap costs; fitted to C = 3 on a Zen 5, 8 and 16 lanes
 TASKS = 16  # at least so many, where rows suffice, or threads wait for the last one
 
 # Measured on a Zen 3 at 3 GHz: a call through the pool, a task before its first row, x and y through the caches.
@@ -254,7 +256,7 @@ def possible_tiles(problem, spacing, C):
     L, Q = lanes_for(problem.dtype.name), problem.Q
     for rows in range(1, min(8, problem.P // spacing) + 1):
         for vectors in range(1, 9):
-            if rows * vectors + vectors + 1 > target.register_count():
+            if rows * vectors + vectors + 1 > target.register_count() or (C > 1 and rows * vectors > MOST_SUMS):
                 continue
             if problem.layout == "NHWC" and problem.C > 1:
                 if vectors <= Q:
@@ -279,7 +281,9 @@ def plane_cycles(problem, spacing, step, C, tile):
     window = problem.R * problem.S
     multiply_adds = rows * vectors * window
     loads_of_x = min((rows - 1) * step + problem.R, rows * problem.R) * problem.S * vectors
-    loads = loads_of_x * (1 if lanes_are_channels else 1.4) + rows * window * (C // gcd(C, apart))
+    weights = C // gcd(C, apart)
+    loads_of_weights = rows * window * (1 if weights == 1 else WEIGHT_LOAD * weights)
+    loads = loads_of_x * (1 if lanes_are_channels else 1.4) + loads_of_weights
     waiting = 4 * window  # each sum's chain of multiply-adds, four cycles apiece; the next tile overlaps half of it
     return tiles * (max(0.45 * multiply_adds + 0.36 * loads, waiting / 2) + 15 + 3 * rows * vectors)
 
