@@ -32,7 +32,7 @@ from numba import from_dtype
 from . import direct_rows, interleaved, target
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
-from .sliding_window import Window, lanes_for, panel_filling, real_of, window_tile
+from .sliding_window import Window, lanes_for, panel_filling, real_of, stored_kind, window_tile
 from .threads import run_tasks, task_loop, worker_span
 from .vectors import record_at
 
@@ -80,7 +80,7 @@ def build(*constants):
     fill_columns, fill_pixels, number_at, put_number = panel_filling(dtype_name)
     real, L = real_of(dtype_name), lanes_for(dtype_name)
     number_bytes = real.bitwidth // 8
-    in_memory = number_bytes == 4 * dtype_name.count("32") + 8 * dtype_name.count("64")  # or else 16 bits are widened
+    converts = stored_kind(dtype_name) == "i16"
     C, apart, weight_lanes = window.interleaved, window.vector_bytes // number_bytes, window.weight_lanes
     spare = L - apart if C > 1 else 0  # lanes that the next vector computes too
 
@@ -140,7 +140,7 @@ def build(*constants):
             columns = max(q1 - q0, L) + spare + (S - 1) * call.dilation_w // stride
             inside = first_row >= 0 and first_row + row_count <= call.H
             inside = inside and first_column >= 0 and first_column + columns <= call.W
-            if in_memory and stride == 1 and inside and call.x_w == number_bytes:
+            if not converts and stride == 1 and inside and call.x_w == number_bytes:
                 panel, row_bytes = x + first_row * call.x_h + first_column * number_bytes, call.x_h
             else:
                 fill_columns(
