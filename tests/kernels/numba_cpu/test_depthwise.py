@@ -10,6 +10,8 @@ from convlib.kernels import reference
 from convlib.kernels.numba_cpu import depthwise, sliding_window
 from convlib.problem import make_problem
 
+from .guarded_pages import before_a_guard
+
 L = sliding_window.lanes_for("float32")
 
 
@@ -85,6 +87,17 @@ def test_nothing_is_written_around_interleaved_channels(C):
     np.testing.assert_array_equal(run(problem, x, w, y), reference.conv2d(problem, x, w, None, None))
     np.testing.assert_array_equal(memory[:L], 99)
     np.testing.assert_array_equal(memory[-L:], 99)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("C", [3, 5])
+def test_nothing_is_read_behind_interleaved_channels(C, padding):
+    """Rows are read where they lie, by whole vectors, and the last one may have more lanes than are left of the row."""
+    problem = problem_of((1, 9, 31, C), 1, (3, 3), padding=padding, layout="NHWC")
+    x, w, y = arrays_of(problem)
+    exact = reference.conv2d(problem, x, w, None, None)
+    x, y = (before_a_guard(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for a in (x, y))
+    np.testing.assert_array_equal(run(problem, x, w, y), exact)
 
 
 def test_interleaved_channels_with_gaps_between_pixels():
