@@ -66,7 +66,9 @@ def layer(name):
     x = cupy_on_host.over(np.ones((1, 16, 12, 12), np.float32))
     w = cupy_on_host.over(np.ones((16, 16 // groups, 3, 3), np.float32))
     bias = cupy_on_host.over(np.ones(16, np.float32))
-    return x, w, bias, {"padding": 1, "groups": groups, "backend": "cupy_raw", "algorithm": name.partition(".")[2]}
+    precision = "tf32" if name == "cupy_raw.tensor_core" else None
+    keywords = {"padding": 1, "groups": groups, "precision": precision}
+    return x, w, bias, keywords | {"backend": "cupy_raw", "algorithm": name.partition(".")[2]}
 
 
 def launches(cupy):
