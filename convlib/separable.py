@@ -35,12 +35,10 @@ class Pass:
     chosen: dispatch.Chosen
     w: Any
 
-    def packed(self, place, memory):
-        """The weights as its kernel takes them, in `memory` if they are to be packed."""
-        if not self.chosen.packed_bytes:
-            return self.w
-        self.chosen.kernel.pack(self.problem, place, self.w, memory)
-        return memory
+    def pack(self, place, memory):
+        """Write the weights as its kernel takes them, if it wants them packed."""
+        if self.chosen.packed_bytes:
+            self.chosen.kernel.pack(self.problem, place, self.w, memory)
 
     def run(self, place, x, packed, y, bias, residual, workspace):
         w = packed if self.chosen.packed_bytes else self.w
@@ -60,7 +58,7 @@ class TwoPasses:
 
     def pack(self, problem, place, w, packed):
         for one, memory in zip((self.by_columns, self.by_rows), self.parts(packed)):
-            one.packed(place, memory)
+            one.pack(place, memory)
 
     def parts(self, packed):
         first = self.by_columns.chosen.packed_bytes

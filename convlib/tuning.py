@@ -57,8 +57,8 @@ def tune(
 
     planned: as `plan` runs them, their weights packed before; else as `conv2d` does. The other arguments are those of
     `explain`, arrays or shapes, and so is the result, with measured times; `chosen` is what tune=True will run. The
-    numbers that are convolved are random ones, x and w are not looked at. Kernels take turns for some 50 ms each; the
-    first time, they are compiled, which takes seconds.
+    numbers that are convolved are random ones, x and w are not looked at. Kernels take turns, a few blocks of
+    calls each; the first time, they are compiled, which takes seconds.
 
     Raises what `explain` raises, and UnsupportedError where no kernel can run, or where nothing can be measured: in a
     simulator, in the emulator, on a GPU that is not here.

@@ -31,8 +31,9 @@ def forget():
     """As in a new process."""
     trust.known.clear()
     trust.warned.clear()
-    for cached in (trust.records_of, dispatch.candidates, dispatch.settled_choice, operations.settled_before):
+    for cached in (trust.records_of, dispatch.algorithms, dispatch.candidates, dispatch.settled_choice):
         cached.cache_clear()
+    operations.settled_before.cache_clear()
 
 
 @pytest.fixture(autouse=True)
