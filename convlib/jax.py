@@ -60,6 +60,7 @@ class Parameters:
     groups: int
     layout: str
     weight_layout: str
+    precision: str | None
 
     def axis(self, name: str, letter: str) -> int:
         """Where the axis `letter`, one of N, C and K, lies in the array `name`, one of x, w and y."""
@@ -79,13 +80,15 @@ def conv2d(
     groups: int = 1,
     layout: str = "NCHW",
     weight_layout: str = "OIHW",
+    precision: str | None = None,
 ) -> jax.Array:
     """convlib.conv2d for JAX: y = x * w + bias, under jit, grad, jvp and vmap.
 
     x: (N, C, H, W), or (C, H, W) for one image; w: (K, C / groups, R, S); bias: (K,); the result (N, K, P, Q). Each a
     jax.Array or numpy.ndarray, all of one dtype (float16, bfloat16, float32, complex64; float64 and complex128 where
     JAX has jax_enable_x64).
-    Parameters and errors are convlib.conv2d's; shapes and dtypes are checked while tracing.
+    Parameters and errors are convlib.conv2d's; shapes and dtypes are checked while tracing. precision holds for the
+    derivatives too; JAX's own setting, jax_default_matmul_precision, is not asked.
 
     >>> import jax
     >>> x, w = jax.numpy.ones((1, 1, 3, 3)), jax.numpy.ones((1, 1, 2, 2))
@@ -103,7 +106,7 @@ def conv2d(
     shape, batched = batched_shape(x.shape)
     problem = make_problem(
         shape, w.shape, x.real.dtype, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
-        weight_layout=weight_layout,
+        weight_layout=weight_layout, precision=precision,
     )  # fmt: skip
     check_bias(bias, problem.K)
     parameters = parameters_of(problem, weight_layout)
@@ -123,6 +126,7 @@ def conv_transpose2d(
     groups: int = 1,
     layout: str = "NCHW",
     weight_layout: str = "OIHW",
+    precision: str | None = None,
 ) -> jax.Array:
     """convlib.conv_transpose2d for JAX, under jit, grad, jvp and vmap.
 
@@ -143,7 +147,7 @@ def conv_transpose2d(
     # The transposed convolution goes from y to x of this one.
     problem = make_problem(
         shape_y, w.shape, x.real.dtype, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
-        weight_layout=weight_layout, pass_="input_grad",
+        weight_layout=weight_layout, pass_="input_grad", precision=precision,
     )  # fmt: skip
     check_bias(bias, problem.C)
     parameters = parameters_of(problem, weight_layout)
@@ -153,7 +157,8 @@ def conv_transpose2d(
 
 def parameters_of(problem, weight_layout):
     return Parameters(
-        problem.stride, problem.padding, problem.dilation, problem.groups, problem.layout, weight_layout
+        problem.stride, problem.padding, problem.dilation, problem.groups, problem.layout, weight_layout,
+        problem.precision,
     )  # fmt: skip
 
 

@@ -4,7 +4,8 @@
 
 Constructors, weights, shapes and configurations are Keras' own, since the classes are subclasses: weights go from one
 to the other, and a saved model loads wherever convlib.keras has been imported. Inputs in channels_last are convolved as
-they lie, without a transpose.
+they lie, without a transpose. Constructors take one argument more, precision: what a layer may multiply float32 in, as
+convlib.conv2d has it; a layer that computes in another dtype does not ask.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ except ImportError as error:
         'convlib.keras: needs Keras 3 and the package of its back end: pip install "keras>=3.7", and torch or jax'
     ) from error
 
+from .problem import PRECISIONS, check_choice
+
 BACKEND = keras.config.backend()
 if BACKEND == "torch":
     from . import torch as framework
@@ -30,8 +33,20 @@ else:
 LAYOUTS = {"channels_first": "NCHW", "channels_last": "NHWC"}
 
 
+class WithPrecision:
+    """What the layers below have beyond Keras': the argument precision, part of their configuration where it is set."""
+
+    def __init__(self, *arguments: Any, precision: str | None = None, **parameters: Any):
+        super().__init__(*arguments, **parameters)
+        check_choice("precision", precision, PRECISIONS)
+        self.precision = precision
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | ({"precision": self.precision} if self.precision else {})
+
+
 @keras.saving.register_keras_serializable("convlib")
-class Conv2D(keras.layers.Conv2D):
+class Conv2D(WithPrecision, keras.layers.Conv2D):
     """keras.layers.Conv2D, with its constructor and weights, computed by convlib.
 
     >>> Conv2D(8, 3, padding="same")(keras.ops.zeros((1, 5, 5, 3))).shape == (1, 5, 5, 8)
@@ -51,7 +66,7 @@ class Conv2D(keras.layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable("convlib")
-class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+class DepthwiseConv2D(WithPrecision, keras.layers.DepthwiseConv2D):
     """keras.layers.DepthwiseConv2D, with its constructor and weights, computed by convlib.
 
     >>> DepthwiseConv2D(3, depth_multiplier=2)(keras.ops.zeros((1, 5, 5, 3))).shape == (1, 3, 3, 6)
@@ -66,7 +81,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
 
 @keras.saving.register_keras_serializable("convlib")
-class Conv2DTranspose(keras.layers.Conv2DTranspose):
+class Conv2DTranspose(WithPrecision, keras.layers.Conv2DTranspose):
     """keras.layers.Conv2DTranspose, with its constructor and weights, computed by convlib.
 
     >>> Conv2DTranspose(8, 2, strides=2)(keras.ops.zeros((1, 5, 5, 3))).shape == (1, 10, 10, 8)
@@ -101,6 +116,8 @@ def applied(name, layer, x, w, bias, activation, **parameters):
     bias = None if bias is None else ops.convert_to_tensor(bias, dtype=layer.compute_dtype)
     function = by_torch if BACKEND == "torch" else by_jax
     parameters |= {"stride": layer.strides, "dilation": layer.dilation_rate}
+    if layer.compute_dtype == "float32":
+        parameters["precision"] = layer.precision
     return function(getattr(framework, name), LAYOUTS[layer.data_format], x, w, bias, activation, parameters)
 
 

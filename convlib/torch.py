@@ -30,10 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from . import gradients, operations
-from .problem import checked_padding, output_size, resolved_padding
+from .problem import PRECISIONS, check_choice, checked_padding, output_size, resolved_padding
 
 LIBRARY = torch.library.Library("convlib", "DEF")
-PARAMETERS = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups"
+PARAMETERS = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups, str? precision=None"
 LIBRARY.define(f"conv2d(Tensor x, Tensor w, Tensor? bias, {PARAMETERS}) -> Tensor")
 LIBRARY.define(f"input_grad(Tensor grad_y, Tensor w, SymInt[4] input_shape, {PARAMETERS}) -> Tensor")
 LIBRARY.define(f"weight_grad(Tensor x, Tensor grad_y, SymInt[4] weight_shape, {PARAMETERS}) -> Tensor")
@@ -49,12 +49,15 @@ def conv2d(
     padding: int | str | tuple = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
+    *,
+    precision: str | None = None,
 ) -> Tensor:
     """torch.nn.functional.conv2d by convlib's kernels, with gradients.
 
     input: (N, C, H, W) or (C, H, W); weight: (K, C / groups, R, S); bias: (K,). All float16, bfloat16, float32 or
     float64, of one dtype, or any of them complex; on the CPU or on one CUDA device. padding may also be ((top, bottom),
-    (left, right)). Raises convlib.conv2d's errors.
+    (left, right)). precision: what float32 may be multiplied in, forward and backward, as convlib.conv2d has it: None,
+    "tf32" or "3xtf32"; PyTorch's own switches for TF32 are not asked. Raises convlib.conv2d's errors.
 
     >>> import torch
     >>> conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2)).flatten()
@@ -62,10 +65,10 @@ def conv2d(
     """
     check_axes(input, weight)
     if input.dim() == 3:
-        return conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
+        return conv2d(input[None], weight, bias, stride, padding, dilation, groups, precision=precision)[0]
     stride, dilation = two(stride), two(dilation)
     padding = four(padding, input.shape[2:], weight.shape[2:], stride, dilation)
-    arguments = input, weight, bias, stride, padding, dilation, groups
+    arguments = input, weight, bias, stride, padding, dilation, groups, precision
     if watched(*arguments[:3]):
         return OPS.conv2d(*arguments)
     return Convolution.apply(*arguments) if to_record(*arguments[:3]) else run_conv2d(*arguments)
@@ -80,6 +83,8 @@ def conv_transpose2d(
     output_padding: int | tuple[int, int] = 0,
     groups: int = 1,
     dilation: int | tuple[int, int] = 1,
+    *,
+    precision: str | None = None,
 ) -> Tensor:
     """torch.nn.functional.conv_transpose2d by convlib's kernels, with gradients; shapes and errors as conv2d here.
 
@@ -91,14 +96,15 @@ def conv_transpose2d(
     """
     check_axes(input, weight)
     if input.dim() == 3:
-        return conv_transpose2d(input[None], weight, bias, stride, padding, output_padding, groups, dilation)[0]
+        parameters = stride, padding, output_padding, groups, dilation
+        return conv_transpose2d(input[None], weight, bias, *parameters, precision=precision)[0]
     stride, dilation = two(stride), two(dilation)
     padding = four(padding, input.shape[2:], weight.shape[2:], stride, dilation)
     shape, _ = gradients.transposed_shape(
         tuple(input.shape), tuple(weight.shape), "NCHW", "OIHW", stride, pairs(padding), two(output_padding), dilation,
         groups,
     )  # fmt: skip
-    arguments = input, weight, bias, shape, stride, padding, dilation, groups
+    arguments = input, weight, bias, shape, stride, padding, dilation, groups, precision
     if watched(*arguments[:3]):
         return OPS.conv_transpose2d(*arguments)
     return Transposed.apply(*arguments) if to_record(*arguments[:3]) else run_conv_transpose2d(*arguments)
@@ -107,59 +113,73 @@ def conv_transpose2d(
 class Conv2d(nn.Conv2d):
     """nn.Conv2d, with its constructor and state_dict, computed by convlib.
 
+    precision: an attribute, None at first, that goes to every `conv2d`.
+
     >>> import torch
     >>> Conv2d(3, 8, 3, padding=1)(torch.zeros(1, 3, 5, 5)).shape
     torch.Size([1, 8, 5, 5])
     """
 
+    precision: str | None = None
+
     def _conv_forward(self, input, weight, bias):
+        padding = self.padding
         if self.padding_mode != "zeros":
             input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            return conv2d(input, weight, bias, self.stride, 0, self.dilation, self.groups)
-        return conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+            padding = 0
+        parameters = self.stride, padding, self.dilation, self.groups
+        return conv2d(input, weight, bias, *parameters, precision=self.precision)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
     """nn.ConvTranspose2d, with its constructor and state_dict, computed by convlib.
+
+    precision: an attribute, None at first, that goes to every `conv_transpose2d`.
 
     >>> import torch
     >>> ConvTranspose2d(3, 8, 2, stride=2)(torch.zeros(1, 3, 5, 5)).shape
     torch.Size([1, 8, 10, 10])
     """
 
+    precision: str | None = None
+
     def forward(self, input, output_size=None):
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
         )
-        return conv_transpose2d(
-            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
-        )
+        parameters = self.stride, self.padding, output_padding, self.groups, self.dilation
+        return conv_transpose2d(input, self.weight, self.bias, *parameters, precision=self.precision)
 
 
 REPLACEMENTS = {nn.Conv2d: Conv2d, nn.ConvTranspose2d: ConvTranspose2d}
 
 
-def replace_convolutions(model: nn.Module) -> nn.Module:
+def replace_convolutions(model: nn.Module, *, precision: str | None = None) -> nn.Module:
     """Let every nn.Conv2d and nn.ConvTranspose2d of `model` compute with convlib, in place; returns `model`.
 
-    Parameters, hooks, names and state_dict stay as they are; subclasses of the two are left alone.
+    precision: what they may multiply float32 in, as `conv2d` has it. Parameters, hooks, names and state_dict stay as
+    they are; subclasses of the two are left alone.
 
     >>> from torch import nn
     >>> type(replace_convolutions(nn.Sequential(nn.Conv2d(1, 1, 1)))[0]).__module__
     'convlib.torch'
     """
-    return swapped(model, REPLACEMENTS)
+    check_choice("precision", precision, PRECISIONS)
+    return swapped(model, REPLACEMENTS, precision)
 
 
 def restore_convolutions(model: nn.Module) -> nn.Module:
     """Undo `replace_convolutions`: every convolution of `model` is PyTorch's own again."""
-    return swapped(model, {ours: theirs for theirs, ours in REPLACEMENTS.items()})
+    return swapped(model, {ours: theirs for theirs, ours in REPLACEMENTS.items()}, None)
 
 
-def swapped(model, classes):
+def swapped(model, classes, precision):
     for module in model.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]
+            vars(module).pop("precision", None)
+            if precision is not None:
+                module.precision = precision
     return model
 
 
@@ -189,11 +209,14 @@ def pairs(padding):
     return (top, bottom), (left, right)
 
 
-def keywords(stride, padding, dilation, groups) -> dict[str, Any]:
-    return {"stride": tuple(stride), "padding": pairs(padding), "dilation": tuple(dilation), "groups": groups}
+def keywords(stride, padding, dilation, groups, precision=None) -> dict[str, Any]:
+    return {
+        "stride": tuple(stride), "padding": pairs(padding), "dilation": tuple(dilation), "groups": groups,
+        "precision": precision,
+    }  # fmt: skip
 
 
-# The kernels: what the operators do on real tensors.
+# The kernels: what the operators do on real tensors. The dispatcher leaves a precision of None out.
 
 
 def run_conv2d(x, w, bias, *parameters):
@@ -211,7 +234,7 @@ def run_weight_grad(x, grad_y, weight_shape, *parameters):
     return gradients.conv2d_weight_grad(x.detach(), grad_y.detach(), tuple(weight_shape), **keywords(*parameters))
 
 
-def run_conv_transpose2d(x, w, bias, output_shape, stride, padding, dilation, groups):
+def run_conv_transpose2d(x, w, bias, output_shape, stride, padding, dilation, groups, precision=None):
     share_threads(x)
     if lies_in_blocks(x, w, output_shape, stride, padding, dilation, groups):
         return in_blocks(x.detach(), w.detach(), detached(bias))
@@ -226,7 +249,7 @@ def run_conv_transpose2d(x, w, bias, output_shape, stride, padding, dilation, gr
         w.detach(),
         detached(bias),
         output_padding=tuple(spare),
-        **keywords(stride, padding, dilation, groups),
+        **keywords(stride, padding, dilation, groups, precision),
     )
 
 
@@ -274,7 +297,7 @@ def memory_format(like):
     return torch.contiguous_format
 
 
-def fake_conv2d(x, w, bias, stride, padding, dilation, groups):
+def fake_conv2d(x, w, bias, stride, padding, dilation, *others):
     sizes = [output_size(x.shape[2 + a], w.shape[2 + a], stride[a], pairs(padding)[a], dilation[a]) for a in (0, 1)]
     return empty_product(x, w, (x.shape[0], w.shape[0], *sizes)).to(memory_format=memory_format(x))
 
@@ -298,13 +321,15 @@ def empty_product(first, second, shape):
 
 # The derivatives.
 
+NONE = [None] * 5  # by the parameters
+
 
 def keep(ctx, inputs, output):
     """Save what a backward pass reads: the two operands, the shapes and the parameters."""
     first, second, *rest = inputs
     ctx.save_for_backward(first, second)
     ctx.bias_dtype = rest[0].dtype if isinstance(rest[0], Tensor) else None
-    ctx.parameters = rest[-4:]
+    ctx.parameters = rest[-5:]
 
 
 def as_operand(grad, dtype):
@@ -318,7 +343,7 @@ def backward_conv2d(context, grad):
     by_x = as_operand(OPS.input_grad(grad, w, x.shape, *context.parameters), x.dtype) if needs_x else None
     by_w = as_operand(OPS.weight_grad(x, grad, w.shape, *context.parameters), w.dtype) if needs_w else None
     by_bias = as_operand(grad.sum((0, 2, 3)), context.bias_dtype) if needs_bias else None
-    return by_x, by_w, by_bias, None, None, None, None
+    return by_x, by_w, by_bias, *NONE
 
 
 def backward_input_grad(context, grad):
@@ -326,7 +351,7 @@ def backward_input_grad(context, grad):
     needs_grad_y, needs_w = context.needs_input_grad[:2]
     by_grad_y = as_operand(OPS.conv2d(grad, w, None, *context.parameters), grad_y.dtype) if needs_grad_y else None
     by_w = as_operand(OPS.weight_grad(grad, grad_y, w.shape, *context.parameters), w.dtype) if needs_w else None
-    return by_grad_y, by_w, None, None, None, None, None
+    return by_grad_y, by_w, None, *NONE
 
 
 def backward_weight_grad(context, grad):
@@ -334,7 +359,7 @@ def backward_weight_grad(context, grad):
     needs_x, needs_grad_y = context.needs_input_grad[:2]
     by_x = as_operand(OPS.input_grad(grad_y, grad, x.shape, *context.parameters), x.dtype) if needs_x else None
     by_grad_y = as_operand(OPS.conv2d(x, grad, None, *context.parameters), grad_y.dtype) if needs_grad_y else None
-    return by_x, by_grad_y, None, None, None, None, None
+    return by_x, by_grad_y, None, *NONE
 
 
 def backward_conv_transpose2d(context, grad):
@@ -349,7 +374,7 @@ def backward_conv_transpose2d(context, grad):
         by_w = as_operand(OPS.weight_grad(grad.conj(), of_all.conj(), w.shape, *context.parameters), w.dtype)
     if needs_bias:
         by_bias = as_operand(grad.sum((0, 2, 3)), context.bias_dtype)
-    return by_x, by_w, by_bias, None, None, None, None, None
+    return by_x, by_w, by_bias, None, *NONE
 
 
 def as_many(x, y, w, stride, padding, dilation):
@@ -421,53 +446,58 @@ def to_record(*tensors) -> bool:
 # Batching over a further axis (torch.func.vmap): images are stacked; weights become groups.
 
 
-def vmap_conv2d(info, in_dims, x, w, bias, stride, padding, dilation, groups):
+def vmap_conv2d(info, in_dims, x, w, bias, *parameters):
     x_dim, w_dim, bias_dim, *_ = in_dims
     B = info.batch_size
     if w_dim is None and bias_dim is None:
         x = x.movedim(x_dim, 0)
-        y = OPS.conv2d(x.flatten(0, 1), w, bias, stride, padding, dilation, groups)
+        y = OPS.conv2d(x.flatten(0, 1), w, bias, *parameters)
         return y.unflatten(0, (B, -1)), 0
     x, w = batched(x, x_dim, B), batched(w, w_dim, B)
     bias = None if bias is None else batched(bias, bias_dim, B).flatten()
-    y = OPS.conv2d(x.movedim(0, 1).flatten(1, 2), w.flatten(0, 1), bias, stride, padding, dilation, groups * B)
+    x = x.movedim(0, 1).flatten(1, 2)
+    y = OPS.conv2d(x, w.flatten(0, 1), bias, *for_groups(B, *parameters))
     return y.unflatten(1, (B, -1)), 1
 
 
-def vmap_input_grad(info, in_dims, grad_y, w, shape, stride, padding, dilation, groups):
+def vmap_input_grad(info, in_dims, grad_y, w, shape, *parameters):
     B = info.batch_size
     N, C, H, W = shape
     if in_dims[1] is None:
         grad_y = grad_y.movedim(in_dims[0], 0)
-        grad_x = OPS.input_grad(grad_y.flatten(0, 1), w, [B * N, C, H, W], stride, padding, dilation, groups)
+        grad_x = OPS.input_grad(grad_y.flatten(0, 1), w, [B * N, C, H, W], *parameters)
         return grad_x.unflatten(0, (B, -1)), 0
     grad_y, w = batched(grad_y, in_dims[0], B), batched(w, in_dims[1], B)
     stacked = grad_y.movedim(0, 1).flatten(1, 2)
-    grad_x = OPS.input_grad(stacked, w.flatten(0, 1), [N, B * C, H, W], stride, padding, dilation, groups * B)
+    grad_x = OPS.input_grad(stacked, w.flatten(0, 1), [N, B * C, H, W], *for_groups(B, *parameters))
     return grad_x.unflatten(1, (B, -1)), 1
 
 
-def vmap_weight_grad(info, in_dims, x, grad_y, shape, stride, padding, dilation, groups):
+def vmap_weight_grad(info, in_dims, x, grad_y, shape, *parameters):
     B = info.batch_size
     x, grad_y = (batched(t, d, B).movedim(0, 1).flatten(1, 2) for t, d in zip((x, grad_y), in_dims[:2], strict=True))
     K, *rest = shape
-    grad_w = OPS.weight_grad(x, grad_y, [B * K, *rest], stride, padding, dilation, groups * B)
+    grad_w = OPS.weight_grad(x, grad_y, [B * K, *rest], *for_groups(B, *parameters))
     return grad_w.unflatten(0, (B, -1)), 0
 
 
-def vmap_conv_transpose2d(info, in_dims, x, w, bias, shape, stride, padding, dilation, groups):
+def vmap_conv_transpose2d(info, in_dims, x, w, bias, shape, *parameters):
     B = info.batch_size
     N, K, P, Q = shape
     if in_dims[1] is None and in_dims[2] is None:
         x = x.movedim(in_dims[0], 0)
-        y = OPS.conv_transpose2d(x.flatten(0, 1), w, bias, [B * N, K, P, Q], stride, padding, dilation, groups)
+        y = OPS.conv_transpose2d(x.flatten(0, 1), w, bias, [B * N, K, P, Q], *parameters)
         return y.unflatten(0, (B, -1)), 0
     x, w = batched(x, in_dims[0], B), batched(w, in_dims[1], B)
     bias = None if bias is None else batched(bias, in_dims[2], B).flatten()
-    y = OPS.conv_transpose2d(
-        x.movedim(0, 1).flatten(1, 2), w.flatten(0, 1), bias, [N, B * K, P, Q], stride, padding, dilation, groups * B
-    )
+    x = x.movedim(0, 1).flatten(1, 2)
+    y = OPS.conv_transpose2d(x, w.flatten(0, 1), bias, [N, B * K, P, Q], *for_groups(B, *parameters))
     return y.unflatten(1, (B, -1)), 1
+
+
+def for_groups(B, stride, padding, dilation, groups, precision=None):
+    """The parameters of B convolutions that are made the groups of one."""
+    return stride, padding, dilation, groups * B, precision
 
 
 def batched(tensor, dim, B):
@@ -486,6 +516,8 @@ def under_autocast(name, device_type, key):
         if not any(isinstance(a, Tensor) and a.is_complex() for a in arguments):
             dtype = torch.get_autocast_dtype(device_type)
             arguments = [a.to(dtype) if is_castable(a, device_type) else a for a in arguments]
+            if dtype != torch.float32:  # then float32's precision, the one string among them, has nothing to say
+                arguments = [None if isinstance(a, str) else a for a in arguments]
         with torch._C._ExcludeDispatchKeyGuard(excluded):
             return operator(*arguments)
 

@@ -85,6 +85,25 @@ def test_a_layer_gives_and_learns_what_keras_own_does(kind, parameters, data_for
         np.testing.assert_allclose(mine, their, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", PAIRS)
+def test_precision_is_saved_and_goes_to_the_back_end_with_float32(kind, monkeypatch):
+    name = "conv_transpose2d" if kind is Conv2DTranspose else "conv2d"
+    asked, function = [], getattr(convlib.keras.framework, name)
+
+    def noted(*arguments, precision=None, **parameters):
+        asked.append(precision)
+        return function(*arguments, precision=precision, **parameters)
+
+    monkeypatch.setattr(convlib.keras.framework, name, noted)
+    size = {"kernel_size": 3} if kind is DepthwiseConv2D else {"filters": 6, "kernel_size": 3}
+    layer = kind.from_config(kind(**size, precision="tf32").get_config())
+    for each in (layer, kind(**size), kind(**size, precision="tf32", dtype="mixed_bfloat16")):
+        each(images("channels_last"))
+    assert asked == ["tf32", None, None]
+    with pytest.raises(ValueError, match="precision: one of .* needed, got 'bf16'"):
+        kind(**size, precision="bf16")
+
+
 @pytest.mark.parametrize("padding", ["valid", "same"])
 def test_transposed_results_lie_where_keras_puts_them(padding):
     """Windows up to four, strides up to three, with every output_padding."""

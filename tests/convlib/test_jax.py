@@ -176,6 +176,21 @@ def test_vmap_of_a_gradient_is_a_loop_in_two_calls(by, in_axes, parameters, call
     np.testing.assert_array_equal(got, jax.vmap(gradient(by_lax), in_axes)(*given))
 
 
+def test_precision_reaches_every_derivative(monkeypatch):
+    asked = {}
+    for name, function in convlib.jax.KERNELS.items():
+
+        def noted(*arguments, name=name, function=function, precision, **parameters):
+            asked[name] = precision
+            return function(*arguments, precision=precision, **parameters)
+
+        monkeypatch.setitem(convlib.jax.KERNELS, name, noted)
+    x, w, _ = arrays({})
+    for precision in ("tf32", None):
+        jax.block_until_ready(jax.grad(lambda x, w: conv2d(x, w, precision=precision).sum(), (0, 1))(x, w))
+        assert asked == {"y": precision, "x": precision, "w": precision}
+
+
 def test_vmaps_nest(calls):
     x, w, _ = arrays({"groups": 2})
     xs, ws = stacked(x, 0, 2), stacked(w, 0, 3)

@@ -182,6 +182,51 @@ def test_follows_autocast():
     assert w.grad.dtype == torch.float32
 
 
+def asked_for(monkeypatch, module, names):
+    """What precision each call of a module's functions, by their names, asks for."""
+    asked = []
+    for name in names:
+        function = getattr(module, name)
+
+        def noted(*arguments, name=name, function=function, **parameters):
+            asked.append((name, parameters["precision"]))
+            return function(*arguments, **parameters)
+
+        monkeypatch.setattr(module, name, noted)
+    return asked
+
+
+@pytest.mark.parametrize("by_operator", [False, True])
+def test_precision_reaches_both_passes(by_operator, monkeypatch):
+    if by_operator:
+        monkeypatch.setattr(convlib.torch, "watched", lambda *tensors: True)
+    forward = asked_for(monkeypatch, convlib.operations, ["conv2d"])
+    backward = asked_for(monkeypatch, convlib.gradients, ["conv2d_input_grad", "conv2d_weight_grad"])
+    for precision in ("tf32", None):
+        conv2d(*tensors(dtype=torch.float32), precision=precision).sum().backward()
+        assert (forward, sorted(backward)) == (
+            [("conv2d", precision)],
+            [("conv2d_input_grad", precision), ("conv2d_weight_grad", precision)],
+        )
+        forward.clear()
+        backward.clear()
+
+
+def test_precision_of_a_model_is_set_with_the_swap(monkeypatch):
+    network = convlib.torch.replace_convolutions(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), precision="3xtf32")
+    asked = asked_for(monkeypatch, convlib.operations, ["conv2d"])
+    x = torch.ones(1, 3, 5, 5)
+    network(x)
+    copy.deepcopy(network)(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        network(x)
+    torch.func.vmap(network)(x[None])
+    assert [precision for _, precision in asked] == ["3xtf32", "3xtf32", None, "3xtf32"]
+    assert not hasattr(convlib.torch.restore_convolutions(network)[0], "precision")
+    with pytest.raises(ValueError, match="precision: one of .* needed, got 'bf16'"):
+        convlib.torch.replace_convolutions(network, precision="bf16")
+
+
 def test_channels_last_in_channels_last_out():
     x, w, bias = tensors(dtype=torch.float32)
     x = x.detach().to(memory_format=torch.channels_last).requires_grad_()
