@@ -187,7 +187,8 @@ def test_precision_reaches_every_derivative(monkeypatch):
         monkeypatch.setitem(convlib.jax.KERNELS, name, noted)
     x, w, _ = arrays({})
     for precision in ("tf32", None):
-        jax.block_until_ready(jax.grad(lambda x, w: conv2d(x, w, precision=precision).sum(), (0, 1))(x, w))
+        total = partial(lambda precision, x, w: conv2d(x, w, precision=precision).sum(), precision)
+        jax.block_until_ready(jax.grad(total, (0, 1))(x, w))
         assert asked == {"y": precision, "x": precision, "w": precision}
 
 
