@@ -31,7 +31,7 @@ POINTER = 8  # bytes
 
 @dataclass(frozen=True)
 class Stages:
-    """Median seconds: of packing (conv2d does it in each call, plan once), of a run, and of the run's stages."""
+    """Median seconds: of packing, which a plan does once, of a run, and of the run's stages."""
 
     suite: str
     case: str
@@ -42,7 +42,7 @@ class Stages:
 
 
 def build_nothing():
-    def nothing(a, b, c, d, e, f, g):
+    def nothing(a, b, c, d, e, f, g, h):
         pass
 
     return nothing

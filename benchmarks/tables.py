@@ -193,7 +193,7 @@ def scaling_table(found: list[dict]) -> Table:
 
 
 def stages_table(found: list[dict]) -> Table:
-    table = new_table("Where the time goes, ms: packing is conv2d's alone; a stage's time is what its absence saves")
+    table = new_table("Where the time goes, ms: a plan packs once; a stage's time is what its absence saves")
     for heading in ("suite", "case", "kernel"):
         table.add_column(heading)
     parts = ("input", "multiply", "output")

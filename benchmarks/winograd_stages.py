@@ -41,22 +41,22 @@ def stage_seconds(m, problem):
     call = pack_call(fields, x, packed, y, None, None, workspace)
     cut = winograd.cut(m, problem, 1)
     for strip in range(cut.strips):
-        run_strip(cut, problem, call, workspace.ctypes.data, strip, timed)
+        run_strip(cut, problem, call, packed.ctypes.data, workspace.ctypes.data, strip, timed)
     return seconds
 
 
-def run_strip(cut, problem, call, scratch, strip, timed):
+def run_strip(cut, problem, call, weights, scratch, strip, timed):
     """What `winograd` in winograd_stages.py does for all filters of a problem without groups."""
     input_stage, output_stage = (compiled(build, "float32").call for build in (build_input_stage, build_output_stage))
     multiply_stage = compiled(build_multiply_stage, "float32", cut.unit).call
     inputs, outputs = scratch + cut.inputs_at, scratch + cut.outputs_at
-    timed("input", input_stage, call, scratch, 0, strip, inputs, 0, 0)
+    timed("input", input_stage, call, scratch, 0, strip, inputs, 0, 0, 0)
     for panel in range(0, cut.panels, cut.chunk):
         end = min(panel + cut.chunk, cut.panels)
-        timed("multiply", multiply_stage, call, 0, panel, end, strip, inputs, outputs)
+        timed("multiply", multiply_stage, call, weights, panel, end, strip, inputs, outputs, 0)
         first = panel * cut.panel
         filters = min(end * cut.panel, problem.K) - first
-        timed("output", output_stage, call, scratch, strip, first, filters, outputs, 0)
+        timed("output", output_stage, call, scratch, strip, first, filters, outputs, 0, 0)
 
 
 def report(m=4, rounds=5):

@@ -7,10 +7,12 @@ A kernel is a module of convlib.kernels. It has
     why_not(problem, device)                 reasons, in words for its user, why it cannot run; empty when it can
     workspace_bytes(problem, device)         scratch memory that `run` is to be given
     predicted_seconds(problem, device)       from counts and published or measured limits; the smallest is chosen
-    pack_seconds(problem, device)            optional: what `pack` adds to a single call
+    pack_seconds(problem, device)            optional: what a single call takes longer than one with packed weights
     run(problem, device, x, w, y, bias, residual, workspace, stream)
     packed_bytes(problem, device), pack(problem, device, w, packed)      only where weights are repacked first (CPU)
     reads_in_place(problem, w)               of those, where `run` also takes these weights as they lie: for one call
+    one_call_bytes(problem, device)          of those, where it takes any as they lie: `run`'s scratch memory then, or
+                                             None where a single call had better pack them
 
 and its name is "family.algorithm", the module's path.
 """
@@ -169,7 +171,7 @@ def candidate(name, problem, device, max_error, workspace_limit, planned):
     reasons = list(module.why_not(problem, device))
     if reasons:
         return Candidate(name, tuple(reasons))
-    workspace = packed_bytes(module, problem, device) + module.workspace_bytes(problem, device)
+    workspace = sum(scratch_bytes(module, problem, device, planned))
     error = accuracy.of_sums(problem, algorithm_of(name))
     if workspace_limit is not None and workspace > workspace_limit:
         reasons.append(f"needs {workspace:,} bytes of workspace, workspace_limit is {workspace_limit:,}")
@@ -188,9 +190,13 @@ def other_pass(module, pass_):
     return f"{only}: {declined[pass_]}" if pass_ in declined else only
 
 
-def packed_bytes(module, problem, device):
-    """What packed weights take, rounded up so that the workspace behind them is aligned as they are."""
-    return aligned(module.packed_bytes(problem, device)) if hasattr(module, "pack") else 0
+def scratch_bytes(module, problem, device, planned):
+    """What packed weights take, rounded up so that the workspace behind them is aligned as they are; and that."""
+    alone = module.one_call_bytes(problem, device) if not planned and hasattr(module, "one_call_bytes") else None
+    if alone is not None:
+        return 0, alone
+    packed = aligned(module.packed_bytes(problem, device)) if hasattr(module, "pack") else 0
+    return packed, module.workspace_bytes(problem, device)
 
 
 def family_reasons(family, device):
@@ -272,13 +278,12 @@ def settled_choice(problem, device, backend, algorithm, max_error, workspace_lim
         from . import trust  # likewise
 
         name = trust.first_believed(names, problem, device)
-    return as_chosen(name, problem, device)
+    return as_chosen(name, problem, device, planned)
 
 
-def as_chosen(name, problem, device) -> Chosen:
+def as_chosen(name, problem, device, planned) -> Chosen:
     module = kernel(name)
-    packed, workspace = packed_bytes(module, problem, device), module.workspace_bytes(problem, device)
-    return Chosen(name, family_of(name), module, packed, workspace)
+    return Chosen(name, family_of(name), module, *scratch_bytes(module, problem, device, planned))
 
 
 def ranked(problem, device, backend, algorithm, max_error, workspace_limit, planned=False) -> list[str]:

@@ -160,7 +160,7 @@ def measured(names, problem, place, planned) -> dict[str, float]:
 
 def prepared(name, problem, place, planned) -> Callable[[], None]:
     """One call of a kernel on random numbers, called once already, so that it is compiled."""
-    chosen = dispatch.as_chosen(name, problem, place)
+    chosen = dispatch.as_chosen(name, problem, place, planned)
     x, w, y = operands(problem, place)
     bias = on_device(random(problem, (problem.K,)), place) if problem.has_bias else None
     residual = operands(problem, place)[2] if problem.has_residual else None

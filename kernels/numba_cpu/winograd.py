@@ -19,10 +19,22 @@ What a thread does with a strip, some 7 to 64 tiles in a row (winograd_stages.py
                            stays in L2, or a core's L3
 
 The multiply takes the tiles one number at a time, 7 or 8 (with 16 registers 4) at once, and filters by vectors: so 49
-tiles are 7 times 7, where lanes of tiles would make them 64. U is transformed and packed ahead (`pack`) and streams by
-once per strip. V and M never hold more than a strip, so nothing of the size of the image is written but y.
+tiles are 7 times 7, where lanes of tiles would make them 64. A plan has U transformed and packed ahead (`pack`), and it
+streams by once per strip. V and M never hold more than a strip, so nothing of the size of the image is written but y.
+
+A single call transforms the filters where they are multiplied, and never stores the whole of U: each thread has a run
+of strips and a part of the filters, and in a buffer of its own
+
+    all U of its part, if that is small             then strip after strip, as above
+    or a block of channels of some filters          multiplied with all strips of the run, whose V and M wait
 
 Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
+- Packed for one call, U went through L3 or memory and from core to core: 256 -> 256 at 14 x 14 took 410 microseconds,
+  265 now, with U at hand 190; 512 -> 512 at 28 x 28 3.7 ms, now 2.7. Of what is left, the arithmetic of G g G^T is
+  half, gathering the taps a quarter, stores to L2 the rest; in which order they are stored does not matter.
+- V that waits for other filters must stay in the L3 cache: 512 -> 256 at 64 x 64 took 11 ms where 18 MB of it waited, 6
+  in shorter runs, though each transforms the filters again.
+- Stores of U past the cache pay only where U is larger than L3: at 2 to 9 MB packing takes 3 times as long so.
 - With tiles across the lanes in the multiply as well, layers of 28 x 28 and 14 x 14 took 1.3 to 1.6 times as long.
 - The weights that are needed next are fetched while these are multiplied, a line of each vector and step: 1.2 to 1.9
   times as fast where U comes from L3 or memory. They lie where no prefetcher of the processor looks for them.
@@ -69,6 +81,7 @@ from .winograd_stages import (
     STRIP_VECTORS,
     Numbers,
     build,
+    build_filter_stage,
     build_input_stage,
     build_input_transform,
     build_multiply_stage,
@@ -81,24 +94,29 @@ from .winograd_stages import (
 passes = ("forward",)
 
 DEPTH_BLOCK = {2: 128, 4: 128, 6: 64}  # channels summed at a time; accuracy.py knows them too
+ALL_FILTERS = 5  # in sizes of the L2 cache: a thread's own filters up to this are transformed at once, not by chunks
 SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading V more often costs more
 SPREAD_BYTES, MOST_SPREAD = 24 << 10, 4  # what stays in L1 of spread pixels, and channels at a time
 MOST_WORKSPACE = 48 << 20  # of all threads, where a cut is possible that needs no more
 PAST_CACHE_BYTES = 8 << 20  # outputs this large are stored past the cache
-PAST_CACHE_WEIGHTS = 1 << 20  # transformed weights this large are: 512 x 512 take 1.6 ms instead of 4.8
+PAST_CACHE_WEIGHTS = 16 << 20  # transformed weights this large are, where a plan packs them
 
 # The cost model, in cycles of the Zen 3 that microkernel.CLOCK is of, where kernels compare as they do on the Zen 5
-# that it was fitted to (two threads, AVX-512 and AVX2, 8 to 512 channels, maps of 7 to 224).
-# F(6,3)'s transforms are taken for a tenth more than they are: it errs more.
-INPUT_CYCLES = {2: 160, 4: 340, 6: 1000}  # per channel and vector of tiles
-OUTPUT_CYCLES = {2: 80, 4: 220, 6: 700}  # per tile and vector of filters
-EFFICIENCY = 0.85  # of the core's multiply-adds
+# that it was fitted to (two threads, AVX-512 and AVX2, 16 to 512 channels and filters, maps of 7 to 112).
+# F(6,3)'s transforms are taken for more than they are: it errs more.
+CALL_CYCLES = 26_000
+INPUT_CYCLES = {2: 160, 4: 340, 6: 950}  # per channel and vector of 64 bytes of tiles
+OUTPUT_CYCLES = {2: 80, 4: 220, 6: 650}  # per tile and vector of 64 bytes of filters
+FILTER_CYCLES = 0.35  # per plane, filter and channel
+PACK_CYCLES = 1.05  # likewise, of filters that are stored for all threads and then read by them
+EFFICIENCY = 0.88  # of the core's multiply-adds
 INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
+WAITING_BYTES, BEYOND_ALL_CACHES = 16 << 20, 1.6  # and where V and M of all threads, waiting for other filters, are
 LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
 CACHED_WEIGHTS = 24 << 20  # U up to this size comes from the L3 cache
 STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 16.0, 400.0  # U, from memory and from L3, beside the multiply
-MEMORY_BYTES_PER_CYCLE = 2.5  # x and y, per thread
-PACK_CYCLES = 1.05  # per plane, filter and channel: 1.6 ms for F(4,3) of 512 x 512 by two threads
+FIRST_BYTES_PER_CYCLE = 50.0  # U, when it is read first
+MEMORY_BYTES_PER_CYCLE = 2.5  # x and y
 
 
 @dataclass(frozen=True)
@@ -112,19 +130,25 @@ class Cut:
     unit: int
     units: int
     strips: int
+    runs: int
     parts: int
     panel: int
     panels: int
     part: int
     chunk: int
+    row_panels: int
     depth_block: int
+    depth_step: int
     filter_plane: int
     filter_group: int
     output_plane: int
     output_vector: int
+    input_slot: int
+    output_slot: int
     worker_bytes: int
     inputs_at: int
     outputs_at: int
+    filters_at: int
     input_pitch: int
     output_pitch: int
     input_staging: int
@@ -151,16 +175,19 @@ def lines(count):
 
 
 @lru_cache(maxsize=1024)
-def cut(m, problem, threads) -> Cut:
-    """The split into strips of tiles and parts of filters that the cost model finds fastest."""
+def cut(m, problem, threads, packed=True) -> Cut:
+    """The split into strips of tiles and parts of filters that the cost model finds fastest.
+
+    packed: whether the filters have been transformed before.
+    """
 
     def cost(cut):
         return max(MOST_WORKSPACE, threads * cut.worker_bytes), cycles(problem, threads, cut)
 
-    return min(possible_cuts(m, problem, threads), key=cost)
+    return min(possible_cuts(m, problem, threads, packed), key=cost)
 
 
-def possible_cuts(m, problem, threads):
+def possible_cuts(m, problem, threads, packed):
     tiles = problem.N * ceil_div(problem.P, m) * ceil_div(problem.Q, m)
     for unit in tile_units():
         units = ceil_div(tiles, unit)
@@ -168,7 +195,14 @@ def possible_cuts(m, problem, threads):
             fewest = ceil_div(units, max(1, width * lanes(problem.accumulate) // unit))
             for strips in {fewest, min(units, ceil_div(fewest, threads) * threads)}:
                 for parts in part_counts(problem, threads):
-                    yield cut_into(m, problem, unit, strips, parts)
+                    wanted = ceil_div(threads, parts * problem.groups)
+                    for runs in [None] if packed else run_counts(strips, wanted):
+                        yield cut_into(m, problem, unit, strips, parts, runs)
+
+
+def run_counts(strips, wanted):
+    """Runs of strips: as few as keep the threads busy, or more, which are shorter."""
+    return sorted({min(strips, wanted * n) for n in (1, 2, 4)})
 
 
 def part_counts(problem, threads):
@@ -184,8 +218,9 @@ def tile_units():
     return (8, 7) if rows == 8 else (rows,)
 
 
-def cut_into(m, problem, unit, strips, parts) -> Cut:
-    numbers, planes = Numbers(problem.dtype.name), (m + 2) ** 2
+def cut_into(m, problem, unit, strips, parts, runs=None) -> Cut:
+    """runs: of strips, for each of which a thread transforms its filters itself; None where they come packed."""
+    numbers, planes, depth_block = Numbers(problem.dtype.name), (m + 2) ** 2, DEPTH_BLOCK[m]
     W = numbers.count
     tile_rows, tile_columns = ceil_div(problem.P, m), ceil_div(problem.Q, m)
     tiles = problem.N * tile_rows * tile_columns
@@ -198,9 +233,14 @@ def cut_into(m, problem, unit, strips, parts) -> Cut:
     input_slot = planes * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
     output_vector = ceil_div(strip_tiles, unit) * unit * numbers.bytes
     chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (planes * output_vector)))
+    depth_step, panel_bytes = problem.Cg, planes * problem.Cg * numbers.bytes
+    if runs and part * panel_bytes > ALL_FILTERS * target.cache_bytes(2):
+        depth_step = min(depth_block, problem.Cg)
+        chunk = min(chunk, max(2, target.cache_bytes(2) * problem.Cg // depth_step // panel_bytes))
     chunk = ceil_div(part, ceil_div(part, chunk))
     output_plane = chunk * output_vector + PLANE_PADDING
-    filter_plane = panels * problem.Cg * numbers.bytes + PLANE_PADDING
+    row_panels = chunk if runs else panels
+    filter_plane = row_panels * depth_step * numbers.bytes + PLANE_PADDING
 
     columns = min(tile_columns, strip_tiles)
     segments = min(strip_tiles, ceil_div(strip_tiles - 1, tile_columns) + 1)
@@ -209,14 +249,20 @@ def cut_into(m, problem, unit, strips, parts) -> Cut:
     spread_at = lines(numbers.staging_at + max(W * input_staging, m * output_pitch + numbers.bytes))
     spread_pitch = (strip_vectors + 1) * numbers.bytes
     spread_channels = max(1, min(MOST_SPREAD, SPREAD_BYTES // (planes * spread_pitch)))
+
+    run_strips = ceil_div(strips, runs) if runs else 1  # whose V waits for other filters, and M for other channels
+    output_slots = run_strips if depth_step < problem.Cg else 1
+    input_slots = run_strips if output_slots > 1 or chunk < part else 1
     inputs_at = spread_at + spread_channels * planes * spread_pitch
-    outputs_at = inputs_at + input_slot
+    outputs_at = inputs_at + input_slots * input_slot
+    filters_at = lines(outputs_at + output_slots * planes * output_plane)
     y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
     return Cut(
-        m, tile_rows, tile_columns, tiles, unit, units, strips, parts, W, panels, part, chunk, DEPTH_BLOCK[m],
-        filter_plane, planes * filter_plane, output_plane, output_vector,
-        worker_span(outputs_at + planes * output_plane), inputs_at, outputs_at,
-        input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
+        m, tile_rows, tile_columns, tiles, unit, units, strips, runs or strips, parts, W, panels, part, chunk,
+        row_panels, depth_block, depth_step, filter_plane, planes * filter_plane, output_plane, output_vector,
+        input_slot if input_slots > 1 else 0, planes * output_plane if output_slots > 1 else 0,
+        worker_span(filters_at + (planes * filter_plane if runs else 0)), inputs_at, outputs_at,
+        filters_at if runs else 0, input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
         int(y_bytes >= PAST_CACHE_BYTES),
     )  # fmt: skip
 
@@ -225,28 +271,56 @@ def cycles(problem, threads, cut) -> float:
     """Predicted cycles of the thread with the most work, with its share of the memory traffic."""
     planes, units = (cut.m + 2) ** 2, ceil_div(cut.units, cut.strips)
     tiles = min(cut.tiles, units * cut.unit)
-    transforms = INPUT_CYCLES[cut.m] * problem.Cg * ceil_div(tiles, cut.panel) + OUTPUT_CYCLES[cut.m] * tiles * cut.part
+    vectors = problem.Cg * ceil_div(tiles, cut.panel)
+    stored = cut.part + (problem.Kg % cut.panel > 0)  # a vector that is not full takes the long way
+    transforms = INPUT_CYCLES[cut.m] * vectors + OUTPUT_CYCLES[cut.m] * tiles * stored_share(cut) * stored
     weights = planes * problem.Cg * cut.part  # vectors
     multiply = weights * units * (cut.unit + LOADED) / target.multiply_adds_per_cycle() / EFFICIENCY
     if cut.outputs_at - cut.inputs_at > INPUTS_IN_CACHE * target.cache_bytes(2):
         multiply *= BEYOND_CACHE
+    if cut.filters_at and threads * (cut.filters_at - cut.inputs_at) > WAITING_BYTES:
+        multiply *= BEYOND_ALL_CACHES
+    filters = FILTER_CYCLES * weights * cut.panel if cut.filters_at else stream_cycles(problem, cut, weights)
+    strips = ceil_div(cut.strips, cut.runs)
+    tasks = ceil_div(problem.groups * cut.runs * cut.parts, threads)
+    memory = memory_cycles(problem, cut) / threads
+    return tasks * (strips * (transforms * vector_share() + multiply) + filters) + memory
+
+
+def vector_share() -> float:
+    """What transforming a vector takes, of what one of 64 bytes takes."""
+    return (target.vector_bytes() + 12) / 76
+
+
+def stored_share(cut) -> float:
+    """Columns that are stored in vectors, of those that there are."""
+    columns = cut.tile_columns * cut.m
+    return ceil_div(columns, cut.panel) * cut.panel / columns
+
+
+def stream_cycles(problem, cut, weights) -> float:
+    """What packed weights, so many vectors, add to a strip's multiplications."""
     cached = problem.groups * cut.filter_group <= CACHED_WEIGHTS
-    stream = weights * target.vector_bytes() / (CACHE_BYTES_PER_CYCLE if cached else STREAM_BYTES_PER_CYCLE)
-    tasks = ceil_div(problem.groups * cut.strips * cut.parts, threads)
-    pixels = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
-    memory = pixels * problem.dtype.itemsize / MEMORY_BYTES_PER_CYCLE / threads
-    return tasks * (transforms + multiply + stream) + memory
+    return weights * target.vector_bytes() / (CACHE_BYTES_PER_CYCLE if cached else STREAM_BYTES_PER_CYCLE)
+
+
+def memory_cycles(problem, cut) -> float:
+    """Of all threads: reading packed weights for the first time; and x and writing y, where no cache holds them."""
+    numbers = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
+    count, weights = numbers * problem.dtype.itemsize, problem.groups * cut.filter_group
+    pixels = count / MEMORY_BYTES_PER_CYCLE if count > PAST_CACHE_BYTES else 0.0
+    return pixels if cut.filters_at else pixels + weights / FIRST_BYTES_PER_CYCLE
 
 
 # ---- the kernel; winograd_f2.py, winograd_f4.py and winograd_f6.py give m ----
 
 
-def build_loop():
-    return task_loop(build())
+def build_loop(real_name):
+    return task_loop(build(real_name))
 
 
-def build_pack_loop(m, dtype_name):
-    return task_loop(build_pack(m, dtype_name))
+def build_pack_loop(real_name):
+    return task_loop(build_pack(real_name))
 
 
 def why_not(m, problem, device):
@@ -270,6 +344,11 @@ def workspace_bytes(m, problem, device):
     return device.threads * cut(m, problem, device.threads).worker_bytes
 
 
+def one_call_bytes(m, problem, device):
+    """The workspace of a `run` with weights as they are; None where a single call had better pack them first."""
+    return None if packs_first(m, problem, device) else bytes_to_transform(m, problem, device)
+
+
 def packed_bytes(m, problem, device):
     """The transformed weights, and what each thread needs to make them."""
     return weight_bytes(m, problem, device) + device.threads * pack_scratch_bytes(problem)
@@ -286,44 +365,88 @@ def pack_scratch_bytes(problem):
 
 def pack(m, problem, device, w, packed):
     """Write the transformed weights w (K, C/groups, 3, 3) into `packed` (uint8, 64-byte aligned)."""
+    fields, loop, tasks = prepared_pack(m, problem, device)
+    scratch = packed[weight_bytes(m, problem, device) :]
+    run_tasks(loop, pack_call(fields, packed, w, packed, None, None, scratch), tasks, device.threads)
+
+
+@lru_cache(maxsize=1024)
+def prepared_pack(m, problem, device):
+    """What every packing for this problem shares: the record's fields, the compiled loop and the number of tasks."""
     chosen = cut(m, problem, device.threads)
     streaming = int(weight_bytes(m, problem, device) >= PAST_CACHE_WEIGHTS)
     own = replace(chosen, worker_bytes=pack_scratch_bytes(problem), streaming=streaming)
-    fields = problem_fields(problem) + own.packed()
-    scratch = packed[weight_bytes(m, problem, device) :]
-    call = pack_call(fields, packed, w, packed, None, None, scratch)
-    loop = compiled(build_pack_loop, m, problem.dtype.name)
-    run_tasks(loop, call, problem.groups * chosen.panels, device.threads)
+    addresses = leaf_addresses(filter_stage=compiled(build_filter_stage, m, problem.dtype.name))
+    fields = problem_fields(problem) + own.packed() + addresses
+    return fields, compiled(build_pack_loop, problem.accumulate.name), problem.groups * chosen.panels
+
+
+def leaf_addresses(**leaves) -> bytes:
+    """The record's last words; of leaves that are not given, 0."""
+    return struct.pack(f"{len(LEAVES)}q", *(leaves[name].address if name in leaves else 0 for name in LEAVES))
 
 
 def predicted_seconds(m, problem, device):
     chosen = cut(m, problem, device.threads)
-    return 10e-6 + cycles(problem, device.threads, chosen) / CLOCK
+    return (CALL_CYCLES + cycles(problem, device.threads, chosen)) / CLOCK
 
 
 def pack_seconds(m, problem, device):
-    return PACK_CYCLES * (m + 2) ** 2 * problem.K * problem.Cg / CLOCK / device.threads
+    """What a single call takes longer than one with packed weights."""
+    first = packs_first(m, problem, device)
+    return seconds_to_pack(m, problem, device) if first else seconds_to_transform(m, problem, device)
+
+
+def packs_first(m, problem, device) -> bool:
+    """Had a single call better pack the weights, which many threads would transform over and over?"""
+    if seconds_to_pack(m, problem, device) < seconds_to_transform(m, problem, device):
+        return True
+    packed = packed_bytes(m, problem, device) + workspace_bytes(m, problem, device)
+    return bytes_to_transform(m, problem, device) > max(MOST_WORKSPACE, packed)
+
+
+def seconds_to_pack(m, problem, device):
+    """What packing first adds, its own round of threads included."""
+    return 10e-6 + PACK_CYCLES * (m + 2) ** 2 * problem.K * problem.Cg / CLOCK / device.threads
+
+
+def seconds_to_transform(m, problem, device):
+    """What a run takes longer in which the threads transform the filters that they need."""
+    alone, planned = (cycles(problem, device.threads, cut(m, problem, device.threads, how)) for how in (False, True))
+    return (alone - planned) / CLOCK
+
+
+def bytes_to_transform(m, problem, device):
+    """The workspace of such a run."""
+    return device.threads * cut(m, problem, device.threads, packed=False).worker_bytes
 
 
 @lru_cache(maxsize=1024)
-def prepared(m, problem, threads):
-    """What every call for this problem shares: the record's fields, the compiled loop and the number of tasks."""
-    chosen = cut(m, problem, threads)
+def prepared(m, problem, threads, packed=True):
+    """What every call for this problem shares: the record's fields, the compiled loop and the number of tasks.
+
+    packed: whether the weights have been transformed before.
+    """
+    chosen = cut(m, problem, threads, packed)
     name, real = problem.dtype.name, problem.accumulate.name
-    leaves = (
-        compiled(build_input_stage, name),
-        compiled(build_multiply_stage, real, chosen.unit),
-        compiled(build_output_stage, name),
-        compiled(build_spread, m, real),
-        compiled(build_input_transform, m, real),
-        compiled(build_output_transform, m, real),
-    )
-    addresses = struct.pack(f"{len(LEAVES)}q", *(leaf.address for leaf in leaves))
-    fields = problem_fields(problem) + chosen.packed() + addresses
-    return fields, compiled(build_loop), problem.groups * chosen.strips * chosen.parts
+    leaves = {
+        "input_stage": compiled(build_input_stage, name),
+        "multiply_stage": compiled(build_multiply_stage, real, chosen.unit),
+        "output_stage": compiled(build_output_stage, name),
+        "spread_pixels": compiled(build_spread, m, real),
+        "transform_input": compiled(build_input_transform, m, real),
+        "transform_output": compiled(build_output_transform, m, real),
+    }
+    if not packed:
+        leaves["filter_stage"] = compiled(build_filter_stage, m, name)
+    fields = problem_fields(problem) + chosen.packed() + leaf_addresses(**leaves)
+    return fields, compiled(build_loop, real), problem.groups * chosen.runs * chosen.parts
 
 
 def run(m, problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical order."""
-    fields, loop, tasks = prepared(m, problem, device.threads)
+    """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical order.
+
+    Or with the weights as they are, (K, C/groups, 3, 3): then `workspace` has one_call_bytes.
+    """
+    fields, loop, tasks = prepared(m, problem, device.threads, w.ndim == 1)
     run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)

@@ -11,6 +11,7 @@ from . import winograd
 passes = winograd.passes
 why_not = partial(winograd.why_not, 2)
 workspace_bytes = partial(winograd.workspace_bytes, 2)
+one_call_bytes = partial(winograd.one_call_bytes, 2)
 packed_bytes = partial(winograd.packed_bytes, 2)
 pack = partial(winograd.pack, 2)
 predicted_seconds = partial(winograd.predicted_seconds, 2)

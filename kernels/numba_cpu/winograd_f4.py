@@ -11,6 +11,7 @@ from . import winograd
 passes = winograd.passes
 why_not = partial(winograd.why_not, 4)
 workspace_bytes = partial(winograd.workspace_bytes, 4)
+one_call_bytes = partial(winograd.one_call_bytes, 4)
 packed_bytes = partial(winograd.packed_bytes, 4)
 pack = partial(winograd.pack, 4)
 predicted_seconds = partial(winograd.predicted_seconds, 4)

@@ -10,6 +10,7 @@ from . import winograd
 passes = winograd.passes
 why_not = partial(winograd.why_not, 6)
 workspace_bytes = partial(winograd.workspace_bytes, 6)
+one_call_bytes = partial(winograd.one_call_bytes, 6)
 packed_bytes = partial(winograd.packed_bytes, 6)
 pack = partial(winograd.pack, 6)
 predicted_seconds = partial(winograd.predicted_seconds, 6)

@@ -34,16 +34,25 @@ from .microkernel import VECTORS, accumulate, vector_type
 from .short_floats import memory_functions
 from .tracing import Lanes, choose, convert, load, loop, maximum, minimum, select, store, traced, zeros
 from .vectors import Vector, array_at, broadcast, record_at
-from .winograd_transforms import filter_transform, input_transform, output_transform, spread_rows, transposed_copy
+from .winograd_transforms import (
+    filter_transform,
+    input_transform,
+    output_transform,
+    side_by_side_filter_transform,
+    spread_rows,
+    transposed_copy,
+)
 
 FIELDS = (
-    "m", "tile_rows", "tile_columns", "tiles", "unit", "units", "strips",  # of the whole problem
-    "parts", "panel", "panels", "part", "chunk", "depth_block",  # how the filters and channels are cut
-    "filter_plane", "filter_group", "output_plane", "output_vector", "worker_bytes", "inputs_at", "outputs_at",  # bytes
+    "m", "tile_rows", "tile_columns", "tiles", "unit", "units", "strips", "runs",  # of the whole problem
+    "parts", "panel", "panels", "part", "chunk", "row_panels", "depth_block", "depth_step",  # of filters, channels
+    "filter_plane", "filter_group", "output_plane", "output_vector", "input_slot", "output_slot",  # bytes
+    "worker_bytes", "inputs_at", "outputs_at", "filters_at",
     "input_pitch", "output_pitch", "input_staging", "spread_at", "spread_pitch", "spread_channels", "streaming",
 )  # fmt: skip
 LEAVES = (  # addresses of machine code
-    "input_stage", "multiply_stage", "output_stage", "spread_pixels", "transform_input", "transform_output",
+    "input_stage", "filter_stage", "multiply_stage", "output_stage",
+    "spread_pixels", "transform_input", "transform_output",
 )  # fmt: skip
 RECORD_DTYPE = np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in FIELDS + LEAVES])
 RECORD = from_dtype(RECORD_DTYPE)
@@ -53,9 +62,9 @@ PLANE_PADDING = 64  # bytes: without, the planes of a tile fall into the same ca
 
 
 @traced(types.void)
-def call_leaf(address, a, b, c, d, e, f, g):
-    """Call the C function void f(int64 x 7) at `address`."""
-    tracing.call_address(address, a, b, c, d, e, f, g)
+def call_leaf(address, a, b, c, d, e, f, g, h):
+    """Call the C function void f(int64 x 8) at `address`."""
+    tracing.call_address(address, a, b, c, d, e, f, g, h)
 
 
 class Numbers:
@@ -221,7 +230,7 @@ def build_input_stage(dtype_name):
         for i in range(0, count, vector_bytes):
             write_vector(address + i, zero)
 
-    def input_stage(call_address, scratch, group, strip, slot, unused, unused_too):
+    def input_stage(call_address, scratch, group, strip, slot, unused, unused_2, unused_3):
         call = record_at(RECORD, call_address)
         width = strip_width(call, strip)
         segments, pieces, staged = scratch, scratch + pieces_at, scratch + staging_at
@@ -246,9 +255,9 @@ def build_input_stage(dtype_name):
                 else:
                     stage(call, source, segments, count, staged, 0)
                     source, some = staged, 1
-            call_leaf(call.spread_pixels, call_address, pieces, source, row, step, some, spread)
+            call_leaf(call.spread_pixels, call_address, pieces, source, row, step, some, spread, 0)
             call_leaf(
-                call.transform_input, call_address, spread, some, slot + c * width * vector_bytes, plane, width, 0
+                call.transform_input, call_address, spread, some, slot + c * width * vector_bytes, plane, width, 0, 0
             )
             c += some
 
@@ -294,7 +303,7 @@ def build_spread(m, real_name):
     lanes, item, half = numbers.count, numbers.item, numbers.count // 2
     spread, spread_few = spread_rows(m, numbers.lanes), spread_rows(m, Lanes(numbers.lanes.kind, half))
 
-    def spread_pixels(call_address, pieces, source, row, step, channels, target):
+    def spread_pixels(call_address, pieces, source, row, step, channels, target, unused):
         """`channels` channels, `step` bytes apart, each to a square of its own."""
         call = record_at(RECORD, call_address)
         places = array_at(types.int64, pieces, (STRIP_VECTORS * lanes + 1, 8), (64, 8))
@@ -316,7 +325,7 @@ def build_input_transform(m, real_name):
     numbers = Numbers(real_name)
     transform, vector_bytes = input_transform(m, numbers.lanes), numbers.bytes
 
-    def transform_input(call_address, source, channels, target, plane, width, unused):
+    def transform_input(call_address, source, channels, target, plane, width, unused, unused_2):
         call = record_at(RECORD, call_address)
         square, channel_bytes = (m + 2) * (m + 2) * call.spread_pitch, width * vector_bytes
         for c in range(channels):
@@ -330,7 +339,7 @@ def build_output_transform(m, real_name):
     numbers = Numbers(real_name)
     transform, vector_bytes = output_transform(m, numbers.lanes), numbers.bytes
 
-    def transform_output(source, plane, staged, pitch, tiles, unused, unused_too):
+    def transform_output(source, plane, staged, pitch, tiles, unused, unused_2, unused_3):
         for i in range(tiles):
             transform(source + i * vector_bytes, plane, staged + i * m * vector_bytes, pitch)
 
@@ -363,29 +372,33 @@ def build_multiply_stage(real_name, unit):
                 tile_1(here, a_step, b, b_vector, depth, to, c_vector, continued, soon, share)
 
     @inlined
-    def following(call, filters, c, j, vectors, panel, end):
+    def following(call, filters, c, first, behind, j, vectors, panel, end):
         """Where the weights begin that are needed next: of channel c, or of the next filters, or of the next plane."""
-        if c == call.Cg:
-            c, j = 0, j + vectors
+        if c == behind:
+            c, j = first, j + vectors
         if j == end:
             filters, j = filters + call.filter_plane, panel
-        return filters + (c * call.panels + j * min(call.depth_block, call.Cg - c)) * vector_bytes
+        return filters + ((c - first) * call.row_panels + j * min(call.depth_block, call.Cg - c)) * vector_bytes
 
-    def multiply_stage(call_address, group, panel, end, strip, inputs, outputs):
-        """Vectors of filters panel .. end-1 of a group; the first one's sums go to `outputs`."""
+    def multiply_stage(call_address, weights, panel, end, strip, inputs, outputs, first):
+        """The next depth_step channels, from `first` on, times the vectors of filters panel .. end-1 of `weights`.
+
+        outputs: where the sums of the first of these vectors are, or shall be.
+        """
         call = record_at(RECORD, call_address)
         tiles, row = first_tile(call, strip + 1) - first_tile(call, strip), strip_width(call, strip) * vector_bytes
+        behind = min(first + call.depth_step, call.Cg)
         for plane in range((call.m + 2) * (call.m + 2)):
-            filters = call.w + group * call.filter_group + plane * call.filter_plane
+            filters = weights + plane * call.filter_plane
             a = inputs + plane * (call.Cg * row + PLANE_PADDING)
             share, j = vector_bytes // ((tiles + unit - 1) // unit), panel
             while j < end:
                 vectors = tile_vectors(end - j)
                 to = outputs + plane * call.output_plane + (j - panel) * call.output_vector
-                for c in range(0, call.Cg, call.depth_block):
+                for c in range(first, behind, call.depth_block):
                     depth = min(call.depth_block, call.Cg - c)
-                    b = filters + (c * call.panels + j * depth) * vector_bytes
-                    ahead = following(call, filters, c + depth, j, vectors, panel, end)
+                    b = filters + ((c - first) * call.row_panels + j * depth) * vector_bytes
+                    ahead = following(call, filters, c + depth, first, behind, j, vectors, panel, end)
                     multiply_strip(vectors, tiles, a + c * row, row, b, depth, to, call.output_vector, c, ahead, share)
                 j += vectors
 
@@ -473,7 +486,7 @@ def build_output_stage(dtype_name):
         else:
             finish_filters(call, staged, y, residual, rows, columns, filters, biases, square)
 
-    def output_stage(call_address, scratch, strip, k, filters, slot, unused):
+    def output_stage(call_address, scratch, strip, k, filters, slot, unused, unused_2):
         """k: the first filter, counted through all groups; slot: its planes."""
         call = record_at(RECORD, call_address)
         segments, square, staged = scratch, scratch + square_at, scratch + staging_at
@@ -488,7 +501,9 @@ def build_output_stage(dtype_name):
                 image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
                 for t in range(0, tiles, PIECE_TILES):
                     some = min(PIECE_TILES, tiles - t)
-                    call_leaf(call.transform_output, source, call.output_plane, staged, call.output_pitch, some, 0, 0)
+                    call_leaf(
+                        call.transform_output, source, call.output_plane, staged, call.output_pitch, some, 0, 0, 0
+                    )
                     source += some * vector_bytes
                     p, q = row * call.m, (column + t) * call.m
                     finish(call, staged, image, k + done, p, q, some * call.m, here, biases, square)
@@ -496,31 +511,80 @@ def build_output_stage(dtype_name):
     return output_stage
 
 
-def build():
-    """The task: a strip and a part of the filters of one group, from x to y."""
+def transform_filters_function(real_name):
+    """transform_filters(call_address, scratch, k, filters, first, target, panel): the next depth_step channels, from
+    `first` on, of the filters from k on, counted through all groups, to panel `panel` of `target` and the next ones.
+
+    In memory: plane, block of channels, panel, channel, filter of the panel.
+    """
+    vector_bytes = Numbers(real_name).bytes
+
+    @inlined
+    def transform_filters(call_address, scratch, k, filters, first, target, panel):
+        call = record_at(RECORD, call_address)
+        for c in range(first, min(first + call.depth_step, call.Cg), call.depth_block):
+            w, depth = call.w + k * call.w_k + c * call.w_c, min(call.depth_block, call.Cg - c)
+            block = ((c - first) * call.row_panels + panel * depth) * vector_bytes
+            call_leaf(call.filter_stage, call_address, scratch, w, filters, depth, target, block, 0)
+
+    return transform_filters
+
+
+def build(real_name):
+    """The task: a run of strips and a part of the filters of one group, from x to y.
+
+    Filters that are packed come with all their channels; a run is one strip then. Others are transformed here, as many
+    filters and channels at a time as stay in the cache, for all strips of the run.
+    """
+    transform_filters = transform_filters_function(real_name)
 
     def winograd(call_address, index, worker):
         call = record_at(RECORD, call_address)
         scratch = call.workspace + worker * call.worker_bytes
-        inputs, outputs = scratch + call.inputs_at, scratch + call.outputs_at
-        strip, rest = index % call.strips, index // call.strips
+        run, rest = index % call.runs, index // call.runs
         part, group = rest % call.parts, rest // call.parts
-        call_leaf(call.input_stage, call_address, scratch, group, strip, inputs, 0, 0)
-        end = min((part + 1) * call.part, call.panels)
-        for panel in range(part * call.part, end, call.chunk):
-            behind = min(panel + call.chunk, end)
-            call_leaf(call.multiply_stage, call_address, group, panel, behind, strip, inputs, outputs)
-            k, filters = panel * call.panel, min(behind * call.panel, call.Kg) - panel * call.panel
-            call_leaf(call.output_stage, call_address, scratch, strip, group * call.Kg + k, filters, outputs, 0)
+        begin, end = part * call.part, min((part + 1) * call.part, call.panels)
+        first, behind = run * call.strips // call.runs, (run + 1) * call.strips // call.runs
+        for panel in range(begin, end, call.chunk):
+            count, k = min(call.chunk, end - panel), group * call.Kg + panel * call.panel
+            filters = min(count * call.panel, call.Kg - panel * call.panel)
+            for c in range(0, call.Cg, call.depth_step):
+                weights, at = call.w + group * call.filter_group, panel
+                if call.filters_at:
+                    weights, at = scratch + call.filters_at, 0
+                    transform_filters(call_address, scratch, k, filters, c, weights, 0)
+                for strip in range(first, behind):
+                    inputs = scratch + call.inputs_at + (strip - first) * call.input_slot
+                    outputs = scratch + call.outputs_at + (strip - first) * call.output_slot
+                    if panel == begin and c == 0:
+                        call_leaf(call.input_stage, call_address, scratch, group, strip, inputs, 0, 0, 0)
+                    call_leaf(call.multiply_stage, call_address, weights, at, at + count, strip, inputs, outputs, c)
+                    if c + call.depth_step >= call.Cg:
+                        call_leaf(call.output_stage, call_address, scratch, strip, k, filters, outputs, 0, 0)
 
     return winograd
 
 
-def build_pack(m, dtype_name):
-    """The task that transforms one panel of filters of one group, to where multiply_stage reads it.
+def build_pack(real_name):
+    """The task that transforms one panel of filters of one group ahead, for many calls."""
+    transform_filters = transform_filters_function(real_name)
 
-    In memory: group, plane, block of channels, panel, channel, filter of the panel. Weights larger than the caches are
-    stored past them, a cache line of each plane at a time: half lines to 36 places at once would each be read first.
+    def pack(call_address, index, worker):
+        call = record_at(RECORD, call_address)
+        group, panel = index // call.panels, index % call.panels
+        scratch, target = call.workspace + worker * call.worker_bytes, call.y + group * call.filter_group
+        first = panel * call.panel
+        filters = min(call.panel, call.Kg - first)
+        transform_filters(call_address, scratch, group * call.Kg + first, filters, 0, target, panel)
+
+    return pack
+
+
+def build_filter_stage(m, dtype_name):
+    """Some channels of some filters, from w to where multiply_stage reads them.
+
+    Packed weights larger than the caches are stored past them, a cache line of each plane at a time: half lines to 36
+    places at once would each be read first.
     """
     numbers = Numbers(dtype_name)
     lanes, item, vector_bytes = numbers.count, numbers.item, numbers.bytes
@@ -530,6 +594,7 @@ def build_pack(m, dtype_name):
     line = max(1, 64 // vector_bytes)
     transform = filter_transform(m, numbers.lanes)
     transform_line_past = filter_transform(m, numbers.lanes, line, tracing.store_past_cache)
+    transform_side_by_side = side_by_side_filter_transform(m, numbers.lanes)
     staging_at, taps_bytes = numbers.staging_at, 12 * item
 
     @inlined
@@ -563,7 +628,7 @@ def build_pack(m, dtype_name):
         for lane in range(lanes):
             offsets[lane] = lane * call.w_k
         done = 0
-        if call.streaming:
+        if call.streaming and call.filters_at == 0:
             while done + line <= depth:
                 to = target + done * vector_bytes
                 transform_line_past(w + done * call.w_c, call.w_c, scratch, to, call.filter_plane)
@@ -573,19 +638,24 @@ def build_pack(m, dtype_name):
             done += 1
         return done
 
-    def pack(call_address, index, worker):
-        call = record_at(RECORD, call_address)
-        group, panel = index // call.panels, index % call.panels
-        scratch = call.workspace + worker * call.worker_bytes
-        filters = min(lanes, call.Kg - panel * lanes)
-        w = call.w + (group * call.Kg + panel * lanes) * call.w_k
-        in_place = plain and call.w_s == item and call.w_r == 3 * item and filters == lanes
-        for c in range(0, call.Cg, call.depth_block):
-            depth = min(call.depth_block, call.Cg - c)
-            target = call.y + group * call.filter_group + (c * call.panels + panel * depth) * vector_bytes
-            here, done = w + c * call.w_c, 0
-            if in_place:
-                done = pack_in_place(call, here, depth, scratch, target)
-            pack_staged(call, here, done, depth, filters, scratch, target)
+    @inlined
+    def pack_side_by_side(call, w, depth, target):
+        """All channels of a whole panel whose filters lie side by side; returns how many were done."""
+        for c in range(depth):
+            to = target + c * vector_bytes
+            transform_side_by_side(w + c * call.w_c, call.w_r, call.w_s, to, call.filter_plane)
+        return depth
 
-    return pack
+    def filter_stage(call_address, scratch, w, filters, depth, target, block, unused):
+        """`depth` channels, which begin at w, of so many filters, to `block` in each of the planes at `target`."""
+        call = record_at(RECORD, call_address)
+        in_place, side_by_side = plain and call.w_s == item and call.w_r == 3 * item, plain and call.w_k == item
+        for k in range(0, filters, lanes):
+            some, here, to, done = min(lanes, filters - k), w + k * call.w_k, target + block + k * depth * item, 0
+            if in_place and some == lanes:
+                done = pack_in_place(call, here, depth, scratch, to)
+            elif side_by_side and some == lanes:
+                done = pack_side_by_side(call, here, depth, to)
+            pack_staged(call, here, done, depth, some, scratch, to)
+
+    return filter_stage

@@ -244,22 +244,39 @@ def filter_transform(m, V, vectors=1, store_vector=store):
 
     And so on for `vectors` vectors that begin `step` bytes apart; all of a plane's are stored together.
     """
-    matrix = filter_matrix(m)
-
-    def planes_of(taps):
-        rows = [times_paired_rows(matrix, taps[3 * r : 3 * r + 3]) for r in range(3)]
-        return [value for j in range(m + 2) for value in times_paired_rows(matrix, [row[j] for row in rows])]
 
     @traced(types.void)
     def transform(base, step, table, target, plane):
         addresses = tile_addresses(V, base, table)
         taps = [load_rows(V, [a + step * i for a in addresses], 9) for i in range(vectors)]
-        for values in zip(*map(planes_of, taps), strict=True):
+        for values in zip(*(filter_planes(m, nine) for nine in taps), strict=True):
             for i, value in enumerate(values):
                 store_vector(target + V.bytes * i, value)
             target = target + plane
 
     return transform
+
+
+def side_by_side_filter_transform(m, V):
+    """transform(base, row, column, target, plane): the same of filters that lie side by side; tap (r, s) of them at
+    base + r * row + s * column.
+    """
+
+    @traced(types.void)
+    def transform(base, row, column, target, plane):
+        taps = [load(V, base + row * r + column * s) for r in range(3) for s in range(3)]
+        for value in filter_planes(m, taps):
+            store(target, value)
+            target = target + plane
+
+    return transform
+
+
+def filter_planes(m, taps):
+    """Of nine taps, row by row: a value for every plane."""
+    matrix = filter_matrix(m)
+    rows = [times_paired_rows(matrix, taps[3 * r : 3 * r + 3]) for r in range(3)]
+    return [value for j in range(m + 2) for value in times_paired_rows(matrix, [row[j] for row in rows])]
 
 
 def output_transform(m, V):

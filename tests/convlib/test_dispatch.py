@@ -70,6 +70,18 @@ def test_a_single_call_avoids_scratch_memory_that_no_thread_keeps(listed):
     assert dispatch.chosen(PROBLEM, CPU, max_error=1.0).name == "numba_cpu.winograd"
 
 
+@pytest.mark.parametrize(("alone", "single"), [(70, (0, 70)), (None, (128, 100))])
+def test_a_kernel_may_take_the_weights_of_a_single_call_as_they_lie(listed, alone, single):
+    one = kernel(1.0, workspace=100, packed=65)
+    one.one_call_bytes = lambda problem, device: alone
+    listed(direct=one)
+    chosen = dispatch.chosen(PROBLEM, CPU, workspace_limit=sum(single))
+    assert (chosen.packed_bytes, chosen.workspace_bytes) == single
+    assert not any(c.possible for c in dispatch.candidates(PROBLEM, CPU, 1.0, sum(single) - 1))
+    planned = dispatch.chosen(PROBLEM, CPU, planned=True)
+    assert (planned.packed_bytes, planned.workspace_bytes) == (128, 100)
+
+
 def test_refusal_lists_every_reason(listed):
     listed(direct=kernel(1.0, reasons=["float64 only, x is float32", "3 x 3 windows only"]))
     with pytest.raises(UnsupportedError) as raised:

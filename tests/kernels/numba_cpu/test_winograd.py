@@ -30,32 +30,41 @@ def other_cut(monkeypatch):
     def change(**constants):
         for name, value in constants.items():
             monkeypatch.setattr(winograd, name, value)
-        winograd.cut.cache_clear()
-        winograd.prepared.cache_clear()
+        forget()
+
+    def forget():
+        for remembered in (winograd.cut, winograd.prepared, winograd.prepared_pack):
+            remembered.cache_clear()
 
     yield change
     monkeypatch.undo()
-    winograd.cut.cache_clear()
-    winograd.prepared.cache_clear()
+    forget()
 
 
-def computed(threads, m=4, shape=(2, 40, 27, 30), K=44):
+def computed(threads, m=4, shape=(2, 40, 27, 30), K=44, packed=True):
     """F(m, 3) on that many threads (and as many parts and ranges as it then wants), by the kernel's own interface."""
     x, w = normal(*shape), weights(K, shape[1])
     problem, place = make_problem(shape, w.shape, np.float32, padding=1), device.cpu_with(threads)
     y = np.full(problem.y_shape, np.nan, np.float32)
-    packed, workspace = (
+    if not packed:
+        count = winograd.bytes_to_transform(m, problem, place)
+        workspace = aligned_bytes(count, behind=4096)
+        winograd.run(m, problem, place, x, w, y, workspace=workspace)
+        assert (workspace[count:] == 255).all(), "written behind the workspace"
+        return y
+    filters, workspace = (
         aligned_bytes(count(m, problem, place)) for count in (winograd.packed_bytes, winograd.workspace_bytes)
     )
-    winograd.pack(m, problem, place, w, packed)
-    winograd.run(m, problem, place, x, packed, y, workspace=workspace)
+    winograd.pack(m, problem, place, w, filters)
+    winograd.run(m, problem, place, x, filters, y, workspace=workspace)
     return y
 
 
-def aligned_bytes(count):
-    raw = np.full(count + 64, 255, np.uint8)  # as floats: NaN
+def aligned_bytes(count, behind=0):
+    """`count` bytes and those behind them, all 255: as floats, NaN."""
+    raw = np.full(count + behind + 64, 255, np.uint8)
     start = -raw.ctypes.data % 64
-    return raw[start : start + count]
+    return raw[start : start + count + behind]
 
 
 @pytest.mark.parametrize("m", [2, 4, 6])
@@ -66,6 +75,33 @@ def test_the_bits_do_not_depend_on_threads_or_cuts(other_cut, m):
     np.testing.assert_array_equal(y, computed(threads=2, m=m))
     other_cut(tile_units=lambda: [3])
     np.testing.assert_array_equal(y, computed(threads=2, m=m))
+
+
+@pytest.mark.parametrize("m", [2, 4, 6])
+def test_transforming_the_filters_where_they_are_used_changes_no_bit(other_cut, m):
+    """All of them at once for several strips; by blocks of channels and chunks of filters; and where they are split."""
+    other_cut(DEPTH_BLOCK={m: 16})
+    y = computed(threads=1, m=m)
+    np.testing.assert_array_equal(y, computed(threads=1, m=m, packed=False))
+    np.testing.assert_array_equal(y, computed(threads=3, m=m, packed=False))
+    other_cut(ALL_FILTERS=0, SUMS_IN_CACHE=0, STRIP_VECTORS=1)
+    np.testing.assert_array_equal(y, computed(threads=2, m=m, packed=False))
+    other_cut(part_counts=lambda problem, threads: [3])
+    np.testing.assert_array_equal(y, computed(threads=3, m=m, packed=False))
+
+
+@pytest.mark.parametrize("to_layout", [(2, 3, 1, 0), (0, 2, 3, 1)], ids=["HWIO", "OHWI"])
+def test_where_the_weights_lie_changes_no_bit(to_layout):
+    x, w = normal(2, 37, 12, 14), weights(44, 37)
+    layout = "".join("OIHW"[axis] for axis in to_layout)
+    there = np.ascontiguousarray(w.transpose(to_layout))
+    np.testing.assert_array_equal(f4(x, w, padding=1), f4(x, there, padding=1, weight_layout=layout))
+
+
+def test_a_single_call_packs_first_where_many_threads_would_transform_the_same_filters():
+    problem = make_problem((1, 128, 112, 112), (128, 128, 3, 3), np.float32, padding=1)
+    assert winograd.one_call_bytes(4, problem, device.cpu_with(2)) > 0
+    assert winograd.one_call_bytes(4, problem, device.cpu_with(64)) is None
 
 
 def channels_last(array):
@@ -129,7 +165,9 @@ def test_f6_stays_under_the_default_error_however_many_channels():
 @pytest.mark.parametrize(("C", "size"), [(64, 224), (512, 28), (1024, 32)])
 def test_the_workspace_of_all_threads_is_limited(threads, C, size):
     problem = make_problem((1, C, size, size), (C, C, 3, 3), np.float32, padding=1)
-    assert winograd.workspace_bytes(4, problem, device.cpu_with(threads)) < 64 << 20
+    place = device.cpu_with(threads)
+    assert winograd.workspace_bytes(4, problem, place) < 64 << 20
+    assert (winograd.one_call_bytes(4, problem, place) or 0) < 64 << 20
 
 
 def test_nan_stays_within_the_tiles_that_read_it():
