@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from convlib import layers
 from convlib.device import TARGETS, named
 from convlib.explain import visible_gpus
 
@@ -37,6 +38,7 @@ from . import (
     runner,
     scaling,
     signal,
+    simulated_cycles,
     stages,
     startup,
     tables,
@@ -220,6 +222,32 @@ def issued_command(name, batch, layout, networks):
     low = [layer for layer, one in found if one.share < least]
     if low:
         raise SystemExit(f"{len(low)} layers have less than {least:.0%}; the first: {low[0]}")
+
+
+@main.command("simulated")
+@click.argument("host", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--kernel", "kernels", multiple=True, default=["cupy_raw.implicit_gemm"], show_default=True)
+@click.option("--cutlass", "programs", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--layer", "layers_", multiple=True, required=True, help="As resnet50:64x56x56-64-3x3.")
+@click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", show_default=True, help="Of our kernels.")
+@click.option("--timing-only", is_flag=True, help="Leave the multiply-adds' values out: the same cycles in half the time.")
+@OUTPUT
+def simulated_command(host, config, kernels, programs, layers_, layout, timing_only, output):
+    """Cycles in GPGPU-Sim, given its HOST program and CONFIG: benchmarks/simulated/README.md says how to build them."""
+    found = []
+    for layer in layers_:
+        problem = layers.layer_called(layer).problem
+        for one in kernels:
+            folder = output / "simulated" / layer.replace("/", "_") / one
+            ours_ = replace(problem, layout=layout)
+            found.append((f"{one}, {layout}, {layer}", simulated_cycles.ours(one, ours_, host, config, folder, timing_only)))
+        for program in programs:
+            folder = output / "simulated" / layer.replace("/", "_") / program.name
+            theirs = replace(problem, layout="NHWC")
+            result = simulated_cycles.cutlass(program, theirs, host, config, folder, timing_only)
+            found.append((f"CUTLASS {program.name}, NHWC, {layer}", result))
+    tables.console().print(simulated_cycles.table(found))
 
 
 @main.command("report")
