@@ -230,23 +230,22 @@ def issued_command(name, batch, layout, networks):
 @click.option("--kernel", "kernels", multiple=True, default=["cupy_raw.implicit_gemm"], show_default=True)
 @click.option("--cutlass", "programs", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--layer", "layers_", multiple=True, required=True, help="As resnet50:64x56x56-64-3x3.")
-@click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", show_default=True, help="Of our kernels.")
-@click.option("--timing-only", is_flag=True, help="Leave the multiply-adds' values out: the same cycles in half the time.")
+@click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", show_default=True, help="Of ours.")
+@click.option("--timing-only", is_flag=True, help="Issue multiply-adds, do not compute them: half the time.")
 @OUTPUT
 def simulated_command(host, config, kernels, programs, layers_, layout, timing_only, output):
     """Cycles in GPGPU-Sim, given its HOST program and CONFIG: benchmarks/simulated/README.md says how to build them."""
     found = []
     for layer in layers_:
-        problem = layers.layer_called(layer).problem
+        problem, folder = layers.layer_called(layer).problem, output / "simulated" / layer.replace("/", "_")
         for one in kernels:
-            folder = output / "simulated" / layer.replace("/", "_") / one
-            ours_ = replace(problem, layout=layout)
-            found.append((f"{one}, {layout}, {layer}", simulated_cycles.ours(one, ours_, host, config, folder, timing_only)))
+            settings = host, config, folder / one, timing_only
+            row = simulated_cycles.ours(one, replace(problem, layout=layout), *settings)
+            found.append((f"{one}, {layout}, {layer}", row))
         for program in programs:
-            folder = output / "simulated" / layer.replace("/", "_") / program.name
-            theirs = replace(problem, layout="NHWC")
-            result = simulated_cycles.cutlass(program, theirs, host, config, folder, timing_only)
-            found.append((f"CUTLASS {program.name}, NHWC, {layer}", result))
+            settings = host, config, folder / program.name, timing_only
+            row = simulated_cycles.cutlass(program, replace(problem, layout="NHWC"), *settings)
+            found.append((f"CUTLASS {program.name}, NHWC, {layer}", row))
     tables.console().print(simulated_cycles.table(found))
 
 

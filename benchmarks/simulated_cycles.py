@@ -12,8 +12,8 @@ simulated/README.md says how simulator, host program and CUTLASS's kernels are b
     vHEX or vHEX@POSITION=BUFFER:OFFSET...                                  a value, addresses inside it
     read BUFFER FILE                                                        what has become of it
 
-What such cycles are worth: the simulator issues PTX as it is written, in its order. The assembler's schedule, which hides
-latencies on a GPU, is not in it, and what it would remove is. Simulated is not measured.
+What such cycles are worth: the simulator issues PTX as it is written, in its order. The assembler's schedule, which
+hides latencies on a GPU, is not in it, and what it would remove is. Simulated is not measured.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def ours(kernel: str, problem: ConvProblem, host: Path, config: Path, folder: Pa
     return replayed(plan, problem, (x, w, y), host, config, timing_only)
 
 
-def cutlass(program: Path, problem: ConvProblem, host: Path, config: Path, folder: Path, timing_only=False) -> Simulated:
+def cutlass(
+    program: Path, problem: ConvProblem, host: Path, config: Path, folder: Path, timing_only=False
+) -> Simulated:
     """CUTLASS's kernel: `program` is simulated/cutlass.cu compiled, `program`.ptx its PTX; the problem is in NHWC."""
     sizes = (problem.N, problem.C, problem.H, problem.K, problem.R, problem.stride[0])
     said = subprocess.run([program, *map(str, sizes)], capture_output=True, text=True, check=True).stdout.split()
@@ -179,7 +181,7 @@ def addresses_in(values: bytes, places: list[str]) -> str:
 
 
 def understood(text: str) -> str:
-    """PTX that GPGPU-Sim's parser reads: without hints, and with older names for what CUTLASS's split sums would use."""
+    """PTX that GPGPU-Sim's parser reads: without hints, with older names for what CUTLASS's split sums would use."""
     text = re.sub(r"\.version \d+\.\d+", f".version {PTX_VERSION}", text)
     text = re.sub(r'[ \t]*\.pragma "used_bytes_mask[^;]*;\n', "", text)
     text = text.replace(".L2::128B", "").replace("ld.global.acquire.gpu.b32", "ld.global.cg.b32")
@@ -212,7 +214,9 @@ def launches_in(log: str, plan: list[str]) -> list[Launched]:
     said = re.findall(r"^kernel_name = (\w+) *\n(?:.*\n)*?gpu_sim_cycle = (\d+)", log, re.M)
     planned = [line.split() for line in plan if line.startswith("launch ")]
     if [name for name, _ in said] != [words[1] for words in planned]:
-        raise ValueError(f"log: the launches {[words[1] for words in planned]} needed, got {[name for name, _ in said]}")
+        raise ValueError(
+            f"log: the launches {[words[1] for words in planned]} needed, got {[name for name, _ in said]}"
+        )
     blocks = [int(words[2]) * int(words[3]) * int(words[4]) for words in planned]
     return [Launched(name, n, int(c) - LAUNCH_CYCLES) for (name, c), n in zip(said, blocks, strict=True)]
 

@@ -42,7 +42,7 @@ for line in lines:
         arguments = tuple(argument(next(lines)) for _ in range(numbers[7]))
         text = next(text for text in texts if f".entry {{words[0]}}(" in text)
         emulator.launch(text, words[0], tuple(numbers[:3]), tuple(numbers[3:6]), arguments, numbers[6], checks=False)
-        print(f"kernel_name = {{words[0]}} \\nkernel_launch_uid = 1\\ngpu_sim_cycle = {{5000 + numbers[0]}}\\ngpu_sim_insn = 1")
+        print(f"kernel_name = {{words[0]}} \\nx\\ngpu_sim_cycle = {{5000 + numbers[0]}}\\ngpu_sim_insn = 1")
     elif step == "read":
         memory[words[0]].tofile(words[1])
 """
