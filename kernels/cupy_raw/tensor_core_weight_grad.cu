@@ -1,0 +1,304 @@
+// The account comes last.
+
+#include "cut.cuh"
+#include "tensor_core_tile.cuh"
+#include "weight_grad_splits.cuh"
+
+constexpr int DEPTH = 64 / sizeof(Element);  // pixels per stage
+constexpr int STEPS = 2;                     // of 32 bytes of pixels, which the tensor cores take at once
+constexpr int STEP = DEPTH / STEPS;
+constexpr int TAPS = R * S;
+
+constexpr int WARPS_K = TILE_K / WARP_K, WARPS = TILE_M / WARP_M * WARPS_K;
+constexpr int THREADS = 32 * WARPS;
+constexpr int BLOCKS_PER_SM = WARPS_PER_SM / WARPS;
+constexpr int COLUMN_BYTES = DEPTH * TILE_M * sizeof(Element);
+constexpr int STAGE_BYTES = COLUMN_BYTES + DEPTH * TILE_K * sizeof(Element);
+
+// So that an exclusive or with the place of a chunk in its row leaves the rest of an address alone.
+alignas(1024) __shared__ unsigned char memory[STAGES * STAGE_BYTES];
+
+// Where chunk `chunk` of pixel `row` lies, in a stage of WIDTH columns or filters.
+template <int WIDTH>
+__device__ __forceinline__ int place_of(int row, int chunk)
+{
+    static_assert(WIDTH / CHUNK >= 8, "eight places in a row");
+    const int swizzle = (row & 3) << 1 | (row >> 2 & 1);
+    return (row * (WIDTH / CHUNK) + (chunk ^ swizzle)) * 16;
+}
+
+struct Pixel {
+    int n, p, q;
+    bool exists;
+};
+
+// How the pixels of a split are numbered, and where it ends.
+struct Pixels {
+    const Problem& problem;
+    Index next, end;  // of the stage to fetch next
+    Divisor by_q, by_p;
+
+    __device__ __forceinline__ Pixel operator[](int i) const
+    {
+        const Divided row = divide(next + i, problem.Q, by_q), image = divide(row.quotient, problem.P, by_p);
+        return {(int)image.quotient, image.rest, row.rest, next + i < end};
+    }
+};
+
+// A thread's part of a stage of WIDTH columns or filters: OWN chunks. Where they lie TOGETHER in memory, neighbouring
+// threads take neighbouring chunks of a pixel, otherwise the same chunk of neighbouring pixels.
+template <int WIDTH, bool TOGETHER>
+struct Share {
+    static constexpr int CHUNKS = WIDTH / CHUNK, OWN = DEPTH * CHUNKS / THREADS;
+    static constexpr int COLUMNS = TOGETHER ? 1 : OWN;  // different chunks of a pixel
+    static_assert(OWN * THREADS == DEPTH * CHUNKS && THREADS % CHUNKS == 0);
+
+    uint4 held[OWN];
+
+    static __device__ __forceinline__ int pixel(int j)
+    {
+        return TOGETHER ? threadIdx.x / CHUNKS + j * (THREADS / CHUNKS) : threadIdx.x % DEPTH;
+    }
+    static __device__ __forceinline__ int chunk(int j)
+    {
+        return TOGETHER ? threadIdx.x % CHUNKS : threadIdx.x / DEPTH + j * (THREADS / DEPTH);
+    }
+
+    // Bring number j, a chunk that lies together: into `stage` at once, by cp.async, or into a register.
+    __device__ __forceinline__ void copy(int j, unsigned stage, const Element* from, bool wanted)
+    {
+#if __CUDA_ARCH__ >= 800
+        copy_async(stage + place_of<WIDTH>(pixel(j), chunk(j)), from, wanted);
+#else
+        held[j] = wanted ? *reinterpret_cast<const uint4*>(from) : uint4{};
+#endif
+    }
+
+    // Or one whose elements lie `apart`, of which the last is number `last`. Loads need no conditions if what is not
+    // wanted is taken from the array's first element, and dropped afterwards.
+    __device__ __forceinline__ void gather(int j, const Element* array, Offset from, Offset apart, int last, bool wanted)
+    {
+        from = wanted ? from : 0, apart = wanted ? apart : 0;
+        Chunk chunk;
+        #pragma unroll
+        for (int i = 0; i < CHUNK; ++i) {
+            const Element element = array[from + min(i, last) * apart];
+            chunk.lane[i] = i <= last ? element : Element{};
+        }
+        held[j] = wanted ? reinterpret_cast<const uint4&>(chunk) : uint4{};
+    }
+
+    __device__ __forceinline__ void put(unsigned char* stage) const
+    {
+        if constexpr (TOGETHER && __CUDA_ARCH__ >= 800) return;
+        #pragma unroll
+        for (int j = 0; j < OWN; ++j) *reinterpret_cast<uint4*>(stage + place_of<WIDTH>(pixel(j), chunk(j))) = held[j];
+    }
+};
+
+// The columns: windows of x, each thread's taps and channels the same for all pixels.
+struct Columns : Share<TILE_M, X_TOGETHER> {
+    int h[COLUMNS], w[COLUMNS];  // of the tap, less the padding; far outside where there is no such column
+    Offset corner[COLUMNS];      // its address, in the window of pixel 0
+    int channel[COLUMNS];        // of the chunk's first element; taps inner: its column
+
+    __device__ __forceinline__ void start(const Problem& problem, int first_column, int group)
+    {
+        const int channels = ceil_div(problem.Cg, CHUNK) * CHUNK;
+        #pragma unroll
+        for (int j = 0; j < COLUMNS; ++j) {
+            const int d = first_column + chunk(j) * CHUNK;
+            if constexpr (TAPS_INNER) {
+                h[j] = -problem.top, w[j] = -problem.left, channel[j] = d;
+                corner[j] = offset(problem.x, 0, group * problem.Cg, h[j], w[j]);
+                continue;
+            }
+            const int tap = d / channels;
+            channel[j] = d % channels;
+            h[j] = tap < TAPS ? tap / S * DILATION_H - problem.top : -0x40000000;
+            w[j] = tap % S * DILATION_W - problem.left;
+            corner[j] = offset(problem.x, 0, group * problem.Cg + channel[j], tap < TAPS ? h[j] : 0, w[j]);
+        }
+    }
+
+    static __device__ __forceinline__ bool contains(const Problem& problem, int h, int w)
+    {
+        return (unsigned)h < problem.H && (unsigned)w < problem.W;
+    }
+
+    __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ x, const Pixels& pixels)
+    {
+        const Problem& problem = pixels.problem;
+        #pragma unroll
+        for (int j = 0; j < OWN; ++j) {
+            const Pixel at = pixels[pixel(j)];
+            const int k = COLUMNS == 1 ? 0 : j, top = at.p * STRIDE_H + h[k], left = at.q * STRIDE_W + w[k];
+            const Offset from = corner[k] + offset(problem.x, at.n, 0, at.p * STRIDE_H, at.q * STRIDE_W);
+            const bool wanted = at.exists && contains(problem, top, left);
+            if constexpr (X_TOGETHER) copy(j, stage, x + from, wanted);
+            else if constexpr (TAPS_INNER) held[j] = of_taps(x, from, channel[k], top, left, at.exists, problem);
+            else gather(j, x, from, problem.x.c, X_WHOLE ? CHUNK - 1 : problem.Cg - 1 - channel[k], wanted);
+        }
+    }
+
+    static __device__ __forceinline__ uint4 of_taps(const Element* __restrict__ x, Offset from, int first, int top,
+                                                    int left, bool exists, const Problem& problem)
+    {
+        Chunk chunk;
+        #pragma unroll
+        for (int i = 0; i < CHUNK; ++i) {
+            const unsigned d = first + i, c = d / TAPS, r = d % TAPS / S, s = d % S;
+            const bool wanted = exists && c < problem.Cg && contains(problem, top + r * DILATION_H, left + s * DILATION_W);
+            chunk.lane[i] = wanted ? x[from + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)] : Element{};
+        }
+        return reinterpret_cast<const uint4&>(chunk);
+    }
+};
+
+// The filters: grad_y.
+struct Filters : Share<TILE_K, Y_TOGETHER> {
+    int filter, group;  // the block's first, and its group's number
+
+    __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ grad_y, const Pixels& pixels)
+    {
+        const Problem& problem = pixels.problem;
+        #pragma unroll
+        for (int j = 0; j < OWN; ++j) {
+            const Pixel at = pixels[pixel(j)];
+            const int k = filter + chunk(j) * CHUNK;
+            const Offset from = offset(problem.y, at.n, group * problem.Kg + k, at.p, at.q);
+            const bool wanted = at.exists && k < problem.Kg;
+            if constexpr (Y_TOGETHER) copy(j, stage, grad_y + from, wanted);
+            else gather(j, grad_y, from, problem.y.c, Y_WHOLE ? CHUNK - 1 : problem.Kg - 1 - k, wanted);
+        }
+    }
+};
+
+// Where a lane finds its part of a warp's first blocks in the first step of a stage, from the start of `memory`.
+struct Aim {
+    int columns, filters;
+
+    __device__ __forceinline__ Aim(int warp_column, int warp_filter)
+    {
+        const int lane = threadIdx.x % 32;
+        if constexpr (sizeof(Element) == 2) {
+            columns = place_of<TILE_M>(lane / 16 * 8 + lane % 8, warp_column / CHUNK + lane / 8 % 2);
+            filters = place_of<TILE_K>(lane / 8 % 2 * 8 + lane % 8, warp_filter / CHUNK + lane / 16);
+        } else {
+            const int g = lane / 4, t = lane % 4;
+            columns = place_of<TILE_M>(t, warp_column / CHUNK + g / CHUNK) + g % CHUNK * 4;
+            filters = place_of<TILE_K>(t, warp_filter / CHUNK + g / CHUNK) + g % CHUNK * 4;
+        }
+        filters += COLUMN_BYTES;
+    }
+};
+
+__device__ __forceinline__ unsigned word_at(int place) { return *reinterpret_cast<const unsigned*>(memory + place); }
+
+// Four 8 x 8 matrices of 16-bit types, transposed on their way; of float, for which there is no such load, words: those
+// of 8 columns or filters in four pixels, of the next 8, and the same four pixels further.
+__device__ __forceinline__ void load_columns(unsigned (&a)[4], int place)
+{
+    if constexpr (sizeof(Element) == 2) {
+        load_transposed(a, shared_address(memory) + place);
+    } else {
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            a[i] = word_at((place ^ i % 2 * 32 ^ i / 2 * 16) + i / 2 * 4 * TILE_M * (int)sizeof(Element));
+    }
+}
+
+__device__ __forceinline__ void load_filters(unsigned (&b)[4], int place)
+{
+    if constexpr (sizeof(Element) == 2) {
+        load_transposed(b, shared_address(memory) + place);
+    } else {
+        #pragma unroll
+        for (int i = 0; i < 4; ++i)
+            b[i] = word_at((place ^ i / 2 * 32 ^ i % 2 * 16) + i % 2 * 4 * TILE_K * (int)sizeof(Element));
+    }
+}
+
+__device__ __forceinline__ void multiply_stage(Sums& sums, int stage, const Aim& aim)
+{
+    constexpr int BLOCK_BYTES = 16 * sizeof(Element);  // of 16 columns or filters of a pixel
+    #pragma unroll
+    for (int step = 0; step < STEPS; ++step) {
+        unsigned a[BLOCKS_M][4], a_rest[BLOCKS_M][4];
+        #pragma unroll
+        for (int i = 0; i < BLOCKS_M; ++i) {
+            load_columns(a[i], (stage + aim.columns ^ i * BLOCK_BYTES) + step * STEP * TILE_M * (int)sizeof(Element));
+            round_matrices(a[i], a_rest[i]);
+        }
+        #pragma unroll
+        for (int j = 0; j < BLOCKS_K; j += 2) {
+            unsigned two[4], two_rest[4];
+            load_filters(two, (stage + aim.filters ^ j / 2 * BLOCK_BYTES) + step * STEP * TILE_K * (int)sizeof(Element));
+            round_matrices(two, two_rest);
+            #pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const unsigned b[2] = {two[half * 2], two[half * 2 + 1]};
+                const unsigned b_rest[2] = {two_rest[half * 2], two_rest[half * 2 + 1]};
+                multiply_blocks(sums, a, a_rest, b, b_rest, j + half);
+            }
+        }
+    }
+}
+
+// grid: groups * (columns / TILE_M) * (filters / TILE_K) and the splits, block: THREADS.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
+conv2d_tensor_core_weight_grad(const Element* __restrict__ x, const Element* __restrict__ grad_y,
+                               Accumulator* __restrict__ partial, Problem problem, Splits splits, Divisor by_q,
+                               Divisor by_p)
+{
+    const int across_k = splits.filters / TILE_K, across_m = splits.columns / TILE_M;
+    unsigned block = blockIdx.x;
+    const int first_filter = block % across_k * TILE_K; block /= across_k;
+    const int first_column = block % across_m * TILE_M;
+    const int group = block / across_m, count = splits.stages_of(blockIdx.y, DEPTH);
+    const int warp = threadIdx.x / 32, warp_column = warp / WARPS_K * WARP_M, warp_filter = warp % WARPS_K * WARP_K;
+
+    Pixels pixels{problem, (Index)(blockIdx.y * splits.pixels), (Index)splits.all_pixels, by_q, by_p};
+    Columns columns;
+    columns.start(problem, first_column, group);
+    Filters filters;
+    filters.filter = first_filter, filters.group = group;
+    const unsigned start = shared_address(memory);
+
+    #pragma unroll
+    for (int stage = 0; stage < STAGES - 1; ++stage) {
+        if (stage < count) {
+            columns.fetch(start + stage * STAGE_BYTES, x, pixels);
+            filters.fetch(start + stage * STAGE_BYTES + COLUMN_BYTES, grad_y, pixels);
+            pixels.next += DEPTH;
+            columns.put(memory + stage * STAGE_BYTES);
+            filters.put(memory + stage * STAGE_BYTES + COLUMN_BYTES);
+        }
+        commit_copies();
+    }
+    const Aim aim(warp_column, warp_filter);
+    Sums sums = {};
+    int now = 0, next = (STAGES - 1) * STAGE_BYTES;
+    for (int left = count; left > 0; --left) {
+        wait_for_copies<STAGES - 2>();
+        __syncthreads();  // everybody's copies have come, and nobody reads the oldest stage any more
+        const bool more = left >= STAGES;
+        if (more) {
+            columns.fetch(start + next, x, pixels);
+            filters.fetch(start + next + COLUMN_BYTES, grad_y, pixels);
+            pixels.next += DEPTH;
+        }
+        commit_copies();
+        multiply_stage(sums, now, aim);
+        if (more) {
+            columns.put(memory + next);
+            filters.put(memory + next + COLUMN_BYTES);
+        }
+        next = now;
+        now = now == (STAGES - 1) * STAGE_BYTES ? 0 : now + STAGE_BYTES;
+    }
+
+    const int filter = group * splits.filters + first_filter + warp_filter;
+    const int64 row = (int64)blockIdx.y * problem.groups * splits.filters + filter;
+    leave_sums(sums, partial + row * splits.columns + first_column + warp_column, splits.columns);
+}

@@ -1,0 +1,220 @@
+"""Weight gradient on tensor cores: an implicit product over the output pixels, in two steps without atomics.
+
+tensor_core_weight_grad.cu tells the idea; this file chooses the tile and the splits, and launches.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import gpu_cost as cost
+from ..launching import CudaSource, ceil_div, launch
+from .implicit_gemm import DIVISOR, divisor, round_up
+from .parameters import is_wide, problem_struct, type_constants, window_constants
+from .tensor_core import (
+    L2_BYTES_PER_CYCLE,
+    SHARED_BYTES_PER_CYCLE,
+    THREAD_SLOTS,
+    aligned,
+    chunk_of,
+    dtype_reasons,
+    stages_held,
+)
+from .weight_grad import MOST_SPLITS, PARTIAL_BYTES, THREADS, cut_reasons, splits_struct
+
+STAGE_BYTES = 64  # of the pixels of one column or filter, as in tensor_core_weight_grad.cu
+FEWEST_STAGES = 8  # of one split: its prologue and its sums must pay
+
+
+class Tile(NamedTuple):
+    """Columns and filters of a block, and of each of its warps."""
+
+    columns: int
+    filters: int
+    warp_columns: int
+    warp_filters: int
+
+    @property
+    def threads(self):
+        return self.columns // self.warp_columns * (self.filters // self.warp_filters) * 32
+
+    @property
+    def stage_bytes(self):
+        return (self.columns + self.filters) * STAGE_BYTES
+
+    @property
+    def matrix_bytes(self):
+        """What its warps load of a stage: each its own columns and filters."""
+        return self.threads // 32 * (self.warp_columns + self.warp_filters) * STAGE_BYTES
+
+
+TILES = (
+    Tile(128, 128, 64, 64),
+    Tile(128, 128, 64, 32),
+    Tile(128, 64, 64, 32),
+    Tile(64, 128, 32, 64),
+    Tile(64, 64, 32, 32),
+)
+
+LOOP_SLOTS = 130  # of each thread and stage, beside multiplying: addresses, copies, loading matrices, the barrier
+GATHER_SLOTS = (5, 20)  # of each element, where it is loaded by itself: channels inner, taps inner
+WAITING = cost.waiting("cupy_raw.tensor_core_weight_grad", like="cupy_raw.implicit_gemm")
+
+passes = ("weight_grad",)
+
+
+class Cut(NamedTuple):
+    """How the product is cut into blocks; filters, columns and pixels of a split as `struct Splits` has them."""
+
+    tile: Tile
+    taps_inner: bool
+    filters: int
+    columns: int
+    pixels: int
+    splits: int
+    partial_bytes: int
+
+    def grid(self, problem):
+        return problem.groups * (self.columns // self.tile.columns) * (self.filters // self.tile.filters), self.splits
+
+
+class Lying(NamedTuple):
+    """Whether x's channels, and grad_y's filters, lie side by side in memory, in whole chunks of 16 bytes."""
+
+    x_together: bool
+    y_together: bool
+
+
+def tiles_of(problem):
+    """Those for which a thread has registers enough: three products leave none for warps of 64 x 64."""
+    if problem.precision != "3xtf32":
+        return TILES
+    return tuple(tile for tile in TILES if tile.warp_columns * tile.warp_filters < 64 * 64)
+
+
+@lru_cache(maxsize=4096)
+def cut_for(problem, device):
+    """The cut that is predicted to be the fastest."""
+    cuts = [cut_of(problem, tile, splits) for tile in tiles_of(problem) for splits in possible_splits(problem)]
+    affordable = [cut for cut in cuts if cut.partial_bytes <= PARTIAL_BYTES or cut.splits == 1]
+    return min(affordable, key=lambda cut: seconds(problem, device, cut))
+
+
+def depth_of(problem):
+    """Pixels of a stage."""
+    return STAGE_BYTES // problem.dtype.itemsize
+
+
+def possible_splits(problem):
+    """1, and more by about a tenth each time, as long as each split has FEWEST_STAGES."""
+    most = min(ceil_div(problem.reduction, depth_of(problem)) // FEWEST_STAGES, MOST_SPLITS)
+    return sorted({1, *(min(most, math.ceil(1.1**i)) for i in range(59) if most > 0)})
+
+
+def cut_of(problem, tile, splits):
+    depth, taps_inner = depth_of(problem), problem.Cg < chunk_of(problem)
+    all_stages = ceil_div(problem.reduction, depth)
+    stages = ceil_div(all_stages, splits)
+    splits = ceil_div(all_stages, stages)
+    channels = problem.Cg if taps_inner else round_up(problem.Cg, chunk_of(problem))
+    filters, columns = round_up(problem.Kg, tile.filters), round_up(problem.R * problem.S * channels, tile.columns)
+    partial = splits * problem.groups * filters * columns * problem.accumulate.itemsize
+    return Cut(tile, taps_inner, filters, columns, stages * depth, splits, partial)
+
+
+def seconds(problem, device, cut):
+    """The busiest SM's blocks, or x and grad_y out of memory, then what splits write and read again.
+
+    A stage takes what its slowest part does: multiplying, bringing it from L2, storing it and loading matrices of it,
+    or issuing its instructions.
+    """
+    tile, depth, lying = cut.tile, depth_of(problem), lying_as_planned(problem)
+    macs = tile.columns * tile.filters * depth
+    multiplying = macs / cost.tensor_multiply_adds(problem, device)
+    bringing = tile.stage_bytes / L2_BYTES_PER_CYCLE
+    sharing = (tile.stage_bytes + tile.matrix_bytes) / SHARED_BYTES_PER_CYCLE
+    multiplies = macs / (16 * 8 * (32 // problem.dtype.itemsize)) * (3 if problem.precision == "3xtf32" else 1)
+    issuing = multiplies * 32 + LOOP_SLOTS * tile.threads
+    if not lying.x_together:
+        issuing += GATHER_SLOTS[cut.taps_inner] * tile.columns * depth
+    if not lying.y_together:
+        issuing += GATHER_SLOTS[0] * tile.filters * depth
+    stage = max(multiplying, bringing, sharing, issuing / cost.SLOTS_PER_CYCLE) * cost.SLOTS_PER_CYCLE
+    slots = cut.pixels / depth * stage + THREAD_SLOTS * tile.threads
+    multiply = WAITING * cost.block_seconds(device, math.prod(cut.grid(problem)), tile.threads, slots)
+    least = cost.memory_seconds(problem, device)
+    return max(multiply, least) + cost.memory_seconds(problem, device, 2 * cut.partial_bytes) - least
+
+
+def why_not(problem, device):
+    return dtype_reasons(problem, device) or cut_reasons(problem, cut_for(problem, device))
+
+
+def workspace_bytes(problem, device):
+    return cut_for(problem, device).partial_bytes
+
+
+def predicted_seconds(problem, device):
+    return seconds(problem, device, cut_for(problem, device)) + 2 * cost.LAUNCH
+
+
+def lying_as_planned(problem):
+    """As fresh arrays lie in the problem's layout."""
+    chunk, last = chunk_of(problem), problem.layout == "NHWC"
+    return Lying(last and problem.Cg % chunk == 0, last and problem.Kg % chunk == 0)
+
+
+def lying_of(problem, x, grad_y):
+    """How these arrays lie."""
+    return Lying(is_together(x, problem.Cg, chunk_of(problem)), is_together(grad_y, problem.Kg, chunk_of(problem)))
+
+
+def is_together(array, channels, chunk):
+    return channels % chunk == 0 and array.strides[1] == array.itemsize and aligned(array, (0, 2, 3))
+
+
+def sources(problem, device, wide=False, lying=None):
+    """The kernels: multiply, and add the splits; by default for arrays as the layout has them."""
+    cut = cut_for(problem, device)
+    return sources_of(problem, cut, stages_held(cut.tile, device), wide, lying or lying_as_planned(problem))
+
+
+@lru_cache(maxsize=4096)
+def sources_of(problem, cut, stages, wide, lying):
+    tile, chunk = cut.tile, chunk_of(problem)
+    shared = type_constants(problem, wide) + window_constants(problem)
+    constants = (*shared, ("TILE_M", tile.columns), ("TILE_K", tile.filters))
+    constants += (("WARP_M", tile.warp_columns), ("WARP_K", tile.warp_filters), ("STAGES", stages))
+    constants += (("X_TOGETHER", int(lying.x_together)), ("Y_TOGETHER", int(lying.y_together)))
+    constants += (("X_WHOLE", int(problem.Cg % chunk == 0)), ("Y_WHOLE", int(problem.Kg % chunk == 0)))
+    constants += (("TAPS_INNER", int(cut.taps_inner)), ("PRECISE", int(problem.precision == "3xtf32")))
+    multiply = CudaSource("tensor_core_weight_grad.cu", "conv2d_tensor_core_weight_grad", constants)
+    shared += () if cut.taps_inner else (("CHANNELS_INNER", chunk),)
+    return multiply, CudaSource("finish_weight_grad.cu", "finish_weight_grad", shared)
+
+
+def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):
+    """Write the weight gradient into grad_w (K, C/groups, R, S), from x (N, C, H, W) and grad_y (N, K, P, Q).
+
+    workspace: `workspace_bytes` of them, 64-byte aligned.
+    """
+    cut, wide = cut_for(problem, device), is_wide(problem, x, grad_w, grad_y, None)
+    kernels = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying_of(problem, x, grad_y))
+    multiply, finish = kernels
+    struct, part = problem_struct(problem, x, grad_w, grad_y, None, None), splits_struct(problem, cut)
+    arguments = (x, grad_y, workspace, struct, part, divisor_struct(problem.Q), divisor_struct(problem.P))
+    launch(multiply, cut.grid(problem), cut.tile.threads, arguments, stream=stream)
+    weights = problem.K * problem.Cg * problem.R * problem.S
+    launch(finish, ceil_div(weights, THREADS), THREADS, (workspace, grad_w, struct, part), stream=stream)
+
+
+@lru_cache(maxsize=4096)
+def divisor_struct(number):
+    """`struct Divisor`."""
+    struct = np.array(divisor(number), DIVISOR)
+    struct.flags.writeable = False
+    return struct
