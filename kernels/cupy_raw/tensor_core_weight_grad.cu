@@ -9,6 +9,8 @@ constexpr int STEPS = 2;                     // of 32 bytes of pixels, which the
 constexpr int STEP = DEPTH / STEPS;
 constexpr int TAPS = R * S;
 
+enum { NONE, CHANNELS, PIXELS };  // of which 16 bytes lie together in memory
+
 constexpr int WARPS_K = TILE_K / WARP_K, WARPS = TILE_M / WARP_M * WARPS_K;
 constexpr int THREADS = 32 * WARPS;
 constexpr int BLOCKS_PER_SM = WARPS_PER_SM / WARPS;
@@ -25,6 +27,13 @@ __device__ __forceinline__ int place_of(int row, int chunk)
     static_assert(WIDTH / CHUNK >= 8, "eight places in a row");
     const int swizzle = (row & 3) << 1 | (row >> 2 & 1);
     return (row * (WIDTH / CHUNK) + (chunk ^ swizzle)) * 16;
+}
+
+// Where chunk `chunk` of the pixels of column or filter `row` lies, in a stage of PIXELS.
+constexpr int PIXEL_CHUNKS = DEPTH / CHUNK;
+__device__ __forceinline__ int place_of_pixels(int row, int chunk)
+{
+    return (row * PIXEL_CHUNKS + (chunk ^ row >> 1 & 3)) * 16;
 }
 
 struct Pixel {
@@ -45,30 +54,40 @@ struct Pixels {
     }
 };
 
-// A thread's part of a stage of WIDTH columns or filters: OWN chunks. Where they lie TOGETHER in memory, neighbouring
-// threads take neighbouring chunks of a pixel, otherwise the same chunk of neighbouring pixels.
-template <int WIDTH, bool TOGETHER>
+// A thread's part of a stage of WIDTH columns or filters: OWN chunks. Where these lie TOGETHER in memory, neighbouring
+// threads take neighbouring chunks, otherwise the same chunk of neighbouring pixels.
+template <int WIDTH, int TOGETHER>
 struct Share {
     static constexpr int CHUNKS = WIDTH / CHUNK, OWN = DEPTH * CHUNKS / THREADS;
-    static constexpr int COLUMNS = TOGETHER ? 1 : OWN;  // different chunks of a pixel
-    static_assert(OWN * THREADS == DEPTH * CHUNKS && THREADS % CHUNKS == 0);
+    static constexpr int ACROSS = TOGETHER == CHANNELS ? CHUNKS : TOGETHER == PIXELS ? PIXEL_CHUNKS : DEPTH;
+    static constexpr int APART = THREADS / ACROSS;
+    static_assert(OWN * THREADS == DEPTH * CHUNKS && APART * ACROSS == THREADS);
 
     uint4 held[OWN];
 
+    static __device__ __forceinline__ int across() { return threadIdx.x % ACROSS; }
+    static __device__ __forceinline__ int down(int j) { return threadIdx.x / ACROSS + j * APART; }
+
+    // The pixel of number j, and its column or filter: the first of its chunk.
     static __device__ __forceinline__ int pixel(int j)
     {
-        return TOGETHER ? threadIdx.x / CHUNKS + j * (THREADS / CHUNKS) : threadIdx.x % DEPTH;
+        return TOGETHER == CHANNELS ? down(j) : TOGETHER == PIXELS ? across() * CHUNK : across();
     }
-    static __device__ __forceinline__ int chunk(int j)
+    static __device__ __forceinline__ int element(int j)
     {
-        return TOGETHER ? threadIdx.x % CHUNKS : threadIdx.x / DEPTH + j * (THREADS / DEPTH);
+        return TOGETHER == CHANNELS ? across() * CHUNK : TOGETHER == PIXELS ? down(j) : down(j) * CHUNK;
+    }
+    static __device__ __forceinline__ int place(int j)
+    {
+        if constexpr (TOGETHER == PIXELS) return place_of_pixels(down(j), across());
+        return place_of<WIDTH>(pixel(j), element(j) / CHUNK);
     }
 
     // Bring number j, a chunk that lies together: into `stage` at once, by cp.async, or into a register.
     __device__ __forceinline__ void copy(int j, unsigned stage, const Element* from, bool wanted)
     {
 #if __CUDA_ARCH__ >= 800
-        copy_async(stage + place_of<WIDTH>(pixel(j), chunk(j)), from, wanted);
+        copy_async(stage + place(j), from, wanted);
 #else
         held[j] = wanted ? *reinterpret_cast<const uint4*>(from) : uint4{};
 #endif
@@ -90,14 +109,15 @@ struct Share {
 
     __device__ __forceinline__ void put(unsigned char* stage) const
     {
-        if constexpr (TOGETHER && __CUDA_ARCH__ >= 800) return;
+        if constexpr (TOGETHER != NONE && __CUDA_ARCH__ >= 800) return;
         #pragma unroll
-        for (int j = 0; j < OWN; ++j) *reinterpret_cast<uint4*>(stage + place_of<WIDTH>(pixel(j), chunk(j))) = held[j];
+        for (int j = 0; j < OWN; ++j) *reinterpret_cast<uint4*>(stage + place(j)) = held[j];
     }
 };
 
 // The columns: windows of x, each thread's taps and channels the same for all pixels.
 struct Columns : Share<TILE_M, X_TOGETHER> {
+    static constexpr int COLUMNS = X_TOGETHER == CHANNELS ? 1 : OWN;  // different ones of a pixel
     int h[COLUMNS], w[COLUMNS];  // of the tap, less the padding; far outside where there is no such column
     Offset corner[COLUMNS];      // its address, in the window of pixel 0
     int channel[COLUMNS];        // of the chunk's first element; taps inner: its column
@@ -107,17 +127,18 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
         const int channels = ceil_div(problem.Cg, CHUNK) * CHUNK;
         #pragma unroll
         for (int j = 0; j < COLUMNS; ++j) {
-            const int d = first_column + chunk(j) * CHUNK;
+            const int d = first_column + element(j);
             if constexpr (TAPS_INNER) {
                 h[j] = -problem.top, w[j] = -problem.left, channel[j] = d;
                 corner[j] = offset(problem.x, 0, group * problem.Cg, h[j], w[j]);
                 continue;
             }
-            const int tap = d / channels;
+            const int tap = d / channels;  // PIXELS: there is one tap
             channel[j] = d % channels;
-            h[j] = tap < TAPS ? tap / S * DILATION_H - problem.top : -0x40000000;
+            const bool exists = tap < TAPS && channel[j] < problem.Cg;
+            h[j] = exists ? tap / S * DILATION_H - problem.top : -0x40000000;
             w[j] = tap % S * DILATION_W - problem.left;
-            corner[j] = offset(problem.x, 0, group * problem.Cg + channel[j], tap < TAPS ? h[j] : 0, w[j]);
+            corner[j] = offset(problem.x, 0, group * problem.Cg + channel[j], exists ? h[j] : 0, w[j]);
         }
     }
 
@@ -135,7 +156,7 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
             const int k = COLUMNS == 1 ? 0 : j, top = at.p * STRIDE_H + h[k], left = at.q * STRIDE_W + w[k];
             const Offset from = corner[k] + offset(problem.x, at.n, 0, at.p * STRIDE_H, at.q * STRIDE_W);
             const bool wanted = at.exists && contains(problem, top, left);
-            if constexpr (X_TOGETHER) copy(j, stage, x + from, wanted);
+            if constexpr (X_TOGETHER != NONE) copy(j, stage, x + from, wanted);
             else if constexpr (TAPS_INNER) held[j] = of_taps(x, from, channel[k], top, left, at.exists, problem);
             else gather(j, x, from, problem.x.c, X_WHOLE ? CHUNK - 1 : problem.Cg - 1 - channel[k], wanted);
         }
@@ -165,83 +186,115 @@ struct Filters : Share<TILE_K, Y_TOGETHER> {
         #pragma unroll
         for (int j = 0; j < OWN; ++j) {
             const Pixel at = pixels[pixel(j)];
-            const int k = filter + chunk(j) * CHUNK;
+            const int k = filter + element(j);
             const Offset from = offset(problem.y, at.n, group * problem.Kg + k, at.p, at.q);
             const bool wanted = at.exists && k < problem.Kg;
-            if constexpr (Y_TOGETHER) copy(j, stage, grad_y + from, wanted);
+            if constexpr (Y_TOGETHER != NONE) copy(j, stage, grad_y + from, wanted);
             else gather(j, grad_y, from, problem.y.c, Y_WHOLE ? CHUNK - 1 : problem.Kg - 1 - k, wanted);
         }
     }
 };
 
-// Where a lane finds its part of a warp's first blocks in the first step of a stage, from the start of `memory`.
+// Where a lane finds its part of a warp's first matrices in the first step of a stage.
 struct Aim {
     int columns, filters;
 
     __device__ __forceinline__ Aim(int warp_column, int warp_filter)
     {
-        const int lane = threadIdx.x % 32;
-        if constexpr (sizeof(Element) == 2) {
-            columns = place_of<TILE_M>(lane / 16 * 8 + lane % 8, warp_column / CHUNK + lane / 8 % 2);
-            filters = place_of<TILE_K>(lane / 8 % 2 * 8 + lane % 8, warp_filter / CHUNK + lane / 16);
-        } else {
-            const int g = lane / 4, t = lane % 4;
-            columns = place_of<TILE_M>(t, warp_column / CHUNK + g / CHUNK) + g % CHUNK * 4;
-            filters = place_of<TILE_K>(t, warp_filter / CHUNK + g / CHUNK) + g % CHUNK * 4;
-        }
+        const int lane = threadIdx.x % 32, eight = lane / 8 % 2, sixteen = lane / 16, g = lane / 4, t = lane % 4;
+        if constexpr (X_TOGETHER == PIXELS) columns = place_of_pixels(warp_column + lane % 16, sixteen);
+        else if constexpr (sizeof(Element) == 2)
+            columns = place_of<TILE_M>(sixteen * 8 + lane % 8, warp_column / CHUNK + eight);
+        else columns = place_of<TILE_M>(t, warp_column / CHUNK + g / 2) + g % 2 * 8;
+
+        if constexpr (Y_TOGETHER == PIXELS) filters = place_of_pixels(warp_filter + sixteen * 8 + lane % 8, eight);
+        else if constexpr (sizeof(Element) == 2)
+            filters = place_of<TILE_K>(eight * 8 + lane % 8, warp_filter / CHUNK + sixteen);
+        else filters = place_of<TILE_K>(t, warp_filter / CHUNK + g / 4) + g % 4 * 4;
         filters += COLUMN_BYTES;
     }
 };
 
-__device__ __forceinline__ unsigned word_at(int place) { return *reinterpret_cast<const unsigned*>(memory + place); }
+template <typename Word>
+__device__ __forceinline__ Word at(int place) { return *reinterpret_cast<const Word*>(memory + place); }
 
-// Four 8 x 8 matrices of 16-bit types, transposed on their way; of float, for which there is no such load, words: those
-// of 8 columns or filters in four pixels, of the next 8, and the same four pixels further.
-__device__ __forceinline__ void load_columns(unsigned (&a)[4], int place)
+constexpr int BYTES_OF_16 = 16 * sizeof(Element), ROWS_OF_16 = 16 * PIXEL_CHUNKS * 16;
+
+// Number i of the blocks of 16 columns, in a step; `place`: of the first. Of PIXELS, the rows of a matrix are columns.
+// Otherwise they are pixels, and matrices of 16-bit types are transposed on their way; no instruction transposes those
+// of floats: a lane takes columns 2 g and 2 g + 1, as rows g and g + 8 of a, of pixels t and t + 4.
+__device__ __forceinline__ void load_columns(unsigned (&a)[4], int place, int i, int step)
 {
+    constexpr int PITCH = TILE_M * sizeof(Element);
+    if constexpr (X_TOGETHER == PIXELS) {
+        load_matrices(a, shared_address(memory) + (place ^ step * 32) + i * ROWS_OF_16);
+        return;
+    }
+    place = (place ^ i * BYTES_OF_16) + step * STEP * PITCH;
     if constexpr (sizeof(Element) == 2) {
         load_transposed(a, shared_address(memory) + place);
     } else {
-        #pragma unroll
-        for (int i = 0; i < 4; ++i)
-            a[i] = word_at((place ^ i % 2 * 32 ^ i / 2 * 16) + i / 2 * 4 * TILE_M * (int)sizeof(Element));
+        const uint2 near = at<uint2>(place), far = at<uint2>((place ^ 16) + 4 * PITCH);
+        a[0] = near.x, a[1] = near.y, a[2] = far.x, a[3] = far.y;
     }
 }
 
-__device__ __forceinline__ void load_filters(unsigned (&b)[4], int place)
+// Number i of the pairs of blocks of 8 filters.
+__device__ __forceinline__ void load_filters(unsigned (&b)[4], int place, int i, int step)
 {
+    constexpr int PITCH = TILE_K * sizeof(Element);
+    if constexpr (Y_TOGETHER == PIXELS) {
+        load_matrices(b, shared_address(memory) + (place ^ step * 32) + i * ROWS_OF_16);
+        return;
+    }
+    place = (place ^ i * BYTES_OF_16) + step * STEP * PITCH;
     if constexpr (sizeof(Element) == 2) {
         load_transposed(b, shared_address(memory) + place);
     } else {
         #pragma unroll
-        for (int i = 0; i < 4; ++i)
-            b[i] = word_at((place ^ i / 2 * 32 ^ i % 2 * 16) + i % 2 * 4 * TILE_K * (int)sizeof(Element));
+        for (int e = 0; e < 4; ++e) b[e] = at<unsigned>((place ^ e / 2 * 32 ^ e % 2 * 16) + e % 2 * 4 * PITCH);
     }
 }
 
 __device__ __forceinline__ void multiply_stage(Sums& sums, int stage, const Aim& aim)
 {
-    constexpr int BLOCK_BYTES = 16 * sizeof(Element);  // of 16 columns or filters of a pixel
     #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
         unsigned a[BLOCKS_M][4], a_rest[BLOCKS_M][4];
         #pragma unroll
         for (int i = 0; i < BLOCKS_M; ++i) {
-            load_columns(a[i], (stage + aim.columns ^ i * BLOCK_BYTES) + step * STEP * TILE_M * (int)sizeof(Element));
+            load_columns(a[i], stage + aim.columns, i, step);
             round_matrices(a[i], a_rest[i]);
         }
         #pragma unroll
         for (int j = 0; j < BLOCKS_K; j += 2) {
-            unsigned two[4], two_rest[4];
-            load_filters(two, (stage + aim.filters ^ j / 2 * BLOCK_BYTES) + step * STEP * TILE_K * (int)sizeof(Element));
-            round_matrices(two, two_rest);
+            unsigned two[4];
+            load_filters(two, stage + aim.filters, j / 2, step);
             #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const unsigned b[2] = {two[half * 2], two[half * 2 + 1]};
-                const unsigned b_rest[2] = {two_rest[half * 2], two_rest[half * 2 + 1]};
+                unsigned b[2] = {two[half * 2], two[half * 2 + 1]}, b_rest[2];
+                round_matrices(b, b_rest);
                 multiply_blocks(sums, a, a_rest, b, b_rest, j + half);
             }
         }
+    }
+}
+
+// Write the warp's sums, a row of `pitch` for each filter; `to`: where its first sum goes. Of floats rows g and g + 8
+// of a are neighbours.
+__device__ __forceinline__ void leave(const Sums& sums, Accumulator* to, int64 pitch)
+{
+    if constexpr (sizeof(Element) == 2 || X_TOGETHER == PIXELS) {
+        leave_sums(sums, to, pitch);
+    } else {
+        to += threadIdx.x % 4 * 2 * pitch + threadIdx.x % 32 / 4 * 2;
+        #pragma unroll
+        for (int j = 0; j < BLOCKS_K; ++j, to += 8 * pitch)
+            #pragma unroll
+            for (int i = 0; i < BLOCKS_M; ++i)
+                #pragma unroll
+                for (int k = 0; k < 2; ++k)
+                    *reinterpret_cast<float2*>(to + k * pitch + i * 16) = make_float2(sums[i][j][k], sums[i][j][k + 2]);
     }
 }
 
@@ -300,5 +353,5 @@ conv2d_tensor_core_weight_grad(const Element* __restrict__ x, const Element* __r
 
     const int filter = group * splits.filters + first_filter + warp_filter;
     const int64 row = (int64)blockIdx.y * problem.groups * splits.filters + filter;
-    leave_sums(sums, partial + row * splits.columns + first_column + warp_column, splits.columns);
+    leave(sums, partial + row * splits.columns + first_column + warp_column, splits.columns);
 }

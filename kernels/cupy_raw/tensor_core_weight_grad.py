@@ -83,15 +83,17 @@ class Cut(NamedTuple):
 
 
 class Lying(NamedTuple):
-    """Whether x's channels, and grad_y's filters, lie side by side in memory, in whole chunks of 16 bytes."""
+    """Of which 16 bytes lie side by side in memory, of x and of grad_y: CHANNELS, PIXELS or NONE."""
 
-    x_together: bool
-    y_together: bool
+    x_together: str
+    y_together: str
 
 
 def tiles_of(problem):
-    """Those for which a thread has registers enough: three products leave none for warps of 64 x 64."""
-    if problem.precision != "3xtf32":
+    """Those for which a thread has registers enough: three products, and the divisions where taps are inner, leave none
+    for warps of 64 x 64.
+    """
+    if problem.precision != "3xtf32" and problem.Cg >= chunk_of(problem):
         return TILES
     return tuple(tile for tile in TILES if tile.warp_columns * tile.warp_filters < 64 * 64)
 
@@ -139,9 +141,9 @@ def seconds(problem, device, cut):
     sharing = (tile.stage_bytes + tile.matrix_bytes) / SHARED_BYTES_PER_CYCLE
     multiplies = macs / (16 * 8 * (32 // problem.dtype.itemsize)) * (3 if problem.precision == "3xtf32" else 1)
     issuing = multiplies * 32 + LOOP_SLOTS * tile.threads
-    if not lying.x_together:
+    if lying.x_together == "NONE":
         issuing += GATHER_SLOTS[cut.taps_inner] * tile.columns * depth
-    if not lying.y_together:
+    if lying.y_together == "NONE":
         issuing += GATHER_SLOTS[0] * tile.filters * depth
     stage = max(multiplying, bringing, sharing, issuing / cost.SLOTS_PER_CYCLE) * cost.SLOTS_PER_CYCLE
     slots = cut.pixels / depth * stage + THREAD_SLOTS * tile.threads
@@ -164,17 +166,32 @@ def predicted_seconds(problem, device):
 
 def lying_as_planned(problem):
     """As fresh arrays lie in the problem's layout."""
-    chunk, last = chunk_of(problem), problem.layout == "NHWC"
-    return Lying(last and problem.Cg % chunk == 0, last and problem.Kg % chunk == 0)
+    chunk = chunk_of(problem)
+    if problem.layout == "NHWC":
+        return Lying(*("NONE" if channels % chunk else "CHANNELS" for channels in (problem.Cg, problem.Kg)))
+    y = "NONE" if problem.P * problem.Q % chunk else "PIXELS"
+    return Lying(y if reads_every_pixel(problem) else "NONE", y)
+
+
+def reads_every_pixel(problem):
+    """Whether columns are channels: no window, stride or padding comes between pixels of x that lie side by side."""
+    plain = problem.stride == (1, 1) and (problem.P, problem.Q) == (problem.H, problem.W)
+    return problem.R == problem.S == 1 and plain and problem.Cg >= chunk_of(problem)
 
 
 def lying_of(problem, x, grad_y):
     """How these arrays lie."""
-    return Lying(is_together(x, problem.Cg, chunk_of(problem)), is_together(grad_y, problem.Kg, chunk_of(problem)))
+    y = together(problem, grad_y, problem.Kg)
+    of_x = together(problem, x, problem.Cg)
+    return Lying("NONE" if of_x == "PIXELS" and not reads_every_pixel(problem) else of_x, y)
 
 
-def is_together(array, channels, chunk):
-    return channels % chunk == 0 and array.strides[1] == array.itemsize and aligned(array, (0, 2, 3))
+def together(problem, array, channels):
+    chunk, item = chunk_of(problem), array.itemsize
+    if channels % chunk == 0 and array.strides[1] == item and aligned(array, (0, 2, 3)):
+        return "CHANNELS"
+    planes = array.strides[2:] == (array.shape[3] * item, item) and array.shape[2] * array.shape[3] % chunk == 0
+    return "PIXELS" if planes and aligned(array, (0, 1)) else "NONE"
 
 
 def sources(problem, device, wide=False, lying=None):
@@ -189,7 +206,7 @@ def sources_of(problem, cut, stages, wide, lying):
     shared = type_constants(problem, wide) + window_constants(problem)
     constants = (*shared, ("TILE_M", tile.columns), ("TILE_K", tile.filters))
     constants += (("WARP_M", tile.warp_columns), ("WARP_K", tile.warp_filters), ("STAGES", stages))
-    constants += (("X_TOGETHER", int(lying.x_together)), ("Y_TOGETHER", int(lying.y_together)))
+    constants += (("X_TOGETHER", lying.x_together), ("Y_TOGETHER", lying.y_together))
     constants += (("X_WHOLE", int(problem.Cg % chunk == 0)), ("Y_WHOLE", int(problem.Kg % chunk == 0)))
     constants += (("TAPS_INNER", int(cut.taps_inner)), ("PRECISE", int(problem.precision == "3xtf32")))
     multiply = CudaSource("tensor_core_weight_grad.cu", "conv2d_tensor_core_weight_grad", constants)
