@@ -1,4 +1,4 @@
-// What the products on tensor cores have in common: a warp's WARP_M x WARP_K sums, and the chunks that its rows come in.
+// What the products on tensor cores have in common: a warp's WARP_M x WARP_K sums, and what is added to them.
 //
 //                           filters: BLOCKS_K blocks of 8        a lane has four sums of each 16 x 8 block, and adds to
 //                        +---+---+---                            them 32 bytes of the reduction at a time

@@ -1,4 +1,57 @@
-// The account comes last.
+// Weight gradient on tensor cores: the product of weight_grad.cu by the instructions of tensor_core.cu.
+//
+//     grad_w[k, d] = sum over m of  x[window of m, d] * grad_y[k, m]     m = (n, p, q), d = a tap and a channel
+//
+//                       filters k              a block: TILE_M columns d x TILE_K filters k of one group, summed over
+//                      +-------+               one split of the pixels m; 4 or 8 warps
+//           pixels m   |  gy   |               a warp:  up to 64 x 64, as 4 x 8 results of 16 x 8 in registers
+//                      | stage |               a stage: 64 bytes of pixels of every column and filter, or 32 pixels
+//          +-------+   +=======+               of a 16-bit type or 16 of float
+//          | x's   |   | warp  |
+// columns  | win-  |   | warp  |  registers    three stages of 16 KB at 128 x 128, up to four of the smaller tiles, in
+//    d     | dows  |   | warp  |               shared memory at once; 16 KB from L2 for 1,048,576 FLOP of float16;
+//          | stage |   | warp  |               a step of a warp: 8 ldmatrix (32 cycles of shared memory) for 32 mma
+//          +-------+   +=======+
+//
+// Why it pays: there are few weights and many pixels. As in weight_grad.cu these are split among blocks, each writes
+// its sums to the workspace (64 KB at 128 x 128), and finish_weight_grad.cu adds the splits in their order: the same
+// bits every time, without atomics.
+// Who loads what. A thread's columns never change, so taps, channels and addresses are worked out once; only its pixels
+// move on, told apart by multiplications with what the launcher knows of P and Q. Of x and of grad_y each:
+//     CHANNELS   they lie side by side (channels last): a thread copies 16 bytes of them of one pixel by cp.async,
+//                straight to shared memory, zeros where the window leaves the image
+//     PIXELS     they do (channels first, P * Q in whole 16 bytes; of x where the window is 1x1 and meets every
+//                pixel): 16 bytes of pixels of one filter or channel by cp.async
+//     NONE       a thread gathers 16 bytes of channels of one pixel, 32 lanes 32 neighbouring pixels, while the block
+//                multiplies, and stores them afterwards
+// Tensor cores take pixels side by side, as PIXELS lie. Otherwise a row of a stage is a pixel, and ldmatrix transposes
+// matrices of 16-bit types on their way to the registers; of floats a lane loads the words that it needs.
+// d: taps, then channels, padded to 16 bytes of them; fewer channels than that: TAPS_INNER, d = c * R * S + tap, where
+// each element finds its tap by divisions, 24 instructions.
+// Stages, and waiting for them: as in tensor_core.cu. sm_75 has no cp.async: two stages, filled through registers.
+// Bank conflicts: none. Chunk c of pixel r lies at place c ^ f of its row, f = 2 (r % 4) + r / 4 % 2. ldmatrix reads,
+// and gathering lanes store, one chunk of eight pixels: eight values of f. Eight lanes that copy write eight chunks of
+// one row. Words of floats: four pixels of 8 or 16 columns, or 8 filters, at once, hence pixels two places apart.
+// PIXELS: rows of 64 bytes, as in tensor_core.cu.
+// float32: both operands are rounded to TF32 in registers; PRECISE ("3xtf32") as in tensor_core.cu.
+// Registers, of 128 x 128: 200 with copies only, 239 where all is gathered (128 of them sums), two blocks on a
+// multiprocessor. Machine code, float16: 64 of the loop's instructions are HMMA, which keep a tensor core of sm_80 busy
+// for 512 cycles and one of sm_90 for 392, while shared memory needs 396. The loop has 243 instructions in all with
+// channels last, 358 with channels first, 218 in 1x1 layers there, 433 where all is gathered. TF32: 471, of which 128
+// round; on sm_90 82 % of the tensor cores' time at most. The smaller tiles load more of shared memory for each mma:
+// 85 % at most on sm_80 with warps of 64 x 32 in 128 x 64, 63 % with 32 x 32.
+// What was learned: 128-bit loads of floats give four words that belong to four matrices, and to bring them into
+// neighbouring registers took 200 moves; 64-bit loads, whose words are rows g and g + 8 of one, take none.
+// No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
+// Limits: float16 from sm_75 on, bfloat16 and float32, in TF32, from sm_80 on. Groups of few filters or channels waste
+// most of a tile.
+// Source: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020 (weight gradient, stages, swizzle); NVIDIA, PTX ISA
+// ("ldmatrix", .trans); Osama et al., Stream-K, PPoPP 2023 (reduction in two steps); Ootomo and Yokota, 2022, as in
+// tensor_core.cu.
+//
+// Compiled with problem.cuh's constants (y is grad_y, w is grad_w), -DTILE_M -DTILE_K of a block, -DWARP_M -DWARP_K of
+// a warp, -DSTAGES, -DX_TOGETHER -DY_TOGETHER, -DX_WHOLE -DY_WHOLE (no chunk ends amid a group's channels, or filters),
+// -DTAPS_INNER, -DPRECISE.
 
 #include "cut.cuh"
 #include "tensor_core_tile.cuh"
@@ -95,7 +148,8 @@ struct Share {
 
     // Or one whose elements lie `apart`, of which the last is number `last`. Loads need no conditions if what is not
     // wanted is taken from the array's first element, and dropped afterwards.
-    __device__ __forceinline__ void gather(int j, const Element* array, Offset from, Offset apart, int last, bool wanted)
+    __device__ __forceinline__ void gather(int j, const Element* array, Offset from, Offset apart, int last,
+                                           bool wanted)
     {
         from = wanted ? from : 0, apart = wanted ? apart : 0;
         Chunk chunk;
@@ -165,12 +219,14 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
     static __device__ __forceinline__ uint4 of_taps(const Element* __restrict__ x, Offset from, int first, int top,
                                                     int left, bool exists, const Problem& problem)
     {
+        asm volatile("" : "+r"(first));  // divide anew in each stage: the registers do not hold what is found
         Chunk chunk;
         #pragma unroll
         for (int i = 0; i < CHUNK; ++i) {
             const unsigned d = first + i, c = d / TAPS, r = d % TAPS / S, s = d % S;
-            const bool wanted = exists && c < problem.Cg && contains(problem, top + r * DILATION_H, left + s * DILATION_W);
-            chunk.lane[i] = wanted ? x[from + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)] : Element{};
+            const int down = r * DILATION_H, right = s * DILATION_W;
+            const bool wanted = exists && c < problem.Cg && contains(problem, top + down, left + right);
+            chunk.lane[i] = wanted ? x[from + offset(problem.x, 0, c, down, right)] : Element{};
         }
         return reinterpret_cast<const uint4&>(chunk);
     }

@@ -19,6 +19,7 @@ from .tensor_core import (
     L2_BYTES_PER_CYCLE,
     SHARED_BYTES_PER_CYCLE,
     THREAD_SLOTS,
+    VECTOR,
     aligned,
     chunk_of,
     dtype_reasons,
@@ -59,9 +60,12 @@ TILES = (
     Tile(64, 128, 32, 64),
     Tile(64, 64, 32, 32),
 )
+PRECISE_TILES = TILES[1], *TILES[3:]  # three products, and 64-bit offsets, leave too few registers for the others
 
-LOOP_SLOTS = 130  # of each thread and stage, beside multiplying: addresses, copies, loading matrices, the barrier
-GATHER_SLOTS = (5, 20)  # of each element, where it is loaded by itself: channels inner, taps inner
+# Instructions beside multiplying, read from the machine code: of each thread and stage; of each chunk that it copies; of
+# each element gathered by itself, channels inner, taps inner; of each word out of shared memory that it rounds to TF32.
+LOOP_SLOTS, CHUNK_SLOTS, GATHER_SLOTS = 50, 18, (3, 24)
+ROUND_SLOTS = {None: 0, "tf32": 3, "3xtf32": 10}
 WAITING = cost.waiting("cupy_raw.tensor_core_weight_grad", like="cupy_raw.implicit_gemm")
 
 passes = ("weight_grad",)
@@ -90,12 +94,8 @@ class Lying(NamedTuple):
 
 
 def tiles_of(problem):
-    """Those for which a thread has registers enough: three products, and the divisions where taps are inner, leave none
-    for warps of 64 x 64.
-    """
-    if problem.precision != "3xtf32" and problem.Cg >= chunk_of(problem):
-        return TILES
-    return tuple(tile for tile in TILES if tile.warp_columns * tile.warp_filters < 64 * 64)
+    """Those for which a thread has registers enough."""
+    return PRECISE_TILES if problem.precision == "3xtf32" else TILES
 
 
 @lru_cache(maxsize=4096)
@@ -140,7 +140,8 @@ def seconds(problem, device, cut):
     bringing = tile.stage_bytes / L2_BYTES_PER_CYCLE
     sharing = (tile.stage_bytes + tile.matrix_bytes) / SHARED_BYTES_PER_CYCLE
     multiplies = macs / (16 * 8 * (32 // problem.dtype.itemsize)) * (3 if problem.precision == "3xtf32" else 1)
-    issuing = multiplies * 32 + LOOP_SLOTS * tile.threads
+    issuing = multiplies * 32 + LOOP_SLOTS * tile.threads + CHUNK_SLOTS * tile.stage_bytes / VECTOR
+    issuing += ROUND_SLOTS[problem.precision] * tile.matrix_bytes / 4
     if lying.x_together == "NONE":
         issuing += GATHER_SLOTS[cut.taps_inner] * tile.columns * depth
     if lying.y_together == "NONE":
