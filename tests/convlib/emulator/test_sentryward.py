@@ -32,7 +32,6 @@ TARGET = 80
 UNDECIDED = {
     ("numba_cuda.im2col", "im2col_product"): "control_predicate_not_static",
     ("cupy_raw.tensor_core", "conv2d_tensor_core"): "dynamic_address_overlap_unresolved",
-    ("cupy_raw.tensor_core_weight_grad", "conv2d_tensor_core_weight_grad"): "dynamic_address_overlap_unresolved",
     ("cupy_raw.depthwise", "conv2d_depthwise"): "control_predicate_not_static",
     ("cupy_raw.depthwise_input_grad", "conv2d_depthwise_input_grad"): "control_predicate_not_static",
     ("cupy_raw.depthwise_weight_grad", "conv2d_depthwise_weight_grad"): "control_predicate_not_static",
