@@ -29,6 +29,7 @@ GROWTH = {
     "input_grad": 1.0,
     "weight_grad": 1.0,
     "weight_grad_direct": 1.0,
+    "tensor_core_weight_grad": 1.0,
     "depthwise_input_grad": 1.0,
     "depthwise_weight_grad": 1.0,
     # Element by element, against the largest magnitude in the image, with room; test_every_kernel.py holds them to it.
@@ -55,7 +56,7 @@ WINOGRAD_NOISE = {
 # The Fourier transform's, likewise: b for each channel, whose spectra are summed. Held to by test_fft.py.
 FFT_NOISE = (26.0, 0.15)
 
-# Of tensor_core, whose sums are plain ones, but for what tensor cores do: they add several exact products to a sum as
+# On tensor cores, whose sums are plain ones, but for what tensor cores do: they add several exact products to a sum as
 # if all were aligned to the largest, and cut off what lies below its last bit (Fasi et al., Numerical behavior of
 # NVIDIA tensor cores, 2021): at most 2 u of it for each number added, and for each result, of which there is one for
 # four products or more. TF32 rounds x and w to 11 bits beforehand. In three products each of x and w keeps all but
@@ -64,6 +65,7 @@ FFT_NOISE = (26.0, 0.15)
 TF32 = 2.0**-11
 CUT_OFF = 2 * (1 + 1 / 4)
 SUMMED_FROM_ZERO = 24
+ON_TENSOR_CORES = ("tensor_core", "tensor_core_weight_grad")
 
 DEFAULT_MAX_ERROR = 5e-6
 
@@ -82,7 +84,7 @@ def of_sums(problem, algorithm: str) -> float:
     if algorithm == "fft":
         transforms, sums = FFT_NOISE
         return u * np.sqrt(transforms + sums * problem.Cg)
-    rounded = TF32 if algorithm == "tensor_core" and problem.precision == "tf32" else 0.0
+    rounded = TF32 if algorithm in ON_TENSOR_CORES and problem.precision == "tf32" else 0.0
     return GROWTH[algorithm] * u * np.sqrt(problem.reduction + 2) + rounded
 
 
@@ -94,7 +96,7 @@ def of_store(problem) -> float:
 def sums_plainly(algorithm: str) -> bool:
     """Whether nothing more accurate can be asked for: such an algorithm is allowed whatever `max_error` says.
 
-    TF32 too, as tensor_core uses it only where the caller asked for that.
+    TF32 too, as tensor cores use it only where the caller asked for that.
     """
     return GROWTH[algorithm] == 1.0
 
@@ -111,7 +113,7 @@ def elementwise(problem, algorithm: str, magnitude, exact):
     if algorithm == "fft" or algorithm in WINOGRAD_NOISE:  # rounding errors of a tile's largest outputs reach all
         magnitude = magnitude.max(axis=(2, 3), keepdims=True)
     store = UNIT_ROUNDOFF[problem.dtype.name] * np.abs(exact) + smallest_step(problem.dtype)
-    if algorithm == "tensor_core":
+    if algorithm in ON_TENSOR_CORES:
         return tensor_core_factor(problem.precision, gamma, u) * magnitude + store
     return GROWTH[algorithm] * gamma * magnitude + store
 

@@ -62,6 +62,7 @@ KERNELS: tuple[str, ...] = (
     "cupy_raw.fft",
     "cupy_raw.weight_grad",
     "cupy_raw.weight_grad_direct",
+    "cupy_raw.tensor_core_weight_grad",
     "cupy_raw.depthwise_input_grad",
     "cupy_raw.depthwise_weight_grad",
 )

@@ -1,8 +1,21 @@
 // The second step of a weight gradient: add what each split of the pixels summed, always in the same order.
 //
-// Compiled with problem.cuh's constants (w is grad_w).
+// Compiled with problem.cuh's constants (w is grad_w), and -DCHANNELS_INNER=n where columns are not as in grad_w, taps
+// inner, but channels, padded to a multiple of n.
 
 #include "weight_grad_splits.cuh"
+
+#ifndef CHANNELS_INNER
+#define CHANNELS_INNER 0
+#endif
+constexpr int TAPS = R * S;
+
+// The column of weight d = (c, r, s) of a filter.
+__device__ __forceinline__ int column_of(int d, int channels)
+{
+    if constexpr (CHANNELS_INNER == 0) return d;
+    else return d % TAPS * ceil_div(channels, CHANNELS_INNER) * CHANNELS_INNER + d / TAPS;
+}
 
 // grid: over the weights, one thread each.
 extern "C" __global__ void __launch_bounds__(256)
@@ -10,13 +23,13 @@ finish_weight_grad(const Accumulator* __restrict__ partial, Element* __restrict_
                    Splits splits)
 {
     const int64 index = (int64)blockIdx.x * 256 + threadIdx.x;
-    const int columns = problem.Cg * R * S;
+    const int columns = problem.Cg * TAPS;
     if (index >= (int64)problem.K * columns) return;
     const int d = index % columns, k = index / columns;
     const int64 row = (int64)(k / problem.Kg) * splits.filters + k % problem.Kg;
-    partial += row * splits.columns + d;
+    partial += row * splits.columns + column_of(d, problem.Cg);
     Accumulator sum = 0;
     for (int split = 0; split < splits.splits; ++split)
         sum += partial[(int64)split * problem.groups * splits.filters * splits.columns];
-    round_to(grad_w[offset(problem.w, k, d / (R * S), d / S % R, d % S)], sum);
+    round_to(grad_w[offset(problem.w, k, d / TAPS, d / S % R, d % S)], sum);
 }

@@ -52,9 +52,8 @@
 
 #include "cut.cuh"
 #include "epilogue.cuh"
-#include "tensor_core.cuh"
+#include "tensor_core_tile.cuh"
 
-constexpr int CHUNK = 16 / sizeof(Element);       // elements of 16 bytes
 constexpr int CHUNKS = 4;                         // of a row of a stage
 constexpr int DEPTH = CHUNKS * CHUNK;             // reduction steps per stage
 constexpr int STEPS = 2;                          // of 32 bytes, which the tensor cores take at once
@@ -62,11 +61,7 @@ constexpr int TAPS = R * S;
 
 constexpr int WARPS_K = TILE_K / WARP_K, WARPS = TILE_M / WARP_M * WARPS_K;
 constexpr int THREADS = 32 * WARPS;
-constexpr int BLOCKS_M = WARP_M / 16, BLOCKS_K = WARP_K / 8;  // of a warp
 constexpr int PIXEL_BYTES = TILE_M * CHUNKS * 16, STAGE_BYTES = PIXEL_BYTES + TILE_K * CHUNKS * 16;
-// A thread has up to 255 registers with 8 warps on a multiprocessor, 168 with 12 and 128 with 16.
-constexpr int NEED = BLOCKS_M * BLOCKS_K * (PRECISE ? 2 : 1);
-constexpr int WARPS_PER_SM = NEED > 16 ? 8 : NEED > 8 ? 12 : 16;
 constexpr int BLOCKS_PER_SM = WARPS_PER_SM / WARPS;
 
 // A thread's part of a stage of pixels: OWN of them, COLUMNS chunks of each.
@@ -74,8 +69,6 @@ constexpr int OWN = TOGETHER ? TILE_M * CHUNKS / THREADS : 1;
 constexpr int COLUMNS = TOGETHER ? 1 : TILE_M * CHUNKS / THREADS;
 constexpr int OWN_FILTERS = TILE_K * CHUNKS / THREADS;
 static_assert(OWN * COLUMNS * THREADS == TILE_M * CHUNKS && OWN_FILTERS * THREADS == TILE_K * CHUNKS);
-
-struct alignas(16) Chunk { Element lane[CHUNK]; };
 
 // The way out, see `finish`: a warp's sums leave in slices of 16 pixels or 16 filters, whichever lie apart in memory.
 constexpr int SLICE = 16;
@@ -252,21 +245,6 @@ struct Aim {
     }
 };
 
-using Sums = Accumulator[BLOCKS_M][BLOCKS_K][4];
-
-// Round floats to TF32, and in `rest` keep what that leaves, rounded too; 16-bit types are as they should be.
-template <int COUNT>
-__device__ __forceinline__ void round_matrices(unsigned (&values)[COUNT], unsigned (&rest)[COUNT])
-{
-    if constexpr (sizeof(Element) == 4)
-        #pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-            const float value = __uint_as_float(values[i]);
-            values[i] = to_tf32(value);
-            if constexpr (PRECISE) rest[i] = to_tf32(value - __uint_as_float(values[i]));
-        }
-}
-
 __device__ __forceinline__ void multiply_stage(Sums& sums, unsigned stage, const Aim& aim)
 {
     #pragma unroll
@@ -286,19 +264,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, unsigned stage, const
             for (int half = 0; half < 2; ++half) {
                 unsigned b[2] = {two[half * 2], two[half * 2 + 1]}, b_rest[2];
                 if constexpr (PRECISE) round_matrices(b, b_rest);  // else pack_filters did
-                #pragma unroll
-                for (int i = 0; i < BLOCKS_M; ++i) {
-                    if constexpr (PRECISE) {
-                        float products[4] = {};
-                        multiply(products, a_rest[i], b, Element());
-                        multiply(products, a[i], b_rest, Element());
-                        multiply(products, a[i], b, Element());
-                        #pragma unroll
-                        for (int e = 0; e < 4; ++e) sums[i][j + half][e] += products[e];
-                    } else {
-                        multiply(sums[i][j + half], a[i], b, Element());
-                    }
-                }
+                multiply_blocks(sums, a, a_rest, b, b_rest, j + half);
             }
         }
     }
@@ -455,16 +421,10 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
     }
 
     if constexpr (SPLIT) {
-        const int lane = threadIdx.x % 32, filter = group * cut.filters + first_filter + warp_filter + lane % 4 * 2;
+        const int filter = group * cut.filters + first_filter + warp_filter;
         const int64 row = (int64)blockIdx.y * problem.groups * cut.filters + filter;
         const int64 pitch = (int64)cut.tiles_m * TILE_M;
-        Accumulator* to = partial + row * pitch + first_pixel + warp_pixel + lane / 4;
-        #pragma unroll
-        for (int j = 0; j < BLOCKS_K; ++j, to += 8 * pitch)
-            #pragma unroll
-            for (int i = 0; i < BLOCKS_M; ++i)
-                #pragma unroll
-                for (int e = 0; e < 4; ++e) to[e % 2 * pitch + i * 16 + e / 2 * 8] = sums[i][j][e];
+        leave_sums(sums, partial + row * pitch + first_pixel + warp_pixel, pitch);
     } else {
         finish(problem, cut, {y, bias, residual}, sums, first_pixel, group, first_filter, warp_pixel, warp_filter);
     }

@@ -22,6 +22,13 @@ __device__ __forceinline__ void load_matrices(unsigned (&to)[4], unsigned row)
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
 }
 
+// The same, each matrix transposed: of 16-bit types, the rows are the reduction's steps.
+__device__ __forceinline__ void load_transposed(unsigned (&to)[4], unsigned row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
+}
+
 // A float's nearest of 11 significant bits, as tensor cores take it; ties away from zero.
 __device__ __forceinline__ unsigned to_tf32(float value)
 {

@@ -1,0 +1,238 @@
+"""Weight gradient on tensor cores: an implicit product over the output pixels, in two steps without atomics.
+
+tensor_core_weight_grad.cu tells the idea; this file chooses the tile and the splits, and launches.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import gpu_cost as cost
+from ..launching import CudaSource, ceil_div, launch
+from .implicit_gemm import DIVISOR, divisor, round_up
+from .parameters import is_wide, problem_struct, type_constants, window_constants
+from .tensor_core import (
+    L2_BYTES_PER_CYCLE,
+    SHARED_BYTES_PER_CYCLE,
+    THREAD_SLOTS,
+    VECTOR,
+    aligned,
+    chunk_of,
+    dtype_reasons,
+    stages_held,
+)
+from .weight_grad import MOST_SPLITS, PARTIAL_BYTES, THREADS, cut_reasons, splits_struct
+
+STAGE_BYTES = 64  # of the pixels of one column or filter, as in tensor_core_weight_grad.cu
+FEWEST_STAGES = 8  # of one split: its prologue and its sums must pay
+
+
+class Tile(NamedTuple):
+    """Columns and filters of a block, and of each of its warps."""
+
+    columns: int
+    filters: int
+    warp_columns: int
+    warp_filters: int
+
+    @property
+    def threads(self):
+        return self.columns // self.warp_columns * (self.filters // self.warp_filters) * 32
+
+    @property
+    def stage_bytes(self):
+        return (self.columns + self.filters) * STAGE_BYTES
+
+    @property
+    def matrix_bytes(self):
+        """What its warps load of a stage: each its own columns and filters."""
+        return self.threads // 32 * (self.warp_columns + self.warp_filters) * STAGE_BYTES
+
+
+TILES = (
+    Tile(128, 128, 64, 64),
+    Tile(128, 128, 64, 32),
+    Tile(128, 64, 64, 32),
+    Tile(64, 128, 32, 64),
+    Tile(64, 64, 32, 32),
+)
+PRECISE_TILES = TILES[1], *TILES[3:]  # three products and 64-bit offsets leave too few registers for the others
+
+# Instructions beside multiplying, read from the machine code: of each thread and stage; of each chunk that it copies;
+# of each element gathered by itself, channels inner, taps inner; of each word of shared memory that it rounds to TF32.
+LOOP_SLOTS, CHUNK_SLOTS, GATHER_SLOTS = 50, 18, (3, 24)
+ROUND_SLOTS = {None: 0, "tf32": 3, "3xtf32": 10}
+WAITING = cost.waiting("cupy_raw.tensor_core_weight_grad", like="cupy_raw.implicit_gemm")
+
+passes = ("weight_grad",)
+
+
+class Cut(NamedTuple):
+    """How the product is cut into blocks; filters, columns and pixels of a split as `struct Splits` has them."""
+
+    tile: Tile
+    taps_inner: bool
+    filters: int
+    columns: int
+    pixels: int
+    splits: int
+    partial_bytes: int
+
+    def grid(self, problem):
+        return problem.groups * (self.columns // self.tile.columns) * (self.filters // self.tile.filters), self.splits
+
+
+class Lying(NamedTuple):
+    """Of which 16 bytes lie side by side in memory, of x and of grad_y: CHANNELS, PIXELS or NONE."""
+
+    x_together: str
+    y_together: str
+
+
+def tiles_of(problem):
+    """Those for which a thread has registers enough."""
+    return PRECISE_TILES if problem.precision == "3xtf32" else TILES
+
+
+@lru_cache(maxsize=4096)
+def cut_for(problem, device):
+    """The cut that is predicted to be the fastest."""
+    cuts = [cut_of(problem, tile, splits) for tile in tiles_of(problem) for splits in possible_splits(problem)]
+    affordable = [cut for cut in cuts if cut.partial_bytes <= PARTIAL_BYTES or cut.splits == 1]
+    return min(affordable, key=lambda cut: seconds(problem, device, cut))
+
+
+def depth_of(problem):
+    """Pixels of a stage."""
+    return STAGE_BYTES // problem.dtype.itemsize
+
+
+def possible_splits(problem):
+    """1, and more by about a tenth each time, as long as each split has FEWEST_STAGES."""
+    most = min(ceil_div(problem.reduction, depth_of(problem)) // FEWEST_STAGES, MOST_SPLITS)
+    return sorted({1, *(min(most, math.ceil(1.1**i)) for i in range(59) if most > 0)})
+
+
+def cut_of(problem, tile, splits):
+    depth, taps_inner = depth_of(problem), problem.Cg < chunk_of(problem)
+    all_stages = ceil_div(problem.reduction, depth)
+    stages = ceil_div(all_stages, splits)
+    splits = ceil_div(all_stages, stages)
+    channels = problem.Cg if taps_inner else round_up(problem.Cg, chunk_of(problem))
+    filters, columns = round_up(problem.Kg, tile.filters), round_up(problem.R * problem.S * channels, tile.columns)
+    partial = splits * problem.groups * filters * columns * problem.accumulate.itemsize
+    return Cut(tile, taps_inner, filters, columns, stages * depth, splits, partial)
+
+
+def seconds(problem, device, cut):
+    """The busiest SM's blocks, or x and grad_y out of memory, then what splits write and read again.
+
+    A stage takes what its slowest part does: multiplying, bringing it from L2, storing it and loading matrices of it,
+    or issuing its instructions.
+    """
+    tile, depth, lying = cut.tile, depth_of(problem), lying_as_planned(problem)
+    macs = tile.columns * tile.filters * depth
+    multiplying = macs / cost.tensor_multiply_adds(problem, device)
+    bringing = tile.stage_bytes / L2_BYTES_PER_CYCLE
+    sharing = (tile.stage_bytes + tile.matrix_bytes) / SHARED_BYTES_PER_CYCLE
+    multiplies = macs / (16 * 8 * (32 // problem.dtype.itemsize)) * (3 if problem.precision == "3xtf32" else 1)
+    issuing = multiplies * 32 + LOOP_SLOTS * tile.threads + CHUNK_SLOTS * tile.stage_bytes / VECTOR
+    issuing += ROUND_SLOTS[problem.precision] * tile.matrix_bytes / 4
+    if lying.x_together == "NONE":
+        issuing += GATHER_SLOTS[cut.taps_inner] * tile.columns * depth
+    if lying.y_together == "NONE":
+        issuing += GATHER_SLOTS[0] * tile.filters * depth
+    stage = max(multiplying, bringing, sharing, issuing / cost.SLOTS_PER_CYCLE) * cost.SLOTS_PER_CYCLE
+    slots = cut.pixels / depth * stage + THREAD_SLOTS * tile.threads
+    multiply = WAITING * cost.block_seconds(device, math.prod(cut.grid(problem)), tile.threads, slots)
+    least = cost.memory_seconds(problem, device)
+    return max(multiply, least) + cost.memory_seconds(problem, device, 2 * cut.partial_bytes) - least
+
+
+def why_not(problem, device):
+    return dtype_reasons(problem, device) or cut_reasons(problem, cut_for(problem, device))
+
+
+def workspace_bytes(problem, device):
+    return cut_for(problem, device).partial_bytes
+
+
+def predicted_seconds(problem, device):
+    return seconds(problem, device, cut_for(problem, device)) + 2 * cost.LAUNCH
+
+
+def lying_as_planned(problem):
+    """As fresh arrays lie in the problem's layout."""
+    chunk = chunk_of(problem)
+    if problem.layout == "NHWC":
+        return Lying(*("NONE" if channels % chunk else "CHANNELS" for channels in (problem.Cg, problem.Kg)))
+    y = "NONE" if problem.P * problem.Q % chunk else "PIXELS"
+    return Lying(y if reads_every_pixel(problem) else "NONE", y)
+
+
+def reads_every_pixel(problem):
+    """Whether columns are channels: no window, stride or padding comes between pixels of x that lie side by side."""
+    plain = problem.stride == (1, 1) and (problem.P, problem.Q) == (problem.H, problem.W)
+    return problem.R == problem.S == 1 and plain and problem.Cg >= chunk_of(problem)
+
+
+def lying_of(problem, x, grad_y):
+    """How these arrays lie."""
+    y = together(problem, grad_y, problem.Kg)
+    of_x = together(problem, x, problem.Cg)
+    return Lying("NONE" if of_x == "PIXELS" and not reads_every_pixel(problem) else of_x, y)
+
+
+def together(problem, array, channels):
+    chunk, item = chunk_of(problem), array.itemsize
+    if channels % chunk == 0 and array.strides[1] == item and aligned(array, (0, 2, 3)):
+        return "CHANNELS"
+    planes = array.strides[2:] == (array.shape[3] * item, item) and array.shape[2] * array.shape[3] % chunk == 0
+    return "PIXELS" if planes and aligned(array, (0, 1)) else "NONE"
+
+
+def sources(problem, device, wide=False, lying=None):
+    """The kernels: multiply, and add the splits; by default for arrays as the layout has them."""
+    cut = cut_for(problem, device)
+    return sources_of(problem, cut, stages_held(cut.tile, device), wide, lying or lying_as_planned(problem))
+
+
+@lru_cache(maxsize=4096)
+def sources_of(problem, cut, stages, wide, lying):
+    tile, chunk = cut.tile, chunk_of(problem)
+    shared = type_constants(problem, wide) + window_constants(problem)
+    constants = (*shared, ("TILE_M", tile.columns), ("TILE_K", tile.filters))
+    constants += (("WARP_M", tile.warp_columns), ("WARP_K", tile.warp_filters), ("STAGES", stages))
+    constants += (("X_TOGETHER", lying.x_together), ("Y_TOGETHER", lying.y_together))
+    constants += (("X_WHOLE", int(problem.Cg % chunk == 0)), ("Y_WHOLE", int(problem.Kg % chunk == 0)))
+    constants += (("TAPS_INNER", int(cut.taps_inner)), ("PRECISE", int(problem.precision == "3xtf32")))
+    multiply = CudaSource("tensor_core_weight_grad.cu", "conv2d_tensor_core_weight_grad", constants)
+    shared += () if cut.taps_inner else (("CHANNELS_INNER", chunk),)
+    return multiply, CudaSource("finish_weight_grad.cu", "finish_weight_grad", shared)
+
+
+def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):
+    """Write the weight gradient into grad_w (K, C/groups, R, S), from x (N, C, H, W) and grad_y (N, K, P, Q).
+
+    workspace: `workspace_bytes` of them, 64-byte aligned.
+    """
+    cut, wide = cut_for(problem, device), is_wide(problem, x, grad_w, grad_y, None)
+    kernels = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying_of(problem, x, grad_y))
+    multiply, finish = kernels
+    struct, part = problem_struct(problem, x, grad_w, grad_y, None, None), splits_struct(problem, cut)
+    arguments = (x, grad_y, workspace, struct, part, divisor_struct(problem.Q), divisor_struct(problem.P))
+    launch(multiply, cut.grid(problem), cut.tile.threads, arguments, stream=stream)
+    weights = problem.K * problem.Cg * problem.R * problem.S
+    launch(finish, ceil_div(weights, THREADS), THREADS, (workspace, grad_w, struct, part), stream=stream)
+
+
+@lru_cache(maxsize=4096)
+def divisor_struct(number):
+    """`struct Divisor`."""
+    struct = np.array(divisor(number), DIVISOR)
+    struct.flags.writeable = False
+    return struct
