@@ -78,9 +78,10 @@ def convolution_forward(
     dilation have. All NumPy or all CuPy, on one device, float16, float32 or float64. d_layout: CUDNN_TENSOR_NCHW, or
     CUDNN_TENSOR_NHWC for x (N, H, W, C) and y (N, P, Q, K); w_layout: CUDNN_TENSOR_NHWC for W (K, R, S, C / groups).
 
-    auto_tune, tensor_core: taken as CuPy takes them; what cannot be done (nothing is measured yet, and no kernel uses
-    tensor cores) is said once, by a RuntimeWarning. Raises ValueError or TypeError, naming the argument, with y
-    untouched, and UnsupportedError (a RuntimeError, as CuPy raised) where the workspace is too small.
+    auto_tune: True is taken, and said once, by a RuntimeWarning, to measure nothing. tensor_core: "always" lets a GPU
+    multiply float32 in TF32, of 11 significant bits; float16 is multiplied on tensor cores whatever is asked for, and
+    summed in float32. Raises ValueError or TypeError, naming the argument, with y untouched, and UnsupportedError (a
+    RuntimeError, as CuPy raised) where the workspace is too small.
 
     >>> import numpy as np
     >>> y = np.empty((1, 1, 2, 2), np.float32)
@@ -93,8 +94,9 @@ def convolution_forward(
     library = check_arrays("y", x=x, W=W, b=b, y=y)
     geometry = geometry_of(("x", x), ("W", W), ("y", y), ("W", "y"), pad, stride, dilation, groups, d_layout, w_layout)
     b = flat_bias(b, geometry.K)
-    say_what_is_not_done(auto_tune, tensor_core)
-    convolve = partial(operations.conv2d, **geometry.keywords)
+    say_what_is_not_done(auto_tune)
+    parameters = geometry.keywords | {"precision": precision_for(tensor_core, x.dtype)}
+    convolve = partial(operations.conv2d, **parameters)
     if geometry.dimensions == 3:
         meeting = {t: [(o, d) for d, o in pairs] for t, pairs in geometry.meeting().items()}
         add_slices(library, y, x, W, b, meeting, convolve)
@@ -138,8 +140,9 @@ def convolution_backward_data(
     library = check_arrays("y", W=W, x=x, b=b, y=y)
     geometry = geometry_of(("y", y), ("W", W), ("x", x), ("y", "y"), pad, stride, dilation, groups, d_layout, w_layout)
     b = flat_bias(b, geometry.C)
-    say_what_is_not_done(auto_tune, tensor_core)
-    convolve = partial(gradients.conv_transpose2d, output_padding=geometry.output_padding, **geometry.keywords)
+    say_what_is_not_done(auto_tune)
+    parameters = geometry.keywords | {"precision": precision_for(tensor_core, x.dtype)}
+    convolve = partial(gradients.conv_transpose2d, output_padding=geometry.output_padding, **parameters)
     if geometry.dimensions == 3:
         add_slices(library, y, x, W, b, geometry.meeting(), convolve)
     else:
@@ -179,8 +182,9 @@ def convolution_backward_filter(
     check_arrays("gW", x=x, gy=gy, gW=gW)
     blamed = ("gW", "gy")
     geometry = geometry_of(("x", x), ("gW", gW), ("gy", gy), blamed, pad, stride, dilation, groups, d_layout, w_layout)
-    say_what_is_not_done(auto_tune, tensor_core)
-    differentiate = partial(gradients.conv2d_weight_grad, **geometry.keywords)
+    say_what_is_not_done(auto_tune)
+    parameters = geometry.keywords | {"precision": precision_for(tensor_core, x.dtype)}
+    differentiate = partial(gradients.conv2d_weight_grad, **parameters)
     if geometry.dimensions == 3:
         gradients_of_slices(x, gy, gW, geometry.meeting(), differentiate)
     else:
@@ -351,13 +355,16 @@ def flat_bias(b, count):
     return None if b is None else b.reshape(-1)
 
 
-def say_what_is_not_done(auto_tune, tensor_core):
-    if tensor_core not in TENSOR_CORE:
-        raise ValueError(f"tensor_core: 'always', 'auto' or 'never' needed, got {shortened(tensor_core)}")
+def say_what_is_not_done(auto_tune):
     if auto_tune:
         say_once("auto_tune=True: no algorithm is measured; the one predicted to be fastest is taken")
-    if tensor_core == "always":
-        say_once("tensor_core='always': no kernel uses tensor cores; sums of float16 are kept in float32")
+
+
+def precision_for(tensor_core, dtype):
+    """What conv2d's argument precision is to be."""
+    if tensor_core not in TENSOR_CORE:
+        raise ValueError(f"tensor_core: 'always', 'auto' or 'never' needed, got {shortened(tensor_core)}")
+    return "tf32" if tensor_core == "always" and dtype == "float32" else None
 
 
 def say_once(message):

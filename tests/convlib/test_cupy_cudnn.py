@@ -300,10 +300,25 @@ def test_what_is_not_done_is_said_once_and_what_is_meant_alike_not_at_all(recwar
     for _ in range(2):
         convolution_forward(x, W, None, gy, *rest, auto_tune=True, tensor_core="always")
         convolution_backward_filter(x, gy, filled(W.shape), *rest, **BACKWARD | {"auto_tune": True})
-    assert [str(warning.message).partition(": ")[2].partition(":")[0] for warning in recwarn] == [
-        "auto_tune=True", "tensor_core='always'",
-    ]  # fmt: skip
+    assert [str(warning.message).partition(": ")[2].partition(":")[0] for warning in recwarn] == ["auto_tune=True"]
     assert {warning.filename for warning in recwarn} == {__file__}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("tensor_core", ["always", "auto", "never"])
+def test_tensor_cores_take_float32_when_they_always_shall(tensor_core, dtype, monkeypatch):
+    asked = []
+    calls = ((cupy_cudnn.operations, "conv2d"), (cupy_cudnn.gradients, "conv_transpose2d"),
+             (cupy_cudnn.gradients, "conv2d_weight_grad"))  # fmt: skip
+    for module, name in calls:
+        monkeypatch.setattr(module, name, lambda *arguments, precision, **parameters: asked.append(precision))
+    x, W, gy, rest = problem(2, CASES[0])
+    x, W, gy = (array.astype(dtype) for array in (x, W, gy))
+    options = BACKWARD | {"tensor_core": tensor_core}
+    convolution_forward(x, W, None, gy, *rest, **FORWARD | {"tensor_core": tensor_core})
+    convolution_backward_data(W, gy, None, x, *rest, **options)
+    convolution_backward_filter(x, gy, W, *rest, **options)
+    assert asked == ["tf32" if (tensor_core, dtype) == ("always", "float32") else None] * 3
 
 
 def test_the_signatures_are_cupys():
