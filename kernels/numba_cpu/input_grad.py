@@ -232,7 +232,7 @@ def copy_panels_function(dtype_name):
                 else:
                     copy_one_by_one(to, call.plane * item, here, call.x_c, call.x_w, count, first, behind, False)
 
-    return copy_panels, copy_slab
+    return copy_panels, copy_slab, lies_flat
 
 
 # Storing the sums.
@@ -326,12 +326,12 @@ def build(dtype_name):
     V, zero = Vector(numba.from_dtype(np.dtype(real)), W), real(0)
     _, _, _, write_vector = memory_functions(dtype_name)
     multiply = multiply_function(real, "row")
-    copy_panels, _ = copy_panels_function(dtype_name)
+    copy_panels, _, lies_flat = copy_panels_function(dtype_name)
     finish_tile = finish_function(dtype_name)
 
     @inlined
-    def multiply_phases(call, vectors, count, w, panels, depth, sums, fresh, out, zeros, soon):
-        """w: of the first tap. out: where to put what is finished then, or 0. soon: where the numbers of grad_y lie
+    def multiply_phases(call, vectors, count, w, panels, panel_step, depth, sums, fresh, out, zeros, soon):
+        """w: of the first tap. panel_step: from filter to filter. out: where to put what is finished then, or 0. soon: where the numbers of grad_y lie
         that are copied next, or 0: these are then fetched instead of weights.
         """
         phase_bytes = call.channel_block * panel_row
@@ -346,7 +346,7 @@ def build(dtype_name):
                         panel = panels + (shift_h * call.shifts_w + shift_w) * depth * panel_row
                         ahead = soon + (shift_h + call.low_h) * call.x_h if soon != 0 and shift_w == 0 else 0
                         multiply(
-                            vectors, count, w, item, rows * depth * item, rows * item, panel, panel_row, depth, sums,
+                            vectors, count, w, item, rows * depth * item, rows * item, panel, panel_step, depth, sums,
                             panel_row, first, out, call.y_k, zeros, 0, 0, -np.inf, np.inf, ahead, LINE // 2, call.x_c,
                         )  # fmt: skip
                         w += call.weight_rows * depth * item
@@ -359,6 +359,12 @@ def build(dtype_name):
         row = pixel // call.coarse_w
         n, i = row // call.coarse_h, row % call.coarse_h
         return address + n * step_n + i * step_h + pixel % call.coarse_w * step_w
+
+    @inlined
+    def reads_in_place(call, start, end):
+        """Whether the pixels of this tile are neighbours in grad_y: all of it, in one image."""
+        image = call.coarse_h * call.coarse_w
+        return lies_flat(call) and start + width <= end and start // image == (start + width - 1) // image
 
     @inlined
     def finishes_itself(call, start, end):
@@ -388,23 +394,30 @@ def build(dtype_name):
         for k0 in range(0, call.Kg, call.depth_block):
             depth = min(call.depth_block, call.Kg - k0)
             last = k0 + depth == call.Kg
-            copy_panels(call, own, grad + k0 * call.x_c, first, end, depth)
+            for start in range(first, end, width):
+                if not reads_in_place(call, start, end):
+                    panels = own + (start - first) // width * shifts * depth * panel_row
+                    copy_panels(call, panels, grad + k0 * call.x_c, start, min(start + width, end), depth)
             w_block = w + (k0 * call.weight_panels * call.weight_rows + c0 * depth) * item
             for f in range(0, channels, CHANNEL_BLOCK):
                 count = min(CHANNEL_BLOCK, channels - f)
                 for start in range(first, end, width):
                     tile, vectors = (start - first) // width, (min(width, end - start) + W - 1) // W
                     panels, here = own + tile * shifts * depth * panel_row, sums + tile * tile_sums + f * panel_row
+                    panel_step = panel_row
+                    if reads_in_place(call, start, end):
+                        panels = place(call, grad + k0 * call.x_c, call.x_n, call.x_h, call.x_w, start)
+                        panel_step = call.x_c
                     out, soon = 0, 0
                     if last and finishes_itself(call, start, end):
                         out = place(call, grad_x + f * call.y_k, call.y_n, call.y_p, call.y_q, start)
                     if f == 0:
-                        then = start + (end - first if last else 0)
-                        soon = place(
-                            call, grad + (0 if last else k0 + depth) * call.x_c, call.x_n, call.x_h, call.x_w, then
-                        )
+                        then, k = start + width, k0
+                        if then >= end:
+                            then, k = (end, 0) if last else (first, k0 + depth)
+                        soon = place(call, grad + k * call.x_c, call.x_n, call.x_h, call.x_w, then)
                     weights = w_block + f * depth * item
-                    multiply_phases(call, vectors, count, weights, panels, depth, here, k0 == 0, out, zeros, soon)
+                    multiply_phases(call, vectors, count, weights, panels, panel_step, depth, here, k0 == 0, out, zeros, soon)
         for start in range(first, end, width):
             if finishes_itself(call, start, end):
                 continue
@@ -428,7 +441,7 @@ def build_stacked(dtype_name, twelve):
     multiply = multiply_function(real, "row")
     tile_twelve = tile_function(real, 12, 2, "row")
     tile_vectors = 2 if twelve else VECTORS
-    _, copy_slab = copy_panels_function(dtype_name)
+    _, copy_slab, _ = copy_panels_function(dtype_name)
     finish_tile = finish_function(dtype_name)
 
     @inlined
