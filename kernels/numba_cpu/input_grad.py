@@ -50,7 +50,7 @@ from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .microkernel import VECTORS, multiply_cycles, multiply_function, panel_rows, predicted, tile_function, vector_type
 from .short_floats import memory_functions
-from .threads import LINE, run_tasks, task_loop, worker_span
+from .threads import LINE, run_tasks, two_round_loop, worker_span
 from .tracing import (
     Lanes,
     constant,
@@ -81,7 +81,7 @@ SLAB_FILTERS = 128  # copied at a time, where phases are stacked
 CUTS = (
     "coarse_h", "coarse_w", "pitch", "plane", "low_h", "low_w", "shifts_h", "shifts_w", "step_h", "step_w", "stacked",
     "weight_rows", "weight_panels", "depth_block", "channel_block", "channel_tasks", "group", "sums_at", "zeros_at",
-    "worker_bytes",
+    "workers_at", "worker_bytes",
 )  # fmt: skip
 CALL_CUT = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in CUTS]))
 
@@ -318,8 +318,8 @@ def finish_function(dtype_name):
 # The product.
 
 
-def build(dtype_name):
-    """Task: a few tiles of pixels and a block of channels of one group."""
+def build_tiled(dtype_name):
+    """Task: a few tiles of pixels and a block of channels of one group. call.workspace: the packed weights."""
     real = np.dtype(dtype_name).type
     W, item, rows = lanes(real), np.dtype(real).itemsize, panel_rows()
     width, panel_row = VECTORS * W, VECTORS * W * item
@@ -383,13 +383,13 @@ def build(dtype_name):
         end, channels = min(first + call.group * width, pixels), min(call.channel_block, call.Cg - c0)
         shifts, phases = call.shifts_h * call.shifts_w, call.stride_h * call.stride_w
 
-        own = call.workspace + worker * call.worker_bytes
+        own = call.workspace + call.workers_at + worker * call.worker_bytes
         sums, zeros = own + call.sums_at, own + call.zeros_at
         for i in range(0, CHANNEL_BLOCK, W):
             write_vector(zeros + i * item, broadcast(V, zero))
         tile_sums = phases * call.channel_block * panel_row
         grad = call.x + g * call.Kg * call.x_c
-        w = call.w + g * call.weight_panels * call.weight_rows * call.Kg * item
+        w = call.workspace + g * call.weight_panels * call.weight_rows * call.Kg * item
         grad_x = call.y + (g * call.Cg + c0) * call.y_k
         for k0 in range(0, call.Kg, call.depth_block):
             depth = min(call.depth_block, call.Kg - k0)
@@ -424,7 +424,7 @@ def build(dtype_name):
             here = sums + (start - first) // width * tile_sums
             finish_tile(call, grad_x, here, zeros, start, min(start + width, end), 0, channels)
 
-    return task_loop(task)
+    return two_round_loop(build_pack(dtype_name), task)
 
 
 def build_stacked(dtype_name, twelve):
@@ -476,11 +476,11 @@ def build_stacked(dtype_name, twelve):
         count = min(call.group, call.coarse_h - part * call.group)
         row0, pixels = n * call.coarse_h + part * call.group, count * call.pitch
 
-        own = call.workspace + worker * call.worker_bytes
+        own = call.workspace + call.workers_at + worker * call.worker_bytes
         sums, zeros = own + call.sums_at, own + call.zeros_at
         write_vector(zeros, broadcast(V, zero))
         grad = call.x + g * call.Kg * call.x_c
-        w = call.w + g * call.weight_panels * call.weight_rows * call.Kg * item
+        w = call.workspace + g * call.weight_panels * call.weight_rows * call.Kg * item
         grad_x = call.y + g * call.Cg * call.y_k
         width, tile_sums = tile_vectors * W, call.weight_rows * panel_row
         for k0 in range(0, call.Kg, call.depth_block):
@@ -494,14 +494,14 @@ def build_stacked(dtype_name, twelve):
             here = sums + first // width * tile_sums
             finish_tile(call, grad_x, here, zeros, first, min(first + width, pixels), row0, call.Cg)
 
-    return task_loop(task)
+    return two_round_loop(build_pack(dtype_name), task)
 
 
 # The weights.
 
 
 def build_pack(dtype_name):
-    """Task: up to PACKED filters of one group. call.w: the weights (K, Cg, R, S), call.y: where they go.
+    """Task: up to PACKED filters of one group, from the weights (K, Cg, R, S) to call.workspace.
 
     For every block of filters, for every tap, phase by phase (or every shift): panels of `rows` channels (or channels
     of phases), filter after filter. A filter's weights are read from end to end: in the order of the panels, from 32
@@ -577,7 +577,7 @@ def build_pack(dtype_name):
         depth = min(call.depth_block, call.Kg - k0)
         first, filters = part * PACKED, min(PACKED, depth - part * PACKED)
         w = call.w + (g * call.Kg + k0 + first) * call.w_k
-        to = call.y + (g * call.Kg + k0) * call.weight_panels * call.weight_rows * item + first * rows * item
+        to = call.workspace + (g * call.Kg + k0) * call.weight_panels * call.weight_rows * item + first * rows * item
         for row0 in range(0, call.weight_rows, rows):
             tap_bytes = call.weight_rows * depth * item
             if call.stacked:
@@ -586,7 +586,7 @@ def build_pack(dtype_name):
                 pack_phases(call, to, w + row0 * call.w_c, min(rows, call.Cg - row0), filters, tap_bytes)
             to += rows * depth * item
 
-    return task_loop(pack)
+    return pack
 
 
 # How a problem is cut.
@@ -618,7 +618,7 @@ def rows_of(problem):
 
 @lru_cache(maxsize=1024)
 def cuts(problem, threads):
-    """The numbers of CUTS, the number of tasks, and the bytes of workspace."""
+    """The numbers of CUTS, the number of tasks of both rounds, and the bytes of workspace."""
     coarse = [-(-size // stride) for size, stride in zip((problem.H, problem.W), problem.stride)]
     lows, shifts = zip(*(shifts_of(problem, axis) for axis in (0, 1)))
     steps = [stride // gcd(stride, dilation) for stride, dilation in zip(problem.stride, problem.dilation)]
@@ -629,12 +629,14 @@ def cuts(problem, threads):
     )
     sums_at = up(copied * problem.dtype.itemsize, 64)
     zeros_at = sums_at + sums * problem.dtype.itemsize
+    workers_at = worker_span(problem.groups * problem.Kg * weight_rows * panels * problem.dtype.itemsize)
     worker_bytes = worker_span(zeros_at + CHANNEL_BLOCK * problem.dtype.itemsize)
     numbers = (
         *coarse, pitch, plane, *lows, *shifts, *steps, stacked, weight_rows, panels, depth, channel_block,
-        channel_tasks, group, sums_at, zeros_at, worker_bytes,
+        channel_tasks, group, sums_at, zeros_at, workers_at, worker_bytes,
     )  # fmt: skip
-    return numbers, tasks, threads * worker_bytes
+    pack_tasks = problem.groups * -(-problem.Kg // depth) * -(-depth // PACKED)
+    return numbers, (pack_tasks, tasks), workers_at + threads * worker_bytes
 
 
 def tiled_cut(problem, threads, coarse, shifts):
@@ -673,13 +675,13 @@ def up(count, step):
 
 @lru_cache(maxsize=1024)
 def prepared(problem, threads):
-    """What every call for this problem shares: the packed sizes, the compiled loop and the number of tasks."""
+    """What every call for this problem shares: the packed sizes, the compiled loop and the numbers of tasks."""
     numbers, tasks, _ = cuts(problem, threads)
     fields = problem_fields(problem) + struct.pack(f"{len(CUTS)}q", *numbers)
     if rows_of(problem)[0]:
         twelve = problem.Cg * problem.stride[0] * problem.stride[1] == 12 and target.register_count() == 32
         return fields, compiled(build_stacked, problem.dtype.name, twelve), tasks
-    return fields, compiled(build, problem.dtype.name), tasks
+    return fields, compiled(build_tiled, problem.dtype.name), tasks
 
 
 # The kernel.
@@ -701,20 +703,6 @@ def workspace_bytes(problem, device):
     return cuts(problem, device.threads)[-1]
 
 
-def packed_bytes(problem, device):
-    _, rows, panels = rows_of(problem)
-    return problem.groups * problem.Kg * rows * panels * problem.dtype.itemsize
-
-
-def pack(problem, device, w, packed):
-    """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), tap by tap."""
-    fields, _, _ = prepared(problem, device.threads)
-    call = pack_call(fields, packed, w, packed, None, None, None)
-    depth = cuts(problem, device.threads)[0][CUTS.index("depth_block")]
-    tasks = problem.groups * -(-problem.Kg // depth) * -(-depth // PACKED)
-    run_tasks(compiled(build_pack, problem.dtype.name), call, tasks, device.threads)
-
-
 def predicted_seconds(problem, device):
     _, rows, panels = rows_of(problem)
     numbers, _, _ = cuts(problem, device.threads)
@@ -730,14 +718,12 @@ def predicted_seconds(problem, device):
     store = 3.0 if one_by_one else 0.1 if problem.stride == (1, 1) else 0.5
     stores = store * problem.N * problem.C * problem.H * problem.W
     forward = replace(problem, pass_="forward")  # whose operands it shares
-    return predicted(forward, device, problem.groups * (multiply + copy + sums + masks) + stores)
-
-
-def pack_seconds(problem, device):
-    return 5e-6 + 7e-11 * packed_bytes(problem, device) / device.threads
+    pack = 5e-6 + 7e-11 * cut["workers_at"] / device.threads
+    return pack + predicted(forward, device, problem.groups * (multiply + copy + sums + masks) + stores)
 
 
 def run(problem, device, grad_y, w, grad_x, bias=None, residual=None, workspace=None, stream=None):
-    """Write the input gradient into grad_x (N, C, H, W), from grad_y (N, K, P, Q) and the packed weights."""
-    fields, loop_, tasks = prepared(problem, device.threads)
-    run_tasks(loop_, pack_call(fields, grad_y, w, grad_x, None, None, workspace), tasks, device.threads)
+    """Write the input gradient into grad_x (N, C, H, W), from grad_y (N, K, P, Q) and w (K, C/groups, R, S)."""
+    fields, compiled_loop, (before, tasks) = prepared(problem, device.threads)
+    call = pack_call(fields, grad_y, w, grad_x, None, None, workspace)
+    run_tasks(compiled_loop, call, tasks, device.threads, before)

@@ -46,11 +46,9 @@ def problem_of(name, dtype="float32"):
 
 def computed(problem, grad_y, w, threads=2, grad_x=None):
     place = Device("cpu", threads=threads)
-    sizes = input_grad.packed_bytes(problem, place), input_grad.workspace_bytes(problem, place)
-    packed, workspace = (np.full(size, 255, np.uint8) for size in sizes)  # NaN, where it is read too early
+    workspace = np.full(input_grad.workspace_bytes(problem, place), 255, np.uint8)  # NaN, where it is read too early
     grad_x = np.full(problem.x_shape, np.nan, problem.dtype) if grad_x is None else grad_x
-    input_grad.pack(problem, place, w, packed)
-    input_grad.run(problem, place, grad_y, packed, grad_x, workspace=workspace)
+    input_grad.run(problem, place, grad_y, w, grad_x, workspace=workspace)
     return grad_x
 
 
