@@ -35,6 +35,7 @@ Source: the phases are the polyphase decomposition of Vaidyanathan, Multirate Sy
 4.3; loop order and blocking after Goto and van de Geijn 2008.
 """
 
+import math
 import struct
 from dataclasses import replace
 from functools import lru_cache
@@ -48,7 +49,7 @@ from numba.core import types
 from . import target
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
-from .microkernel import VECTORS, multiply_cycles, multiply_function, panel_rows, predicted, tile_function, vector_type
+from .microkernel import VECTORS, multiply_cycles, multiply_function, panel_rows, predicted, tile_function, tile_rows, vector_type
 from .short_floats import memory_functions
 from .threads import LINE, run_tasks, two_round_loop, worker_span
 from .tracing import (
@@ -77,13 +78,16 @@ PACKED = 16  # filters that one task packs
 MASK_CYCLES = 600  # for each vector of pixels of a group: what it costs however few channels and filters there are
 GROUP_BYTES = 1 << 17  # panels of a task, at most, if they are of more than one tile
 SLAB_FILTERS = 128  # copied at a time, where phases are stacked
+DEEPEST = {16: 128, 32: 512}  # filters multiplied at a time where one panel is all, by registers
+PACKED_BYTES = 128 << 10  # weights of 1x1 that are no more are packed: it costs little
 
 CUTS = (
     "coarse_h", "coarse_w", "pitch", "plane", "low_h", "low_w", "shifts_h", "shifts_w", "step_h", "step_w", "stacked",
     "weight_rows", "weight_panels", "depth_block", "channel_block", "channel_tasks", "group", "sums_at", "zeros_at",
     "workers_at", "worker_bytes",
 )  # fmt: skip
-CALL_CUT = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in CUTS]))
+FOUND = ("weights_in_place",)  # by looking at the array
+CALL_CUT = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in CUTS + FOUND]))
 
 
 # Which taps a phase meets.
@@ -331,10 +335,15 @@ def build_tiled(dtype_name):
 
     @inlined
     def multiply_phases(call, vectors, count, w, panels, panel_step, depth, sums, fresh, out, zeros, soon):
-        """w: of the first tap. panel_step: from filter to filter. out: where to put what is finished then, or 0. soon: where the numbers of grad_y lie
-        that are copied next, or 0: these are then fetched instead of weights.
+        """w: of the first tap. panel_step: from filter to filter. out: where to put what is finished then, or 0.
+        soon: where the numbers of grad_y lie that are read next, or 0: these are then fetched instead of weights.
         """
         phase_bytes = call.channel_block * panel_row
+        w_panel, w_step = rows * depth * item, rows * item
+        ahead, ahead_step = 0, call.x_c
+        if call.weights_in_place:
+            w_panel, w_step = rows * item, call.w_k
+            ahead, ahead_step = w + LINE, call.w_k
         for fh in range(call.stride_h):
             first_r = first_tap(fh, call.top, call.dilation_h, call.stride_h, call.R)
             for fw in range(call.stride_w):
@@ -344,10 +353,12 @@ def build_tiled(dtype_name):
                     for s in range(first_s, call.S, call.step_w):
                         shift_w = (fw + call.left - s * call.dilation_w) // call.stride_w - call.low_w
                         panel = panels + (shift_h * call.shifts_w + shift_w) * depth * panel_row
-                        ahead = soon + (shift_h + call.low_h) * call.x_h if soon != 0 and shift_w == 0 else 0
+                        if soon != 0:
+                            ahead = soon + (shift_h + call.low_h) * call.x_h if shift_w == 0 else 0
+                            ahead_step = call.x_c
                         multiply(
-                            vectors, count, w, item, rows * depth * item, rows * item, panel, panel_step, depth, sums,
-                            panel_row, first, out, call.y_k, zeros, 0, 0, -np.inf, np.inf, ahead, LINE // 2, call.x_c,
+                            vectors, count, w, item, w_panel, w_step, panel, panel_step, depth, sums,
+                            panel_row, first, out, call.y_k, zeros, 0, 0, -np.inf, np.inf, ahead, LINE // 2, ahead_step,
                         )  # fmt: skip
                         w += call.weight_rows * depth * item
                         first = False
@@ -417,7 +428,11 @@ def build_tiled(dtype_name):
                             then, k = (end, 0) if last else (first, k0 + depth)
                         soon = place(call, grad + k * call.x_c, call.x_n, call.x_h, call.x_w, then)
                     weights = w_block + f * depth * item
-                    multiply_phases(call, vectors, count, weights, panels, panel_step, depth, here, k0 == 0, out, zeros, soon)
+                    if call.weights_in_place:
+                        weights = call.w + (g * call.Kg + k0) * call.w_k + (c0 + f) * item
+                    multiply_phases(
+                        call, vectors, count, weights, panels, panel_step, depth, here, k0 == 0, out, zeros, soon
+                    )
         for start in range(first, end, width):
             if finishes_itself(call, start, end):
                 continue
@@ -644,6 +659,8 @@ def tiled_cut(problem, threads, coarse, shifts):
     width = VECTORS * lanes(problem.dtype)
     tiles = -(-problem.N * coarse[0] * coarse[1] // width)
     most = target.cache_bytes(1) * 3 // 4 // (width * problem.dtype.itemsize)
+    if shifts == (1, 1):
+        most = DEEPEST[target.register_count()]
     depth = -(-problem.Kg // -(-problem.Kg // most))
     panels = shifts[0] * shifts[1] * depth * width
     wanted = TASKS_PER_THREAD * threads if threads > 1 else 1
@@ -671,6 +688,13 @@ def stacked_cut(problem, threads, coarse, shifts):
 
 def up(count, step):
     return -(-count // step) * step
+
+
+def weights_lie_in_place(problem, w) -> bool:
+    """Whether the micro-kernel is to read w (K, C/groups, R, S) itself: whole tiles of channels, side by side."""
+    whole = problem.Cg % max(tile_rows(width) for width in (1, 2, 3)) == 0
+    large = problem.R * problem.S == 1 and math.prod(problem.w_shape) * problem.dtype.itemsize > PACKED_BYTES
+    return large and whole and w.strides[1] == problem.dtype.itemsize
 
 
 @lru_cache(maxsize=1024)
@@ -725,5 +749,7 @@ def predicted_seconds(problem, device):
 def run(problem, device, grad_y, w, grad_x, bias=None, residual=None, workspace=None, stream=None):
     """Write the input gradient into grad_x (N, C, H, W), from grad_y (N, K, P, Q) and w (K, C/groups, R, S)."""
     fields, compiled_loop, (before, tasks) = prepared(problem, device.threads)
-    call = pack_call(fields, grad_y, w, grad_x, None, None, workspace)
-    run_tasks(compiled_loop, call, tasks, device.threads, before)
+    in_place = weights_lie_in_place(problem, w)
+    found = struct.pack(f"{len(FOUND)}q", in_place)
+    call = pack_call(fields + found, grad_y, w, grad_x, None, None, workspace)
+    run_tasks(compiled_loop, call, tasks, device.threads, 0 if in_place else before)
