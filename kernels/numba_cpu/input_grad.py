@@ -49,7 +49,16 @@ from numba.core import types
 from . import target
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
-from .microkernel import VECTORS, multiply_cycles, multiply_function, panel_rows, predicted, tile_function, tile_rows, vector_type
+from .microkernel import (
+    VECTORS,
+    multiply_cycles,
+    multiply_function,
+    panel_rows,
+    predicted,
+    tile_function,
+    tile_rows,
+    vector_type,
+)
 from .short_floats import memory_functions
 from .threads import LINE, run_tasks, two_round_loop, worker_span
 from .tracing import (
@@ -79,7 +88,9 @@ MASK_CYCLES = 600  # for each vector of pixels of a group: what it costs however
 GROUP_BYTES = 1 << 17  # panels of a task, at most, if they are of more than one tile
 SLAB_FILTERS = 128  # copied at a time, where phases are stacked
 DEEPEST = {16: 128, 32: 512}  # filters multiplied at a time where one panel is all, by registers
-PACKED_BYTES = 128 << 10  # weights of 1x1 that are no more are packed: it costs little
+DEEPEST_FAR = 128  # where weights are read in place and filters lie FAR bytes apart
+PACKED_BYTES, PACKED_FAR_BYTES = 128 << 10, 2 << 20  # weights of 1x1 that are no more are packed: it costs little
+FAR = 4096  # bytes from filter to filter, from which on they fall into few sets of the caches
 
 CUTS = (
     "coarse_h", "coarse_w", "pitch", "plane", "low_h", "low_w", "shifts_h", "shifts_w", "step_h", "step_w", "stacked",
@@ -660,7 +671,8 @@ def tiled_cut(problem, threads, coarse, shifts):
     tiles = -(-problem.N * coarse[0] * coarse[1] // width)
     most = target.cache_bytes(1) * 3 // 4 // (width * problem.dtype.itemsize)
     if shifts == (1, 1):
-        most = DEEPEST[target.register_count()]
+        far = wants_weights_in_place(problem) and lies_far(problem)
+        most = min(DEEPEST[target.register_count()], DEEPEST_FAR if far else problem.Kg)
     depth = -(-problem.Kg // -(-problem.Kg // most))
     panels = shifts[0] * shifts[1] * depth * width
     wanted = TASKS_PER_THREAD * threads if threads > 1 else 1
@@ -690,22 +702,29 @@ def up(count, step):
     return -(-count // step) * step
 
 
-def weights_lie_in_place(problem, w) -> bool:
-    """Whether the micro-kernel is to read w (K, C/groups, R, S) itself: whole tiles of channels, side by side."""
+def wants_weights_in_place(problem) -> bool:
+    """Whether the micro-kernel should read w (K, C/groups, R, S) itself: packing 8 MB takes longer than it saves."""
     whole = problem.Cg % max(tile_rows(width) for width in (1, 2, 3)) == 0
-    large = problem.R * problem.S == 1 and math.prod(problem.w_shape) * problem.dtype.itemsize > PACKED_BYTES
-    return large and whole and w.strides[1] == problem.dtype.itemsize
+    most = PACKED_FAR_BYTES if lies_far(problem) else PACKED_BYTES
+    return whole and problem.R * problem.S == 1 and math.prod(problem.w_shape) * problem.dtype.itemsize > most
+
+
+def lies_far(problem) -> bool:
+    """Whether the weights of two filters lie so far apart that they meet in the caches."""
+    return problem.Cg * problem.dtype.itemsize >= FAR
 
 
 @lru_cache(maxsize=1024)
 def prepared(problem, threads):
-    """What every call for this problem shares: the packed sizes, the compiled loop and the numbers of tasks."""
+    """What every call for this problem shares: the packed sizes, the compiled loop, the numbers of tasks, and whether
+    the weights are better read in place.
+    """
     numbers, tasks, _ = cuts(problem, threads)
     fields = problem_fields(problem) + struct.pack(f"{len(CUTS)}q", *numbers)
     if rows_of(problem)[0]:
         twelve = problem.Cg * problem.stride[0] * problem.stride[1] == 12 and target.register_count() == 32
-        return fields, compiled(build_stacked, problem.dtype.name, twelve), tasks
-    return fields, compiled(build_tiled, problem.dtype.name), tasks
+        return fields, compiled(build_stacked, problem.dtype.name, twelve), tasks, False
+    return fields, compiled(build_tiled, problem.dtype.name), tasks, wants_weights_in_place(problem)
 
 
 # The kernel.
@@ -748,8 +767,8 @@ def predicted_seconds(problem, device):
 
 def run(problem, device, grad_y, w, grad_x, bias=None, residual=None, workspace=None, stream=None):
     """Write the input gradient into grad_x (N, C, H, W), from grad_y (N, K, P, Q) and w (K, C/groups, R, S)."""
-    fields, compiled_loop, (before, tasks) = prepared(problem, device.threads)
-    in_place = weights_lie_in_place(problem, w)
+    fields, compiled_loop, (before, tasks), wants_in_place = prepared(problem, device.threads)
+    in_place = wants_in_place and w.strides[1] == problem.dtype.itemsize
     found = struct.pack(f"{len(FOUND)}q", in_place)
     call = pack_call(fields + found, grad_y, w, grad_x, None, None, workspace)
     run_tasks(compiled_loop, call, tasks, device.threads, 0 if in_place else before)
