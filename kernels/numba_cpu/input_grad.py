@@ -338,6 +338,7 @@ def build_tiled(dtype_name):
     real = np.dtype(dtype_name).type
     W, item, rows = lanes(real), np.dtype(real).itemsize, panel_rows()
     width, panel_row = VECTORS * W, VECTORS * W * item
+    fetched = CHANNEL_BLOCK // rows * (LINE // 2)  # bytes of each channel, while a block is multiplied
     V, zero = Vector(numba.from_dtype(np.dtype(real)), W), real(0)
     _, _, _, write_vector = memory_functions(dtype_name)
     multiply = multiply_function(real, "row")
@@ -345,9 +346,9 @@ def build_tiled(dtype_name):
     finish_tile = finish_function(dtype_name)
 
     @inlined
-    def multiply_phases(call, vectors, count, w, panels, panel_step, depth, sums, fresh, out, zeros, soon):
+    def multiply_phases(call, vectors, count, w, panels, panel_step, depth, sums, fresh, out, zeros, soon, soon_step):
         """w: of the first tap. panel_step: from filter to filter. out: where to put what is finished then, or 0.
-        soon: where the numbers of grad_y lie that are read next, or 0: these are then fetched instead of weights.
+        soon: what is needed next, soon_step bytes apart, or 0: this is then fetched instead of weights.
         """
         phase_bytes = call.channel_block * panel_row
         w_panel, w_step = rows * depth * item, rows * item
@@ -366,7 +367,7 @@ def build_tiled(dtype_name):
                         panel = panels + (shift_h * call.shifts_w + shift_w) * depth * panel_row
                         if soon != 0:
                             ahead = soon + (shift_h + call.low_h) * call.x_h if shift_w == 0 else 0
-                            ahead_step = call.x_c
+                            ahead_step = soon_step
                         multiply(
                             vectors, count, w, item, w_panel, w_step, panel, panel_step, depth, sums,
                             panel_row, first, out, call.y_k, zeros, 0, 0, -np.inf, np.inf, ahead, LINE // 2, ahead_step,
@@ -394,6 +395,30 @@ def build_tiled(dtype_name):
         dense = call.R * call.S * call.stride_h * call.stride_w == 1 and call.y_q == item and call.y_p == call.W * item
         image = call.coarse_h * call.coarse_w
         return dense and start + width <= end and start // image == (start + width - 1) // image
+
+    @inlined
+    def read_next(call, grad, start, first, end, k0, depth):
+        """Where in grad_y the tile lies that is multiplied after this one: it, the next block's first, or the next
+        task's.
+        """
+        then, k = start + width, k0
+        if then >= end:
+            last = k0 + depth == call.Kg
+            then, k = (end, 0) if last else (first, k0 + depth)
+        return place(call, grad + k * call.x_c, call.x_n, call.x_h, call.x_w, then)
+
+    @inlined
+    def stored_next(call, grad_x, start, f, k0, depth, channels):
+        """Some lines of grad_x that all phases of this tile will be stored to, of `depth` channels; 0 if all have been
+        fetched: for channels f of filters k0 other lines than for those before.
+        """
+        blocks, pieces = (channels - 1) // CHANNEL_BLOCK, (channels + depth - 1) // depth
+        number = k0 // call.depth_block * blocks + f // CHANNEL_BLOCK - 1
+        line, c = number // pieces * fetched, min(number % pieces * depth, channels - depth)
+        if line >= call.stride_h * call.stride_w * panel_row:
+            return 0
+        here = place(call, grad_x, call.y_n, call.stride_h * call.y_p, call.stride_w * call.y_q, start)
+        return here + line + c * call.y_k
 
     def task(call_address, index, worker):
         call = record_at(CALL_CUT, call_address)
@@ -430,20 +455,20 @@ def build_tiled(dtype_name):
                     if reads_in_place(call, start, end):
                         panels = place(call, grad + k0 * call.x_c, call.x_n, call.x_h, call.x_w, start)
                         panel_step = call.x_c
-                    out, soon = 0, 0
+                    out, soon, soon_step = 0, 0, 0
                     if last and finishes_itself(call, start, end):
                         out = place(call, grad_x + f * call.y_k, call.y_n, call.y_p, call.y_q, start)
                     if f == 0:
-                        then, k = start + width, k0
-                        if then >= end:
-                            then, k = (end, 0) if last else (first, k0 + depth)
-                        soon = place(call, grad + k * call.x_c, call.x_n, call.x_h, call.x_w, then)
+                        soon, soon_step = read_next(call, grad, start, first, end, k0, depth), call.x_c
+                    elif phases > 1 and depth <= channels:
+                        soon, soon_step = stored_next(call, grad_x, start, f, k0, depth, channels), call.y_k
                     weights = w_block + f * depth * item
                     if call.weights_in_place:
                         weights = call.w + (g * call.Kg + k0) * call.w_k + (c0 + f) * item
                     multiply_phases(
-                        call, vectors, count, weights, panels, panel_step, depth, here, k0 == 0, out, zeros, soon
-                    )
+                        call, vectors, count, weights, panels, panel_step, depth, here, k0 == 0, out, zeros, soon,
+                        soon_step,
+                    )  # fmt: skip
         for start in range(first, end, width):
             if finishes_itself(call, start, end):
                 continue
@@ -673,6 +698,8 @@ def tiled_cut(problem, threads, coarse, shifts):
     if shifts == (1, 1):
         far = wants_weights_in_place(problem) and lies_far(problem)
         most = min(DEEPEST[target.register_count()], DEEPEST_FAR if far else problem.Kg)
+        if problem.stride != (1, 1):
+            most = min(most, max(problem.Cg, CHANNEL_BLOCK))  # fetches no more channels ahead than there are
     depth = -(-problem.Kg // -(-problem.Kg // most))
     panels = shifts[0] * shifts[1] * depth * width
     wanted = TASKS_PER_THREAD * threads if threads > 1 else 1
