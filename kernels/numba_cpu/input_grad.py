@@ -277,6 +277,15 @@ def finish_function(dtype_name):
 
         loop(count, channel)
 
+    @traced(types.void)
+    def store_two_whole(to, to_step, even, even_step, odd, odd_step, count):
+        def channel(c):
+            pairs = interleave([load(V, even + c * even_step), load(V, odd + c * odd_step)])
+            for i, vector in enumerate(pairs):
+                store(to + c * to_step + V.bytes * i, vector)
+
+        loop(count, channel)
+
     @inlined
     def store_one_by_one(call, to, sums, sums_step, count, lane, pixels):
         for c in range(count):
@@ -304,7 +313,10 @@ def finish_function(dtype_name):
         elif fast:
             odd, odd_step = of_phase(call, sums, fh, 1)
             even, odd = zeros if even < 0 else even, zeros if odd < 0 else odd
-            store_two(to - left * item, call.y_k, even, even_step, odd, odd_step, count, left, left + outputs)
+            if outputs == 2 * W:  # with few channels masks take longer than the stores
+                store_two_whole(to, call.y_k, even, even_step, odd, odd_step, count)
+            else:
+                store_two(to - left * item, call.y_k, even, even_step, odd, odd_step, count, left, left + outputs)
         else:
             for fw in range(min(call.stride_w, outputs)):
                 here, step = of_phase(call, sums, fh, fw)
@@ -496,28 +508,44 @@ def build_stacked(dtype_name, twelve):
     finish_tile = finish_function(dtype_name)
 
     @inlined
-    def multiply_shift(vectors, count, w, slab, slab_step, depth, sums, fresh):
+    def multiply_shift(vectors, count, w, slab, slab_step, depth, sums, fresh, soon, soon_step):
+        """soon: what is needed next, soon_step bytes apart for each filter: it is fetched."""
         if twelve:
             tile_twelve(
-                w, item, rows * depth * item, rows * item, slab, slab_step, depth, w, 0, sums, panel_row, fresh, 0, 0,
-                12, 0, 0, 0, 0.0, 0.0,
+                w, item, rows * depth * item, rows * item, slab, slab_step, depth, soon, soon_step, sums, panel_row,
+                fresh, 0, 0, 12, 0, 0, 0, 0.0, 0.0,
             )  # fmt: skip
         else:
             multiply(
                 vectors, count, w, item, rows * depth * item, rows * item, slab, slab_step, depth, sums,
-                panel_row, fresh, 0, 0, 0, 0, 0, 0.0, 0.0,
+                panel_row, fresh, 0, 0, 0, 0, 0, 0.0, 0.0, soon, 0, soon_step,
             )  # fmt: skip
 
     @inlined
-    def multiply_shifts(call, vectors, w, slab, depth, sums, fresh):
-        """The rows of all phases at once, shift by shift. slab: where the tile's first pixel lies."""
+    def multiply_shifts(call, vectors, w, slab, depth, sums, fresh, soon, number, every):
+        """The rows of all phases at once, shift by shift. slab: where the tile's first pixel lies. soon: in every so many
+        shifts a line of it is fetched; number: of the tile's first shift.
+        """
         count = call.stride_h * call.stride_w * call.Cg
         for shift_h in range(call.shifts_h):
             for shift_w in range(call.shifts_w):
                 here = slab + (shift_h * call.pitch + shift_w) * item
-                multiply_shift(vectors, count, w, here, call.plane * item, depth, sums, fresh)
+                ahead, step = (soon + number // every * LINE, call.x_c) if number % every == 0 else (w, 0)
+                multiply_shift(vectors, count, w, here, call.plane * item, depth, sums, fresh, ahead, step)
                 w += call.weight_rows * depth * item
-                fresh = False
+                fresh, number = False, number + 1
+
+    @inlined
+    def copied_next(call, grad, row0, count, k0, depth):
+        """Where in grad_y the rows lie that are copied after these: the next filters', or the next task's."""
+        if k0 + depth < call.Kg:
+            k, row = k0 + depth, row0
+        else:
+            k, row = 0, row0 + count
+        n, p = row // call.coarse_h, row % call.coarse_h
+        if p > 0 and k == 0:
+            p += call.shifts_h - 1 + call.low_h  # the rows before it have been copied just now
+        return grad + k * call.x_c + n * call.x_n + p * call.x_h
 
     def task(call_address, index, worker):
         call = record_at(CALL_CUT, call_address)
@@ -526,6 +554,7 @@ def build_stacked(dtype_name, twelve):
         n, g = rest % call.N, rest // call.N
         count = min(call.group, call.coarse_h - part * call.group)
         row0, pixels = n * call.coarse_h + part * call.group, count * call.pitch
+        shifts = call.shifts_h * call.shifts_w
 
         own = call.workspace + call.workers_at + worker * call.worker_bytes
         sums, zeros = own + call.sums_at, own + call.zeros_at
@@ -538,9 +567,12 @@ def build_stacked(dtype_name, twelve):
             depth = min(call.depth_block, call.Kg - k0)
             copy_slab(call, own, grad + k0 * call.x_c, row0, count, depth)
             w_block = w + k0 * call.weight_panels * call.weight_rows * item
+            soon = copied_next(call, grad, row0, count, k0, depth)
+            every = max(1, (pixels + width - 1) // width * shifts * LINE // max(count * abs(call.x_h), 1))
             for first in range(0, pixels, width):
                 vectors, here = (min(width, pixels - first) + W - 1) // W, sums + first // width * tile_sums
-                multiply_shifts(call, vectors, w_block, own + first * item, depth, here, k0 == 0)
+                number = first // width * shifts
+                multiply_shifts(call, vectors, w_block, own + first * item, depth, here, k0 == 0, soon, number, every)
         for first in range(0, pixels, width):
             here = sums + first // width * tile_sums
             finish_tile(call, grad_x, here, zeros, first, min(first + width, pixels), row0, call.Cg)
