@@ -523,8 +523,8 @@ def build_stacked(dtype_name, twelve):
 
     @inlined
     def multiply_shifts(call, vectors, w, slab, depth, sums, fresh, soon, number, every):
-        """The rows of all phases at once, shift by shift. slab: where the tile's first pixel lies. soon: in every so many
-        shifts a line of it is fetched; number: of the tile's first shift.
+        """The rows of all phases at once, shift by shift. slab: where the tile's first pixel lies. soon: a line of it
+        is fetched in every so many shifts; number: of the tile's first shift.
         """
         count = call.stride_h * call.stride_w * call.Cg
         for shift_h in range(call.shifts_h):
