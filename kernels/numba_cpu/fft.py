@@ -43,7 +43,7 @@ from .epilogue import activate, store_one_function
 from .fft_passes import strip_functions, tables, transform_functions
 from .short_floats import memory_functions, strided_functions
 from .sliding_window import lanes_for, panel_filling, real_of, vector_of
-from .threads import run_tasks, task_loop, worker_span
+from .threads import lines, run_tasks, task_loop, worker_span
 from .vectors import Vector, broadcast, load, record_at
 
 passes = ("forward",)
@@ -290,11 +290,6 @@ def block(problem, axis, tile):
         return taps
     most = max((tile // 2 - 1) // problem.dilation[axis] + 1, 1)
     return ceil(taps / ceil(taps / most))
-
-
-def lines(count):
-    """Bytes, rounded up to whole cache lines."""
-    return -(-count // 64) * 64
 
 
 def run_seconds(problem, tiles, threads):
