@@ -33,7 +33,8 @@ phases the former were 156 to 283. What taught most:
   layers 5 to 12 % faster; reading tiles in place instead another 10 to 20 % on 56 x 56 with few channels and 0 to 7 %
   elsewhere.
 - Packing 4 to 8 MB of weights of a 1x1 takes 5 to 17 % of a call, reading them in place costs less; packing less than
-  2 MB is cheaper where filters lie 4 KB and more apart, and meet in the caches.
+  2 MB is cheaper where filters lie 4 KB and more apart, and meet in the caches. With AVX2, whose tiles are half as high
+  and wide, packing is cheaper for all but 4 MB of filters that lie near each other.
 - 1x1 by blocks of 512 filters instead of 171: 3 %, though a tile then comes from the L2 cache. With AVX2 128 are best.
 - With a stride, half of what is not multiplication is waiting for the lines of grad_x: fetched while a tile is
   multiplied they cost 2 to 5 % less. With stride 1 that changes nothing.

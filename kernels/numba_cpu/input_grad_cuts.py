@@ -22,8 +22,9 @@ GROUP_BYTES = 1 << 17  # panels of a task, at most, if they are of more than one
 SLAB_FILTERS = 128  # copied at a time, where phases are stacked
 DEEPEST = {16: 128, 32: 512}  # filters multiplied at a time where one panel is all, by registers
 DEEPEST_FAR = 128  # where weights are read in place and filters lie FAR bytes apart
-PACKED_BYTES, PACKED_FAR_BYTES = 128 << 10, 2 << 20  # weights of 1x1 that are no more are packed: it costs little
 FAR = 4096  # bytes from filter to filter, from which on they fall into few sets of the caches
+# Weights of a 1x1 that are no more than this are packed: it costs little. By registers; where filters lie FAR apart.
+PACKED_BYTES, PACKED_FAR_BYTES = {16: 2 << 20, 32: 128 << 10}, {16: math.inf, 32: 2 << 20}
 
 CUTS = (
     "coarse_h", "coarse_w", "pitch", "plane", "low_h", "low_w", "shifts_h", "shifts_w", "step_h", "step_w", "stacked",
@@ -119,7 +120,7 @@ def stacked_cut(problem, threads, coarse, shifts):
 def wants_weights_in_place(problem) -> bool:
     """Whether the micro-kernel should read w (K, C/groups, R, S) itself: packing 8 MB takes longer than it saves."""
     whole = problem.Cg % max(tile_rows(width) for width in (1, 2, 3)) == 0
-    most = PACKED_FAR_BYTES if lies_far(problem) else PACKED_BYTES
+    most = (PACKED_FAR_BYTES if lies_far(problem) else PACKED_BYTES)[target.register_count()]
     return whole and problem.R * problem.S == 1 and math.prod(problem.w_shape) * problem.dtype.itemsize > most
 
 

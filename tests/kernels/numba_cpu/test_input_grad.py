@@ -80,7 +80,7 @@ def small_caches(monkeypatch):
     monkeypatch.setattr(target, "cache_bytes", {1: 64 * target.vector_bytes(), 2: 20 << 10}.__getitem__)
     monkeypatch.setattr(input_grad_cuts, "SLAB_FILTERS", 8)
     monkeypatch.setattr(input_grad_cuts, "DEEPEST", {16: 16, 32: 16})
-    monkeypatch.setattr(input_grad_cuts, "PACKED_BYTES", 0)
+    monkeypatch.setattr(input_grad_cuts, "PACKED_BYTES", {16: 0, 32: 0})
     yield
     for cached in (input_grad.cuts, input_grad.prepared):
         cached.cache_clear()
