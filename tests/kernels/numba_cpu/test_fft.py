@@ -145,6 +145,6 @@ def test_many_channels_that_no_cache_holds_count_for_every_filter():
     # the input gradient of VGG-16's first layer: 64 channels for 3 filters, which Winograd does in less than half
     one, three = (problem_of((8, 64, 224, 224), (K, 64, 3, 3), padding=1) for K in (1, 3))
     place = device.cpu_with(2)
-    assert fft.predicted_seconds(three, place) > 4 * fft.predicted_seconds(one, place)
+    assert fft.predicted_seconds(three, place) > 3.5 * fft.predicted_seconds(one, place)
     fits = [problem_of((1, 64, 224, 224), (K, 64, 3, 3), padding=1) for K in (1, 3)]
     assert fft.predicted_seconds(fits[1], place) < 3 * fft.predicted_seconds(fits[0], place)
