@@ -24,9 +24,9 @@ are neighbours in w.
 
 Each sum is made by one task in the order of blocks, taps and filters, whatever the number of threads.
 
-Measured on two Zen 5 cores with AVX-512, eight images of ResNet-50's layers, where two micro-kernels reach 530 GFLOP/s:
-3x3 with stride 2 430 to 475, 1x1 with stride 2 350 to 440 (three of four numbers stored are zeros), 1x1 400 to 495. As
-phases the former were 156 to 283. What taught most:
+Measured on two Zen 5 cores with AVX-512, eight images of ResNet-50's layers, where two micro-kernels reach 530 GFLOP/s,
+whole calls: 3x3 with stride 2 340 to 430, 1x1 with stride 2 350 to 410 (three of four numbers stored are zeros), 1x1
+410 to 470. As phases the former were 156 to 283. What taught most:
 - Packing 9 MB of weights panel by panel, 32 bytes of each filter at a time, took 2.2 ms when no cache held them and 0.5
   when one did; filter by filter it takes 0.4 and 0.3. A benchmark that packs again and again does not see it.
 - Copying grad_y filter by filter, 1 to 2 KB at a time, instead of a cache line of each filter in turn made all 1x1
