@@ -19,8 +19,8 @@ a tap: 12 rows and 16 shifts of a 7x7 window with stride 2, some of whose weight
 taps.
 
 A 1x1 has one shift, and a tile whose pixels are neighbours in grad_y is read where it lies instead of copied; with
-stride 1 the micro-kernel also stores it. Many weights of a 1x1 are read where they lie too: the filters of this product
-are neighbours in w.
+stride 1 the micro-kernel also stores it. Many weights of a 1x1 are read where they lie too: the channels of a filter,
+the rows of a tile, are neighbours in w.
 
 Each sum is made by one task in the order of blocks, taps and filters, whatever the number of threads.
 
