@@ -31,7 +31,7 @@ from .depthwise import panel_row
 from .epilogue import CLAMP, activated
 from .microkernel import VECTORS, multiply_cycles, panel_rows, tile_rows
 from .sliding_window import as_numbers, as_stored, lanes_for, panel_filling, real_of, stored_kind, vector_of
-from .threads import task_loop, worker_span
+from .threads import lines, task_loop, worker_span
 from .tracing import Lanes, broadcast, choose, convert, fma, load, loop, maximum, minimum, select, store, traced, when
 from .vectors import lanes, record_at
 from .weight_rows import padded_filters
@@ -208,11 +208,6 @@ def build(dtype_name):
 
 
 # ---- how a problem is cut ----
-
-
-def lines(count):
-    """Bytes, rounded up to whole cache lines."""
-    return -(-count // 64) * 64
 
 
 @lru_cache(maxsize=1024)

@@ -32,7 +32,7 @@ Welch, The fast Fourier transform algorithm, 1970. The passes are fft_passes.py'
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, log2
+from math import ceil, log2, prod
 
 import numpy as np
 from numba import from_dtype
@@ -43,7 +43,7 @@ from .epilogue import activate, store_one_function
 from .fft_passes import strip_functions, tables, transform_functions
 from .short_floats import memory_functions, strided_functions
 from .sliding_window import lanes_for, panel_filling, real_of, vector_of
-from .threads import run_tasks, task_loop, worker_span
+from .threads import lines, run_tasks, task_loop, worker_span
 from .vectors import Vector, broadcast, load, record_at
 
 passes = ("forward",)
@@ -65,6 +65,7 @@ THREADS = 4  # for which tiles are chosen
 CYCLES, CYCLES_PER_ROW, CYCLES_PER_OUTPUT, CYCLES_PER_TASK = (0.22, 0.28, 0.38), 15, 1.3, 1700
 CYCLES_PER_NUMBER_APART = 1.5  # one of several channels side by side is read, and written, number by number
 CYCLES_PER_PACKED_NUMBER, CALL_SECONDS, CYCLES_PER_SECOND, SECONDS_PER_BYTE = 4, 8e-6, 3e9, 4e-11
+CACHED_BYTES, SECONDS_PER_BYTE_AGAIN = 32 << 20, 1e-10  # x larger than that comes from memory again for every filter
 
 
 def build_pack(dtype_name):
@@ -292,11 +293,6 @@ def block(problem, axis, tile):
     return ceil(taps / ceil(taps / most))
 
 
-def lines(count):
-    """Bytes, rounded up to whole cache lines."""
-    return -(-count // 64) * 64
-
-
 def run_seconds(problem, tiles, threads):
     pairs = ceil(problem.N * tiles.tiles_h * tiles.tiles_w / 2)
     terms = problem.Cg * tiles.blocks_r * tiles.blocks_s
@@ -311,7 +307,9 @@ def run_seconds(problem, tiles, threads):
     compute = ceil(pairs * problem.K / threads) * cycles / CYCLES_PER_SECOND
     numbers = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
     moved = numbers * problem.dtype.itemsize + tiles.spectra_bytes
-    return CALL_SECONDS + compute + moved * SECONDS_PER_BYTE / threads
+    x_bytes = prod(problem.x_shape) * problem.dtype.itemsize
+    again = (problem.Kg - 1) * x_bytes if x_bytes > CACHED_BYTES else 0
+    return CALL_SECONDS + compute + (moved * SECONDS_PER_BYTE + again * SECONDS_PER_BYTE_AGAIN) / threads
 
 
 def transform_cycles(problem, tile_h, tile_w):

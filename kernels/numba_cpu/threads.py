@@ -109,6 +109,11 @@ def round_function(task):
     return run_round
 
 
+def lines(count) -> int:
+    """`count` bytes in whole cache lines."""
+    return -(-count // LINE) * LINE
+
+
 def worker_span(count) -> int:
     """Bytes from one worker's `count` bytes of private workspace to the next worker's.
 
@@ -116,7 +121,7 @@ def worker_span(count) -> int:
     lines from the neighbour that is writing there. On two Zen 5 cores a 1x1 layer took 66 instead of 47 microseconds,
     in about every other process.
     """
-    return -(-count // LINE) * LINE + WORKER_GAP
+    return lines(count) + WORKER_GAP
 
 
 def run_tasks(loop, call, tasks, threads, before=0):

@@ -619,11 +619,14 @@ def build_filter_stage(m, dtype_name):
         for c in range(first, depth):
             for lane in range(filters):
                 stage_taps(call, w + lane * call.w_k + c * call.w_c, staged + lane * taps_bytes)
-            transform(staged, 0, scratch, target + c * vector_bytes, call.filter_plane)
+            transform(staged, 0, scratch, target + c * vector_bytes, call.filter_plane, False)
 
     @inlined
-    def pack_in_place(call, w, depth, scratch, target):
-        """All channels of a whole panel whose taps lie side by side; returns how many were done."""
+    def pack_in_place(call, w, depth, scratch, target, turned):
+        """All channels of a whole panel whose taps lie side by side; returns how many were done.
+
+        w: the tap that comes first in memory; turned: whether that is the last one, as input gradients have it.
+        """
         offsets = array_at(types.int64, scratch, (lanes,), (8,))
         for lane in range(lanes):
             offsets[lane] = lane * call.w_k
@@ -631,10 +634,10 @@ def build_filter_stage(m, dtype_name):
         if call.streaming and call.filters_at == 0:
             while done + line <= depth:
                 to = target + done * vector_bytes
-                transform_line_past(w + done * call.w_c, call.w_c, scratch, to, call.filter_plane)
+                transform_line_past(w + done * call.w_c, call.w_c, scratch, to, call.filter_plane, turned)
                 done += line
         while done < depth:
-            transform(w + done * call.w_c, 0, scratch, target + done * vector_bytes, call.filter_plane)
+            transform(w + done * call.w_c, 0, scratch, target + done * vector_bytes, call.filter_plane, turned)
             done += 1
         return done
 
@@ -649,11 +652,14 @@ def build_filter_stage(m, dtype_name):
     def filter_stage(call_address, scratch, w, filters, depth, target, block, unused):
         """`depth` channels, which begin at w, of so many filters, to `block` in each of the planes at `target`."""
         call = record_at(RECORD, call_address)
-        in_place, side_by_side = plain and call.w_s == item and call.w_r == 3 * item, plain and call.w_k == item
+        turned = call.w_s == -item
+        in_place = plain and abs(call.w_s) == item and call.w_r == 3 * call.w_s
+        side_by_side = plain and call.w_k == item
         for k in range(0, filters, lanes):
             some, here, to, done = min(lanes, filters - k), w + k * call.w_k, target + block + k * depth * item, 0
             if in_place and some == lanes:
-                done = pack_in_place(call, here, depth, scratch, to)
+                first = here + 2 * (call.w_r + call.w_s) if turned else here
+                done = pack_in_place(call, first, depth, scratch, to, turned)
             elif side_by_side and some == lanes:
                 done = pack_side_by_side(call, here, depth, to)
             pack_staged(call, here, done, depth, some, scratch, to)

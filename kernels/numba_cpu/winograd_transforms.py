@@ -28,6 +28,7 @@ from .tracing import (
     load_lanes,
     loop,
     prefetch,
+    select,
     shuffle,
     store,
     traced,
@@ -240,15 +241,21 @@ def input_transform(m, V):
 
 
 def filter_transform(m, V, vectors=1, store_vector=store):
-    """transform(base, step, table, target, plane): nine taps at base + table[lane] to their planes.
+    """transform(base, step, table, target, plane, turned): nine taps at base + table[lane] to their planes.
 
-    And so on for `vectors` vectors that begin `step` bytes apart; all of a plane's are stored together.
+    And so on for `vectors` vectors that begin `step` bytes apart; all of a plane's are stored together. turned: whether
+    the taps lie there last first.
     """
 
     @traced(types.void)
-    def transform(base, step, table, target, plane):
+    def transform(base, step, table, target, plane, turned):
         addresses = tile_addresses(V, base, table)
-        taps = [load_rows(V, [a + step * i for a in addresses], 9) for i in range(vectors)]
+
+        def taps_of(i):
+            taps = load_rows(V, [a + step * i for a in addresses], 9)
+            return [select(turned, last, first) for first, last in zip(taps, reversed(taps), strict=True)]
+
+        taps = [taps_of(i) for i in range(vectors)]
         for values in zip(*(filter_planes(m, nine) for nine in taps), strict=True):
             for i, value in enumerate(values):
                 store_vector(target + V.bytes * i, value)

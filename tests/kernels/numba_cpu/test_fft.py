@@ -139,3 +139,12 @@ def test_the_passes_multiply_up_to_the_length_and_their_factors_lie_on_the_circl
 def test_refuses_strides_in_words():
     problem = problem_of((1, 1, 9, 9), (1, 1, 3, 3), stride=2)
     assert fft.why_not(problem, device.cpu()) == ["stride 1 needed, got (2, 2)"]
+
+
+def test_many_channels_that_no_cache_holds_count_for_every_filter():
+    # the input gradient of VGG-16's first layer: 64 channels for 3 filters, which Winograd does in less than half
+    one, three = (problem_of((8, 64, 224, 224), (K, 64, 3, 3), padding=1) for K in (1, 3))
+    place = device.cpu_with(2)
+    assert fft.predicted_seconds(three, place) > 3.5 * fft.predicted_seconds(one, place)
+    fits = [problem_of((1, 64, 224, 224), (K, 64, 3, 3), padding=1) for K in (1, 3)]
+    assert fft.predicted_seconds(fits[1], place) < 3 * fft.predicted_seconds(fits[0], place)

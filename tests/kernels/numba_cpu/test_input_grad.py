@@ -7,7 +7,7 @@ import pytest
 
 from convlib.device import Device
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import input_grad, target
+from convlib.kernels.numba_cpu import input_grad, input_grad_cuts, target
 from convlib.problem import make_problem
 
 from .guarded_pages import before_a_guard
@@ -18,6 +18,7 @@ PROBLEMS = {
     "1x1 over whole tiles": ((1, 130, 20, 16), (40, 130, 1, 1), {}, False),
     "1x1, images share tiles": ((7, 16, 7, 7), (40, 16, 1, 1), {}, False),
     "1x1 with padding": ((2, 16, 7, 9), (20, 16, 1, 1), {"padding": 1}, False),
+    "1x1 in groups": ((2, 48, 9, 7), (40, 24, 1, 1), {"groups": 2}, False),
     "1x1, stride 2": ((3, 40, 14, 14), (60, 40, 1, 1), {"stride": 2}, False),
     "1x1, stride 2, odd": ((3, 40, 15, 13), (60, 40, 1, 1), {"stride": 2}, False),
     "3x3, stride 2": ((3, 40, 14, 18), (60, 40, 3, 3), {"stride": 2, "padding": 1}, False),
@@ -33,6 +34,15 @@ PROBLEMS = {
     "few channels, stride 3": ((2, 2, 19, 23), (20, 2, 5, 7), {"stride": 3, "padding": 2}, True),
     "depthwise": ((2, 6, 9, 20), (6, 1, 3, 3), {"groups": 6, "stride": 2, "padding": 1}, True),
 }
+# whose weights are read in place, as soon as they are many: 1x1, and whole tiles of channels
+IN_PLACE = (
+    "1x1",
+    "1x1, images share tiles",
+    "1x1 with padding",
+    "1x1 in groups",
+    "1x1, stride 2",
+    "1x1, stride 2, odd",
+)
 
 
 def integers(shape, seed, dtype=np.float32):
@@ -46,11 +56,9 @@ def problem_of(name, dtype="float32"):
 
 def computed(problem, grad_y, w, threads=2, grad_x=None):
     place = Device("cpu", threads=threads)
-    sizes = input_grad.packed_bytes(problem, place), input_grad.workspace_bytes(problem, place)
-    packed, workspace = (np.full(size, 255, np.uint8) for size in sizes)  # NaN, where it is read too early
+    workspace = np.full(input_grad.workspace_bytes(problem, place), 255, np.uint8)  # NaN, where it is read too early
     grad_x = np.full(problem.x_shape, np.nan, problem.dtype) if grad_x is None else grad_x
-    input_grad.pack(problem, place, w, packed)
-    input_grad.run(problem, place, grad_y, packed, grad_x, workspace=workspace)
+    input_grad.run(problem, place, grad_y, w, grad_x, workspace=workspace)
     return grad_x
 
 
@@ -66,11 +74,13 @@ def test_every_way_is_taken_and_exact(name, threads, dtype):
 
 @pytest.fixture
 def small_caches(monkeypatch):
-    """So that filters come in several blocks, and rows in several slabs."""
+    """So that filters come in several blocks, rows in several slabs, and few weights are many."""
     for cached in (input_grad.cuts, input_grad.prepared):
         cached.cache_clear()
-    monkeypatch.setattr(target, "cache_bytes", {1: 4 << 10, 2: 20 << 10}.__getitem__)
-    monkeypatch.setattr(input_grad, "SLAB_FILTERS", 8)
+    monkeypatch.setattr(target, "cache_bytes", {1: 64 * target.vector_bytes(), 2: 20 << 10}.__getitem__)
+    monkeypatch.setattr(input_grad_cuts, "SLAB_FILTERS", 8)
+    monkeypatch.setattr(input_grad_cuts, "DEEPEST", {16: 16, 32: 16})
+    monkeypatch.setattr(input_grad_cuts, "PACKED_BYTES", {16: 0, 32: 0})
     yield
     for cached in (input_grad.cuts, input_grad.prepared):
         cached.cache_clear()
@@ -81,6 +91,7 @@ def test_blocks_and_slabs_change_nothing(name, small_caches):
     problem = problem_of(name)
     cut = dict(zip(input_grad.CUTS, input_grad.cuts(problem, 2)[0], strict=True))
     assert cut["depth_block"] < problem.Kg or problem.Kg < 8
+    assert input_grad_cuts.wants_weights_in_place(problem) == (name in IN_PLACE)
     w, grad_y = integers(problem.w_shape, 0), integers(problem.y_shape, 1)
     np.testing.assert_array_equal(computed(problem, grad_y, w), reference.input_grad(problem, grad_y, w))
 

@@ -7,16 +7,16 @@ import pytest
 
 from benchmarks import cases, gate
 from convlib.device import Device
-from convlib.kernels.numba_cpu import weight_grad
+from convlib.kernels.numba_cpu import target, weight_grad, weight_grad_cuts
 from convlib.problem import make_problem
 
 from .guarded_pages import before_a_guard
 
 MODES = {
-    weight_grad.SHIFTED: "shifted",
-    weight_grad.COLUMNS: "columns",
-    weight_grad.WINDOWS: "windows",
-    weight_grad.BATCHED: "batched",
+    weight_grad_cuts.SHIFTED: "shifted",
+    weight_grad_cuts.COLUMNS: "columns",
+    weight_grad_cuts.WINDOWS: "windows",
+    weight_grad_cuts.BATCHED: "batched",
 }
 
 # name -> x, w, keywords, and how x comes to the micro-kernel
@@ -74,7 +74,7 @@ def test_every_way_is_taken_and_exact(name, threads):
 def small_caches(monkeypatch):
     for cached in (weight_grad.cuts, weight_grad.prepared):
         cached.cache_clear()
-    monkeypatch.setattr(weight_grad.target, "cache_bytes", {1: 4 << 10, 2: 40 << 10}.__getitem__)
+    monkeypatch.setattr(target, "cache_bytes", {1: 4 << 10, 2: 40 << 10}.__getitem__)
     yield
     for cached in (weight_grad.cuts, weight_grad.prepared):
         cached.cache_clear()

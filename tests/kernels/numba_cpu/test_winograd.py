@@ -123,6 +123,15 @@ def test_where_the_numbers_lie_changes_no_bit(place):
     np.testing.assert_array_equal(y, out)
 
 
+def test_weights_that_lie_turned_change_no_bit(other_cut):
+    x, w = normal(1, 20, 9, 9), weights(20, 44)
+    turned = w.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]  # as input gradients have them
+    y = f4(x, np.ascontiguousarray(turned), padding=1)
+    np.testing.assert_array_equal(y, f4(x, turned, padding=1))
+    other_cut(PAST_CACHE_WEIGHTS=0)
+    np.testing.assert_array_equal(y, f4(x, turned, padding=1))
+
+
 def test_splitting_the_filters_changes_no_bit(other_cut):
     y = computed(threads=1)
     other_cut(part_counts=lambda problem, threads: [3])
