@@ -1,0 +1,433 @@
+"""Strassen's algorithm, one level of it, for 1x1 layers: seven products of half the filters, channels and pixels, not
+eight.
+
+    halves of   filters x channels     channels x pixels     filters x pixels
+                   [ A11 A12 ]            [ B11 B12 ]           [ Y11 Y12 ]
+                   [ A21 A22 ]            [ B21 B22 ]           [ Y21 Y22 ]
+
+    S1 = A21 + A22    S2 = S1 - A11    S3 = A11 - A21    S4 = A12 - S2        of the weights, ahead in a plan
+    T1 = B12 - B11    T2 = B22 - T1    T3 = B22 - B12    T4 = T2 - B21        of two tiles of pixels, by every task
+
+    for every pair of neighbouring tiles of pixels, 24 pixels (3 vectors) each: the left is B's first half
+        T1 .. T4, of all channels, into the L2 cache
+        for every 8 filters and the 8 half of all filters further: seven times the micro-kernel, in this order
+            t  = A11 B11      Y11 = t + A12 B21      t += S2 T2      e = t + S1 T1
+            Y12 = e + S4 B22      Y22 = e + S3 T3      t += S3 T3      Y21 = t - A22 T4
+
+Why so: this is Winograd's form, with the fewest sums, and in this order two tiles of sums suffice, t and e, which stay
+in the L1 cache: each of the four results is written once, finished. A product's weights lie in the order in which
+they are read, 7/4 of the layer's in all. Sums of weights are made once, those of pixels cost 4 stores for 7/2 K
+multiply-adds.
+What pairs of tiles leave over is blocked.py's.
+
+The error grows by less than twice (accuracy.py).
+Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; sums made while packing and
+results added on leaving as in Huang et al., Strassen's Algorithm Reloaded, SC 2016.
+"""
+
+import struct
+from functools import lru_cache
+
+import numpy as np
+from numba import from_dtype
+from numba.core import types
+
+from . import blocked, tracing, weight_rows
+from .blocked import BLOCKING, copy_biases_function, finish_tile_function, flat_rows
+from .call import CALL, CALL_DTYPE, pack_call, problem_fields
+from .compilation import compiled, inlined
+from .epilogue import CLAMP
+from .filter_cuts import until_all_done, up
+from .flat_planes import copy_planes_function
+from .microkernel import CALL_SECONDS, CLOCK, VECTORS, accumulate, multiply_cycles, panel_rows, predicted, vector_type
+from .short_floats import memory_functions
+from .threads import run_tasks, task_loop, two_round_loop, worker_span
+from .tracing import choose, convert, interleave, load, loop, maximum, minimum, store, traced, zeros
+from .vectors import lanes, record_at
+
+passes = ("forward",)
+PRODUCTS = 7
+SUMS = 4  # T1 .. T4
+CYCLES_PER_TASK = 1_500
+SUM_CYCLES = 2.0  # for a vector of each T
+LEAVE_CYCLES = 3.0  # for a vector of a product that is added to others
+
+PAIRS = (
+    "pairs", "pair_tasks", "pair_filters", "pair_filter_tasks", "planes_bytes", "sums_at", "tiles_at", "pair_bias_at",
+    "panels_at", "shared_at",
+)  # fmt: skip
+CALL_STRASSEN = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING + PAIRS]))
+
+
+def product_function(real, becomes):
+    """A Numba function for one product of half the channels; becomes: of it, t and e, what is stored to t, e or y."""
+    V, rows = vector_type(real), panel_rows()
+
+    @traced(types.void)
+    def product(a, b, b_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high):
+        row = VECTORS * V.bytes
+
+        def tile(where):
+            return [[load(V, where + row * i + V.bytes * j) for j in range(VECTORS)] for i in range(rows)]
+
+        def keep(where, sums):
+            for i in range(rows):
+                for j in range(VECTORS):
+                    store(where + row * i + V.bytes * j, sums[i][j])
+
+        def finish(sums):
+            least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
+            for i in range(rows):
+                number = tracing.broadcast(V, load(V.scalar, bias + V.item_bytes * i))
+                for j, total in enumerate(with_residual([total + number for total in sums[i]], i)):
+                    store(y + y_row * i + V.bytes * j, maximum(least, minimum(most, total)))
+
+        def with_residual(totals, i):
+            def added():
+                return [total + load(V, residual + residual_row * i + V.bytes * j) for j, total in enumerate(totals)]
+
+            return choose(residual.differs(0), added, lambda: totals)
+
+        fresh = [[zeros(V, a) for _ in range(VECTORS)] for _ in range(rows)]
+        sums = accumulate(V, rows, VECTORS, a, V.item_bytes, 0, rows * V.item_bytes, b, b_step, depth, fresh)
+        becomes(sums, Tiles(tile, keep, finish, t, e))
+
+    return product
+
+
+class Tiles:
+    """What a product may be added to and become: the tiles t and e, and the finished y."""
+
+    def __init__(self, tile, keep, finish, t, e):
+        self.tile, self.keep, self.finish, self.t, self.e = tile, keep, finish, t, e
+
+    def added(self, where, sums, sign=1):
+        return [
+            [a + b if sign > 0 else a - b for a, b in zip(*rows, strict=True)]
+            for rows in zip(self.tile(where), sums, strict=True)
+        ]
+
+
+def sums_function(real):
+    """A Numba function add_pixels(to, panel_bytes, x, x_tile, x_half, x_step, count): T1 .. T4 of `count` channels."""
+    V = vector_type(real)
+
+    @traced(types.void)
+    def add_pixels(to, panel_bytes, x, x_tile, x_half, x_step, count):
+        def channel(c):
+            for j in range(VECTORS):
+                here, there = x + c * x_step + V.bytes * j, to + (c * VECTORS + j) * V.bytes
+                b11, b12 = load(V, here), load(V, here + x_tile)
+                b21, b22 = load(V, here + x_half), load(V, here + x_half + x_tile)
+                t1 = b12 - b11
+                t2 = b22 - t1
+                for i, total in enumerate((t1, t2, b22 - b12, t2 - b21)):
+                    store(there + panel_bytes * i, total)
+
+        loop(count, channel)
+
+    return add_pixels
+
+
+def weight_sums(a11, a12, a21, a22):
+    """The weights of the seven products, in their order."""
+    s1 = a21 + a22
+    s2 = s1 - a11
+    return a11, a12, s2, s1, a12 - s2, a11 - a21, a22
+
+
+def pack_panel_function(dtype_name):
+    """A Numba function pack_panel(call, to, w): the seven products' weights for `rows` filters, [7][depth][rows]."""
+    real = np.float64 if dtype_name == "float64" else np.float32
+    item, V, rows = np.dtype(real).itemsize, vector_type(real), panel_rows()
+    W, contiguous = V.count, dtype_name == np.dtype(real).name
+    read, _, _, _ = memory_functions(dtype_name)
+    _, write, _, _ = memory_functions(np.dtype(real).name)
+
+    @traced(types.void)
+    def pack_vectors(to, panel_bytes, w, w_k, half_filters, half_channels, count):
+        def some(i):
+            here, there = w + i * V.bytes, to + i * (rows * V.bytes)
+            quarters = [[load(V, here + w_k * j + q) for j in range(rows)] for q in (0, half_channels, half_filters)]
+            quarters.append([load(V, here + w_k * j + half_filters + half_channels) for j in range(rows)])
+            for p, product in enumerate(zip(*(weight_sums(*each) for each in zip(*quarters)))):
+                for j, vector in enumerate(interleave(list(product))):
+                    store(there + panel_bytes * p + V.bytes * j, vector)
+
+        loop(count, some)
+
+    @inlined
+    def pack_panel(call, to, w):
+        depth = call.Cg // 2
+        panel_bytes, half_filters, half_channels = depth * rows * item, call.Kg // 2 * call.w_k, depth * call.w_c
+        done = 0
+        if contiguous and call.w_c == item:
+            pack_vectors(to, panel_bytes, w, call.w_k, half_filters, half_channels, depth // W)
+            done = depth // W * W
+        for c in range(done, depth):
+            for j in range(rows):
+                here, there = w + j * call.w_k + c * call.w_c, to + (c * rows + j) * item
+                a11, a12 = read(here), read(here + half_channels)
+                a21, a22 = read(here + half_filters), read(here + half_filters + half_channels)
+                s1 = a21 + a22
+                s2 = s1 - a11
+                write(there, a11)
+                write(there + panel_bytes, a12)
+                write(there + 2 * panel_bytes, s2)
+                write(there + 3 * panel_bytes, s1)
+                write(there + 4 * panel_bytes, a12 - s2)
+                write(there + 5 * panel_bytes, a11 - a21)
+                write(there + 6 * panel_bytes, a22)
+
+    return pack_panel
+
+
+def build_pack(dtype_name):
+    """Task: the panel of `rows` filters and of those half of all further. call.w: the weights, call.y: the panels."""
+    rows, item = panel_rows(), 8 if dtype_name == "float64" else 4
+    pack_panel = pack_panel_function(dtype_name)
+
+    def pack(call_address, index, worker):
+        call = record_at(CALL, call_address)
+        panels = call.Kg // 2 // rows
+        w = call.w + (index // panels * call.Kg + index % panels * rows) * call.w_k
+        pack_panel(call, call.y + index * (PRODUCTS * call.Cg // 2 * rows * item), w)
+
+    return task_loop(pack)
+
+
+def build(dtype_name):
+    real = np.float64 if dtype_name == "float64" else np.float32
+    item, stored_item = np.dtype(real).itemsize, 2 if dtype_name.endswith("16") else np.dtype(real).itemsize
+    same = item == stored_item
+    rows, width = panel_rows(), VECTORS * lanes(real)
+    tile_row, tile_bytes = width * item, panel_rows() * width * item
+    copy_planes, add_pixels = copy_planes_function(dtype_name), sums_function(real)
+    finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
+    _, write, _, _ = memory_functions(np.dtype(real).name)
+    pack_panel, left_over = pack_panel_function(dtype_name), inlined(blocked.task_function(dtype_name))
+
+    product_1 = product_function(real, lambda p, tiles: tiles.keep(tiles.t, p))
+    product_2 = product_function(real, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p)))
+    product_6 = product_function(real, lambda p, tiles: tiles.keep(tiles.t, tiles.added(tiles.t, p)))
+    product_5 = product_function(real, lambda p, tiles: tiles.keep(tiles.e, tiles.added(tiles.t, p)))
+    product_3 = product_function(real, lambda p, tiles: tiles.finish(tiles.added(tiles.e, p)))
+    product_4 = product_function(real, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p, -1)))
+
+    def both(p, tiles):
+        tiles.keep(tiles.t, tiles.added(tiles.t, p))
+        tiles.finish(tiles.added(tiles.e, p))
+
+    product_7 = product_function(real, both)
+
+    @inlined
+    def panels_of(call):
+        """Where the weights' sums begin: behind the packed rows, or in the workspace where there are none."""
+        return call.w + call.panels_at if call.w_k == 0 else call.workspace + call.shared_at
+
+    def pack_round(call_address, index, worker):
+        call = record_at(CALL_STRASSEN, call_address)
+        panels = call.Kg // 2 // rows
+        w = call.w + (index // panels * call.Kg + index % panels * rows) * call.w_k
+        pack_panel(call, panels_of(call) + index * (PRODUCTS * call.Cg // 2 * rows * item), w)
+
+    @inlined
+    def pair(call, index, worker):
+        filter_task, rest = index % call.pair_filter_tasks, index // call.pair_filter_tasks
+        number, rest = rest % call.pairs, rest // call.pairs
+        g, n = rest % call.groups, rest // call.groups
+        first, depth, half = number * 2 * width, call.Cg // 2, call.Kg // 2
+        begin = filter_task * call.pair_filters
+        end = min(begin + call.pair_filters, half)
+        planes = call.workspace + worker * call.worker_bytes
+        totals, t, biases = planes + call.sums_at, planes + call.tiles_at, planes + call.pair_bias_at
+        e, wait = t + tile_bytes, t + 2 * tile_bytes
+        copy_biases(call, g * call.Kg + begin, end - begin, biases)
+        copy_biases(call, g * call.Kg + half + begin, end - begin, biases + call.pair_filters * item)
+        for i in range(rows):
+            write(wait + 4 * tile_bytes + i * item, 0.0)
+
+        x, x_step = call.x + n * call.x_n + g * call.Cg * call.x_c + first * item, call.x_c
+        in_place = same and call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
+        if not (in_place and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)):
+            row0 = first // call.Q
+            count = (first + 2 * width - 1) // call.Q - row0 + 1
+            x -= first * item
+            copy_planes(call, planes, call.planes_bytes, x, row0, 1, call.Cg, count, 0, call.Q)
+            x, x_step = planes + (first - row0 * call.Q) * item, call.planes_bytes
+        half_x, panel = depth * x_step, depth * tile_row
+        add_pixels(totals, panel, x, tile_row, half_x, x_step, depth)
+
+        direct = call.activation == CLAMP and same and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
+        if call.has_residual:
+            direct = direct and call.residual_q == item and flat_rows(call.residual_p, call.residual_q, call.Q)
+        y_row = call.y_k if direct else tile_row
+        residual_row = call.residual_k
+        low, high = (call.low, call.high) if direct else (-np.inf, np.inf)
+        a_step = depth * rows * item
+        panels = panels_of(call) + g * (half // rows * PRODUCTS * a_step)
+        for k in range(begin, end, rows):
+            a, k0 = panels + k // rows * (PRODUCTS * a_step), g * call.Kg + k
+            above = biases + (k - begin) * item
+            below = above + call.pair_filters * item
+            y11 = call.y + n * call.y_n + k0 * call.y_k + first * item
+            y21, right = y11 + half * call.y_k, tile_row
+            r11 = call.residual + n * call.residual_n + k0 * call.residual_k + first * item if call.has_residual else 0
+            r21, r_right = (r11 + half * call.residual_k, tile_row) if call.has_residual else (0, 0)
+            if not direct:
+                y11, y21, right, r11, r21, r_right = wait, wait + 2 * tile_bytes, tile_bytes, 0, 0, 0
+                above_bias = below_bias = wait + 4 * tile_bytes
+            else:
+                above_bias, below_bias = above, below
+            product_1(a, x, x_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
+            product_2(a + a_step, x + half_x, x_step, depth, t, e, y11, y_row, above_bias, r11, residual_row, low, high)
+            product_6(a + 2 * a_step, totals + panel, tile_row, depth, t, e, 0, 0, 0, 0, 0, low, high)
+            product_5(a + 3 * a_step, totals, tile_row, depth, t, e, 0, 0, 0, 0, 0, low, high)
+            product_3(
+                a + 4 * a_step, x + half_x + tile_row, x_step, depth, t, e, y11 + right, y_row, above_bias,
+                r11 + r_right, residual_row, low, high,
+            )  # fmt: skip
+            product_7(
+                a + 5 * a_step, totals + 2 * panel, tile_row, depth, t, e, y21 + right, y_row, below_bias,
+                r21 + r_right, residual_row, low, high,
+            )  # fmt: skip
+            product_4(
+                a + 6 * a_step, totals + 3 * panel, tile_row, depth, t, e, y21, y_row, below_bias, r21, residual_row,
+                low, high,
+            )  # fmt: skip
+            if not direct:
+                finish_tile(call, n, k0, rows, first, width, wait, above)
+                finish_tile(call, n, k0, rows, first + width, width, wait + tile_bytes, above)
+                finish_tile(call, n, k0 + half, rows, first, width, wait + 2 * tile_bytes, below)
+                finish_tile(call, n, k0 + half, rows, first + width, width, wait + 3 * tile_bytes, below)
+
+    def task(call_address, index, worker):
+        call = record_at(CALL_STRASSEN, call_address)
+        if index < call.pair_tasks:
+            pair(call, index, worker)
+        else:
+            left_over(call_address, index - call.pair_tasks, worker)
+
+    return two_round_loop(pack_round, task)
+
+
+# ---- how a problem is cut ----
+
+
+def pairs(problem) -> int:
+    """Pairs of tiles in a map."""
+    return problem.P * problem.Q // (2 * VECTORS * lanes(problem.accumulate))
+
+
+def pair_cycles(problem, filters) -> float:
+    """Of one pair of tiles and so many filters of the first half and of the second."""
+    W, depth = lanes(problem.accumulate), problem.Cg // 2
+    products = PRODUCTS * multiply_cycles(filters, VECTORS * W, depth, problem.accumulate)
+    sums = SUMS * VECTORS * depth * SUM_CYCLES + blocked.copy_cycles(problem) / (problem.P * problem.Q) * 2 * VECTORS * W
+    return CYCLES_PER_TASK + products + sums + PRODUCTS * VECTORS * filters * LEAVE_CYCLES
+
+
+@lru_cache(maxsize=1024)
+def blocking(problem, threads):
+    """The numbers of BLOCKING and of PAIRS, and how many tasks there are: of packing, of pairs, of what is left."""
+    W, rows, item = lanes(problem.accumulate), panel_rows(), problem.accumulate.itemsize
+    maps, half, depth = problem.N * problem.groups, problem.Kg // 2, problem.Cg // 2
+    count, first = pairs(problem), pairs(problem) * 2 * VECTORS * W
+    rest, left = list(blocked.blocking(problem, threads, first)[0]), 0
+    if first < problem.P * problem.Q:
+        left = blocked.blocking(problem, threads, first)[1]
+
+    def cycles(filter_tasks):
+        filters = up(-(-half // filter_tasks), rows)
+        parts = [min(filters, half - begin) for begin in range(0, half, filters)]
+        return until_all_done([pair_cycles(problem, part) for _ in range(count * maps) for part in parts], threads)
+
+    filter_tasks = min((1, 2, 3, 4), key=cycles)
+    filters = up(-(-half // filter_tasks), rows)
+    filter_tasks = -(-half // filters)
+    tile_bytes = rows * VECTORS * W * item
+    in_place = blocked.reads_x_in_place(problem)
+    planes_bytes = 0 if in_place and False else blocked.plane_bytes(problem, 2 * VECTORS * W)
+    sums_at = up(problem.Cg * planes_bytes, 64)
+    tiles_at = sums_at + SUMS * depth * VECTORS * W * item
+    bias_at = tiles_at + 6 * tile_bytes + rows * item + 64
+    worker_bytes = worker_span(max(rest[BLOCKING.index("worker_bytes")], bias_at + 2 * filters * item))
+    rest[BLOCKING.index("worker_bytes")] = worker_bytes
+    own = (
+        count, count * maps * filter_tasks, filters, filter_tasks, planes_bytes, sums_at, tiles_at, bias_at,
+        weight_rows.packed_bytes(problem), threads * worker_bytes,
+    )  # fmt: skip
+    return tuple(rest) + own, problem.groups * half // rows, own[1] + left
+
+
+@lru_cache(maxsize=1024)
+def prepared(problem, threads):
+    numbers, packs, tasks = blocking(problem, threads)
+    fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING + PAIRS)}q", *numbers)
+    return fields, compiled(build, problem.dtype.name), packs, tasks
+
+
+# ---- the kernel ----
+
+
+def why_not(problem, device):
+    """Reasons why this kernel cannot run `problem` on `device`, in words for its user; empty when it can."""
+    if device.kind != "cpu":
+        return [f"runs on the CPU only, x is on {device}"]
+    filters, pixels = 2 * panel_rows(), 2 * VECTORS * lanes(problem.accumulate)
+    reasons = []
+    if problem.R * problem.S != 1 or problem.padding != ((0, 0), (0, 0)):
+        reasons.append(f"made for 1x1 without padding, the window is {problem.R}x{problem.S}, padding {problem.padding}")
+    if problem.Cg % 2 or problem.Kg % filters:
+        reasons.append(
+            f"halves channels and filters: an even number of channels and a multiple of {filters} filters per group "
+            f"needed, got {problem.Cg} and {problem.Kg}"
+        )
+    if problem.P * problem.Q < pixels:
+        reasons.append(f"at least {pixels} output pixels needed, got {problem.P} x {problem.Q}")
+    return reasons
+
+
+def panel_bytes(problem):
+    return PRODUCTS * problem.groups * problem.Kg // 2 * (problem.Cg // 2) * problem.accumulate.itemsize
+
+
+def workspace_bytes(problem, device):
+    numbers, _, _ = blocking(problem, device.threads)
+    return numbers[-1] + panel_bytes(problem)
+
+
+def reads_in_place(problem, w):
+    """Weights of which a call makes the sums by itself, in a first round."""
+    return blocked.reads_in_place(problem, w)
+
+
+def packed_bytes(problem, device):
+    return weight_rows.packed_bytes(problem) + panel_bytes(problem)
+
+
+def pack(problem, device, w, packed):
+    """Write the weights w (K, C/groups, 1, 1) into `packed` (uint8, 64-byte aligned): rows of filters, and panels."""
+    blocked.pack(problem, device, w, packed)
+    panels = packed[weight_rows.packed_bytes(problem) :]
+    call = pack_call(problem_fields(problem), panels, w, panels, None, None, None)
+    run_tasks(compiled(build_pack, problem.dtype.name), call, problem.groups * problem.Kg // 2 // panel_rows(), device.threads)
+
+
+def predicted_seconds(problem, device):
+    W, maps, pixels = lanes(problem.accumulate), problem.N * problem.groups, problem.P * problem.Q
+    rest = pixels - pairs(problem) * 2 * VECTORS * W
+    left = problem.Kg * blocked.pixels_cycles(rest, problem.reduction, problem.accumulate)
+    products = pairs(problem) * pair_cycles(problem, problem.Kg // 2)
+    return predicted(problem, device, maps * (products + left + blocked.store_cycles(problem)))
+
+
+def pack_seconds(problem, device):
+    return CALL_SECONDS / 2 + 2.0 * problem.K * problem.reduction / CLOCK / device.threads
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
+    fields, loop, packs, tasks = prepared(problem, device.threads)
+    call = pack_call(fields, x, w, y, bias, residual, workspace)
+    run_tasks(loop, call, tasks, device.threads, before=0 if w.ndim == 1 else packs)
