@@ -32,7 +32,7 @@ import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import blocked, tracing, weight_rows
+from . import blocked, target, tracing, weight_rows
 from .blocked import BLOCKING, copy_biases_function, finish_tile_function, flat_rows
 from .call import CALL, CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
@@ -48,13 +48,14 @@ from .vectors import lanes, record_at
 passes = ("forward",)
 PRODUCTS = 7
 SUMS = 4  # T1 .. T4
+LINE = 64  # bytes
 CYCLES_PER_TASK = 1_500
 SUM_CYCLES = 2.0  # for a vector of each T
 LEAVE_CYCLES = 3.0  # for a vector of a product that is added to others
 
 PAIRS = (
-    "pairs", "pair_tasks", "pair_filters", "pair_filter_tasks", "planes_bytes", "sums_at", "tiles_at", "pair_bias_at",
-    "panels_at", "shared_at",
+    "pairs", "pair_tasks", "pair_filters", "pair_filter_tasks", "pair_channels", "waiting_step", "planes_bytes",
+    "sums_at", "tiles_at", "pair_bias_at", "panels_at", "shared_at",
 )  # fmt: skip
 CALL_STRASSEN = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING + PAIRS]))
 
@@ -232,6 +233,34 @@ def build(dtype_name):
         pack_panel(call, panels_of(call) + index * (PRODUCTS * call.Cg // 2 * rows * item), w)
 
     @inlined
+    def multiply_pair(
+        a, a_product, x, x_step, x_half, totals, panel, depth, t, y, y_row, y_half, y_tile, above, below, residual,
+        residual_row, r_half, r_tile, low, high,
+    ):  # fmt: skip
+        """The four tiles of `rows` filters and of those half of all further."""
+        e = t + tile_bytes
+        r12, r21, r22 = 0, 0, 0
+        if residual != 0:
+            r12, r21, r22 = residual + r_tile, residual + r_half, residual + r_half + r_tile
+        product_1(a, x, x_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        a += a_product
+        product_2(a, x + x_half, x_step, depth, t, e, y, y_row, above, residual, residual_row, low, high)
+        a += a_product
+        product_6(a, totals + panel, tile_row, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        a += a_product
+        product_5(a, totals, tile_row, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        a += a_product
+        x += x_half + tile_row
+        product_3(a, x, x_step, depth, t, e, y + y_tile, y_row, above, r12, residual_row, low, high)
+        a += a_product
+        y += y_half
+        product_7(
+            a, totals + 2 * panel, tile_row, depth, t, e, y + y_tile, y_row, below, r22, residual_row, low, high
+        )
+        a += a_product
+        product_4(a, totals + 3 * panel, tile_row, depth, t, e, y, y_row, below, r21, residual_row, low, high)
+
+    @inlined
     def pair(call, index, worker):
         filter_task, rest = index % call.pair_filter_tasks, index // call.pair_filter_tasks
         number, rest = rest % call.pairs, rest // call.pairs
@@ -241,11 +270,11 @@ def build(dtype_name):
         end = min(begin + call.pair_filters, half)
         planes = call.workspace + worker * call.worker_bytes
         totals, t, biases = planes + call.sums_at, planes + call.tiles_at, planes + call.pair_bias_at
-        e, wait = t + tile_bytes, t + 2 * tile_bytes
+        waiting, nothing = t + 2 * tile_bytes, biases + 2 * call.pair_filters * item
         copy_biases(call, g * call.Kg + begin, end - begin, biases)
         copy_biases(call, g * call.Kg + half + begin, end - begin, biases + call.pair_filters * item)
         for i in range(rows):
-            write(wait + 4 * tile_bytes + i * item, 0.0)
+            write(nothing + i * item, 0.0)
 
         x, x_step = call.x + n * call.x_n + g * call.Cg * call.x_c + first * item, call.x_c
         in_place = same and call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
@@ -255,51 +284,46 @@ def build(dtype_name):
             x -= first * item
             copy_planes(call, planes, call.planes_bytes, x, row0, 1, call.Cg, count, 0, call.Q)
             x, x_step = planes + (first - row0 * call.Q) * item, call.planes_bytes
-        half_x, panel = depth * x_step, depth * tile_row
-        add_pixels(totals, panel, x, tile_row, half_x, x_step, depth)
-
+        half_x = depth * x_step
         direct = call.activation == CLAMP and same and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
         if call.has_residual:
+            direct = direct and call.pair_channels == depth
             direct = direct and call.residual_q == item and flat_rows(call.residual_p, call.residual_q, call.Q)
-        y_row = call.y_k if direct else tile_row
-        residual_row = call.residual_k
-        low, high = (call.low, call.high) if direct else (-np.inf, np.inf)
-        a_step = depth * rows * item
-        panels = panels_of(call) + g * (half // rows * PRODUCTS * a_step)
-        for k in range(begin, end, rows):
-            a, k0 = panels + k // rows * (PRODUCTS * a_step), g * call.Kg + k
-            above = biases + (k - begin) * item
-            below = above + call.pair_filters * item
-            y11 = call.y + n * call.y_n + k0 * call.y_k + first * item
-            y21, right = y11 + half * call.y_k, tile_row
-            r11 = call.residual + n * call.residual_n + k0 * call.residual_k + first * item if call.has_residual else 0
-            r21, r_right = (r11 + half * call.residual_k, tile_row) if call.has_residual else (0, 0)
-            if not direct:
-                y11, y21, right, r11, r21, r_right = wait, wait + 2 * tile_bytes, tile_bytes, 0, 0, 0
-                above_bias = below_bias = wait + 4 * tile_bytes
-            else:
-                above_bias, below_bias = above, below
-            product_1(a, x, x_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
-            product_2(a + a_step, x + half_x, x_step, depth, t, e, y11, y_row, above_bias, r11, residual_row, low, high)
-            product_6(a + 2 * a_step, totals + panel, tile_row, depth, t, e, 0, 0, 0, 0, 0, low, high)
-            product_5(a + 3 * a_step, totals, tile_row, depth, t, e, 0, 0, 0, 0, 0, low, high)
-            product_3(
-                a + 4 * a_step, x + half_x + tile_row, x_step, depth, t, e, y11 + right, y_row, above_bias,
-                r11 + r_right, residual_row, low, high,
-            )  # fmt: skip
-            product_7(
-                a + 5 * a_step, totals + 2 * panel, tile_row, depth, t, e, y21 + right, y_row, below_bias,
-                r21 + r_right, residual_row, low, high,
-            )  # fmt: skip
-            product_4(
-                a + 6 * a_step, totals + 3 * panel, tile_row, depth, t, e, y21, y_row, below_bias, r21, residual_row,
-                low, high,
-            )  # fmt: skip
-            if not direct:
-                finish_tile(call, n, k0, rows, first, width, wait, above)
-                finish_tile(call, n, k0, rows, first + width, width, wait + tile_bytes, above)
-                finish_tile(call, n, k0 + half, rows, first, width, wait + 2 * tile_bytes, below)
-                finish_tile(call, n, k0 + half, rows, first + width, width, wait + 3 * tile_bytes, below)
+        y_half, r_half = half * call.y_k, half * call.residual_k if call.has_residual else 0
+        product_bytes = depth * rows * item
+        panels = panels_of(call) + g * (half // rows * PRODUCTS * product_bytes)
+        y = call.y + n * call.y_n + g * call.Kg * call.y_k + first * item
+        residual = call.residual + n * call.residual_n + g * call.Kg * call.residual_k + first * item
+        for c0 in range(0, depth, call.pair_channels):
+            channels = min(call.pair_channels, depth - c0)
+            panel, b = channels * tile_row, x + c0 * x_step
+            add_pixels(totals, panel, b, tile_row, half_x, x_step, channels)
+            last = c0 + channels == depth
+            for k in range(begin, end, rows):
+                a = panels + k // rows * (PRODUCTS * product_bytes) + c0 * rows * item
+                wait = waiting + (k - begin) // rows * call.waiting_step
+                above = biases + (k - begin) * item
+                below = above + call.pair_filters * item
+                if last and direct:
+                    multiply_pair(
+                        a, product_bytes, b, x_step, half_x, totals, panel, channels, t, y + k * call.y_k, call.y_k,
+                        y_half, tile_row, above, below,
+                        wait if c0 > 0 else residual + k * call.residual_k if call.has_residual else 0,
+                        tile_row if c0 > 0 else call.residual_k,
+                        2 * tile_bytes if c0 > 0 else r_half, tile_bytes if c0 > 0 else tile_row, call.low, call.high,
+                    )  # fmt: skip
+                else:
+                    multiply_pair(
+                        a, product_bytes, b, x_step, half_x, totals, panel, channels, t, wait, tile_row,
+                        2 * tile_bytes, tile_bytes, nothing, nothing, wait if c0 > 0 else 0, tile_row,
+                        2 * tile_bytes, tile_bytes, -np.inf, np.inf,
+                    )  # fmt: skip
+                if last and not direct:
+                    k0 = g * call.Kg + k
+                    finish_tile(call, n, k0, rows, first, width, wait, above)
+                    finish_tile(call, n, k0, rows, first + width, width, wait + tile_bytes, above)
+                    finish_tile(call, n, k0 + half, rows, first, width, wait + 2 * tile_bytes, below)
+                    finish_tile(call, n, k0 + half, rows, first + width, width, wait + 3 * tile_bytes, below)
 
     def task(call_address, index, worker):
         call = record_at(CALL_STRASSEN, call_address)
@@ -327,6 +351,14 @@ def pair_cycles(problem, filters) -> float:
     return CYCLES_PER_TASK + products + sums + PRODUCTS * VECTORS * filters * LEAVE_CYCLES
 
 
+def channel_block(problem) -> int:
+    """Channels of a half whose T's and x fill less than half the L2 cache."""
+    row_bytes = VECTORS * target.vector_bytes()
+    most = target.cache_bytes(2) * 2 // 5 // (SUMS * row_bytes + 3 * (row_bytes + LINE))
+    depth = problem.Cg // 2
+    return -(-depth // -(-depth // most))
+
+
 @lru_cache(maxsize=1024)
 def blocking(problem, threads):
     """The numbers of BLOCKING and of PAIRS, and how many tasks there are: of packing, of pairs, of what is left."""
@@ -347,14 +379,17 @@ def blocking(problem, threads):
     filter_tasks = -(-half // filters)
     tile_bytes = rows * VECTORS * W * item
     in_place = blocked.reads_x_in_place(problem)
-    planes_bytes = 0 if in_place and False else blocked.plane_bytes(problem, 2 * VECTORS * W)
+    planes_bytes = 0 if in_place and False else   blocked.plane_bytes(problem, 2 * VECTORS * W)
     sums_at = up(problem.Cg * planes_bytes, 64)
-    tiles_at = sums_at + SUMS * depth * VECTORS * W * item
-    bias_at = tiles_at + 6 * tile_bytes + rows * item + 64
-    worker_bytes = worker_span(max(rest[BLOCKING.index("worker_bytes")], bias_at + 2 * filters * item))
+    channels = channel_block(problem)
+    waiting_step = 4 * tile_bytes if channels < depth else 0
+    tiles_at = sums_at + SUMS * channels * VECTORS * W * item
+    bias_at = tiles_at + 6 * tile_bytes + (filters // rows - 1) * waiting_step
+    worker_bytes = worker_span(max(rest[BLOCKING.index("worker_bytes")], bias_at + (2 * filters + rows) * item))
     rest[BLOCKING.index("worker_bytes")] = worker_bytes
     own = (
-        count, count * maps * filter_tasks, filters, filter_tasks, planes_bytes, sums_at, tiles_at, bias_at,
+        count, count * maps * filter_tasks, filters, filter_tasks, channels, waiting_step, planes_bytes, sums_at,
+        tiles_at, bias_at,
         weight_rows.packed_bytes(problem), threads * worker_bytes,
     )  # fmt: skip
     return tuple(rest) + own, problem.groups * half // rows, own[1] + left
