@@ -39,7 +39,7 @@ from .compilation import compiled, inlined
 from .epilogue import CLAMP
 from .filter_cuts import until_all_done, up
 from .flat_planes import copy_planes_function
-from .microkernel import CALL_SECONDS, CLOCK, VECTORS, accumulate, multiply_cycles, panel_rows, predicted, vector_type
+from .microkernel import CLOCK, VECTORS, accumulate, multiply_cycles, panel_rows, predicted, vector_type
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop, two_round_loop, worker_span
 from .tracing import choose, convert, interleave, load, loop, maximum, minimum, store, traced, zeros
@@ -49,9 +49,12 @@ passes = ("forward",)
 PRODUCTS = 7
 SUMS = 4  # T1 .. T4
 LINE = 64  # bytes
+AHEAD = 4_096  # bytes of a product's weights: what another core has just written comes late
 CYCLES_PER_TASK = 1_500
-SUM_CYCLES = 2.0  # for a vector of each T
-LEAVE_CYCLES = 3.0  # for a vector of a product that is added to others
+FILTER_CUTS = (1, 2, 3, 4)
+NOTHING_LEFT = (0,) * len(BLOCKING)
+SUM_CYCLES = 3.0  # for a vector of each T
+LEAVE_CYCLES = 1.5  # for a vector of a product that is added to others
 
 PAIRS = (
     "pairs", "pair_tasks", "pair_filters", "pair_filter_tasks", "pair_channels", "waiting_step", "planes_bytes",
@@ -90,7 +93,8 @@ def product_function(real, becomes):
             return choose(residual.differs(0), added, lambda: totals)
 
         fresh = [[zeros(V, a) for _ in range(VECTORS)] for _ in range(rows)]
-        sums = accumulate(V, rows, VECTORS, a, V.item_bytes, 0, rows * V.item_bytes, b, b_step, depth, fresh)
+        step = rows * V.item_bytes
+        sums = accumulate(V, rows, VECTORS, a, V.item_bytes, 0, step, b, b_step, depth, fresh, a + AHEAD, step)
         becomes(sums, Tiles(tile, keep, finish, t, e))
 
     return product
@@ -233,6 +237,16 @@ def build(dtype_name):
         pack_panel(call, panels_of(call) + index * (PRODUCTS * call.Cg // 2 * rows * item), w)
 
     @inlined
+    def copy_halves(call, planes, x, first, channels):
+        """Of `channels` channels and those half of all further: the rows of x in which the pair's pixels lie."""
+        row0, end = first // call.Q, first + 2 * width
+        count = (end - 1) // call.Q - row0 + 1
+        column, behind = (first % call.Q, (end - 1) % call.Q + 1) if count == 1 else (0, call.Q)
+        for half in range(2):
+            to, here = planes + half * channels * call.planes_bytes, x + half * (call.Cg // 2) * call.x_c
+            copy_planes(call, to, call.planes_bytes, here, row0, 1, channels, count, column, behind)
+
+    @inlined
     def multiply_pair(
         a, a_product, x, x_step, x_half, totals, panel, depth, t, y, y_row, y_half, y_tile, above, below, residual,
         residual_row, r_half, r_tile, low, high,
@@ -254,9 +268,7 @@ def build(dtype_name):
         product_3(a, x, x_step, depth, t, e, y + y_tile, y_row, above, r12, residual_row, low, high)
         a += a_product
         y += y_half
-        product_7(
-            a, totals + 2 * panel, tile_row, depth, t, e, y + y_tile, y_row, below, r22, residual_row, low, high
-        )
+        product_7(a, totals + 2 * panel, tile_row, depth, t, e, y + y_tile, y_row, below, r22, residual_row, low, high)
         a += a_product
         product_4(a, totals + 3 * panel, tile_row, depth, t, e, y, y_row, below, r21, residual_row, low, high)
 
@@ -276,15 +288,9 @@ def build(dtype_name):
         for i in range(rows):
             write(nothing + i * item, 0.0)
 
-        x, x_step = call.x + n * call.x_n + g * call.Cg * call.x_c + first * item, call.x_c
+        x = call.x + n * call.x_n + g * call.Cg * call.x_c
         in_place = same and call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
-        if not (in_place and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)):
-            row0 = first // call.Q
-            count = (first + 2 * width - 1) // call.Q - row0 + 1
-            x -= first * item
-            copy_planes(call, planes, call.planes_bytes, x, row0, 1, call.Cg, count, 0, call.Q)
-            x, x_step = planes + (first - row0 * call.Q) * item, call.planes_bytes
-        half_x = depth * x_step
+        in_place = in_place and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
         direct = call.activation == CLAMP and same and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
         if call.has_residual:
             direct = direct and call.pair_channels == depth
@@ -296,8 +302,13 @@ def build(dtype_name):
         residual = call.residual + n * call.residual_n + g * call.Kg * call.residual_k + first * item
         for c0 in range(0, depth, call.pair_channels):
             channels = min(call.pair_channels, depth - c0)
-            panel, b = channels * tile_row, x + c0 * x_step
-            add_pixels(totals, panel, b, tile_row, half_x, x_step, channels)
+            panel = channels * tile_row
+            if in_place:
+                b, b_step, b_half = x + c0 * call.x_c + first * item, call.x_c, depth * call.x_c
+            else:
+                copy_halves(call, planes, x + c0 * call.x_c, first, channels)
+                b, b_step, b_half = planes + first % call.Q * item, call.planes_bytes, channels * call.planes_bytes
+            add_pixels(totals, panel, b, tile_row, b_half, b_step, channels)
             last = c0 + channels == depth
             for k in range(begin, end, rows):
                 a = panels + k // rows * (PRODUCTS * product_bytes) + c0 * rows * item
@@ -306,7 +317,7 @@ def build(dtype_name):
                 below = above + call.pair_filters * item
                 if last and direct:
                     multiply_pair(
-                        a, product_bytes, b, x_step, half_x, totals, panel, channels, t, y + k * call.y_k, call.y_k,
+                        a, product_bytes, b, b_step, b_half, totals, panel, channels, t, y + k * call.y_k, call.y_k,
                         y_half, tile_row, above, below,
                         wait if c0 > 0 else residual + k * call.residual_k if call.has_residual else 0,
                         tile_row if c0 > 0 else call.residual_k,
@@ -314,7 +325,7 @@ def build(dtype_name):
                     )  # fmt: skip
                 else:
                     multiply_pair(
-                        a, product_bytes, b, x_step, half_x, totals, panel, channels, t, wait, tile_row,
+                        a, product_bytes, b, b_step, b_half, totals, panel, channels, t, wait, tile_row,
                         2 * tile_bytes, tile_bytes, nothing, nothing, wait if c0 > 0 else 0, tile_row,
                         2 * tile_bytes, tile_bytes, -np.inf, np.inf,
                     )  # fmt: skip
@@ -343,19 +354,36 @@ def pairs(problem) -> int:
     return problem.P * problem.Q // (2 * VECTORS * lanes(problem.accumulate))
 
 
+def paired_pixels(problem) -> int:
+    return pairs(problem) * 2 * VECTORS * lanes(problem.accumulate)
+
+
 def pair_cycles(problem, filters) -> float:
     """Of one pair of tiles and so many filters of the first half and of the second."""
     W, depth = lanes(problem.accumulate), problem.Cg // 2
     products = PRODUCTS * multiply_cycles(filters, VECTORS * W, depth, problem.accumulate)
-    sums = SUMS * VECTORS * depth * SUM_CYCLES + blocked.copy_cycles(problem) / (problem.P * problem.Q) * 2 * VECTORS * W
-    return CYCLES_PER_TASK + products + sums + PRODUCTS * VECTORS * filters * LEAVE_CYCLES
+    copy = blocked.copy_cycles(problem) / (problem.P * problem.Q) * 2 * VECTORS * W
+    sums = SUMS * VECTORS * depth * SUM_CYCLES
+    return CYCLES_PER_TASK + products + copy + sums + PRODUCTS * VECTORS * filters * LEAVE_CYCLES
+
+
+def cut_cycles(problem, threads, filter_tasks) -> float:
+    """Predicted cycles until the last thread is done."""
+    half, rest = problem.Kg // 2, problem.P * problem.Q - paired_pixels(problem)
+    filters = up(-(-half // filter_tasks), panel_rows())
+    parts = [pair_cycles(problem, min(filters, half - begin)) for begin in range(0, half, filters)]
+    left = problem.Kg * blocked.pixels_cycles(rest, problem.reduction, problem.accumulate) / threads
+    maps = problem.N * problem.groups
+    return until_all_done((parts * pairs(problem) + [left] * threads) * maps, threads)
 
 
 def channel_block(problem) -> int:
-    """Channels of a half whose T's and x fill less than half the L2 cache."""
-    row_bytes = VECTORS * target.vector_bytes()
-    most = target.cache_bytes(2) * 2 // 5 // (SUMS * row_bytes + 3 * (row_bytes + LINE))
-    depth = problem.Cg // 2
+    """Channels of a half whose T's and x fill less than half the L2 cache, all blocks about equal."""
+    depth, row_bytes = problem.Cg // 2, VECTORS * target.vector_bytes()
+    x_bytes = 4 * (row_bytes + LINE)
+    if not blocked.reads_x_in_place(problem):
+        x_bytes = 2 * blocked.plane_bytes(problem, 2 * VECTORS * lanes(problem.accumulate))
+    most = max(target.cache_bytes(2) // 2 // (SUMS * row_bytes + x_bytes), 1)
     return -(-depth // -(-depth // most))
 
 
@@ -364,24 +392,15 @@ def blocking(problem, threads):
     """The numbers of BLOCKING and of PAIRS, and how many tasks there are: of packing, of pairs, of what is left."""
     W, rows, item = lanes(problem.accumulate), panel_rows(), problem.accumulate.itemsize
     maps, half, depth = problem.N * problem.groups, problem.Kg // 2, problem.Cg // 2
-    count, first = pairs(problem), pairs(problem) * 2 * VECTORS * W
-    rest, left = list(blocked.blocking(problem, threads, first)[0]), 0
-    if first < problem.P * problem.Q:
-        left = blocked.blocking(problem, threads, first)[1]
-
-    def cycles(filter_tasks):
-        filters = up(-(-half // filter_tasks), rows)
-        parts = [min(filters, half - begin) for begin in range(0, half, filters)]
-        return until_all_done([pair_cycles(problem, part) for _ in range(count * maps) for part in parts], threads)
-
-    filter_tasks = min((1, 2, 3, 4), key=cycles)
+    count, first = pairs(problem), paired_pixels(problem)
+    rest, left = blocked.blocking(problem, threads, first) if first < problem.P * problem.Q else (NOTHING_LEFT, 0)
+    rest = list(rest)
+    filter_tasks = min(FILTER_CUTS, key=lambda tasks: cut_cycles(problem, threads, tasks))
     filters = up(-(-half // filter_tasks), rows)
     filter_tasks = -(-half // filters)
     tile_bytes = rows * VECTORS * W * item
-    in_place = blocked.reads_x_in_place(problem)
-    planes_bytes = 0 if in_place and False else   blocked.plane_bytes(problem, 2 * VECTORS * W)
-    sums_at = up(problem.Cg * planes_bytes, 64)
-    channels = channel_block(problem)
+    planes_bytes, channels = blocked.plane_bytes(problem, 2 * VECTORS * W), channel_block(problem)
+    sums_at = up(2 * channels * planes_bytes, 64)
     waiting_step = 4 * tile_bytes if channels < depth else 0
     tiles_at = sums_at + SUMS * channels * VECTORS * W * item
     bias_at = tiles_at + 6 * tile_bytes + (filters // rows - 1) * waiting_step
@@ -412,13 +431,15 @@ def why_not(problem, device):
     filters, pixels = 2 * panel_rows(), 2 * VECTORS * lanes(problem.accumulate)
     reasons = []
     if problem.R * problem.S != 1 or problem.padding != ((0, 0), (0, 0)):
-        reasons.append(f"made for 1x1 without padding, the window is {problem.R}x{problem.S}, padding {problem.padding}")
+        reasons.append(
+            f"made for 1x1 without padding, the window is {problem.R}x{problem.S}, padding {problem.padding}"
+        )
     if problem.Cg % 2 or problem.Kg % filters:
         reasons.append(
             f"halves channels and filters: an even number of channels and a multiple of {filters} filters per group "
             f"needed, got {problem.Cg} and {problem.Kg}"
         )
-    if problem.P * problem.Q < pixels:
+    if pairs(problem) == 0:
         reasons.append(f"at least {pixels} output pixels needed, got {problem.P} x {problem.Q}")
     return reasons
 
@@ -446,19 +467,18 @@ def pack(problem, device, w, packed):
     blocked.pack(problem, device, w, packed)
     panels = packed[weight_rows.packed_bytes(problem) :]
     call = pack_call(problem_fields(problem), panels, w, panels, None, None, None)
-    run_tasks(compiled(build_pack, problem.dtype.name), call, problem.groups * problem.Kg // 2 // panel_rows(), device.threads)
+    run_tasks(
+        compiled(build_pack, problem.dtype.name), call, problem.groups * problem.Kg // 2 // panel_rows(), device.threads
+    )
 
 
 def predicted_seconds(problem, device):
-    W, maps, pixels = lanes(problem.accumulate), problem.N * problem.groups, problem.P * problem.Q
-    rest = pixels - pairs(problem) * 2 * VECTORS * W
-    left = problem.Kg * blocked.pixels_cycles(rest, problem.reduction, problem.accumulate)
-    products = pairs(problem) * pair_cycles(problem, problem.Kg // 2)
-    return predicted(problem, device, maps * (products + left + blocked.store_cycles(problem)))
+    cycles = min(cut_cycles(problem, device.threads, tasks) for tasks in FILTER_CUTS) * device.threads
+    return predicted(problem, device, cycles + problem.N * problem.groups * blocked.store_cycles(problem))
 
 
 def pack_seconds(problem, device):
-    return CALL_SECONDS / 2 + 2.0 * problem.K * problem.reduction / CLOCK / device.threads
+    return 1.2 * problem.K * problem.reduction / CLOCK / device.threads
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
