@@ -18,9 +18,17 @@ Why so: this is Winograd's form, with the fewest sums, and in this order two til
 in the L1 cache: each of the four results is written once, finished. A product's weights lie in the order in which
 they are read, 7/4 of the layer's in all. Sums of weights are made once, those of pixels cost 4 stores for 7/2 K
 multiply-adds.
-What pairs of tiles leave over is blocked.py's.
+What pairs of tiles leave over is blocked.py's. The error grows by less than twice (accuracy.py).
 
-The error grows by less than twice (accuracy.py).
+Measured on two Zen 5 cores, plans of ResNet-50's 1x1 layers at N = 1, as times of blocked.py over these: with AVX-512
+1.04 to 1.10 from 64 channels and 256 filters on, 1.13 for 256 -> 512 with stride 2, 0.9 to 1.0 for 64 filters; held
+to AVX2 1.06 to 1.11, and more where x's rows lie so that blocked.py reads them slowly. Seven products instead of eight
+would be 1.14: sums of pixels cost 3 %, products read from L2 cache and L3 cache the rest.
+What was learned there:
+- A single call has to make the weights' sums, and threads then read what the other wrote: 30 microseconds for 262,144
+  weights, or 150 in the same process minutes later, as the host moves cores together and apart. Fetching further
+  ahead, or beginning with one's own panels, changes nothing. So a call takes this kernel where there are few weights.
+- Raw halves of x are read where they lie; copying them beside T1 .. T4 gains 1 % at best and costs 3 % for few filters.
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; sums made while packing and
 results added on leaving as in Huang et al., Strassen's Algorithm Reloaded, SC 2016.
 """
@@ -39,7 +47,7 @@ from .compilation import compiled, inlined
 from .epilogue import CLAMP
 from .filter_cuts import until_all_done, up
 from .flat_planes import copy_planes_function
-from .microkernel import CLOCK, VECTORS, accumulate, multiply_cycles, panel_rows, predicted, vector_type
+from .microkernel import CLOCK, MEMORY_BYTES, VECTORS, accumulate, multiply_cycles, panel_rows, predicted, vector_type
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop, two_round_loop, worker_span
 from .tracing import choose, convert, interleave, load, loop, maximum, minimum, store, traced, zeros
@@ -49,11 +57,11 @@ passes = ("forward",)
 PRODUCTS = 7
 SUMS = 4  # T1 .. T4
 LINE = 64  # bytes
-AHEAD = 4_096  # bytes of a product's weights: what another core has just written comes late
+LARGE_PANELS = 8 << 20  # bytes: larger ones come from memory
 CYCLES_PER_TASK = 1_500
 FILTER_CUTS = (1, 2, 3, 4)
 NOTHING_LEFT = (0,) * len(BLOCKING)
-SUM_CYCLES = 3.0  # for a vector of each T
+SUM_CYCLES = 2.2  # for a vector of each T
 LEAVE_CYCLES = 1.5  # for a vector of a product that is added to others
 
 PAIRS = (
@@ -94,7 +102,7 @@ def product_function(real, becomes):
 
         fresh = [[zeros(V, a) for _ in range(VECTORS)] for _ in range(rows)]
         step = rows * V.item_bytes
-        sums = accumulate(V, rows, VECTORS, a, V.item_bytes, 0, step, b, b_step, depth, fresh, a + AHEAD, step)
+        sums = accumulate(V, rows, VECTORS, a, V.item_bytes, 0, step, b, b_step, depth, fresh)
         becomes(sums, Tiles(tile, keep, finish, t, e))
 
     return product
@@ -430,6 +438,8 @@ def why_not(problem, device):
         return [f"runs on the CPU only, x is on {device}"]
     filters, pixels = 2 * panel_rows(), 2 * VECTORS * lanes(problem.accumulate)
     reasons = []
+    if problem.dtype != problem.accumulate:
+        reasons.append(f"takes float32 and float64, not {problem.dtype}")
     if problem.R * problem.S != 1 or problem.padding != ((0, 0), (0, 0)):
         reasons.append(
             f"made for 1x1 without padding, the window is {problem.R}x{problem.S}, padding {problem.padding}"
@@ -474,11 +484,13 @@ def pack(problem, device, w, packed):
 
 def predicted_seconds(problem, device):
     cycles = min(cut_cycles(problem, device.threads, tasks) for tasks in FILTER_CUTS) * device.threads
-    return predicted(problem, device, cycles + problem.N * problem.groups * blocked.store_cycles(problem))
+    seconds = predicted(problem, device, cycles + problem.N * problem.groups * blocked.store_cycles(problem))
+    return seconds + (panel_bytes(problem) / MEMORY_BYTES if panel_bytes(problem) > LARGE_PANELS else 0.0)
 
 
 def pack_seconds(problem, device):
-    return 1.2 * problem.K * problem.reduction / CLOCK / device.threads
+    """Each thread reads panels that another one has just written, which is slow where cores share no cache."""
+    return 3.5 * problem.K * problem.reduction / CLOCK / device.threads
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
