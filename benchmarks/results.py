@@ -107,7 +107,7 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-# How many multiplications of a direct convolution one of the algorithm's own stands for: Winograd's (m r / (m + r - 1))^2.
+# How many multiplications of a direct convolution one of an algorithm's own stands for; Winograd: (m r / (m + r - 1))^2.
 MULTIPLICATIONS_SAVED = {
     "winograd_f2": 2.25,
     "winograd_fused": 2.25,
@@ -142,10 +142,14 @@ def classical_ceiling(results: Results, suite: str) -> tuple[float, int] | None:
     for case in results.cases(suite):
         rows = results.of_case(suite, case)
         best, plan = fastest(accurate_peers(rows)), measured(rows).get(PLAN)
-        if best is None or plan is None or best.gflops > peak:
+        if best is None or plan is None:
             continue
-        if MULTIPLICATIONS_SAVED.get(plan.kernel.partition(".")[2], 1.0) <= MULTIPLICATIONS_SAVED["strassen"]:
-            room.append(peak / best.gflops)
+        times_peak = best.median_s * peak * 1e9 / (2 * best.macs)
+        if (
+            times_peak >= 1
+            and MULTIPLICATIONS_SAVED.get(plan.kernel.partition(".")[2], 1.0) <= MULTIPLICATIONS_SAVED["strassen"]
+        ):
+            room.append(times_peak)
     return (geometric_mean(room), len(room)) if room else None
 
 
