@@ -107,7 +107,7 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-# How many multiplications of a direct convolution one of an algorithm's own stands for; Winograd: (m r / (m + r - 1))^2.
+# How many multiplications of a direct convolution one of an algorithm's stands for; Winograd: (m r / (m + r - 1))^2.
 MULTIPLICATIONS_SAVED = {
     "winograd_f2": 2.25,
     "winograd_fused": 2.25,
