@@ -16,7 +16,7 @@ from convlib.report import read_csv
 from . import plots
 from .cases import FILTERS
 from .ours import shown
-from .results import REHEARSED, Results, Row, fastest, measured, refusals, share_of_peak, verdicts
+from .results import REHEARSED, Results, Row, classical_ceiling, fastest, measured, refusals, share_of_peak, verdicts
 from .startup import CEILINGS
 from .tables import duration, milliseconds
 
@@ -121,6 +121,7 @@ def suite_of(results: Results, suite: str) -> dict:
         "name": suite,
         "candidates": candidates,
         "pictures": drawn,
+        "ceiling": classical_ceiling(results, suite),
         "cases": [case_of(results, suite, case, candidates) for case in results.cases(suite)],
     }
 

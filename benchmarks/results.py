@@ -107,13 +107,14 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-# How many multiplications of a direct convolution one of the algorithm's own stands for: (m r / (m + r - 1))^2.
+# How many multiplications of a direct convolution one of an algorithm's stands for; Winograd: (m r / (m + r - 1))^2.
 MULTIPLICATIONS_SAVED = {
     "winograd_f2": 2.25,
     "winograd_fused": 2.25,
     "winograd_f4": 4.0,
     "winograd_batched": 4.0,
     "winograd_f6": 5.0625,
+    "strassen": 8 / 7,
 }
 
 
@@ -127,6 +128,29 @@ def share_of_peak(row: Row, settings: dict) -> float | None:
         return None
     saved = MULTIPLICATIONS_SAVED.get(algorithm, 1.0)
     return row.gflops / saved / (peaks["core_gflops"] * settings["threads"])
+
+
+def classical_ceiling(results: Results, suite: str) -> tuple[float, int] | None:
+    """What a plan could reach at most against its accurate peers if nobody saved multiplications: the geometric mean of
+    the fastest peer's time over that of the layer's own operations at the measured peak, and of how many cases.
+
+    Cases where anybody is faster than that peak, or our plan saves more than one level of Strassen, are left out.
+    """
+    if not results.settings.get("peaks"):
+        return None
+    peak, room = results.settings["peaks"]["core_gflops"] * results.settings["threads"], []
+    for case in results.cases(suite):
+        rows = results.of_case(suite, case)
+        best, plan = fastest(accurate_peers(rows)), measured(rows).get(PLAN)
+        if best is None or plan is None:
+            continue
+        times_peak = best.median_s * peak * 1e9 / (2 * best.macs)
+        if (
+            times_peak >= 1
+            and MULTIPLICATIONS_SAVED.get(plan.kernel.partition(".")[2], 1.0) <= MULTIPLICATIONS_SAVED["strassen"]
+        ):
+            room.append(times_peak)
+    return (geometric_mean(room), len(room)) if room else None
 
 
 def refusals(results: Results) -> list[tuple[str, str, list[str]]]:

@@ -15,6 +15,7 @@ from .results import (
     Row,
     accurate_peers,
     advantage,
+    classical_ceiling,
     fastest,
     geometric_mean,
     measured,
@@ -43,6 +44,10 @@ def show(results: Results, console: Console) -> None:
         console.print(suite_table(results, suite))
         if 2 < len(results.candidates(suite)) <= (console.width - 36) // 14:
             console.print(every_candidate_table(results, suite))
+    for suite in results.suites():
+        ceiling = classical_ceiling(results, suite)
+        if ceiling and ceiling[1] > 1:
+            console.print(f"ceiling of a classical product, {suite}: {ceiling[0]:.2f} x peer ({ceiling[1]} cases)")
     console.print(CAPTION + "\n", style="dim", highlight=False)
     found = verdicts(results)
     if found:

@@ -39,6 +39,7 @@ GROWTH = {
     "winograd_batched": 8.0,
     "winograd_f6": 50.0,
     "fft": 8.0,
+    "strassen": 4.0,
 }
 
 # Winograd's norm-relative error over u: sqrt(a + b * (channels summed at a time + number of such sums)), a for the
@@ -55,6 +56,12 @@ WINOGRAD_NOISE = {
 
 # The Fourier transform's, likewise: b for each channel, whose spectra are summed. Held to by test_fft.py.
 FFT_NOISE = (26.0, 0.15)
+
+# One level of Strassen, in the form of Winograd, likewise: a for the sums of x, w and the seven products, b for the
+# products' own. Products of (1, 1, 9, 4, 4, 4, 4) times a plain one's variance make sums of (2, 18, 18, 18), on average
+# 14 where a plain sum of both halves has 4, in which errors grow with the number's square: b is 3.5 times a plain
+# sum's 0.1. Held to by test_strassen.py.
+STRASSEN_NOISE = (10.0, 0.42)
 
 # On tensor cores, whose sums are plain ones, but for what tensor cores do: they add several exact products to a sum as
 # if all were aligned to the largest, and cut off what lies below its last bit (Fasi et al., Numerical behavior of
@@ -81,8 +88,8 @@ def of_sums(problem, algorithm: str) -> float:
     if algorithm in WINOGRAD_NOISE:
         transforms, sums, at_a_time = WINOGRAD_NOISE[algorithm]
         return u * np.sqrt(transforms + sums * (min(problem.Cg, at_a_time) + problem.Cg / at_a_time))
-    if algorithm == "fft":
-        transforms, sums = FFT_NOISE
+    if algorithm in ("fft", "strassen"):
+        transforms, sums = FFT_NOISE if algorithm == "fft" else STRASSEN_NOISE
         return u * np.sqrt(transforms + sums * problem.Cg)
     rounded = TF32 if algorithm in ON_TENSOR_CORES and problem.precision == "tf32" else 0.0
     return GROWTH[algorithm] * u * np.sqrt(problem.reduction + 2) + rounded
@@ -112,6 +119,8 @@ def elementwise(problem, algorithm: str, magnitude, exact):
     gamma = terms * u / (1 - terms * u)
     if algorithm == "fft" or algorithm in WINOGRAD_NOISE:  # rounding errors of a tile's largest outputs reach all
         magnitude = magnitude.max(axis=(2, 3), keepdims=True)
+    if algorithm == "strassen":  # of other filters' too
+        magnitude = magnitude.max(axis=(1, 2, 3), keepdims=True)
     store = UNIT_ROUNDOFF[problem.dtype.name] * np.abs(exact) + smallest_step(problem.dtype)
     if algorithm in ON_TENSOR_CORES:
         return tensor_core_factor(problem.precision, gamma, u) * magnitude + store

@@ -65,31 +65,33 @@ FEW_TILES = 5  # of a map: their planes are read from the L2 cache anyhow
 OFFSET_BYTES, LINE = 8, 64
 
 BLOCKING = (
-    "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases", "plane_bytes",
-    "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at",
+    "first_pixel", "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases",
+    "plane_bytes", "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at",
 )  # fmt: skip
 CALL_BLOCKED = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
 
 
-def build(dtype_name):
+@inlined
+def flat_rows(row, pixel, Q):
+    """Do rows follow each other without a gap, so that all pixels are one row?"""
+    return row == Q * pixel
+
+
+def finish_tile_function(dtype_name):
+    """A Numba function finish_tile(call, n, k0, filters, first, columns, partial, biases): bias, residual, activation
+    and store for sums that wait in `partial`, wherever y lies.
+    """
     real = np.float64 if dtype_name == "float64" else np.float32
     item, stored_item = np.dtype(real).itemsize, 2 if dtype_name.endswith("16") else np.dtype(real).itemsize
-    same = item == stored_item
-    W, rows = lanes(real), panel_rows()
-    width, panel_row = VECTORS * W, VECTORS * W * item
+    W = lanes(real)
+    panel_row = VECTORS * W * item
     V = Vector(numba.from_dtype(np.dtype(real)), W)
-    zero = real(0)
-    read, _, read_vector, write_vector = memory_functions(dtype_name)
-    read_sum, write_sum, read_sums, _ = memory_functions(np.dtype(real).name)
+    _, _, read_vector, write_vector = memory_functions(dtype_name)
+    read_sum, _, read_sums, _ = memory_functions(np.dtype(real).name)
     store_one = store_one_function(dtype_name)
-    multiply = multiply_function(real, "row", indirect=True)
-    copy_planes = copy_planes_function(dtype_name)
-    gather, lone_pixels = gather_function(real), lone_pixels_function(real)
-    padding = weight_rows.padded_filters(1)
 
     @inlined
     def finish_tile(call, n, k0, filters, first, columns, partial, biases):
-        """Bias, residual, activation and store for sums that wait in `partial`, wherever y lies."""
         flat = flat_rows(call.y_p, call.y_q, call.Q) and flat_rows(call.residual_p, call.residual_q, call.Q)
         contiguous = flat and call.y_q == stored_item and (not call.has_residual or call.residual_q == stored_item)
         for i in range(filters):
@@ -108,15 +110,36 @@ def build(dtype_name):
             for j in range(done, columns):
                 store_one(call, n, k, first + j, read_sum(sums + j * item) + bias)
 
-    @inlined
-    def flat_rows(row, pixel, Q):
-        """Do rows follow each other without a gap, so that all pixels are one row?"""
-        return row == Q * pixel
+    return finish_tile
+
+
+def copy_biases_function(dtype_name):
+    """A Numba function copy_biases(call, k0, filters, biases): `filters` biases from filter k0 on, or zeros."""
+    real = np.float64 if dtype_name == "float64" else np.float32
+    item, zero = np.dtype(real).itemsize, real(0)
+    read, _, _, _ = memory_functions(dtype_name)
+    _, write_sum, _, _ = memory_functions(np.dtype(real).name)
 
     @inlined
     def copy_biases(call, k0, filters, biases):
         for i in range(filters):
             write_sum(biases + i * item, read(call.bias + (k0 + i) * call.bias_k) if call.has_bias else zero)
+
+    return copy_biases
+
+
+def task_function(dtype_name):
+    """The task(call, index, worker) of a CALL_BLOCKED."""
+    real = np.float64 if dtype_name == "float64" else np.float32
+    item, stored_item = np.dtype(real).itemsize, 2 if dtype_name.endswith("16") else np.dtype(real).itemsize
+    same = item == stored_item
+    W, rows = lanes(real), panel_rows()
+    width, panel_row = VECTORS * W, VECTORS * W * item
+    finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
+    multiply = multiply_function(real, "row", indirect=True)
+    copy_planes = copy_planes_function(dtype_name)
+    gather, lone_pixels = gather_function(real), lone_pixels_function(real)
+    padding = weight_rows.padded_filters(1)
 
     def task(call_address, index, worker):
         call = record_at(CALL_BLOCKED, call_address)
@@ -155,9 +178,9 @@ def build(dtype_name):
         w_task = call.w + (g * padded + k if packed else k0) * w_row
         y = call.y + n * call.y_n + k0 * call.y_k
         residual = call.residual + n * call.residual_n + k0 * call.residual_k
-        all_tiles = (pixels + width - 1) // width
-        begin = all_tiles * tile_task // call.tile_tasks * width
-        end = min(all_tiles * (tile_task + 1) // call.tile_tasks * width, pixels)
+        all_tiles = (pixels - call.first_pixel + width - 1) // width
+        begin = call.first_pixel + all_tiles * tile_task // call.tile_tasks * width
+        end = min(call.first_pixel + all_tiles * (tile_task + 1) // call.tile_tasks * width, pixels)
         for start in range(begin, end, call.group * width):
             stop = min(start + call.group * width, end)
             rest = stop % width
@@ -207,7 +230,11 @@ def build(dtype_name):
                         if last and not done:
                             finish_tile(call, n, k0 + f, some, first, columns, sums, bias)
 
-    return task_loop(task)
+    return task
+
+
+def build(dtype_name):
+    return task_loop(task_function(dtype_name))
 
 
 # ---- how a problem is cut ----
@@ -243,23 +270,22 @@ def channel_block(problem) -> int:
     return -(-problem.Cg // blocks)
 
 
-def possible_cuts(problem, threads):
+def possible_cuts(problem, threads, pixels):
     """(runs of tiles, ranges of filters)"""
     if threads == 1 or problem.N * problem.groups >= MANY_MAPS * threads:
         return [(1, 1)]
-    all_tiles = -(-problem.P * problem.Q // (VECTORS * lanes(problem.accumulate)))
+    all_tiles = -(-pixels // (VECTORS * lanes(problem.accumulate)))
     panels = weight_rows.padded_filters(problem.Kg) // weight_rows.padded_filters(1)
     runs = [1, *(threads * n for n in RUNS_PER_THREAD)]
     return [(t, f) for t in runs if t <= all_tiles for f in (1, threads, 2 * threads) if f <= panels]
 
 
-def cut_cycles(problem, threads, tile_tasks, filter_tasks) -> float:
+def cut_cycles(problem, threads, pixels, tile_tasks, filter_tasks) -> float:
     """Predicted cycles until the last thread is done."""
     width, rows = VECTORS * lanes(problem.accumulate), weight_rows.padded_filters(1)
-    pixels, depth = problem.P * problem.Q, problem.reduction
-    all_tiles = -(-pixels // width)
+    all_tiles, depth = -(-pixels // width), problem.reduction
     filters = up(-(-problem.Kg // filter_tasks), rows)
-    copy = copy_cycles(problem) / pixels
+    copy = copy_cycles(problem) / (problem.P * problem.Q)
 
     def task(run, part):
         columns = min(all_tiles * (run + 1) // tile_tasks * width, pixels) - all_tiles * run // tile_tasks * width
@@ -285,17 +311,18 @@ def plane_bytes(problem, pixels) -> int:
 
 
 @lru_cache(maxsize=1024)
-def blocking(problem, threads):
-    """The numbers of BLOCKING, and the number of tasks."""
-    width = VECTORS * lanes(problem.accumulate)
+def blocking(problem, threads, first=0):
+    """The numbers of BLOCKING, and the number of tasks. first: the first pixel, a whole number of tiles."""
+    width, pixels = VECTORS * lanes(problem.accumulate), problem.P * problem.Q - first
     rows = weight_rows.padded_filters(1)
-    tile_tasks, filter_tasks = min(possible_cuts(problem, threads), key=lambda cut: cut_cycles(problem, threads, *cut))
+    cuts = possible_cuts(problem, threads, pixels)
+    tile_tasks, filter_tasks = min(cuts, key=lambda cut: cut_cycles(problem, threads, pixels, *cut))
     filters = up(-(-problem.Kg // filter_tasks), rows)
     filter_tasks = -(-problem.Kg // filters)
 
     item, block = real_bytes(problem), channel_block(problem)
     depth, sums_row = block * problem.R * problem.S, VECTORS * target.vector_bytes()
-    group = -(-problem.P * problem.Q // (width * tile_tasks)) + 1
+    group = -(-pixels // (width * tile_tasks)) + 1
     fitting = target.cache_bytes(2) // 2 // (filters * sums_row)
     group = max(1, min(group, fitting) if block < problem.Cg else group)
     planes = block * row_phases(problem) * problem.S
@@ -307,7 +334,7 @@ def blocking(problem, threads):
     offsets_at = gathered_at + up(MOST_LONE * depth * item, 64)
     worker_bytes = worker_span(offsets_at + 2 * depth * OFFSET_BYTES)
     numbers = (
-        filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
+        first, filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
         plane_bytes(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks

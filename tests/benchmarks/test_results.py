@@ -47,6 +47,20 @@ def test_bars_compare_each_with_its_own_peers(vgg):
     assert [v.met for v in found.values()] == [True, True, False]
 
 
+def test_the_ceiling_of_a_classical_product_leaves_out_who_saves_multiplications():
+    first, second, third, fourth = cases.cases("vgg16")[:4]
+    at_peak = [2 * case.problem.macs / 200e9 for case in (first, second, third, fourth)]
+    found = results_of(
+        row(first, PLAN, 1.0, kernel="numba_cpu.blocked"), row(first, "ncnn", 2 * at_peak[0]),
+        row(second, PLAN, 1.0, kernel="numba_cpu.strassen"), row(second, "ncnn", 8 * at_peak[1]),
+        row(third, PLAN, 1.0, kernel="numba_cpu.winograd_f4"), row(third, "ncnn", 5 * at_peak[2]),
+        row(fourth, PLAN, 1.0, kernel="numba_cpu.blocked"), row(fourth, "ncnn", 0.5 * at_peak[3]),
+    )  # fmt: skip
+    assert results.classical_ceiling(found, "vgg16") is None  # without a measured peak
+    found.settings["peaks"] = {"core_gflops": 100.0}
+    assert results.classical_ceiling(found, "vgg16") == (pytest.approx(4.0), 2)
+
+
 def test_one_slow_layer_fails_a_bar_and_is_named(vgg):
     slow = cases.cases("vgg16")[4]
     rows = [r for r in vgg.rows if (r.case, r.candidate) != (slow.name, PLAN)]

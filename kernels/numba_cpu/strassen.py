@@ -1,0 +1,500 @@
+"""Strassen's algorithm, one level of it, for 1x1 layers: seven products of half the filters, channels and pixels, not
+eight.
+
+    halves of   filters x channels     channels x pixels     filters x pixels
+                   [ A11 A12 ]            [ B11 B12 ]           [ Y11 Y12 ]
+                   [ A21 A22 ]            [ B21 B22 ]           [ Y21 Y22 ]
+
+    S1 = A21 + A22    S2 = S1 - A11    S3 = A11 - A21    S4 = A12 - S2        of the weights, ahead in a plan
+    T1 = B12 - B11    T2 = B22 - T1    T3 = B22 - B12    T4 = T2 - B21        of two tiles of pixels, by every task
+
+    for every pair of neighbouring tiles of pixels, 24 pixels (3 vectors) each: the left is B's first half
+        T1 .. T4, of all channels, into the L2 cache
+        for every 8 filters and the 8 half of all filters further: seven times the micro-kernel, in this order
+            t  = A11 B11      Y11 = t + A12 B21      t += S2 T2      e = t + S1 T1
+            Y12 = e + S4 B22      Y22 = e + S3 T3      t += S3 T3      Y21 = t - A22 T4
+
+Why so: this is Winograd's form, with the fewest sums, and in this order two tiles of sums suffice, t and e, which stay
+in the L1 cache: each of the four results is written once, finished. A product's weights lie in the order in which
+they are read, 7/4 of the layer's in all. Sums of weights are made once, those of pixels cost 4 stores for 7/2 K
+multiply-adds.
+What pairs of tiles leave over is blocked.py's. The error grows by less than twice (accuracy.py).
+
+Measured on two Zen 5 cores, plans of ResNet-50's 1x1 layers at N = 1, as times of blocked.py over these: with AVX-512
+1.01 to 1.10 from 64 channels and 256 filters on, 1.13 for 256 -> 512 with stride 2, 0.9 to 1.0 for 64 filters; held
+to AVX2 1.06 to 1.11, and more where x's rows lie so that blocked.py reads them slowly. Seven products instead of eight
+would be 1.14: sums of pixels cost 3 %, products read from L2 cache and L3 cache the rest.
+What was learned there:
+- A single call has to make the weights' sums, and threads then read what the other wrote: 30 microseconds for 262,144
+  weights, or 150 in the same process minutes later, for a reason that was not found. So a call takes this kernel where
+  there are few weights.
+- Raw halves of x are read where they lie; copying them beside T1 .. T4 gains 1 % at best and costs 3 % for few filters.
+Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; sums made while packing and
+results added on leaving as in Huang et al., Strassen's Algorithm Reloaded, SC 2016.
+"""
+
+import struct
+from functools import lru_cache
+
+import numpy as np
+from numba import from_dtype
+from numba.core import types
+
+from . import blocked, target, tracing, weight_rows
+from .blocked import BLOCKING, copy_biases_function, finish_tile_function, flat_rows
+from .call import CALL, CALL_DTYPE, pack_call, problem_fields
+from .compilation import compiled, inlined
+from .epilogue import CLAMP
+from .filter_cuts import until_all_done, up
+from .flat_planes import copy_planes_function
+from .microkernel import CLOCK, MEMORY_BYTES, VECTORS, accumulate, multiply_cycles, panel_rows, predicted, vector_type
+from .short_floats import memory_functions
+from .threads import run_tasks, task_loop, two_round_loop, worker_span
+from .tracing import choose, convert, interleave, load, loop, maximum, minimum, store, traced, zeros
+from .vectors import lanes, record_at
+
+passes = ("forward",)
+PRODUCTS = 7
+SUMS = 4  # T1 .. T4
+LINE = 64  # bytes
+LARGE_PANELS = 8 << 20  # bytes: larger ones come from memory
+CYCLES_PER_TASK = 1_500
+FILTER_CUTS = (1, 2, 3, 4)
+NOTHING_LEFT = (0,) * len(BLOCKING)
+SUM_CYCLES = 2.2  # for a vector of each T
+LEAVE_CYCLES = 1.5  # for a vector of a product that is added to others
+
+PAIRS = (
+    "pairs", "pair_tasks", "pair_filters", "pair_filter_tasks", "pair_channels", "waiting_step", "planes_bytes",
+    "sums_at", "tiles_at", "pair_bias_at", "panels_at", "shared_at",
+)  # fmt: skip
+CALL_STRASSEN = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING + PAIRS]))
+
+
+def product_function(real, becomes):
+    """A Numba function for one product of half the channels; becomes: of it, t and e, what is stored to t, e or y."""
+    V, rows = vector_type(real), panel_rows()
+
+    @traced(types.void)
+    def product(a, b, b_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high):
+        row = VECTORS * V.bytes
+
+        def tile(where):
+            return [[load(V, where + row * i + V.bytes * j) for j in range(VECTORS)] for i in range(rows)]
+
+        def keep(where, sums):
+            for i in range(rows):
+                for j in range(VECTORS):
+                    store(where + row * i + V.bytes * j, sums[i][j])
+
+        def finish(sums):
+            least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
+            for i in range(rows):
+                number = tracing.broadcast(V, load(V.scalar, bias + V.item_bytes * i))
+                for j, total in enumerate(with_residual([total + number for total in sums[i]], i)):
+                    store(y + y_row * i + V.bytes * j, maximum(least, minimum(most, total)))
+
+        def with_residual(totals, i):
+            def added():
+                return [total + load(V, residual + residual_row * i + V.bytes * j) for j, total in enumerate(totals)]
+
+            return choose(residual.differs(0), added, lambda: totals)
+
+        fresh = [[zeros(V, a) for _ in range(VECTORS)] for _ in range(rows)]
+        step = rows * V.item_bytes
+        sums = accumulate(V, rows, VECTORS, a, V.item_bytes, 0, step, b, b_step, depth, fresh)
+        becomes(sums, Tiles(tile, keep, finish, t, e))
+
+    return product
+
+
+class Tiles:
+    """What a product may be added to and become: the tiles t and e, and the finished y."""
+
+    def __init__(self, tile, keep, finish, t, e):
+        self.tile, self.keep, self.finish, self.t, self.e = tile, keep, finish, t, e
+
+    def added(self, where, sums, sign=1):
+        return [
+            [a + b if sign > 0 else a - b for a, b in zip(*rows, strict=True)]
+            for rows in zip(self.tile(where), sums, strict=True)
+        ]
+
+
+def sums_function(real):
+    """A Numba function add_pixels(to, panel_bytes, x, x_tile, x_half, x_step, count): T1 .. T4 of `count` channels."""
+    V = vector_type(real)
+
+    @traced(types.void)
+    def add_pixels(to, panel_bytes, x, x_tile, x_half, x_step, count):
+        def channel(c):
+            for j in range(VECTORS):
+                here, there = x + c * x_step + V.bytes * j, to + (c * VECTORS + j) * V.bytes
+                b11, b12 = load(V, here), load(V, here + x_tile)
+                b21, b22 = load(V, here + x_half), load(V, here + x_half + x_tile)
+                t1 = b12 - b11
+                t2 = b22 - t1
+                for i, total in enumerate((t1, t2, b22 - b12, t2 - b21)):
+                    store(there + panel_bytes * i, total)
+
+        loop(count, channel)
+
+    return add_pixels
+
+
+def weight_sums(a11, a12, a21, a22):
+    """The weights of the seven products, in their order."""
+    s1 = a21 + a22
+    s2 = s1 - a11
+    return a11, a12, s2, s1, a12 - s2, a11 - a21, a22
+
+
+def pack_panel_function(dtype_name):
+    """A Numba function pack_panel(call, to, w): the seven products' weights for `rows` filters, [7][depth][rows]."""
+    real = np.float64 if dtype_name == "float64" else np.float32
+    item, V, rows = np.dtype(real).itemsize, vector_type(real), panel_rows()
+    W, contiguous = V.count, dtype_name == np.dtype(real).name
+    read, _, _, _ = memory_functions(dtype_name)
+    _, write, _, _ = memory_functions(np.dtype(real).name)
+
+    @traced(types.void)
+    def pack_vectors(to, panel_bytes, w, w_k, half_filters, half_channels, count):
+        def some(i):
+            here, there = w + i * V.bytes, to + i * (rows * V.bytes)
+            quarters = [[load(V, here + w_k * j + q) for j in range(rows)] for q in (0, half_channels, half_filters)]
+            quarters.append([load(V, here + w_k * j + half_filters + half_channels) for j in range(rows)])
+            for p, product in enumerate(zip(*(weight_sums(*each) for each in zip(*quarters)))):
+                for j, vector in enumerate(interleave(list(product))):
+                    store(there + panel_bytes * p + V.bytes * j, vector)
+
+        loop(count, some)
+
+    @inlined
+    def pack_panel(call, to, w):
+        depth = call.Cg // 2
+        panel_bytes, half_filters, half_channels = depth * rows * item, call.Kg // 2 * call.w_k, depth * call.w_c
+        done = 0
+        if contiguous and call.w_c == item:
+            pack_vectors(to, panel_bytes, w, call.w_k, half_filters, half_channels, depth // W)
+            done = depth // W * W
+        for c in range(done, depth):
+            for j in range(rows):
+                here, there = w + j * call.w_k + c * call.w_c, to + (c * rows + j) * item
+                a11, a12 = read(here), read(here + half_channels)
+                a21, a22 = read(here + half_filters), read(here + half_filters + half_channels)
+                s1 = a21 + a22
+                s2 = s1 - a11
+                write(there, a11)
+                write(there + panel_bytes, a12)
+                write(there + 2 * panel_bytes, s2)
+                write(there + 3 * panel_bytes, s1)
+                write(there + 4 * panel_bytes, a12 - s2)
+                write(there + 5 * panel_bytes, a11 - a21)
+                write(there + 6 * panel_bytes, a22)
+
+    return pack_panel
+
+
+def build_pack(dtype_name):
+    """Task: the panel of `rows` filters and of those half of all further. call.w: the weights, call.y: the panels."""
+    rows, item = panel_rows(), 8 if dtype_name == "float64" else 4
+    pack_panel = pack_panel_function(dtype_name)
+
+    def pack(call_address, index, worker):
+        call = record_at(CALL, call_address)
+        panels = call.Kg // 2 // rows
+        w = call.w + (index // panels * call.Kg + index % panels * rows) * call.w_k
+        pack_panel(call, call.y + index * (PRODUCTS * call.Cg // 2 * rows * item), w)
+
+    return task_loop(pack)
+
+
+def build(dtype_name):
+    real = np.float64 if dtype_name == "float64" else np.float32
+    item, stored_item = np.dtype(real).itemsize, 2 if dtype_name.endswith("16") else np.dtype(real).itemsize
+    same = item == stored_item
+    rows, width = panel_rows(), VECTORS * lanes(real)
+    tile_row, tile_bytes = width * item, panel_rows() * width * item
+    copy_planes, add_pixels = copy_planes_function(dtype_name), sums_function(real)
+    finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
+    _, write, _, _ = memory_functions(np.dtype(real).name)
+    pack_panel, left_over = pack_panel_function(dtype_name), inlined(blocked.task_function(dtype_name))
+
+    product_1 = product_function(real, lambda p, tiles: tiles.keep(tiles.t, p))
+    product_2 = product_function(real, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p)))
+    product_6 = product_function(real, lambda p, tiles: tiles.keep(tiles.t, tiles.added(tiles.t, p)))
+    product_5 = product_function(real, lambda p, tiles: tiles.keep(tiles.e, tiles.added(tiles.t, p)))
+    product_3 = product_function(real, lambda p, tiles: tiles.finish(tiles.added(tiles.e, p)))
+    product_4 = product_function(real, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p, -1)))
+
+    def both(p, tiles):
+        tiles.keep(tiles.t, tiles.added(tiles.t, p))
+        tiles.finish(tiles.added(tiles.e, p))
+
+    product_7 = product_function(real, both)
+
+    @inlined
+    def panels_of(call):
+        """Where the weights' sums begin: behind the packed rows, or in the workspace where there are none."""
+        return call.w + call.panels_at if call.w_k == 0 else call.workspace + call.shared_at
+
+    def pack_round(call_address, index, worker):
+        call = record_at(CALL_STRASSEN, call_address)
+        panels = call.Kg // 2 // rows
+        w = call.w + (index // panels * call.Kg + index % panels * rows) * call.w_k
+        pack_panel(call, panels_of(call) + index * (PRODUCTS * call.Cg // 2 * rows * item), w)
+
+    @inlined
+    def copy_halves(call, planes, x, first, channels):
+        """Of `channels` channels and those half of all further: the rows of x in which the pair's pixels lie."""
+        row0, end = first // call.Q, first + 2 * width
+        count = (end - 1) // call.Q - row0 + 1
+        column, behind = (first % call.Q, (end - 1) % call.Q + 1) if count == 1 else (0, call.Q)
+        for half in range(2):
+            to, here = planes + half * channels * call.planes_bytes, x + half * (call.Cg // 2) * call.x_c
+            copy_planes(call, to, call.planes_bytes, here, row0, 1, channels, count, column, behind)
+
+    @inlined
+    def multiply_pair(
+        a, a_product, x, x_step, x_half, totals, panel, depth, t, y, y_row, y_half, y_tile, above, below, residual,
+        residual_row, r_half, r_tile, low, high,
+    ):  # fmt: skip
+        """The four tiles of `rows` filters and of those half of all further."""
+        e = t + tile_bytes
+        r12, r21, r22 = 0, 0, 0
+        if residual != 0:
+            r12, r21, r22 = residual + r_tile, residual + r_half, residual + r_half + r_tile
+        product_1(a, x, x_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        a += a_product
+        product_2(a, x + x_half, x_step, depth, t, e, y, y_row, above, residual, residual_row, low, high)
+        a += a_product
+        product_6(a, totals + panel, tile_row, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        a += a_product
+        product_5(a, totals, tile_row, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        a += a_product
+        x += x_half + tile_row
+        product_3(a, x, x_step, depth, t, e, y + y_tile, y_row, above, r12, residual_row, low, high)
+        a += a_product
+        y += y_half
+        product_7(a, totals + 2 * panel, tile_row, depth, t, e, y + y_tile, y_row, below, r22, residual_row, low, high)
+        a += a_product
+        product_4(a, totals + 3 * panel, tile_row, depth, t, e, y, y_row, below, r21, residual_row, low, high)
+
+    @inlined
+    def pair(call, index, worker):
+        filter_task, rest = index % call.pair_filter_tasks, index // call.pair_filter_tasks
+        number, rest = rest % call.pairs, rest // call.pairs
+        g, n = rest % call.groups, rest // call.groups
+        first, depth, half = number * 2 * width, call.Cg // 2, call.Kg // 2
+        begin = filter_task * call.pair_filters
+        end = min(begin + call.pair_filters, half)
+        planes = call.workspace + worker * call.worker_bytes
+        totals, t, biases = planes + call.sums_at, planes + call.tiles_at, planes + call.pair_bias_at
+        waiting, nothing = t + 2 * tile_bytes, biases + 2 * call.pair_filters * item
+        copy_biases(call, g * call.Kg + begin, end - begin, biases)
+        copy_biases(call, g * call.Kg + half + begin, end - begin, biases + call.pair_filters * item)
+        for i in range(rows):
+            write(nothing + i * item, 0.0)
+
+        x = call.x + n * call.x_n + g * call.Cg * call.x_c
+        in_place = same and call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
+        in_place = in_place and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
+        direct = call.activation == CLAMP and same and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
+        if call.has_residual:
+            direct = direct and call.pair_channels == depth
+            direct = direct and call.residual_q == item and flat_rows(call.residual_p, call.residual_q, call.Q)
+        y_half, r_half = half * call.y_k, half * call.residual_k if call.has_residual else 0
+        product_bytes = depth * rows * item
+        panels = panels_of(call) + g * (half // rows * PRODUCTS * product_bytes)
+        y = call.y + n * call.y_n + g * call.Kg * call.y_k + first * item
+        residual = call.residual + n * call.residual_n + g * call.Kg * call.residual_k + first * item
+        for c0 in range(0, depth, call.pair_channels):
+            channels = min(call.pair_channels, depth - c0)
+            panel = channels * tile_row
+            if in_place:
+                b, b_step, b_half = x + c0 * call.x_c + first * item, call.x_c, depth * call.x_c
+            else:
+                copy_halves(call, planes, x + c0 * call.x_c, first, channels)
+                b, b_step, b_half = planes + first % call.Q * item, call.planes_bytes, channels * call.planes_bytes
+            add_pixels(totals, panel, b, tile_row, b_half, b_step, channels)
+            last = c0 + channels == depth
+            for k in range(begin, end, rows):
+                a = panels + k // rows * (PRODUCTS * product_bytes) + c0 * rows * item
+                wait = waiting + (k - begin) // rows * call.waiting_step
+                above = biases + (k - begin) * item
+                below = above + call.pair_filters * item
+                if last and direct:
+                    multiply_pair(
+                        a, product_bytes, b, b_step, b_half, totals, panel, channels, t, y + k * call.y_k, call.y_k,
+                        y_half, tile_row, above, below,
+                        wait if c0 > 0 else residual + k * call.residual_k if call.has_residual else 0,
+                        tile_row if c0 > 0 else call.residual_k,
+                        2 * tile_bytes if c0 > 0 else r_half, tile_bytes if c0 > 0 else tile_row, call.low, call.high,
+                    )  # fmt: skip
+                else:
+                    multiply_pair(
+                        a, product_bytes, b, b_step, b_half, totals, panel, channels, t, wait, tile_row,
+                        2 * tile_bytes, tile_bytes, nothing, nothing, wait if c0 > 0 else 0, tile_row,
+                        2 * tile_bytes, tile_bytes, -np.inf, np.inf,
+                    )  # fmt: skip
+                if last and not direct:
+                    k0 = g * call.Kg + k
+                    finish_tile(call, n, k0, rows, first, width, wait, above)
+                    finish_tile(call, n, k0, rows, first + width, width, wait + tile_bytes, above)
+                    finish_tile(call, n, k0 + half, rows, first, width, wait + 2 * tile_bytes, below)
+                    finish_tile(call, n, k0 + half, rows, first + width, width, wait + 3 * tile_bytes, below)
+
+    def task(call_address, index, worker):
+        call = record_at(CALL_STRASSEN, call_address)
+        if index < call.pair_tasks:
+            pair(call, index, worker)
+        else:
+            left_over(call_address, index - call.pair_tasks, worker)
+
+    return two_round_loop(pack_round, task)
+
+
+# ---- how a problem is cut ----
+
+
+def pairs(problem) -> int:
+    """Pairs of tiles in a map."""
+    return problem.P * problem.Q // (2 * VECTORS * lanes(problem.accumulate))
+
+
+def paired_pixels(problem) -> int:
+    return pairs(problem) * 2 * VECTORS * lanes(problem.accumulate)
+
+
+def pair_cycles(problem, filters) -> float:
+    """Of one pair of tiles and so many filters of the first half and of the second."""
+    W, depth = lanes(problem.accumulate), problem.Cg // 2
+    products = PRODUCTS * multiply_cycles(filters, VECTORS * W, depth, problem.accumulate)
+    copy = blocked.copy_cycles(problem) / (problem.P * problem.Q) * 2 * VECTORS * W
+    sums = SUMS * VECTORS * depth * SUM_CYCLES
+    return CYCLES_PER_TASK + products + copy + sums + PRODUCTS * VECTORS * filters * LEAVE_CYCLES
+
+
+def cut_cycles(problem, threads, filter_tasks) -> float:
+    """Predicted cycles until the last thread is done."""
+    half, rest = problem.Kg // 2, problem.P * problem.Q - paired_pixels(problem)
+    filters = up(-(-half // filter_tasks), panel_rows())
+    parts = [pair_cycles(problem, min(filters, half - begin)) for begin in range(0, half, filters)]
+    left = problem.Kg * blocked.pixels_cycles(rest, problem.reduction, problem.accumulate) / threads
+    maps = problem.N * problem.groups
+    return until_all_done((parts * pairs(problem) + [left] * threads) * maps, threads)
+
+
+def channel_block(problem) -> int:
+    """Channels of a half whose T's and x fill less than half the L2 cache, all blocks about equal."""
+    depth, row_bytes = problem.Cg // 2, VECTORS * target.vector_bytes()
+    x_bytes = 4 * (row_bytes + LINE)
+    if not blocked.reads_x_in_place(problem):
+        x_bytes = 2 * blocked.plane_bytes(problem, 2 * VECTORS * lanes(problem.accumulate))
+    most = max(target.cache_bytes(2) // 2 // (SUMS * row_bytes + x_bytes), 1)
+    return -(-depth // -(-depth // most))
+
+
+@lru_cache(maxsize=1024)
+def blocking(problem, threads):
+    """The numbers of BLOCKING and of PAIRS, and how many tasks there are: of packing, of pairs, of what is left."""
+    W, rows, item = lanes(problem.accumulate), panel_rows(), problem.accumulate.itemsize
+    maps, half, depth = problem.N * problem.groups, problem.Kg // 2, problem.Cg // 2
+    count, first = pairs(problem), paired_pixels(problem)
+    rest, left = blocked.blocking(problem, threads, first) if first < problem.P * problem.Q else (NOTHING_LEFT, 0)
+    rest = list(rest)
+    filter_tasks = min(FILTER_CUTS, key=lambda tasks: cut_cycles(problem, threads, tasks))
+    filters = up(-(-half // filter_tasks), rows)
+    filter_tasks = -(-half // filters)
+    tile_bytes = rows * VECTORS * W * item
+    planes_bytes, channels = blocked.plane_bytes(problem, 2 * VECTORS * W), channel_block(problem)
+    sums_at = up(2 * channels * planes_bytes, 64)
+    waiting_step = 4 * tile_bytes if channels < depth else 0
+    tiles_at = sums_at + SUMS * channels * VECTORS * W * item
+    bias_at = tiles_at + 6 * tile_bytes + (filters // rows - 1) * waiting_step
+    worker_bytes = worker_span(max(rest[BLOCKING.index("worker_bytes")], bias_at + (2 * filters + rows) * item))
+    rest[BLOCKING.index("worker_bytes")] = worker_bytes
+    own = (
+        count, count * maps * filter_tasks, filters, filter_tasks, channels, waiting_step, planes_bytes, sums_at,
+        tiles_at, bias_at,
+        weight_rows.packed_bytes(problem), threads * worker_bytes,
+    )  # fmt: skip
+    return tuple(rest) + own, problem.groups * half // rows, own[1] + left
+
+
+@lru_cache(maxsize=1024)
+def prepared(problem, threads):
+    numbers, packs, tasks = blocking(problem, threads)
+    fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING + PAIRS)}q", *numbers)
+    return fields, compiled(build, problem.dtype.name), packs, tasks
+
+
+# ---- the kernel ----
+
+
+def why_not(problem, device):
+    """Reasons why this kernel cannot run `problem` on `device`, in words for its user; empty when it can."""
+    if device.kind != "cpu":
+        return [f"runs on the CPU only, x is on {device}"]
+    filters, pixels = 2 * panel_rows(), 2 * VECTORS * lanes(problem.accumulate)
+    reasons = []
+    if problem.dtype != problem.accumulate:
+        reasons.append(f"takes float32 and float64, not {problem.dtype}")
+    if problem.R * problem.S != 1 or problem.padding != ((0, 0), (0, 0)):
+        reasons.append(
+            f"made for 1x1 without padding, the window is {problem.R}x{problem.S}, padding {problem.padding}"
+        )
+    if problem.Cg % 2 or problem.Kg % filters:
+        reasons.append(
+            f"halves channels and filters: an even number of channels and a multiple of {filters} filters per group "
+            f"needed, got {problem.Cg} and {problem.Kg}"
+        )
+    if pairs(problem) == 0:
+        reasons.append(f"at least {pixels} output pixels needed, got {problem.P} x {problem.Q}")
+    return reasons
+
+
+def panel_bytes(problem):
+    return PRODUCTS * problem.groups * problem.Kg // 2 * (problem.Cg // 2) * problem.accumulate.itemsize
+
+
+def workspace_bytes(problem, device):
+    numbers, _, _ = blocking(problem, device.threads)
+    return numbers[-1] + panel_bytes(problem)
+
+
+def reads_in_place(problem, w):
+    """Weights of which a call makes the sums by itself, in a first round."""
+    return blocked.reads_in_place(problem, w)
+
+
+def packed_bytes(problem, device):
+    return weight_rows.packed_bytes(problem) + panel_bytes(problem)
+
+
+def pack(problem, device, w, packed):
+    """Write the weights w (K, C/groups, 1, 1) into `packed` (uint8, 64-byte aligned): rows of filters, and panels."""
+    blocked.pack(problem, device, w, packed)
+    panels = packed[weight_rows.packed_bytes(problem) :]
+    call = pack_call(problem_fields(problem), panels, w, panels, None, None, None)
+    run_tasks(
+        compiled(build_pack, problem.dtype.name), call, problem.groups * problem.Kg // 2 // panel_rows(), device.threads
+    )
+
+
+def predicted_seconds(problem, device):
+    cycles = min(cut_cycles(problem, device.threads, tasks) for tasks in FILTER_CUTS) * device.threads
+    seconds = predicted(problem, device, cycles + problem.N * problem.groups * blocked.store_cycles(problem))
+    return seconds + (panel_bytes(problem) / MEMORY_BYTES if panel_bytes(problem) > LARGE_PANELS else 0.0)
+
+
+def pack_seconds(problem, device):
+    """Each thread reads panels that another one has just written, which is slow where cores share no cache."""
+    return 3.5 * problem.K * problem.reduction / CLOCK / device.threads
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
+    fields, loop, packs, tasks = prepared(problem, device.threads)
+    call = pack_call(fields, x, w, y, bias, residual, workspace)
+    run_tasks(loop, call, tasks, device.threads, before=0 if w.ndim == 1 else packs)
