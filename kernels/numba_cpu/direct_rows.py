@@ -52,13 +52,14 @@ from .tracing import (
     shuffle,
     store,
     traced,
+    when,
     zeros,
 )
 from .vectors import lanes, record_at
 
 MOST_VECTORS = 4  # of a row of outputs computed at once
 FEWEST_ROWS = 8  # of a band of a plane: those above and below it are read twice
-TASKS_PER_THREAD = 8
+TASKS_PER_THREAD = 2
 CYCLES_PER_PLANE = 40.0
 WHOLE, CUT, OUTSIDE = "whole", "cut", "outside"  # what a load's lanes are: inside the row all, some, none
 
@@ -169,14 +170,14 @@ def build(dtype_name, R, S, stride, vectors, short_row):
             store(address + offset, zeros(V, address))
 
     @traced(types.void)
-    def plane(
-        x, x_h, w, w_r, w_s, y, y_p, residual, residual_p, has_residual, bias, H, W, Q, top, left, scratch,
-        kind, low, high, slope, p0, count,
+    def some_planes(
+        x, x_c, x_h, w, w_k, w_r, w_s, y, y_k, y_p, residual, residual_k, residual_p, has_residual, bias, bias_k,
+        has_bias, H, W, Q, top, left, scratch, kind, low, high, slope, planes, m, Kg, p0, count,
     ):  # fmt: skip
-        """`count` output rows of one plane from row p0 on. scratch: a row of zeros, and room for the weights."""
-        start = broadcast(
-            V, choose(bias.differs(0), lambda: [load(V.scalar, bias)], lambda: [constant(x, 0, V.scalar)])[0]
-        )
+        """`count` output rows from row p0 on of `planes` planes. scratch: a row of zeros, and room for the weights.
+
+        m: which of its channel's Kg filters the first plane belongs to.
+        """
         no_row, taps = scratch, scratch + reach_bytes(S, stride, vectors, L, item)
         kept = Q - (vectors - 1) * L
         plain = kind.equals(CLAMP) & has_residual.equals(0)
@@ -184,15 +185,11 @@ def build(dtype_name, R, S, stride, vectors, short_row):
             broadcast(V, convert(select(plain, limit, infinity), V.scalar))
             for limit, infinity in ((low, -math.inf), (high, math.inf))
         )
-        numbers = [[load(V.scalar, w + w_r * r + w_s * s) for s in range(S)] for r in range(R)]
-        if in_registers:
-            weights = [[broadcast(V, number) for number in row] for row in numbers]
-        else:
-            for i, number in enumerate(chain.from_iterable(numbers)):
-                store(taps + i * item, number)
 
-        def weight(r, s):
-            return weights[r][s] if in_registers else broadcast(V, load(V.scalar, taps + (r * S + s) * item))
+        def masks_of(first_column, kinds):
+            return [what == CUT and lanes_between(V, first_column + at, 0, W) for at, what in zip(starts, kinds)]
+
+        masks_of_short_row = short_row and masks_of(constant(x, 0) - left, short_row)
 
         def is_cut(v):
             return short_row and v == vectors - 1
@@ -203,70 +200,91 @@ def build(dtype_name, R, S, stride, vectors, short_row):
             else:
                 store(to, total)
 
-        def strip(q, kinds):
-            first_column = q * stride - left
-            masks = [what == CUT and lanes_between(V, first_column + at, 0, W) for at, what in zip(starts, kinds)]
-            x_first = x + first_column * item
+        def plane(x, w, y, residual, bias):
+            numbers = [[load(V.scalar, w + w_r * r + w_s * s) for s in range(S)] for r in range(R)]
+            if in_registers:
+                weights = [[broadcast(V, number) for number in row] for row in numbers]
+            else:
+                for i, number in enumerate(chain.from_iterable(numbers)):
+                    store(taps + i * item, number)
+            start = broadcast(V, load(V.scalar, select(has_bias.differs(0), bias, no_row)))
 
-            def add_rows(j, sums):
-                """Add to the sums of rows p, p - 1, ... what the x rows contribute that p = p0 + j is the first to read."""
-                sums = list(sums)
-                for a in range(stride):
-                    if not any(total and a + stride * m < R for m, total in enumerate(sums)):
-                        continue
-                    h = (p0 + j) * stride - top + a
-                    row = select((h >= 0) & (h < H), x_first + x_h * h, no_row)
-                    for s, columns in enumerate(tap_columns(row_loads(row, kinds, masks))):
-                        for m, totals in enumerate(sums):
-                            r = a + stride * m
-                            if totals and r < R:
-                                sums[m] = [fma(c, weight(r, s), total) for c, total in zip(columns, totals)]
-                return sums
+            def weight(r, s):
+                return weights[r][s] if in_registers else broadcast(V, load(V.scalar, taps + (r * S + s) * item))
 
-            def finish(j, totals):
-                to = y + y_p * (p0 + j) + q * item
-                for v, total in enumerate(totals):
-                    put(to + v * V.bytes, v, maximum(least, minimum(most, total)))
+            def strip(q, kinds, masks):
+                x_first = x + (q * stride - left) * item
 
-            def one_row(j, carried):
-                *carried, done = add_rows(j, [[start] * vectors, *carried])
-                finish(j - (live - 1), done)
-                return carried
+                def add_rows(j, sums):
+                    """Add to the sums of rows p, p - 1, ... what the x rows that p = p0 + j is the first to read say."""
+                    sums = list(sums)
+                    for a in range(stride):
+                        if not any(total and a + stride * m < R for m, total in enumerate(sums)):
+                            continue
+                        h = (p0 + j) * stride - top + a
+                        row = select((h >= 0) & (h < H), x_first + x_h * h, no_row)
+                        for s, columns in enumerate(tap_columns(row_loads(row, kinds, masks))):
+                            for m, totals in enumerate(sums):
+                                r = a + stride * m
+                                if totals and r < R:
+                                    sums[m] = [fma(c, weight(r, s), total) for c, total in zip(columns, totals)]
+                    return sums
 
-            carried = []
-            for j in range(live - 1):
-                carried = add_rows(constant(q, j), [[start] * vectors, *carried])
-            carried = loop(count - (live - 1), lambda j, carried: one_row(j + (live - 1), carried), carried)
-            for j in range(live - 1):
-                *carried, done = add_rows(count + j, [None] * (j + 1) + carried)[j + 1 :]
-                finish(count + j - (live - 1), done)
+                def finish(j, totals):
+                    to = y + y_p * (p0 + j) + q * item
+                    for v, total in enumerate(totals):
+                        put(to + v * V.bytes, v, maximum(least, minimum(most, total)))
 
-            def row_of_others(j):
-                to, more = y + y_p * (p0 + j) + q * item, residual + residual_p * (p0 + j) + q * item
-                for v in range(vectors):
-                    here, there = to + v * V.bytes, more + v * V.bytes
-                    mask = first_lanes(V, kept) if is_cut(v) else None
-                    read = (lambda at: load_lanes(V, at, mask)) if is_cut(v) else (lambda at: load(V, at))
-                    total = read(here)
-                    total = choose(has_residual.differs(0), lambda: [total + read(there)], lambda: [total])
-                    put(here, v, activated(total, kind, low, high, slope)[0])
+                def one_row(j, carried):
+                    *carried, done = add_rows(j, [[start] * vectors, *carried])
+                    finish(j - (live - 1), done)
+                    return carried
 
-            choose(plain, lambda: None, lambda: loop(count, row_of_others))
+                carried = []
+                for j in range(live - 1):
+                    carried = add_rows(constant(q, j), [[start] * vectors, *carried])
+                carried = loop(count - (live - 1), lambda j, carried: one_row(j + (live - 1), carried), carried)
+                for j in range(live - 1):
+                    *carried, done = add_rows(count + j, [None] * (j + 1) + carried)[j + 1 :]
+                    finish(count + j - (live - 1), done)
 
-        def strip_of_long_rows(i):
-            q = minimum(i * (vectors * L), Q - vectors * L)
-            first = q * stride - left
-            inside = (first >= 0) & (first + reach <= W)
-            choose(
-                inside,
-                lambda: strip(q, (WHOLE,) * len(starts)),
-                lambda: strip(q, end_loads(S, stride, vectors, L)),
-            )
+                def row_of_others(j):
+                    to, more = y + y_p * (p0 + j) + q * item, residual + residual_p * (p0 + j) + q * item
+                    for v in range(vectors):
+                        here, there = to + v * V.bytes, more + v * V.bytes
+                        mask = first_lanes(V, kept) if is_cut(v) else None
+                        read = (lambda at: load_lanes(V, at, mask)) if is_cut(v) else (lambda at: load(V, at))
+                        total = read(here)
+                        total = choose(has_residual.differs(0), lambda: [total + read(there)], lambda: [total])
+                        put(here, v, activated(total, kind, low, high, slope)[0])
 
-        if short_row:
-            strip(constant(x, 0), short_row)
-        else:
-            loop((Q + (vectors * L - 1)) // (vectors * L), strip_of_long_rows)
+                with when(plain.equals(False)):
+                    loop(count, row_of_others)
+
+            def strip_of_long_rows(i):
+                q = minimum(i * (vectors * L), Q - vectors * L)
+                first = q * stride - left
+                inside = (first >= 0) & (first + reach <= W)
+                ends = end_loads(S, stride, vectors, L)
+                choose(
+                    inside,
+                    lambda: strip(q, (WHOLE,) * len(starts), [None] * len(starts)),
+                    lambda: strip(q, ends, masks_of(first, ends)),
+                )
+
+            if short_row:
+                strip(constant(x, 0), short_row, masks_of_short_row)
+            else:
+                loop((Q + (vectors * L - 1)) // (vectors * L), strip_of_long_rows)
+
+        def one_plane(i, carried):
+            x, w, y, residual, bias, m = carried
+            plane(x, w, y, residual, bias)
+            last = (m + 1).equals(Kg)
+            x, m = select(last, x + x_c, x), select(last, 0, m + 1)
+            return [x, w + w_k, y + y_k, residual + residual_k, bias + bias_k, m]
+
+        loop(planes, one_plane, [x, w, y, residual, bias, m])
 
     def task(call_address, index, worker):
         call = record_at(CALL_DIRECT, call_address)
@@ -275,26 +293,24 @@ def build(dtype_name, R, S, stride, vectors, short_row):
         bands = call.bands
         total = call.N * call.K * bands
         place, end = total * index // call.tasks, total * (index + 1) // call.tasks
-        n, k, band = place // bands // call.K, place // bands % call.K, place % bands
-        c, m = k // call.Kg, k % call.Kg
         while place < end:
-            some = min(bands - band, end - place)
-            place += some
-            p0, p1 = 0, call.P
-            if some < bands:
-                p0, p1 = call.P * band // bands, call.P * (band + some) // bands
-            plane(
-                call.x + n * call.x_n + c * call.x_c, call.x_h, call.w + k * call.w_k, call.w_r, call.w_s,
-                call.y + n * call.y_n + k * call.y_k, call.y_p,
-                call.residual + n * call.residual_n + k * call.residual_k, call.residual_p, call.has_residual,
-                call.bias + k * call.bias_k if call.has_bias else 0, call.H, call.W, call.Q, call.top,
-                call.left, scratch, call.activation, call.low, call.high, call.slope, p0, p1 - p0,
+            band, k, n = place % bands, place // bands % call.K, place // bands // call.K
+            if bands == 1:
+                planes, p0, p1 = min(call.K - k, end - place), 0, call.P
+                place += planes
+            else:
+                some = min(bands - band, end - place)
+                planes, p0, p1 = 1, call.P * band // bands, call.P * (band + some) // bands
+                place += some
+            c = k // call.Kg
+            some_planes(
+                call.x + n * call.x_n + c * call.x_c, call.x_c, call.x_h, call.w + k * call.w_k, call.w_k, call.w_r,
+                call.w_s, call.y + n * call.y_n + k * call.y_k, call.y_k, call.y_p,
+                call.residual + n * call.residual_n + k * call.residual_k, call.residual_k, call.residual_p,
+                call.has_residual, call.bias + k * call.bias_k, call.bias_k, call.has_bias, call.H, call.W, call.Q,
+                call.top, call.left, scratch, call.activation, call.low, call.high, call.slope, planes, k % call.Kg,
+                call.Kg, p0, p1 - p0,
             )  # fmt: skip
-            band, k, m = 0, k + 1, m + 1  # dividing for each plane would take as long as a small one
-            if m == call.Kg:
-                c, m = c + 1, 0
-            if k == call.K:
-                n, k, c = n + 1, 0, 0
 
     return task_loop(task)
 
