@@ -47,6 +47,7 @@ GEOMETRY = (
 CALL_FEW = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
 
 
+@lru_cache(maxsize=1024)
 def serves(problem) -> bool:
     """Is this the faster way, for outputs whose rows are contiguous?"""
     return problem.Cg <= MOST_CHANNELS and problem.layout == "NCHW" and lanes(problem.accumulate) <= problem.Q

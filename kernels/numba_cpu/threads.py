@@ -175,6 +175,18 @@ def build_take_part():
     return take_part
 
 
+def build_run():
+    open_job, take_part = inlined(build_open()), inlined(build_take_part())
+
+    def run(pool, loop, call, tasks, before, threads, spins):
+        """The usual job in one call from Python: open it and take part, unless some who sleep are to be woken first."""
+        open_job(pool, loop, call, tasks, before, threads)
+        if load_shared(pool + SLEEPING) == 0:
+            take_part(pool, spins)
+
+    return run
+
+
 def build_serve():
     def serve(pool, own, spins):
         """A worker's life until it should sleep. own: its three words, the generation it saw last, whether it sleeps,
@@ -267,7 +279,7 @@ class Pool:
 
     def start(self, workers):
         self.spins = spins_for(SPIN_SECONDS)
-        self.open_job, self.take_part = compiled(build_open).call, compiled(build_take_part).call
+        self.run_job, self.take_part = compiled(build_run).call, compiled(build_take_part).call
         compiled(build_serve)
         while len(self.workers) < workers:
             self.workers.append(Worker(self, number=len(self.workers) + 1))
@@ -275,12 +287,13 @@ class Pool:
     def run(self, loop, call, tasks, before, threads):
         if len(self.workers) < threads - 1:
             self.start(threads - 1)
-        self.open_job(self.address, loop, call, tasks, before, threads)
         try:
-            if self.view[SLEEPING // 8]:
+            self.run_job(self.address, loop, call, tasks, before, threads, self.spins)
+            if self.view[OPEN // 8] and self.view[SLEEPING // 8]:
                 self.wake(threads - 1)
         finally:  # even when interrupted: nobody may work on a call that has ended
-            self.take_part(self.address, self.spins)
+            if self.view[OPEN // 8]:
+                self.take_part(self.address, self.spins)
             while self.view[OPEN // 8]:
                 time.sleep(0)  # a worker has lost its processor; let it have this one
                 self.take_part(self.address, self.spins)
