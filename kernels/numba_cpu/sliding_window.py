@@ -46,6 +46,7 @@ from .tracing import (
     first_lanes,
     fma,
     hidden,
+    lanes_between,
     load,
     load_lanes,
     load_strided,
@@ -377,6 +378,34 @@ def panel_filling(dtype_name):
         return sort_some
 
     move_vector, move_half, sort_vector, sort_half = move(L), move(L // 2), sort(L), sort(L // 2)
+    masks_are_fast = target.vector_bytes() >= 32 and kind != "i16"
+
+    @traced(types.void)
+    def sort_rows(to, row_bytes, phase_bytes, x, x_h, rows, first, W, count):
+        """Rows that lie inside the image, by columns of vectors, so that masks are made once for all rows."""
+        pair = Lanes(kind, L)
+
+        def vector_column(i):
+            w = first + i * (2 * L)
+            here, there = x + w * item, to + i * (L * number_bytes)
+
+            def copy(readers):
+                def one_row(row):
+                    a, b = (read(here + x_h * row + n * pair.bytes) for n, read in enumerate(readers))
+                    for odd in (0, 1):
+                        vector = as_numbers(shuffle(a, b, range(odd, 2 * L, 2)), dtype_name)
+                        store(there + row_bytes * row + phase_bytes * odd, vector)
+
+                loop(rows, one_row)
+
+            def masked(n):
+                mask = lanes_between(pair, w + n * L, 0, W)
+                return lambda at: load_lanes(pair, at, mask)
+
+            whole = (w >= 0) & (w + 2 * L <= W)
+            choose(whole, lambda: copy([lambda at: load(pair, at)] * 2), lambda: copy([masked(0), masked(1)]))
+
+        loop((count + (L - 1)) // L, vector_column)
 
     @traced(types.void)
     def move_first(to, address, count):
@@ -444,6 +473,18 @@ def panel_filling(dtype_name):
         Zeros are written a vector at a time and run over what is written next; behind the last row there is room.
         """
         together = stride if x_w == item and stride <= 2 else 0  # columns that one step of the fast copies moves
+        if masks_are_fast and together == 2:
+            above = min(max(0, -first_row), rows)
+            behind = max(above, min(rows, H - first_row))
+            for i in range(rows):
+                if i < above or i >= behind:
+                    clear_row(panel + i * row_bytes, count)
+                    clear_row(panel + i * row_bytes + phase_bytes, count)
+            sort_rows(
+                panel + above * row_bytes, row_bytes, phase_bytes, x + (first_row + above) * x_h, x_h, behind - above,
+                first, W, count,
+            )  # fmt: skip
+            return
         start = min(max(0, -first) + stride - 1, count * stride) // stride if together else count
         end = max(start, min(count, (W - first) // stride)) if together else count
         for i in range(rows):
