@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import from_dtype
 
-from . import direct_rows, interleaved, target
+from . import direct_rows, interleaved, stacked_rows, target
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .sliding_window import Window, lanes_for, panel_filling, real_of, stored_kind, window_tile
@@ -304,6 +304,8 @@ def workspace_bytes(problem, device):
     needed = [blocking(problem).geometry[-1]]
     if direct_rows.serves(problem):
         needed.append(direct_rows.worker_bytes(problem))
+    if stacked_rows.serves(problem):
+        needed.append(stacked_rows.worker_bytes(problem))
     if interleaved.serves(problem):
         needed.append(blocking(interleaved.as_planes(problem), problem.C).geometry[-1])
     return device.threads * max(needed)
@@ -317,6 +319,8 @@ def predicted_seconds(problem, device):
     compute = (cut.cycles + cut.tasks * CYCLES_PER_TASK) / CYCLES_PER_SECOND
     if direct_rows.serves(problem):
         compute = direct_rows.cycles(problem) / CYCLES_PER_SECOND
+    if stacked_rows.serves(problem):
+        compute = stacked_rows.cycles(problem) / CYCLES_PER_SECOND
     moved = (problem.N * problem.C * problem.H * problem.W + problem.N * problem.K * problem.P * problem.Q) * (
         problem.dtype.itemsize
     )
@@ -333,16 +337,19 @@ def prepared(problem, C=1):
 
 @lru_cache(maxsize=1024)
 def faster_ways(problem, threads):
-    """As `prepared`, for arrays that allow it: straight from x to y, as planes of interleaved channels; else None."""
-    direct = direct_rows.prepared(problem, threads) if direct_rows.serves(problem) else None
+    """As `prepared`, for arrays that allow it: rows stacked or by themselves, planes of interleaved channels; else None."""
+    stacked = stacked_rows.prepared(problem, threads) if stacked_rows.serves(problem) else None
+    direct = direct_rows.prepared(problem, threads) if direct_rows.serves(problem) and not stacked else None
     flat = prepared(interleaved.as_planes(problem), problem.C) if interleaved.serves(problem) else None
-    return direct, flat
+    return stacked, direct, flat
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with w into y; arrays in logical order (N, C, H, W), (K, 1, R, S), (N, K, P, Q)."""
-    direct, flat = faster_ways(problem, device.threads)
-    if direct and direct_rows.takes(x, y, residual):
+    stacked, direct, flat = faster_ways(problem, device.threads)
+    if stacked and stacked_rows.takes(x, y, residual):
+        fields, loop, tasks = stacked
+    elif direct and direct_rows.takes(x, y, residual):
         fields, loop, tasks = direct
     elif flat and interleaved.takes(x, y, residual):
         fields, loop, tasks = flat
