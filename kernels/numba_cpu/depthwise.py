@@ -337,7 +337,7 @@ def prepared(problem, C=1):
 
 @lru_cache(maxsize=1024)
 def faster_ways(problem, threads):
-    """As `prepared`, for arrays that allow it: rows stacked or by themselves, planes of interleaved channels; else None."""
+    """As `prepared`, where arrays allow it: rows of x stacked, rows of x, planes of interleaved channels; or None."""
     stacked = stacked_rows.prepared(problem, threads) if stacked_rows.serves(problem) else None
     direct = direct_rows.prepared(problem, threads) if direct_rows.serves(problem) and not stacked else None
     flat = prepared(interleaved.as_planes(problem), problem.C) if interleaved.serves(problem) else None

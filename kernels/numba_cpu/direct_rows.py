@@ -100,7 +100,9 @@ def registers_beside_weights(R, S, stride, vectors) -> int:
 def row_vectors(problem):
     """How many vectors of a row of outputs are computed at once."""
     R, S, stride = problem.R, problem.S, problem.stride[0]
-    most = [v for v in range(1, MOST_VECTORS + 1) if registers_beside_weights(R, S, stride, v) < target.register_count()]
+    most = [
+        v for v in range(1, MOST_VECTORS + 1) if registers_beside_weights(R, S, stride, v) < target.register_count()
+    ]
     enough = -(-problem.Q // lanes(problem.dtype))
     return min(most or [1], key=lambda vectors: row_cycles(problem, min(vectors, enough)))
 
@@ -201,6 +203,9 @@ def build(dtype_name, R, S, stride, vectors, short_row):
             else:
                 store(to, total)
 
+        def take(address, v):
+            return load_lanes(V, address, first_lanes(V, kept)) if is_cut(v) else load(V, address)
+
         def plane(x, w, y, residual, bias):
             numbers = [[load(V.scalar, w + w_r * r + w_s * s) for s in range(S)] for r in range(R)]
             if in_registers:
@@ -217,7 +222,7 @@ def build(dtype_name, R, S, stride, vectors, short_row):
                 x_first = x + (q * stride - left) * item
 
                 def add_rows(j, sums):
-                    """Add to the sums of rows p, p - 1, ... what the x rows that p = p0 + j is the first to read say."""
+                    """Add to the sums of rows p, p - 1, ... the taps of the x rows that p = p0 + j reads first."""
                     sums = list(sums)
                     for a in range(stride):
                         if not any(total and a + stride * m < R for m, total in enumerate(sums)):
@@ -249,18 +254,18 @@ def build(dtype_name, R, S, stride, vectors, short_row):
                     *carried, done = add_rows(count + j, [None] * (j + 1) + carried)[j + 1 :]
                     finish(count + j - (live - 1), done)
 
-                def row_of_others(j):
+                def others(j):
+                    """What is not a clamp of the sums, from memory."""
                     to, more = y + y_p * (p0 + j) + q * item, residual + residual_p * (p0 + j) + q * item
                     for v in range(vectors):
-                        here, there = to + v * V.bytes, more + v * V.bytes
-                        mask = first_lanes(V, kept) if is_cut(v) else None
-                        read = (lambda at: load_lanes(V, at, mask)) if is_cut(v) else (lambda at: load(V, at))
-                        total = read(here)
-                        total = choose(has_residual.differs(0), lambda: [total + read(there)], lambda: [total])
-                        put(here, v, activated(total, kind, low, high, slope)[0])
+                        put(to + v * V.bytes, v, other(take(to + v * V.bytes, v), more + v * V.bytes, v))
+
+                def other(total, more, v):
+                    total = choose(has_residual.differs(0), lambda: [total + take(more, v)], lambda: [total])
+                    return activated(total, kind, low, high, slope)[0]
 
                 with when(plain.equals(False)):
-                    loop(count, row_of_others)
+                    loop(count, others)
 
             def strip_of_long_rows(i):
                 q = minimum(i * (vectors * L), Q - vectors * L)

@@ -45,10 +45,12 @@ from .tracing import (
     maximum,
     minimum,
     select,
+    shuffle,
     store,
     store_lanes,
     traced,
     when,
+    zeros,
 )
 from .vectors import lanes, record_at
 
@@ -64,59 +66,79 @@ def serves(problem) -> bool:
     """Is this the faster way, for maps without gaps between their rows?"""
     if target.vector_bytes() < 32 or problem.layout != "NCHW" or problem.dtype != problem.accumulate:
         return False
-    plain = problem.stride == (1, 1) and problem.dilation == (1, 1) and problem.Q == problem.W
-    stacked = lanes(problem.dtype) // problem.W
-    return plain and stacked > 1 and multiply_adds(problem) <= MOST_MULTIPLY_ADDS
+    if problem.dilation != (1, 1) or problem.stride not in ((1, 1), (2, 2)):
+        return False
+    fits = problem.Q == problem.W if problem.stride == (1, 1) else lanes(problem.dtype) >= problem.W
+    return fits and stacked(problem) > 1 and multiply_adds(problem) <= MOST_MULTIPLY_ADDS
+
+
+def stacked(problem) -> int:
+    """How many rows of outputs one vector holds; with stride 2 no more than two, which one shuffle can sort."""
+    fitting = lanes(problem.dtype) // problem.Q
+    return fitting if problem.stride == (1, 1) else min(fitting, 2)
 
 
 def multiply_adds(problem) -> int:
     """Of one plane, in vectors."""
-    return -(-problem.P // (lanes(problem.dtype) // problem.W)) * problem.R * problem.S
+    return -(-problem.P // stacked(problem)) * problem.R * problem.S
 
 
 def takes(x, y, residual) -> bool:
     """Do these arrays' maps lie in memory without gaps?"""
-    row = x.shape[3] * x.itemsize
-    if x.strides[2:] != (row, x.itemsize) or y.strides[2:] != (row, x.itemsize):
-        return False
-    return residual is None or residual.strides[2:] == (row, x.itemsize)
+    return without_gaps(x) and without_gaps(y) and (residual is None or without_gaps(residual))
+
+
+def without_gaps(maps) -> bool:
+    return maps.strides[2:] == (maps.shape[3] * maps.itemsize, maps.itemsize)
 
 
 def constant_mask(V, like, lanes_of_it):
     """A mask known while compiling."""
-    return Value(like.builder, ir.Constant(V.of("i1").ir, [int(lane) for lane in lanes_of_it]), V.of("i1"))
+    return Value(like.builder, ir.Constant(V.of("i1").ir, [int(bool(lane)) for lane in lanes_of_it]), V.of("i1"))
 
 
-def build(dtype_name, R, S, H, W, P, top, left):
+def build(dtype_name, R, S, stride, rows, H, W, P, Q, top, left):
     V = vector_type(dtype_name)
     L, item = V.count, V.item_bytes
-    rows = L // W
-    units = -(-P // rows)
-    in_registers = R * S + -(-R // rows) + 6 <= target.register_count()
+    units, step = -(-P // rows), rows * stride
+    in_registers = R * S + -(-R // step) + 2 * stride + 4 <= target.register_count()
 
-    def lanes_read(h, s):
-        """Which lanes of a load that begins at row h, tap column s, are numbers of the plane that belong there."""
-        columns = [lane % W + s - left for lane in range(L)]
-        return [
-            lane < rows * W and 0 <= column < W and 0 <= h + lane // W < H for lane, column in enumerate(columns)
-        ]
+    def place_of(lane, h, s):
+        """The row and column of x that a lane of the vector at row h and tap column s is; None outside the plane."""
+        row, column = h + lane // Q * stride, lane % Q * stride + s - left
+        return (row, column) if lane < rows * Q and 0 <= row < H and 0 <= column < W else None
 
-    def read(x, h, s):
-        first, wanted = h * W + s - left, lanes_read(h, s)
-        if all(wanted[: rows * W]) and first >= 0 and first + L <= H * W:
+    def neighbours(x, h, s):
+        first, wanted = h * W + s - left, [place_of(lane, h, s) for lane in range(L)]
+        if all(wanted[: rows * Q]) and first >= 0 and first + L <= H * W:
             return load(V, x + first * item)
         return load_lanes(V, x + first * item, constant_mask(V, x, wanted))
 
+    def whole_row(x, h):
+        if not 0 <= h < H:
+            return zeros(V, x)
+        if h * W + L <= H * W:
+            return load(V, x + h * W * item)
+        return load_lanes(V, x + h * W * item, constant_mask(V, x, [lane < W for lane in range(L)]))
+
+    def every_second(x, h, s):
+        places = [place_of(lane, h, s) for lane in range(L)]
+        order = [(row - h) // stride * L + column for row, column in (place or (h, 0) for place in places)]
+        picked = shuffle(whole_row(x, h), whole_row(x, h + stride), order)
+        return picked if all(places[: rows * Q]) else select(constant_mask(V, x, places), picked, zeros(V, x))
+
+    column_at = neighbours if stride == 1 else every_second
+
     def put(y, u, total):
         """A vector's last lanes may write where the next one will, but not beyond the plane."""
-        first = u * rows * W
-        if first + L <= P * W:
+        first = u * rows * Q
+        if first + L <= P * Q:
             store(y + first * item, total)
         else:
             store_lanes(y + first * item, total, constant_mask(V, y, kept_lanes(u)))
 
     def kept_lanes(u):
-        return [lane < min(rows * W, (P - u * rows) * W) for lane in range(L)]
+        return [lane < min(rows, P - u * rows) * Q for lane in range(L)]
 
     @traced(types.void)
     def some_planes(
@@ -139,15 +161,15 @@ def build(dtype_name, R, S, H, W, P, top, left):
             start = broadcast(V, load(V.scalar, select(has_bias.differs(0), bias, no_bias)))
             weight = weights_in_registers(w) if in_registers else weights_in_memory(w)
             sums = {}
-            for h in range(-top, rows * (units - 1) + R - top):
-                reached = [u for u in range(units) if 0 <= h + top - rows * u < R]
-                for s in range(S):
-                    if any(lanes_read(h, s)):
-                        column = read(x, h, s)
+            for h in range(-top, step * (units - 1) + R - top):
+                reached = [u for u in range(units) if 0 <= h + top - step * u < R]
+                for s in range(S if reached else 0):
+                    if any(place_of(lane, h, s) for lane in range(L)):
+                        column = column_at(x, h, s)
                         for u in reached:
-                            sums[u] = fma(column, weight(h + top - rows * u, s), sums.get(u, start))
+                            sums[u] = fma(column, weight(h + top - step * u, s), sums.get(u, start))
                 for u in reached:
-                    if h + top - rows * u == R - 1:
+                    if h + top - step * u == R - 1:
                         put(y, u, maximum(least, minimum(most, sums.pop(u, start))))
 
             with when(plain.equals(False)):
@@ -169,7 +191,7 @@ def build(dtype_name, R, S, H, W, P, top, left):
         def finish_other(y, residual, u):
             """What is not a clamp of the sums, from memory."""
             kept = constant_mask(V, y, kept_lanes(u))
-            to, more = y + u * rows * W * item, residual + u * rows * W * item
+            to, more = y + u * rows * Q * item, residual + u * rows * Q * item
             total = load_lanes(V, to, kept)
             total = choose(has_residual.differs(0), lambda: [total + load_lanes(V, more, kept)], lambda: [total])
             store_lanes(to, activated(total, kind, low, high, slope)[0], kept)
@@ -213,13 +235,14 @@ def prepared(problem, threads):
     tasks = min(problem.N * problem.K, TASKS_PER_THREAD * threads if threads > 1 else 1)
     (top, _), (left, _) = problem.padding
     loop = compiled(
-        build, problem.dtype.name, problem.R, problem.S, problem.H, problem.W, problem.P, top, left
+        build, problem.dtype.name, problem.R, problem.S, problem.stride[0], stacked(problem), problem.H, problem.W,
+        problem.P, problem.Q, top, left,
     )  # fmt: skip
     return problem_fields(problem) + struct.pack("2q", tasks, worker_bytes(problem)), loop, tasks
 
 
 def cycles(problem) -> float:
-    """Of all planes: two multiply-adds or a load a cycle."""
-    loads = (problem.H + problem.R) * problem.S
+    """Of all planes: two multiply-adds a cycle, or one load or shuffle."""
+    loads = (problem.H + problem.R) * problem.S // problem.stride[0]
     busy = max(multiply_adds(problem) / target.multiply_adds_per_cycle(), loads)
     return problem.N * problem.K * (CYCLES_PER_PLANE + busy)
