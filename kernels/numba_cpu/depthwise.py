@@ -15,8 +15,8 @@ The last tile of a row or column starts early enough to end with the image: some
 same thread and in the same order, and none are masked unless a whole row is shorter than a vector. Sums are taken in
 the same order whatever the number of threads.
 
-For small windows, processors with masked loads do without the panel: direct_rows.py, and stacked_rows.py where several
-rows of a map fit a vector.
+For small windows, processors with masked loads do without the panel: direct_rows.py, stacked_rows.py where several rows
+of a map fit a vector, and direct_pixels.py where lanes are channels.
 
 An image filter (C = K = 1, up to any window) is the same problem with one large plane, cut into bands of rows.
 Source: the tile is sliding_window.py's; depthwise layers are from Howard et al., MobileNets, 2017.
@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import from_dtype
 
-from . import direct_rows, interleaved, stacked_rows, target
+from . import direct_pixels, direct_rows, interleaved, stacked_rows, target
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .sliding_window import Window, lanes_for, panel_filling, real_of, stored_kind, window_tile
@@ -307,6 +307,8 @@ def workspace_bytes(problem, device):
         needed.append(direct_rows.worker_bytes(problem))
     if stacked_rows.serves(problem):
         needed.append(stacked_rows.worker_bytes(problem))
+    if direct_pixels.serves(problem):
+        needed.append(direct_pixels.worker_bytes(problem))
     if interleaved.serves(problem):
         needed.append(blocking(interleaved.as_planes(problem), problem.C).geometry[-1])
     return device.threads * max(needed)
@@ -338,20 +340,23 @@ def prepared(problem, C=1):
 
 @lru_cache(maxsize=1024)
 def faster_ways(problem, threads):
-    """As `prepared`, where arrays allow it: rows of x stacked, rows of x, planes of interleaved channels; or None."""
+    """As `prepared`, where arrays allow it, or None: rows stacked, rows, pixels, planes of interleaved channels."""
     stacked = stacked_rows.prepared(problem, threads) if stacked_rows.serves(problem) else None
     direct = direct_rows.prepared(problem, threads) if direct_rows.serves(problem) and not stacked else None
+    pixels = direct_pixels.prepared(problem, threads) if direct_pixels.serves(problem) else None
     flat = prepared(interleaved.as_planes(problem), problem.C) if interleaved.serves(problem) else None
-    return stacked, direct, flat
+    return stacked, direct, pixels, flat
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with w into y; arrays in logical order (N, C, H, W), (K, 1, R, S), (N, K, P, Q)."""
-    stacked, direct, flat = faster_ways(problem, device.threads)
+    stacked, direct, pixels, flat = faster_ways(problem, device.threads)
     if stacked and stacked_rows.takes(x, y, residual):
         fields, loop, tasks = stacked
     elif direct and direct_rows.takes(x, y, residual):
         fields, loop, tasks = direct
+    elif pixels and direct_pixels.takes(x, y, residual):
+        fields, loop, tasks = pixels
     elif flat and interleaved.takes(x, y, residual):
         fields, loop, tasks = flat
         x, y, residual = (interleaved.plane_of(array, problem.C) for array in (x, y, residual))

@@ -48,6 +48,8 @@ PROBLEMS = {
     "rows_stacked_two_filters": problem_of((2, 3, 6, L // 4), 2, (5, 3), padding=((2, 1), (2, 0))),
     "rows_stacked_stride_2": problem_of((2, 5, L - 3, L - 2), 1, (3, 3), padding=1, stride=2),
     "rows_stacked_stride_2_even": problem_of((1, 3, 8, L), 2, (5, 5), padding=((1, 2), (1, 2)), stride=2),
+    "rows_of_pixels": problem_of((2, 9, 11, 2 * L + 3), 1, (3, 3), padding=1, layout="NHWC"),
+    "rows_of_pixels_stride_2": problem_of((1, 13, 8, L), 1, (5, 3), padding=((2, 0), (4, 1)), stride=2, layout="NHWC"),
     "bands_of_rows": problem_of((1, 1, 70, 2 * L + 3), 1, (3, 3), padding=1),
     "rows_of_a_large_window": problem_of((1, 2, 11, 5 * L + 1), 1, (5, 5), padding=2),
     "rows_of_long_strips_stride_2": problem_of((1, 2, 12, 9 * L + 7), 2, (3, 5), padding=(1, 2), stride=2),
@@ -93,11 +95,13 @@ def test_nothing_is_read_or_written_behind_rows(name):
     problem = PROBLEMS[name]
     x, w, y = arrays_of(problem)
     exact = reference.conv2d(problem, x, w, None, None)
-    np.testing.assert_array_equal(run(problem, before_a_guard(x), w, before_a_guard(y)), exact)
+    order, back = ((0, 2, 3, 1), (0, 3, 1, 2)) if problem.layout == "NHWC" else ((0, 1, 2, 3), (0, 1, 2, 3))
+    x, y = (before_a_guard(a.transpose(order)).transpose(back) for a in (x, y))
+    np.testing.assert_array_equal(run(problem, x, w, y), exact)
 
 
 @pytest.mark.parametrize("activation", ["relu6", "silu"])
-@pytest.mark.parametrize("name", ["rows_stacked_two_filters", "rows_stacked_stride_2", "bands_of_rows"])
+@pytest.mark.parametrize("name", ["rows_stacked_two_filters", "rows_of_pixels", "bands_of_rows"])
 def test_bias_residual_and_activation_of_rows(name, activation):
     problem = replace(PROBLEMS[name], has_bias=True, has_residual=True, activation=activation)
     x, w, y = arrays_of(problem)
