@@ -1,4 +1,4 @@
-"""Depthwise convolution of small windows, channels last: a vector is as many channels of one pixel, read where they lie.
+"""Depthwise convolution of small windows, channels last: a vector is as many channels of a pixel, read where they lie.
 
     for every band of rows, for every vector of channels          its weights: a vector for each tap, in registers
         for every few rows of outputs
@@ -155,7 +155,7 @@ def build(dtype_name, R, S, stride, rows):
                 return sums
 
             def where(condition, sums, add):
-                """add(sums) where the condition holds; sums that are not there, None, are no Values to choose between."""
+                """add(sums) where the condition holds. Sums that are not there are None, which cannot be chosen."""
                 present = [total for total in sums if total]
                 missing = [None] * (len(sums) - len(present))
                 return missing + choose(condition, lambda: add(sums)[len(missing) :], lambda: present)
