@@ -13,9 +13,9 @@ Every load is aligned as the pixel is and none is masked, but of the last channe
 padding are left out. What is more than a clamp, other activations and residuals, is done to y afterwards.
 
 Why beside sliding_window.py's tile: there every pixel is copied into a panel first, and where that came from the L3
-cache 112 x 112 took 1.3 to 1.4 times as long as PyTorch's. Measured on two Zen 5 cores, N = 1: MobileNetV2's depthwise
-layers in 0.35 to 0.7 of the panels' time. Bands of rows, however few, are what threads share: where they shared the
-channels of a pixel, 960 of 7 x 7, two took longer than one, each fetching ahead what the other was writing.
+cache 112 x 112 took 1.3 to 1.4 times as long as PyTorch's. Measured on two Zen 5 cores, N = 1: MobileNetV2's layers of
+56 x 56 and more in a third to two thirds of the panels' time, smaller ones in 0.6 to 0.9. There two threads are hardly
+faster than one, however they share the work: by channels or, which places all weights twice, by rows.
 Source: direct_rows.py's, turned by 90 degrees.
 """
 
@@ -56,7 +56,7 @@ from .tracing import (
 from .vectors import lanes, record_at
 
 MOST_ROWS = 4  # of outputs at once
-FEWEST_ROWS, ENOUGH_ROWS = 3, 14  # of a band: for each thread one, or more; each places all weights for itself
+FEWEST_ROWS = 14  # of a band: each places all weights for itself, and rows above and below it are read twice
 TASKS_PER_THREAD = 2
 
 CALL_PIXELS = from_dtype(np.dtype(CALL_DTYPE.descr + [(n, "i8") for n in ("tasks", "bands", "worker_bytes")]))
@@ -79,8 +79,7 @@ def takes(x, y, residual) -> bool:
 
 
 def band_count(problem, threads) -> int:
-    wanted = max(problem.P // ENOUGH_ROWS, min(threads, problem.P // FEWEST_ROWS))
-    return max(1, min(task_count(threads), wanted))
+    return max(1, min(task_count(threads), problem.P // FEWEST_ROWS))
 
 
 def task_count(threads) -> int:
