@@ -15,7 +15,7 @@ Every row is loaded once for all rows of outputs (three times for the taps of a 
 activations and residuals, is done to y afterwards, row by row, so that its code takes no registers here.
 
 Why beside sliding_window.py's tile: copying a plane into a panel takes longer than its window. Measured on two Zen 5
-cores beside PyTorch's faster form: MobileNetV2's depthwise layers 1.3 to 2.4 times as fast; held to AVX2 1.2 to 2.1.
+cores beside PyTorch's faster form: MobileNetV2's depthwise layers 1.4 to 2.4 times as fast; held to AVX2 1.2 to 2.4.
 What was learned there:
 - Tiles of 4 to 7 rows, whose weights LLVM spilled to memory for every plane and whose first and last rows of x were
   read by two tiles, took 1.4 (56 x 56) to 1.9 times (28 x 28) as long.
