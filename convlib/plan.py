@@ -162,9 +162,11 @@ class Plan:
         if (residual is not None) != self.problem.has_residual:
             planned, came = ("one", "none") if self.problem.has_residual else ("none", "one")
             raise ValueError(f"residual: {planned} was planned, got {came}")
-        if residual is not None or out is not None:
-            check_operands(library, x, dtype, residual=residual, out=out)
+        if residual is not None:
+            check_operands(library, x, dtype, residual=residual)
             check_shape("residual", residual, self.y_shape)
+        if out is not None:
+            check_operands(library, x, dtype, out=out)
             check_shape("out", out, self.y_shape)
 
     def run(self, x, y, residual, stream):

@@ -297,6 +297,8 @@ def integer(name, value, least, most=LARGEST_INT):
 
 def pair(name, value, least):
     """An int or two ints (rows, columns), as two ints."""
+    if type(value) is int and least <= value <= LARGEST_INT:  # as in `integer`
+        return value, value
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise ValueError(f"{name}: an int or a pair (rows, columns) needed, got {shortened(value)}")
@@ -330,8 +332,10 @@ def checked_padding(padding):
     if isinstance(padding, str):
         check_choice("padding", padding, ("valid", "same"))
         return padding
-    if isinstance(padding, (tuple, list)) and len(padding) == 2 and any(isinstance(p, (tuple, list)) for p in padding):
-        return tuple(pair("padding", p, least=0) for p in padding)
+    if isinstance(padding, (tuple, list)) and len(padding) == 2:
+        rows, columns = padding
+        if isinstance(rows, (tuple, list)) or isinstance(columns, (tuple, list)):
+            return pair("padding", rows, least=0), pair("padding", columns, least=0)
     rows, columns = pair("padding", padding, least=0)
     return (rows, rows), (columns, columns)
 

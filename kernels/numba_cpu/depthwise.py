@@ -15,7 +15,8 @@ The last tile of a row or column starts early enough to end with the image: some
 same thread and in the same order, and none are masked unless a whole row is shorter than a vector. Sums are taken in
 the same order whatever the number of threads.
 
-For small windows, processors with masked loads do without the panel: direct_rows.py.
+For small windows, processors with masked loads do without the panel: direct_rows.py, stacked_rows.py where several rows
+of a map fit a vector, and direct_pixels.py where lanes are channels.
 
 An image filter (C = K = 1, up to any window) is the same problem with one large plane, cut into bands of rows.
 Source: the tile is sliding_window.py's; depthwise layers are from Howard et al., MobileNets, 2017.
@@ -29,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import from_dtype
 
-from . import direct_rows, interleaved, target
+from . import direct_pixels, direct_rows, interleaved, stacked_rows, target
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .sliding_window import Window, lanes_for, panel_filling, real_of, stored_kind, window_tile
@@ -44,7 +45,7 @@ WEIGHT_LOAD = 1.6  # loads that one of several weights for a tap costs; fitted t
 TASKS = 16  # at least so many, where rows suffice, or threads wait for the last one
 
 # Measured on a Zen 3 at 3 GHz: a call through the pool, a task before its first row, x and y through the caches.
-CALL_SECONDS, CYCLES_PER_TASK, CYCLES_PER_SECOND, SECONDS_PER_BYTE = 8e-6, 250, 3e9, 4e-11
+CALL_SECONDS, CYCLES_PER_TASK, CYCLES_PER_SECOND, SECONDS_PER_BYTE = 6e-6, 250, 3e9, 4e-11
 
 GEOMETRY = (
     "blocks", "bands", "strips", "spacing", "row_bytes", "phase_bytes", "scratch_at", "panel_at",
@@ -304,6 +305,10 @@ def workspace_bytes(problem, device):
     needed = [blocking(problem).geometry[-1]]
     if direct_rows.serves(problem):
         needed.append(direct_rows.worker_bytes(problem))
+    if stacked_rows.serves(problem):
+        needed.append(stacked_rows.worker_bytes(problem))
+    if direct_pixels.serves(problem):
+        needed.append(direct_pixels.worker_bytes(problem))
     if interleaved.serves(problem):
         needed.append(blocking(interleaved.as_planes(problem), problem.C).geometry[-1])
     return device.threads * max(needed)
@@ -317,6 +322,8 @@ def predicted_seconds(problem, device):
     compute = (cut.cycles + cut.tasks * CYCLES_PER_TASK) / CYCLES_PER_SECOND
     if direct_rows.serves(problem):
         compute = direct_rows.cycles(problem) / CYCLES_PER_SECOND
+    if stacked_rows.serves(problem):
+        compute = stacked_rows.cycles(problem) / CYCLES_PER_SECOND
     moved = (problem.N * problem.C * problem.H * problem.W + problem.N * problem.K * problem.P * problem.Q) * (
         problem.dtype.itemsize
     )
@@ -331,12 +338,27 @@ def prepared(problem, C=1):
     return problem_fields(problem) + np.array(cut.geometry, np.int64).tobytes(), loop, cut.tasks
 
 
+@lru_cache(maxsize=1024)
+def faster_ways(problem, threads):
+    """As `prepared`, where arrays allow it, or None: rows stacked, rows, pixels, planes of interleaved channels."""
+    stacked = stacked_rows.prepared(problem, threads) if stacked_rows.serves(problem) else None
+    direct = direct_rows.prepared(problem, threads) if direct_rows.serves(problem) and not stacked else None
+    pixels = direct_pixels.prepared(problem, threads) if direct_pixels.serves(problem) else None
+    flat = prepared(interleaved.as_planes(problem), problem.C) if interleaved.serves(problem) else None
+    return stacked, direct, pixels, flat
+
+
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with w into y; arrays in logical order (N, C, H, W), (K, 1, R, S), (N, K, P, Q)."""
-    if direct_rows.serves(problem) and direct_rows.takes(x, y, residual):
-        fields, loop, tasks = direct_rows.prepared(problem, device.threads)
-    elif interleaved.serves(problem) and interleaved.takes(x, y, residual):
-        fields, loop, tasks = prepared(interleaved.as_planes(problem), problem.C)
+    stacked, direct, pixels, flat = faster_ways(problem, device.threads)
+    if stacked and stacked_rows.takes(x, y, residual):
+        fields, loop, tasks = stacked
+    elif direct and direct_rows.takes(x, y, residual):
+        fields, loop, tasks = direct
+    elif pixels and direct_pixels.takes(x, y, residual):
+        fields, loop, tasks = pixels
+    elif flat and interleaved.takes(x, y, residual):
+        fields, loop, tasks = flat
         x, y, residual = (interleaved.plane_of(array, problem.C) for array in (x, y, residual))
     else:
         fields, loop, tasks = prepared(problem)

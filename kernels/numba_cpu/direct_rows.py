@@ -5,23 +5,33 @@
               with stride 2 two neighbours give a vector of even and one of odd columns; the tap after next is the same
               vector moved by one lane
 
-    for every plane, or part of one, of a task
-        for every few output rows, every few vectors of them      sums in registers, rows x vectors
-            for every input row they read                         rows of padding are read from a row of zeros
-                for every tap column, for every output row that it belongs to: multiply-add
+    for every plane, or band of one, of a task
+        for every few vectors of columns                          weights in registers, where they fit
+            for every row of x, from top to bottom                a row of padding is read from a row of zeros
+                multiply it into the sums of the output rows that it belongs to: 3 x 3 has 3 of them
+                the oldest of these is done: clamp and store; the others move on to the next row
 
-Why beside sliding_window.py's tile: copying a plane into a panel takes longer than its window. Masks are computed once
-a strip of tiles; masking every load, and every row of padding, made the same layers 2 to 2.5 times slower. Measured on
-two Zen 5 cores beside PyTorch's faster form: MobileNetV2's depthwise layers 1.2 to 2.0 times as fast, where panels gave
-0.4 to 1.5; held to AVX2 0.9 to 1.8, panels 0.7 to 1.4. On small planes what surrounds the tiles counts: five divisions
-a plane were a third of 7 x 7's time, and seven rows a tile instead of four a tenth of 14 x 14's.
+Every row is loaded once for all rows of outputs (three times for the taps of a row). What is more than a clamp, other
+activations and residuals, is done to y afterwards, row by row, so that its code takes no registers here.
+
+Why beside sliding_window.py's tile: copying a plane into a panel takes longer than its window. Measured on two Zen 5
+cores beside PyTorch's faster form: MobileNetV2's depthwise layers 1.4 to 2.4 times as fast; held to AVX2 1.2 to 2.4.
+What was learned there:
+- Tiles of 4 to 7 rows, whose weights LLVM spilled to memory for every plane and whose first and last rows of x were
+  read by two tiles, took 1.4 (56 x 56) to 1.9 times (28 x 28) as long.
+- On small planes what surrounds the rows counts. Masks, limits and fields of the call are made once for all planes of a
+  task, since stores to y keep the compiler from doing so: 7 x 7 takes 74 instead of 97 cycles a plane.
+- With 8 tasks a thread the last ones were taken from the other thread's share in every call, and with them the lines of
+  y in its cache: 2 tasks a thread take 1 to 3 microseconds less.
+- A row of 16 lanes takes 7 to 8 cycles for 9 multiply-adds, loads masked or not: lines of the cache crossed, not masks.
 It wants masked loads, so it serves processors with AVX2 and more; float32 or float64, NCHW, rows contiguous in memory.
 Source: Zhang, Franchetti and Low, High Performance Zero-Memory Overhead Direct Convolutions, ICML 2018.
 """
 
+import math
 import struct
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 from numba import from_dtype
@@ -30,36 +40,39 @@ from numba.core import types
 from . import target
 from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled
-from .epilogue import activated
+from .epilogue import CLAMP, activated
 from .microkernel import vector_type
 from .sliding_window import store_first
-from .threads import task_loop
+from .threads import task_loop, worker_span
 from .tracing import (
     broadcast,
     choose,
     constant,
+    convert,
     first_lanes,
     fma,
     lanes_between,
     load,
     load_lanes,
     loop,
+    maximum,
     minimum,
     select,
     shuffle,
     store,
     traced,
+    when,
     zeros,
 )
 from .vectors import lanes, record_at
 
-MOST_VECTORS, MOST_ROWS = 4, 8  # of a tile
-MOST_MULTIPLY_ADDS = 200  # of one tile: it is written out
-TASKS_PER_THREAD = 8
+MOST_VECTORS = 4  # of a row of outputs computed at once
+FEWEST_ROWS = 8  # of a band of a plane: those above and below it are read twice
+TASKS_PER_THREAD = 2
 CYCLES_PER_PLANE = 40.0
 WHOLE, CUT, OUTSIDE = "whole", "cut", "outside"  # what a load's lanes are: inside the row all, some, none
 
-CALL_DIRECT = from_dtype(np.dtype(CALL_DTYPE.descr + [("tasks", "i8"), ("worker_bytes", "i8")]))
+CALL_DIRECT = from_dtype(np.dtype(CALL_DTYPE.descr + [("tasks", "i8"), ("bands", "i8"), ("worker_bytes", "i8")]))
 
 
 def serves(problem) -> bool:
@@ -67,27 +80,40 @@ def serves(problem) -> bool:
     if target.vector_bytes() < 32 or problem.layout != "NCHW" or problem.dtype != problem.accumulate:
         return False
     small = problem.R * problem.S <= 25 and max(problem.padding[1]) < lanes(problem.dtype)
+    small = small and live_rows(problem.R, problem.stride[0]) <= problem.P
     return small and problem.dilation == (1, 1) and problem.stride in ((1, 1), (2, 2))
 
 
 def takes(x, y, residual) -> bool:
     """Do these arrays' rows lie in memory without gaps between their numbers?"""
-    return all(array is None or array.strides[3] == array.itemsize for array in (x, y, residual))
+    item = x.itemsize
+    return x.strides[3] == y.strides[3] == item and (residual is None or residual.strides[3] == item)
+
+
+def live_rows(R, stride) -> int:
+    """How many output rows an input row belongs to."""
+    return -(-R // stride)
+
+
+def weights_fit(R, S, stride, vectors) -> bool:
+    """Do all weights stay in registers, beside the sums, a row of x, the bias and two limits?"""
+    return R * S + registers_beside_weights(R, S, stride, vectors) <= target.register_count()
+
+
+def registers_beside_weights(R, S, stride, vectors) -> int:
+    row = vectors if stride == 1 else 2 * vectors + 2
+    return live_rows(R, stride) * vectors + row + 3
 
 
 @lru_cache(maxsize=1024)
-def tile(problem):
-    """(rows, vectors) of outputs computed at once: as many rows as make the plane cheapest."""
-    vectors = min(-(-problem.Q // lanes(problem.dtype)), MOST_VECTORS)
-    window, stride = problem.R * problem.S, problem.stride[0]
-    registers = (target.register_count() - 1 - vectors) // vectors  # the others hold a weight and a row of x
-    beside_weights = (target.register_count() - window - vectors) // vectors
-    # 4 rows share enough input to repay weights that are loaded again and again; with stride 2 there is less to share.
-    most = max(min(4, registers), min(beside_weights, MOST_ROWS))
-    if stride == 2 and most < problem.P:
-        most = 2
-    most = min(most, problem.P, MOST_MULTIPLY_ADDS // (vectors * window))
-    return min(range(1, max(most, 1) + 1), key=lambda rows: plane_cycles(problem, rows, vectors)), vectors
+def row_vectors(problem):
+    """How many vectors of a row of outputs are computed at once."""
+    R, S, stride = problem.R, problem.S, problem.stride[0]
+    most = [
+        v for v in range(1, MOST_VECTORS + 1) if registers_beside_weights(R, S, stride, v) < target.register_count()
+    ]
+    enough = -(-problem.Q // lanes(problem.dtype))
+    return min(most or [1], key=lambda vectors: row_cycles(problem, min(vectors, enough)))
 
 
 def load_columns(S, stride, vectors, L):
@@ -99,7 +125,7 @@ def load_columns(S, stride, vectors, L):
 
 def short_row_loads(problem):
     """What each load of a row is, where one tile holds the whole row."""
-    _, vectors = tile(problem)
+    vectors = row_vectors(problem)
     L, left = lanes(problem.dtype), problem.padding[1][0]
     starts = [column - left for column in load_columns(problem.S, problem.stride[1], vectors, L)]
     return tuple(
@@ -114,12 +140,14 @@ def end_loads(S, stride, vectors, L):
     return tuple(WHOLE if column in inner else CUT for column in columns)
 
 
-def build(dtype_name, R, S, stride, rows, vectors, short_row):
+def build(dtype_name, R, S, stride, vectors, short_row):
     """short_row: what a row's loads are, where a tile holds the whole row; () where rows are longer than tiles."""
     V = vector_type(dtype_name)
     L, item = V.count, V.item_bytes
     starts = load_columns(S, stride, vectors, L)
     reach = max(starts) + L
+    live = live_rows(R, stride)
+    in_registers = weights_fit(R, S, stride, vectors)
 
     def tap_columns(loads):
         """For each tap column the vectors that it multiplies, from a row's loads, which are made as they are needed."""
@@ -137,14 +165,14 @@ def build(dtype_name, R, S, stride, rows, vectors, short_row):
             else:
                 yield [shuffle(a, b, range(moved, moved + L)) for a, b in pairwise(columns)]
 
-    def row_loads(row, kinds, first_column, W):
+    def row_loads(row, kinds, masks):
         """The loads of a row whose first column, which may be padding, has the address `row`."""
-        for start, kind in zip(starts, kinds):
+        for start, kind, mask in zip(starts, kinds, masks):
             here = row + start * item
             if kind == WHOLE:
                 yield load(V, here)
             elif kind == CUT:
-                yield load_lanes(V, here, lanes_between(V, first_column + start, 0, W))
+                yield load_lanes(V, here, mask)
             else:
                 yield zeros(V, row)
 
@@ -154,126 +182,190 @@ def build(dtype_name, R, S, stride, rows, vectors, short_row):
             store(address + offset, zeros(V, address))
 
     @traced(types.void)
-    def plane(
-        x, x_h, w, w_r, w_s, y, y_p, residual, residual_p, has_residual, bias, H, W, P, Q, top, left, no_row,
-        kind, low, high, slope, first_block, blocks,
+    def some_planes(
+        x, x_c, x_h, w, w_k, w_r, w_s, y, y_k, y_p, residual, residual_k, residual_p, has_residual, bias, bias_k,
+        has_bias, H, W, Q, top, left, scratch, kind, low, high, slope, planes, m, Kg, p0, count,
     ):  # fmt: skip
-        """Some blocks of `rows` output rows of one plane. no_row: a row of zeros."""
-        weights = [[broadcast(V, load(V.scalar, w + w_r * r + w_s * s)) for s in range(S)] for r in range(R)]
-        start = broadcast(
-            V, choose(bias.differs(0), lambda: [load(V.scalar, bias)], lambda: [constant(x, 0, V.scalar)])[0]
+        """`count` output rows from row p0 on of `planes` planes. scratch: a row of zeros, and room for the weights.
+
+        m: which of its channel's Kg filters the first plane belongs to.
+        """
+        no_row, taps = scratch, scratch + reach_bytes(S, stride, vectors, L, item)
+        kept = Q - (vectors - 1) * L
+        plain = kind.equals(CLAMP) & has_residual.equals(0)
+        least, most = (
+            broadcast(V, convert(select(plain, limit, infinity), V.scalar))
+            for limit, infinity in ((low, -math.inf), (high, math.inf))
         )
 
-        def put(p, q, kinds):
-            """The tile of output rows p .. and columns q .."""
-            first_column = q * stride - left
-            sums = [[start] * vectors for _ in range(rows)]
-            for i in range((rows - 1) * stride + R):
-                h = p * stride - top + i
-                row = select((h >= 0) & (h < H), x + x_h * h + first_column * item, no_row)
-                for s, columns in enumerate(tap_columns(row_loads(row, kinds, first_column, W))):
-                    for j in range(rows):
-                        r = i - j * stride
-                        if 0 <= r < R:
-                            sums[j] = [fma(c, weights[r][s], total) for c, total in zip(columns, sums[j])]
-            finish(p, q, sums)
+        def masks_of(first_column, kinds):
+            return [what == CUT and lanes_between(V, first_column + at, 0, W) for at, what in zip(starts, kinds)]
 
-        def finish(p, q, sums):
-            kept = Q - (vectors - 1) * L
-            places = [(j, v) for j in range(rows) for v in range(vectors)]
+        masks_of_short_row = short_row and masks_of(constant(x, 0) - left, short_row)
 
-            def is_cut(v):
-                return short_row and v == vectors - 1
+        def is_cut(v):
+            return short_row and v == vectors - 1
 
-            def more(j, v):
-                here = residual + residual_p * (p + j) + (q + v * L) * item
-                return load_lanes(V, here, first_lanes(V, kept)) if is_cut(v) else load(V, here)
+        def put(to, v, total):
+            if is_cut(v):
+                store_first(to, total, kept)
+            else:
+                store(to, total)
 
-            def added():
-                return [sums[j][v] + more(j, v) for j, v in places]
+        def take(address, v):
+            return load_lanes(V, address, first_lanes(V, kept)) if is_cut(v) else load(V, address)
 
-            totals = choose(has_residual.differs(0), added, lambda: [sums[j][v] for j, v in places])
-            for (j, v), total in zip(places, activated(totals, kind, low, high, slope)):
-                to = y + y_p * (p + j) + (q + v * L) * item
-                if is_cut(v):
-                    store_first(to, total, kept)
-                else:
-                    store(to, total)
+        def plane(x, w, y, residual, bias):
+            numbers = [[load(V.scalar, w + w_r * r + w_s * s) for s in range(S)] for r in range(R)]
+            if in_registers:
+                weights = [[broadcast(V, number) for number in row] for row in numbers]
+            else:
+                for i, number in enumerate(chain.from_iterable(numbers)):
+                    store(taps + i * item, number)
+            start = broadcast(V, load(V.scalar, select(has_bias.differs(0), bias, no_row)))
 
-        def strip(q, kinds):
-            loop(blocks, lambda i: put(minimum((first_block + i) * rows, P - rows), q, kinds))
+            def weight(r, s):
+                return weights[r][s] if in_registers else broadcast(V, load(V.scalar, taps + (r * S + s) * item))
 
-        def strip_of_long_rows(i):
-            q = minimum(i * (vectors * L), Q - vectors * L)
-            first = q * stride - left
-            inside = (first >= 0) & (first + reach <= W)
-            choose(
-                inside,
-                lambda: strip(q, (WHOLE,) * len(starts)),
-                lambda: strip(q, end_loads(S, stride, vectors, L)),
-            )
+            def strip(q, kinds, masks):
+                x_first = x + (q * stride - left) * item
 
-        if short_row:
-            strip(constant(x, 0), short_row)
-        else:
-            loop((Q + (vectors * L - 1)) // (vectors * L), strip_of_long_rows)
+                def add_rows(j, sums):
+                    """Add to the sums of rows p, p - 1, ... the taps of the x rows that p = p0 + j reads first."""
+                    sums = list(sums)
+                    for a in range(stride):
+                        if not any(total and a + stride * m < R for m, total in enumerate(sums)):
+                            continue
+                        h = (p0 + j) * stride - top + a
+                        row = select((h >= 0) & (h < H), x_first + x_h * h, no_row)
+                        for s, columns in enumerate(tap_columns(row_loads(row, kinds, masks))):
+                            for m, totals in enumerate(sums):
+                                r = a + stride * m
+                                if totals and r < R:
+                                    sums[m] = [fma(c, weight(r, s), total) for c, total in zip(columns, totals)]
+                    return sums
+
+                def finish(j, totals):
+                    to = y + y_p * (p0 + j) + q * item
+                    for v, total in enumerate(totals):
+                        put(to + v * V.bytes, v, maximum(least, minimum(most, total)))
+
+                def one_row(j, carried):
+                    *carried, done = add_rows(j, [[start] * vectors, *carried])
+                    finish(j - (live - 1), done)
+                    return carried
+
+                carried = []
+                for j in range(live - 1):
+                    carried = add_rows(constant(q, j), [[start] * vectors, *carried])
+                carried = loop(count - (live - 1), lambda j, carried: one_row(j + (live - 1), carried), carried)
+                for j in range(live - 1):
+                    *carried, done = add_rows(count + j, [None] * (j + 1) + carried)[j + 1 :]
+                    finish(count + j - (live - 1), done)
+
+                def others(j):
+                    """What is not a clamp of the sums, from memory."""
+                    to, more = y + y_p * (p0 + j) + q * item, residual + residual_p * (p0 + j) + q * item
+                    for v in range(vectors):
+                        put(to + v * V.bytes, v, other(take(to + v * V.bytes, v), more + v * V.bytes, v))
+
+                def other(total, more, v):
+                    total = choose(has_residual.differs(0), lambda: [total + take(more, v)], lambda: [total])
+                    return activated(total, kind, low, high, slope)[0]
+
+                with when(plain.equals(False)):
+                    loop(count, others)
+
+            def strip_of_long_rows(i):
+                q = minimum(i * (vectors * L), Q - vectors * L)
+                first = q * stride - left
+                inside = (first >= 0) & (first + reach <= W)
+                ends = end_loads(S, stride, vectors, L)
+                choose(
+                    inside,
+                    lambda: strip(q, (WHOLE,) * len(starts), [None] * len(starts)),
+                    lambda: strip(q, ends, masks_of(first, ends)),
+                )
+
+            if short_row:
+                strip(constant(x, 0), short_row, masks_of_short_row)
+            else:
+                loop((Q + (vectors * L - 1)) // (vectors * L), strip_of_long_rows)
+
+        def one_plane(i, carried):
+            x, w, y, residual, bias, m = carried
+            plane(x, w, y, residual, bias)
+            last = (m + 1).equals(Kg)
+            x, m = select(last, x + x_c, x), select(last, 0, m + 1)
+            return [x, w + w_k, y + y_k, residual + residual_k, bias + bias_k, m]
+
+        loop(planes, one_plane, [x, w, y, residual, bias, m])
 
     def task(call_address, index, worker):
         call = record_at(CALL_DIRECT, call_address)
-        no_row = call.workspace + worker * call.worker_bytes
-        clear(no_row)
-        a_plane = (call.P + rows - 1) // rows
-        total = call.N * call.K * a_plane
+        scratch = call.workspace + worker * call.worker_bytes
+        clear(scratch)
+        bands = call.bands
+        total = call.N * call.K * bands
         place, end = total * index // call.tasks, total * (index + 1) // call.tasks
-        n, k, block = place // a_plane // call.K, place // a_plane % call.K, place % a_plane
-        c, m = k // call.Kg, k % call.Kg
         while place < end:
-            blocks = min(a_plane - block, end - place)
-            place += blocks
-            plane(
-                call.x + n * call.x_n + c * call.x_c, call.x_h, call.w + k * call.w_k, call.w_r, call.w_s,
-                call.y + n * call.y_n + k * call.y_k, call.y_p,
-                call.residual + n * call.residual_n + k * call.residual_k, call.residual_p, call.has_residual,
-                call.bias + k * call.bias_k if call.has_bias else 0, call.H, call.W, call.P, call.Q, call.top,
-                call.left, no_row, call.activation, call.low, call.high, call.slope, block, blocks,
+            band, k, n = place % bands, place // bands % call.K, place // bands // call.K
+            if bands == 1:
+                planes, p0, p1 = min(call.K - k, end - place), 0, call.P
+                place += planes
+            else:
+                some = min(bands - band, end - place)
+                planes, p0, p1 = 1, call.P * band // bands, call.P * (band + some) // bands
+                place += some
+            c = k // call.Kg
+            some_planes(
+                call.x + n * call.x_n + c * call.x_c, call.x_c, call.x_h, call.w + k * call.w_k, call.w_k, call.w_r,
+                call.w_s, call.y + n * call.y_n + k * call.y_k, call.y_k, call.y_p,
+                call.residual + n * call.residual_n + k * call.residual_k, call.residual_k, call.residual_p,
+                call.has_residual, call.bias + k * call.bias_k, call.bias_k, call.has_bias, call.H, call.W, call.Q,
+                call.top, call.left, scratch, call.activation, call.low, call.high, call.slope, planes, k % call.Kg,
+                call.Kg, p0, p1 - p0,
             )  # fmt: skip
-            block, k, m = 0, k + 1, m + 1  # dividing for each plane would take as long as a small one
-            if m == call.Kg:
-                c, m = c + 1, 0
-            if k == call.K:
-                n, k, c = n + 1, 0, 0
 
     return task_loop(task)
 
 
+def reach_bytes(S, stride, vectors, L, item) -> int:
+    """Of what a tile reads of one row, in whole vectors."""
+    reach = max(load_columns(S, stride, vectors, L)) + L
+    return -(-reach // L) * L * item
+
+
 def worker_bytes(problem) -> int:
-    """A row of zeros as long as a tile reads."""
-    _, vectors = tile(problem)
-    L = lanes(problem.dtype)
-    reach = max(load_columns(problem.S, problem.stride[1], vectors, L)) + L
-    return -(-reach // L) * L * problem.dtype.itemsize
+    """A row of zeros as long as a tile reads, and the weights of a window."""
+    L, item = lanes(problem.dtype), problem.dtype.itemsize
+    row = reach_bytes(problem.S, problem.stride[1], row_vectors(problem), L, item)
+    return worker_span(row + problem.R * problem.S * item)
 
 
 @lru_cache(maxsize=1024)
 def prepared(problem, threads):
     """The record's fixed part, the compiled loop and the number of tasks."""
-    rows, vectors = tile(problem)
-    blocks = problem.N * problem.K * -(-problem.P // rows)
-    tasks = min(blocks, TASKS_PER_THREAD * threads if threads > 1 else 1)
+    vectors = row_vectors(problem)
+    planes, tasks = problem.N * problem.K, TASKS_PER_THREAD * threads if threads > 1 else 1
+    bands = max(1, min(-(-tasks // planes), problem.P // FEWEST_ROWS))
+    tasks = min(planes * bands, tasks)
     short_row = short_row_loads(problem) if vectors * lanes(problem.dtype) > problem.Q else ()
-    loop = compiled(build, problem.dtype.name, problem.R, problem.S, problem.stride[0], rows, vectors, short_row)
-    return problem_fields(problem) + struct.pack("2q", tasks, worker_bytes(problem)), loop, tasks
+    loop = compiled(build, problem.dtype.name, problem.R, problem.S, problem.stride[0], vectors, short_row)
+    return problem_fields(problem) + struct.pack("3q", tasks, bands, worker_bytes(problem)), loop, tasks
 
 
 def cycles(problem) -> float:
     """Of all planes."""
-    return problem.N * problem.K * plane_cycles(problem, *tile(problem))
+    plane = problem.P * row_cycles(problem, row_vectors(problem))
+    return problem.N * problem.K * (CYCLES_PER_PLANE + plane)
 
 
-def plane_cycles(problem, rows, vectors) -> float:
-    """Loads, shuffles and multiply-adds, two a cycle each, and a tile's stores."""
-    tiles = -(-problem.P // rows) * -(-problem.Q // (vectors * lanes(problem.dtype)))
-    input_rows = (rows - 1) * problem.stride[0] + problem.R
-    loads = input_rows * vectors * (problem.S if problem.stride[0] == 1 else 2 + problem.S / 2)
-    multiply_adds = rows * vectors * problem.R * problem.S / target.multiply_adds_per_cycle()
-    return CYCLES_PER_PLANE + tiles * (max(loads, multiply_adds) + 2 * rows * vectors + 12)
+def row_cycles(problem, vectors) -> float:
+    """Of one row of outputs: loads, shuffles and multiply-adds, two a cycle each, and its stores."""
+    strips, stride = -(-problem.Q // (vectors * lanes(problem.dtype))), problem.stride[0]
+    loads = stride * vectors * (problem.S if stride == 1 else 2 + problem.S / 2)
+    if not weights_fit(problem.R, problem.S, stride, vectors):
+        loads += problem.R * problem.S / 2
+    multiply_adds = vectors * problem.R * problem.S / target.multiply_adds_per_cycle()
+    return strips * (max(loads, multiply_adds) + vectors + 2)

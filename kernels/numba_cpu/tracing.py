@@ -410,10 +410,10 @@ def load_shared(address):
     return Value(address.builder, word, I64)
 
 
-def store_shared(address, value):
+def store_shared(address, value, ordering="seq_cst"):
     """Write a 64-bit word that other threads read."""
     value = constant(address, value)
-    address.builder.store_atomic(value.ir, pointer(address, I64), "seq_cst", 8)
+    address.builder.store_atomic(value.ir, pointer(address, I64), ordering, 8)
 
 
 def pause(like):

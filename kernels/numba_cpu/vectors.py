@@ -200,6 +200,12 @@ def store_shared(address, word):
     tracing.store_shared(address, word)
 
 
+@traced(types.void)
+def store_released(address, word):
+    """As store_shared, but this thread need not wait for it: whoever sees the word sees what was written before."""
+    tracing.store_shared(address, word, "release")
+
+
 @traced(types.int64)
 def pause(word):
     """Spin politely: one pause; returns its argument."""

@@ -34,16 +34,25 @@ def arrays_of(problem, integers=True):
     return x, w, y
 
 
-def run(problem, x, w, y, threads=2):
+def run(problem, x, w, y, threads=2, bias=None, residual=None):
     cpu = replace(device.cpu(), threads=threads)
     workspace = np.full(depthwise.workspace_bytes(problem, cpu), 255, np.uint8)  # NaN in every float type
-    depthwise.run(problem, cpu, x, w, y, workspace=workspace)
+    depthwise.run(problem, cpu, x, w, y, bias, residual, workspace)
     return y
 
 
 PROBLEMS = {
     "row_shorter_than_a_vector": problem_of((2, 3, 9, L - 1), 1, (3, 3), padding=1),
     "row_of_one_vector_and_a_half": problem_of((1, 3, 9, L + L // 2), 1, (3, 3), padding=1),
+    "rows_stacked": problem_of((2, 5, 7, 7), 1, (3, 3), padding=1),
+    "rows_stacked_two_filters": problem_of((2, 3, 6, L // 4), 2, (5, 3), padding=((2, 1), (2, 0))),
+    "rows_stacked_stride_2": problem_of((2, 5, L - 3, L - 2), 1, (3, 3), padding=1, stride=2),
+    "rows_stacked_stride_2_even": problem_of((1, 3, 8, L), 2, (5, 5), padding=((1, 2), (1, 2)), stride=2),
+    "rows_of_pixels": problem_of((2, 9, 11, 2 * L + 3), 1, (3, 3), padding=1, layout="NHWC"),
+    "rows_of_pixels_stride_2": problem_of((1, 13, 8, L), 1, (5, 3), padding=((2, 0), (4, 1)), stride=2, layout="NHWC"),
+    "bands_of_rows": problem_of((1, 1, 70, 2 * L + 3), 1, (3, 3), padding=1),
+    "rows_of_a_large_window": problem_of((1, 2, 11, 5 * L + 1), 1, (5, 5), padding=2),
+    "rows_of_long_strips_stride_2": problem_of((1, 2, 12, 9 * L + 7), 2, (3, 5), padding=(1, 2), stride=2),
     "strips": problem_of((1, 1, 6, 2 * depthwise.STRIP + 5), 1, (3, 3), padding=1),
     "bands_of_a_tall_window": problem_of((1, 1, 150, 40), 1, (31, 7), padding=(15, 3)),
     "long_window_stride_2": problem_of((1, 2, 40, 61), 1, (15, 16), padding=7, stride=2),
@@ -75,6 +84,31 @@ def test_gives_the_same_bits_for_any_number_of_threads():
     alone = run(problem, x, w, y.copy(), threads=1)
     for threads in (2, 3, 8):
         np.testing.assert_array_equal(run(problem, x, w, y.copy(), threads), alone)
+
+
+OF_ROWS = [name for name in PROBLEMS if "rows" in name]
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_nothing_is_read_or_written_behind_rows(name):
+    """Of the last rows whole vectors are read and written, or as many lanes of one as there are."""
+    problem = PROBLEMS[name]
+    x, w, y = arrays_of(problem)
+    exact = reference.conv2d(problem, x, w, None, None)
+    order, back = ((0, 2, 3, 1), (0, 3, 1, 2)) if problem.layout == "NHWC" else ((0, 1, 2, 3), (0, 1, 2, 3))
+    x, y = (before_a_guard(a.transpose(order)).transpose(back) for a in (x, y))
+    np.testing.assert_array_equal(run(problem, x, w, y), exact)
+
+
+@pytest.mark.parametrize("activation", ["relu6", "silu"])
+@pytest.mark.parametrize("name", ["rows_stacked_two_filters", "rows_of_pixels", "bands_of_rows"])
+def test_bias_residual_and_activation_of_rows(name, activation):
+    problem = replace(PROBLEMS[name], has_bias=True, has_residual=True, activation=activation)
+    x, w, y = arrays_of(problem)
+    bias, residual = np.arange(problem.K, dtype=np.float32) - 2, np.roll(arrays_of(problem, integers=False)[0], 1)
+    residual = np.resize(residual, problem.y_shape)
+    run(problem, x, w, y, bias=bias, residual=residual)
+    np.testing.assert_allclose(y, reference.conv2d(problem, x, w, bias, residual), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("C", [2, 3, 5, 7, 12, 20])
@@ -111,14 +145,15 @@ def test_interleaved_channels_with_gaps_between_pixels():
     np.testing.assert_array_equal(y[..., 15:], 99)
 
 
-def test_nan_and_infinity_reach_only_the_outputs_that_read_them():
-    problem = PROBLEMS["row_of_one_vector_and_a_half"]
+@pytest.mark.parametrize("name", ["row_of_one_vector_and_a_half", "rows_stacked"])
+def test_nan_and_infinity_reach_only_the_outputs_that_read_them(name):
+    problem = PROBLEMS[name]
     x, w, y = arrays_of(problem)
     w[w == 0] = 1
-    x[0, 1, 4, 5], x[0, 2, 0, 0] = np.nan, np.inf
+    x[0, 1, 4, 5], x[0, 1, 2, -1], x[0, 2, 0, 0] = np.nan, np.nan, np.inf
     run(problem, x, w, y)
     bad = np.zeros(problem.y_shape, bool)
-    bad[0, 1, 3:6, 4:7] = bad[0, 2, 0:2, 0:2] = True
+    bad[0, 1, 3:6, 4:7] = bad[0, 1, 1:4, -2:] = bad[0, 2, 0:2, 0:2] = True
     np.testing.assert_array_equal(~np.isfinite(y), bad)
 
 

@@ -1,0 +1,250 @@
+"""Depthwise convolution of maps so narrow that several rows of theirs fit one vector: two of 7 x 7 into 16 lanes.
+
+    y        [ rows 0 and 1 ][ rows 2 and 3 ][ rows 4 and 5 ][ row 6 ]         each a vector of 14 sums
+    x        a load begins at any row and tap column; lanes that would come from a neighbouring row are masked:
+
+    tap s = 0   [ . a b c d e f . h i j k l m ]          x rows   a b c d e f g
+    tap s = 1   [ a b c d e f g h i j k l m n ]                   h i j k l m n
+    tap s = 2   [ b c d e f g . i j k l m n . ]
+
+With stride 2 a shuffle of two rows, the one after next to each other, takes the place of a load: 14 x 14 to 7 x 7.
+
+The plane is written out: for every row that a load may begin at and every tap column, the vector is made once and
+multiplied into all sums that it belongs to. Sizes are constants, so rows of padding cost nothing and masks are known.
+
+Measured on two Zen 5 cores, cycles a plane on one of them: 3 x 3 on 7 x 7 50, direct_rows.py 74, since it fills 7 of 16
+lanes; 14 x 14 to 7 x 7 with stride 2 53 instead of 93; 5 x 5 on 7 x 7 95 instead of 172.
+It wants maps whose rows follow each other without a gap; float32 or float64, NCHW; with stride 1 as many columns of
+outputs as of inputs, with stride 2 rows of x no longer than a vector.
+Source: as direct_rows.py, Zhang, Franchetti and Low 2018.
+"""
+
+import math
+import struct
+from functools import lru_cache
+
+import numpy as np
+from llvmlite import ir
+from numba import from_dtype
+from numba.core import types
+
+from . import target
+from .call import CALL_DTYPE, problem_fields
+from .compilation import compiled
+from .epilogue import CLAMP, activated
+from .microkernel import vector_type
+from .threads import task_loop, worker_span
+from .tracing import (
+    Value,
+    broadcast,
+    choose,
+    convert,
+    fma,
+    hidden,
+    load,
+    load_lanes,
+    loop,
+    maximum,
+    minimum,
+    select,
+    shuffle,
+    store,
+    store_lanes,
+    traced,
+    when,
+    zeros,
+)
+from .vectors import lanes, record_at
+
+MOST_MULTIPLY_ADDS = 150  # of one plane: it is written out
+TASKS_PER_THREAD = 2
+CYCLES_PER_PLANE = 15.0
+
+CALL_STACKED = from_dtype(np.dtype(CALL_DTYPE.descr + [("tasks", "i8"), ("worker_bytes", "i8")]))
+
+
+@lru_cache(maxsize=1024)
+def serves(problem) -> bool:
+    """Is this the faster way, for maps without gaps between their rows?"""
+    if target.vector_bytes() < 32 or problem.layout != "NCHW" or problem.dtype != problem.accumulate:
+        return False
+    if problem.dilation != (1, 1) or problem.stride not in ((1, 1), (2, 2)):
+        return False
+    fits = problem.Q == problem.W if problem.stride == (1, 1) else lanes(problem.dtype) >= problem.W
+    return fits and stacked(problem) > 1 and multiply_adds(problem) <= MOST_MULTIPLY_ADDS
+
+
+def stacked(problem) -> int:
+    """How many rows of outputs one vector holds; with stride 2 no more than two, which one shuffle can sort."""
+    fitting = lanes(problem.dtype) // problem.Q
+    return fitting if problem.stride == (1, 1) else min(fitting, 2)
+
+
+def multiply_adds(problem) -> int:
+    """Of one plane, in vectors."""
+    return -(-problem.P // stacked(problem)) * problem.R * problem.S
+
+
+def takes(x, y, residual) -> bool:
+    """Do these arrays' maps lie in memory without gaps?"""
+    return without_gaps(x) and without_gaps(y) and (residual is None or without_gaps(residual))
+
+
+def without_gaps(maps) -> bool:
+    return maps.strides[2:] == (maps.shape[3] * maps.itemsize, maps.itemsize)
+
+
+def constant_mask(V, like, lanes_of_it):
+    """A mask known while compiling."""
+    return Value(like.builder, ir.Constant(V.of("i1").ir, [int(bool(lane)) for lane in lanes_of_it]), V.of("i1"))
+
+
+def build(dtype_name, R, S, stride, rows, H, W, P, Q, top, left):
+    V = vector_type(dtype_name)
+    L, item = V.count, V.item_bytes
+    units, step = -(-P // rows), rows * stride
+    in_registers = R * S + -(-R // step) + 2 * stride + 4 <= target.register_count()
+
+    def place_of(lane, h, s):
+        """The row and column of x that a lane of the vector at row h and tap column s is; None outside the plane."""
+        row, column = h + lane // Q * stride, lane % Q * stride + s - left
+        return (row, column) if lane < rows * Q and 0 <= row < H and 0 <= column < W else None
+
+    def neighbours(x, h, s):
+        first, wanted = h * W + s - left, [place_of(lane, h, s) for lane in range(L)]
+        if all(wanted[: rows * Q]) and first >= 0 and first + L <= H * W:
+            return load(V, x + first * item)
+        return load_lanes(V, x + first * item, constant_mask(V, x, wanted))
+
+    def whole_row(x, h):
+        if not 0 <= h < H:
+            return zeros(V, x)
+        if h * W + L <= H * W:
+            return load(V, x + h * W * item)
+        return load_lanes(V, x + h * W * item, constant_mask(V, x, [lane < W for lane in range(L)]))
+
+    def every_second(x, h, s):
+        places = [place_of(lane, h, s) for lane in range(L)]
+        order = [(row - h) // stride * L + column for row, column in (place or (h, 0) for place in places)]
+        picked = shuffle(whole_row(x, h), whole_row(x, h + stride), order)
+        return picked if all(places[: rows * Q]) else select(constant_mask(V, x, places), picked, zeros(V, x))
+
+    column_at = neighbours if stride == 1 else every_second
+
+    def put(y, u, total):
+        """A vector's last lanes may write where the next one will, but not beyond the plane."""
+        first = u * rows * Q
+        if first + L <= P * Q:
+            store(y + first * item, total)
+        else:
+            store_lanes(y + first * item, total, constant_mask(V, y, kept_lanes(u)))
+
+    def kept_lanes(u):
+        return [lane < min(rows, P - u * rows) * Q for lane in range(L)]
+
+    @traced(types.void)
+    def some_planes(
+        x, x_c, w, w_k, w_r, w_s, y, y_k, residual, residual_k, has_residual, bias, bias_k, has_bias, taps,
+        kind, low, high, slope, planes, m, Kg,
+    ):  # fmt: skip
+        """taps: room for the weights of a window, and a zero behind them. m: which of its channel's Kg filters the
+        first plane belongs to.
+        """
+        no_bias = taps + R * S * item
+        store(no_bias, convert(no_bias - no_bias, V.scalar))
+        plain = kind.equals(CLAMP) & has_residual.equals(0)
+        least, most = (
+            broadcast(V, convert(select(plain, limit, infinity), V.scalar))
+            for limit, infinity in ((low, -math.inf), (high, math.inf))
+        )
+        in_order = w_s.equals(item) & w_r.equals(S * item)
+
+        def plane(x, w, y, residual, bias):
+            start = broadcast(V, load(V.scalar, select(has_bias.differs(0), bias, no_bias)))
+            weight = weights_in_registers(w) if in_registers else weights_in_memory(w)
+            sums = {}
+            for h in range(-top, step * (units - 1) + R - top):
+                reached = [u for u in range(units) if 0 <= h + top - step * u < R]
+                for s in range(S if reached else 0):
+                    if any(place_of(lane, h, s) for lane in range(L)):
+                        column = column_at(x, h, s)
+                        for u in reached:
+                            sums[u] = fma(column, weight(h + top - step * u, s), sums.get(u, start))
+                for u in reached:
+                    if h + top - step * u == R - 1:
+                        put(y, u, maximum(least, minimum(most, sums.pop(u, start))))
+
+            with when(plain.equals(False)):
+                for u in range(units):
+                    finish_other(y, residual, u)
+
+        def weights_in_registers(w):
+            found = [[broadcast(V, load(V.scalar, w + w_r * r + w_s * s)) for s in range(S)] for r in range(R)]
+            return lambda r, s: found[r][s]
+
+        def weights_in_memory(w):
+            with when(in_order.equals(False)):
+                for r in range(R):
+                    for s in range(S):
+                        store(taps + (r * S + s) * item, load(V.scalar, w + w_r * r + w_s * s))
+            table = select(in_order, w, taps)
+            return lambda r, s: broadcast(V, load(V.scalar, hidden(table) + (r * S + s) * item))
+
+        def finish_other(y, residual, u):
+            """What is not a clamp of the sums, from memory."""
+            kept = constant_mask(V, y, kept_lanes(u))
+            to, more = y + u * rows * Q * item, residual + u * rows * Q * item
+            total = load_lanes(V, to, kept)
+            total = choose(has_residual.differs(0), lambda: [total + load_lanes(V, more, kept)], lambda: [total])
+            store_lanes(to, activated(total, kind, low, high, slope)[0], kept)
+
+        def one_plane(i, carried):
+            x, w, y, residual, bias, m = carried
+            plane(x, w, y, residual, bias)
+            last = (m + 1).equals(Kg)
+            x, m = select(last, x + x_c, x), select(last, 0, m + 1)
+            return [x, w + w_k, y + y_k, residual + residual_k, bias + bias_k, m]
+
+        loop(planes, one_plane, [x, w, y, residual, bias, m])
+
+    def task(call_address, index, worker):
+        call = record_at(CALL_STACKED, call_address)
+        total = call.N * call.K
+        place, end = total * index // call.tasks, total * (index + 1) // call.tasks
+        while place < end:
+            n, k = place // call.K, place % call.K
+            planes, c = min(call.K - k, end - place), k // call.Kg
+            some_planes(
+                call.x + n * call.x_n + c * call.x_c, call.x_c, call.w + k * call.w_k, call.w_k, call.w_r, call.w_s,
+                call.y + n * call.y_n + k * call.y_k, call.y_k,
+                call.residual + n * call.residual_n + k * call.residual_k, call.residual_k, call.has_residual,
+                call.bias + k * call.bias_k, call.bias_k, call.has_bias,
+                call.workspace + worker * call.worker_bytes, call.activation, call.low, call.high, call.slope,
+                planes, k % call.Kg, call.Kg,
+            )  # fmt: skip
+            place += planes
+
+    return task_loop(task)
+
+
+def worker_bytes(problem) -> int:
+    return worker_span((problem.R * problem.S + 1) * problem.dtype.itemsize)
+
+
+@lru_cache(maxsize=1024)
+def prepared(problem, threads):
+    """The record's fixed part, the compiled loop and the number of tasks."""
+    tasks = min(problem.N * problem.K, TASKS_PER_THREAD * threads if threads > 1 else 1)
+    (top, _), (left, _) = problem.padding
+    loop = compiled(
+        build, problem.dtype.name, problem.R, problem.S, problem.stride[0], stacked(problem), problem.H, problem.W,
+        problem.P, problem.Q, top, left,
+    )  # fmt: skip
+    return problem_fields(problem) + struct.pack("2q", tasks, worker_bytes(problem)), loop, tasks
+
+
+def cycles(problem) -> float:
+    """Of all planes: two multiply-adds a cycle, or one load or shuffle."""
+    loads = (problem.H + problem.R) * problem.S // problem.stride[0]
+    busy = max(multiply_adds(problem) / target.multiply_adds_per_cycle(), loads)
+    return problem.N * problem.K * (CYCLES_PER_PLANE + busy)
