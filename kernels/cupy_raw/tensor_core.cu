@@ -29,7 +29,7 @@
 // places, and eight threads that copy or store two rows, or one chunk of eight rows, do too.
 // The way out: sums, with their biases, pass through shared memory, a slice of each warp's at a time, so that a thread
 // stores 16 bytes of neighbours: filters, or pixels in NCHW. With warps of 64 without conflicts, else of two lanes.
-// Small problems: SPLIT, as in implicit_gemm.cu.
+// Small problems, and the last wave of others: SPLIT, as in implicit_gemm.cu.
 // float32: rounded to TF32, 11 significant bits, the weights once by pack_filters, x in registers. PRECISE ("3xtf32")
 // keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
 // cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
@@ -368,25 +368,22 @@ __device__ __forceinline__ void finish(const Problem& problem, const Cut& cut, c
     }
 }
 
-// grid: groups * tiles_m * (filters / TILE_K) and the splits, block: THREADS.
+// grid: whole tiles and the splits of others, block: THREADS.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ packed, Element* __restrict__ y,
                    const Element* __restrict__ bias, const Element* __restrict__ residual,
                    Accumulator* __restrict__ partial, Problem problem, Cut cut)
 {
-    const int across_k = cut.filters / TILE_K;
-    unsigned block = blockIdx.x;
-    const int first_filter = block % across_k * TILE_K; block /= across_k;
-    const Index first_pixel = (Index)(block % cut.tiles_m) * TILE_M; block /= cut.tiles_m;
-    const int group = block, all = cut.depth / DEPTH, first = blockIdx.y * cut.stages;
-    const int count = min(cut.stages, all - first);
+    const Job job(blockIdx.x, cut);
+    const Tile tile(job.tile, cut);
+    const int all = cut.depth / DEPTH, first = job.first_stage(cut), count = job.stages(cut, all);
     const int warp = threadIdx.x / 32, warp_pixel = warp / WARPS_K * WARP_M, warp_filter = warp % WARPS_K * WARP_K;
 
     Walk walk;
-    walk.start(problem, cut, first_pixel, group, first);
+    walk.start(problem, cut, tile.first_pixel, tile.group, first);
     FilterWalk filters;
     filters.next = reinterpret_cast<const uint4*>(packed)
-                 + (((int64)group * all + first) * cut.filters + first_filter) * CHUNKS + threadIdx.x;
+                 + (((int64)tile.group * all + first) * cut.filters + tile.first_filter) * CHUNKS + threadIdx.x;
     const unsigned start = shared_address(memory);
 
     #pragma unroll
@@ -420,13 +417,12 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
         now = now == (STAGES - 1) * STAGE_BYTES ? 0 : now + STAGE_BYTES;
     }
 
-    if constexpr (SPLIT) {
-        const int filter = group * cut.filters + first_filter + warp_filter;
-        const int64 row = (int64)blockIdx.y * problem.groups * cut.filters + filter;
-        const int64 pitch = (int64)cut.tiles_m * TILE_M;
-        leave_sums(sums, partial + row * pitch + first_pixel + warp_pixel, pitch);
+    if (SPLIT && job.split != Job::WHOLE_TILE) {
+        const int64 row = job.partial_tile(cut) * TILE_K + warp_filter;
+        leave_sums(sums, partial + row * TILE_M + warp_pixel, TILE_M);
     } else {
-        finish(problem, cut, {y, bias, residual}, sums, first_pixel, group, first_filter, warp_pixel, warp_filter);
+        finish(problem, cut, {y, bias, residual}, sums, tile.first_pixel, tile.group, tile.first_filter, warp_pixel,
+               warp_filter);
     }
 }
 
