@@ -8,7 +8,9 @@
 
 Prologue, epilogue, packing of the weights, sums of splits are all in it, and so is what pads a tile. An instruction
 that the assembler moved to another basic block says nothing about that block; so a block counts as most of its
-instructions do. Of a large grid some blocks run, inside and at its ends, and each stands for those like it.
+instructions do. Of a large grid one block of each kind runs and stands for all of its kind: inside or at an end; of the
+product, with whole tiles and split ones, of tiles inside and at the last pixels or filters, and of the last split, which
+may be shorter. Where a window leaves the image, predicates change, which no count sees.
 No time is measured and no GPU is needed.
 """
 
@@ -95,6 +97,7 @@ def share(kernel: str, problem: ConvProblem, place: Device) -> Share:
     Raises ValueError where the kernel cannot run the problem.
     """
     module = dispatch.kernel(kernel)
+    cut = module.cut_for(problem, place)
     reasons = module.why_not(problem, place)
     if reasons:
         raise ValueError(f"{kernel} cannot run {problem}: {'; '.join(reasons)}")
@@ -102,7 +105,14 @@ def share(kernel: str, problem: ConvProblem, place: Device) -> Share:
     with launching.recording() as launches:
         module.run(problem, place, *operands(problem), workspace if workspace.size else None)
     target = int("".join(map(str, place.compute_capability)))
-    return Share(problem, tuple(launched(launch, target) for launch in launches))
+    kinds = {"conv2d_implicit_gemm": lambda grid: kinds_of_tiles(problem, cut)}
+    return Share(
+        problem,
+        tuple(
+            launched(launch, target, kinds.get(launch.kernel.function, representatives)(launch.grid))
+            for launch in launches
+        ),
+    )
 
 
 def operands(problem):
@@ -123,12 +133,12 @@ def operands(problem):
     return image(problem.x_shape), w, image(problem.y_shape), bias, residual
 
 
-def launched(launch, target):
+def launched(launch, target, kinds):
     function = launch.kernel.function
     ptx = compiling.cuda_source_ptx(launch.kernel, target)
     code = code_of(ptx, function, target)
     issued = 0
-    for blocks, weight in representatives(launch.grid):
+    for blocks, weight in kinds:
         report = emulator.launch(
             ptx, function, launch.grid, launch.block, launching.with_null_pointers(launch.args), launch.shared_bytes,
             checks=False, blocks=blocks,
@@ -144,6 +154,35 @@ def representatives(grid):
     gx, gy, gz = grid
     along = [[(n // 2, n - 1), (n - 1, 1)] if n > 1 else [(0, 1)] for n in (gx, gy * gz)]
     return [([x + gx * y], of_x * of_y) for x, of_x in along[0] for y, of_y in along[1]]
+
+
+def kinds_of_tiles(problem, cut):
+    """As `representatives`, of the product's blocks: whole tiles first, then the splits of others, split by split."""
+    if cut.blocks <= FEW:
+        return [(np.arange(cut.blocks), 1)]
+    found = []
+    for first, tiles, weight in runs_of(cut):
+        kinds = {}
+        for number, tile in enumerate(tiles):
+            kinds.setdefault(ends_of(problem, cut, tile), []).append(first + number)
+        found += [([blocks[len(blocks) // 2]], len(blocks) * weight) for blocks in kinds.values()]
+    return found
+
+
+def runs_of(cut):
+    """First block, tiles and how many such runs there are: the whole tiles, all splits but the last, the last."""
+    split = range(cut.whole, cut.whole + cut.split_tiles)
+    runs = [(0, range(cut.whole), 1)]
+    if cut.splits > 1:
+        runs += [(cut.whole, split, cut.splits - 1), (cut.blocks - cut.split_tiles, split, 1)]
+    return [run for run in runs if len(run[1])]
+
+
+def ends_of(problem, cut, tile):
+    """Whether a tile sticks out of the pixels, and of the filters."""
+    across = cut.filters // cut.tile_k
+    pixels_end = problem.N * problem.P * problem.Q % cut.tile_m > 0 and tile // across % cut.tiles_m == cut.tiles_m - 1
+    return pixels_end, problem.Kg % cut.tile_k > 0 and tile % across == across - 1
 
 
 @cache

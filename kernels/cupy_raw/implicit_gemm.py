@@ -59,6 +59,10 @@ class Cut(NamedTuple):
     partial_bytes: int
 
     @property
+    def tile(self):
+        return self.tile_k, self.tile_m
+
+    @property
     def parts(self):
         return self.split_tiles * self.splits
 
@@ -70,29 +74,31 @@ class Cut(NamedTuple):
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
     """The fastest predicted of the cuts that are split or fill their waves, unless these cost too much."""
-    cuts = [cut for tile in TILES for cut in cuts_of(problem, device, tile)]
-    predicted = {cut: seconds(problem, device, cut) for cut in cuts}
-    return waves.choose(predicted, lambda cut: fills(device, cut), lambda cut: is_busy(device, cut))
+    predicted = {cut: seconds(problem, device, cut) for cut in cuts(problem, device)}
+    return waves.choose(predicted, lambda cut: fills(problem, device, cut), lambda cut: is_busy(device, cut))
 
 
-def cuts_of(problem, device, tile):
-    """Of one tile: all tiles whole, all split, and those split that fill no wave."""
-    tile_k, tile_m = (EACH[problem.accumulate.itemsize] * each for each in tile)
-    all_whole = cut_of(problem, tile_k, tile_m)
-    full_waves = waves.whole_tiles(all_whole.whole, slots(device, all_whole))
-    yield all_whole
-    for splits in possible_splits(problem):
-        for whole in {0, full_waves} - {all_whole.whole}:
-            yield cut_of(problem, tile_k, tile_m, splits, whole)
+def cuts(problem, device):
+    """For every tile: all tiles whole, all split, and those split that fill no wave."""
+    each = EACH[problem.accumulate.itemsize]
+    for tile in TILES:
+        tile_k, tile_m = (each * lanes for lanes in tile)
+        all_whole = cut_of(problem, tile_k, tile_m)
+        full_waves = waves.whole_tiles(all_whole.whole, slots(problem, device, all_whole.tile))
+        yield all_whole
+        for splits in possible_splits(problem):
+            for whole in {0, full_waves} - {all_whole.whole}:
+                yield cut_of(problem, tile_k, tile_m, splits, whole)
 
 
-def slots(device, cut):
-    """How many of its blocks the GPU has room for at once; where its code takes few registers, for some more."""
-    return cost.sm_count(device) * (WARPS_PER_SM.get(cut.threads, FEWER_WARPS) * 32 // cut.threads)
+def slots(problem, device, tile):
+    """How many blocks the GPU has room for at once; where their code takes few registers, for some more."""
+    threads = tile[0] * tile[1] // EACH[problem.accumulate.itemsize] ** 2
+    return cost.sm_count(device) * (WARPS_PER_SM.get(threads, FEWER_WARPS) * 32 // threads)
 
 
-def fills(device, cut):
-    return cut.splits > 1 or waves.last_wave(cut.blocks, slots(device, cut)) >= waves.FULL
+def fills(problem, device, cut):
+    return cut.splits > 1 or waves.last_wave(cut.blocks, slots(problem, device, cut.tile)) >= waves.FULL
 
 
 def is_busy(device, cut):

@@ -65,8 +65,8 @@ constexpr int PIXEL_BYTES = TILE_M * CHUNKS * 16, STAGE_BYTES = PIXEL_BYTES + TI
 constexpr int BLOCKS_PER_SM = WARPS_PER_SM / WARPS;
 
 // A thread's part of a stage of pixels: OWN of them, COLUMNS chunks of each.
-constexpr int OWN = TOGETHER ? TILE_M * CHUNKS / THREADS : 1;
-constexpr int COLUMNS = TOGETHER ? 1 : TILE_M * CHUNKS / THREADS;
+constexpr int OWN = TOGETHER ? TILE_M * CHUNKS / THREADS : TILE_M > THREADS ? TILE_M / THREADS : 1;
+constexpr int COLUMNS = TOGETHER ? 1 : TILE_M * CHUNKS / THREADS / OWN;
 constexpr int OWN_FILTERS = TILE_K * CHUNKS / THREADS;
 static_assert(OWN * COLUMNS * THREADS == TILE_M * CHUNKS && OWN_FILTERS * THREADS == TILE_K * CHUNKS);
 
@@ -107,7 +107,7 @@ struct Walk {
 
     static __device__ __forceinline__ int own_pixel(int j)
     {
-        return (TOGETHER ? threadIdx.x / CHUNKS : threadIdx.x % TILE_M) + j * (THREADS / CHUNKS);
+        return TOGETHER ? threadIdx.x / CHUNKS + j * (THREADS / CHUNKS) : threadIdx.x % TILE_M + j * THREADS;
     }
     static __device__ __forceinline__ int own_column(int i)
     {
@@ -158,14 +158,15 @@ struct Walk {
             Spot at = spot;
             #pragma unroll
             for (int i = 0; i < COLUMNS; ++i) {
-                held[i] = gathered(at, x, problem);
+                #pragma unroll
+                for (int j = 0; j < OWN; ++j) held[j * COLUMNS + i] = gathered(j, at, x, problem);
                 at.advance(CHUNK, cut);
             }
             spot.advance(DEPTH, cut);
         }
     }
 
-    __device__ __forceinline__ uint4 gathered(const Spot& at, const Element* __restrict__ x,
+    __device__ __forceinline__ uint4 gathered(int j, const Spot& at, const Element* __restrict__ x,
                                               const Problem& problem) const
     {
         Chunk chunk;
@@ -173,16 +174,16 @@ struct Walk {
             #pragma unroll
             for (int i = 0; i < CHUNK; ++i) {
                 const unsigned step = at.channel + i, c = step / TAPS, r = step % TAPS / S, s = step % S;
-                const bool wanted = c < problem.Cg && contains(problem, 0, r, s);
-                chunk.lane[i] = wanted ? x[corner[0] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)]
+                const bool wanted = c < problem.Cg && contains(problem, j, r, s);
+                chunk.lane[i] = wanted ? x[corner[j] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)]
                                        : Element{};
             }
             return reinterpret_cast<const uint4&>(chunk);
         }
         // Loads need no conditions if what is outside is taken from x's first element, and dropped afterwards.
         const int r = at.tap / S, s = at.tap % S, last = WHOLE ? CHUNK : problem.Cg - 1 - at.channel;
-        const bool inside = at.tap < TAPS && contains(problem, 0, r, s);
-        const Offset first = corner[0] + offset(problem.x, 0, at.channel, r * DILATION_H, s * DILATION_W);
+        const bool inside = at.tap < TAPS && contains(problem, j, r, s);
+        const Offset first = corner[j] + offset(problem.x, 0, at.channel, r * DILATION_H, s * DILATION_W);
         const Offset from = inside ? first : 0, apart = inside ? (Offset)problem.x.c : 0;
         #pragma unroll
         for (int i = 0; i < CHUNK; ++i) {

@@ -20,8 +20,9 @@ VECTOR = 16  # bytes that a thread copies, loads or stores at once
 CHUNKS = 4  # of them in a stage of one pixel or filter, as in tensor_core.cu
 THREADS = 256  # of pack_filters and sum_splits
 SHARED_BYTES = 49_152  # of a block, without asking the driver for more
+SHARED_PER_SM = 160 * 1024  # of sm_80, for its blocks' stages
 MOST_STAGES = 4
-FEWEST_STAGES = 8  # of one split: its prologue and its sums must pay
+FEWEST_STAGES = 4  # of one split: its prologue and its sums must pay
 MOST_SPLITS = 32
 WARPS_PER_SM = ((16, 8), (8, 12), (0, 16))  # above so many blocks of 16 x 8 sums of a warp, as in tensor_core.cu
 DTYPES = {"float16": (7, 5), "bfloat16": (8, 0), "float32": (8, 0)}  # since which compute capability they are taken
@@ -52,6 +53,8 @@ class Tile(NamedTuple):
 TILES = (
     Tile(128, 128, 64, 64),
     Tile(128, 128, 64, 32),
+    Tile(128, 64, 64, 64),
+    Tile(64, 128, 64, 64),
     Tile(128, 64, 64, 32),
     Tile(64, 128, 32, 64),
     Tile(64, 64, 32, 32),
@@ -110,28 +113,31 @@ def tiles_of(problem):
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
     """The fastest predicted of the cuts that are split or fill their waves, unless these cost too much."""
-    cuts = [cut for tile in tiles_of(problem) for cut in cuts_of(problem, device, tile)]
-    predicted = {cut: seconds(problem, device, cut) for cut in cuts}
-    return waves.choose(
-        predicted, lambda cut: fills(problem, device, cut), lambda cut: is_busy(device, cut)
-    )
+    predicted = {cut: seconds(problem, device, cut) for cut in cuts(problem, device)}
+    return waves.choose(predicted, lambda cut: fills(problem, device, cut), lambda cut: is_busy(device, cut))
 
 
-def cuts_of(problem, device, tile):
-    """Of one tile: all tiles whole, all split, and those split that fill no wave."""
-    all_whole = cut_of(problem, tile)
-    full_waves = waves.whole_tiles(all_whole.whole, slots(problem, device, tile))
-    yield all_whole
-    for splits in possible_splits(problem):
-        for whole in {0, full_waves} - {all_whole.whole}:
-            yield cut_of(problem, tile, splits, whole)
+def cuts(problem, device):
+    """For every tile: all tiles whole, all split, and those split that fill no wave."""
+    for tile in tiles_of(problem):
+        all_whole = cut_of(problem, tile)
+        full_waves = waves.whole_tiles(all_whole.whole, slots(problem, device, tile))
+        yield all_whole
+        for splits in possible_splits(problem):
+            for whole in {0, full_waves} - {all_whole.whole}:
+                yield cut_of(problem, tile, splits, whole)
 
 
 def slots(problem, device, tile):
     """How many blocks the GPU has room for at once; where their code takes few registers, for some more."""
-    need = tile.warp_pixels * tile.warp_filters // (16 * 8) * (2 if problem.precision == "3xtf32" else 1)
+    return cost.sm_count(device) * blocks_per_sm(tile, problem.precision)
+
+
+def blocks_per_sm(tile, precision=None):
+    """For how many tensor_core.cu asks the compiler to leave registers."""
+    need = tile.warp_pixels * tile.warp_filters // (16 * 8) * (2 if precision == "3xtf32" else 1)
     warps = next(warps for least, warps in WARPS_PER_SM if need > least)
-    return cost.sm_count(device) * (warps * 32 // tile.threads)
+    return warps * 32 // tile.threads
 
 
 def fills(problem, device, cut):
@@ -178,14 +184,23 @@ def cut_of(problem, tile, splits=1, whole=0):
 
 
 def stages_held(tile, device):
-    """How many stages lie in shared memory: two where registers bring them, else as many as fit."""
-    return 2 if device.compute_capability < (8, 0) else min(SHARED_BYTES // tile.stage_bytes, MOST_STAGES)
+    """How many stages lie in shared memory: two where registers bring them, else as many as fit beside other blocks."""
+    if device.compute_capability < (8, 0):
+        return 2
+    return min(min(SHARED_BYTES, SHARED_PER_SM // blocks_per_sm(tile)) // tile.stage_bytes, MOST_STAGES)
 
 
-def seconds(problem, device, cut):
-    """The busiest SM's blocks, then what splits write and read again.
+class Parts(NamedTuple):
+    """Predicted seconds: the busiest multiprocessor's blocks, adding the splits, what memory moves, the launches."""
 
-    A stage takes what its slowest part does: multiplying, bringing it from L2, storing it and loading matrices of it,
+    multiply: float
+    add: float
+    memory: float
+    launches: float
+
+
+def parts(problem, device, cut):
+    """A stage takes what its slowest part does: multiplying, bringing it from L2, storing it and loading matrices of it,
     or issuing its instructions.
     """
     tile, chunk = cut.tile, chunk_of(problem)
@@ -199,13 +214,21 @@ def seconds(problem, device, cut):
         issuing += GATHER_SLOTS[cut.taps_inner] * tile.pixels * CHUNKS * chunk
     stage = max(multiplying, bringing, sharing, issuing / cost.SLOTS_PER_CYCLE) * cost.SLOTS_PER_CYCLE
 
-    def multiplying_seconds(blocks, stages):
+    def of_blocks(blocks, stages):
         return cost.block_seconds(device, blocks, tile.threads, stages * stage + THREAD_SLOTS * tile.threads)
 
     all_stages = cut.depth // (CHUNKS * chunk)
-    multiply = multiplying_seconds(cut.whole, all_stages) + multiplying_seconds(cut.parts, cut.stages)
-    splitting = cost.LAUNCH + cost.moving_seconds(device, 2 * cut.partial_bytes) if cut.splits > 1 else 0
-    return WAITING * multiply + splitting
+    return Parts(
+        WAITING * (of_blocks(cut.whole, all_stages) + of_blocks(cut.parts, cut.stages)),
+        cost.moving_seconds(device, 2 * cut.partial_bytes),
+        cost.memory_seconds(problem, device, 2 * cut.packed_bytes),
+        (3 if cut.splits > 1 else 2) * cost.LAUNCH,
+    )
+
+
+def seconds(problem, device, cut):
+    multiply, add, memory, launches = parts(problem, device, cut)
+    return max(multiply + add, memory) + launches
 
 
 def vectors_of(problem):
@@ -251,9 +274,7 @@ def workspace_bytes(problem, device):
 
 
 def predicted_seconds(problem, device):
-    cut = cut_for(problem, device)
-    moved = cost.memory_seconds(problem, device, 2 * cut.packed_bytes)
-    return max(seconds(problem, device, cut), moved) + 2 * cost.LAUNCH
+    return seconds(problem, device, cut_for(problem, device))
 
 
 class Lying(NamedTuple):

@@ -64,15 +64,32 @@ def test_blocks_that_stand_for_others_stand_for_all():
         assert max(max(indices) for indices, _ in found) == blocks - 1
 
 
-def test_a_sample_comes_near_the_whole(monkeypatch):
-    problem = make_problem((2, 16, 24, 24), (40, 16, 3, 3), np.float32, padding=1)
-    place = replace(device.named("sm_80"), sm_count=8)
+def cut_with(monkeypatch, problem, splits, whole):
+    cut = issued.dispatch.kernel(issued.KERNEL).cut_of(problem, 64, 64, splits, whole)
+    monkeypatch.setattr(issued.dispatch.kernel(issued.KERNEL), "cut_for", lambda problem, device: cut)
+    return cut
+
+
+def test_every_tile_and_split_is_of_one_kind(monkeypatch):
+    problem = make_problem((32, 64, 14, 14), (100, 64, 3, 3), np.float32, padding=1)
+    for splits, whole in ((1, 0), (5, 0), (5, 150)):
+        cut = cut_with(monkeypatch, problem, splits, whole)
+        assert sum(len(blocks) * weight for blocks, weight in issued.kinds_of_tiles(problem, cut)) == cut.blocks
+
+
+def test_one_block_of_each_kind_counts_what_all_do(monkeypatch):
+    """Whole tiles, and split ones whose last split is shorter; pixels and filters that do not fill the last tile."""
+    problem = make_problem((2, 16, 12, 12), (72, 16, 3, 3), np.float32, padding=1)
+    place = device.named("sm_80")
+    cut = cut_with(monkeypatch, problem, splits=4, whole=4)
+    assert cut.stages * cut.splits > cut.depth // 8
     sampled = issued.share(issued.KERNEL, problem, place)
     monkeypatch.setattr(issued, "FEW", 10**9)
     whole = issued.share(issued.KERNEL, problem, place)
-    assert len(whole.launches) in (2, 3)
-    assert sampled.share == pytest.approx(whole.share, rel=0.05)
-    assert 0.2 < whole.share < 0.7, "40 of 64 filters"
+    assert len(whole.launches) == 3
+    assert sampled.launches[1].issued == whole.launches[1].issued
+    assert sampled.share == pytest.approx(whole.share, rel=0.02)
+    assert 0.1 < whole.share < 0.7, "72 of 128 filters"
 
 
 def test_line_numbers_change_little_of_the_machine_code():
