@@ -8,9 +8,9 @@ fastest) and for the depthwise layers, with the tile that their launchers choose
                whole tiles come before parts of tiles they fill their waves, and the last wave is of parts
     busy       of the multiprocessors' time until the last is done, what blocks take, if all take equally long
 
-A product passes if its last wave fills four fifths of the slots or it is split; a depthwise layer if it is busy for four
-fifths, since its blocks are bound by memory, not by slots. A product that does not pass says in `dearer` how many times
-as long the fastest cut that does is predicted to take. Predicted is not measured: no GPU is needed.
+A product passes if its last wave fills four fifths of the slots or it is split; a depthwise layer if it is busy for
+four fifths, since its blocks are bound by memory, not by slots. A product that does not pass says in `dearer` how many
+times as long the fastest cut that does is predicted to take. Predicted is not measured: no GPU is needed.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ passes = ("forward",)
 
 
 class Cut(NamedTuple):
-    """How the product is cut into blocks: `whole` tiles, and `split_tiles` behind them in `splits` parts of `stages`."""
+    """How the product is cut into blocks: `whole` tiles, then `split_tiles` in `splits` parts of `stages` each."""
 
     tile_k: int
     tile_m: int

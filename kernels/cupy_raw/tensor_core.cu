@@ -2,7 +2,7 @@
 //
 //     y[m, k] = sum over d of  x[window of m, d] * packed[k, d]         m = (n, p, q), d = a tap and a channel
 //
-//                     filters                  a block: TILE_M pixels x TILE_K filters of one group, 4 or 8 warps
+//                     filters                  a block: TILE_M pixels x TILE_K filters of one group, 2 to 8 warps
 //                 depth +-------+              a warp:  up to 64 x 64, as 4 x 8 results of 16 x 8 in registers
 //                       | ..... |              a stage: 64 bytes of the reduction of every pixel and filter, that is
 //            depth      | stage |                       32 steps of a 16-bit type or 16 of float
@@ -34,11 +34,25 @@
 // keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
 // cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
 // infinity becomes NaN there: it leaves infinity minus infinity.
-// Registers, of 128 x 128: 211 (128 of them sums), two blocks on a multiprocessor. Machine code, channels last: 64 of
-// the loop's 206 instructions are HMMA on sm_80, which keep a tensor core busy for 512 cycles, while shared memory
-// needs 396; on sm_90 64 of 225, for 392 cycles. Channels first: 64 of 376 and of 397, so that they, too, hide behind
-// it. The smaller tiles, for small problems, load more of shared memory for each mma: 85 % of the tensor cores' time at
-// most on sm_80 with warps of 64 x 32 in 128 x 64, 63 % with 32 x 32.
+// Registers, of warps of 64 x 64: 211 to 225 in 16-bit types (128 of them sums), eight warps on a multiprocessor.
+// What bounds the loop. An mma keeps the tensor core of a scheduler busy for 8 cycles on sm_80, 6.1 on sm_90. In that
+// time shared memory, which the four share, has 2 and 1.5 wavefronts of 128 bytes for each warp; ldmatrix takes four,
+// and so does the copy of 512 bytes. For a warp and a stage, channels last, cycles and instructions:
+//
+//     block     warp      mma   on sm_80, sm_90   ldmatrix, copies: shared memory   instructions   tensor cores busy
+//     128 x 128  64 x 64   64    512      392      16         8       4 * 99 = 396   206 to 225     100 %  99 %
+//     128 x  64  64 x 64   64    512      392      16        12       4 * 115 = 460  279 to 291     100 %  85 %
+//      64 x 128  64 x 64   64    512      392      16        12       4 * 115 = 460  234 to 253     100 %  85 %
+//     128 x  64  64 x 32   32    256      196      12         6       4 * 75 = 300   135 to 154      85 %  65 %
+//      64 x  64  32 x 32   16    128       98       8         4       4 * 51 = 204    89 to 104      63 %  48 %
+//
+// So instructions never bound them; what does is how often a byte of shared memory is multiplied, and that grows with
+// the warp's tile, which 255 registers end at 64 x 64. The smaller tiles cannot be kept busier: they serve problems
+// that have no more blocks, and would leave multiprocessors idle with larger ones. Two warps to a block keep the ratio of 64 x
+// 64 in half a tile; where so few blocks come to an SM that its four schedulers have no warp each, the launcher takes
+// four smaller ones. Channels first, gathered, has 376 to 397 instructions at 128 x 128, 402 to 425 at 64 x 128, and
+// hides behind the mma as well (85 % at least); 540 to 569 at 128 x 64, whose two warps gather 128 pixels: 95 and 69 %.
+// TF32 has the same cycles, and 286 to 354 instructions.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
 // Limits: float16 from sm_75 on, bfloat16 and float32 from sm_80 on.
 // Source: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020 (stages, swizzle, multistage loop); NVIDIA, PTX ISA;

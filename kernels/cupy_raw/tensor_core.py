@@ -74,7 +74,7 @@ passes = ("forward",)
 
 
 class Cut(NamedTuple):
-    """How the product is cut into blocks: `whole` tiles, and `split_tiles` behind them in `splits` parts of `stages`."""
+    """How the product is cut into blocks: `whole` tiles, then `split_tiles` in `splits` parts of `stages` each."""
 
     tile: Tile
     taps_inner: bool
@@ -200,8 +200,8 @@ class Parts(NamedTuple):
 
 
 def parts(problem, device, cut):
-    """A stage takes what its slowest part does: multiplying, bringing it from L2, storing it and loading matrices of it,
-    or issuing its instructions.
+    """A stage takes what its slowest part does: multiplying, bringing it from L2, storing it and loading matrices of
+    it, or issuing its instructions.
     """
     tile, chunk = cut.tile, chunk_of(problem)
     macs = tile.pixels * tile.filters * CHUNKS * chunk

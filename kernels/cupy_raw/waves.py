@@ -8,15 +8,18 @@
             19 20 16 17 18 19 20           ... and what they leave is added by a kernel of its own, in their order
 
 Without, the five tiles of the last wave take as long as eight. Where there is no full wave, all tiles are split.
-Source: the hybrid of whole tiles and split ones of Osama et al., Stream-K: work-centric parallel decomposition for dense
-matrix-matrix multiplication on the GPU, PPoPP 2023; here all parts of a tile are equal, which keeps its sums in order.
+Source: the hybrid of whole tiles and split ones of Osama et al., Stream-K: work-centric parallel decomposition for
+dense matrix-matrix multiplication on the GPU, PPoPP 2023; here all parts of a tile are equal, which keeps its sums in
+order.
 """
 
 from .. import gpu_cost as cost
 from ..launching import ceil_div
 
 FULL = 0.8  # of the slots of the last wave, or of the multiprocessors' time if all blocks take equally long
-DEARER = 1.05  # times the shortest predicted time, and a launch: what full waves may cost, for the model knows no better
+DEARER = (
+    1.05  # times the shortest predicted time, and a launch: what full waves may cost, for the model knows no better
+)
 
 
 def whole_tiles(tiles, slots):
@@ -35,7 +38,7 @@ def busy(blocks, sms):
 
 
 def choose(predicted, fills, is_busy):
-    """Of the cuts, with their predicted seconds, the fastest that fills its waves; or that keeps the GPU busy; or at all.
+    """Of cuts, with their predicted seconds, the fastest that fills its waves; or that keeps the GPU busy; or at all.
 
     fills, is_busy: whether a cut does. One that costs more than DEARER allows is none of them.
     """

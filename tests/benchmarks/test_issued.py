@@ -1,7 +1,5 @@
 """The share of multiply-adds among all issued instructions: how machine code and emulator are brought together."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -70,26 +68,28 @@ def cut_with(monkeypatch, problem, splits, whole):
     return cut
 
 
-def test_every_tile_and_split_is_of_one_kind(monkeypatch):
+def test_every_block_of_the_product_is_charged_for_its_own_stages(monkeypatch):
     problem = make_problem((32, 64, 14, 14), (100, 64, 3, 3), np.float32, padding=1)
     for splits, whole in ((1, 0), (5, 0), (5, 150)):
         cut = cut_with(monkeypatch, problem, splits, whole)
-        assert sum(len(blocks) * weight for blocks, weight in issued.kinds_of_tiles(problem, cut)) == cut.blocks
+        blocks = list(issued.blocks_of_product(problem, cut))
+        assert [number for number, *_ in blocks] == list(range(cut.blocks))
+        assert sum(stages for _, _, stages, _ in blocks) == (cut.whole + cut.split_tiles) * cut.depth // 8
 
 
-def test_one_block_of_each_kind_counts_what_all_do(monkeypatch):
+def test_short_runs_of_one_block_of_each_kind_count_what_all_do(monkeypatch):
     """Whole tiles, and split ones whose last split is shorter; pixels and filters that do not fill the last tile."""
     problem = make_problem((2, 16, 12, 12), (72, 16, 3, 3), np.float32, padding=1)
     place = device.named("sm_80")
     cut = cut_with(monkeypatch, problem, splits=4, whole=4)
     assert cut.stages * cut.splits > cut.depth // 8
-    sampled = issued.share(issued.KERNEL, problem, place)
-    monkeypatch.setattr(issued, "FEW", 10**9)
-    whole = issued.share(issued.KERNEL, problem, place)
-    assert len(whole.launches) == 3
-    assert sampled.launches[1].issued == whole.launches[1].issued
-    assert sampled.share == pytest.approx(whole.share, rel=0.02)
-    assert 0.1 < whole.share < 0.7, "72 of 128 filters"
+    counted = issued.share(issued.KERNEL, problem, place)
+    assert len(counted.launches) == 3
+    with issued.launching.recording() as launches:
+        workspace = issued.arrays.empty_aligned((cut.packed_bytes + cut.partial_bytes,), np.uint8)
+        issued.implicit_gemm.run(problem, place, *issued.operands(problem), workspace)
+    assert counted.launches[1].issued == issued.issued_by(launches[1], 80, np.arange(cut.blocks))
+    assert 0.1 < counted.share < 0.7, "72 of 128 filters"
 
 
 def test_line_numbers_change_little_of_the_machine_code():

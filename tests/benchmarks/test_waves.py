@@ -58,7 +58,8 @@ def test_tensor_cores_fill_their_last_wave_or_are_split_where_that_costs_no_more
 
 def test_a_last_wave_is_split_and_the_waves_before_it_are_whole():
     (row,) = [row for row in waves.rows(A100, 32, "NCHW", ["vgg16"]) if row.layer == "128x56x56-256-3x3"]
-    assert row.whole > 0 and row.whole % 108 == 0
+    assert row.whole > 0
+    assert row.whole % 108 == 0
     assert row.splits > 1
     assert 0 < row.split_tiles < row.whole
 

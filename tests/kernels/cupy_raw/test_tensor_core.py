@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, arrays, compiling, device, dispatch, layers, report
+from convlib import accuracy, arrays, compiling, device, dispatch, report
 from convlib.compiling import TARGETS
 from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import tensor_core

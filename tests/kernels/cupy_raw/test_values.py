@@ -121,7 +121,8 @@ def test_every_tile_and_walk_of_the_implicit_product_equals_the_reference(tile, 
 )
 def test_whole_tiles_and_split_ones_of_a_last_wave_equal_the_reference(tile, walk, monkeypatch):
     cut = force_cut(monkeypatch, WALKS[walk].problem(), tile, splits=2, whole=1)
-    assert cut.whole == 1 and cut.split_tiles >= 1
+    assert cut.whole == 1
+    assert cut.split_tiles >= 1
     check(implicit_gemm, "implicit_gemm", WALKS[walk])
 
 
