@@ -167,7 +167,7 @@ def of_product(launch, target, problem, cut):
         if kind not in costs:
             costs[kind] = costs_of(launch, target, number if number < cut.whole else tile)
         issued += np.dot(costs[kind], (1, stages, turns))
-    return Launched(launch.kernel.function, launch.grid, issued)
+    return Launched(launch.kernel.function, launch.grid, float(issued))
 
 
 def blocks_of_product(problem, cut):
