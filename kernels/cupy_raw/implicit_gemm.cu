@@ -34,8 +34,8 @@
 // - Nothing else kept: taps are bits of one word, and the block's place is worked out anew for the store.
 // Small tiles have 602 (64 x 64) or 642 (32 x 64): their threads fetch 8 or 16 elements where the large one's fetch 4.
 // Counted over whole launches for sm_80, packing, sums and padding included (python -m benchmarks issued): of the
-// instructions, the problem's own multiply-adds are 83 % on ResNet-50's 3x3 layers of 64 x 56 x 56 and 512 x 7 x 7 at 32
-// images, 88 % on VGG-16's of 512 x 14 x 14; at one image 61 % on that of 512 x 7 x 7, where 49 pixels fill three quarters of a tile, the least of all
+// instructions, the problem's own multiply-adds are 83 to 88 % on all 15 3x3 layers of ResNet-50 and VGG-16 with 64
+// channels or more at 32 images, the least on 512 x 7 x 7; at one image 61 % on that of 512 x 7 x 7, where 49 pixels fill three quarters of a tile, the least of all
 // 3x3 layers of ResNet-50 and VGG-16, and up to 87 %.
 // Measured on an H200, float32, 15 layers of ResNet-50 at 32 images (results/nvidia-h200-2026-11-28), with a loop of
 // 602 instructions, before what is said above: 22 to 42 TFLOP/s of the 63 its lanes do; 0.65 to 1.28 times as fast as

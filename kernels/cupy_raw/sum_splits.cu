@@ -4,7 +4,7 @@
 //
 // Compiled with the constants of cut.cuh, problem.cuh and epilogue.cuh.
 
-#include "cut.cuh"
+#include "cut_job.cuh"
 #include "epilogue.cuh"
 
 // grid: over split_tiles * TILE_K * TILE_M, one thread each.

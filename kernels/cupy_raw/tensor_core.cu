@@ -64,7 +64,7 @@
 // the channels), -DALONG_FILTERS (y's filters lie side by side, not its pixels), -DRUN (how many a thread stores at
 // once), -DSPLIT, -DPRECISE.
 
-#include "cut.cuh"
+#include "cut_job.cuh"
 #include "epilogue.cuh"
 #include "tensor_core_tile.cuh"
 

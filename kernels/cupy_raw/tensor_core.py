@@ -135,7 +135,8 @@ def slots(problem, device, tile):
 
 def blocks_per_sm(tile, precision=None):
     """For how many tensor_core.cu asks the compiler to leave registers."""
-    need = tile.warp_pixels * tile.warp_filters // (16 * 8) * (2 if precision == "3xtf32" else 1)
+    of_warp = tile[0] * tile[1] * 32 // tile.threads
+    need = of_warp // (16 * 8) * (2 if precision == "3xtf32" else 1)
     warps = next(warps for least, warps in WARPS_PER_SM if need > least)
     return warps * 32 // tile.threads
 
