@@ -197,14 +197,15 @@ def training_command(output, rounds):
 @click.option("--device", "name", type=click.Choice(list(TARGETS)), default="sm_80", show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images.")
 @click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", show_default=True)
-def waves_command(name, batch, layout):
+@click.option("--product", type=click.Choice(list(waves.PRODUCTS)), default="implicit_gemm", show_default=True)
+def waves_command(name, batch, layout, product):
     """How every layer fills a GPU, its predicted time and what limits it; exit code 1 if one leaves too much idle."""
     place = named(name)
-    found = waves.rows(place, batch, layout)
+    found = waves.rows(place, batch, layout, product=product)
     tables.console().print(waves.table(found, place, batch, layout))
     idle = [row for row in found if not row.passes]
     if idle:
-        raise SystemExit(f"{len(idle)} layers keep less than {waves.LEAST_BUSY:.0%} busy; the first: {idle[0].layer}")
+        raise SystemExit(f"{len(idle)} layers fill less than {waves.waves.FULL:.0%}; the first: {idle[0].layer}")
 
 
 @main.command("issued")

@@ -8,7 +8,13 @@
 
 Prologue, epilogue, packing of the weights, sums of splits are all in it, and so is what pads a tile. An instruction
 that the assembler moved to another basic block says nothing about that block; so a block counts as most of its
-instructions do. Of a large grid some blocks run, inside and at its ends, and each stands for those like it.
+instructions do. Of a large grid one block of each kind runs and stands for all of its kind: inside or at an end, and of
+the product with a whole tile or a split of one. The product's loop is not run to its end either: its block issues
+
+    a + s * stages + t * turns          stages: of the loop; turns: to the channels of the window's next tap
+
+three short runs tell a, s and t, and every block of the grid is charged for its own stages and turns. Where a window
+leaves the image, predicates change, which no count sees.
 No time is measured and no GPU is needed.
 """
 
@@ -26,12 +32,14 @@ from rich.table import Table
 from convlib import arrays, compiling, dispatch, emulator, layers
 from convlib.device import Device
 from convlib.kernels import launching
+from convlib.kernels.cupy_raw import implicit_gemm
 from convlib.problem import ConvProblem
 from convlib.report import INSTRUCTION, LABEL
 
 KERNEL = "cupy_raw.implicit_gemm"
 NETWORKS = ("resnet50", "vgg16")
 BARS = {1: 0.60, 32: 0.75}  # least share, by the images
+DEPTH = implicit_gemm.DEPTH
 FEW = 6  # blocks: up to so many all run
 LINE = re.compile(r'//## File "kernel.ptx", line (\d+)')
 ENDS = ("BRA", "EXIT", "RET", "BRX", "CALL", "JMP")
@@ -95,6 +103,7 @@ def share(kernel: str, problem: ConvProblem, place: Device) -> Share:
     Raises ValueError where the kernel cannot run the problem.
     """
     module = dispatch.kernel(kernel)
+    cut = module.cut_for(problem, place)
     reasons = module.why_not(problem, place)
     if reasons:
         raise ValueError(f"{kernel} cannot run {problem}: {'; '.join(reasons)}")
@@ -102,7 +111,9 @@ def share(kernel: str, problem: ConvProblem, place: Device) -> Share:
     with launching.recording() as launches:
         module.run(problem, place, *operands(problem), workspace if workspace.size else None)
     target = int("".join(map(str, place.compute_capability)))
-    return Share(problem, tuple(launched(launch, target) for launch in launches))
+    pack, product, *add = launches
+    counted = [launched(pack, target), of_product(product, target, problem, cut), *(launched(a, target) for a in add)]
+    return Share(problem, tuple(counted))
 
 
 def operands(problem):
@@ -124,17 +135,19 @@ def operands(problem):
 
 
 def launched(launch, target):
+    issued = sum(weight * issued_by(launch, target, blocks) for blocks, weight in representatives(launch.grid))
+    return Launched(launch.kernel.function, launch.grid, issued)
+
+
+def issued_by(launch, target, blocks, args=None):
+    """Warp instructions of these blocks, by their linear indices. args: others than the launch's."""
     function = launch.kernel.function
     ptx = compiling.cuda_source_ptx(launch.kernel, target)
-    code = code_of(ptx, function, target)
-    issued = 0
-    for blocks, weight in representatives(launch.grid):
-        report = emulator.launch(
-            ptx, function, launch.grid, launch.block, launching.with_null_pointers(launch.args), launch.shared_bytes,
-            checks=False, blocks=blocks,
-        )  # fmt: skip
-        issued += weight * sum(block.size * block.warps(report.counters.lines) for block in code)
-    return Launched(function, launch.grid, issued)
+    report = emulator.launch(
+        ptx, function, launch.grid, launch.block, launching.with_null_pointers(args or launch.args),
+        launch.shared_bytes, checks=False, blocks=blocks,
+    )  # fmt: skip
+    return sum(block.size * block.warps(report.counters.lines) for block in code_of(ptx, function, target))
 
 
 def representatives(grid):
@@ -144,6 +157,48 @@ def representatives(grid):
     gx, gy, gz = grid
     along = [[(n // 2, n - 1), (n - 1, 1)] if n > 1 else [(0, 1)] for n in (gx, gy * gz)]
     return [([x + gx * y], of_x * of_y) for x, of_x in along[0] for y, of_y in along[1]]
+
+
+def of_product(launch, target, problem, cut):
+    """Of the implicit product's launch: whole tiles first, then the splits of others, split by split."""
+    costs, issued = {}, 0
+    for number, tile, stages, turns in blocks_of_product(problem, cut):
+        kind = number < cut.whole, *ends_of(problem, cut, tile)
+        if kind not in costs:
+            costs[kind] = costs_of(launch, target, number if number < cut.whole else tile)
+        issued += np.dot(costs[kind], (1, stages, turns))
+    return Launched(launch.kernel.function, launch.grid, float(issued))
+
+
+def blocks_of_product(problem, cut):
+    """The number of every block, its tile, its stages, and how often it turns to a window's next tap."""
+    in_tap, last = cut.channels // DEPTH, cut.depth // DEPTH
+    for tile in range(cut.whole):
+        yield tile, tile, last, problem.R * problem.S - 1
+    for split in range(cut.splits if cut.split_tiles else 0):
+        first = split * cut.stages
+        behind = min(first + cut.stages, last)
+        for tile in range(cut.whole, cut.whole + cut.split_tiles):
+            yield tile + split * cut.split_tiles, tile, behind - first, (behind - 1) // in_tap - first // in_tap
+
+
+def costs_of(launch, target, block):
+    """a, s and t of a block, of the first split if it is one, from runs of 4 and 6 stages with 2 or 3 in a tap."""
+    *others, part = launch.args
+    counts = []
+    for stages, in_tap in ((4, 2), (6, 3), (6, 2)):
+        short = part.copy()
+        short["stages"], short["depth"], short["channels"] = stages, stages * DEPTH, in_tap * DEPTH
+        counts.append(issued_by(launch, target, [block], (*others, short)))
+    runs = [(1, stages, turns) for stages, turns in ((4, 1), (6, 1), (6, 2))]
+    return np.linalg.solve(runs, counts).round(6)
+
+
+def ends_of(problem, cut, tile):
+    """Whether a tile sticks out of the pixels, and of the filters."""
+    across = cut.filters // cut.tile_k
+    pixels_end = problem.N * problem.P * problem.Q % cut.tile_m > 0 and tile // across % cut.tiles_m == cut.tiles_m - 1
+    return pixels_end, problem.Kg % cut.tile_k > 0 and tile % across == across - 1
 
 
 @cache

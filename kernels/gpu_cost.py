@@ -84,6 +84,8 @@ def tensor_multiply_adds(problem, device):
 def block_seconds(device, blocks, threads, slots):
     """Seconds until the busiest SM has issued its blocks, each of `threads` threads and `slots` issue slots in all."""
     busiest = -(-blocks // sm_count(device))
+    if busiest == 0:
+        return 0
     saturation = min(busiest * threads / 32 / WARPS_TO_SATURATE, 1)
     return busiest * slots / (SLOTS_PER_CYCLE * clock(device) * saturation)
 
@@ -93,9 +95,14 @@ def bytes_per_second(device):
     return MEMORY_PER_SM.get(device.compute_capability, 10e9)
 
 
+def moving_seconds(device, size):
+    """Seconds to move `size` bytes to or from memory, all SMs together."""
+    return size / (bytes_per_second(device) * sm_count(device))
+
+
 def memory_seconds(problem, device, extra_bytes=0):
     """Seconds to read x and w and write y once, and to move `extra_bytes` more."""
     x = problem.N * problem.C * problem.H * problem.W
     w = problem.K * problem.reduction
     y = problem.N * problem.K * problem.P * problem.Q * (2 if problem.has_residual else 1)
-    return ((x + w + y) * problem.dtype.itemsize + extra_bytes) / (bytes_per_second(device) * sm_count(device))
+    return moving_seconds(device, (x + w + y) * problem.dtype.itemsize + extra_bytes)

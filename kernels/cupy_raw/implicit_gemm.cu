@@ -15,8 +15,10 @@
 // four pixels of a channel (1x1, NCHW), these two by 128 bits. pack_filters writes the weights in the order of d first,
 // filters side by side and padded with zeros, so theirs are too. Four outputs that lie side by side in y leave as one
 // store: filters (channels last), or pixels where they were loaded so.
-// Small problems: where the tiles are fewer than the multiprocessors, SPLIT makes several blocks share one, each with
-// its part of d; they write whole tiles of sums to the workspace and sum_splits adds them, always in the same order.
+// Small problems, and the last wave of others (waves.py draws it): SPLIT makes several blocks share a tile, each with its
+// part of d; they write whole tiles of sums to the workspace and sum_splits adds them, always in the same order. Predicted
+// for the layers of VGG-16, ResNet-50 and MobileNetV2 at 32 images on 108 SMs: 63.7 ms together, 64.9 with whole last
+// waves; python -m benchmarks waves says which layers are left, and what it would cost to fill theirs.
 // Bank conflicts: none. Reads: register_tile.cuh. Neighbouring pixels come to neighbouring banks, and where two lanes
 // hold one pixel's upper and lower channels, the halves of the lower rows' vectors change places (Windows::place).
 //
@@ -32,8 +34,8 @@
 // - Nothing else kept: taps are bits of one word, and the block's place is worked out anew for the store.
 // Small tiles have 602 (64 x 64) or 642 (32 x 64): their threads fetch 8 or 16 elements where the large one's fetch 4.
 // Counted over whole launches for sm_80, packing, sums and padding included (python -m benchmarks issued): of the
-// instructions, the problem's own multiply-adds are 84 % on ResNet-50's 3x3 layer of 64 x 56 x 56 at 32 images, 79 % on
-// that of 512 x 7 x 7; at one image 60 % on the latter, where 49 pixels fill three quarters of a tile, the least of all
+// instructions, the problem's own multiply-adds are 83 to 88 % on all 15 3x3 layers of ResNet-50 and VGG-16 with 64
+// channels or more at 32 images, the least on 512 x 7 x 7; at one image 61 % on that of 512 x 7 x 7, where 49 pixels fill three quarters of a tile, the least of all
 // 3x3 layers of ResNet-50 and VGG-16, and up to 87 %.
 // Measured on an H200, float32, 15 layers of ResNet-50 at 32 images (results/nvidia-h200-2026-11-28), with a loop of
 // 602 instructions, before what is said above: 22 to 42 TFLOP/s of the 63 its lanes do; 0.65 to 1.28 times as fast as
@@ -153,30 +155,15 @@ __device__ __forceinline__ void store_tile(Accumulator (&sums)[EACH][EACH], cons
     }
 }
 
-// The tile's edges too: in `partial`, splits x groups x filters x tiles_m * TILE_M, all places exist.
-__device__ __forceinline__ void store_partial(const Accumulator (&sums)[EACH][EACH], Accumulator* row, int64 pitch)
+// The tile's edges too: all places of `partial` exist.
+__device__ __forceinline__ void store_partial(const Accumulator (&sums)[EACH][EACH], Accumulator* first)
 {
     #pragma unroll
     for (int i = 0; i < EACH; ++i)
         #pragma unroll
         for (int v = 0; v < EACH / VECTOR; ++v)
-            vector_at(row[filter_of(0, i) * pitch + v * PIXEL_BLOCK]) = vector_at(sums[i][v * VECTOR]);
+            vector_at(first[filter_of(0, i) * TILE_M + v * PIXEL_BLOCK]) = vector_at(sums[i][v * VECTOR]);
 }
-
-// A block's tile.
-struct Tile {
-    Index first_pixel;
-    int first_filter, group;
-
-    __device__ __forceinline__ Tile(unsigned block, const Cut& cut)
-    {
-        const int across_k = cut.filters / TILE_K;
-        const unsigned column = block / across_k;
-        first_filter = (block - column * across_k) * TILE_K;
-        group = column / cut.tiles_m;
-        first_pixel = (Index)(column - group * cut.tiles_m) * TILE_M;
-    }
-};
 
 // blockIdx.x, read anew: of blockIdx the compiler knows that it has worked out the tile already, and would keep that in
 // registers throughout the loop.
@@ -187,15 +174,16 @@ __device__ __forceinline__ unsigned block_again()
     return x;
 }
 
-// grid: groups * tiles_m * (filters / TILE_K) and the splits, block: THREADS.
+// grid: whole tiles and the splits of others, block: THREADS.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restrict__ packed, Element* __restrict__ y,
                      const Element* __restrict__ bias, const Element* __restrict__ residual,
                      Accumulator* __restrict__ partial, Problem problem, Cut cut)
 {
-    const Tile first(blockIdx.x, cut);
-    const int stage = blockIdx.y * cut.stages;
-    int left = min(cut.stages, cut.depth / DEPTH - stage) - 1;  // stages to fetch after the first
+    const Job job(blockIdx.x, cut);
+    const Tile first(job.tile, cut);
+    const int stage = job.first_stage(cut);
+    int left = job.stages(cut, cut.depth / DEPTH) - 1;  // stages to fetch after the first
     Offset filters_at = (first.group * (Offset)cut.depth + stage * DEPTH + own_row<TILE_K>()) * cut.filters
                       + first.first_filter + own_column<TILE_K>();
 
@@ -231,32 +219,33 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
     }
     shared.multiply(sums);
 
-    const Tile tile(block_again(), cut);
-    const int filter = tile.first_filter + place.warp_filter + filter_of(place.filter_lane, 0);
-    if constexpr (SPLIT) {
-        const int64 row = ((int64)blockIdx.y * problem.groups + tile.group) * cut.filters + filter;
-        const int64 pitch = (int64)cut.tiles_m * TILE_M;
-        const int in_tile = place.warp_pixel + place.pixel_lane * VECTOR;
-        store_partial(sums, partial + row * pitch + tile.first_pixel + in_tile, pitch);
+    const Job done(block_again(), cut);
+    const Tile tile(done.tile, cut);
+    const int filter = place.warp_filter + filter_of(place.filter_lane, 0);
+    if (SPLIT && done.split != Job::WHOLE_TILE) {
+        const int64 row = done.partial_tile(cut) * TILE_K + filter;
+        store_partial(sums, partial + row * TILE_M + place.warp_pixel + place.pixel_lane * VECTOR);
     } else {
         const Index m = tile.first_pixel + place.warp_pixel + pixel_of(place.pixel_lane, 0);
-        store_tile(sums, {y, bias, residual}, problem, cut, tile.group, filter, m);
+        store_tile(sums, {y, bias, residual}, problem, cut, tile.group, tile.first_filter + filter, m);
     }
 }
 
 // Add what the splits left in `partial` in their order, and finish.
-// grid: over K * tiles_m * TILE_M / VECTOR, one thread each.
+// grid: over split_tiles * TILE_K * TILE_M / VECTOR, one thread each.
 extern "C" __global__ void __launch_bounds__(256)
 sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, const Element* __restrict__ bias,
            const Element* __restrict__ residual, Problem problem, Cut cut, int splits)
 {
-    const Index in_row = (Index)cut.tiles_m * (TILE_M / VECTOR), index = blockIdx.x * (Index)256 + threadIdx.x;
-    const int k = index / in_row;
-    if (k >= problem.K) return;
-    const Index vector = index - k * in_row;
-    const int row = problem.groups == 1 ? k : k / problem.Kg * cut.filters + k % problem.Kg;
-    const int64 apart = (int64)in_row * VECTOR * (problem.groups * cut.filters);
-    partial += ((int64)row * in_row + vector) * VECTOR;
+    constexpr int IN_ROW = TILE_M / VECTOR;
+    static_assert(TILE_K * IN_ROW % 256 == 0, "no block has threads to spare");
+    const Index index = blockIdx.x * (Index)256 + threadIdx.x;
+    const Tile tile(cut.whole + (unsigned)(index / (TILE_K * IN_ROW)), cut);
+    const int filter = tile.first_filter + (int)(index / IN_ROW % TILE_K), vector = index % IN_ROW;
+    if (filter >= problem.Kg) return;
+    const int k = tile.group * problem.Kg + filter;
+    const int64 apart = (int64)cut.split_tiles * TILE_K * TILE_M;
+    partial += (int64)index * VECTOR;
     Vector sums = {};
     #pragma unroll 4
     for (int split = 0; split < splits; ++split, partial += apart) {
@@ -266,7 +255,7 @@ sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, con
     }
     #pragma unroll
     for (int e = 0; e < VECTOR; ++e) {
-        const Index m = vector / PIXEL_LANES * PIXEL_BLOCK + pixel_of(vector % PIXEL_LANES, e);
+        const Index m = tile.first_pixel + vector / PIXEL_LANES * PIXEL_BLOCK + pixel_of(vector % PIXEL_LANES, e);
         if (m >= cut.pixels) continue;
         const Pixel pixel = pixel_at(m, problem, cut);
         store(problem, {y, bias, residual}, pixel.n, k, pixel.p, pixel.q, sums.lane[e]);

@@ -5,7 +5,6 @@ implicit_gemm.cu tells the idea; this file chooses the tile, the order of the re
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
+from . import waves
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 
 DEPTH = 8  # reduction steps per stage, as in gemm_layout.cuh
@@ -24,11 +24,11 @@ TILES = ((16, 16), (16, 8), (8, 16), (8, 8), (4, 16), (4, 8))  # filters x pixel
 FEWEST_CHANNELS = 16  # from here on a stage of 8 channels of one tap wastes less than the other order's divisions cost
 FEWEST_STAGES = 2  # of one split
 MOST_SPLITS = 32
-BUSY = 0.8  # of the multiprocessors' time, if all blocks take equally long, where the product is not split
-WORTH = 1.4  # times the shortest predicted time that may go to keep them busy: a split's launch, for small layers
+WARPS_PER_SM = {256: 16}  # that register_tile.cuh asks the compiler for, by a block's threads; FEWER otherwise
+FEWER_WARPS = 12
 
 DIVISOR = np.dtype([("multiplier", "u4"), ("shift", "i4")])
-COUNTS = ("tiles_m", "filters", "depth", "channels", "stages")
+COUNTS = ("tiles_m", "filters", "depth", "channels", "stages", "whole", "split_tiles")
 CUT = np.dtype([("pixels", "i8"), *((name, "i4") for name in COUNTS), ("by_q", DIVISOR), ("by_p", DIVISOR)], align=True)
 
 # Instructions of a stage beside its multiply-adds, read from the machine code: loads from shared memory and the walk;
@@ -41,7 +41,7 @@ passes = ("forward",)
 
 
 class Cut(NamedTuple):
-    """How the product is cut into blocks; see implicit_gemm.cu."""
+    """How the product is cut into blocks: `whole` tiles, then `split_tiles` in `splits` parts of `stages` each."""
 
     tile_k: int
     tile_m: int
@@ -53,39 +53,61 @@ class Cut(NamedTuple):
     channels: int
     stages: int
     splits: int
+    whole: int
+    split_tiles: int
     packed_bytes: int
     partial_bytes: int
 
-    def grid(self, problem):
-        return problem.groups * self.tiles_m * (self.filters // self.tile_k), self.splits
+    @property
+    def tile(self):
+        return self.tile_k, self.tile_m
+
+    @property
+    def parts(self):
+        return self.split_tiles * self.splits
+
+    @property
+    def blocks(self):
+        return self.whole + self.parts
 
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    """The fastest predicted of the cuts that are split or keep the multiprocessors busy; or just the fastest."""
+    """The fastest predicted of the cuts that are split or fill their waves, unless these cost too much."""
+    predicted = {cut: seconds(problem, device, cut) for cut in cuts(problem, device)}
+    return waves.choose(predicted, lambda cut: fills(problem, device, cut), lambda cut: is_busy(device, cut))
+
+
+def cuts(problem, device):
+    """For every tile: all tiles whole, all split, and those split that fill no wave."""
     each = EACH[problem.accumulate.itemsize]
-    cuts = [
-        cut_of(problem, tile_k * each, tile_m * each, splits)
-        for tile_k, tile_m in TILES
-        for splits in possible_splits(problem)
-    ]
-    predicted = {cut: seconds(problem, device, cut) for cut in cuts}
-    fastest = min(predicted, key=predicted.get)
-    busy = [cut for cut in predicted if cut.splits > 1 or busy_share(problem, device, cut) >= BUSY]
-    best = min(busy, key=predicted.get, default=fastest)
-    return best if predicted[best] <= WORTH * predicted[fastest] else fastest
+    for tile in TILES:
+        tile_k, tile_m = (each * lanes for lanes in tile)
+        all_whole = cut_of(problem, tile_k, tile_m)
+        full_waves = waves.whole_tiles(all_whole.whole, slots(problem, device, all_whole.tile))
+        yield all_whole
+        for splits in possible_splits(problem):
+            for whole in {0, full_waves} - {all_whole.whole}:
+                yield cut_of(problem, tile_k, tile_m, splits, whole)
 
 
-def busy_share(problem, device, cut):
-    """Of the multiprocessors' time until the last is done, what blocks take, if all take equally long."""
-    blocks, sms = math.prod(cut.grid(problem)), cost.sm_count(device)
-    return blocks / (ceil_div(blocks, sms) * sms)
+def slots(problem, device, tile):
+    """How many blocks the GPU has room for at once; where their code takes few registers, for some more."""
+    threads = tile[0] * tile[1] // EACH[problem.accumulate.itemsize] ** 2
+    return cost.sm_count(device) * (WARPS_PER_SM.get(threads, FEWER_WARPS) * 32 // threads)
+
+
+def fills(problem, device, cut):
+    return cut.splits > 1 or waves.last_wave(cut.blocks, slots(problem, device, cut.tile)) >= waves.FULL
+
+
+def is_busy(device, cut):
+    return cut.splits > 1 or waves.busy(cut.blocks, cost.sm_count(device)) >= waves.FULL
 
 
 def possible_splits(problem):
-    """1, and every number of splits that leaves each FEWEST_STAGES."""
-    most = min(depth_of(problem)[0] // DEPTH // FEWEST_STAGES, MOST_SPLITS)
-    return (1, *range(2, most + 1))
+    """Every number of splits that leaves each FEWEST_STAGES."""
+    return range(2, min(depth_of(problem)[0] // DEPTH // FEWEST_STAGES, MOST_SPLITS) + 1)
 
 
 def depth_of(problem):
@@ -97,7 +119,8 @@ def depth_of(problem):
     return taps * channels, channels, False
 
 
-def cut_of(problem, tile_k, tile_m, splits):
+def cut_of(problem, tile_k, tile_m, splits=1, whole=0):
+    """All tiles whole, or all but the first `whole` in so many splits, or one less, if that has no longer stages."""
     itemsize = problem.accumulate.itemsize
     depth, channels, taps_inner = depth_of(problem)
     stages = ceil_div(depth // DEPTH, splits)
@@ -106,9 +129,12 @@ def cut_of(problem, tile_k, tile_m, splits):
     packed = round_up(problem.groups * depth * filters * itemsize, 64)
     threads = tile_k * tile_m // EACH[itemsize] ** 2
     tiles_m = ceil_div(pixels, tile_m)
-    partial = splits * problem.groups * filters * tiles_m * tile_m * itemsize if splits > 1 else 0
+    tiles = problem.groups * tiles_m * (filters // tile_k)
+    split_tiles = tiles - whole if splits > 1 else 0
+    partial = splits * split_tiles * tile_k * tile_m * itemsize
     return Cut(
-        tile_k, tile_m, threads, taps_inner, tiles_m, filters, depth, channels, stages, splits, packed, partial
+        tile_k, tile_m, threads, taps_inner, tiles_m, filters, depth, channels, stages, splits,
+        tiles - split_tiles, split_tiles, packed, partial,
     )  # fmt: skip
 
 
@@ -126,10 +152,12 @@ class Parts(NamedTuple):
 
 
 def parts(problem, device, cut):
-    blocks, slots = math.prod(cut.grid(problem)), block_slots(problem, device, cut)
+    def multiplying(blocks, stages):
+        return cost.block_seconds(device, blocks, cut.threads, block_slots(problem, device, cut, stages))
+
     return Parts(
-        WAITING * cost.block_seconds(device, blocks, cut.threads, slots),
-        cost.memory_seconds(problem, device, 2 * cut.partial_bytes) if cut.splits > 1 else 0,
+        WAITING * (multiplying(cut.whole, cut.depth // DEPTH) + multiplying(cut.parts, cut.stages)),
+        cost.moving_seconds(device, 2 * cut.partial_bytes),
         cost.memory_seconds(problem, device, 2 * cut.packed_bytes),
         (3 if cut.splits > 1 else 2) * cost.LAUNCH,
     )
@@ -140,21 +168,21 @@ def seconds(problem, device, cut):
     return max(multiply + add, memory) + launches
 
 
-def block_slots(problem, device, cut):
-    """Issue slots of one block, over all its threads."""
+def block_slots(problem, device, cut, stages):
+    """Issue slots of a block of so many stages, over all its threads."""
     item = problem.accumulate.itemsize
     vectors = DEPTH * cut.tile_k * item / 16
     elements = DEPTH * cut.tile_m
     beside = STAGE_SLOTS * cut.threads + VECTOR_SLOTS * vectors + ELEMENT_SLOTS[cut.taps_inner] * elements
     macs = DEPTH * cut.tile_k * cut.tile_m
-    return cut.stages * (macs * cost.multiply_slots(problem, device) + beside) + THREAD_SLOTS * cut.threads
+    return stages * (macs * cost.multiply_slots(problem, device) + beside) + THREAD_SLOTS * cut.threads
 
 
 def why_not(problem, device):
     reasons = size_reasons(problem)
     cut = cut_for(problem, device)
     grids = {
-        "multiply": cut.grid(problem)[0],
+        "multiply": cut.blocks,
         "pack the weights": packing_blocks(problem, cut),
         "add the splits": summing_blocks(problem, cut),
     }
@@ -249,7 +277,7 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
 
     launch(pack, packing_blocks(problem, cut), THREADS, (w, packed, struct, part), stream=stream)
     arguments = (x, packed, y, bias, residual, partial, struct, part)
-    launch(multiply, cut.grid(problem), cut.threads, arguments, stream=stream)
+    launch(multiply, cut.blocks, cut.threads, arguments, stream=stream)
     if cut.splits > 1:
         arguments = (partial, y, bias, residual, struct, part, np.int32(cut.splits))
         launch(add, summing_blocks(problem, cut), THREADS, arguments, stream=stream)
@@ -264,7 +292,7 @@ def packing_blocks(problem, cut):
 
 def summing_blocks(problem, cut):
     """A thread for every vector of sums, those that pad a tile too."""
-    return ceil_div(problem.K * cut.tiles_m * cut.tile_m * problem.accumulate.itemsize, 16 * THREADS)
+    return ceil_div(cut.partial_bytes // cut.splits, 16 * THREADS)
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,7 @@
 
 #pragma once
 
-#include "cut.cuh"
+#include "cut_job.cuh"
 #include "register_tile.cuh"
 
 constexpr int TAPS = R * S;

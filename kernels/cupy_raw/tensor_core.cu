@@ -2,7 +2,7 @@
 //
 //     y[m, k] = sum over d of  x[window of m, d] * packed[k, d]         m = (n, p, q), d = a tap and a channel
 //
-//                     filters                  a block: TILE_M pixels x TILE_K filters of one group, 4 or 8 warps
+//                     filters                  a block: TILE_M pixels x TILE_K filters of one group, 2 to 8 warps
 //                 depth +-------+              a warp:  up to 64 x 64, as 4 x 8 results of 16 x 8 in registers
 //                       | ..... |              a stage: 64 bytes of the reduction of every pixel and filter, that is
 //            depth      | stage |                       32 steps of a 16-bit type or 16 of float
@@ -29,16 +29,30 @@
 // places, and eight threads that copy or store two rows, or one chunk of eight rows, do too.
 // The way out: sums, with their biases, pass through shared memory, a slice of each warp's at a time, so that a thread
 // stores 16 bytes of neighbours: filters, or pixels in NCHW. With warps of 64 without conflicts, else of two lanes.
-// Small problems: SPLIT, as in implicit_gemm.cu.
+// Small problems, and the last wave of others: SPLIT, as in implicit_gemm.cu.
 // float32: rounded to TF32, 11 significant bits, the weights once by pack_filters, x in registers. PRECISE ("3xtf32")
 // keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
 // cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
 // infinity becomes NaN there: it leaves infinity minus infinity.
-// Registers, of 128 x 128: 211 (128 of them sums), two blocks on a multiprocessor. Machine code, channels last: 64 of
-// the loop's 206 instructions are HMMA on sm_80, which keep a tensor core busy for 512 cycles, while shared memory
-// needs 396; on sm_90 64 of 225, for 392 cycles. Channels first: 64 of 376 and of 397, so that they, too, hide behind
-// it. The smaller tiles, for small problems, load more of shared memory for each mma: 85 % of the tensor cores' time at
-// most on sm_80 with warps of 64 x 32 in 128 x 64, 63 % with 32 x 32.
+// Registers, of warps of 64 x 64: 211 to 225 in 16-bit types (128 of them sums), eight warps on a multiprocessor.
+// What bounds the loop. An mma keeps the tensor core of a scheduler busy for 8 cycles on sm_80, 6.1 on sm_90. In that
+// time shared memory, which the four share, has 2 and 1.5 wavefronts of 128 bytes for each warp; ldmatrix takes four,
+// and so does the copy of 512 bytes. For a warp and a stage, channels last, cycles and instructions:
+//
+//     block     warp      mma   on sm_80, sm_90   ldmatrix, copies: shared memory   instructions   tensor cores busy
+//     128 x 128  64 x 64   64    512      392      16         8       4 * 99 = 396   206 to 225     100 %  99 %
+//     128 x  64  64 x 64   64    512      392      16        12       4 * 115 = 460  279 to 291     100 %  85 %
+//      64 x 128  64 x 64   64    512      392      16        12       4 * 115 = 460  234 to 253     100 %  85 %
+//     128 x  64  64 x 32   32    256      196      12         6       4 * 75 = 300   135 to 154      85 %  65 %
+//      64 x  64  32 x 32   16    128       98       8         4       4 * 51 = 204    89 to 104      63 %  48 %
+//
+// So instructions never bound them; what does is how often a byte of shared memory is multiplied, and that grows with
+// the warp's tile, which 255 registers end at 64 x 64. The smaller tiles cannot be kept busier: they serve problems
+// that have no more blocks, and would leave multiprocessors idle with larger ones. Two warps to a block keep the ratio of 64 x
+// 64 in half a tile; where so few blocks come to an SM that its four schedulers have no warp each, the launcher takes
+// four smaller ones. Channels first, gathered, has 376 to 397 instructions at 128 x 128, 402 to 425 at 64 x 128, and
+// hides behind the mma as well (85 % at least); 540 to 569 at 128 x 64, whose two warps gather 128 pixels: 95 and 69 %.
+// TF32 has the same cycles, and 286 to 354 instructions.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
 // Limits: float16 from sm_75 on, bfloat16 and float32 from sm_80 on.
 // Source: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020 (stages, swizzle, multistage loop); NVIDIA, PTX ISA;
@@ -50,7 +64,7 @@
 // the channels), -DALONG_FILTERS (y's filters lie side by side, not its pixels), -DRUN (how many a thread stores at
 // once), -DSPLIT, -DPRECISE.
 
-#include "cut.cuh"
+#include "cut_job.cuh"
 #include "epilogue.cuh"
 #include "tensor_core_tile.cuh"
 
@@ -65,8 +79,8 @@ constexpr int PIXEL_BYTES = TILE_M * CHUNKS * 16, STAGE_BYTES = PIXEL_BYTES + TI
 constexpr int BLOCKS_PER_SM = WARPS_PER_SM / WARPS;
 
 // A thread's part of a stage of pixels: OWN of them, COLUMNS chunks of each.
-constexpr int OWN = TOGETHER ? TILE_M * CHUNKS / THREADS : 1;
-constexpr int COLUMNS = TOGETHER ? 1 : TILE_M * CHUNKS / THREADS;
+constexpr int OWN = TOGETHER ? TILE_M * CHUNKS / THREADS : TILE_M > THREADS ? TILE_M / THREADS : 1;
+constexpr int COLUMNS = TOGETHER ? 1 : TILE_M * CHUNKS / THREADS / OWN;
 constexpr int OWN_FILTERS = TILE_K * CHUNKS / THREADS;
 static_assert(OWN * COLUMNS * THREADS == TILE_M * CHUNKS && OWN_FILTERS * THREADS == TILE_K * CHUNKS);
 
@@ -107,7 +121,7 @@ struct Walk {
 
     static __device__ __forceinline__ int own_pixel(int j)
     {
-        return (TOGETHER ? threadIdx.x / CHUNKS : threadIdx.x % TILE_M) + j * (THREADS / CHUNKS);
+        return TOGETHER ? threadIdx.x / CHUNKS + j * (THREADS / CHUNKS) : threadIdx.x % TILE_M + j * THREADS;
     }
     static __device__ __forceinline__ int own_column(int i)
     {
@@ -158,14 +172,15 @@ struct Walk {
             Spot at = spot;
             #pragma unroll
             for (int i = 0; i < COLUMNS; ++i) {
-                held[i] = gathered(at, x, problem);
+                #pragma unroll
+                for (int j = 0; j < OWN; ++j) held[j * COLUMNS + i] = gathered(j, at, x, problem);
                 at.advance(CHUNK, cut);
             }
             spot.advance(DEPTH, cut);
         }
     }
 
-    __device__ __forceinline__ uint4 gathered(const Spot& at, const Element* __restrict__ x,
+    __device__ __forceinline__ uint4 gathered(int j, const Spot& at, const Element* __restrict__ x,
                                               const Problem& problem) const
     {
         Chunk chunk;
@@ -173,16 +188,16 @@ struct Walk {
             #pragma unroll
             for (int i = 0; i < CHUNK; ++i) {
                 const unsigned step = at.channel + i, c = step / TAPS, r = step % TAPS / S, s = step % S;
-                const bool wanted = c < problem.Cg && contains(problem, 0, r, s);
-                chunk.lane[i] = wanted ? x[corner[0] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)]
+                const bool wanted = c < problem.Cg && contains(problem, j, r, s);
+                chunk.lane[i] = wanted ? x[corner[j] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)]
                                        : Element{};
             }
             return reinterpret_cast<const uint4&>(chunk);
         }
         // Loads need no conditions if what is outside is taken from x's first element, and dropped afterwards.
         const int r = at.tap / S, s = at.tap % S, last = WHOLE ? CHUNK : problem.Cg - 1 - at.channel;
-        const bool inside = at.tap < TAPS && contains(problem, 0, r, s);
-        const Offset first = corner[0] + offset(problem.x, 0, at.channel, r * DILATION_H, s * DILATION_W);
+        const bool inside = at.tap < TAPS && contains(problem, j, r, s);
+        const Offset first = corner[j] + offset(problem.x, 0, at.channel, r * DILATION_H, s * DILATION_W);
         const Offset from = inside ? first : 0, apart = inside ? (Offset)problem.x.c : 0;
         #pragma unroll
         for (int i = 0; i < CHUNK; ++i) {
@@ -368,25 +383,22 @@ __device__ __forceinline__ void finish(const Problem& problem, const Cut& cut, c
     }
 }
 
-// grid: groups * tiles_m * (filters / TILE_K) and the splits, block: THREADS.
+// grid: whole tiles and the splits of others, block: THREADS.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ packed, Element* __restrict__ y,
                    const Element* __restrict__ bias, const Element* __restrict__ residual,
                    Accumulator* __restrict__ partial, Problem problem, Cut cut)
 {
-    const int across_k = cut.filters / TILE_K;
-    unsigned block = blockIdx.x;
-    const int first_filter = block % across_k * TILE_K; block /= across_k;
-    const Index first_pixel = (Index)(block % cut.tiles_m) * TILE_M; block /= cut.tiles_m;
-    const int group = block, all = cut.depth / DEPTH, first = blockIdx.y * cut.stages;
-    const int count = min(cut.stages, all - first);
+    const Job job(blockIdx.x, cut);
+    const Tile tile(job.tile, cut);
+    const int all = cut.depth / DEPTH, first = job.first_stage(cut), count = job.stages(cut, all);
     const int warp = threadIdx.x / 32, warp_pixel = warp / WARPS_K * WARP_M, warp_filter = warp % WARPS_K * WARP_K;
 
     Walk walk;
-    walk.start(problem, cut, first_pixel, group, first);
+    walk.start(problem, cut, tile.first_pixel, tile.group, first);
     FilterWalk filters;
     filters.next = reinterpret_cast<const uint4*>(packed)
-                 + (((int64)group * all + first) * cut.filters + first_filter) * CHUNKS + threadIdx.x;
+                 + (((int64)tile.group * all + first) * cut.filters + tile.first_filter) * CHUNKS + threadIdx.x;
     const unsigned start = shared_address(memory);
 
     #pragma unroll
@@ -420,13 +432,12 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
         now = now == (STAGES - 1) * STAGE_BYTES ? 0 : now + STAGE_BYTES;
     }
 
-    if constexpr (SPLIT) {
-        const int filter = group * cut.filters + first_filter + warp_filter;
-        const int64 row = (int64)blockIdx.y * problem.groups * cut.filters + filter;
-        const int64 pitch = (int64)cut.tiles_m * TILE_M;
-        leave_sums(sums, partial + row * pitch + first_pixel + warp_pixel, pitch);
+    if (SPLIT && job.split != Job::WHOLE_TILE) {
+        const int64 row = job.partial_tile(cut) * TILE_K + warp_filter;
+        leave_sums(sums, partial + row * TILE_M + warp_pixel, TILE_M);
     } else {
-        finish(problem, cut, {y, bias, residual}, sums, first_pixel, group, first_filter, warp_pixel, warp_filter);
+        finish(problem, cut, {y, bias, residual}, sums, tile.first_pixel, tile.group, tile.first_filter, warp_pixel,
+               warp_filter);
     }
 }
 

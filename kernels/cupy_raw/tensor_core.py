@@ -5,7 +5,6 @@ tensor_core.cu tells the idea; this file chooses the tile and the splits, and la
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
+from . import waves
 from .implicit_gemm import address_of, cut_struct, round_up
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 
@@ -20,9 +20,11 @@ VECTOR = 16  # bytes that a thread copies, loads or stores at once
 CHUNKS = 4  # of them in a stage of one pixel or filter, as in tensor_core.cu
 THREADS = 256  # of pack_filters and sum_splits
 SHARED_BYTES = 49_152  # of a block, without asking the driver for more
+SHARED_PER_SM = 160 * 1024  # of sm_80, for its blocks' stages
 MOST_STAGES = 4
-FEWEST_STAGES = 8  # of one split: its prologue and its sums must pay
+FEWEST_STAGES = 4  # of one split: its prologue and its sums must pay
 MOST_SPLITS = 32
+WARPS_PER_SM = ((16, 8), (8, 12), (0, 16))  # above so many blocks of 16 x 8 sums of a warp, as in tensor_core.cu
 DTYPES = {"float16": (7, 5), "bfloat16": (8, 0), "float32": (8, 0)}  # since which compute capability they are taken
 
 
@@ -51,6 +53,8 @@ class Tile(NamedTuple):
 TILES = (
     Tile(128, 128, 64, 64),
     Tile(128, 128, 64, 32),
+    Tile(128, 64, 64, 64),
+    Tile(64, 128, 64, 64),
     Tile(128, 64, 64, 32),
     Tile(64, 128, 32, 64),
     Tile(64, 64, 32, 32),
@@ -70,7 +74,7 @@ passes = ("forward",)
 
 
 class Cut(NamedTuple):
-    """How the product is cut into blocks; see tensor_core.cu."""
+    """How the product is cut into blocks: `whole` tiles, then `split_tiles` in `splits` parts of `stages` each."""
 
     tile: Tile
     taps_inner: bool
@@ -80,11 +84,18 @@ class Cut(NamedTuple):
     channels: int
     stages: int
     splits: int
+    whole: int
+    split_tiles: int
     packed_bytes: int
     partial_bytes: int
 
-    def grid(self, problem):
-        return problem.groups * self.tiles_m * (self.filters // self.tile.filters), self.splits
+    @property
+    def parts(self):
+        return self.split_tiles * self.splits
+
+    @property
+    def blocks(self):
+        return self.whole + self.parts
 
 
 def chunk_of(problem):
@@ -101,15 +112,47 @@ def tiles_of(problem):
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    """The cut that is predicted to be the fastest."""
-    cuts = (cut_of(problem, tile, splits) for tile in tiles_of(problem) for splits in possible_splits(problem))
-    return min(cuts, key=lambda cut: seconds(problem, device, cut))
+    """The fastest predicted of the cuts that are split or fill their waves, unless these cost too much."""
+    predicted = {cut: seconds(problem, device, cut) for cut in cuts(problem, device)}
+    return waves.choose(predicted, lambda cut: fills(problem, device, cut), lambda cut: is_busy(device, cut))
+
+
+def cuts(problem, device):
+    """For every tile: all tiles whole, all split, and those split that fill no wave."""
+    for tile in tiles_of(problem):
+        all_whole = cut_of(problem, tile)
+        full_waves = waves.whole_tiles(all_whole.whole, slots(problem, device, tile))
+        yield all_whole
+        for splits in possible_splits(problem):
+            for whole in {0, full_waves} - {all_whole.whole}:
+                yield cut_of(problem, tile, splits, whole)
+
+
+def slots(problem, device, tile):
+    """How many blocks the GPU has room for at once; where their code takes few registers, for some more."""
+    return cost.sm_count(device) * blocks_per_sm(tile, problem.precision)
+
+
+def blocks_per_sm(tile, precision=None):
+    """For how many tensor_core.cu asks the compiler to leave registers."""
+    of_warp = tile[0] * tile[1] * 32 // tile.threads
+    need = of_warp // (16 * 8) * (2 if precision == "3xtf32" else 1)
+    warps = next(warps for least, warps in WARPS_PER_SM if need > least)
+    return warps * 32 // tile.threads
+
+
+def fills(problem, device, cut):
+    return cut.splits > 1 or waves.last_wave(cut.blocks, slots(problem, device, cut.tile)) >= waves.FULL
+
+
+def is_busy(device, cut):
+    return cut.splits > 1 or waves.busy(cut.blocks, cost.sm_count(device)) >= waves.FULL
 
 
 def possible_splits(problem):
-    """1, and every number of splits that leaves each FEWEST_STAGES."""
+    """Every number of splits that leaves each FEWEST_STAGES."""
     stages = depth_of(problem)[0] // (CHUNKS * chunk_of(problem))
-    return (1, *range(2, min(stages // FEWEST_STAGES, MOST_SPLITS) + 1))
+    return range(2, min(stages // FEWEST_STAGES, MOST_SPLITS) + 1)
 
 
 def depth_of(problem):
@@ -123,7 +166,8 @@ def depth_of(problem):
     return round_up(taps * channels, CHUNKS * chunk), channels, False
 
 
-def cut_of(problem, tile, splits):
+def cut_of(problem, tile, splits=1, whole=0):
+    """All tiles whole, or all but the first `whole` in so many splits, or one less, if that has no longer stages."""
     depth, channels, taps_inner = depth_of(problem)
     all_stages = depth // (CHUNKS * chunk_of(problem))
     stages = ceil_div(all_stages, splits)
@@ -131,21 +175,34 @@ def cut_of(problem, tile, splits):
     filters = round_up(problem.Kg, tile.filters)
     tiles_m = ceil_div(problem.N * problem.P * problem.Q, tile.pixels)
     packed = round_up(problem.groups * depth * filters * problem.dtype.itemsize, 64)
-    sums = problem.groups * filters * tiles_m * tile.pixels * problem.accumulate.itemsize
-    partial = splits * sums if splits > 1 else 0
-    return Cut(tile, taps_inner, tiles_m, filters, depth, channels, stages, splits, packed, partial)
+    tiles = problem.groups * tiles_m * (filters // tile.filters)
+    split_tiles = tiles - whole if splits > 1 else 0
+    partial = splits * split_tiles * tile.pixels * tile.filters * problem.accumulate.itemsize
+    return Cut(
+        tile, taps_inner, tiles_m, filters, depth, channels, stages, splits, tiles - split_tiles, split_tiles, packed,
+        partial,
+    )  # fmt: skip
 
 
 def stages_held(tile, device):
-    """How many stages lie in shared memory: two where registers bring them, else as many as fit."""
-    return 2 if device.compute_capability < (8, 0) else min(SHARED_BYTES // tile.stage_bytes, MOST_STAGES)
+    """How many stages lie in shared memory: two where registers bring them, else as many as fit beside other blocks."""
+    if device.compute_capability < (8, 0):
+        return 2
+    return min(min(SHARED_BYTES, SHARED_PER_SM // blocks_per_sm(tile)) // tile.stage_bytes, MOST_STAGES)
 
 
-def seconds(problem, device, cut):
-    """The busiest SM's blocks, then what splits write and read again.
+class Parts(NamedTuple):
+    """Predicted seconds: the busiest multiprocessor's blocks, adding the splits, what memory moves, the launches."""
 
-    A stage takes what its slowest part does: multiplying, bringing it from L2, storing it and loading matrices of it,
-    or issuing its instructions.
+    multiply: float
+    add: float
+    memory: float
+    launches: float
+
+
+def parts(problem, device, cut):
+    """A stage takes what its slowest part does: multiplying, bringing it from L2, storing it and loading matrices of
+    it, or issuing its instructions.
     """
     tile, chunk = cut.tile, chunk_of(problem)
     macs = tile.pixels * tile.filters * CHUNKS * chunk
@@ -157,10 +214,22 @@ def seconds(problem, device, cut):
     if not vectors_of(problem):
         issuing += GATHER_SLOTS[cut.taps_inner] * tile.pixels * CHUNKS * chunk
     stage = max(multiplying, bringing, sharing, issuing / cost.SLOTS_PER_CYCLE) * cost.SLOTS_PER_CYCLE
-    slots = cut.stages * stage + THREAD_SLOTS * tile.threads
-    multiply = cost.block_seconds(device, math.prod(cut.grid(problem)), tile.threads, slots)
-    splitting = cost.LAUNCH + cost.memory_seconds(problem, device, 2 * cut.partial_bytes) if cut.splits > 1 else 0
-    return WAITING * multiply + splitting
+
+    def of_blocks(blocks, stages):
+        return cost.block_seconds(device, blocks, tile.threads, stages * stage + THREAD_SLOTS * tile.threads)
+
+    all_stages = cut.depth // (CHUNKS * chunk)
+    return Parts(
+        WAITING * (of_blocks(cut.whole, all_stages) + of_blocks(cut.parts, cut.stages)),
+        cost.moving_seconds(device, 2 * cut.partial_bytes),
+        cost.memory_seconds(problem, device, 2 * cut.packed_bytes),
+        (3 if cut.splits > 1 else 2) * cost.LAUNCH,
+    )
+
+
+def seconds(problem, device, cut):
+    multiply, add, memory, launches = parts(problem, device, cut)
+    return max(multiply + add, memory) + launches
 
 
 def vectors_of(problem):
@@ -174,13 +243,17 @@ def why_not(problem, device):
         return reasons
     cut = cut_for(problem, device)
     packing = ceil_div(problem.groups * cut.depth * cut.filters, THREADS)
-    outputs = ceil_div(problem.N * problem.K * problem.P * problem.Q, THREADS)
-    grids = {"multiply": cut.grid(problem)[0], "pack the weights": packing, "add the splits": outputs}
+    grids = {"multiply": cut.blocks, "pack the weights": packing, "add the splits": summing_blocks(problem, cut)}
     return [
         f"at most {MAX_GRID[0]:,} blocks to {name}, this problem has {blocks:,}"
         for name, blocks in grids.items()
         if blocks > MAX_GRID[0]
     ]
+
+
+def summing_blocks(problem, cut):
+    """A thread for every sum, those that pad a tile too."""
+    return cut.partial_bytes // (cut.splits * problem.accumulate.itemsize * THREADS)
 
 
 def dtype_reasons(problem, device):
@@ -202,9 +275,7 @@ def workspace_bytes(problem, device):
 
 
 def predicted_seconds(problem, device):
-    cut = cut_for(problem, device)
-    moved = cost.memory_seconds(problem, device, 2 * cut.packed_bytes)
-    return max(seconds(problem, device, cut), moved) + 2 * cost.LAUNCH
+    return seconds(problem, device, cut_for(problem, device))
 
 
 class Lying(NamedTuple):
@@ -235,10 +306,10 @@ def lying_as_planned(problem):
 def sources_of(problem, cut, stages, wide, lying):
     tile = cut.tile
     shared = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
-    shared += (("TILE_M", tile.pixels),)
-    constants = (*shared, ("TILE_K", tile.filters), ("WARP_M", tile.warp_pixels), ("WARP_K", tile.warp_filters))
+    shared += (("TILE_M", tile.pixels), ("TILE_K", tile.filters), ("SPLIT", int(cut.splits > 1)))
+    constants = (*shared, ("WARP_M", tile.warp_pixels), ("WARP_K", tile.warp_filters))
     constants += (("STAGES", stages), ("TOGETHER", int(lying.together)), ("TAPS_INNER", int(cut.taps_inner)))
-    constants += (("WHOLE", int(problem.Cg % chunk_of(problem) == 0)), ("SPLIT", int(cut.splits > 1)))
+    constants += (("WHOLE", int(problem.Cg % chunk_of(problem) == 0)),)
     constants += (("ALONG_FILTERS", int(lying.along_filters)), ("RUN", lying.run))
     constants += (("PRECISE", int(problem.precision == "3xtf32")),)
     multiplying = (CudaSource("tensor_core.cu", name, constants) for name in ("pack_filters", "conv2d_tensor_core"))
@@ -275,8 +346,7 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     launch(pack, ceil_div(problem.groups * cut.depth * cut.filters, THREADS), THREADS, (w, packed, struct, part),
            stream=stream)  # fmt: skip
     arguments = (x, packed, y, bias, residual, partial, struct, part)
-    launch(multiply, cut.grid(problem), cut.tile.threads, arguments, stream=stream)
+    launch(multiply, cut.blocks, cut.tile.threads, arguments, stream=stream)
     if cut.splits > 1:
-        outputs = problem.N * problem.K * problem.P * problem.Q
         arguments = (partial, y, bias, residual, struct, part, np.int32(cut.splits))
-        launch(add, ceil_div(outputs, THREADS), THREADS, arguments, stream=stream)
+        launch(add, summing_blocks(problem, cut), THREADS, arguments, stream=stream)

@@ -1,7 +1,5 @@
 """The share of multiply-adds among all issued instructions: how machine code and emulator are brought together."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -64,15 +62,34 @@ def test_blocks_that_stand_for_others_stand_for_all():
         assert max(max(indices) for indices, _ in found) == blocks - 1
 
 
-def test_a_sample_comes_near_the_whole(monkeypatch):
-    problem = make_problem((2, 16, 24, 24), (40, 16, 3, 3), np.float32, padding=1)
-    place = replace(device.named("sm_80"), sm_count=8)
-    sampled = issued.share(issued.KERNEL, problem, place)
-    monkeypatch.setattr(issued, "FEW", 10**9)
-    whole = issued.share(issued.KERNEL, problem, place)
-    assert len(whole.launches) in (2, 3)
-    assert sampled.share == pytest.approx(whole.share, rel=0.05)
-    assert 0.2 < whole.share < 0.7, "40 of 64 filters"
+def cut_with(monkeypatch, problem, splits, whole):
+    cut = issued.dispatch.kernel(issued.KERNEL).cut_of(problem, 64, 64, splits, whole)
+    monkeypatch.setattr(issued.dispatch.kernel(issued.KERNEL), "cut_for", lambda problem, device: cut)
+    return cut
+
+
+def test_every_block_of_the_product_is_charged_for_its_own_stages(monkeypatch):
+    problem = make_problem((32, 64, 14, 14), (100, 64, 3, 3), np.float32, padding=1)
+    for splits, whole in ((1, 0), (5, 0), (5, 150)):
+        cut = cut_with(monkeypatch, problem, splits, whole)
+        blocks = list(issued.blocks_of_product(problem, cut))
+        assert [number for number, *_ in blocks] == list(range(cut.blocks))
+        assert sum(stages for _, _, stages, _ in blocks) == (cut.whole + cut.split_tiles) * cut.depth // 8
+
+
+def test_short_runs_of_one_block_of_each_kind_count_what_all_do(monkeypatch):
+    """Whole tiles, and split ones whose last split is shorter; pixels and filters that do not fill the last tile."""
+    problem = make_problem((2, 16, 12, 12), (72, 16, 3, 3), np.float32, padding=1)
+    place = device.named("sm_80")
+    cut = cut_with(monkeypatch, problem, splits=4, whole=4)
+    assert cut.stages * cut.splits > cut.depth // 8
+    counted = issued.share(issued.KERNEL, problem, place)
+    assert len(counted.launches) == 3
+    with issued.launching.recording() as launches:
+        workspace = issued.arrays.empty_aligned((cut.packed_bytes + cut.partial_bytes,), np.uint8)
+        issued.implicit_gemm.run(problem, place, *issued.operands(problem), workspace)
+    assert counted.launches[1].issued == issued.issued_by(launches[1], 80, np.arange(cut.blocks))
+    assert 0.1 < counted.share < 0.7, "72 of 128 filters"
 
 
 def test_line_numbers_change_little_of_the_machine_code():

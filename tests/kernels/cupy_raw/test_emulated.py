@@ -84,7 +84,8 @@ def test_every_tile_of_the_matrix_product_runs_without_a_fault_in_slices(tile_k,
 @pytest.mark.parametrize("tile", implicit_gemm.TILES, ids=str)
 def test_every_tile_and_walk_of_the_implicit_product_runs_without_a_fault(tile, walk, monkeypatch):
     splits = 1 + 2 * (implicit_gemm.TILES.index(tile) % 2)
-    force_cut(monkeypatch, WALKS[walk].problem(), tile, splits)
+    problem = WALKS[walk].problem()
+    force_cut(monkeypatch, problem, tile, splits, whole=problem.groups - 1)
     check(implicit_gemm, "implicit_gemm", WALKS[walk])
 
 

@@ -116,9 +116,19 @@ def test_every_tile_and_walk_of_the_implicit_product_equals_the_reference(tile, 
     assert taken == ["PIXELS" if pointwise else "CHANNELS" if channels else "NONE"]
 
 
-def force_cut(monkeypatch, problem, tile, splits):
+@pytest.mark.parametrize(
+    ("tile", "walk"), [((16, 16), "together"), ((8, 8), "whole"), ((4, 8), "pointwise_part")], ids=str
+)
+def test_whole_tiles_and_split_ones_of_a_last_wave_equal_the_reference(tile, walk, monkeypatch):
+    cut = force_cut(monkeypatch, WALKS[walk].problem(), tile, splits=2, whole=1)
+    assert cut.whole == 1
+    assert cut.split_tiles >= 1
+    check(implicit_gemm, "implicit_gemm", WALKS[walk])
+
+
+def force_cut(monkeypatch, problem, tile, splits, whole=0):
     each = implicit_gemm.EACH[problem.accumulate.itemsize]
-    cut = implicit_gemm.cut_of(problem, tile[0] * each, tile[1] * each, splits)
+    cut = implicit_gemm.cut_of(problem, tile[0] * each, tile[1] * each, splits, whole)
     monkeypatch.setattr(implicit_gemm, "cut_for", lambda problem, device: cut)
     return cut
 
