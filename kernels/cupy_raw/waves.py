@@ -17,9 +17,8 @@ from .. import gpu_cost as cost
 from ..launching import ceil_div
 
 FULL = 0.8  # of the slots of the last wave, or of the multiprocessors' time if all blocks take equally long
-DEARER = (
-    1.05  # times the shortest predicted time, and a launch: what full waves may cost, for the model knows no better
-)
+# Times the shortest predicted time, and a launch: what full waves may cost, for the model knows no better.
+DEARER = 1.05
 
 
 def whole_tiles(tiles, slots):
