@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from rich.table import Table
 
-from convlib import dispatch, layers
+from convlib import accuracy, dispatch, layers
 from convlib.device import Device
 from convlib.kernels import gpu_cost
 from convlib.kernels.cupy_raw import depthwise, implicit_gemm, tensor_core, waves, winograd_fused
@@ -78,9 +78,20 @@ def rows(
                 found.append(product_row(*names, product, module, problem, place))
             elif module is implicit_gemm:
                 found.append(depthwise_row(*names, problem, place))
-            if module is implicit_gemm and dispatch.choose(problem, place, "cupy_raw") == WINOGRAD:
+            if module is implicit_gemm and predicted_fastest(problem, place) == WINOGRAD:
                 found.append(winograd_row(*names, problem, place))
     return found
+
+
+def predicted_fastest(problem: ConvProblem, place: Device) -> str:
+    """The kernel of cupy_raw that a call would take, whether CuPy is installed here or not."""
+    seconds = {}
+    for name in (name for name in dispatch.KERNELS if dispatch.family_of(name) == "cupy_raw"):
+        module, error = dispatch.kernel(name), accuracy.norm_relative(problem, dispatch.algorithm_of(name))
+        serves = problem.pass_ in module.passes and not module.why_not(problem, place)
+        if serves and error <= accuracy.DEFAULT_MAX_ERROR:
+            seconds[name] = module.predicted_seconds(problem, place)
+    return min(seconds, key=seconds.get)
 
 
 def product_row(network, layer, kernel, module, problem: ConvProblem, place: Device) -> Row:

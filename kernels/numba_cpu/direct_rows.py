@@ -81,6 +81,8 @@ def serves(problem) -> bool:
         return False
     small = problem.R * problem.S <= 25 and max(problem.padding[1]) < lanes(problem.dtype)
     small = small and live_rows(problem.R, problem.stride[0]) <= problem.P
+    if problem.stride[1] == 2:  # the one load beyond a tile's has half as many columns of either kind as it has lanes
+        small = small and lanes(problem.dtype) + 2 >= problem.S
     return small and problem.dilation == (1, 1) and problem.stride in ((1, 1), (2, 2))
 
 
@@ -348,7 +350,8 @@ def prepared(problem, threads):
     """The record's fixed part, the compiled loop and the number of tasks."""
     vectors = row_vectors(problem)
     planes, tasks = problem.N * problem.K, TASKS_PER_THREAD * threads if threads > 1 else 1
-    bands = max(1, min(-(-tasks // planes), problem.P // FEWEST_ROWS))
+    rows = max(FEWEST_ROWS, live_rows(problem.R, problem.stride[0]))
+    bands = max(1, min(-(-tasks // planes), problem.P // rows))
     tasks = min(planes * bands, tasks)
     short_row = short_row_loads(problem) if vectors * lanes(problem.dtype) > problem.Q else ()
     loop = compiled(build, problem.dtype.name, problem.R, problem.S, problem.stride[0], vectors, short_row)

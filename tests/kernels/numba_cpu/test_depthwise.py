@@ -53,6 +53,8 @@ PROBLEMS = {
     "bands_of_rows": problem_of((1, 1, 70, 2 * L + 3), 1, (3, 3), padding=1),
     "rows_of_a_large_window": problem_of((1, 2, 11, 5 * L + 1), 1, (5, 5), padding=2),
     "rows_of_long_strips_stride_2": problem_of((1, 2, 12, 9 * L + 7), 2, (3, 5), padding=(1, 2), stride=2),
+    "bands_of_rows_of_a_tall_window": problem_of((1, 1, 60, L + 5), 1, (21, 1), padding=(10, 0)),
+    "rows_of_a_wide_window_stride_2": problem_of((1, 2, 12, 4 * L), 1, (1, 25), padding=(0, 5), stride=2),
     "strips": problem_of((1, 1, 6, 2 * depthwise.STRIP + 5), 1, (3, 3), padding=1),
     "bands_of_a_tall_window": problem_of((1, 1, 150, 40), 1, (31, 7), padding=(15, 3)),
     "long_window_stride_2": problem_of((1, 2, 40, 61), 1, (15, 16), padding=7, stride=2),
