@@ -14,6 +14,8 @@ GROWTH says how much an algorithm multiplies these over plain summation.
 
 import numpy as np
 
+from .kernels.numba_cpu import winograd_matrices
+
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
 
 # Plain sums of products, in whatever order, are 1. Others say where their number comes from.
@@ -44,13 +46,8 @@ GROWTH = {
 # transforms' rounding, b for the sums'. Fitted to standard normal data at C = 1 .. 4096 on 24 x 24 maps, plus a fifth;
 # held to by test_winograd.py and, for a GPU's, which sum all channels at a time, by test_winograd_fused.py (F(2, 3))
 # and _batched.py (F(4, 3)).
-WINOGRAD_NOISE = {
-    "winograd_f2": (4.8, 0.35, 128),
-    "winograd_fused": (4.8, 0.35, np.inf),
-    "winograd_f4": (48.0, 3.1, 128),
-    "winograd_batched": (48.0, 3.1, np.inf),
-    "winograd_f6": (970.0, 63.0, 64),
-}
+WINOGRAD_NOISE = (2.2, 0.15)
+WINOGRAD_TILES = {"winograd_f2": 2, "winograd_fused": 2, "winograd_f4": 4, "winograd_batched": 4, "winograd_f6": 6}
 
 # The Fourier transform's, likewise: b for each channel, whose spectra are summed. Held to by test_fft.py.
 FFT_NOISE = (26.0, 0.15)
@@ -76,14 +73,24 @@ def norm_relative(problem, algorithm: str) -> float:
 def of_sums(problem, algorithm: str) -> float:
     """Its part that `max_error` bounds: of the sums as they are kept, before a 16-bit result is rounded."""
     u = UNIT_ROUNDOFF[problem.accumulate.name]
-    if algorithm in WINOGRAD_NOISE:
-        transforms, sums, at_a_time = WINOGRAD_NOISE[algorithm]
-        return u * np.sqrt(transforms + sums * (min(problem.Cg, at_a_time) + problem.Cg / at_a_time))
+    if algorithm in WINOGRAD_TILES:
+        return u * np.sqrt(winograd_noise(problem, algorithm))
     if algorithm == "fft":
         transforms, sums = FFT_NOISE
         return u * np.sqrt(transforms + sums * problem.Cg)
     rounded = TF32 if algorithm == "tensor_core" and problem.precision == "tf32" else 0.0
     return GROWTH[algorithm] * u * np.sqrt(problem.reduction + 2) + rounded
+
+
+def winograd_noise(problem, algorithm) -> float:
+    """The mean square of the error over u."""
+    tile = winograd_matrices.tile_of(WINOGRAD_TILES[algorithm], problem)
+    summed = problem.Cg * tile.phases
+    on_gpu = algorithm in ("winograd_fused", "winograd_batched")
+    at_a_time = np.inf if on_gpu else winograd_matrices.summed_at_a_time(tile)
+    transforms, sums = WINOGRAD_NOISE
+    amplified = winograd_matrices.amplification(tile.rows) * winograd_matrices.amplification(tile.columns)
+    return amplified * (transforms + sums * (min(summed, at_a_time) + summed / at_a_time))
 
 
 def of_store(problem) -> float:
@@ -108,7 +115,7 @@ def elementwise(problem, algorithm: str, magnitude, exact):
     u = UNIT_ROUNDOFF[problem.accumulate.name]
     terms = problem.reduction + 4  # bias, residual, and the activation's own two roundings
     gamma = terms * u / (1 - terms * u)
-    if algorithm == "fft" or algorithm in WINOGRAD_NOISE:  # rounding errors of a tile's largest outputs reach all
+    if algorithm == "fft" or algorithm in WINOGRAD_TILES:  # rounding errors of a tile's largest outputs reach all
         magnitude = magnitude.max(axis=(2, 3), keepdims=True)
     store = UNIT_ROUNDOFF[problem.dtype.name] * np.abs(exact) + smallest_step(problem.dtype)
     if algorithm == "tensor_core":

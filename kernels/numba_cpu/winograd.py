@@ -61,6 +61,7 @@ from .compilation import compiled
 from .microkernel import CLOCK, VECTORS, tile_rows, vector_type
 from .threads import run_tasks, task_loop, worker_span
 from .vectors import lanes
+from .winograd_matrices import summed_at_a_time, tile_of
 from .winograd_stages import (
     FIELDS,
     LEAVES,
@@ -80,7 +81,11 @@ from .winograd_stages import (
 
 passes = ("forward",)
 
-DEPTH_BLOCK = {2: 128, 4: 128, 6: 64}  # channels summed at a time; accuracy.py knows them too
+WINDOWS = {
+    2: {(3, 3, 1, 1), (3, 3, 2, 2)},
+    4: {(3, 3, 1, 1), (3, 3, 2, 2), (5, 5, 1, 1), (5, 5, 2, 2), (7, 7, 2, 2), (1, 7, 1, 1), (7, 1, 1, 1), (1, 3, 1, 1), (3, 1, 1, 1)},
+    6: {(3, 3, 1, 1), (3,3,2,2)},
+}
 SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading V more often costs more
 SPREAD_BYTES, MOST_SPREAD = 24 << 10, 4  # what stays in L1 of spread pixels, and channels at a time
 MOST_WORKSPACE = 48 << 20  # of all threads, where a cut is possible that needs no more
@@ -90,8 +95,8 @@ PAST_CACHE_WEIGHTS = 1 << 20  # transformed weights this large are: 512 x 512 ta
 # The cost model, in cycles of the Zen 3 that microkernel.CLOCK is of, where kernels compare as they do on the Zen 5
 # that it was fitted to (two threads, AVX-512 and AVX2, 8 to 512 channels, maps of 7 to 224).
 # F(6,3)'s transforms are taken for a tenth more than they are: it errs more.
-INPUT_CYCLES = {2: 160, 4: 340, 6: 1000}  # per channel and vector of tiles
-OUTPUT_CYCLES = {2: 80, 4: 220, 6: 700}  # per tile and vector of filters
+INPUT_CYCLES = {2: 10.0, 4: 9.4, 6: 15.6}  # per channel, vector of tiles and product
+OUTPUT_CYCLES = {2: 5.0, 4: 6.1, 6: 11.0}  # per tile, vector of filters and plane
 EFFICIENCY = 0.85  # of the core's multiply-adds
 INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
 LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
@@ -105,7 +110,18 @@ PACK_CYCLES = 1.05  # per plane, filter and channel: 1.6 ms for F(4,3) of 512 x 
 class Cut:
     """How a problem is cut among threads and caches: the numbers of winograd_stages.FIELDS."""
 
-    m: int
+    m_h: int
+    m_w: int
+    step_h: int
+    step_w: int
+    span_h: int
+    span_w: int
+    points_h: int
+    points_w: int
+    phases_h: int
+    phases_w: int
+    long_phases_h: int
+    long_phases_w: int
     tile_rows: int
     tile_columns: int
     tiles: int
@@ -131,11 +147,17 @@ class Cut:
     spread_at: int
     spread_pitch: int
     spread_channels: int
+    piece: int
     streaming: int
 
     def packed(self) -> bytes:
         values = asdict(self)
         return struct.pack(f"{len(FIELDS)}q", *(values[name] for name in FIELDS))
+
+
+def channels_at_a_time(tile):
+    """How many channels are summed at a time: fewer where a plane's sum has several phases of each."""
+    return summed_at_a_time(tile) // tile.phases
 
 
 def ceil_div(a, b):
@@ -155,20 +177,21 @@ def cut(m, problem, threads) -> Cut:
     """The split into strips of tiles and parts of filters that the cost model finds fastest."""
 
     def cost(cut):
-        return max(MOST_WORKSPACE, threads * cut.worker_bytes), cycles(problem, threads, cut)
+        return max(MOST_WORKSPACE, threads * cut.worker_bytes), cycles(m, problem, threads, cut)
 
     return min(possible_cuts(m, problem, threads), key=cost)
 
 
 def possible_cuts(m, problem, threads):
-    tiles = problem.N * ceil_div(problem.P, m) * ceil_div(problem.Q, m)
+    tile = tile_of(m, problem)
+    tiles = problem.N * ceil_div(problem.P, tile.rows.m) * ceil_div(problem.Q, tile.columns.m)
     for unit in tile_units():
         units = ceil_div(tiles, unit)
         for width in range(1, STRIP_VECTORS + 1):
             fewest = ceil_div(units, max(1, width * lanes(problem.accumulate) // unit))
             for strips in {fewest, min(units, ceil_div(fewest, threads) * threads)}:
                 for parts in part_counts(problem, threads):
-                    yield cut_into(m, problem, unit, strips, parts)
+                    yield cut_into(tile, problem, unit, strips, parts)
 
 
 def part_counts(problem, threads):
@@ -184,10 +207,10 @@ def tile_units():
     return (8, 7) if rows == 8 else (rows,)
 
 
-def cut_into(m, problem, unit, strips, parts) -> Cut:
-    numbers, planes = Numbers(problem.dtype.name), (m + 2) ** 2
+def cut_into(tile, problem, unit, strips, parts) -> Cut:
+    numbers, (rows, columns) = Numbers(problem.dtype.name), tile
     W = numbers.count
-    tile_rows, tile_columns = ceil_div(problem.P, m), ceil_div(problem.Q, m)
+    tile_rows, tile_columns = ceil_div(problem.P, rows.m), ceil_div(problem.Q, columns.m)
     tiles = problem.N * tile_rows * tile_columns
     units, panels = ceil_div(tiles, unit), ceil_div(problem.Kg, W)
     part = ceil_div(panels, parts)
@@ -195,38 +218,42 @@ def cut_into(m, problem, unit, strips, parts) -> Cut:
 
     strip_tiles = min(tiles, ceil_div(units, strips) * unit)
     strip_vectors = ceil_div(strip_tiles, W)
-    input_slot = planes * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
+    input_slot = tile.products * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
     output_vector = ceil_div(strip_tiles, unit) * unit * numbers.bytes
-    chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (planes * output_vector)))
+    chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (tile.planes * output_vector)))
     chunk = ceil_div(part, ceil_div(part, chunk))
     output_plane = chunk * output_vector + PLANE_PADDING
     filter_plane = panels * problem.Cg * numbers.bytes + PLANE_PADDING
 
-    columns = min(tile_columns, strip_tiles)
+    in_a_row = min(tile_columns, strip_tiles)
     segments = min(strip_tiles, ceil_div(strip_tiles - 1, tile_columns) + 1)
-    input_pitch, output_pitch = lines((columns * m + 2 + W) * numbers.item), PIECE_TILES * m * numbers.bytes
-    input_staging = segments * (m + 2) * input_pitch
-    spread_at = lines(numbers.staging_at + max(W * input_staging, m * output_pitch + numbers.bytes))
-    spread_pitch = (strip_vectors + 1) * numbers.bytes
-    spread_channels = max(1, min(MOST_SPREAD, SPREAD_BYTES // (planes * spread_pitch)))
-    inputs_at = spread_at + spread_channels * planes * spread_pitch
+    piece = max(PIECE_TILES, W // columns.m)
+    input_pitch, output_pitch = lines((in_a_row * columns.step + columns.span + W) * numbers.item), piece * columns.m * numbers.bytes
+    input_staging = segments * rows.span * input_pitch
+    spread_at = lines(numbers.staging_at + max(W * input_staging, rows.m * output_pitch + numbers.bytes))
+    spread_pitch, pixels = (strip_vectors + 1) * numbers.bytes, rows.span * columns.span
+    spread_channels = max(1, min(MOST_SPREAD, SPREAD_BYTES // (pixels * spread_pitch)))
+    inputs_at = spread_at + spread_channels * pixels * spread_pitch
     outputs_at = inputs_at + input_slot
     y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
     return Cut(
-        m, tile_rows, tile_columns, tiles, unit, units, strips, parts, W, panels, part, chunk, DEPTH_BLOCK[m],
-        filter_plane, planes * filter_plane, output_plane, output_vector,
-        worker_span(outputs_at + planes * output_plane), inputs_at, outputs_at,
-        input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
+        rows.m, columns.m, rows.step, columns.step, rows.span, columns.span, rows.points, columns.points,
+        rows.phases, columns.phases, rows.long_phases, columns.long_phases,
+        tile_rows, tile_columns, tiles, unit, units, strips, parts, W, panels, part, chunk, channels_at_a_time(tile),
+        filter_plane, tile.products * filter_plane, output_plane, output_vector,
+        worker_span(outputs_at + tile.planes * output_plane), inputs_at, outputs_at,
+        input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels, piece,
         int(y_bytes >= PAST_CACHE_BYTES),
     )  # fmt: skip
 
 
-def cycles(problem, threads, cut) -> float:
+def cycles(m, problem, threads, cut) -> float:
     """Predicted cycles of the thread with the most work, with its share of the memory traffic."""
-    planes, units = (cut.m + 2) ** 2, ceil_div(cut.units, cut.strips)
+    tile, units = tile_of(m, problem), ceil_div(cut.units, cut.strips)
     tiles = min(cut.tiles, units * cut.unit)
-    transforms = INPUT_CYCLES[cut.m] * problem.Cg * ceil_div(tiles, cut.panel) + OUTPUT_CYCLES[cut.m] * tiles * cut.part
-    weights = planes * problem.Cg * cut.part  # vectors
+    vectors = problem.Cg * ceil_div(tiles, cut.panel)
+    transforms = INPUT_CYCLES[m] * tile.products * vectors + OUTPUT_CYCLES[m] * tile.planes * tiles * cut.part
+    weights = tile.products * problem.Cg * cut.part  # vectors
     multiply = weights * units * (cut.unit + LOADED) / target.multiply_adds_per_cycle() / EFFICIENCY
     if cut.outputs_at - cut.inputs_at > INPUTS_IN_CACHE * target.cache_bytes(2):
         multiply *= BEYOND_CACHE
@@ -245,8 +272,8 @@ def build_loop():
     return task_loop(build())
 
 
-def build_pack_loop(m, dtype_name):
-    return task_loop(build_pack(m, dtype_name))
+def build_pack_loop(tile, dtype_name):
+    return task_loop(build_pack(tile, dtype_name))
 
 
 def why_not(m, problem, device):
@@ -254,10 +281,8 @@ def why_not(m, problem, device):
     reasons = []
     if device.kind != "cpu":
         reasons.append(f"runs on the CPU only, x is on {device}")
-    if (problem.R, problem.S) != (3, 3):
-        reasons.append(f"3 x 3 kernels only, got {problem.R} x {problem.S}")
-    if problem.stride != (1, 1):
-        reasons.append(f"stride 1 only, got {problem.stride}")
+    if (problem.R, problem.S, *problem.stride) not in WINDOWS[m]:
+        reasons.append(f"TODO")
     if problem.dilation != (1, 1):
         reasons.append(f"dilation 1 only, got {problem.dilation}")
     if vector_type(problem.accumulate).count < 4:
@@ -281,7 +306,7 @@ def weight_bytes(m, problem, device):
 
 def pack_scratch_bytes(problem):
     numbers = Numbers(problem.dtype.name)
-    return worker_span(numbers.staging_at + 12 * numbers.count * numbers.item)
+    return worker_span(numbers.staging_at + numbers.count * numbers.taps_bytes(problem.R * problem.S))
 
 
 def pack(m, problem, device, w, packed):
@@ -292,31 +317,31 @@ def pack(m, problem, device, w, packed):
     fields = problem_fields(problem) + own.packed()
     scratch = packed[weight_bytes(m, problem, device) :]
     call = pack_call(fields, packed, w, packed, None, None, scratch)
-    loop = compiled(build_pack_loop, m, problem.dtype.name)
+    loop = compiled(build_pack_loop, tile_of(m, problem), problem.dtype.name)
     run_tasks(loop, call, problem.groups * chosen.panels, device.threads)
 
 
 def predicted_seconds(m, problem, device):
     chosen = cut(m, problem, device.threads)
-    return 10e-6 + cycles(problem, device.threads, chosen) / CLOCK
+    return 10e-6 + cycles(m, problem, device.threads, chosen) / CLOCK
 
 
 def pack_seconds(m, problem, device):
-    return PACK_CYCLES * (m + 2) ** 2 * problem.K * problem.Cg / CLOCK / device.threads
+    return PACK_CYCLES * tile_of(m, problem).products * problem.K * problem.Cg / CLOCK / device.threads
 
 
 @lru_cache(maxsize=1024)
 def prepared(m, problem, threads):
     """What every call for this problem shares: the record's fields, the compiled loop and the number of tasks."""
-    chosen = cut(m, problem, threads)
+    chosen, tile = cut(m, problem, threads), tile_of(m, problem)
     name, real = problem.dtype.name, problem.accumulate.name
     leaves = (
         compiled(build_input_stage, name),
         compiled(build_multiply_stage, real, chosen.unit),
         compiled(build_output_stage, name),
-        compiled(build_spread, m, real),
-        compiled(build_input_transform, m, real),
-        compiled(build_output_transform, m, real),
+        compiled(build_spread, tile, real),
+        compiled(build_input_transform, tile, real),
+        compiled(build_output_transform, tile, real),
     )
     addresses = struct.pack(f"{len(LEAVES)}q", *(leaf.address for leaf in leaves))
     fields = problem_fields(problem) + chosen.packed() + addresses
