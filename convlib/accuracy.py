@@ -14,7 +14,7 @@ GROWTH says how much an algorithm multiplies these over plain summation.
 
 import numpy as np
 
-from .kernels.numba_cpu import winograd_matrices
+from .kernels.numba_cpu.winograd_matrices import amplification, summed_at_a_time, tile_of
 
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
 
@@ -42,12 +42,14 @@ GROWTH = {
     "fft": 8.0,
 }
 
-# Winograd's norm-relative error over u: sqrt(a + b * (channels summed at a time + number of such sums)), a for the
-# transforms' rounding, b for the sums'. Fitted to standard normal data at C = 1 .. 4096 on 24 x 24 maps, plus a fifth;
-# held to by test_winograd.py and, for a GPU's, which sum all channels at a time, by test_winograd_fused.py (F(2, 3))
-# and _batched.py (F(4, 3)).
-WINOGRAD_NOISE = (2.2, 0.15)
+# Winograd's: the side of its tiles, and the norm-relative error over u, sqrt(amplification * (a + b * (products summed
+# at a time + number of such sums))), a for the transforms' rounding, b for the sums'. The amplification follows from
+# the points (winograd_matrices.py); a and b, the same for all, are fitted to standard normal data at C = 1 .. 4096 on
+# 24 x 24 maps, plus a fifth; held to by test_winograd.py and, for a GPU's, which sum all channels at a time, by
+# test_winograd_fused.py (F(2, 3)) and _batched.py (F(4, 3)).
 WINOGRAD_TILES = {"winograd_f2": 2, "winograd_fused": 2, "winograd_f4": 4, "winograd_batched": 4, "winograd_f6": 6}
+WINOGRAD_NOISE = (2.15, 0.1395)
+SUMMED_AT_ONCE = ("winograd_fused", "winograd_batched")
 
 # The Fourier transform's, likewise: b for each channel, whose spectra are summed. Held to by test_fft.py.
 FFT_NOISE = (26.0, 0.15)
@@ -84,13 +86,11 @@ def of_sums(problem, algorithm: str) -> float:
 
 def winograd_noise(problem, algorithm) -> float:
     """The mean square of the error over u."""
-    tile = winograd_matrices.tile_of(WINOGRAD_TILES[algorithm], problem)
-    summed = problem.Cg * tile.phases
-    on_gpu = algorithm in ("winograd_fused", "winograd_batched")
-    at_a_time = np.inf if on_gpu else winograd_matrices.summed_at_a_time(tile)
-    transforms, sums = WINOGRAD_NOISE
-    amplified = winograd_matrices.amplification(tile.rows) * winograd_matrices.amplification(tile.columns)
-    return amplified * (transforms + sums * (min(summed, at_a_time) + summed / at_a_time))
+    tile, (transforms, sums) = tile_of(WINOGRAD_TILES[algorithm], problem), WINOGRAD_NOISE
+    products = problem.Cg * tile.phases
+    at_a_time = np.inf if algorithm in SUMMED_AT_ONCE else summed_at_a_time(tile)
+    summed = min(products, at_a_time) + products / at_a_time
+    return amplification(tile.rows) * amplification(tile.columns) * (transforms + sums * summed)
 
 
 def of_store(problem) -> float:

@@ -1,18 +1,24 @@
-"""Winograd convolution F(m x m, 3 x 3): fewer multiplications, as (m+2)^2 matrix products per strip of tiles.
+"""Winograd convolution F(m x m, R x S): fewer multiplications, as matrix products over strips of tiles.
 
-The output is cut into tiles of m x m; each reads (m+2) x (m+2) inputs, overlapping its neighbours by 2. Transformed
-(winograd_matrices.py), a tile's convolution with a filter is (m+2)^2 products, number by number, summed over
+The output is cut into tiles of m x m; each reads the inputs under it, overlapping its neighbours. Transformed
+(winograd_matrices.py), a tile's convolution with a filter is a few products, number by number, summed over
 channels. For many tiles and filters each of these is a matrix product, a "plane":
 
     M[plane][tile, k] = sum over c of  V[plane][c, tile] * U[plane][c, k]     k: filters, a lane each
 
-    9 m^2 multiplications of the direct way become (m+2)^2:  F(2,3) 36 -> 16,  F(4,3) 144 -> 36,  F(6,3) 324 -> 64
+    9 m^2 multiplications of 3 x 3 the direct way become (m+2)^2:  F(2,3) 36 -> 16,  F(4,3) 144 -> 36,  F(6,3) 324 -> 64
+
+    F(4): 5 x 5  400 -> 64     1 x 7  28 -> 10      with a stride: 3 x 3 / 2  144 -> 81      7 x 7 / 2    784 -> 169
+          4 x 4  256 -> 49     1 x 3  12 -> 6                      5 x 5 / 2  400 -> 121     11 x 11 / 4  1936 -> 529
+
+With a stride of 2, every other row and column of inputs and taps make four convolutions of stride 1, the phases. They
+share planes: the sum runs over the channels of all phases, and there is one M and one output transform for all.
 
 What a thread does with a strip, some 7 to 64 tiles in a row (winograd_stages.py):
 
           x                     V                       M                          y
      +---------+          +-------------+         +----------------+          +---------+
-     |  strip  |  B^T d B | 36 planes,  |    U    | 36 planes,     | A^T M A  |  strip  |
+     |  strip  |  B^T d B | the planes, |    U    | the planes,    | A^T M A  |  strip  |
      |         |  ------> | all C       | ------> | some filters   | -------> |         |
      +---------+          | lane = tile |         | lane = filter  |   then   +---------+
                           +-------------+         +----------------+   the next filters
@@ -35,9 +41,18 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
   written by one core and read by another is far slower than one from its own L2. So it was with AVX2 on Zen 3.
 - Where there are fewer strips than would keep the threads busy, or U is larger than a cache, the filters are split
   too (`parts`): every part transforms the input again, 4 % on 512 -> 512 at 28 x 28, and streams its own share of U.
-- Sums over channels are cut every 128: the weights of a step then fill half of L1, and rounding errors stop growing
-  with C. F(6,3) cuts every 64 and so keeps under 5e-6 up to 2,048 channels.
+- Sums over channels (times phases) are cut every 128: the weights of a step then fill half of L1, and rounding errors
+  stop growing with C. F(6,3) and F(4,5) cut every 64; F(6,3) so keeps under 5e-6 up to 2,048 channels.
 - Points 0, +-sqrt(1/2), +-sqrt(2) halve F(4,3)'s error against 0, +-1, +-2.
+- A stride costs nothing but more planes of inputs: a row of pixels is put into lanes by whole vectors as well, 8
+  columns of them instead of 4, and each phase takes its own. Against `blocked`, both planned: 3 x 3 / 2 on 128 x 56 x
+  56 1.4 times as fast, 256 x 28 x 28 (F2) 1.4, 512 x 14 x 14 (F2) 1.2; 7 x 7 / 2 on 3 x 224 x 224 1.9; 11 x 11 / 4
+  there 2.3; 5 x 5 / 2 2.7; 5 x 5 3.5 to 4; 4 x 4 3; 1 x 7 and 7 x 1 1.7 to 1.9; 3 x 1 and 1 x 3 1.5; 2 x 2 1.3.
+  With AVX2 the same within a tenth, but 512 x 14 x 14 (1.1).
+- Sums over the phases in one loop, not a loop for each: 3 channels of 7 x 7 / 2 are sums of 12.
+- F(6) of 3 x 3 / 2 (169 products for 36 outputs against 81 for 16) lost to F(4) everywhere: 0.51 against 0.43 ms on
+  128 x 56 x 56, its tiles stick out of maps of 28, and the error trebles.
+- U of 3 x 3 / 2 with 512 channels: F(4)'s 85 MB stream from memory, 1.6 ms where F(2)'s 26 MB take 0.51.
 - Past-cache stores pay when y is larger than the caches (64 x 224 x 224: 10 %) and hurt when the next layer would find
   it there. They want y on a cache line, where NumPy's large arrays are not; taking tiles so that most lines can be
   stored whole nevertheless gained 2 %.
@@ -48,11 +63,12 @@ max_error under 1e-7).
 
 Sources: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016; the blocking is that of Jia et
 al., Optimizing N-dimensional, Winograd-based Convolution for Manycore CPUs, PPoPP 2018, with tiles and
-filters instead of channels as lanes.
+filters instead of channels as lanes; strides as in Huang et al., DWM: A Decomposable Winograd Method for Convolution
+Acceleration, AAAI 2020, but with one domain for all parts.
 """
 
 import struct
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from . import target
@@ -81,11 +97,8 @@ from .winograd_stages import (
 
 passes = ("forward",)
 
-WINDOWS = {
-    2: {(3, 3, 1, 1), (3, 3, 2, 2)},
-    4: {(3, 3, 1, 1), (3, 3, 2, 2), (5, 5, 1, 1), (5, 5, 2, 2), (7, 7, 2, 2), (1, 7, 1, 1), (7, 1, 1, 1), (1, 3, 1, 1), (3, 1, 1, 1)},
-    6: {(3, 3, 1, 1), (3,3,2,2)},
-}
+MOST_POINTS, MOST_POINTS_OF_A_LINE = 8, 10  # more would err more than F(6,3); a window of one row or column errs once
+MOST_TAPS, MOST_STRIDE = 11, 4  # the transforms are straight code: that of 11 x 11 with stride 4 compiles in 9 s
 SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading V more often costs more
 SPREAD_BYTES, MOST_SPREAD = 24 << 10, 4  # what stays in L1 of spread pixels, and channels at a time
 MOST_WORKSPACE = 48 << 20  # of all threads, where a cut is possible that needs no more
@@ -95,15 +108,15 @@ PAST_CACHE_WEIGHTS = 1 << 20  # transformed weights this large are: 512 x 512 ta
 # The cost model, in cycles of the Zen 3 that microkernel.CLOCK is of, where kernels compare as they do on the Zen 5
 # that it was fitted to (two threads, AVX-512 and AVX2, 8 to 512 channels, maps of 7 to 224).
 # F(6,3)'s transforms are taken for a tenth more than they are: it errs more.
-INPUT_CYCLES = {2: 10.0, 4: 9.4, 6: 15.6}  # per channel, vector of tiles and product
-OUTPUT_CYCLES = {2: 5.0, 4: 6.1, 6: 11.0}  # per tile, vector of filters and plane
+INPUT_CYCLES = {2: 10.0, 4: 9.4, 6: 15.6}  # per channel, vector of tiles and product: 340 for F(4,3)
+OUTPUT_CYCLES = {2: 5.0, 4: 6.1, 6: 11.0}  # per tile, vector of filters and plane: 220 for F(4,3)
 EFFICIENCY = 0.85  # of the core's multiply-adds
 INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
-LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
-CACHED_WEIGHTS = 24 << 20  # U up to this size comes from the L3 cache
-STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 16.0, 400.0  # U, from memory and from L3, beside the multiply
+LOADED = 0.25  # what loading a vector of weights costs, in its multiply-adds
+CACHED_WEIGHTS = 28 << 20  # U up to this size comes from the L3 cache
+STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 16.0, 24.0  # U, from memory and from L3, beside the multiply
 MEMORY_BYTES_PER_CYCLE = 2.5  # x and y, per thread
-PACK_CYCLES = 1.05  # per plane, filter and channel: 1.6 ms for F(4,3) of 512 x 512 by two threads
+PACK_CYCLES, PACK_SECONDS = 1.05, 15e-6  # per plane, filter and channel: 1.6 ms for F(4,3) of 512 x 512 by two threads
 
 
 @dataclass(frozen=True)
@@ -151,8 +164,7 @@ class Cut:
     streaming: int
 
     def packed(self) -> bytes:
-        values = asdict(self)
-        return struct.pack(f"{len(FIELDS)}q", *(values[name] for name in FIELDS))
+        return struct.pack(f"{len(FIELDS)}q", *(getattr(self, name) for name in FIELDS))
 
 
 def channels_at_a_time(tile):
@@ -227,8 +239,9 @@ def cut_into(tile, problem, unit, strips, parts) -> Cut:
 
     in_a_row = min(tile_columns, strip_tiles)
     segments = min(strip_tiles, ceil_div(strip_tiles - 1, tile_columns) + 1)
-    piece = max(PIECE_TILES, W // columns.m)
-    input_pitch, output_pitch = lines((in_a_row * columns.step + columns.span + W) * numbers.item), piece * columns.m * numbers.bytes
+    input_pitch = lines((in_a_row * columns.step + columns.span + W) * numbers.item)
+    piece = max(PIECE_TILES, W // columns.m)  # a vector of outputs in a row, at least
+    output_pitch = piece * columns.m * numbers.bytes
     input_staging = segments * rows.span * input_pitch
     spread_at = lines(numbers.staging_at + max(W * input_staging, rows.m * output_pitch + numbers.bytes))
     spread_pitch, pixels = (strip_vectors + 1) * numbers.bytes, rows.span * columns.span
@@ -281,14 +294,35 @@ def why_not(m, problem, device):
     reasons = []
     if device.kind != "cpu":
         reasons.append(f"runs on the CPU only, x is on {device}")
-    if (problem.R, problem.S, *problem.stride) not in WINDOWS[m]:
-        reasons.append(f"TODO")
+    reasons += window_reasons(m, problem)
     if problem.dilation != (1, 1):
         reasons.append(f"dilation 1 only, got {problem.dilation}")
     if vector_type(problem.accumulate).count < 4:
         held = target.vector_bytes() // problem.accumulate.itemsize
         reasons.append(f"{problem.dtype} needs vectors of 4 numbers, this processor's hold {held}")
     return reasons
+
+
+def window_reasons(m, problem):
+    """Why F(m x m) gains nothing on this window and stride, errs too much, or was never worth its code."""
+    window, stride = (problem.R, problem.S), problem.stride
+    got = f"{problem.R} x {problem.S} with stride {stride}"
+    reasons = []
+    if m != 4 and window != (3, 3):
+        reasons.append(f"3 x 3 kernels only, got {problem.R} x {problem.S}")
+    if m == 6 and stride != (1, 1):
+        reasons.append(f"stride 1 only, got {stride}")
+    if reasons:
+        return reasons
+    if window == (1, 1) or any(step >= taps > 1 or step > taps for taps, step in zip(window, stride, strict=True)):
+        return [f"windows that overlap only, got {got}"]
+    if max(window) > MOST_TAPS or max(stride) > MOST_STRIDE:
+        return [f"at most {MOST_TAPS} taps and a stride of {MOST_STRIDE} each way, got {got}"]
+    points = [axis.points for axis in tile_of(m, problem)]
+    most = MOST_POINTS_OF_A_LINE if 1 in window else MOST_POINTS
+    if max(points) > most:
+        return [f"at most {most} products of a phase each way, {got} needs {points[0]} x {points[1]}"]
+    return []
 
 
 def workspace_bytes(m, problem, device):
@@ -310,15 +344,20 @@ def pack_scratch_bytes(problem):
 
 
 def pack(m, problem, device, w, packed):
-    """Write the transformed weights w (K, C/groups, 3, 3) into `packed` (uint8, 64-byte aligned)."""
+    """Write the transformed weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned)."""
+    fields, loop, tasks = prepared_pack(m, problem, device)
+    scratch = packed[weight_bytes(m, problem, device) :]
+    run_tasks(loop, pack_call(fields, packed, w, packed, None, None, scratch), tasks, device.threads)
+
+
+@lru_cache(maxsize=1024)
+def prepared_pack(m, problem, device):
+    """What every packing of weights for this problem shares: the record's fields, the compiled loop, the tasks."""
     chosen = cut(m, problem, device.threads)
     streaming = int(weight_bytes(m, problem, device) >= PAST_CACHE_WEIGHTS)
     own = replace(chosen, worker_bytes=pack_scratch_bytes(problem), streaming=streaming)
-    fields = problem_fields(problem) + own.packed()
-    scratch = packed[weight_bytes(m, problem, device) :]
-    call = pack_call(fields, packed, w, packed, None, None, scratch)
     loop = compiled(build_pack_loop, tile_of(m, problem), problem.dtype.name)
-    run_tasks(loop, call, problem.groups * chosen.panels, device.threads)
+    return problem_fields(problem) + own.packed(), loop, problem.groups * chosen.panels
 
 
 def predicted_seconds(m, problem, device):
@@ -327,7 +366,7 @@ def predicted_seconds(m, problem, device):
 
 
 def pack_seconds(m, problem, device):
-    return PACK_CYCLES * tile_of(m, problem).products * problem.K * problem.Cg / CLOCK / device.threads
+    return PACK_SECONDS + PACK_CYCLES * tile_of(m, problem).products * problem.K * problem.Cg / CLOCK / device.threads
 
 
 @lru_cache(maxsize=1024)

@@ -30,7 +30,8 @@ multiplications for 4 outputs of 3 taps, and 81 instead of 144 both ways.
 
 Sources: Winograd, Arithmetic Complexity of Computations, SIAM 1980; Lavin and Gray, Fast Algorithms for Convolutional
 Neural Networks, CVPR 2016; on the points: Barabasz et al., Error Analysis and Improving the Accuracy of Winograd
-Convolution for Deep Neural Networks, ACM TOMS 2020; on strides: Huang et al., DWM: A Decomposable Winograd Method for Convolution Acceleration, AAAI 2020.
+Convolution for Deep Neural Networks, ACM TOMS 2020; on strides: Huang et al., DWM: A Decomposable Winograd Method for
+Convolution Acceleration, AAAI 2020.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from typing import NamedTuple
+
 
 @dataclass(frozen=True)
 class Root2:
@@ -159,7 +161,8 @@ class Tile(NamedTuple):
 @cache
 def tile_of(m, problem) -> Tile:
     """F(m x m) of a problem's window and stride; where a window has one row or column, so has the tile."""
-    return Tile(*(Axis(m if taps > 1 else 1, taps, stride) for taps, stride in zip((problem.R, problem.S), problem.stride, strict=True)))
+    windows = zip((problem.R, problem.S), problem.stride, strict=True)
+    return Tile(*(Axis(m if taps > 1 else 1, taps, stride) for taps, stride in windows))
 
 
 @cache
@@ -215,19 +218,23 @@ def shortened(rows, axis, phase):
 
 @cache
 def amplification(axis) -> float:
-    """What rounding errors of the products, all of one relative size, become in the outputs: the mean square of an
-    output's error over its own, for inputs and taps that are independent and of one size.
+    """What the products' rounding errors, all of one relative size, become in the outputs: an output's mean square
+    error, for inputs and taps that are independent and of one size, over its own mean square.
     """
-    weights = [0.0] * axis.points
+    products = [0.0] * axis.points
     for phase in range(axis.phases):
         for i, (g, b) in enumerate(zip(filter_matrix(axis, phase), input_matrix(axis, phase), strict=True)):
-            weights[i] += sum(float(c) ** 2 for c in g) * sum(float(c) ** 2 for c in b)
-    errors = [sum(float(a) ** 2 * weight for a, weight in zip(row, weights, strict=True)) for row in output_matrix(axis)]
-    return sum(errors) / axis.m / axis.taps
+            products[i] += square(g) * square(b)
+    weights = [square(column) for column in zip(*output_matrix(axis), strict=True)]
+    return sum(w * p for w, p in zip(weights, products, strict=True)) / axis.m / axis.taps
+
+
+def square(row) -> float:
+    return sum(float(number) ** 2 for number in row)
 
 
 def summed_at_a_time(tile) -> int:
-    """Products of one sum that starts from zero: sums cut short err less, which larger tiles need."""
+    """Products that one sum from zero has at most: shorter sums err less, which larger tiles need."""
     return 64 if amplification(tile.rows) * amplification(tile.columns) > 100 else 128
 
 

@@ -44,7 +44,8 @@ FIELDS = (
     "tile_rows", "tile_columns", "tiles", "unit", "units", "strips",  # of the whole problem
     "parts", "panel", "panels", "part", "chunk", "depth_block",  # how the filters and channels are cut
     "filter_plane", "filter_group", "output_plane", "output_vector", "worker_bytes", "inputs_at", "outputs_at",  # bytes
-    "input_pitch", "output_pitch", "input_staging", "spread_at", "spread_pitch", "spread_channels", "piece", "streaming",
+    "input_pitch", "output_pitch", "input_staging", "spread_at", "spread_pitch", "spread_channels", "piece",
+    "streaming",
 )  # fmt: skip
 LEAVES = (  # addresses of machine code
     "input_stage", "multiply_stage", "output_stage", "spread_pixels", "transform_input", "transform_output",
@@ -306,9 +307,7 @@ def tile_function(V, rows, vectors):
 def build_spread(tile, real_name):
     numbers = Numbers(real_name)
     lanes, item, half = numbers.count, numbers.item, numbers.count // 2
-    spread, spread_few = (
-        spread_rows(tile, lanes) for lanes in (numbers.lanes, Lanes(numbers.lanes.kind, half))
-    )
+    spread, spread_few = (spread_rows(tile, V) for V in (numbers.lanes, Lanes(numbers.lanes.kind, half)))
     step = tile.columns.step
 
     def spread_pixels(call_address, pieces, source, row, channel, channels, target):
@@ -332,7 +331,8 @@ def build_spread(tile, real_name):
 
 def build_input_transform(tile, real_name):
     numbers = Numbers(real_name)
-    transform, vector_bytes, pixels = input_transform(tile, numbers.lanes), numbers.bytes, tile.rows.span * tile.columns.span
+    transform, vector_bytes = input_transform(tile, numbers.lanes), numbers.bytes
+    pixels = tile.rows.span * tile.columns.span
 
     def transform_input(call_address, source, first, channels, target, plane, width):
         call = record_at(RECORD, call_address)
@@ -541,8 +541,9 @@ def build():
 def build_pack(tile, dtype_name):
     """The task that transforms one panel of filters of one group, to where multiply_stage reads it.
 
-    In memory: group, plane, block of channels, panel, channel, phase, filter of the panel. Weights larger than the caches are
-    stored past them, a cache line of each plane at a time: half lines to 36 places at once would each be read first.
+    In memory: group, plane, block of channels, panel, channel, phase, filter of the panel. Weights larger than the
+    caches are stored past them, a cache line of each plane at a time: half lines to 36 places at once would each be
+    read first.
     """
     numbers = Numbers(dtype_name)
     lanes, item, vector_bytes = numbers.count, numbers.item, numbers.bytes

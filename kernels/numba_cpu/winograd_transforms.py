@@ -184,14 +184,14 @@ def tile_addresses(V, base, table):
 
 
 def shifted(columns, beyond, number):
-    """Column `number` of every tile, where that lies in a later tile. beyond: the pixels behind all the tiles."""
+    """Pixel `number` of every tile, where that lies in a later tile. beyond: the pixels behind the last tile."""
     count, step = columns[0].type.count, len(columns)
     tiles, column = divmod(number, step)
-    rest = range(column, column + tiles * step, step)
-    result = shuffle(columns[column], beyond[0], [*range(tiles, count), *(count + i % count for i in rest)])
+    kept, missing = list(range(tiles, count)), [column + i * step for i in range(tiles)]
+    result = shuffle(columns[column], beyond[0], kept + [count + i % count for i in missing])
     for v, vector in enumerate(beyond[1:], start=1):
-        lanes = [*range(count - tiles), *(count + i % count if i // count == v else i // step + count - tiles for i in rest)]
-        result = shuffle(result, vector, lanes)
+        lanes = [count + i % count if i // count == v else count - tiles + t for t, i in enumerate(missing)]
+        result = shuffle(result, vector, [*range(count - tiles), *lanes])
     return result
 
 
