@@ -84,7 +84,7 @@ def rational(*numbers) -> tuple[Root2, ...]:
 PAIRS = {
     1: (),
     2: (),
-    3: (Root2(Fraction(0), Fraction(1)),),  # sqrt(2)
+    3: rational(1),  # roots of 2 amplify a tenth less, which their own rounding takes back
     4: rational(1),
     5: rational("3/4", "5/2"),
     6: (Root2(Fraction(0), Fraction(1, 2)), Root2(Fraction(0), Fraction(1))),  # sqrt(1/2), sqrt(2)

@@ -15,14 +15,8 @@ from convlib.kernels.numba_cpu.winograd_matrices import (
     output_matrix,
 )
 
-AXES = [
-    axis
-    for m in (1, 2, 4, 6)
-    for taps in range(1, 12)
-    for stride in range(1, 5)
-    if taps > stride or (taps, stride) == (1, 1)
-    if (axis := Axis(m, taps, stride)).points <= 10
-]
+WINDOWS = [(taps, 1) for taps in range(1, 8)] + [(taps, 2) for taps in range(3, 8)] + [(5, 3), (11, 4)]
+AXES = [axis for m in (2, 4, 6) for taps, stride in WINDOWS if (axis := Axis(m, taps, stride)).points <= 10]
 
 
 def total(numbers):
