@@ -14,10 +14,24 @@ from convlib.kernels.numba_cpu import winograd
 from convlib.kernels.numba_cpu.call import pack_call
 from convlib.kernels.numba_cpu.compilation import compiled
 from convlib.kernels.numba_cpu.microkernel import peak_gflops
+from convlib.kernels.numba_cpu.winograd_matrices import tile_of
 from convlib.kernels.numba_cpu.winograd_stages import build_input_stage, build_multiply_stage, build_output_stage
 from convlib.problem import make_problem
 
-LAYERS = ((64, 64, 224), (128, 128, 112), (256, 256, 56), (512, 512, 28), (512, 512, 14), (64, 64, 56), (128, 128, 28))
+LAYERS = (  # channels, filters, size, window, stride
+    (64, 64, 224, (3, 3), 1),
+    (128, 128, 112, (3, 3), 1),
+    (256, 256, 56, (3, 3), 1),
+    (512, 512, 28, (3, 3), 1),
+    (512, 512, 14, (3, 3), 1),
+    (64, 64, 56, (3, 3), 1),
+    (128, 128, 28, (3, 3), 1),
+    (128, 128, 56, (3, 3), 2),
+    (256, 256, 28, (3, 3), 2),
+    (3, 64, 224, (7, 7), 2),
+    (64, 96, 35, (5, 5), 1),
+    (128, 128, 17, (1, 7), 1),
+)
 STAGES = ("pack", "input", "multiply", "output")
 
 
@@ -62,15 +76,19 @@ def run_strip(cut, problem, call, weights, scratch, strip, timed):
 def report(m=4, rounds=5):
     """Print the table: medians over `rounds` calls."""
     peak = peak_gflops()
-    print(f"F({m} x {m}, 3 x 3), one thread, milliseconds; peak of one core {peak:.0f} GFLOP/s")
-    print(f"{'layer':>16}" + "".join(f"{stage:>10}" for stage in STAGES) + "   multiply / peak")
-    for C, K, size in LAYERS:
-        problem = make_problem((1, C, size, size), (K, C, 3, 3), np.float32, padding=1)
+    print(f"F({m} x {m}), one thread, milliseconds; peak of one core {peak:.0f} GFLOP/s")
+    print(f"{'layer':>24}" + "".join(f"{stage:>10}" for stage in STAGES) + "   multiply / peak")
+    for C, K, size, (R, S), stride in LAYERS:
+        padding = (R // 2, S // 2)
+        problem = make_problem((1, C, size, size), (K, C, R, S), np.float32, padding=padding, stride=stride)
+        if winograd.why_not(m, problem, device.cpu()):
+            continue
         runs = [stage_seconds(m, problem) for _ in range(rounds)]
         seconds = {stage: float(np.median([run[stage] for run in runs])) for stage in STAGES}
-        flops = 2 * (m + 2) ** 2 * C * K * winograd.cut(m, problem, 1).tiles
+        flops = 2 * tile_of(m, problem).products * C * K * winograd.cut(m, problem, 1).tiles
         row = "".join(f"{1e3 * seconds[stage]:10.2f}" for stage in STAGES)
-        print(f"{f'{C}x{size}x{size}->{K}':>16}{row}{flops / seconds['multiply'] / 1e9 / peak:14.0%}")
+        layer = f"{C}x{size}x{size}->{K} {R}x{S}/{stride}"
+        print(f"{layer:>24}{row}{flops / seconds['multiply'] / 1e9 / peak:14.0%}")
 
 
 if __name__ == "__main__":

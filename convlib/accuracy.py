@@ -14,6 +14,8 @@ GROWTH says how much an algorithm multiplies these over plain summation.
 
 import numpy as np
 
+from .kernels.numba_cpu.winograd_matrices import amplification, summed_at_a_time, tile_of
+
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
 
 # Plain sums of products, in whatever order, are 1. Others say where their number comes from.
@@ -42,17 +44,14 @@ GROWTH = {
     "strassen": 4.0,
 }
 
-# Winograd's norm-relative error over u: sqrt(a + b * (channels summed at a time + number of such sums)), a for the
-# transforms' rounding, b for the sums'. Fitted to standard normal data at C = 1 .. 4096 on 24 x 24 maps, plus a fifth;
-# held to by test_winograd.py and, for a GPU's, which sum all channels at a time, by test_winograd_fused.py (F(2, 3))
-# and _batched.py (F(4, 3)).
-WINOGRAD_NOISE = {
-    "winograd_f2": (4.8, 0.35, 128),
-    "winograd_fused": (4.8, 0.35, np.inf),
-    "winograd_f4": (48.0, 3.1, 128),
-    "winograd_batched": (48.0, 3.1, np.inf),
-    "winograd_f6": (970.0, 63.0, 64),
-}
+# Winograd's: the side of its tiles, and the norm-relative error over u, sqrt(amplification * (a + b * (products summed
+# at a time + number of such sums))), a for the transforms' rounding, b for the sums'. The amplification follows from
+# the points (winograd_matrices.py); a and b, the same for all, are fitted to standard normal data at C = 1 .. 4096 on
+# 24 x 24 maps, plus a fifth; held to by test_winograd.py and, for a GPU's, which sum all channels at a time, by
+# test_winograd_fused.py (F(2, 3)) and _batched.py (F(4, 3)).
+WINOGRAD_TILES = {"winograd_f2": 2, "winograd_fused": 2, "winograd_f4": 4, "winograd_batched": 4, "winograd_f6": 6}
+WINOGRAD_NOISE = (2.15, 0.1395)
+SUMMED_AT_ONCE = ("winograd_fused", "winograd_batched")
 
 # The Fourier transform's, likewise: b for each channel, whose spectra are summed. Held to by test_fft.py.
 FFT_NOISE = (26.0, 0.15)
@@ -85,14 +84,22 @@ def norm_relative(problem, algorithm: str) -> float:
 def of_sums(problem, algorithm: str) -> float:
     """Its part that `max_error` bounds: of the sums as they are kept, before a 16-bit result is rounded."""
     u = UNIT_ROUNDOFF[problem.accumulate.name]
-    if algorithm in WINOGRAD_NOISE:
-        transforms, sums, at_a_time = WINOGRAD_NOISE[algorithm]
-        return u * np.sqrt(transforms + sums * (min(problem.Cg, at_a_time) + problem.Cg / at_a_time))
+    if algorithm in WINOGRAD_TILES:
+        return u * np.sqrt(winograd_noise(problem, algorithm))
     if algorithm in ("fft", "strassen"):
         transforms, sums = FFT_NOISE if algorithm == "fft" else STRASSEN_NOISE
         return u * np.sqrt(transforms + sums * problem.Cg)
     rounded = TF32 if algorithm in ON_TENSOR_CORES and problem.precision == "tf32" else 0.0
     return GROWTH[algorithm] * u * np.sqrt(problem.reduction + 2) + rounded
+
+
+def winograd_noise(problem, algorithm) -> float:
+    """The mean square of the error over u."""
+    tile, (transforms, sums) = tile_of(WINOGRAD_TILES[algorithm], problem), WINOGRAD_NOISE
+    products = problem.Cg * tile.phases
+    at_a_time = np.inf if algorithm in SUMMED_AT_ONCE else summed_at_a_time(tile)
+    summed = min(products, at_a_time) + products / at_a_time
+    return amplification(tile.rows) * amplification(tile.columns) * (transforms + sums * summed)
 
 
 def of_store(problem) -> float:
@@ -117,7 +124,7 @@ def elementwise(problem, algorithm: str, magnitude, exact):
     u = UNIT_ROUNDOFF[problem.accumulate.name]
     terms = problem.reduction + 4  # bias, residual, and the activation's own two roundings
     gamma = terms * u / (1 - terms * u)
-    if algorithm == "fft" or algorithm in WINOGRAD_NOISE:  # rounding errors of a tile's largest outputs reach all
+    if algorithm == "fft" or algorithm in WINOGRAD_TILES:  # rounding errors of a tile's largest outputs reach all
         magnitude = magnitude.max(axis=(2, 3), keepdims=True)
     if algorithm == "strassen":  # of other filters' too
         magnitude = magnitude.max(axis=(1, 2, 3), keepdims=True)

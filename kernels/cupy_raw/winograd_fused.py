@@ -179,10 +179,11 @@ def sources_of(problem, wide, adjacent, split):
 @cache
 def matrix_constants(minimal):
     """-D constants of winograd.cuh."""
+    axis = winograd_matrices.Axis(minimal, 3)
     matrices = {
-        "INPUT_MATRIX": winograd_matrices.input_matrix(minimal),
-        "FILTER_MATRIX": winograd_matrices.filter_matrix(minimal),
-        "OUTPUT_MATRIX": winograd_matrices.output_matrix(minimal),
+        "INPUT_MATRIX": winograd_matrices.input_matrix(axis),
+        "FILTER_MATRIX": winograd_matrices.filter_matrix(axis),
+        "OUTPUT_MATRIX": winograd_matrices.output_matrix(axis),
     }
     return ("MINIMAL", minimal), *((name, in_braces(matrix)) for name, matrix in matrices.items())
 

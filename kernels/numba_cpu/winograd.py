@@ -1,18 +1,24 @@
-"""Winograd convolution F(m x m, 3 x 3): fewer multiplications, as (m+2)^2 matrix products per strip of tiles.
+"""Winograd convolution F(m x m, R x S): fewer multiplications, as matrix products over strips of tiles.
 
-The output is cut into tiles of m x m; each reads (m+2) x (m+2) inputs, overlapping its neighbours by 2. Transformed
-(winograd_matrices.py), a tile's convolution with a filter is (m+2)^2 products, number by number, summed over
+The output is cut into tiles of m x m; each reads the inputs under it, overlapping its neighbours. Transformed
+(winograd_matrices.py), a tile's convolution with a filter is a few products, number by number, summed over
 channels. For many tiles and filters each of these is a matrix product, a "plane":
 
     M[plane][tile, k] = sum over c of  V[plane][c, tile] * U[plane][c, k]     k: filters, a lane each
 
-    9 m^2 multiplications of the direct way become (m+2)^2:  F(2,3) 36 -> 16,  F(4,3) 144 -> 36,  F(6,3) 324 -> 64
+    9 m^2 multiplications of 3 x 3 the direct way become (m+2)^2:  F(2,3) 36 -> 16,  F(4,3) 144 -> 36,  F(6,3) 324 -> 64
+
+    F(4): 5 x 5  400 -> 64     1 x 7  28 -> 10      with a stride: 3 x 3 / 2  144 -> 81      7 x 7 / 2    784 -> 169
+          4 x 4  256 -> 49     1 x 3  12 -> 6                      5 x 5 / 2  400 -> 121     11 x 11 / 4  1936 -> 529
+
+With a stride of 2, every other row and column of inputs and taps make four convolutions of stride 1, the phases. They
+share planes: the sum runs over the channels of all phases, and there is one M and one output transform for all.
 
 What a thread does with a strip, some 7 to 64 tiles in a row (winograd_stages.py):
 
           x                     V                       M                          y
      +---------+          +-------------+         +----------------+          +---------+
-     |  strip  |  B^T d B | 36 planes,  |    U    | 36 planes,     | A^T M A  |  strip  |
+     |  strip  |  B^T d B | the planes, |    U    | the planes,    | A^T M A  |  strip  |
      |         |  ------> | all C       | ------> | some filters   | -------> |         |
      +---------+          | lane = tile |         | lane = filter  |   then   +---------+
                           +-------------+         +----------------+   the next filters
@@ -47,9 +53,18 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
   written by one core and read by another is far slower than one from its own L2. So it was with AVX2 on Zen 3.
 - Where there are fewer strips than would keep the threads busy, or U is larger than a cache, the filters are split
   too (`parts`): every part transforms the input again, 4 % on 512 -> 512 at 28 x 28, and streams its own share of U.
-- Sums over channels are cut every 128: the weights of a step then fill half of L1, and rounding errors stop growing
-  with C. F(6,3) cuts every 64 and so keeps under 5e-6 up to 2,048 channels.
+- Sums over channels (times phases) are cut every 128: the weights of a step then fill half of L1, and rounding errors
+  stop growing with C. F(6,3) and F(4,5) cut every 64; F(6,3) so keeps under 5e-6 up to 2,048 channels.
 - Points 0, +-sqrt(1/2), +-sqrt(2) halve F(4,3)'s error against 0, +-1, +-2.
+- A stride costs nothing but more planes of inputs: a row of pixels is put into lanes by whole vectors as well, 8
+  columns of them instead of 4, and each phase takes its own. Against `blocked`, both planned: 3 x 3 / 2 on 128 x 56 x
+  56 1.4 times as fast, 256 x 28 x 28 (F2) 1.4, 512 x 14 x 14 (F2) 1.2; 7 x 7 / 2 on 3 x 224 x 224 1.9; 11 x 11 / 4
+  there 2.3; 5 x 5 / 2 2.7; 5 x 5 3.5 to 4; 4 x 4 3; 1 x 7 and 7 x 1 1.7 to 1.9; 3 x 1 and 1 x 3 1.5; 2 x 2 1.3.
+  With AVX2 the same within a tenth, but 512 x 14 x 14 (1.1).
+- Sums over the phases in one loop, not a loop for each: 3 channels of 7 x 7 / 2 are sums of 12.
+- F(6) of 3 x 3 / 2 (169 products for 36 outputs against 81 for 16) lost to F(4) everywhere: 0.51 against 0.43 ms on
+  128 x 56 x 56, its tiles stick out of maps of 28, and the error trebles.
+- U of 3 x 3 / 2 with 512 channels: F(4)'s 85 MB stream from memory, 1.6 ms where F(2)'s 26 MB take 0.51.
 - Past-cache stores pay when y is larger than the caches (64 x 224 x 224: 10 %) and hurt when the next layer would find
   it there. They want y on a cache line, where NumPy's large arrays are not; taking tiles so that most lines can be
   stored whole nevertheless gained 2 %.
@@ -60,11 +75,12 @@ max_error under 1e-7).
 
 Sources: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016; the blocking is that of Jia et
 al., Optimizing N-dimensional, Winograd-based Convolution for Manycore CPUs, PPoPP 2018, with tiles and
-filters instead of channels as lanes.
+filters instead of channels as lanes; strides as in Huang et al., DWM: A Decomposable Winograd Method for Convolution
+Acceleration, AAAI 2020, but with one domain for all parts.
 """
 
 import struct
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from . import target
@@ -73,6 +89,7 @@ from .compilation import compiled
 from .microkernel import CLOCK, VECTORS, tile_rows, vector_type
 from .threads import run_tasks, task_loop, worker_span
 from .vectors import lanes
+from .winograd_matrices import summed_at_a_time, tile_of
 from .winograd_stages import (
     FIELDS,
     LEAVES,
@@ -93,7 +110,8 @@ from .winograd_stages import (
 
 passes = ("forward",)
 
-DEPTH_BLOCK = {2: 128, 4: 128, 6: 64}  # channels summed at a time; accuracy.py knows them too
+MOST_POINTS, MOST_POINTS_OF_A_LINE = 8, 10  # more would err more than F(6,3); a window of one row or column errs once
+MOST_TAPS, MOST_STRIDE = 11, 4  # the transforms are straight code: that of 11 x 11 with stride 4 compiles in 9 s
 ALL_FILTERS = 5  # in sizes of the L2 cache: a thread's own filters up to this are transformed at once, not by chunks
 SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading V more often costs more
 SPREAD_BYTES, MOST_SPREAD = 24 << 10, 4  # what stays in L1 of spread pixels, and channels at a time
@@ -105,9 +123,9 @@ PAST_CACHE_WEIGHTS = 16 << 20  # transformed weights this large are, where a pla
 # that it was fitted to (two threads, AVX-512 and AVX2, 16 to 512 channels and filters, maps of 7 to 112).
 # F(6,3)'s transforms are taken for more than they are: it errs more.
 CALL_CYCLES = 26_000
-INPUT_CYCLES = {2: 160, 4: 340, 6: 950}  # per channel and vector of 64 bytes of tiles
-OUTPUT_CYCLES = {2: 80, 4: 220, 6: 650}  # per tile and vector of 64 bytes of filters
-FILTER_CYCLES = 0.35  # per plane, filter and channel
+INPUT_CYCLES = {2: 160, 4: 340, 6: 950}  # 3 x 3, per channel and vector of 64 bytes of tiles; others by their products
+OUTPUT_CYCLES = {2: 80, 4: 220, 6: 650}  # 3 x 3, per tile and vector of 64 bytes of filters; others by their planes
+FILTER_CYCLES = 0.35  # per product, filter and channel
 PACK_CYCLES = 1.05  # likewise, of filters that are stored for all threads and then read by them
 EFFICIENCY = 0.88  # of the core's multiply-adds
 INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
@@ -123,7 +141,18 @@ MEMORY_BYTES_PER_CYCLE = 2.5  # x and y
 class Cut:
     """How a problem is cut among threads and caches: the numbers of winograd_stages.FIELDS."""
 
-    m: int
+    m_h: int
+    m_w: int
+    step_h: int
+    step_w: int
+    span_h: int
+    span_w: int
+    points_h: int
+    points_w: int
+    phases_h: int
+    phases_w: int
+    long_phases_h: int
+    long_phases_w: int
     tile_rows: int
     tile_columns: int
     tiles: int
@@ -155,11 +184,16 @@ class Cut:
     spread_at: int
     spread_pitch: int
     spread_channels: int
+    piece: int
     streaming: int
 
     def packed(self) -> bytes:
-        values = asdict(self)
-        return struct.pack(f"{len(FIELDS)}q", *(values[name] for name in FIELDS))
+        return struct.pack(f"{len(FIELDS)}q", *(getattr(self, name) for name in FIELDS))
+
+
+def channels_at_a_time(tile):
+    """How many channels are summed at a time: fewer where a plane's sum has several phases of each."""
+    return summed_at_a_time(tile) // tile.phases
 
 
 def ceil_div(a, b):
@@ -182,13 +216,14 @@ def cut(m, problem, threads, packed=True) -> Cut:
     """
 
     def cost(cut):
-        return max(MOST_WORKSPACE, threads * cut.worker_bytes), cycles(problem, threads, cut)
+        return max(MOST_WORKSPACE, threads * cut.worker_bytes), cycles(m, problem, threads, cut)
 
     return min(possible_cuts(m, problem, threads, packed), key=cost)
 
 
 def possible_cuts(m, problem, threads, packed):
-    tiles = problem.N * ceil_div(problem.P, m) * ceil_div(problem.Q, m)
+    tile = tile_of(m, problem)
+    tiles = problem.N * ceil_div(problem.P, tile.rows.m) * ceil_div(problem.Q, tile.columns.m)
     for unit in tile_units():
         units = ceil_div(tiles, unit)
         for width in range(1, STRIP_VECTORS + 1):
@@ -197,7 +232,7 @@ def possible_cuts(m, problem, threads, packed):
                 for parts in part_counts(problem, threads):
                     wanted = ceil_div(threads, parts * problem.groups)
                     for runs in [None] if packed else run_counts(strips, wanted):
-                        yield cut_into(m, problem, unit, strips, parts, runs)
+                        yield cut_into(tile, problem, unit, strips, parts, runs)
 
 
 def run_counts(strips, wanted):
@@ -218,11 +253,11 @@ def tile_units():
     return (8, 7) if rows == 8 else (rows,)
 
 
-def cut_into(m, problem, unit, strips, parts, runs=None) -> Cut:
+def cut_into(tile, problem, unit, strips, parts, runs=None) -> Cut:
     """runs: of strips, for each of which a thread transforms its filters itself; None where they come packed."""
-    numbers, planes, depth_block = Numbers(problem.dtype.name), (m + 2) ** 2, DEPTH_BLOCK[m]
+    numbers, (rows, columns), depth_block = Numbers(problem.dtype.name), tile, channels_at_a_time(tile)
     W = numbers.count
-    tile_rows, tile_columns = ceil_div(problem.P, m), ceil_div(problem.Q, m)
+    tile_rows, tile_columns = ceil_div(problem.P, rows.m), ceil_div(problem.Q, columns.m)
     tiles = problem.N * tile_rows * tile_columns
     units, panels = ceil_div(tiles, unit), ceil_div(problem.Kg, W)
     part = ceil_div(panels, parts)
@@ -230,10 +265,10 @@ def cut_into(m, problem, unit, strips, parts, runs=None) -> Cut:
 
     strip_tiles = min(tiles, ceil_div(units, strips) * unit)
     strip_vectors = ceil_div(strip_tiles, W)
-    input_slot = planes * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
+    input_slot = tile.products * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
     output_vector = ceil_div(strip_tiles, unit) * unit * numbers.bytes
-    chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (planes * output_vector)))
-    depth_step, panel_bytes = problem.Cg, planes * problem.Cg * numbers.bytes
+    chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (tile.planes * output_vector)))
+    depth_step, panel_bytes = problem.Cg, tile.products * problem.Cg * numbers.bytes
     if runs and part * panel_bytes > ALL_FILTERS * target.cache_bytes(2):
         depth_step = min(depth_block, problem.Cg)
         chunk = min(chunk, max(2, target.cache_bytes(2) * problem.Cg // depth_step // panel_bytes))
@@ -242,39 +277,46 @@ def cut_into(m, problem, unit, strips, parts, runs=None) -> Cut:
     row_panels = chunk if runs else panels
     filter_plane = row_panels * depth_step * numbers.bytes + PLANE_PADDING
 
-    columns = min(tile_columns, strip_tiles)
+    in_a_row = min(tile_columns, strip_tiles)
     segments = min(strip_tiles, ceil_div(strip_tiles - 1, tile_columns) + 1)
-    input_pitch, output_pitch = lines((columns * m + 2 + W) * numbers.item), PIECE_TILES * m * numbers.bytes
-    input_staging = segments * (m + 2) * input_pitch
-    spread_at = lines(numbers.staging_at + max(W * input_staging, m * output_pitch + numbers.bytes))
-    spread_pitch = (strip_vectors + 1) * numbers.bytes
-    spread_channels = max(1, min(MOST_SPREAD, SPREAD_BYTES // (planes * spread_pitch)))
+    input_pitch = lines(((in_a_row - 1) * columns.step + columns.span + W) * numbers.item)
+    piece = max(PIECE_TILES, W // columns.m)  # a vector of outputs in a row, at least
+    output_pitch = piece * columns.m * numbers.bytes
+    input_staging = segments * rows.span * input_pitch
+    spread_at = lines(numbers.staging_at + max(W * input_staging, rows.m * output_pitch + numbers.bytes))
+    spread_pitch, pixels = (strip_vectors + 1) * numbers.bytes, rows.span * columns.span
+    spread_channels = max(1, min(MOST_SPREAD, SPREAD_BYTES // (pixels * spread_pitch)))
 
     run_strips = ceil_div(strips, runs) if runs else 1  # whose V waits for other filters, and M for other channels
     output_slots = run_strips if depth_step < problem.Cg else 1
     input_slots = run_strips if output_slots > 1 or chunk < part else 1
-    inputs_at = spread_at + spread_channels * planes * spread_pitch
+    output_slot, filter_group = tile.planes * output_plane, tile.products * filter_plane
+    inputs_at = spread_at + spread_channels * pixels * spread_pitch
     outputs_at = inputs_at + input_slots * input_slot
-    filters_at = lines(outputs_at + output_slots * planes * output_plane)
+    filters_at = lines(outputs_at + output_slots * output_slot)
     y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
     return Cut(
-        m, tile_rows, tile_columns, tiles, unit, units, strips, runs or strips, parts, W, panels, part, chunk,
-        row_panels, depth_block, depth_step, filter_plane, planes * filter_plane, output_plane, output_vector,
-        input_slot if input_slots > 1 else 0, planes * output_plane if output_slots > 1 else 0,
-        worker_span(filters_at + (planes * filter_plane if runs else 0)), inputs_at, outputs_at,
+        rows.m, columns.m, rows.step, columns.step, rows.span, columns.span, rows.points, columns.points,
+        rows.phases, columns.phases, rows.long_phases, columns.long_phases,
+        tile_rows, tile_columns, tiles, unit, units, strips, runs or strips, parts, W, panels, part, chunk,
+        row_panels, depth_block, depth_step, filter_plane, filter_group, output_plane, output_vector,
+        input_slot if input_slots > 1 else 0, output_slot if output_slots > 1 else 0,
+        worker_span(filters_at + (filter_group if runs else 0)), inputs_at, outputs_at,
         filters_at if runs else 0, input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
+        piece,
         int(y_bytes >= PAST_CACHE_BYTES),
     )  # fmt: skip
 
 
-def cycles(problem, threads, cut) -> float:
+def cycles(m, problem, threads, cut) -> float:
     """Predicted cycles of the thread with the most work, with its share of the memory traffic."""
-    planes, units = (cut.m + 2) ** 2, ceil_div(cut.units, cut.strips)
+    tile, units = tile_of(m, problem), ceil_div(cut.units, cut.strips)
     tiles = min(cut.tiles, units * cut.unit)
     vectors = problem.Cg * ceil_div(tiles, cut.panel)
     stored = cut.part + (problem.Kg % cut.panel > 0)  # a vector that is not full takes the long way
-    transforms = INPUT_CYCLES[cut.m] * vectors + OUTPUT_CYCLES[cut.m] * tiles * stored_share(cut) * stored
-    weights = planes * problem.Cg * cut.part  # vectors
+    inputs, outputs = (count / (m + 2) ** 2 for count in (tile.products, tile.planes))
+    transforms = INPUT_CYCLES[m] * inputs * vectors + OUTPUT_CYCLES[m] * outputs * tiles * stored_share(cut) * stored
+    weights = tile.products * problem.Cg * cut.part  # vectors
     multiply = weights * units * (cut.unit + LOADED) / target.multiply_adds_per_cycle() / EFFICIENCY
     if cut.outputs_at - cut.inputs_at > INPUTS_IN_CACHE * target.cache_bytes(2):
         multiply *= BEYOND_CACHE
@@ -294,7 +336,7 @@ def vector_share() -> float:
 
 def stored_share(cut) -> float:
     """Columns that are stored in vectors, of those that there are."""
-    columns = cut.tile_columns * cut.m
+    columns = cut.tile_columns * cut.m_w
     return ceil_div(columns, cut.panel) * cut.panel / columns
 
 
@@ -328,16 +370,35 @@ def why_not(m, problem, device):
     reasons = []
     if device.kind != "cpu":
         reasons.append(f"runs on the CPU only, x is on {device}")
-    if (problem.R, problem.S) != (3, 3):
-        reasons.append(f"3 x 3 kernels only, got {problem.R} x {problem.S}")
-    if problem.stride != (1, 1):
-        reasons.append(f"stride 1 only, got {problem.stride}")
+    reasons += window_reasons(m, problem)
     if problem.dilation != (1, 1):
         reasons.append(f"dilation 1 only, got {problem.dilation}")
     if vector_type(problem.accumulate).count < 4:
         held = target.vector_bytes() // problem.accumulate.itemsize
         reasons.append(f"{problem.dtype} needs vectors of 4 numbers, this processor's hold {held}")
     return reasons
+
+
+def window_reasons(m, problem):
+    """Why F(m x m) gains nothing on this window and stride, errs too much, or was never worth its code."""
+    window, stride = (problem.R, problem.S), problem.stride
+    got = f"{problem.R} x {problem.S} with stride {stride}"
+    reasons = []
+    if m != 4 and window != (3, 3):
+        reasons.append(f"3 x 3 kernels only, got {problem.R} x {problem.S}")
+    if m == 6 and stride != (1, 1):
+        reasons.append(f"stride 1 only, got {stride}")
+    if reasons:
+        return reasons
+    if window == (1, 1) or any(step >= taps > 1 or step > taps for taps, step in zip(window, stride, strict=True)):
+        return [f"windows that overlap only, got {got}"]
+    if max(window) > MOST_TAPS or max(stride) > MOST_STRIDE:
+        return [f"at most {MOST_TAPS} taps and a stride of {MOST_STRIDE} each way, got {got}"]
+    points = [axis.points for axis in tile_of(m, problem)]
+    most = MOST_POINTS_OF_A_LINE if 1 in window else MOST_POINTS
+    if max(points) > most:
+        return [f"at most {most} products of a phase each way, {got} needs {points[0]} x {points[1]}"]
+    return []
 
 
 def workspace_bytes(m, problem, device):
@@ -360,11 +421,11 @@ def weight_bytes(m, problem, device):
 
 def pack_scratch_bytes(problem):
     numbers = Numbers(problem.dtype.name)
-    return worker_span(numbers.staging_at + 12 * numbers.count * numbers.item)
+    return worker_span(numbers.staging_at + numbers.count * numbers.taps_bytes(problem.R * problem.S))
 
 
 def pack(m, problem, device, w, packed):
-    """Write the transformed weights w (K, C/groups, 3, 3) into `packed` (uint8, 64-byte aligned)."""
+    """Write the transformed weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned)."""
     fields, loop, tasks = prepared_pack(m, problem, device)
     scratch = packed[weight_bytes(m, problem, device) :]
     run_tasks(loop, pack_call(fields, packed, w, packed, None, None, scratch), tasks, device.threads)
@@ -376,7 +437,7 @@ def prepared_pack(m, problem, device):
     chosen = cut(m, problem, device.threads)
     streaming = int(weight_bytes(m, problem, device) >= PAST_CACHE_WEIGHTS)
     own = replace(chosen, worker_bytes=pack_scratch_bytes(problem), streaming=streaming)
-    addresses = leaf_addresses(filter_stage=compiled(build_filter_stage, m, problem.dtype.name))
+    addresses = leaf_addresses(filter_stage=compiled(build_filter_stage, tile_of(m, problem), problem.dtype.name))
     fields = problem_fields(problem) + own.packed() + addresses
     return fields, compiled(build_pack_loop, problem.accumulate.name), problem.groups * chosen.panels
 
@@ -388,7 +449,7 @@ def leaf_addresses(**leaves) -> bytes:
 
 def predicted_seconds(m, problem, device):
     chosen = cut(m, problem, device.threads)
-    return (CALL_CYCLES + cycles(problem, device.threads, chosen)) / CLOCK
+    return (CALL_CYCLES + cycles(m, problem, device.threads, chosen)) / CLOCK
 
 
 def pack_seconds(m, problem, device):
@@ -407,12 +468,12 @@ def packs_first(m, problem, device) -> bool:
 
 def seconds_to_pack(m, problem, device):
     """What packing first adds, its own round of threads included."""
-    return 10e-6 + PACK_CYCLES * (m + 2) ** 2 * problem.K * problem.Cg / CLOCK / device.threads
+    return 10e-6 + PACK_CYCLES * tile_of(m, problem).products * problem.K * problem.Cg / CLOCK / device.threads
 
 
 def seconds_to_transform(m, problem, device):
     """What a run takes longer in which the threads transform the filters that they need."""
-    alone, planned = (cycles(problem, device.threads, cut(m, problem, device.threads, how)) for how in (False, True))
+    alone, planned = (cycles(m, problem, device.threads, cut(m, problem, device.threads, how)) for how in (False, True))
     return (alone - planned) / CLOCK
 
 
@@ -427,18 +488,18 @@ def prepared(m, problem, threads, packed=True):
 
     packed: whether the weights have been transformed before.
     """
-    chosen = cut(m, problem, threads, packed)
+    chosen, tile = cut(m, problem, threads, packed), tile_of(m, problem)
     name, real = problem.dtype.name, problem.accumulate.name
     leaves = {
         "input_stage": compiled(build_input_stage, name),
         "multiply_stage": compiled(build_multiply_stage, real, chosen.unit),
         "output_stage": compiled(build_output_stage, name),
-        "spread_pixels": compiled(build_spread, m, real),
-        "transform_input": compiled(build_input_transform, m, real),
-        "transform_output": compiled(build_output_transform, m, real),
+        "spread_pixels": compiled(build_spread, tile, real),
+        "transform_input": compiled(build_input_transform, tile, real),
+        "transform_output": compiled(build_output_transform, tile, real),
     }
     if not packed:
-        leaves["filter_stage"] = compiled(build_filter_stage, m, name)
+        leaves["filter_stage"] = compiled(build_filter_stage, tile, name)
     fields = problem_fields(problem) + chosen.packed() + leaf_addresses(**leaves)
     return fields, compiled(build_loop, real), problem.groups * chosen.runs * chosen.parts
 
@@ -446,7 +507,7 @@ def prepared(m, problem, threads, packed=True):
 def run(m, problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical order.
 
-    Or with the weights as they are, (K, C/groups, 3, 3): then `workspace` has one_call_bytes.
+    Or with the weights as they are, (K, C/groups, R, S): then `workspace` has one_call_bytes.
     """
     fields, loop, tasks = prepared(m, problem, device.threads, w.ndim == 1)
     run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)

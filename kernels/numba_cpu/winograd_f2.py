@@ -1,5 +1,5 @@
-"""Winograd F(2 x 2, 3 x 3): 36 multiplications become 16; the most accurate, and right for small maps (7 x 7), where
-larger tiles stick out.
+"""Winograd F(2 x 2, 3 x 3): 36 multiplications become 16, with a stride of 2 they become 25; the most accurate, and
+right for small maps (7 x 7), where larger tiles stick out.
 
 The algorithm is told and written in winograd.py.
 """

@@ -1,5 +1,5 @@
-"""Winograd F(4 x 4, 3 x 3): 144 multiplications become 36; error about that of an ordinary blocked sum, twice the speed
-of F(2 x 2).
+"""Winograd F(4 x 4), for 3 x 3 and other windows and strides. Of 3 x 3, 144 multiplications become 36: error about that
+of an ordinary blocked sum, twice the speed of F(2 x 2).
 
 The algorithm is told and written in winograd.py.
 """

@@ -1,26 +1,37 @@
 """The matrices of Winograd's minimal filtering, derived from a choice of points in exact arithmetic.
 
-F(m, 3) computes m neighbouring outputs of a 3-tap filter g over m + 2 inputs d with m + 2 multiplications instead of
-3 m:
+F(m, r) computes m neighbouring outputs of an r-tap filter g over n = m + r - 1 inputs d with n multiplications
+instead of r m:
 
     y = A^T [ (G g) * (B^T d) ]            and for images, both ways:      Y = A^T [ (G g G^T) * (B^T d B) ] A
 
-Where it comes from (Toom and Cook): a product of two polynomials of degrees m - 1 and 2 has m + 2 coefficients, so it
-is known from its values at m + 2 points: evaluate both factors there (A with m coefficients, G with 3), multiply
-value by value, interpolate (B). The last point is infinity, whose "value" is the leading coefficient. A correlation
-is the transpose of such a product, so evaluation and interpolation change places: B^T goes in front, A^T behind.
+Where it comes from (Toom and Cook): a product of two polynomials of degrees m - 1 and r - 1 has n coefficients, so it
+is known from its values at n points: evaluate both factors there (A with m coefficients, G with r), multiply
+value by value, interpolate (B). The last point may be infinity, whose "value" is the leading coefficient. A
+correlation is the transpose of such a product, so evaluation and interpolation change places: B^T goes in front, A^T
+behind.
 
     A^T[j, i] = p_i^j          G[i, k] = p_i^k / prod over j != i of (p_i - p_j)
     B^T[i, :] = coefficients of prod over j != i of (z - p_j)        infinity: of prod over all j of (z - p_j)
 
-Points come as 0 and pairs +-p: then half the coefficients of a pair's rows agree and the others differ in sign only,
-which halves the work (winograd_transforms.py). Which pairs decides the rounding error, since large and small powers
-of p meet in one sum. Measured error at C = 64 in float32, norm-relative: F(4,3) with 0, +-1, +-2: 1.7e-6; with 0,
-+-sqrt(1/2), +-sqrt(2): 8.3e-7.
+Points come as 0 and pairs +-p, and infinity where their number is even: then half the coefficients of a pair's rows
+agree and the others differ in sign only, which halves the work (winograd_transforms.py). Which pairs decides the
+rounding error, since large and small powers of p meet in one sum (`amplification`). Measured error at C = 64 in
+float32, norm-relative: F(4,3) with 0, +-1, +-2: 1.7e-6; with 0, +-sqrt(1/2), +-sqrt(2): 8.3e-7.
+
+A stride of 2 leaves two phases of inputs and taps, the even and the odd ones, each a convolution of stride 1:
+
+    d0 d1 d2 d3 d4 ...       y_j = sum over k of  g_2k d_2(j+k)  +  sum over k of  g_2k+1 d_2(j+k)+1
+    g0 g1 g2                       phase 0: g0 g2 (2 taps)          phase 1: g1 (1 tap)
+
+Both use the points of the longer one, so their products are summed before the one A^T. A phase with a tap less gets a
+zero as its first: its value at the point 0 is that zero, so that product is not computed: 5 + 4 instead of 12
+multiplications for 4 outputs of 3 taps, and 81 instead of 144 both ways.
 
 Sources: Winograd, Arithmetic Complexity of Computations, SIAM 1980; Lavin and Gray, Fast Algorithms for Convolutional
 Neural Networks, CVPR 2016; on the points: Barabasz et al., Error Analysis and Improving the Accuracy of Winograd
-Convolution for Deep Neural Networks, ACM TOMS 2020.
+Convolution for Deep Neural Networks, ACM TOMS 2020; on strides: Huang et al., DWM: A Decomposable Winograd Method for
+Convolution Acceleration, AAAI 2020.
 """
 
 from __future__ import annotations
@@ -28,8 +39,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-
-TAPS = 3
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -64,45 +74,168 @@ class Root2:
 
 ZERO, ONE, HALF = Root2(Fraction(0)), Root2(Fraction(1)), Root2(Fraction(1, 2))
 
-# One number of each pair +-p; 0 and infinity are always points too.
+
+def rational(*numbers) -> tuple[Root2, ...]:
+    return tuple(Root2(Fraction(number)) for number in numbers)
+
+
+# One number of each pair +-p, by the number of points; 0 is always a point too, and infinity where that is even.
+# From a search for the smallest `amplification` over round numbers: F(4, 3) with 1, 2 has 1.6 times that of roots.
 PAIRS = {
-    2: (ONE,),
-    4: (Root2(Fraction(0), Fraction(1, 2)), Root2(Fraction(0), Fraction(1))),  # sqrt(1/2), sqrt(2)
-    6: (ONE, Root2(Fraction(1, 2)), Root2(Fraction(9, 5))),  # from a search over such pairs: 20 % under 1, 1/2, 2
+    1: (),
+    2: (),
+    3: rational(1),  # roots of 2 amplify a tenth less, which their own rounding takes back
+    4: rational(1),
+    5: rational("3/4", "5/2"),
+    6: (Root2(Fraction(0), Fraction(1, 2)), Root2(Fraction(0), Fraction(1))),  # sqrt(1/2), sqrt(2)
+    7: rational("1/2", "11/10", 3),
+    8: rational(1, "1/2", "9/5"),
+    9: rational("1/2", "9/10", "3/2", 3),
+    10: rational("2/5", "4/5", "5/4", "5/2"),
 }
 
 
-@cache
-def points(m) -> tuple[Root2, ...]:
-    """The finite points of F(m, 3): 0, p, -p, q, -q, ..."""
-    return (ZERO, *(signed for p in PAIRS[m] for signed in (p, -p)))
+@dataclass(frozen=True)
+class Axis:
+    """One direction of a tile: m outputs of a filter of `taps` taps, `stride` inputs apart."""
+
+    m: int
+    taps: int
+    stride: int = 1
+
+    @property
+    def phases(self) -> int:
+        """Convolutions of stride 1 that it is the sum of."""
+        return self.stride
+
+    @property
+    def long_phases(self) -> int:
+        """Those that have a product at the point 0: as many taps as any."""
+        return self.taps - self.stride * (self.most_taps - 1)
+
+    @property
+    def most_taps(self) -> int:
+        return -(-self.taps // self.stride)
+
+    @property
+    def points(self) -> int:
+        return self.m + self.most_taps - 1
+
+    @property
+    def products(self) -> int:
+        """Of all phases."""
+        return self.phases * (self.points - 1) + self.long_phases
+
+    @property
+    def step(self) -> int:
+        """Inputs from tile to tile."""
+        return self.m * self.stride
+
+    @property
+    def span(self) -> int:
+        """Inputs that a tile reads."""
+        return self.step + self.taps - self.stride
+
+
+class Tile(NamedTuple):
+    """A tile of outputs: F(rows.m x columns.m, rows.taps x columns.taps)."""
+
+    rows: Axis
+    columns: Axis
+
+    @property
+    def planes(self) -> int:
+        """Matrix products, each over the channels of all phases that have its two points."""
+        return self.rows.points * self.columns.points
+
+    @property
+    def products(self) -> int:
+        """Multiplications per channel and filter."""
+        return self.rows.products * self.columns.products
+
+    @property
+    def phases(self) -> int:
+        return self.rows.phases * self.columns.phases
 
 
 @cache
-def output_matrix(m):
-    """A^T: m rows, one column for every finite point and one for infinity."""
-    return tuple((*(power(p, j) for p in points(m)), ONE if j == m - 1 else ZERO) for j in range(m))
+def tile_of(m, problem) -> Tile:
+    """F(m x m) of a problem's window and stride; where a window has one row or column, so has the tile."""
+    windows = zip((problem.R, problem.S), problem.stride, strict=True)
+    return Tile(*(Axis(m if taps > 1 else 1, taps, stride) for taps, stride in windows))
 
 
 @cache
-def filter_matrix(m):
-    """G: m + 2 rows, 3 columns."""
-    finite = points(m)
+def finite_points(axis) -> tuple[Root2, ...]:
+    """0, p, -p, q, -q, ..."""
+    return (ZERO, *(signed for p in PAIRS[axis.points] for signed in (p, -p)))
+
+
+def has_infinity(axis) -> bool:
+    return axis.points % 2 == 0
+
+
+@cache
+def output_matrix(axis):
+    """A^T: m rows, one column for every point."""
+    last = axis.m - 1
+    infinity = [(ONE if j == last else ZERO,) if has_infinity(axis) else () for j in range(axis.m)]
+    return tuple((*(power(p, j) for p in finite_points(axis)), *infinity[j]) for j in range(axis.m))
+
+
+@cache
+def filter_matrix(axis, phase=0):
+    """G: a row for every point, a column for every tap of the phase."""
+    finite, taps = finite_points(axis), axis.most_taps
     rows = []
     for p in finite:
         scale = ONE
         for other in finite:
             scale = scale * (p - other) if other != p else scale
-        rows.append(tuple(power(p, k) / scale for k in range(TAPS)))
-    return (*rows, (ZERO,) * (TAPS - 1) + (ONE,))
+        rows.append(tuple(power(p, k) / scale for k in range(taps)))
+    if has_infinity(axis):
+        rows.append((ZERO,) * (taps - 1) + (ONE,))
+    return shortened(rows, axis, phase)
 
 
 @cache
-def input_matrix(m):
-    """B^T: m + 2 rows, m + 2 columns."""
-    finite = points(m)
-    rows = [(*with_roots(other for other in finite if other != p), ZERO) for p in finite]
-    return (*rows, with_roots(finite))
+def input_matrix(axis, phase=0):
+    """B^T: a row for every point, a column for every input of the phase."""
+    finite = finite_points(axis)
+    beyond = (ZERO,) if has_infinity(axis) else ()
+    rows = [(*with_roots(other for other in finite if other != p), *beyond) for p in finite]
+    if has_infinity(axis):
+        rows.append(with_roots(finite))
+    return shortened(rows, axis, phase)
+
+
+def shortened(rows, axis, phase):
+    """The matrix of a phase: where it has a tap less than others, without the first column and a zero row for 0."""
+    if phase < axis.long_phases:
+        return tuple(rows)
+    return ((ZERO,) * (len(rows[0]) - 1), *(row[1:] for row in rows[1:]))
+
+
+@cache
+def amplification(axis) -> float:
+    """What the products' rounding errors, all of one relative size, become in the outputs: an output's mean square
+    error, for inputs and taps that are independent and of one size, over its own mean square.
+    """
+    products = [0.0] * axis.points
+    for phase in range(axis.phases):
+        for i, (g, b) in enumerate(zip(filter_matrix(axis, phase), input_matrix(axis, phase), strict=True)):
+            products[i] += square(g) * square(b)
+    weights = [square(column) for column in zip(*output_matrix(axis), strict=True)]
+    return sum(w * p for w, p in zip(weights, products, strict=True)) / axis.m / axis.taps
+
+
+def square(row) -> float:
+    return sum(float(number) ** 2 for number in row)
+
+
+def summed_at_a_time(tile) -> int:
+    """Products that one sum from zero has at most: shorter sums err less, which larger tiles need."""
+    return 64 if amplification(tile.rows) * amplification(tile.columns) > 100 else 128
 
 
 def power(number, exponent):

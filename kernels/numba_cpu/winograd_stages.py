@@ -8,7 +8,9 @@ anywhere in a row of tiles. Its part of one row of tiles is a segment:
     . . . . . . . .    masked    pixel 0,0 of each tile: segment 0 | segment 1     plane 0: channel 0: tiles 0 .. 48
     . a b c d e f .    loads,    pixel 0,1                       ...                        channel 1: ...
     . g h i j k l .   shuffles   ...                                               plane 1
-    . . . . . . . .              pixel m+1,m+1                                     ...
+    . . . . . . . .              the last pixel                                    ...
+
+A plane of V holds, for a stride, a channel of each phase after another: their products are one sum.
 
 The masks make padding, odd sizes and ends of rows a matter of lanes that stay zero. What does not lie side by side in x
 as float32 or float64 (NHWC, 16-bit numbers, odd strides) is copied to a staging area first, with zeros around it.
@@ -35,6 +37,7 @@ from .short_floats import memory_functions
 from .tracing import Lanes, choose, convert, load, loop, maximum, minimum, select, store, traced, zeros
 from .vectors import Vector, array_at, broadcast, record_at
 from .winograd_transforms import (
+    QUAD,
     filter_transform,
     input_transform,
     output_transform,
@@ -44,11 +47,14 @@ from .winograd_transforms import (
 )
 
 FIELDS = (
-    "m", "tile_rows", "tile_columns", "tiles", "unit", "units", "strips", "runs",  # of the whole problem
+    "m_h", "m_w", "step_h", "step_w", "span_h", "span_w",  # of a tile: outputs, inputs to the next one, inputs
+    "points_h", "points_w", "phases_h", "phases_w", "long_phases_h", "long_phases_w",  # of its planes
+    "tile_rows", "tile_columns", "tiles", "unit", "units", "strips", "runs",  # of the whole problem
     "parts", "panel", "panels", "part", "chunk", "row_panels", "depth_block", "depth_step",  # of filters, channels
     "filter_plane", "filter_group", "output_plane", "output_vector", "input_slot", "output_slot",  # bytes
     "worker_bytes", "inputs_at", "outputs_at", "filters_at",
-    "input_pitch", "output_pitch", "input_staging", "spread_at", "spread_pitch", "spread_channels", "streaming",
+    "input_pitch", "output_pitch", "input_staging", "spread_at", "spread_pitch", "spread_channels", "piece",
+    "streaming",
 )  # fmt: skip
 LEAVES = (  # addresses of machine code
     "input_stage", "filter_stage", "multiply_stage", "output_stage",
@@ -79,6 +85,10 @@ class Numbers:
         self.segments_bytes = 32 * STRIP_VECTORS * self.count
         self.pieces_bytes = 64 * (STRIP_VECTORS * self.count + 1)
         self.staging_at = self.segments_bytes + self.pieces_bytes + self.bytes * self.count
+
+    def taps_bytes(self, taps):
+        """Of a filter's copy: whole quads, which is how they are loaded."""
+        return self.item * QUAD * -(-taps // QUAD)
 
 
 def strip_functions(numbers):
@@ -112,6 +122,13 @@ def strip_functions(numbers):
         return count
 
     return first_tile, strip_width, find_segments
+
+
+@inlined
+def plane_phases(call, plane):
+    """How many phases a plane's products are summed over: at the point 0 there are only the long ones."""
+    down = call.long_phases_h if plane % call.points_h == 0 else call.phases_h
+    return down * (call.long_phases_w if plane < call.points_h else call.phases_w)
 
 
 def finish_columns_function(V, store_vector):
@@ -167,19 +184,20 @@ def build_input_stage(dtype_name):
         """
         table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
         places = array_at(types.int64, pieces, (STRIP_VECTORS * lanes + 1, 8), (64, 8))
-        lane, size = 0, call.m + 2
+        lane = 0
         for s in range(count):
             image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
-            h, v = row * call.m - call.top, column * call.m - call.left
+            h, v = row * call.step_h - call.top, column * call.step_w - call.left
+            width = tiles * call.step_w + call.span_w - call.step_w
             places[s, 0], places[s, 1] = lane, tiles
             if in_place:
                 places[s, 2] = image * call.x_n + h * call.x_h + v * call.x_w
-                places[s, 3] = max(0, min(size, -h))
-                places[s, 4] = max(places[s, 3], min(size, call.H - h))
-                places[s, 5], places[s, 6] = max(0, -v), min(tiles * call.m + 2, call.W - v)
+                places[s, 3] = max(0, min(call.span_h, -h))
+                places[s, 4] = max(places[s, 3], min(call.span_h, call.H - h))
+                places[s, 5], places[s, 6] = max(0, -v), min(width, call.W - v)
             else:
-                places[s, 2], places[s, 3], places[s, 4] = s * size * call.input_pitch, 0, size
-                places[s, 5], places[s, 6] = 0, tiles * call.m + 2
+                places[s, 2], places[s, 3], places[s, 4] = s * call.span_h * call.input_pitch, 0, call.span_h
+                places[s, 5], places[s, 6] = 0, width
             lane += tiles
         places[count, 1] = 0
 
@@ -212,12 +230,12 @@ def build_input_stage(dtype_name):
         table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
         for s in range(count):
             image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
-            h, v = row * call.m - call.top, column * call.m - call.left
-            left, right = max(0, -v), min(tiles * call.m + 2, call.W - v)
+            h, v = row * call.step_h - call.top, column * call.step_w - call.left
+            left, right = max(0, -v), min(tiles * call.step_w + call.span_w - call.step_w, call.W - v)
             source = x + image * call.x_n + h * call.x_h + (v + left) * call.x_w
-            line = target + s * (call.m + 2) * call.input_pitch + left * item
+            line = target + s * call.span_h * call.input_pitch + left * item
             if left < right:
-                for i in range(max(0, -h), min(call.m + 2, call.H - h)):
+                for i in range(max(0, -h), min(call.span_h, call.H - h)):
                     to, of = line + i * call.input_pitch, source + i * call.x_h
                     if together:
                         copy_pixels(to, call.input_staging, of, call.x_w, right - left)
@@ -234,7 +252,7 @@ def build_input_stage(dtype_name):
         call = record_at(RECORD, call_address)
         width = strip_width(call, strip)
         segments, pieces, staged = scratch, scratch + pieces_at, scratch + staging_at
-        spread, spread_bytes = scratch + call.spread_at, (call.m + 2) * (call.m + 2) * call.spread_pitch
+        spread, spread_bytes = scratch + call.spread_at, call.span_h * call.span_w * call.spread_pitch
         in_place, side_by_side = plain and call.x_w == item, call.x_c == stored_item
         count = find_segments(call, strip, segments)
         find_pieces(call, segments, count, pieces, in_place)
@@ -256,9 +274,7 @@ def build_input_stage(dtype_name):
                     stage(call, source, segments, count, staged, 0)
                     source, some = staged, 1
             call_leaf(call.spread_pixels, call_address, pieces, source, row, step, some, spread, 0)
-            call_leaf(
-                call.transform_input, call_address, spread, some, slot + c * width * vector_bytes, plane, width, 0, 0
-            )
+            call_leaf(call.transform_input, call_address, spread, c, some, slot, plane, width, 0)
             c += some
 
     return input_stage
@@ -298,50 +314,54 @@ def tile_function(V, rows, vectors):
 # ---- the leaves: machine code of its own, since each caller that Numba inlines it into would compile it again ----
 
 
-def build_spread(m, real_name):
+def build_spread(tile, real_name):
     numbers = Numbers(real_name)
     lanes, item, half = numbers.count, numbers.item, numbers.count // 2
-    spread, spread_few = spread_rows(m, numbers.lanes), spread_rows(m, Lanes(numbers.lanes.kind, half))
+    spread, spread_few = (spread_rows(tile, V) for V in (numbers.lanes, Lanes(numbers.lanes.kind, half)))
+    step = tile.columns.step
 
-    def spread_pixels(call_address, pieces, source, row, step, channels, target, unused):
-        """`channels` channels, `step` bytes apart, each to a square of its own."""
+    def spread_pixels(call_address, pieces, source, row, channel, channels, target, unused):
+        """`channels` channels, `channel` bytes apart, each to a square of its own."""
         call = record_at(RECORD, call_address)
         places = array_at(types.int64, pieces, (STRIP_VECTORS * lanes + 1, 8), (64, 8))
         pitch, s = call.spread_pitch, 0
         while places[s, 1] > 0:
             here, to, top, bottom = source + places[s, 2], target + places[s, 0] * item, places[s, 3], places[s, 4]
             for t in range(0, places[s, 1], lanes):
-                of, into, left, right = here + t * m * item, to + t * item, places[s, 5] - t * m, places[s, 6] - t * m
+                of, into = here + t * step * item, to + t * item
+                left, right = places[s, 5] - t * step, places[s, 6] - t * step
                 if places[s, 1] - t <= half:
-                    spread_few(of, row, step, channels, top, bottom, left, right, into, pitch)
+                    spread_few(of, row, channel, channels, top, bottom, left, right, into, pitch)
                 else:
-                    spread(of, row, step, channels, top, bottom, left, right, into, pitch)
+                    spread(of, row, channel, channels, top, bottom, left, right, into, pitch)
             s += 1
 
     return spread_pixels
 
 
-def build_input_transform(m, real_name):
+def build_input_transform(tile, real_name):
     numbers = Numbers(real_name)
-    transform, vector_bytes = input_transform(m, numbers.lanes), numbers.bytes
+    transform, vector_bytes = input_transform(tile, numbers.lanes), numbers.bytes
+    pixels = tile.rows.span * tile.columns.span
 
-    def transform_input(call_address, source, channels, target, plane, width, unused, unused_2):
+    def transform_input(call_address, source, first, channels, target, plane, width, unused):
         call = record_at(RECORD, call_address)
-        square, channel_bytes = (m + 2) * (m + 2) * call.spread_pitch, width * vector_bytes
+        square, row = pixels * call.spread_pitch, width * vector_bytes
         for c in range(channels):
-            for at in range(0, channel_bytes, vector_bytes):
-                transform(source + c * square + at, call.spread_pitch, target + c * channel_bytes + at, plane)
+            for at in range(0, row, vector_bytes):
+                here = source + c * square + at
+                transform(here, call.spread_pitch, target + at, plane, (first + c) * row, row)
 
     return transform_input
 
 
-def build_output_transform(m, real_name):
+def build_output_transform(tile, real_name):
     numbers = Numbers(real_name)
-    transform, vector_bytes = output_transform(m, numbers.lanes), numbers.bytes
+    transform, vector_bytes, m_w = output_transform(tile, numbers.lanes), numbers.bytes, tile.columns.m
 
     def transform_output(source, plane, staged, pitch, tiles, unused, unused_2, unused_3):
         for i in range(tiles):
-            transform(source + i * vector_bytes, plane, staged + i * m * vector_bytes, pitch)
+            transform(source + i * vector_bytes, plane, staged + i * m_w * vector_bytes, pitch)
 
     return transform_output
 
@@ -372,13 +392,16 @@ def build_multiply_stage(real_name, unit):
                 tile_1(here, a_step, b, b_vector, depth, to, c_vector, continued, soon, share)
 
     @inlined
-    def following(call, filters, c, first, behind, j, vectors, panel, end):
+    def following(call, plane, filters, c, first, behind, j, vectors, panel, end):
         """Where the weights begin that are needed next: of channel c, or of the next filters, or of the next plane."""
+        phases = plane_phases(call, plane)
         if c == behind:
             c, j = first, j + vectors
         if j == end:
-            filters, j = filters + call.filter_plane, panel
-        return filters + ((c - first) * call.row_panels + j * min(call.depth_block, call.Cg - c)) * vector_bytes
+            filters, j = filters + phases * call.filter_plane, panel
+            phases = plane_phases(call, plane + 1)
+        channels = min(call.depth_block, call.Cg - c)
+        return filters + phases * ((c - first) * call.row_panels + j * channels) * vector_bytes
 
     def multiply_stage(call_address, weights, panel, end, strip, inputs, outputs, first):
         """The next depth_step channels, from `first` on, times the vectors of filters panel .. end-1 of `weights`.
@@ -387,20 +410,21 @@ def build_multiply_stage(real_name, unit):
         """
         call = record_at(RECORD, call_address)
         tiles, row = first_tile(call, strip + 1) - first_tile(call, strip), strip_width(call, strip) * vector_bytes
+        filters, a, share = weights, inputs, vector_bytes // ((tiles + unit - 1) // unit)
         behind = min(first + call.depth_step, call.Cg)
-        for plane in range((call.m + 2) * (call.m + 2)):
-            filters = weights + plane * call.filter_plane
-            a = inputs + plane * (call.Cg * row + PLANE_PADDING)
-            share, j = vector_bytes // ((tiles + unit - 1) // unit), panel
+        for plane in range(call.points_h * call.points_w):
+            phases, j = plane_phases(call, plane), panel
             while j < end:
                 vectors = tile_vectors(end - j)
                 to = outputs + plane * call.output_plane + (j - panel) * call.output_vector
                 for c in range(first, behind, call.depth_block):
-                    depth = min(call.depth_block, call.Cg - c)
-                    b = filters + ((c - first) * call.row_panels + j * depth) * vector_bytes
-                    ahead = following(call, filters, c + depth, first, behind, j, vectors, panel, end)
-                    multiply_strip(vectors, tiles, a + c * row, row, b, depth, to, call.output_vector, c, ahead, share)
+                    channels = min(call.depth_block, call.Cg - c)
+                    depth, pixels = phases * channels, a + phases * c * row
+                    b = filters + (phases * (c - first) * call.row_panels + j * depth) * vector_bytes
+                    ahead = following(call, plane, filters, c + channels, first, behind, j, vectors, panel, end)
+                    multiply_strip(vectors, tiles, pixels, row, b, depth, to, call.output_vector, c, ahead, share)
                 j += vectors
+            a, filters = a + phases * (call.Cg * row + PLANE_PADDING), filters + phases * call.filter_plane
 
     return multiply_stage
 
@@ -467,7 +491,7 @@ def build_output_stage(dtype_name):
         y = call.y + image * call.y_n + k * call.y_k + p * call.y_p + q * call.y_q
         residual = call.residual + image * call.residual_n + k * call.residual_k
         residual += p * call.residual_p + q * call.residual_q
-        rows, columns = min(call.m, call.P - p), min(columns, call.Q - q)
+        rows, columns = min(call.m_h, call.P - p), min(columns, call.Q - q)
         alone, whole = call.has_residual == 0, filters == lanes
         if whole and call.y_k == stored_item and (alone or call.residual_k == stored_item):
             finish_pixels(call, staged, y, residual, rows, columns, biases)
@@ -490,7 +514,7 @@ def build_output_stage(dtype_name):
         """k: the first filter, counted through all groups; slot: its planes."""
         call = record_at(RECORD, call_address)
         segments, square, staged = scratch, scratch + square_at, scratch + staging_at
-        biases = staged + call.m * call.output_pitch
+        biases = staged + call.m_h * call.output_pitch
         count = find_segments(call, strip, segments)
         table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
         for done in range(0, filters, lanes):
@@ -499,14 +523,14 @@ def build_output_stage(dtype_name):
                 write_bias(biases + i * item, read(call.bias + (k + done + i) * call.bias_k) if call.has_bias else 0.0)
             for s in range(count):
                 image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
-                for t in range(0, tiles, PIECE_TILES):
-                    some = min(PIECE_TILES, tiles - t)
+                for t in range(0, tiles, call.piece):
+                    some = min(call.piece, tiles - t)
                     call_leaf(
                         call.transform_output, source, call.output_plane, staged, call.output_pitch, some, 0, 0, 0
                     )
                     source += some * vector_bytes
-                    p, q = row * call.m, (column + t) * call.m
-                    finish(call, staged, image, k + done, p, q, some * call.m, here, biases, square)
+                    p, q = row * call.m_h, (column + t) * call.m_w
+                    finish(call, staged, image, k + done, p, q, some * call.m_w, here, biases, square)
 
     return output_stage
 
@@ -515,7 +539,7 @@ def transform_filters_function(real_name):
     """transform_filters(call_address, scratch, k, filters, first, target, panel): the next depth_step channels, from
     `first` on, of the filters from k on, counted through all groups, to panel `panel` of `target` and the next ones.
 
-    In memory: plane, block of channels, panel, channel, filter of the panel.
+    In memory: plane, block of channels, panel, channel, phase, filter of the panel.
     """
     vector_bytes = Numbers(real_name).bytes
 
@@ -580,7 +604,7 @@ def build_pack(real_name):
     return pack
 
 
-def build_filter_stage(m, dtype_name):
+def build_filter_stage(tile, dtype_name):
     """Some channels of some filters, from w to where multiply_stage reads them.
 
     Packed weights larger than the caches are stored past them, a cache line of each plane at a time: half lines to 36
@@ -592,25 +616,26 @@ def build_filter_stage(m, dtype_name):
     read, _, _, _ = memory_functions(dtype_name)
     _, write, _, _ = memory_functions(real.name)
     line = max(1, 64 // vector_bytes)
-    transform = filter_transform(m, numbers.lanes)
-    transform_line_past = filter_transform(m, numbers.lanes, line, tracing.store_past_cache)
-    transform_side_by_side = side_by_side_filter_transform(m, numbers.lanes)
-    staging_at, taps_bytes = numbers.staging_at, 12 * item
+    transform = filter_transform(tile, numbers.lanes)
+    transform_line_past = filter_transform(tile, numbers.lanes, line, tracing.store_past_cache)
+    transform_side_by_side = side_by_side_filter_transform(tile, numbers.lanes)
+    staging_at, R, S = numbers.staging_at, tile.rows.taps, tile.columns.taps
+    taps_bytes, loaded = numbers.taps_bytes(R * S), R * S >= QUAD
 
     @inlined
     def stage_taps(call, w, target):
-        """The nine taps at w, wherever they lie."""
-        for r in range(3):
-            for s in range(3):
-                write(target + (3 * r + s) * item, read(w + r * call.w_r + s * call.w_s))
+        """The taps at w, wherever they lie."""
+        for r in range(R):
+            for s in range(S):
+                write(target + (S * r + s) * item, read(w + r * call.w_r + s * call.w_s))
 
     @inlined
     def clear_taps(target):
-        for i in range(9):
-            write(target + i * item, real(0))
+        for i in range(0, taps_bytes, item):
+            write(target + i, real(0))
 
     @inlined
-    def pack_staged(call, w, first, depth, filters, scratch, target):
+    def pack_staged(call, w, first, depth, filters, scratch, target, block):
         """Channels first .. depth-1 of a panel, through a copy of their taps; zeros for missing filters."""
         offsets, staged = array_at(types.int64, scratch, (lanes,), (8,)), scratch + staging_at
         for lane in range(lanes):
@@ -619,10 +644,10 @@ def build_filter_stage(m, dtype_name):
         for c in range(first, depth):
             for lane in range(filters):
                 stage_taps(call, w + lane * call.w_k + c * call.w_c, staged + lane * taps_bytes)
-            transform(staged, 0, scratch, target + c * vector_bytes, call.filter_plane, False)
+            transform(staged, 0, scratch, target, call.filter_plane, block + c * vector_bytes, False)
 
     @inlined
-    def pack_in_place(call, w, depth, scratch, target, turned):
+    def pack_in_place(call, w, depth, scratch, target, block, turned):
         """All channels of a whole panel whose taps lie side by side; returns how many were done.
 
         w: the tap that comes first in memory; turned: whether that is the last one, as input gradients have it.
@@ -633,35 +658,39 @@ def build_filter_stage(m, dtype_name):
         done = 0
         if call.streaming and call.filters_at == 0:
             while done + line <= depth:
-                to = target + done * vector_bytes
-                transform_line_past(w + done * call.w_c, call.w_c, scratch, to, call.filter_plane, turned)
+                here = block + done * vector_bytes
+                transform_line_past(w + done * call.w_c, call.w_c, scratch, target, call.filter_plane, here, turned)
                 done += line
         while done < depth:
-            transform(w + done * call.w_c, 0, scratch, target + done * vector_bytes, call.filter_plane, turned)
+            here = block + done * vector_bytes
+            transform(w + done * call.w_c, 0, scratch, target, call.filter_plane, here, turned)
             done += 1
         return done
 
     @inlined
-    def pack_side_by_side(call, w, depth, target):
+    def pack_side_by_side(call, w, depth, target, block):
         """All channels of a whole panel whose filters lie side by side; returns how many were done."""
         for c in range(depth):
-            to = target + c * vector_bytes
-            transform_side_by_side(w + c * call.w_c, call.w_r, call.w_s, to, call.filter_plane)
+            here = block + c * vector_bytes
+            transform_side_by_side(w + c * call.w_c, call.w_r, call.w_s, target, call.filter_plane, here)
         return depth
 
     def filter_stage(call_address, scratch, w, filters, depth, target, block, unused):
-        """`depth` channels, which begin at w, of so many filters, to `block` in each of the planes at `target`."""
+        """`depth` channels, which begin at w, of so many filters, to `block` in each of the planes at `target`.
+
+        block: in bytes of a plane of one phase; those of several have so many times as many.
+        """
         call = record_at(RECORD, call_address)
         turned = call.w_s == -item
-        in_place = plain and abs(call.w_s) == item and call.w_r == 3 * call.w_s
+        in_place = loaded and plain and abs(call.w_s) == item and call.w_r == S * call.w_s
         side_by_side = plain and call.w_k == item
         for k in range(0, filters, lanes):
-            some, here, to, done = min(lanes, filters - k), w + k * call.w_k, target + block + k * depth * item, 0
+            some, here, to, done = min(lanes, filters - k), w + k * call.w_k, block + k * depth * item, 0
             if in_place and some == lanes:
-                first = here + 2 * (call.w_r + call.w_s) if turned else here
-                done = pack_in_place(call, first, depth, scratch, to, turned)
+                first = here + (R - 1) * call.w_r + (S - 1) * call.w_s if turned else here
+                done = pack_in_place(call, first, depth, scratch, target, to, turned)
             elif side_by_side and some == lanes:
-                done = pack_side_by_side(call, here, depth, to)
-            pack_staged(call, here, done, depth, some, scratch, to)
+                done = pack_side_by_side(call, here, depth, target, to)
+            pack_staged(call, here, done, depth, some, scratch, target, to)
 
     return filter_stage

@@ -1,18 +1,18 @@
 """Winograd's transforms as straight lines of vector instructions: one lane is one tile.
 
-    input     B^T d B   (m+2)^2 pixels of a tile     -> (m+2)^2 numbers, one for each of the multiplications
-    filter    G g G^T   9 taps                       -> (m+2)^2 numbers
-    output    A^T M A   (m+2)^2 sums over channels   -> m^2 outputs
+    input     B^T d B   the pixels of a tile    -> a number for each of the multiplications
+    filter    G g G^T   R S taps                -> the same
+    output    A^T M A   a sum for each plane    -> m x m outputs
 
-Each is a small matrix from the left and from the right: first every row, then every column. The matrices' rows
+Each is a small matrix from the left and from the right: first every row, then every column; with a stride, every
+other pixel or tap by a matrix of its own (the phases of winograd_matrices.py). The matrices' rows
 (for A^T: columns) come in pairs for the points p and -p, equal in the even and opposite in the odd places:
 
     row(+p) = even + odd      row(-p) = even - odd        so `even` and `odd` are computed once: F(4,3)'s B^T costs
                                                           12 multiply-adds for 6 inputs instead of 20
 
-A row of a tile is 4 (6, 8) neighbouring floats at an address of its own: 8 tiles are loaded as 8 quads, two to a
-register, and a 4 x 4 transpose inside each half of the register makes of them 4 vectors with a tile per lane. So the
-tiles of a vector may lie anywhere, ends of rows cost nothing, and no load reads past a tile.
+The taps of a filter are neighbouring floats at an address of its own: those of 8 filters are loaded as 8 quads, two to
+a register, and a 4 x 4 transpose inside each half of the register makes of them 4 vectors with a filter per lane.
 """
 
 from numba.core import types
@@ -61,17 +61,19 @@ def combine(coefficients, values):
 
 
 def pairs(count):
-    """Index pairs of the points p, -p among `count` points that begin with 0 and end with infinity."""
+    """Index pairs of the points p, -p among `count` points that begin with 0 and may end with infinity."""
     return [(i, i + 1) for i in range(1, count - 1, 2)]
 
 
 def times_paired_rows(matrix, values):
-    """matrix @ values, where rows 1 and 2, 3 and 4, ... belong to the points p and -p."""
+    """matrix @ values, where rows 1 and 2, 3 and 4, ... belong to the points p and -p; None for a row of zeros."""
     result = [None] * len(matrix)
     for plus, minus in pairs(len(matrix)):
         both = list(zip(matrix[plus], matrix[minus], strict=True))
-        even = combine([(a + b) * HALF for a, b in both], values)
-        odds = [(a - b) * HALF for a, b in both]
+        evens, odds = [(a + b) * HALF for a, b in both], [(a - b) * HALF for a, b in both]
+        if not any(evens) or not any(odds):
+            continue
+        even = combine(evens, values)
         lead = next(c for c in reversed(odds) if c)
         odd = combine([c / lead for c in odds], values)
         if lead == ONE:
@@ -182,39 +184,51 @@ def tile_addresses(V, base, table):
     return [base + load(I64, table + I64.bytes * i) for i in range(V.count)]
 
 
-def spread_rows(m, V):
+def shifted(columns, beyond, number):
+    """Pixel `number` of every tile, where that lies in a later tile. beyond: the pixels behind the last tile."""
+    count, step = columns[0].type.count, len(columns)
+    tiles, column = divmod(number, step)
+    kept, missing = list(range(tiles, count)), [column + i * step for i in range(tiles)]
+    result = shuffle(columns[column], beyond[0], kept + [count + i % count for i in missing])
+    for v, vector in enumerate(beyond[1:], start=1):
+        lanes = [count + i % count if i // count == v else count - tiles + t for t, i in enumerate(missing)]
+        result = shuffle(result, vector, [*range(count - tiles), *lanes])
+    return result
+
+
+def spread_rows(tile, V):
     """spread(source, source_row, source_channel, channels, top, bottom, left, right, target, pitch): the pixels of
     V.count tiles in a row, one tile per lane: pixel (i, j) of every tile to the vector at
-    target + (i * (m + 2) + j) * pitch, and so on for `channels` channels.
+    target + (i * tile.columns.span + j) * pitch, and so on for `channels` channels.
 
     Zeros stand for rows outside top .. bottom-1 and columns outside left .. right-1, which are not read.
     """
-    size = m + 2
+    height, width, step = tile.rows.span, tile.columns.span, tile.columns.step
+    loads = step - (step - width) // V.count  # the pixels of all tiles, and what the last tile reads of later ones
 
     @traced(types.void)
     def spread(source, source_row, source_channel, channels, top, bottom, left, right, target, pitch):
-        masks = [lanes_between(V, constant(left, k * V.count), left, right) for k in range(m + 1)]
+        masks = [lanes_between(V, constant(left, k * V.count), left, right) for k in range(loads)]
 
         def write(to, row, columns):
             for j, column in enumerate(columns):
-                store(to + pitch * (row * size + j), column)
+                store(to + pitch * (row * width + j), column)
 
         def copy(here, to, row):
-            *pixels, beyond = [load_lanes(V, here + V.bytes * k, mask) for k, mask in enumerate(masks)]
-            for k in range(m + 1):
+            pixels = [load_lanes(V, here + V.bytes * k, mask) for k, mask in enumerate(masks)]
+            for k in range(loads):
                 prefetch(here + ahead + V.bytes * k)
-            columns = every(pixels, m)
-            following = [shuffle(columns[j], beyond, [*range(1, V.count), V.count + j]) for j in range(2)]
-            write(to, row, columns + following)
+            columns = every(pixels[:step], step)
+            write(to, row, columns + [shifted(columns, pixels[step:], j) for j in range(step, width)])
 
         def blank(to, row):
-            write(to, row, [zeros(V, source)] * size)
+            write(to, row, [zeros(V, source)] * width)
 
         def channel(c):
-            here, to = source + source_channel * c, target + pitch * (size * size) * c
+            here, to = source + source_channel * c, target + pitch * (height * width) * c
             loop(top, lambda i: blank(to, i))
             loop(bottom - top, lambda i: copy(here + source_row * (i + top), to, i + top))
-            loop(constant(top, size) - bottom, lambda i: blank(to, i + bottom))
+            loop(constant(top, height) - bottom, lambda i: blank(to, i + bottom))
 
         ahead = source_channel * channels
         loop(channels, channel)
@@ -222,85 +236,111 @@ def spread_rows(m, V):
     return spread
 
 
-def input_transform(m, V):
-    """transform(source, pitch, target, plane): what spread_rows has written, at `source`, to planes."""
-    matrix, size = input_matrix(m), m + 2
+def planes_of(tile, transform, grid):
+    """Of rows of pixels or taps, both ways: for every plane a list of the numbers of the phases that it has.
+
+    transform(axis, values): a list for each phase, by points.
+    """
+    rows = [transform(tile.columns, row) for row in grid]
+    for j in range(tile.columns.points):
+        here = [b for b, values in enumerate(rows[0]) if values[j] is not None]
+        columns = [transform(tile.rows, [row[b][j] for row in rows]) for b in here]
+        for i in range(tile.rows.points):
+            yield [phase[i] for column in columns for phase in column if phase[i] is not None]
+
+
+def transformed_inputs(axis, pixels):
+    return [times_paired_rows(input_matrix(axis, f), pixels[f :: axis.stride]) for f in range(axis.phases)]
+
+
+def transformed_taps(axis, taps):
+    return [times_paired_rows(filter_matrix(axis, f), taps[f :: axis.stride]) for f in range(axis.phases)]
+
+
+def input_transform(tile, V):
+    """transform(source, pitch, target, plane, channel, row): what spread_rows has written, at `source`, to planes.
+
+    A plane of one phase has `plane` bytes, of several so many times as many; a channel's vectors of all phases lie
+    `row` apart, and `channel` bytes, times the phases, from the plane's start.
+    """
+    height, width = tile.rows.span, tile.columns.span
 
     @traced(types.void)
-    def transform(source, pitch, target, plane):
-        def pixels(i):
-            return [load(V, source + pitch * (i * size + j)) for j in range(size)]
-
-        rows = [times_paired_rows(matrix, pixels(i)) for i in range(size)]
-        for j in range(size):
-            for value in times_paired_rows(matrix, [row[j] for row in rows]):
-                store(target, value)
-                target = target + plane
+    def transform(source, pitch, target, plane, channel, row):
+        grid = ([load(V, source + pitch * (i * width + j)) for j in range(width)] for i in range(height))
+        for values in planes_of(tile, transformed_inputs, grid):
+            for i, value in enumerate(values):
+                store(target + channel * len(values) + row * i, value)
+            target = target + plane * len(values)
 
     return transform
 
 
-def filter_transform(m, V, vectors=1, store_vector=store):
-    """transform(base, step, table, target, plane, turned): nine taps at base + table[lane] to their planes.
+def filter_transform(tile, V, vectors=1, store_vector=store):
+    """transform(base, step, table, target, plane, channel, turned): the taps at base + table[lane] to their planes.
 
-    And so on for `vectors` vectors that begin `step` bytes apart; all of a plane's are stored together. turned: whether
-    the taps lie there last first.
+    And so on for `vectors` vectors that begin `step` bytes apart; all of a plane's are stored together. Planes and
+    channels are larger by the number of their phases, as in input_transform. turned: whether the taps lie there last
+    first.
     """
+    count = tile.rows.taps * tile.columns.taps
 
     @traced(types.void)
-    def transform(base, step, table, target, plane, turned):
+    def transform(base, step, table, target, plane, channel, turned):
         addresses = tile_addresses(V, base, table)
 
         def taps_of(i):
-            taps = load_rows(V, [a + step * i for a in addresses], 9)
+            taps = load_rows(V, [a + step * i for a in addresses], max(count, QUAD))[:count]
             return [select(turned, last, first) for first, last in zip(taps, reversed(taps), strict=True)]
 
         taps = [taps_of(i) for i in range(vectors)]
-        for values in zip(*(filter_planes(m, nine) for nine in taps), strict=True):
-            for i, value in enumerate(values):
-                store_vector(target + V.bytes * i, value)
-            target = target + plane
+        for values in zip(*(filter_planes(tile, one) for one in taps), strict=True):
+            phases = len(values[0])
+            for i, value in enumerate(value for vector in values for value in vector):
+                store_vector(target + channel * phases + V.bytes * i, value)
+            target = target + plane * phases
 
     return transform
 
 
-def side_by_side_filter_transform(m, V):
-    """transform(base, row, column, target, plane): the same of filters that lie side by side; tap (r, s) of them at
-    base + r * row + s * column.
+def side_by_side_filter_transform(tile, V):
+    """transform(base, row, column, target, plane, channel): the same of filters that lie side by side; tap (r, s) of
+    them at base + r * row + s * column.
     """
+    R, S = tile.rows.taps, tile.columns.taps
 
     @traced(types.void)
-    def transform(base, row, column, target, plane):
-        taps = [load(V, base + row * r + column * s) for r in range(3) for s in range(3)]
-        for value in filter_planes(m, taps):
-            store(target, value)
-            target = target + plane
+    def transform(base, row, column, target, plane, channel):
+        taps = [load(V, base + row * r + column * s) for r in range(R) for s in range(S)]
+        for values in filter_planes(tile, taps):
+            for i, value in enumerate(values):
+                store(target + channel * len(values) + V.bytes * i, value)
+            target = target + plane * len(values)
 
     return transform
 
 
-def filter_planes(m, taps):
-    """Of nine taps, row by row: a value for every plane."""
-    matrix = filter_matrix(m)
-    rows = [times_paired_rows(matrix, taps[3 * r : 3 * r + 3]) for r in range(3)]
-    return [value for j in range(m + 2) for value in times_paired_rows(matrix, [row[j] for row in rows])]
+def filter_planes(tile, taps):
+    """Of a window's taps, row by row: for every plane a list of the numbers of the phases that it has."""
+    S = tile.columns.taps
+    return planes_of(tile, transformed_taps, [taps[i : i + S] for i in range(0, len(taps), S)])
 
 
-def output_transform(m, V):
-    """transform(source, plane, target, pitch): planes to m rows, `pitch` apart, of a vector for each of m columns."""
-    matrix, size = output_matrix(m), m + 2
+def output_transform(tile, V):
+    """transform(source, plane, target, pitch): planes to rows of outputs, `pitch` apart, a vector for each."""
+    down, across = output_matrix(tile.rows), output_matrix(tile.columns)
 
     @traced(types.void)
     def transform(source, plane, target, pitch):
         columns = []
-        for _ in range(size):
+        for _ in range(tile.columns.points):
             sums = []
-            for _ in range(size):
+            for _ in range(tile.rows.points):
                 sums.append(load(V, source))
                 source = source + plane
-            columns.append(times_paired_columns(matrix, sums))
-        for i in range(m):
-            for j, output in enumerate(times_paired_columns(matrix, [column[i] for column in columns])):
+            columns.append(times_paired_columns(down, sums))
+        for i in range(tile.rows.m):
+            for j, output in enumerate(times_paired_columns(across, [column[i] for column in columns])):
                 store(target + pitch * i + V.bytes * j, output)
 
     return transform

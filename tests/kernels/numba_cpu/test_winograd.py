@@ -12,6 +12,15 @@ from convlib.kernels.numba_cpu import winograd
 from convlib.problem import make_problem
 
 TILES = {"winograd_f2": 2, "winograd_f4": 4, "winograd_f6": 6}
+OF_3X3 = [(algorithm, (3, 3), 1) for algorithm in TILES]
+OTHERS = [
+    ("winograd_f2", (3, 3), 2),
+    ("winograd_f4", (3, 3), 2),
+    ("winograd_f4", (5, 5), 1),
+    ("winograd_f4", (7, 7), 2),
+    ("winograd_f4", (1, 7), 1),
+    ("winograd_f4", (5, 1), (2, 1)),
+]
 f4 = partial(convlib.conv2d, algorithm="winograd_f4")
 
 
@@ -19,8 +28,13 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def weights(K, C, seed=1):
-    return normal(K, C, 3, 3, seed=seed) / np.float32(np.sqrt(9 * C))
+def weights(K, C, window=(3, 3), seed=1):
+    return normal(K, C, *window, seed=seed) / np.float32(np.sqrt(window[0] * window[1] * C))
+
+
+def half(window):
+    """Padding that keeps the size."""
+    return tuple(taps // 2 for taps in window)
 
 
 @pytest.fixture
@@ -41,10 +55,10 @@ def other_cut(monkeypatch):
     forget()
 
 
-def computed(threads, m=4, shape=(2, 40, 27, 30), K=44, packed=True):
-    """F(m, 3) on that many threads (and as many parts and ranges as it then wants), by the kernel's own interface."""
-    x, w = normal(*shape), weights(K, shape[1])
-    problem, place = make_problem(shape, w.shape, np.float32, padding=1), device.cpu_with(threads)
+def computed(threads, m=4, shape=(2, 40, 27, 30), K=44, window=(3, 3), stride=1, packed=True):
+    """F(m) on that many threads (and as many parts and ranges as it then wants), by the kernel's own interface."""
+    x, w, place = normal(*shape), weights(K, shape[1], window), device.cpu_with(threads)
+    problem = make_problem(shape, w.shape, np.float32, padding=half(window), stride=stride)
     y = np.full(problem.y_shape, np.nan, np.float32)
     if not packed:
         count = winograd.bytes_to_transform(m, problem, place)
@@ -67,27 +81,29 @@ def aligned_bytes(count, behind=0):
     return raw[start : start + count + behind]
 
 
-@pytest.mark.parametrize("m", [2, 4, 6])
-def test_the_bits_do_not_depend_on_threads_or_cuts(other_cut, m):
-    y = computed(threads=1, m=m)
-    np.testing.assert_array_equal(y, computed(threads=3, m=m))
+@pytest.mark.parametrize(("algorithm", "window", "stride"), OF_3X3 + OTHERS)
+def test_the_bits_do_not_depend_on_threads_or_cuts(other_cut, algorithm, window, stride):
+    compute = partial(computed, m=TILES[algorithm], window=window, stride=stride)
+    y = compute(threads=1)
+    np.testing.assert_array_equal(y, compute(threads=3))
     other_cut(SUMS_IN_CACHE=0, STRIP_VECTORS=1)
-    np.testing.assert_array_equal(y, computed(threads=2, m=m))
+    np.testing.assert_array_equal(y, compute(threads=2))
     other_cut(tile_units=lambda: [3])
-    np.testing.assert_array_equal(y, computed(threads=2, m=m))
+    np.testing.assert_array_equal(y, compute(threads=2))
 
 
-@pytest.mark.parametrize("m", [2, 4, 6])
-def test_transforming_the_filters_where_they_are_used_changes_no_bit(other_cut, m):
+@pytest.mark.parametrize(("algorithm", "window", "stride"), OF_3X3 + OTHERS)
+def test_transforming_the_filters_where_they_are_used_changes_no_bit(other_cut, algorithm, window, stride):
     """All of them at once for several strips; by blocks of channels and chunks of filters; and where they are split."""
-    other_cut(DEPTH_BLOCK={m: 16})
-    y = computed(threads=1, m=m)
-    np.testing.assert_array_equal(y, computed(threads=1, m=m, packed=False))
-    np.testing.assert_array_equal(y, computed(threads=3, m=m, packed=False))
+    compute = partial(computed, m=TILES[algorithm], window=window, stride=stride)
+    other_cut(channels_at_a_time=lambda tile: 16)
+    y = compute(threads=1)
+    np.testing.assert_array_equal(y, compute(threads=1, packed=False))
+    np.testing.assert_array_equal(y, compute(threads=3, packed=False))
     other_cut(ALL_FILTERS=0, SUMS_IN_CACHE=0, STRIP_VECTORS=1)
-    np.testing.assert_array_equal(y, computed(threads=2, m=m, packed=False))
+    np.testing.assert_array_equal(y, compute(threads=2, packed=False))
     other_cut(part_counts=lambda problem, threads: [3])
-    np.testing.assert_array_equal(y, computed(threads=3, m=m, packed=False))
+    np.testing.assert_array_equal(y, compute(threads=3, packed=False))
 
 
 @pytest.mark.parametrize("to_layout", [(2, 3, 1, 0), (0, 2, 3, 1)], ids=["HWIO", "OHWI"])
@@ -114,22 +130,24 @@ def every_other(array):
     return np.repeat(array, 2, axis=3)[..., ::2]
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("place", [channels_last, every_other])
-def test_where_the_numbers_lie_changes_no_bit(place):
+def test_where_the_numbers_lie_changes_no_bit(place, stride):
     x, w = normal(2, 37, 27, 30), weights(44, 37)
-    y = f4(x, w, padding=1)
+    y = f4(x, w, padding=1, stride=stride)
     out = place(np.full_like(y, np.nan))
-    f4(place(x), w, padding=1, out=out)
+    f4(place(x), place(w), padding=1, stride=stride, out=out)
     np.testing.assert_array_equal(y, out)
 
 
-def test_weights_that_lie_turned_change_no_bit(other_cut):
-    x, w = normal(1, 20, 9, 9), weights(20, 44)
+@pytest.mark.parametrize(("window", "stride"), [((3, 3), 1), ((3, 3), 2), ((1, 7), 1)])
+def test_weights_that_lie_turned_change_no_bit(other_cut, window, stride):
+    x, w, convolve = normal(1, 20, 9, 9), weights(20, 44, window), partial(f4, padding=half(window), stride=stride)
     turned = w.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]  # as input gradients have them
-    y = f4(x, np.ascontiguousarray(turned), padding=1)
-    np.testing.assert_array_equal(y, f4(x, turned, padding=1))
+    y = convolve(x, np.ascontiguousarray(turned))
+    np.testing.assert_array_equal(y, convolve(x, turned))
     other_cut(PAST_CACHE_WEIGHTS=0)
-    np.testing.assert_array_equal(y, f4(x, turned, padding=1))
+    np.testing.assert_array_equal(y, convolve(x, turned))
 
 
 def test_splitting_the_filters_changes_no_bit(other_cut):
@@ -138,18 +156,20 @@ def test_splitting_the_filters_changes_no_bit(other_cut):
     np.testing.assert_array_equal(y, computed(threads=3))
 
 
-def test_stores_past_the_cache_write_the_same(other_cut):
-    y = computed(threads=1, shape=(1, 8, 18, 48))
+@pytest.mark.parametrize("stride", [1, 2])
+def test_stores_past_the_cache_write_the_same(other_cut, stride):
+    compute = partial(computed, threads=1, shape=(1, 9, 18, 48 * stride), stride=stride)
+    y = compute()
     other_cut(PAST_CACHE_BYTES=0, PAST_CACHE_WEIGHTS=0)
-    np.testing.assert_array_equal(y, computed(threads=1, shape=(1, 8, 18, 48)))
+    np.testing.assert_array_equal(y, compute())
 
 
-@pytest.mark.parametrize("algorithm", TILES)
+@pytest.mark.parametrize(("algorithm", "window", "stride"), OF_3X3 + OTHERS)
 @pytest.mark.parametrize("C", [1, 20, 130])
-def test_the_error_keeps_to_the_contract(algorithm, C):
-    x, w = normal(1, C, 26, 25), weights(24, C)
-    problem = make_problem(x.shape, w.shape, np.float32, padding=1)
-    y, exact = convlib.conv2d(x, w, padding=1, algorithm=algorithm, max_error=1), reference.conv2d(problem, x, w)
+def test_the_error_keeps_to_the_contract(algorithm, window, stride, C):
+    x, w, keywords = normal(1, C, 26, 25), weights(24, C, window), {"padding": half(window), "stride": stride}
+    problem = make_problem(x.shape, w.shape, np.float32, **keywords)
+    y, exact = convlib.conv2d(x, w, algorithm=algorithm, max_error=1, **keywords), reference.conv2d(problem, x, w)
     error = np.linalg.norm(y - exact) / np.linalg.norm(exact)
     assert 0.3 * accuracy.norm_relative(problem, algorithm) < error < accuracy.norm_relative(problem, algorithm)
 
@@ -191,16 +211,50 @@ def test_nan_stays_within_the_tiles_that_read_it():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (5, 9), (7, 7), (14, 14), (3, 100), (100, 3)])
-def test_every_size_of_map(size):
-    x, w = normal(1, 5, *size), weights(18, 5)  # a vector of filters and more, in whatever vectors
-    problem = make_problem(x.shape, w.shape, np.float32, padding=1)
-    for algorithm in TILES:
-        y = np.full(problem.y_shape, np.nan, np.float32)  # an output never written stays NaN
-        convlib.conv2d(x, w, padding=1, algorithm=algorithm, max_error=1, out=y)
-        np.testing.assert_allclose(y, reference.conv2d(problem, x, w), atol=3e-5)
+@pytest.mark.parametrize(("algorithm", "window", "stride"), OF_3X3 + OTHERS)
+def test_every_size_of_map(algorithm, window, stride, size):
+    x, w = normal(1, 5, *size), weights(18, 5, window)  # a vector of filters and more, in whatever vectors
+    keywords = {"padding": half(window), "stride": stride}
+    problem = make_problem(x.shape, w.shape, np.float32, **keywords)
+    y = np.full(problem.y_shape, np.nan, np.float32)  # an output never written stays NaN
+    convlib.conv2d(x, w, algorithm=algorithm, max_error=1, out=y, **keywords)
+    np.testing.assert_allclose(y, reference.conv2d(problem, x, w), atol=3e-5)
 
 
-def test_refuses_what_it_does_not_compute():
-    problem = make_problem((1, 4, 9, 9), (4, 4, 5, 3), np.float32, stride=2, dilation=2)
-    reasons = dispatch.kernel("numba_cpu.winograd_f4").why_not(problem, device.cpu())
-    assert reasons == ["3 x 3 kernels only, got 5 x 3", "stride 1 only, got (2, 2)", "dilation 1 only, got (2, 2)"]
+@pytest.mark.parametrize(
+    ("algorithm", "window", "stride", "reason"),
+    [
+        ("winograd_f2", (5, 3), 1, "3 x 3 kernels only, got 5 x 3"),
+        ("winograd_f6", (3, 3), 2, "stride 1 only, got (2, 2)"),
+        ("winograd_f4", (1, 1), 1, "windows that overlap only, got 1 x 1 with stride (1, 1)"),
+        ("winograd_f4", (2, 3), 2, "windows that overlap only, got 2 x 3 with stride (2, 2)"),
+        ("winograd_f4", (1, 3), 2, "windows that overlap only, got 1 x 3 with stride (2, 2)"),
+        ("winograd_f4", (7, 3), 1, "at most 8 products of a phase each way, 7 x 3 with stride (1, 1) needs 10 x 6"),
+        ("winograd_f4", (1, 8), 1, "at most 10 products of a phase each way, 1 x 8 with stride (1, 1) needs 1 x 11"),
+        ("winograd_f4", (13, 3), 2, "at most 11 taps and a stride of 4 each way, got 13 x 3 with stride (2, 2)"),
+    ],
+)
+def test_refuses_what_it_does_not_compute(algorithm, window, stride, reason):
+    problem = make_problem((1, 4, 19, 19), (4, 4, *window), np.float32, stride=stride)
+    assert dispatch.kernel(f"numba_cpu.{algorithm}").why_not(problem, device.cpu()) == [reason]
+
+
+def test_refuses_dilation():
+    problem = make_problem((1, 4, 9, 9), (4, 4, 3, 3), np.float32, dilation=2)
+    assert winograd.why_not(4, problem, device.cpu()) == ["dilation 1 only, got (2, 2)"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "w_shape", "stride", "planned"),
+    [
+        ((1, 128, 56, 56), (128, 128, 3, 3), 2, "winograd_f4"),
+        ((1, 512, 14, 14), (512, 512, 3, 3), 2, "winograd_f2"),  # F(4) would stream 85 MB of weights
+        ((1, 3, 224, 224), (64, 3, 7, 7), 2, "winograd_f4"),
+        ((1, 96, 27, 27), (192, 96, 5, 5), 1, "winograd_f4"),
+        ((1, 128, 17, 17), (128, 128, 1, 7), 1, "winograd_f4"),
+        ((1, 3, 224, 224), (32, 3, 3, 3), 2, "blocked"),
+    ],
+)
+def test_plans_choose_it_where_it_wins(shape, w_shape, stride, planned):
+    problem = make_problem(shape, w_shape, np.float32, stride=stride, padding=half(w_shape[2:]))
+    assert dispatch.chosen(problem, device.cpu_with(2), planned=True).name == f"numba_cpu.{planned}"

@@ -5,15 +5,18 @@ import pytest
 
 from convlib.kernels.numba_cpu.winograd_matrices import (
     ONE,
-    TAPS,
     ZERO,
+    Axis,
     Root2,
+    Tile,
+    amplification,
     filter_matrix,
     input_matrix,
     output_matrix,
 )
 
-TILES = (2, 4, 6)
+WINDOWS = [(taps, 1) for taps in range(1, 8)] + [(taps, 2) for taps in range(3, 8)] + [(5, 3), (11, 4)]
+AXES = [axis for m in (2, 4, 6) for taps, stride in WINDOWS if (axis := Axis(m, taps, stride)).points <= 10]
 
 
 def total(numbers):
@@ -23,20 +26,50 @@ def total(numbers):
     return result
 
 
-@pytest.mark.parametrize("m", TILES)
-def test_the_three_matrices_correlate_exactly(m):
+@pytest.mark.parametrize("axis", AXES, ids="{0.m} of {0.taps} by {0.stride}".format)
+def test_the_three_matrices_correlate_exactly(axis):
     """A^T [(G g) * (B^T d)] is bilinear, so it is the correlation if it is for every pair of unit vectors."""
-    A, G, B = output_matrix(m), filter_matrix(m), input_matrix(m)
-    for tap in range(TAPS):
-        for d in range(m + 2):
-            for j in range(m):
-                product = total(A[j][i] * G[i][tap] * B[i][d] for i in range(m + 2))
-                assert product == (ONE if d == j + tap else ZERO), (tap, d, j)
+    A = output_matrix(axis)
+    for phase in range(axis.phases):
+        G, B = filter_matrix(axis, phase), input_matrix(axis, phase)
+        taps, inputs = range(phase, axis.taps, axis.stride), range(phase, axis.span, axis.stride)
+        assert {len(row) for row in G} == {len(taps)}
+        assert {len(row) for row in B} == {len(inputs)}
+        for t, tap in enumerate(taps):
+            for i, d in enumerate(inputs):
+                for j in range(axis.m):
+                    product = total(A[j][n] * G[n][t] * B[n][i] for n in range(axis.points))
+                    assert product == (ONE if d == axis.stride * j + tap else ZERO), (tap, d, j)
+
+
+@pytest.mark.parametrize("axis", AXES, ids="{0.m} of {0.taps} by {0.stride}".format)
+def test_products_of_zeros_are_not_counted(axis):
+    rows = [row for phase in range(axis.phases) for row in filter_matrix(axis, phase)]
+    assert axis.products == sum(any(row) for row in rows)
+
+
+def test_a_stride_saves_less_than_none():
+    assert Tile(Axis(4, 3, 2), Axis(4, 3, 2)).products == 81
+    assert Tile(Axis(4, 7, 2), Axis(4, 7, 2)).products == 169
+    assert Tile(Axis(4, 5), Axis(4, 5)).products == 64
+    assert Tile(Axis(1, 1), Axis(4, 7)).products == 10
 
 
 def test_f2_is_the_one_of_lavin_and_gray_but_for_signs_and_scales():
-    A = np.array([[float(a) for a in row] for row in output_matrix(2)])
+    A = np.array([[float(a) for a in row] for row in output_matrix(Axis(2, 3))])
     np.testing.assert_array_equal(A, [[1, 1, 1, 0], [0, 1, -1, 1]])
+
+
+@pytest.mark.parametrize("axis", [Axis(2, 3), Axis(4, 3), Axis(4, 3, 2), Axis(4, 7, 2)], ids=str)
+def test_amplification_is_what_random_errors_of_the_products_become(axis):
+    random, m, samples = np.random.default_rng(0), axis.m, 20_000
+    errors = np.zeros((samples, m))
+    for phase in range(axis.phases):
+        G, B = (np.array([[float(c) for c in row] for row in f(axis, phase)]) for f in (filter_matrix, input_matrix))
+        g, d = random.standard_normal((samples, G.shape[1])), random.standard_normal((samples, B.shape[1]))
+        products = (g @ G.T) * (d @ B.T) * random.choice([-1, 1], (samples, axis.points))
+        errors += products @ np.array([[float(a) for a in row] for row in output_matrix(axis)]).T
+    assert np.mean(errors**2) / axis.taps == pytest.approx(amplification(axis), rel=0.05)
 
 
 def test_numbers_with_a_root_of_two_divide_exactly():
