@@ -58,9 +58,11 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
 - Points 0, +-sqrt(1/2), +-sqrt(2) halve F(4,3)'s error against 0, +-1, +-2.
 - A stride costs nothing but more planes of inputs: a row of pixels is put into lanes by whole vectors as well, 8
   columns of them instead of 4, and each phase takes its own. Against `blocked`, both planned: 3 x 3 / 2 on 128 x 56 x
-  56 1.4 times as fast, 256 x 28 x 28 (F2) 1.4, 512 x 14 x 14 (F2) 1.2; 7 x 7 / 2 on 3 x 224 x 224 1.9; 11 x 11 / 4
-  there 2.3; 5 x 5 / 2 2.7; 5 x 5 3.5 to 4; 4 x 4 3; 1 x 7 and 7 x 1 1.7 to 1.9; 3 x 1 and 1 x 3 1.5; 2 x 2 1.3.
-  With AVX2 the same within a tenth, but 512 x 14 x 14 (1.1).
+  56 1.4 times as fast, 256 x 28 x 28 (F2) 1.35, 512 x 14 x 14 (F2) 1.1; 7 x 7 / 2 on 3 x 224 x 224 1.8; 11 x 11 / 4
+  there 2.5; 5 x 5 / 2 2.7; 5 x 5 3.5 to 4; 4 x 4 3; 1 x 7 and 7 x 1 1.7 to 1.9; 3 x 1 and 1 x 3 1.5; 2 x 2 1.3.
+  With AVX2 the same within a tenth.
+- Of 3 channels, 3 x 3 / 2 on 224 x 224 took 1.4 times as long as `blocked`, 3 x 3 with 32 filters 1.35: the transforms
+  of outputs, which so few channels do not repay, while larger windows do.
 - Sums over the phases in one loop, not a loop for each: 3 channels of 7 x 7 / 2 are sums of 12.
 - F(6) of 3 x 3 / 2 (169 products for 36 outputs against 81 for 16) lost to F(4) everywhere: 0.51 against 0.43 ms on
   128 x 56 x 56, its tiles stick out of maps of 28, and the error trebles.
@@ -131,10 +133,11 @@ EFFICIENCY = 0.88  # of the core's multiply-adds
 INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
 WAITING_BYTES, BEYOND_ALL_CACHES = 16 << 20, 1.6  # and where V and M of all threads, waiting for other filters, are
 LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
-CACHED_WEIGHTS = 24 << 20  # U up to this size comes from the L3 cache
+CACHED_WEIGHTS = 28 << 20  # U up to this size comes from the L3 cache
 STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 16.0, 400.0  # U, from memory and from L3, beside the multiply
 FIRST_BYTES_PER_CYCLE = 50.0  # U, when it is read first
-MEMORY_BYTES_PER_CYCLE = 2.5  # x and y
+MEMORY_BYTES_PER_CYCLE = 2.5  # x and y, where no cache holds them
+FEW_CHANNELS = 4  # up to so many, y is most of the work, and x and y count wherever they are
 
 
 @dataclass(frozen=True)
@@ -350,7 +353,8 @@ def memory_cycles(problem, cut) -> float:
     """Of all threads: reading packed weights for the first time; and x and writing y, where no cache holds them."""
     numbers = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
     count, weights = numbers * problem.dtype.itemsize, problem.groups * cut.filter_group
-    pixels = count / MEMORY_BYTES_PER_CYCLE if count > PAST_CACHE_BYTES else 0.0
+    counts = count > PAST_CACHE_BYTES or problem.Cg <= FEW_CHANNELS
+    pixels = count / MEMORY_BYTES_PER_CYCLE if counts else 0.0
     return pixels if cut.filters_at else pixels + weights / FIRST_BYTES_PER_CYCLE
 
 
