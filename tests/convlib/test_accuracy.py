@@ -11,8 +11,8 @@ from convlib.problem import DTYPES, make_problem, named_dtype
 CPU_KERNELS = [name for name in dispatch.KERNELS if name.startswith("numba_cpu.")]
 
 
-def problem_of(dtype):
-    return make_problem((1, 70, 15, 14), (20, 70, 3, 3), dtype, padding=1)
+def problem_of(dtype, stride=1):
+    return make_problem((1, 70, 15, 14), (20, 70, 3, 3), dtype, padding=1, stride=stride)
 
 
 def serves(name, dtype):
@@ -20,7 +20,8 @@ def serves(name, dtype):
     return "forward" in kernel.passes and not kernel.why_not(problem_of(dtype), convlib.device.cpu())
 
 
-SERVED = [(name, dtype) for name in CPU_KERNELS for dtype in DTYPES if serves(name, dtype)]
+SERVED = [(name, dtype, 1) for name in CPU_KERNELS for dtype in DTYPES if serves(name, dtype)]
+STRIDED = [(f"numba_cpu.winograd_{tiles}", "float64", 2) for tiles in ("f2", "f4")]
 
 
 def data(problem, seed=0):
@@ -31,22 +32,22 @@ def data(problem, seed=0):
     return x.astype(problem.dtype), w.astype(problem.dtype)
 
 
-def by_long_doubles(x, w):
+def by_long_doubles(x, w, stride):
     """A 3 x 3 convolution with padding 1, to more digits than the reference, whose own rounding is float64's."""
     padded = np.pad(x.astype(np.longdouble), ((0, 0), (0, 0), (1, 1), (1, 1)))
     H, W = x.shape[2:]
-    taps = ((r, s) for r in range(3) for s in range(3))
+    taps = ((padded[:, :, r : r + H : stride, s : s + W : stride], r, s) for r in range(3) for s in range(3))
     w = w.astype(np.longdouble)
-    return sum(np.einsum("nchw,kc->nkhw", padded[:, :, r : r + H, s : s + W], w[:, :, r, s]) for r, s in taps)
+    return sum(np.einsum("nchw,kc->nkhw", pixels, w[:, :, r, s]) for pixels, r, s in taps)
 
 
-@pytest.mark.parametrize(("name", "dtype"), SERVED)
-def test_every_kernel_keeps_its_norm_relative_contract(name, dtype):
-    problem = problem_of(dtype)
+@pytest.mark.parametrize(("name", "dtype", "stride"), SERVED + STRIDED)
+def test_every_kernel_keeps_its_norm_relative_contract(name, dtype, stride):
+    problem = problem_of(dtype, stride)
     x, w = data(problem)
-    exact = by_long_doubles(x, w)
+    exact = by_long_doubles(x, w, stride)
     y = convlib.conv2d(
-        x, w, padding=1, backend="numba_cpu", algorithm=dispatch.algorithm_of(name), max_error=1.0
+        x, w, padding=1, stride=stride, backend="numba_cpu", algorithm=dispatch.algorithm_of(name), max_error=1.0
     ).astype(np.longdouble)
     error = np.linalg.norm(y - exact) / np.linalg.norm(exact)
     bound = accuracy.norm_relative(problem, dispatch.algorithm_of(name))
