@@ -106,12 +106,13 @@ def test_transforming_the_filters_where_they_are_used_changes_no_bit(other_cut, 
     np.testing.assert_array_equal(y, compute(threads=3, packed=False))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("to_layout", [(2, 3, 1, 0), (0, 2, 3, 1)], ids=["HWIO", "OHWI"])
-def test_where_the_weights_lie_changes_no_bit(to_layout):
-    x, w = normal(2, 37, 12, 14), weights(44, 37)
+def test_where_the_weights_lie_changes_no_bit(to_layout, stride):
+    x, w, convolve = normal(2, 37, 12, 14), weights(44, 37), partial(f4, padding=1, stride=stride)
     layout = "".join("OIHW"[axis] for axis in to_layout)
     there = np.ascontiguousarray(w.transpose(to_layout))
-    np.testing.assert_array_equal(f4(x, w, padding=1), f4(x, there, padding=1, weight_layout=layout))
+    np.testing.assert_array_equal(convolve(x, w), convolve(x, there, weight_layout=layout))
 
 
 def test_a_single_call_packs_first_where_many_threads_would_transform_the_same_filters():
