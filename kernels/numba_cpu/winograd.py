@@ -61,6 +61,7 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
   56 1.4 times as fast, 256 x 28 x 28 (F2) 1.35, 512 x 14 x 14 (F2) 1.1; 7 x 7 / 2 on 3 x 224 x 224 1.8; 11 x 11 / 4
   there 2.5; 5 x 5 / 2 2.7; 5 x 5 3.5 to 4; 4 x 4 3; 1 x 7 and 7 x 1 1.7 to 1.9; 3 x 1 and 1 x 3 1.5; 2 x 2 1.3.
   With AVX2 the same within a tenth.
+- Single calls of 3 x 3 / 2 on maps of 14 x 14, 64 to 1,024 channels, took 1.1 to 1.3 times as long as `blocked`.
 - Of 3 channels, 3 x 3 / 2 on 224 x 224 took 1.4 times as long as `blocked`, 3 x 3 with 32 filters 1.35: the transforms
   of outputs, which so few channels do not repay, while larger windows do.
 - Sums over the phases in one loop, not a loop for each: 3 channels of 7 x 7 / 2 are sums of 12.
@@ -133,9 +134,10 @@ EFFICIENCY = 0.88  # of the core's multiply-adds
 INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
 WAITING_BYTES, BEYOND_ALL_CACHES = 16 << 20, 1.6  # and where V and M of all threads, waiting for other filters, are
 LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
-CACHED_WEIGHTS = 28 << 20  # U up to this size comes from the L3 cache
+CACHED_WEIGHTS = 24 << 20  # U up to this size comes from the L3 cache
 STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 16.0, 400.0  # U, from memory and from L3, beside the multiply
 FIRST_BYTES_PER_CYCLE = 50.0  # U, when it is read first
+TAPS_BYTES_PER_CYCLE = 4.0  # w in a single call with a stride, whose smaller y repays its transforms less
 MEMORY_BYTES_PER_CYCLE = 2.5  # x and y, where no cache holds them
 FEW_CHANNELS = 4  # up to so many, y is most of the work, and x and y count wherever they are
 
@@ -350,12 +352,13 @@ def stream_cycles(problem, cut, weights) -> float:
 
 
 def memory_cycles(problem, cut) -> float:
-    """Of all threads: reading packed weights for the first time; and x and writing y, where no cache holds them."""
+    """Of all threads: reading weights for the first time; and x and writing y, where no cache holds them."""
     numbers = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
     count, weights = numbers * problem.dtype.itemsize, problem.groups * cut.filter_group
     counts = count > PAST_CACHE_BYTES or problem.Cg <= FEW_CHANNELS
     pixels = count / MEMORY_BYTES_PER_CYCLE if counts else 0.0
-    return pixels if cut.filters_at else pixels + weights / FIRST_BYTES_PER_CYCLE
+    taps = problem.K * problem.reduction * problem.dtype.itemsize if problem.stride != (1, 1) else 0
+    return pixels + (taps / TAPS_BYTES_PER_CYCLE if cut.filters_at else weights / FIRST_BYTES_PER_CYCLE)
 
 
 # ---- the kernel; winograd_f2.py, winograd_f4.py and winograd_f6.py give m ----
