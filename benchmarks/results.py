@@ -13,6 +13,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from convlib import layers
+from convlib.kernels.numba_cpu.winograd_matrices import tile_of
+
 from . import cases, engine
 from .ours import CONV2D, FAST_PLAN, PLAN, shown
 
@@ -107,7 +110,8 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-# How many multiplications of a direct convolution one of an algorithm's stands for; Winograd: (m r / (m + r - 1))^2.
+WINOGRAD_TILES = {"winograd_f2": 2, "winograd_f4": 4, "winograd_f6": 6}
+# How many multiplications of a direct convolution one of an algorithm's stands for, in 3x3 layers without a stride.
 MULTIPLICATIONS_SAVED = {
     "winograd_f2": 2.25,
     "winograd_fused": 2.25,
@@ -118,6 +122,17 @@ MULTIPLICATIONS_SAVED = {
 }
 
 
+def multiplications_saved(row: Row) -> float:
+    """How many multiplications of a direct convolution one of the row's kernel's stands for."""
+    algorithm = row.kernel.partition(".")[2]
+    known = layers.layers(row.suite) if row.suite in layers.networks() else ()
+    problem = next((layer.problem for layer in known if layer.name == row.case), None)
+    if problem is None or algorithm not in WINOGRAD_TILES:
+        return MULTIPLICATIONS_SAVED.get(algorithm, 1.0)
+    tile = tile_of(WINOGRAD_TILES[algorithm], problem)
+    return tile.rows.m * tile.columns.m * problem.R * problem.S / tile.products
+
+
 def share_of_peak(row: Row, settings: dict) -> float | None:
     """What a row's kernel really multiplied per second, over what all threads could at the measured peak of a core.
 
@@ -126,8 +141,7 @@ def share_of_peak(row: Row, settings: dict) -> float | None:
     peaks, algorithm = settings.get("peaks"), row.kernel.partition(".")[2]
     if not peaks or row.gflops is None or algorithm == "fft":
         return None
-    saved = MULTIPLICATIONS_SAVED.get(algorithm, 1.0)
-    return row.gflops / saved / (peaks["core_gflops"] * settings["threads"])
+    return row.gflops / multiplications_saved(row) / (peaks["core_gflops"] * settings["threads"])
 
 
 def classical_ceiling(results: Results, suite: str) -> tuple[float, int] | None:
@@ -145,10 +159,7 @@ def classical_ceiling(results: Results, suite: str) -> tuple[float, int] | None:
         if best is None or plan is None:
             continue
         times_peak = best.median_s * peak * 1e9 / (2 * best.macs)
-        if (
-            times_peak >= 1
-            and MULTIPLICATIONS_SAVED.get(plan.kernel.partition(".")[2], 1.0) <= MULTIPLICATIONS_SAVED["strassen"]
-        ):
+        if times_peak >= 1 and multiplications_saved(plan) <= MULTIPLICATIONS_SAVED["strassen"]:
             room.append(times_peak)
     return (geometric_mean(room), len(room)) if room else None
 

@@ -112,5 +112,8 @@ def test_the_share_of_peak_counts_what_winograd_really_multiplies():
     direct = row(case, PLAN, 1.0, kernel="numba_cpu.blocked", gflops=100.0)
     winograd = row(case, PLAN, 1.0, kernel="numba_cpu.winograd_f4", gflops=400.0)
     assert results.share_of_peak(direct, settings) == results.share_of_peak(winograd, settings) == 0.5
+    (strided,) = (case for case in cases.cases("resnet50") if case.name == "128x56x56-128-3x3/2")
+    winograd = row(strided, PLAN, 1.0, kernel="numba_cpu.winograd_f4", gflops=100.0 * 144 / 81)
+    assert results.share_of_peak(winograd, settings) == pytest.approx(0.5)
     assert results.share_of_peak(direct, {"threads": 2, "peaks": None}) is None
     assert results.share_of_peak(row(case, PLAN, 1.0, kernel="numba_cpu.fft", gflops=9.0), settings) is None
