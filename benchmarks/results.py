@@ -110,7 +110,7 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-WINOGRAD_TILES = {"winograd_f2": 2, "winograd_f4": 4, "winograd_f6": 6}
+WINOGRAD_TILES = {"numba_cpu.winograd_f2": 2, "numba_cpu.winograd_f4": 4, "numba_cpu.winograd_f6": 6}
 # How many multiplications of a direct convolution one of an algorithm's stands for, in 3x3 layers without a stride.
 MULTIPLICATIONS_SAVED = {
     "winograd_f2": 2.25,
@@ -127,9 +127,9 @@ def multiplications_saved(row: Row) -> float:
     algorithm = row.kernel.partition(".")[2]
     known = layers.layers(row.suite) if row.suite in layers.networks() else ()
     problem = next((layer.problem for layer in known if layer.name == row.case), None)
-    if problem is None or algorithm not in WINOGRAD_TILES:
+    if problem is None or row.kernel not in WINOGRAD_TILES:
         return MULTIPLICATIONS_SAVED.get(algorithm, 1.0)
-    tile = tile_of(WINOGRAD_TILES[algorithm], problem)
+    tile = tile_of(WINOGRAD_TILES[row.kernel], problem)
     return tile.rows.m * tile.columns.m * problem.R * problem.S / tile.products
 
 

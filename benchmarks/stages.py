@@ -23,9 +23,9 @@ from convlib.kernels.numba_cpu.threads import run_tasks
 from . import engine, ours
 from .candidate import Candidate
 from .cases import Case, operands
+from .results import WINOGRAD_TILES
 
 WINOGRAD_STAGES = {"input": "input_stage", "multiply": "multiply_stage", "output": "output_stage"}
-TILES = {"numba_cpu.winograd_f2": 2, "numba_cpu.winograd_f4": 4, "numba_cpu.winograd_f6": 6}
 POINTER = 8  # bytes
 
 
@@ -76,8 +76,8 @@ def kernel_calls(case: Case, name: str) -> dict:
         calls["pack"] = partial(kernel.pack, problem, place, w, weights)
         calls["pack"]()
     calls["run"] = partial(kernel.run, problem, place, x, weights, y, bias, workspace=workspace)
-    if name in TILES:
-        fields, loop, tasks = winograd.prepared(TILES[name], problem, place.threads)
+    if name in WINOGRAD_TILES:
+        fields, loop, tasks = winograd.prepared(WINOGRAD_TILES[name], problem, place.threads)
         for part, leaf in WINOGRAD_STAGES.items():
             record = pack_call(without(fields, leaf), x, weights, y, bias, None, workspace)
             calls[part] = partial(run_tasks, loop, record, tasks, place.threads)

@@ -29,20 +29,20 @@ def result_of(monkeypatch, name, part):
     return y
 
 
-@pytest.mark.parametrize("name", stages.TILES)
+@pytest.mark.parametrize("name", stages.WINOGRAD_TILES)
 def test_the_whole_run_is_the_convolution(monkeypatch, name):
     wanted = gate.exact(CASE, cases.operands(CASE))
     assert gate.norm_relative_error(result_of(monkeypatch, name, "run"), wanted) < 5e-6
 
 
 @pytest.mark.parametrize("part", ["input", "multiply"])
-@pytest.mark.parametrize("name", stages.TILES)
+@pytest.mark.parametrize("name", stages.WINOGRAD_TILES)
 def test_without_a_stage_before_the_last_only_the_bias_is_left(monkeypatch, name, part):
     bias = cases.operands(CASE).bias[:, None, None]
     np.testing.assert_array_equal(result_of(monkeypatch, name, part), np.broadcast_to(bias, PROBLEM.y_shape))
 
 
-@pytest.mark.parametrize("name", stages.TILES)
+@pytest.mark.parametrize("name", stages.WINOGRAD_TILES)
 def test_without_the_last_stage_nothing_is_written(monkeypatch, name):
     assert np.isnan(result_of(monkeypatch, name, "output")).all()
 
