@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import convlib
-from convlib import accuracy, dispatch, gradients
+from convlib import accuracy, dispatch, transposed
 from convlib.device import Device, cpu
 from convlib.input_grad_phases import phases
 
@@ -119,8 +119,8 @@ def kernels_of(problem, place: Place) -> list[str]:
     """What a gradient chooses: a kernel, or one for each phase of the stride, each named once."""
     if problem.pass_ != "input_grad":
         return [dispatch.choose(problem, place.device)]
-    choice = gradients.Choice("auto", "auto", accuracy.DEFAULT_MAX_ERROR, None)
-    whole = gradients.chosen_for_all(problem, (problem.P, problem.Q), place.device, choice)
+    choice = transposed.Choice("auto", "auto", accuracy.DEFAULT_MAX_ERROR, None)
+    whole = transposed.chosen_for_all(problem, (problem.P, problem.Q), place.device, choice)
     if whole is not None:
         return [whole.name]
     parts = [phase.problem for phase in phases(problem)]

@@ -17,7 +17,6 @@ Source of the operations: Chetlur et al., cuDNN: Efficient Primitives for Deep L
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +34,6 @@ TENSOR_CORE = ("always", "auto", "never")
 
 # CuPy began with 8 MiB. cuDNN can do everything without any workspace; our weight gradient on the CPU cannot.
 max_workspace_size = 1 << 30
-said: set[str] = set()
 
 
 def get_max_workspace_size() -> int:
@@ -78,10 +76,12 @@ def convolution_forward(
     dilation have. All NumPy or all CuPy, on one device, float16, float32 or float64. d_layout: CUDNN_TENSOR_NCHW, or
     CUDNN_TENSOR_NHWC for x (N, H, W, C) and y (N, P, Q, K); w_layout: CUDNN_TENSOR_NHWC for W (K, R, S, C / groups).
 
-    auto_tune: True is taken, and said once, by a RuntimeWarning, to measure nothing. tensor_core: "always" lets a GPU
-    multiply float32 in TF32, of 11 significant bits; float16 is multiplied on tensor cores whatever is asked for, and
-    summed in float32. Raises ValueError or TypeError, naming the argument, with y untouched, and UnsupportedError (a
-    RuntimeError, as CuPy raised) where the workspace is too small.
+    auto_tune: True measures, before the first call of its kind, the kernels that the workspace has room for, on random
+    numbers, and runs the fastest; the times are kept on disk, as `convlib.tune` keeps them. False takes the one
+    predicted to be the fastest. tensor_core: "always" lets a GPU multiply float32 in TF32, of 11 significant bits;
+    float16 is multiplied on tensor cores whatever is asked for, and summed in float32. Raises ValueError or TypeError,
+    naming the argument, with y untouched, and UnsupportedError (a RuntimeError, as CuPy raised) where the workspace is
+    too small, or where auto_tune would have to measure while a stream is captured.
 
     >>> import numpy as np
     >>> y = np.empty((1, 1, 2, 2), np.float32)
@@ -94,8 +94,7 @@ def convolution_forward(
     library = check_arrays("y", x=x, W=W, b=b, y=y)
     geometry = geometry_of(("x", x), ("W", W), ("y", y), ("W", "y"), pad, stride, dilation, groups, d_layout, w_layout)
     b = flat_bias(b, geometry.K)
-    say_what_is_not_done(auto_tune)
-    parameters = geometry.keywords | {"precision": precision_for(tensor_core, x.dtype)}
+    parameters = geometry.keywords | choice(auto_tune, tensor_core, x.dtype)
     convolve = partial(operations.conv2d, **parameters)
     if geometry.dimensions == 3:
         meeting = {t: [(o, d) for d, o in pairs] for t, pairs in geometry.meeting().items()}
@@ -140,8 +139,7 @@ def convolution_backward_data(
     library = check_arrays("y", W=W, x=x, b=b, y=y)
     geometry = geometry_of(("y", y), ("W", W), ("x", x), ("y", "y"), pad, stride, dilation, groups, d_layout, w_layout)
     b = flat_bias(b, geometry.C)
-    say_what_is_not_done(auto_tune)
-    parameters = geometry.keywords | {"precision": precision_for(tensor_core, x.dtype)}
+    parameters = geometry.keywords | choice(auto_tune, tensor_core, x.dtype)
     convolve = partial(gradients.conv_transpose2d, output_padding=geometry.output_padding, **parameters)
     if geometry.dimensions == 3:
         add_slices(library, y, x, W, b, geometry.meeting(), convolve)
@@ -182,8 +180,7 @@ def convolution_backward_filter(
     check_arrays("gW", x=x, gy=gy, gW=gW)
     blamed = ("gW", "gy")
     geometry = geometry_of(("x", x), ("gW", gW), ("gy", gy), blamed, pad, stride, dilation, groups, d_layout, w_layout)
-    say_what_is_not_done(auto_tune)
-    parameters = geometry.keywords | {"precision": precision_for(tensor_core, x.dtype)}
+    parameters = geometry.keywords | choice(auto_tune, tensor_core, x.dtype)
     differentiate = partial(gradients.conv2d_weight_grad, **parameters)
     if geometry.dimensions == 3:
         gradients_of_slices(x, gy, gW, geometry.meeting(), differentiate)
@@ -355,22 +352,11 @@ def flat_bias(b, count):
     return None if b is None else b.reshape(-1)
 
 
-def say_what_is_not_done(auto_tune):
-    if auto_tune:
-        say_once("auto_tune=True: no algorithm is measured; the one predicted to be fastest is taken")
-
-
-def precision_for(tensor_core, dtype):
-    """What conv2d's argument precision is to be."""
+def choice(auto_tune, tensor_core, dtype) -> dict[str, Any]:
+    """conv2d's keywords that say how its kernel is chosen."""
     if tensor_core not in TENSOR_CORE:
         raise ValueError(f"tensor_core: 'always', 'auto' or 'never' needed, got {shortened(tensor_core)}")
-    return "tf32" if tensor_core == "always" and dtype == "float32" else None
-
-
-def say_once(message):
-    if message not in said:
-        said.add(message)
-        warnings.warn(f"convlib.cupy_cudnn: {message}", RuntimeWarning, stacklevel=4)
+    return {"tune": bool(auto_tune), "precision": "tf32" if tensor_core == "always" and dtype == "float32" else None}
 
 
 def add_slices(library, target, source, W, b, meeting, convolve: Callable[..., Any]):

@@ -1,28 +1,22 @@
 """The gradients of conv2d, and conv_transpose2d, which is the input gradient with a name and a bias of its own.
 
-input gradient    forward problems on w with C and K exchanged, one per phase of the stride (input_grad_phases.py), or
-                  a kernel of the pass "input_grad", which takes all phases at once
+input gradient    a kernel of the pass "input_grad", or forward problems, one per phase of the stride (transposed.py)
 weight gradient   kernels of the pass "weight_grad": a reduction over all images and outputs
 bias gradient     the sum over images and outputs
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any
 
 from . import accuracy, arrays, dispatch
-from .device import Device
-from .errors import UnsupportedError
-from .input_grad_phases import phases
 from .operations import (
     FROM_LAYOUT,
     FROM_WEIGHT_LAYOUT,
     NUMPY_PAD,
     Call,
-    check_no_overlap,
+    check_flag,
     check_operands,
     check_padding_mode,
     check_shape,
@@ -30,12 +24,12 @@ from .operations import (
     logical,
     result_shape,
     run_kernel,
+    view_of_out,
     weights_view,
     with_padding_inside,
 )
 from .problem import (
     PADDING_MODES,
-    ConvProblem,
     check_choice,
     checked_dtype,
     checked_padding,
@@ -45,9 +39,7 @@ from .problem import (
     resolved_padding,
     same_padding,
 )
-
-MORE_BY_PHASE = 1.1  # on batches of 1x1 layers, where predictions are nearly equal and input_grad takes 0.7 to 1.04
-SCATTERED_BYTES = 16e9  # a second, as measured beside the CPU kernels' predictions
+from .transposed import Choice, Transposed, run_folded, run_transposed
 
 
 def conv2d_input_grad(
@@ -68,6 +60,7 @@ def conv2d_input_grad(
     precision: str | None = None,
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
+    tune: bool = False,
     out: Any = None,
 ) -> Any:
     """The gradient by x of conv2d(x, w, ...): what grad_y, the gradient by its result, becomes at its input.
@@ -86,6 +79,7 @@ def conv2d_input_grad(
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016, chapter 4.
     """
     check_choice("padding_mode", padding_mode, PADDING_MODES)
+    check_flag("tune", tune)
     library = arrays.library_of(grad_y, "grad_y")
     if arrays.is_complex(library, grad_y) or arrays.is_complex(library, w):
         from . import complex_numbers  # which needs this module
@@ -93,7 +87,8 @@ def conv2d_input_grad(
         return complex_numbers.conv2d_input_grad(
             grad_y, w, input_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
             weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, algorithm=algorithm,
-            backend=backend, precision=precision, max_error=max_error, workspace_limit=workspace_limit, out=out,
+            backend=backend, precision=precision, max_error=max_error, workspace_limit=workspace_limit,
+            tune=tune, out=out,
         )  # fmt: skip
     dtype = checked_dtype(library.dtype(grad_y, "grad_y"), "grad_y")
     check_operands(library, grad_y, dtype, "grad_y", w=w, out=out)
@@ -106,12 +101,10 @@ def conv2d_input_grad(
     check_shape("out", out, tuple(input_shape))
     channels_last = layout == "NCHW" and library.channels_last(grad_y)
     problem = replace(problem, layout="NHWC") if channels_last else problem
-    result, grad_x = allocated(library, grad_y, tuple(input_shape), out, channels_last)
     views = {"grad_y": library.view(grad_y, "grad_y"), "w": library.view(w, "w")}
-    if out is not None:
-        check_no_overlap(grad_x, views)
+    result, grad_x = result_and_view(library, grad_y, tuple(input_shape), out, views, channels_last)
     order = FROM_LAYOUT[layout]
-    choice = Choice(backend, algorithm, max_error, workspace_limit)
+    choice = Choice(backend, algorithm, max_error, workspace_limit, tune)
     transposed = Transposed(
         problem,
         device_for(library, grad_y, backend),
@@ -145,6 +138,7 @@ def conv2d_weight_grad(
     precision: str | None = None,
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
+    tune: bool = False,
     out: Any = None,
 ) -> Any:
     """The gradient by w of conv2d(x, w, ...): each tap's products of input and grad_y, summed over images and outputs.
@@ -161,6 +155,7 @@ def conv2d_weight_grad(
            [20., 24.]], dtype=float32)
     """
     check_choice("padding_mode", padding_mode, PADDING_MODES)
+    check_flag("tune", tune)
     library = arrays.library_of(x, "x")
     if arrays.is_complex(library, x) or arrays.is_complex(library, grad_y):
         from . import complex_numbers  # which needs this module
@@ -168,7 +163,8 @@ def conv2d_weight_grad(
         return complex_numbers.conv2d_weight_grad(
             x, grad_y, weight_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
             weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, algorithm=algorithm,
-            backend=backend, precision=precision, max_error=max_error, workspace_limit=workspace_limit, out=out,
+            backend=backend, precision=precision, max_error=max_error, workspace_limit=workspace_limit,
+            tune=tune, out=out,
         )  # fmt: skip
     dtype = checked_dtype(library.dtype(x, "x"))
     check_operands(library, x, dtype, grad_y=grad_y, out=out)
@@ -179,10 +175,8 @@ def conv2d_weight_grad(
     )  # fmt: skip
     check_shape("grad_y", grad_y, result_shape(problem, batched))
     check_shape("out", out, tuple(weight_shape))
-    result, grad_w = allocated(library, x, tuple(weight_shape), out)
     views = {"x": library.view(x, "x"), "grad_y": library.view(grad_y, "grad_y")}
-    if out is not None:
-        check_no_overlap(grad_w, views)
+    result, grad_w = result_and_view(library, x, tuple(weight_shape), out, views)
     device, stream, order = device_for(library, x, backend), library.stream(x), FROM_LAYOUT[layout]
     x_view, y_view = (logical(views[name], batched, order) for name in ("x", "grad_y"))
     grad_w = arrays.as_storage(weights_view(grad_w, weight_layout, flip_kernel))
@@ -190,7 +184,7 @@ def conv2d_weight_grad(
         check_padding_mode(problem, padding_mode)
         x_view = arrays.pad(x_view, problem.padding, NUMPY_PAD[padding_mode], layout, device, stream)
         problem = with_padding_inside(problem)
-    chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit)
+    chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit, tune=tune)
     if problem.N == 0:
         arrays.fill_zeros(grad_w, device, stream)
     else:
@@ -239,6 +233,7 @@ def conv_transpose2d(
     precision: str | None = None,
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
+    tune: bool = False,
     out: Any = None,
 ) -> Any:
     """Transposed convolution: y = activation(adjoint of conv2d(., w) at x + bias + residual).
@@ -258,6 +253,7 @@ def conv_transpose2d(
 
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016, chapter 4.
     """
+    check_flag("tune", tune)
     library = arrays.library_of(x, "x")
     if arrays.is_complex(library, x) or arrays.is_complex(library, w):
         from . import complex_numbers  # which needs this module
@@ -266,7 +262,7 @@ def conv_transpose2d(
             x, w, bias, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation,
             groups=groups, layout=layout, weight_layout=weight_layout, flip_kernel=flip_kernel, activation=activation,
             residual=residual, algorithm=algorithm, backend=backend, precision=precision, max_error=max_error,
-            workspace_limit=workspace_limit, out=out,
+            workspace_limit=workspace_limit, tune=tune, out=out,
         )  # fmt: skip
     dtype = checked_dtype(library.dtype(x, "x"))
     check_operands(library, x, dtype, w=w, bias=bias, residual=residual, out=out)
@@ -284,12 +280,10 @@ def conv_transpose2d(
     check_shape("bias", bias, (problem.C,))
     check_shape("residual", residual, shape)
     check_shape("out", out, shape)
-    result, y = allocated(library, x, shape, out, library.channels_last(x))
     views = {"x": library.view(x, "x"), "w": library.view(w, "w")}
     for name, array in (("bias", bias), ("residual", residual)):
         views[name] = None if array is None else library.view(array, name)
-    if out is not None:
-        check_no_overlap(y, views)
+    result, y = result_and_view(library, x, shape, out, views, library.channels_last(x))
     order = FROM_LAYOUT[layout]
     run_transposed(
         Transposed(
@@ -302,33 +296,9 @@ def conv_transpose2d(
             arrays.as_storage(views["bias"]),
             logical(views["residual"], batched, order),
         ),
-        Choice(backend, algorithm, max_error, workspace_limit),
+        Choice(backend, algorithm, max_error, workspace_limit, tune),
     )
     return library.finished(result)
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What the caller said about which kernel to take."""
-
-    backend: str
-    algorithm: str
-    max_error: float
-    workspace_limit: int | None
-
-
-@dataclass(slots=True)
-class Transposed:
-    """An input gradient: grad_y (N, K, P, Q), w (K, C / groups, R, S), grad_x and residual (N, C, H, W)."""
-
-    problem: ConvProblem
-    device: Device
-    stream: int | None
-    grad_y: Any
-    w: Any
-    grad_x: Any
-    bias: Any = None
-    residual: Any = None
 
 
 def checked_problem(x_shape, w_shape, dtype, layout, weight_layout, pass_, **parameters):
@@ -339,12 +309,11 @@ def checked_problem(x_shape, w_shape, dtype, layout, weight_layout, pass_, **par
     )  # fmt: skip
 
 
-def allocated(library, like, shape, out, channels_last=False):
-    """Where the result goes: the caller's `out` or new memory, with its view."""
+def result_and_view(library, like, shape, out, inputs, channels_last=False):
+    """Where the result goes, the caller's `out`, apart from the views of all inputs, or new memory; and its view."""
     if out is None:
         return library.result(like, shape, channels_last)
-    library.check_out(out)
-    return out, library.view(out, "out")
+    return out, view_of_out(library, out, inputs)
 
 
 def transposed_shape(x_shape, w_shape, layout, weight_layout, stride, padding, output_padding, dilation, groups):
@@ -391,119 +360,3 @@ def transposed_axis(size, window, stride, padding, extra, dilation, axis):
             f"{before + after + length - 1} in all possible, got {before + after}"
         )
     return length, (before, after)
-
-
-def run_transposed(call: Transposed, choice: Choice) -> None:
-    """An input gradient: through a kernel for all of it, or every phase through the forward kernel that suits it."""
-    if call.problem.N == 0:
-        return
-    whole = chosen_for_all(call.problem, tuple(call.grad_y.shape[2:]), call.device, choice)
-    if whole is not None:
-        operands = call.grad_y, call.w, call.grad_x, call.bias, call.residual
-        run_kernel(whole, Call(call.problem, call.device, call.stream, *operands))
-        return
-    for phase in phases(call.problem, tuple(call.grad_y.shape[2:])):
-        inputs = (slice(None), slice(None), *phase.inputs)
-        residual = None if call.residual is None else call.residual[inputs]
-        if phase.problem is None and call.bias is None and residual is None:  # every activation leaves zero as it is
-            arrays.fill_zeros(call.grad_x[inputs], call.device, call.stream)
-            continue
-        forward, source, weights = phase_operands(call, phase)
-        chosen = chosen_by(choice, forward, call.device)
-        grad_x = call.grad_x[inputs]
-        run_kernel(chosen, Call(forward, call.device, call.stream, source, weights, grad_x, call.bias, residual))
-
-
-def chosen_for_all(problem, outputs, device, choice):
-    """The kernel of the pass "input_grad" that takes all phases at once, asked for or predicted to be faster, or None.
-
-    outputs: the rows and columns of grad_y; where they are fewer than the problem's P and Q, no such kernel knows.
-    """
-    if choice.algorithm.endswith("input_grad"):
-        if outputs != (problem.P, problem.Q):
-            raise UnsupportedError(
-                f"algorithm={choice.algorithm!r}: {problem.P} x {problem.Q} outputs needed, got {outputs[0]} x "
-                f"{outputs[1]}: output_padding exceeds the stride"
-            )
-        return chosen_by(choice, problem, device)
-    if outputs != (problem.P, problem.Q) or not faster_than_phases(problem, device, choice):
-        return None
-    try:
-        return chosen_by(choice, problem, device)
-    except UnsupportedError:  # it is not believed on this GPU
-        return None
-
-
-@lru_cache(maxsize=1024)
-def faster_than_phases(problem, device, choice):
-    whole = fastest_seconds(choice, problem, device)
-    if whole == math.inf:
-        return False
-    parts = (phase.problem for phase in phases(problem))
-    by_phase = sum(fastest_seconds(choice, part, device) for part in parts if part is not None)
-    if device.kind == "cpu":
-        by_phase = MORE_BY_PHASE * by_phase + scattered_seconds(problem)
-    return whole < by_phase
-
-
-def scattered_seconds(problem):
-    """What phases take beyond a forward problem, on the CPU: w comes with its filters side by side, and in NCHW each
-    phase of a row of grad_x reads and writes its lines anew.
-    """
-    numbers = math.prod(problem.w_shape)
-    if problem.layout == "NCHW" and problem.stride[1] > 1:
-        numbers += math.prod(problem.stride) * math.prod(problem.x_shape)
-    return numbers * problem.dtype.itemsize / SCATTERED_BYTES
-
-
-def fastest_seconds(choice, problem, device):
-    possible = dispatch.possible(
-        problem, device, choice.backend, choice.algorithm, choice.max_error, choice.workspace_limit
-    )
-    return min((candidate.seconds for candidate in possible), default=math.inf)
-
-
-def chosen_by(choice, problem, device):
-    return dispatch.chosen(problem, device, choice.backend, choice.algorithm, choice.max_error, choice.workspace_limit)
-
-
-def phase_operands(call, phase):
-    """The forward problem of a phase and the views of grad_y and w that it convolves."""
-    if phase.problem is None:
-        return nothing(call, phase)
-    source = call.grad_y[(slice(None), slice(None), *phase.outputs)]
-    weights = exchanged(call.w[(slice(None), slice(None), *phase.taps)], call.problem.groups, call.device)
-    return phase.problem, source, arrays.flipped(weights, (2, 3))
-
-
-def nothing(call, phase):
-    """A 1 x 1 convolution of zeros, for inputs that no tap meets: what is left is activation(bias + residual)."""
-    problem = call.problem
-    rows, columns = (len(range(size)[part]) for size, part in zip((problem.H, problem.W), phase.inputs, strict=True))
-    forward = replace(
-        problem, C=problem.K, H=rows, W=columns, K=problem.C, R=1, S=1, stride=(1, 1), padding=((0, 0), (0, 0)),
-        dilation=(1, 1), pass_="forward",
-    )  # fmt: skip
-    zero = arrays.zero(call.grad_x.dtype, call.device, call.stream)
-    return forward, arrays.broadcast(zero, forward.x_shape), arrays.broadcast(zero, forward.w_shape)
-
-
-def exchanged(w, groups, device):
-    """w (K, C / groups, R, S) with inputs and outputs exchanged within each group: (C, K / groups, R, S).
-
-    A view, except for groups of several channels and several filters, whose elements no four strides can reach.
-    """
-    if groups == 1:
-        return w.transpose((1, 0, 2, 3))
-    grouped = arrays.split_first_axis(w, groups)
-    return arrays.joined_first_axes(grouped.transpose((0, 2, 1, 3, 4)), device)
-
-
-def run_folded(call: Transposed, padding_mode: str, choice: Choice) -> None:
-    """The input gradient through a padding that copies: what the padding receives is added to where it came from."""
-    problem = call.problem
-    check_padding_mode(problem, padding_mode)
-    inside = with_padding_inside(problem)
-    padded = arrays.empty_on(inside.x_shape, call.grad_x.dtype, call.device, call.stream)
-    run_transposed(replace(call, problem=inside, grad_x=padded), choice)
-    arrays.fold(call.grad_x, padded, problem.padding, NUMPY_PAD[padding_mode], problem.dtype, call.device, call.stream)

@@ -3,7 +3,8 @@
     {"device": {"name", "compute_capability", "driver"}, "threads": 2, "version": "0.1.0",
      "entries": {"ConvProblem(...)": {"numba_cpu.blocked": {"seconds": 0.00012, "digest": "..."}, ...}, ...}}
 
-The digest is of the kernel's files and compilers: a kernel that changed is measured again. Files lie in platformdirs'
+The digest is of the kernel's files and compilers: a kernel that changed is measured again. An input gradient made phase
+by phase is "numba_cpu.blocked + numba_cpu.direct", its kernels in their order. Files lie in platformdirs'
 cache folder of the user; json_file.py says how processes share them and what damage does.
 """
 
@@ -19,6 +20,7 @@ from . import dispatch
 from .device import Device
 from .json_file import Format, JsonFile
 from .problem import ConvProblem
+from .tuning import TOGETHER
 from .verification.records import file_name, identity
 from .verification.sources import digest
 
@@ -34,14 +36,24 @@ def of(problem: ConvProblem, place: Device, planned: bool) -> dict[str, float]:
     key = (place, key_of(problem, planned))
     if key not in known:
         entry = file_of(place).read()["entries"].get(key[1], {})
-        known[key] = {n: e["seconds"] for n, e in entry.items() if n in dispatch.KERNELS and e["digest"] == digest(n)}
+        known[key] = {n: e["seconds"] for n, e in entry.items() if listed(n) and e["digest"] == digest_of(n)}
     return known[key]
+
+
+def listed(name):
+    """Whether every kernel of `name`, which may be several, is one still."""
+    return all(part in dispatch.KERNELS for part in name.split(TOGETHER))
+
+
+def digest_of(name):
+    """Of every kernel of `name`."""
+    return "".join(digest(part) for part in dict.fromkeys(name.split(TOGETHER)))
 
 
 def keep(times: dict[str, float], problem: ConvProblem, place: Device, planned: bool) -> None:
     key = key_of(problem, planned)
     known[place, key] = times
-    entry = {name: {"seconds": seconds, "digest": digest(name)} for name, seconds in times.items()}
+    entry = {name: {"seconds": seconds, "digest": digest_of(name)} for name, seconds in times.items()}
     file_of(place).change(lambda content: content["entries"].update({key: entry}))
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from .operations import Call, check_flag, run_kernel
 from .problem import ConvProblem
 
 ROUNDS, BLOCK_SECONDS, MOST_CALLS = 7, 2e-3, 50
+TOGETHER = " + "
 FAR, SLOWER = 4.0, 1.5
 
 one_at_a_time = threading.RLock()
@@ -108,6 +110,35 @@ def fastest_first(names: list[str], problem: ConvProblem, place: Device, planned
     return sorted(names, key=lambda name: times.get(name, float("inf")))
 
 
+def fastest_way(
+    names: tuple[str, ...], calls: Callable[[], dict[str, Callable[[], None]]], problem: ConvProblem, place: Device
+) -> str:
+    """Which of several ways to one result takes the least time; measured now where need be.
+
+    names: of the kernels that each runs, `joined`; calls: makes what is measured, by these names.
+    """
+    from . import tuned_times  # which imports what `import convlib` should not
+
+    with one_at_a_time:
+        times = tuned_times.of(problem, place, False)
+        if any(name not in times for name in names):
+            times = times | in_turns(warmed_up(calls()), place)
+            tuned_times.keep(times, problem, place, False)
+    return min(names, key=times.get)
+
+
+def joined(names: Iterable[str]) -> str:
+    """What several kernels are together, in the order in which they run."""
+    return TOGETHER.join(names)
+
+
+def warmed_up(calls):
+    """The calls, each called once, so that its kernels are compiled."""
+    for call in calls.values():
+        call()
+    return calls
+
+
 def measurable(place):
     from . import trust
 
@@ -144,11 +175,15 @@ def worth_trying(names, problem, place, planned):
 
 
 def measured(names, problem, place, planned) -> dict[str, float]:
-    """The median seconds of a call of each kernel; of those that dropped out, what they took in their last round."""
-    calls = {name: prepared(name, problem, place, planned) for name in names}
+    """The median seconds of a call of each kernel."""
+    return in_turns(warmed_up({name: prepared(name, problem, place, planned) for name in names}), place)
+
+
+def in_turns(calls, place) -> dict[str, float]:
+    """The median seconds of each call; of those that dropped out, what they took in their last round."""
     counts = {name: calls_in_a_block(call, place) for name, call in calls.items()}
-    taken = {name: [] for name in names}
-    left = list(names)
+    taken = {name: [] for name in calls}
+    left = list(calls)
     for number in range(ROUNDS):
         for name in left:
             taken[name].append(block(calls[name], counts[name], place))
@@ -159,15 +194,10 @@ def measured(names, problem, place, planned) -> dict[str, float]:
 
 
 def prepared(name, problem, place, planned) -> Callable[[], None]:
-    """One call of a kernel on random numbers, called once already, so that it is compiled."""
+    """One call of a kernel on random numbers."""
     chosen = dispatch.as_chosen(name, problem, place, planned)
-    x, w, y = operands(problem, place)
-    bias = on_device(random(problem, (problem.K,)), place) if problem.has_bias else None
-    residual = operands(problem, place)[2] if problem.has_residual else None
-    call = Call(problem, place, None, x, w, y, bias, residual)
-    run = packed_before(chosen, call) if planned and place.kind == "cpu" else lambda: run_kernel(chosen, call)
-    run()
-    return run
+    call = Call(problem, place, None, *operands(problem, place), *additions(problem, place))
+    return packed_before(chosen, call) if planned and place.kind == "cpu" else partial(run_kernel, chosen, call)
 
 
 def packed_before(chosen, call):
@@ -183,14 +213,27 @@ def packed_before(chosen, call):
 
 
 def operands(problem, place):
-    """x, w and y in the problem's layout, as views in logical order."""
-    order = (0, 1, 2, 3) if problem.layout == "NCHW" else (0, 2, 3, 1)
-    back = np.argsort(order)
+    """A kernel's two operands and its result, images in the problem's layout, as views in logical order."""
+    weights = 2 if problem.pass_ == "weight_grad" else 1
+    return tuple(
+        on_device(random(problem, shape), place) if number == weights else image(problem, shape, place)
+        for number, shape in enumerate(problem.operand_shapes)
+    )
 
-    def image(shape):
-        return on_device(random(problem, tuple(shape[axis] for axis in order)), place).transpose(tuple(back))
 
-    return image(problem.x_shape), on_device(random(problem, problem.w_shape), place), image(problem.y_shape)
+def additions(problem, place):
+    """The bias and the residual of a kernel's result, None where the problem has none."""
+    shape = problem.operand_shapes[2]
+    bias = on_device(random(problem, shape[1:2]), place) if problem.has_bias else None
+    return bias, image(problem, shape, place) if problem.has_residual else None
+
+
+def image(problem, shape, place):
+    """(N, C, H, W), in memory as the problem's layout has it."""
+    N, C, H, W = shape
+    if problem.layout == "NCHW":
+        return on_device(random(problem, shape), place)
+    return on_device(random(problem, (N, H, W, C)), place).transpose((0, 3, 1, 2))
 
 
 def random(problem, shape):

@@ -6,7 +6,17 @@ from itertools import product
 import numpy as np
 import pytest
 
-from convlib import UnsupportedError, cupy_cudnn, dispatch, gradients, operations
+from convlib import (
+    UnsupportedError,
+    cupy_cudnn,
+    device,
+    dispatch,
+    gradients,
+    operations,
+    transposed,
+    tuned_times,
+    tuning,
+)  # fmt: skip
 from convlib.cupy_cudnn import (
     CUDNN_TENSOR_NHWC,
     convolution_backward_data,
@@ -29,8 +39,7 @@ IDS = ["plain", "dilated_groups", "stride", "wide_padding"]
 
 @pytest.fixture(autouse=True)
 def as_imported(monkeypatch):
-    """Every test finds nothing said yet and the workspace as it is unless set."""
-    monkeypatch.setattr(cupy_cudnn, "said", set())
+    """Every test finds the workspace as it is unless set."""
     monkeypatch.setattr(cupy_cudnn, "max_workspace_size", cupy_cudnn.max_workspace_size)
 
 
@@ -193,7 +202,6 @@ def check_close(got, wanted):
     assert np.abs(got - wanted).max() <= tolerance * max(1, np.abs(wanted).max())
 
 
-@pytest.mark.filterwarnings("ignore:convlib.cupy_cudnn. auto_tune:RuntimeWarning")
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
 @pytest.mark.parametrize("multi_channel", [False, True])
 @pytest.mark.parametrize("mode", ["full", "valid"])
@@ -288,20 +296,107 @@ def test_three_dimensions_take_as_many_slices_at_once_as_the_workspace_holds(cas
         convolution_backward_filter(x, gy, filled(W.shape), *rest, **BACKWARD)
 
 
-# What is not done is said once
+# auto_tune
 
 
-def test_what_is_not_done_is_said_once_and_what_is_meant_alike_not_at_all(recwarn):
-    x, W, gy, rest = problem(2, CASES[0])
-    for _ in range(2):
-        convolution_forward(x, W, None, gy, *rest, auto_tune=False, tensor_core="never")
-        convolution_backward_filter(x, gy, filled(W.shape), *rest, **BACKWARD | {"deterministic": True})
+@pytest.fixture
+def measurements(monkeypatch, tmp_path):
+    """Made-up times, in which the last kernel by name is the fastest; and the passes and kernels that were measured."""
+    asked = []
+
+    def in_turns(calls, place):
+        asked.append(tuple(calls))
+        return {name: float(number) for number, name in enumerate(sorted(calls, reverse=True))}
+
+    monkeypatch.setattr(tuned_times, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(tuning, "in_turns", in_turns)
+    monkeypatch.setattr(tuning, "FAR", 1e9)
+    monkeypatch.setattr(
+        dispatch, "KERNELS", ("numba_cpu.direct", "numba_cpu.blocked", "numba_cpu.input_grad", "numba_cpu.weight_grad")
+    )
+    forget()
+    yield asked
+    forget()
+
+
+def forget():
+    """As in a new process."""
+    tuned_times.known.clear()
+    for cached in (
+        tuned_times.file_of, dispatch.algorithms, dispatch.candidates, dispatch.settled_choice,
+        operations.settled_before, transposed.faster_than_phases,
+    ):  # fmt: skip
+        cached.cache_clear()
+
+
+def all_three(auto_tune, dimensions=2, case=CASES[2]):
+    x, W, gy, rest = problem(dimensions, case)
+    y, gx, gW = filled(gy.shape), filled(x.shape), filled(W.shape)
+    convolution_forward(x, W, None, y, *rest, **FORWARD | {"auto_tune": auto_tune})
+    convolution_backward_data(W, gy, None, gx, *rest, **BACKWARD | {"auto_tune": auto_tune})
+    convolution_backward_filter(x, gy, gW, *rest, **BACKWARD | {"auto_tune": auto_tune})
+    np.testing.assert_array_equal(y, defined(x, W, *rest))
+    np.testing.assert_array_equal(gx, defined_data(gy, W, x.shape, *rest))
+    np.testing.assert_array_equal(gW, defined_filter(x, gy, W.shape, *rest))
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_auto_tune_measures_once_and_other_processes_know(measurements, dimensions, recwarn):
+    all_three(False, dimensions)
+    assert not measurements
+    all_three(True, dimensions)
+    found = len(measurements)
+    kernels = {name for names in measurements for way in names for name in way.split(" + ")}
+    at_once = {"numba_cpu.input_grad"} if dimensions < 3 else set()  # it adds no residual, which sums slices
+    assert kernels == {"numba_cpu.direct", "numba_cpu.blocked", "numba_cpu.weight_grad"} | at_once
+    all_three(True, dimensions)
+    forget()
+    all_three(True, dimensions)
+    assert len(measurements) == found
     assert not recwarn
-    for _ in range(2):
-        convolution_forward(x, W, None, gy, *rest, auto_tune=True, tensor_core="always")
-        convolution_backward_filter(x, gy, filled(W.shape), *rest, **BACKWARD | {"auto_tune": True})
-    assert [str(warning.message).partition(": ")[2].partition(":")[0] for warning in recwarn] == ["auto_tune=True"]
-    assert {warning.filename for warning in recwarn} == {__file__}
+
+
+def test_what_was_measured_runs(measurements, monkeypatch):
+    ran, run_on_cpu = [], operations.run_on_cpu
+    monkeypatch.setattr(
+        operations, "run_on_cpu", lambda chosen, call: (ran.append(chosen.name), run_on_cpu(chosen, call))
+    )
+    all_three(True)
+    ran.clear()
+    all_three(True)
+    assert ran == ["numba_cpu.direct", "numba_cpu.input_grad", "numba_cpu.weight_grad"]
+    monkeypatch.setattr(tuning, "in_turns", lambda calls, place: {name: -len(name) for name in calls})
+    tuned_times.file_of(device.cpu()).path.unlink()
+    forget()
+    all_three(True)
+    ran.clear()
+    all_three(True)
+    assert ran == ["numba_cpu.blocked", *["numba_cpu.blocked"] * 4, "numba_cpu.weight_grad"], "a stride of 2: 4 phases"
+
+
+def test_only_what_the_workspace_has_room_for_is_measured(measurements):
+    x, W, gy, rest = problem(2, CASES[0])
+    cupy_cudnn.set_max_workspace_size(0)
+    convolution_forward(x, W, None, filled(gy.shape), *rest, **FORWARD | {"auto_tune": True})
+    assert measurements == [("numba_cpu.direct",)]
+
+
+def test_the_kernels_of_every_pass_are_measured_on_what_they_take(measurements, monkeypatch):
+    """In turns, as they are: the calls are made, and each writes all of its result."""
+    monkeypatch.setattr(tuning, "in_turns", lambda calls, place: {name: seconds(call) for name, call in calls.items()})
+    monkeypatch.setattr(tuning, "random", lambda problem, shape: np.full(shape, np.nan, problem.dtype))
+    results = []
+
+    def seconds(call):
+        y = call.args[-1].y if hasattr(call.args[-1], "y") else call.args[0].grad_x
+        y[...] = 7
+        call()
+        results.append(np.isnan(y).all())
+        return 1.0
+
+    all_three(True)
+    assert len(results) > len(dispatch.KERNELS)
+    assert all(results)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, device, gradients
+from convlib import accuracy, device, transposed
 from convlib.input_grad_phases import phases
 from convlib.kernels import reference
 from convlib.problem import make_problem
@@ -180,12 +180,12 @@ def test_bias_grad_sums_everything_but_the_channels(layout, dtype):
 
 
 GPU = device.emulator_of(80)
-ANY = gradients.Choice("cupy_raw", "auto", accuracy.DEFAULT_MAX_ERROR, None)
+ANY = transposed.Choice("cupy_raw", "auto", accuracy.DEFAULT_MAX_ERROR, None)
 STRIDED = make_problem((8, 96, 56, 56), (96, 1, 3, 3), "float32", stride=2, padding=1, groups=96, pass_="input_grad")
 
 
 def taken(problem, choice=ANY, place=GPU, outputs=None):
-    chosen = gradients.chosen_for_all(problem, outputs or (problem.P, problem.Q), place, choice)
+    chosen = transposed.chosen_for_all(problem, outputs or (problem.P, problem.Q), place, choice)
     return chosen and chosen.name
 
 
@@ -235,15 +235,15 @@ def test_one_kernel_or_phases_as_predicted(name):
     N, C, H, W = x
     shape = (N, H, W, C) if keywords.get("layout") == "NHWC" else x
     problem = make_problem(shape, w, np.float32, pass_="input_grad", **keywords)
-    choice = gradients.Choice("auto", "auto", accuracy.DEFAULT_MAX_ERROR, None)
-    chosen = gradients.chosen_for_all(problem, (problem.P, problem.Q), device.Device("cpu", threads=2), choice)
+    choice = transposed.Choice("auto", "auto", accuracy.DEFAULT_MAX_ERROR, None)
+    chosen = transposed.chosen_for_all(problem, (problem.P, problem.Q), device.Device("cpu", threads=2), choice)
     assert (chosen and chosen.name) == ("numba_cpu.input_grad" if whole else None)
 
 
 def test_a_forward_kernel_asked_for_makes_every_phase():
     problem = make_problem((2, 16, 14, 14), (16, 16, 3, 3), np.float32, pass_="input_grad", stride=2, padding=1)
-    choice = gradients.Choice("auto", "blocked", accuracy.DEFAULT_MAX_ERROR, None)
-    assert gradients.chosen_for_all(problem, (7, 7), device.Device("cpu", threads=2), choice) is None
+    choice = transposed.Choice("auto", "blocked", accuracy.DEFAULT_MAX_ERROR, None)
+    assert transposed.chosen_for_all(problem, (7, 7), device.Device("cpu", threads=2), choice) is None
 
 
 def test_what_the_kernel_of_input_gradients_cannot_do_is_said():

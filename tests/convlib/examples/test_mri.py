@@ -11,8 +11,6 @@ pytest.importorskip("sigpy", reason="sigpy is not installed (extra examples)")
 from convlib import cupy_cudnn
 from convlib.examples import mri
 
-pytestmark = pytest.mark.filterwarnings("ignore:convlib.cupy_cudnn. auto_tune:RuntimeWarning")
-
 
 def run(tmp_path, *arguments):
     return CliRunner().invoke(mri.main, ["--output", str(tmp_path / "mri"), "--size", "64", "--coils", "4", *arguments])

@@ -1,0 +1,196 @@
+"""An input gradient, or a transposed convolution, run: by one kernel for all of it, or phase by phase.
+
+A kernel of the pass "input_grad" takes all phases of the stride at once. Else each phase is a forward problem
+(input_grad_phases.py), on views of grad_y, w and grad_x, for whichever forward kernel suits it. Which of the two is
+predicted, and measured where the caller asks for that.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+from . import arrays, dispatch
+from .device import Device
+from .errors import UnsupportedError
+from .input_grad_phases import phases
+from .operations import NUMPY_PAD, Call, check_padding_mode, run_kernel, with_padding_inside
+from .problem import ConvProblem
+
+MORE_BY_PHASE = 1.1  # on batches of 1x1 layers, where predictions are nearly equal and input_grad takes 0.7 to 1.04
+SCATTERED_BYTES = 16e9  # a second, as measured beside the CPU kernels' predictions
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the caller said about which kernel to take."""
+
+    backend: str
+    algorithm: str
+    max_error: float
+    workspace_limit: int | None
+    tune: bool = False
+
+
+@dataclass(slots=True)
+class Transposed:
+    """An input gradient: grad_y (N, K, P, Q), w (K, C / groups, R, S), grad_x and residual (N, C, H, W)."""
+
+    problem: ConvProblem
+    device: Device
+    stream: int | None
+    grad_y: Any
+    w: Any
+    grad_x: Any
+    bias: Any = None
+    residual: Any = None
+
+
+def run_transposed(call: Transposed, choice: Choice) -> None:
+    """An input gradient: through a kernel for all of it, or every phase through the forward kernel that suits it."""
+    if call.problem.N == 0:
+        return
+    whole = chosen_for_all(call.problem, tuple(call.grad_y.shape[2:]), call.device, choice)
+    if whole is None:
+        run_by_phase(call, choice)
+    else:
+        run_whole(call, whole)
+
+
+def run_whole(call, chosen):
+    operands = call.grad_y, call.w, call.grad_x, call.bias, call.residual
+    run_kernel(chosen, Call(call.problem, call.device, call.stream, *operands))
+
+
+def run_by_phase(call, choice):
+    for phase in phases(call.problem, tuple(call.grad_y.shape[2:])):
+        inputs = (slice(None), slice(None), *phase.inputs)
+        residual = None if call.residual is None else call.residual[inputs]
+        if phase.problem is None and call.bias is None and residual is None:  # every activation leaves zero as it is
+            arrays.fill_zeros(call.grad_x[inputs], call.device, call.stream)
+            continue
+        forward, source, weights = phase_operands(call, phase)
+        chosen = chosen_by(choice, forward, call.device)
+        grad_x = call.grad_x[inputs]
+        run_kernel(chosen, Call(forward, call.device, call.stream, source, weights, grad_x, call.bias, residual))
+
+
+def chosen_for_all(problem, outputs, device, choice):
+    """The kernel of the pass "input_grad" that takes all phases at once, asked for or predicted to be faster, or None.
+
+    outputs: the rows and columns of grad_y; where they are fewer than the problem's P and Q, no such kernel knows.
+    """
+    if choice.algorithm.endswith("input_grad"):
+        if outputs != (problem.P, problem.Q):
+            raise UnsupportedError(
+                f"algorithm={choice.algorithm!r}: {problem.P} x {problem.Q} outputs needed, got {outputs[0]} x "
+                f"{outputs[1]}: output_padding exceeds the stride"
+            )
+        return chosen_by(choice, problem, device)
+    if outputs != (problem.P, problem.Q):
+        return None
+    try:
+        return chosen_by(choice, problem, device) if faster_than_phases(problem, device, choice) else None
+    except UnsupportedError:  # it is not believed on this GPU
+        return None
+
+
+@lru_cache(maxsize=1024)
+def faster_than_phases(problem, device, choice):
+    whole = fastest_seconds(choice, problem, device)
+    if whole == math.inf:
+        return False
+    by_phase = sum(fastest_seconds(choice, part, device) for part in phase_problems(problem))
+    if device.kind == "cpu":
+        by_phase = MORE_BY_PHASE * by_phase + scattered_seconds(problem)
+    return measured_faster(problem, device, choice, whole, by_phase) if choice.tune else whole < by_phase
+
+
+def phase_problems(problem):
+    return [phase.problem for phase in phases(problem) if phase.problem is not None]
+
+
+def measured_faster(problem, device, choice, *predicted):
+    """Whether the fastest kernel for all phases takes less time than each phase through the fastest kernel for it.
+
+    predicted: the seconds of either; far apart they count as they are.
+    """
+    from . import tuning  # which needs this module
+
+    if max(predicted) > tuning.FAR * min(predicted):
+        return predicted[0] < predicted[1]
+    whole = chosen_by(choice, problem, device)
+    by_phase = tuning.joined(chosen_by(choice, part, device).name for part in phase_problems(problem))
+
+    def calls():
+        call = Transposed(problem, device, None, *tuning.operands(problem, device), *tuning.additions(problem, device))
+        return {whole.name: partial(run_whole, call, whole), by_phase: partial(run_by_phase, call, choice)}
+
+    return tuning.fastest_way((whole.name, by_phase), calls, problem, device) == whole.name
+
+
+def scattered_seconds(problem):
+    """What phases take beyond a forward problem, on the CPU: w comes with its filters side by side, and in NCHW each
+    phase of a row of grad_x reads and writes its lines anew.
+    """
+    numbers = math.prod(problem.w_shape)
+    if problem.layout == "NCHW" and problem.stride[1] > 1:
+        numbers += math.prod(problem.stride) * math.prod(problem.x_shape)
+    return numbers * problem.dtype.itemsize / SCATTERED_BYTES
+
+
+def fastest_seconds(choice, problem, device):
+    possible = dispatch.possible(
+        problem, device, choice.backend, choice.algorithm, choice.max_error, choice.workspace_limit
+    )
+    return min((candidate.seconds for candidate in possible), default=math.inf)
+
+
+def chosen_by(choice, problem, device):
+    return dispatch.chosen(
+        problem, device, choice.backend, choice.algorithm, choice.max_error, choice.workspace_limit, tune=choice.tune
+    )
+
+
+def phase_operands(call, phase):
+    """The forward problem of a phase and the views of grad_y and w that it convolves."""
+    if phase.problem is None:
+        return nothing(call, phase)
+    source = call.grad_y[(slice(None), slice(None), *phase.outputs)]
+    weights = exchanged(call.w[(slice(None), slice(None), *phase.taps)], call.problem.groups, call.device)
+    return phase.problem, source, arrays.flipped(weights, (2, 3))
+
+
+def nothing(call, phase):
+    """A 1 x 1 convolution of zeros, for inputs that no tap meets: what is left is activation(bias + residual)."""
+    problem = call.problem
+    rows, columns = (len(range(size)[part]) for size, part in zip((problem.H, problem.W), phase.inputs, strict=True))
+    forward = replace(
+        problem, C=problem.K, H=rows, W=columns, K=problem.C, R=1, S=1, stride=(1, 1), padding=((0, 0), (0, 0)),
+        dilation=(1, 1), pass_="forward",
+    )  # fmt: skip
+    zero = arrays.zero(call.grad_x.dtype, call.device, call.stream)
+    return forward, arrays.broadcast(zero, forward.x_shape), arrays.broadcast(zero, forward.w_shape)
+
+
+def exchanged(w, groups, device):
+    """w (K, C / groups, R, S) with inputs and outputs exchanged within each group: (C, K / groups, R, S).
+
+    A view, except for groups of several channels and several filters, whose elements no four strides can reach.
+    """
+    if groups == 1:
+        return w.transpose((1, 0, 2, 3))
+    grouped = arrays.split_first_axis(w, groups)
+    return arrays.joined_first_axes(grouped.transpose((0, 2, 1, 3, 4)), device)
+
+
+def run_folded(call: Transposed, padding_mode: str, choice: Choice) -> None:
+    """The input gradient through a padding that copies: what the padding receives is added to where it came from."""
+    problem = call.problem
+    check_padding_mode(problem, padding_mode)
+    inside = with_padding_inside(problem)
+    padded = arrays.empty_on(inside.x_shape, call.grad_x.dtype, call.device, call.stream)
+    run_transposed(replace(call, problem=inside, grad_x=padded), choice)
+    arrays.fold(call.grad_x, padded, problem.padding, NUMPY_PAD[padding_mode], problem.dtype, call.device, call.stream)
