@@ -1,13 +1,16 @@
 """Run compiled GPU kernels on a CPU, checked harder than a GPU would check them, and count what they do.
 
     parser.py        PTX text to instructions
-    opcodes.py       the table of instructions: what is known, and how each is bound
+    opcodes/         the table of instructions: what is known, and how each is bound
+    dtypes.py        what NumPy has for the types of PTX
     arithmetic.py    what they compute, with the GPU's rounding
     tensor_cores.py  what mma computes: which lane holds which element, and the product
     machine.py       executing a launch: lanes, masks, divergence, barriers
+    registers.py     what operands stand for: arrays of registers, constants, addresses
+    accesses.py      every access of memory, checked, counted and carried out
     memory.py        buffers with red zones, shared and local memory
     copies.py        cp.async: copies in flight, which arrive when they are waited for
-    checks.py        bounds, alignment, initialisation and races of every access
+    checks.py        bounds, alignment, initialisation and races: the loops over lanes
     counters.py      instructions, bank conflicts, sectors, bytes
     arguments.py     from arrays and scalars to the kernel's parameters
     faults.py        faults and reports
@@ -30,8 +33,7 @@ from . import arguments, checks, parser
 from .faults import EmulationError, Fault, Report
 from .machine import Machine
 from .memory import GLOBAL_BASE, GlobalMemory, Tracked
-from .opcodes import Refused
-from .parser import PtxError
+from .parser import PtxError, Refused
 
 __all__ = ["EmulationError", "Fault", "PtxError", "Refused", "Report", "Watch", "launch", "launch_kernel", "watching"]
 

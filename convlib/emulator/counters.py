@@ -23,6 +23,12 @@ from numba import njit
 
 SECTOR = 32
 
+# The units that instructions are counted under
+FMA, FLOAT, DOUBLE, INTEGER, SPECIAL = "fma", "float", "double", "integer", "special function"
+CONVERT, COMPARE, MOVE, CONTROL, BARRIER, WARP = "convert", "compare", "move", "control", "barrier", "warp"
+GLOBAL, SHARED, LOCAL, PARAMETER, ATOMIC = "global", "shared", "local", "parameter", "atomic"
+MMA, LDMATRIX, COPY = "mma", "ldmatrix", "copy"
+
 
 @njit(cache=True)
 def shared_wavefronts(address, active, size):

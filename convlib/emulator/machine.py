@@ -26,23 +26,15 @@ import numpy as np
 
 from . import checks, counters, opcodes, tensor_cores
 from .copies import Copies
-from .faults import KINDS, Fault, Report
-from .memory import LOCAL_WINDOW, SHARED_RED_ZONE, SHARED_WINDOW, WINDOW_SIZE, Space, gather, scatter, up_to
-from .parser import SIZES, Address, Immediate, Instruction, PtxError, Register, Symbol
+from .dtypes import BITS, DTYPES
+from .faults import Fault, Report
+from .memory import SHARED_RED_ZONE, Space, up_to
+from .opcodes import parts, warps
+from .parser import SIZES, Instruction, PtxError, Register
 
 LANES_PER_BATCH = 8_192
 MOST_FAULTS = 50
 MOST_SEGMENTS = 20_000_000
-
-DTYPES = {
-    "pred": np.dtype(bool), "b8": np.dtype(np.uint8), "u8": np.dtype(np.uint8), "s8": np.dtype(np.int8),
-    "b16": np.dtype(np.uint16), "u16": np.dtype(np.uint16), "s16": np.dtype(np.int16), "f16": np.dtype(np.uint16),
-    "bf16": np.dtype(np.uint16), "b32": np.dtype(np.uint32), "u32": np.dtype(np.uint32), "s32": np.dtype(np.int32),
-    "f32": np.dtype(np.float32), "tf32": np.dtype(np.uint32), "f16x2": np.dtype(np.uint32),
-    "bf16x2": np.dtype(np.uint32),
-    "b64": np.dtype(np.uint64), "u64": np.dtype(np.uint64), "s64": np.dtype(np.int64), "f64": np.dtype(np.float64),
-}  # fmt: skip
-BITS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
 
 
 @dataclass(slots=True)
@@ -119,7 +111,7 @@ class Machine:
         self.ctaid = tuple(np.zeros(self.lanes, np.uint32) for _ in range(3))
         self.block_index = np.zeros(self.slots, np.int64)
         self.clock = np.ones(self.lanes, np.int32)
-        partial = self.checked and any(opcodes.orders_warps(i, self.threads) for i in self.function.instructions)
+        partial = self.checked and any(warps.orders_warps(i, self.threads) for i in self.function.instructions)
         self.known = np.zeros((self.lanes, self.width) if partial else (0, 0), np.int32)
         self.phase = np.zeros(self.slots, np.int32)
         self.phase_block = np.zeros(1024, np.int64)
@@ -216,101 +208,6 @@ class Machine:
     def error(self, instruction, message):
         text = self.module.text[instruction.line - 1].strip()
         return PtxError(f"PTX line {instruction.line}: {message}: {text}")
-
-    # Operands
-
-    def source(self, instruction, operand, type_):
-        """An operand as an array (or a scalar) of `type_`; a register that is wider gives its low part."""
-        dtype = DTYPES[type_]
-        if isinstance(operand, Immediate):
-            return self.constant(instruction, operand, type_)
-        if isinstance(operand, Symbol):
-            return (
-                np.asarray(self.address_of(instruction, operand), np.uint64)
-                .astype(BITS[dtype.itemsize])
-                .view(dtype)[()]
-            )
-        if not isinstance(operand, Register):
-            raise self.error(instruction, f"operand {operand} is not known here")
-        if operand.name in self.registers:
-            register = self.registers[operand.name]
-        else:
-            register = np.asarray(self.special(instruction, operand.name))
-        if (register.dtype == bool) != (type_ == "pred") or register.itemsize < dtype.itemsize:
-            raise self.error(instruction, f"{operand.name} cannot be read as .{type_}")
-        if register.itemsize == dtype.itemsize:
-            return register.view(dtype)
-        if register.ndim == 0:
-            return register.astype(BITS[dtype.itemsize]).view(dtype)[()]
-        return register.view(BITS[dtype.itemsize])[:: register.itemsize // dtype.itemsize].view(dtype)
-
-    def constant(self, instruction, operand, type_):
-        if type_ == "pred":
-            return np.bool_(operand.bits)
-        dtype = DTYPES[type_]
-        if operand.kind != "int" and SIZES[operand.kind] != dtype.itemsize:
-            raise self.error(instruction, f"a constant of type {operand.kind} cannot be read as .{type_}")
-        bits = operand.bits % (1 << 8 * dtype.itemsize)
-        return np.array(bits, BITS[dtype.itemsize]).view(dtype)[()]
-
-    def target(self, instruction, operand, dtype):
-        """Where a result of `dtype` goes: the register's array, seen as that kind of number in the register's width."""
-        if isinstance(operand, Register) and operand.name == "_":
-            return np.zeros(self.lanes, dtype)
-        register = self.registers.get(operand.name) if isinstance(operand, Register) else None
-        if register is None:
-            raise self.error(instruction, f"{operand} cannot be written")
-        if np.dtype(bool) in (dtype, register.dtype):
-            if dtype != register.dtype:
-                raise self.error(instruction, f"{operand.name} cannot take this result")
-            return register
-        if register.itemsize < dtype.itemsize:
-            raise self.error(instruction, f"{operand.name} is too narrow for this result")
-        if register.itemsize == dtype.itemsize:
-            return register.view(dtype)
-        if dtype.kind == "f":
-            raise self.error(instruction, f"{operand.name} is too wide for this result")
-        return register.view(np.dtype(f"{dtype.kind}{register.itemsize}"))
-
-    def address_of(self, instruction, symbol):
-        if symbol.name not in self.symbols:
-            raise self.error(instruction, f"{symbol.name} is not a variable this kernel can reach")
-        return self.symbols[symbol.name] + symbol.offset
-
-    def address(self, instruction, operand: Address):
-        """A function that gives the lanes' addresses as int64."""
-        if not isinstance(operand, Address):
-            raise self.error(instruction, f"an address is needed, not {operand}")
-        if operand.base is None or isinstance(operand.base, Symbol):
-            start = 0 if operand.base is None else self.address_of(instruction, operand.base)
-            fixed = np.full(self.lanes, start + operand.offset, np.int64)
-            return lambda: fixed
-        register = self.registers[operand.base.name]
-        if register.itemsize == 8:
-            register = register.view(np.int64)
-        offset = np.int64(operand.offset)
-        if register.itemsize == 4:
-            return lambda: (register + offset) & np.int64(0xFFFFFFFF)
-        return (lambda: register + offset) if operand.offset else (lambda: register)
-
-    def special(self, instruction, name):
-        """A special register's value: a scalar, or an array that follows the batch."""
-        axis = "xyz".find(name[-1]) if name[-2:-1] == "." else -1
-        values = {"%tid": self.tid, "%ctaid": self.ctaid, "%ntid": self.block, "%nctaid": self.grid}
-        if axis >= 0 and name[:-2] in values:
-            value = values[name[:-2]][axis]
-            return value if isinstance(value, np.ndarray) else np.uint32(value)
-        lane = (self.thread % 32).astype(np.uint32)
-        bit = np.uint32(1) << lane
-        known = {
-            "%laneid": lane, "%warpid": (self.thread // 32).astype(np.uint32), "%lanemask_eq": bit,
-            "%lanemask_lt": bit - np.uint32(1), "%lanemask_le": bit | bit - np.uint32(1),
-            "%lanemask_gt": ~(bit | bit - np.uint32(1)), "%lanemask_ge": ~(bit - np.uint32(1)),
-            "%dynamic_smem_size": np.uint32(self.shared.limit), "%nwarpid": np.uint32(self.width // 32),
-        }  # fmt: skip
-        if name not in known:
-            raise self.error(instruction, f"register {name} is not known")
-        return known[name]
 
     # Running
 
@@ -524,134 +421,6 @@ class Machine:
         packed = np.packbits(lanes.reshape(-1, 32), axis=1, bitorder="little").view(np.uint32)
         return packed.repeat(32)
 
-    # Memory
-
-    def access(self, instruction, space, kind, size, address, lanes, traffic):
-        """Check and count an access of `size` bytes per lane; return index and good lanes in `space`."""
-        if self.counting and space.name != "local":
-            self.count_traffic(traffic, address, lanes, size)
-        return self.check(instruction, space, kind, size, address, lanes)
-
-    def check(self, instruction, space, kind, size, address, lanes):
-        index = np.empty(self.lanes, np.int64)
-        good = np.empty(self.lanes, bool)
-        if not self.checked:
-            wrong = checks.check_bounds(address, lanes, size, space.base, space.limit, space.copy_starts, index, good)
-            if wrong:
-                lane = int(np.flatnonzero(lanes & ~good)[0])
-                self.fault("out of bounds", instruction, lane, self.where(space, address[lane]), wrong)
-        else:
-            found = np.zeros((8, checks.FAULT_FIELDS), np.int64)
-            unit_shift = min(size, 4).bit_length() - 1
-            wrong = checks.check_access(
-                address, lanes, size, kind, space.base, space.limit, space.copy_starts,
-                space.flags.view(BITS[1 << unit_shift]), unit_shift, space.records, space.granule_shift,
-                space.name == "global", self.slot, self.thread, self.phase, self.phase_block, self.clock, self.known,
-                instruction.line, index, good, found,
-            )  # fmt: skip
-            if wrong:
-                self.record(instruction, space, size, found[: min(wrong, 8)], wrong)
-        return index, good
-
-    def record(self, instruction, space, size, found, wrong):
-        count = wrong - len(found) + 1  # those that are not in `found` count with the first
-        for code, lane, address, phase, thread, line in found.tolist():
-            message = f"{size} bytes at {self.where(space, address)}"
-            if code >= checks.WRITE_AFTER_READ:
-                other = self.coordinates(self.phase_block[phase], self.grid), self.coordinates(thread, self.block)
-                message += f", with block {other[0]}, thread {other[1]} at PTX line {line}"
-            self.fault(KINDS[code], instruction, lane, message, count)
-            count = 1
-
-    def where(self, space, address):
-        if space.name == "global":
-            return self.memory.describe(int(address))
-        names = [
-            (at, name) for name, at in self.symbols.items()
-            if at <= address and name in self.names_in(space.name)
-        ]  # fmt: skip
-        if not names:
-            return f"byte {int(address)} of {space.name} memory"
-        at, name = max(names)
-        return f"{name} + {int(address) - at}"
-
-    def names_in(self, space):
-        return {v.name for v in (*self.module.variables, *self.function.variables) if v.space == space}
-
-    def count_traffic(self, traffic, address, lanes, size):
-        count = counters.shared_wavefronts if traffic.space == "shared" else counters.global_sectors
-        requests, cost = count(address, lanes, size)
-        traffic.requests += requests
-        traffic.cost += cost
-        traffic.lanes += int(np.count_nonzero(lanes))
-
-    def load(self, instruction, space, type_, targets, address, lanes, traffic, wanted):
-        """wanted: which targets somebody reads. Compilers widen loads over padding, whose content does not matter."""
-        dtype = BITS[SIZES[type_]]
-        size = dtype.itemsize * len(targets)
-        kind = checks.PEEKS if self.checked and any(wanted) and not all(wanted) else checks.READS
-        index, good = self.access(instruction, space, kind, size, address, lanes, traffic)
-        if kind == checks.PEEKS:
-            for i in np.flatnonzero(wanted):
-                part = address + i * dtype.itemsize
-                self.check(instruction, space, checks.READS, dtype.itemsize, part, good)
-        memory, shift = space.as_type(dtype), dtype.itemsize.bit_length() - 1
-        for i, out in enumerate(targets):
-            if out.itemsize == dtype.itemsize:
-                gather(memory, index + i * dtype.itemsize if i else index, good, shift, out.view(dtype))
-            else:
-                narrow = np.zeros(self.lanes, dtype)
-                gather(memory, index + i * dtype.itemsize if i else index, good, shift, narrow)
-                np.copyto(out, narrow.view(DTYPES[type_]), where=good)
-
-    def store(self, instruction, space, type_, values, address, lanes, traffic):
-        dtype = BITS[SIZES[type_]]
-        size = dtype.itemsize * len(values)
-        index, good = self.access(instruction, space, checks.WRITES, size, address, lanes, traffic)
-        memory, shift = space.as_type(dtype), dtype.itemsize.bit_length() - 1
-        for i, value in enumerate(values):
-            scatter(memory, index + i * dtype.itemsize if i else index, good, shift, value)
-
-    def load_element(self, instruction, size, address, lanes, out):
-        """`size` bytes of shared memory per lane into `out`: checked as a read, not counted."""
-        index, good = self.check(instruction, self.shared, checks.READS, size, address, lanes)
-        gather(self.shared.as_type(BITS[size]), index, good, size.bit_length() - 1, out)
-
-    def source_of_copy(self, instruction, size, address, lanes, count, traffic):
-        """Check and count the global side of a cp.async that takes count[lane] <= size bytes at address[lane].
-
-        Returns where they lie, and how many can be taken. The address must be aligned even if none is taken.
-        """
-        space = self.memory.space
-        if self.counting:
-            self.count_traffic(traffic, address, lanes & (count > 0), size)
-        index, good = self.check(instruction, space, checks.READS, size, address, lanes & (count == size))
-        cut = lanes & (count < size)
-        if cut.any():
-            wrong = cut & (address % size != 0)
-            if wrong.any():
-                lane = int(np.flatnonzero(wrong)[0])
-                message = f"{size} bytes at {self.where(space, address[lane])}"
-                self.fault("misaligned", instruction, lane, message, int(np.count_nonzero(wrong)))
-            np.copyto(index, address - space.base, where=cut)
-            good |= cut & ~wrong
-            for i in range(int(count[cut].max())):
-                part = good & cut & (count > i)
-                good &= ~part | self.check(instruction, space, checks.READS, 1, address + i, part)[1]
-        return index, np.where(good, count, 0)
-
-    def split_generic(self, address, lanes):
-        """Generic addresses by window: (space, lanes, addresses in that space)."""
-        in_shared = lanes & (address >= SHARED_WINDOW) & (address < SHARED_WINDOW + WINDOW_SIZE)
-        in_local = lanes & (address >= LOCAL_WINDOW) & (address < LOCAL_WINDOW + WINDOW_SIZE)
-        if in_shared.any():
-            yield self.shared, in_shared, address - SHARED_WINDOW
-        if in_local.any():
-            yield self.local, in_local, address - LOCAL_WINDOW
-        rest = lanes & ~in_shared & ~in_local
-        if rest.any():
-            yield self.memory.space, rest, address
-
     # Faults and counts
 
     def fault(self, kind, instruction, lane, message, count=1):
@@ -682,8 +451,8 @@ class Machine:
                 counts.lanes[unit] += lanes
                 counts.warps[unit] += warps
                 counts.lines[instruction.line] += segment.warps
-                if unit == opcodes.MMA:
-                    counts.mma_multiply_adds += warps * tensor_cores.multiply_adds(opcodes.shape_of(instruction))
+                if unit == counters.MMA:
+                    counts.mma_multiply_adds += warps * tensor_cores.multiply_adds(parts.shape_of(instruction))
         counts.traffic = [t for t in self.traffic if t.requests]
         counts.blocks, counts.blocks_run = self.blocks, blocks_run
         flags = self.memory.space.flags
@@ -698,5 +467,5 @@ def narrowest_access(function):
         for i in function.instructions
         if i.root in ("ld", "st", "atom", "red") and "param" not in i.modifiers
     ]
-    sizes += [size for size in map(opcodes.copied_bytes, function.instructions) if size]
+    sizes += [size for size in map(parts.copied_bytes, function.instructions) if size]
     return min(sizes, default=4)

@@ -36,6 +36,10 @@ class PtxError(ValueError):
     """PTX that is malformed, or says something the emulator does not know."""
 
 
+class Refused(PtxError):
+    """An instruction, a modifier or a type that opcodes/ does not have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Register:
     """A register, special ones (%tid.x) included; `_` is the register that nobody reads."""
