@@ -29,7 +29,7 @@ from functools import cache
 import numpy as np
 from rich.table import Table
 
-from convlib import arrays, compiling, dispatch, emulator, layers
+from convlib import compiling, dispatch, emulator, layers, strided
 from convlib.device import Device
 from convlib.kernels import launching
 from convlib.kernels.cupy_raw import implicit_gemm
@@ -107,7 +107,7 @@ def share(kernel: str, problem: ConvProblem, place: Device) -> Share:
     reasons = module.why_not(problem, place)
     if reasons:
         raise ValueError(f"{kernel} cannot run {problem}: {'; '.join(reasons)}")
-    workspace = arrays.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
+    workspace = strided.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
     with launching.recording() as launches:
         module.run(problem, place, *operands(problem), workspace if workspace.size else None)
     target = int("".join(map(str, place.compute_capability)))
@@ -122,12 +122,12 @@ def operands(problem):
     def image(shape):
         n, c, h, w = shape
         stored = (c, h, w) if problem.layout == "NCHW" else (h, w, c)
-        one = arrays.empty_aligned(stored, problem.dtype)
+        one = strided.empty_aligned(stored, problem.dtype)
         one[...] = 1
         one = one if problem.layout == "NCHW" else one.transpose(2, 0, 1)
         return np.lib.stride_tricks.as_strided(one, (n, c, h, w), (0, *one.strides))
 
-    w = arrays.empty_aligned(problem.w_shape, problem.dtype)
+    w = strided.empty_aligned(problem.w_shape, problem.dtype)
     w[...] = 1
     bias = np.ones(problem.K, problem.dtype) if problem.has_bias else None
     residual = image(problem.y_shape) if problem.has_residual else None

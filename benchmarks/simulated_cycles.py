@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from convlib import arrays, compiling, dispatch
+from convlib import compiling, dispatch, strided
 from convlib.device import Device
 from convlib.kernels import launching
 from convlib.problem import ConvProblem
@@ -79,7 +79,7 @@ def ours(kernel: str, problem: ConvProblem, host: Path, config: Path, folder: Pa
     if reasons:
         raise ValueError(f"{kernel} cannot run {problem}: {'; '.join(reasons)}")
     x, w, y = operands(problem)
-    workspace = arrays.empty_aligned((module.workspace_bytes(problem, PLACE),), np.uint8)
+    workspace = strided.empty_aligned((module.workspace_bytes(problem, PLACE),), np.uint8)
     with launching.recording() as launches:
         module.run(problem, PLACE, x, w, y, workspace=workspace if workspace.size else None)
     plan = Plan(folder)
@@ -113,10 +113,10 @@ def operands(problem):
 
     def image(shape):
         n, c, h, w = shape
-        stored = arrays.empty_aligned((n, c, h, w) if problem.layout == "NCHW" else (n, h, w, c), np.float32)
+        stored = strided.empty_aligned((n, c, h, w) if problem.layout == "NCHW" else (n, h, w, c), np.float32)
         return stored if problem.layout == "NCHW" else stored.transpose(0, 3, 1, 2)
 
-    x, w, y = image(problem.x_shape), arrays.empty_aligned(problem.w_shape, np.float32), image(problem.y_shape)
+    x, w, y = image(problem.x_shape), strided.empty_aligned(problem.w_shape, np.float32), image(problem.y_shape)
     x[...] = random.standard_normal(x.shape, np.float32)
     w[...] = random.standard_normal(w.shape, np.float32)
     y[...] = 0

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from convlib import accuracy, arrays, device, dispatch
+from convlib import accuracy, device, dispatch, strided
 from convlib.kernels.numba_cpu import winograd, winograd_stages
 from convlib.kernels.numba_cpu.call import pack_call
 from convlib.kernels.numba_cpu.compilation import compiled
@@ -85,7 +85,7 @@ def kernel_calls(case: Case, name: str) -> dict:
 
 
 def empty_bytes(count: int):
-    return arrays.empty_aligned((count,), "uint8")
+    return strided.empty_aligned((count,), "uint8")
 
 
 def without(fields: bytes, leaf: str) -> bytes:

@@ -9,7 +9,6 @@ import time
 import numpy as np
 
 from convlib import device
-from convlib.arrays import empty_aligned
 from convlib.kernels.numba_cpu import winograd
 from convlib.kernels.numba_cpu.call import pack_call
 from convlib.kernels.numba_cpu.compilation import compiled
@@ -17,6 +16,7 @@ from convlib.kernels.numba_cpu.microkernel import peak_gflops
 from convlib.kernels.numba_cpu.winograd_matrices import tile_of
 from convlib.kernels.numba_cpu.winograd_stages import build_input_stage, build_multiply_stage, build_output_stage
 from convlib.problem import make_problem
+from convlib.strided import empty_aligned
 
 LAYERS = (  # channels, filters, size, window, stride
     (64, 64, 224, (3, 3), 1),

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from . import arrays, gradients, operations
+from . import arrays, device_arrays, gradients, operations
 from .operations import (
     check_operands,
     check_shape,
@@ -215,7 +215,7 @@ def multiplied(product: Product) -> Any:
     limit = limit_after(product.workspace_limit, block_bytes(first, second, y), "blocks of real and imaginary parts")
     place = device_for(library, like, product.backend)
     backend = "numba_cuda" if place.kind == "simulator" and product.backend == "auto" else product.backend
-    with arrays.array_module(place, library.stream(like), "complex numbers") as (module, array):
+    with device_arrays.array_module(place, library.stream(like), "complex numbers") as (module, array):
         given = {name: four_axes(array(view)) for name, view in views.items()}
         real = PARTS[product.dtype.name]
         blocks = [as_blocks(module, given[operand.name], operand, real) for operand in operands]

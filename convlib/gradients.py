@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from . import accuracy, arrays, dispatch
+from . import accuracy, arrays, device_arrays, dispatch, strided
 from .operations import (
     FROM_LAYOUT,
     FROM_WEIGHT_LAYOUT,
@@ -110,7 +110,7 @@ def conv2d_input_grad(
         device_for(library, grad_y, backend),
         library.stream(grad_y),
         logical(views["grad_y"], batched, order),
-        arrays.as_storage(weights_view(views["w"], weight_layout, flip_kernel)),
+        strided.as_storage(weights_view(views["w"], weight_layout, flip_kernel)),
         logical(grad_x, batched, order),
     )
     if padding_mode == "zeros":
@@ -179,14 +179,14 @@ def conv2d_weight_grad(
     result, grad_w = result_and_view(library, x, tuple(weight_shape), out, views)
     device, stream, order = device_for(library, x, backend), library.stream(x), FROM_LAYOUT[layout]
     x_view, y_view = (logical(views[name], batched, order) for name in ("x", "grad_y"))
-    grad_w = arrays.as_storage(weights_view(grad_w, weight_layout, flip_kernel))
+    grad_w = strided.as_storage(weights_view(grad_w, weight_layout, flip_kernel))
     if padding_mode != "zeros":
         check_padding_mode(problem, padding_mode)
-        x_view = arrays.pad(x_view, problem.padding, NUMPY_PAD[padding_mode], layout, device, stream)
+        x_view = device_arrays.pad(x_view, problem.padding, NUMPY_PAD[padding_mode], layout, device, stream)
         problem = with_padding_inside(problem)
     chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit, tune=tune)
     if problem.N == 0:
-        arrays.fill_zeros(grad_w, device, stream)
+        device_arrays.fill_zeros(grad_w, device, stream)
     else:
         run_kernel(chosen, Call(problem, device, stream, x_view, y_view, grad_w, None, None))
     return library.finished(result)
@@ -209,7 +209,7 @@ def conv2d_bias_grad(grad_y: Any, *, layout: str = "NCHW") -> Any:
     axes = tuple(a for a in range(len(grad_y.shape)) if a != channels)
     result, view = library.result(grad_y, (grad_y.shape[channels],), False)
     place, stream = device_for(library, grad_y, "auto"), library.stream(grad_y)
-    arrays.sum_into(view, library.view(grad_y, "grad_y"), axes, place, stream)
+    device_arrays.sum_into(view, library.view(grad_y, "grad_y"), axes, place, stream)
     return library.finished(result)
 
 
@@ -291,9 +291,9 @@ def conv_transpose2d(
             device_for(library, x, backend),
             library.stream(x),
             logical(views["x"], batched, order),
-            arrays.as_storage(weights_view(views["w"], weight_layout, flip_kernel)),
+            strided.as_storage(weights_view(views["w"], weight_layout, flip_kernel)),
             logical(y, batched, order),
-            arrays.as_storage(views["bias"]),
+            strided.as_storage(views["bias"]),
             logical(views["residual"], batched, order),
         ),
         Choice(backend, algorithm, max_error, workspace_limit, tune),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from . import accuracy, arrays, device, dispatch, workspace
+from . import accuracy, arrays, device, device_arrays, dispatch, strided, workspace
 from .device import Device
 from .errors import UnsupportedError
 from .problem import (
@@ -132,14 +132,14 @@ def conv2d(
             settled.device,
             library.stream(x),
             logical(x_view, batched, order),
-            arrays.as_storage(weights_view(w_view, weight_layout, flip_kernel)),
+            strided.as_storage(weights_view(w_view, weight_layout, flip_kernel)),
             logical(y_view, batched, order),
-            arrays.as_storage(bias_view),
+            strided.as_storage(bias_view),
             logical(residual_view, batched, order),
         )
         if settled.padding is not None:
             mode = NUMPY_PAD[padding_mode]
-            call.x = arrays.pad(call.x, settled.padding, mode, call.problem.layout, call.device, call.stream)
+            call.x = device_arrays.pad(call.x, settled.padding, mode, call.problem.layout, call.device, call.stream)
         run_kernel(settled.chosen, call)
     return library.finished(out)
 
@@ -261,7 +261,7 @@ def view_of_out(library, out, inputs, name="out"):
     """A view of the caller's `out`: writeable, no element of it in the same place as another or as an input's."""
     library.check_out(out, name)
     y = library.view(out, name)
-    if not arrays.lies_apart(y):
+    if not strided.lies_apart(y):
         raise ValueError(f"{name}: elements that lie apart in memory needed, got strides {y.strides}")
     check_no_overlap(y, inputs, name)
     return y
@@ -269,7 +269,7 @@ def view_of_out(library, out, inputs, name="out"):
 
 def check_no_overlap(y, views, y_name="out"):
     for name, view in views.items():
-        if view is not None and view.size and y.size and arrays.memory_overlaps(y, view):
+        if view is not None and view.size and y.size and strided.memory_overlaps(y, view):
             raise ValueError(f"{y_name}: memory apart from every input needed, but it overlaps {name}")
 
 
@@ -288,7 +288,7 @@ def logical(view, batched, order):
     """A view of x, y or residual as (N, C, H, W), 16-bit floats as uint16."""
     if view is None:
         return None
-    view = arrays.as_storage(view if batched else arrays.with_batch(view))
+    view = strided.as_storage(view if batched else strided.with_batch(view))
     return view if order == FROM_LAYOUT["NCHW"] else view.transpose(order)
 
 
@@ -296,7 +296,7 @@ def weights_view(view, weight_layout, flip_kernel):
     """A view of w as (K, C / groups, R, S), each window turned by 180 degrees for `flip_kernel`."""
     if weight_layout != "OIHW":
         view = view.transpose(FROM_WEIGHT_LAYOUT[weight_layout])
-    return arrays.flipped(view, (2, 3)) if flip_kernel else view
+    return strided.flipped(view, (2, 3)) if flip_kernel else view
 
 
 def device_for(library, x, backend) -> Device:
@@ -346,12 +346,13 @@ def run_kernel(chosen, call):
     if call.device.kind == "cpu":
         return run_on_cpu(chosen, call)
     family, device = chosen.family, call.device
-    with arrays.current(family, device):
+    with device_arrays.current(family, device):
         x, w, y, bias, residual = (
-            arrays.for_family(view, family, device) for view in (call.x, call.w, call.y, call.bias, call.residual)
+            device_arrays.for_family(view, family, device)
+            for view in (call.x, call.w, call.y, call.bias, call.residual)
         )
         count = chosen.workspace_bytes
-        memory = arrays.device_bytes(count, family, device, call.stream) if count else None
+        memory = device_arrays.device_bytes(count, family, device, call.stream) if count else None
         chosen.kernel.run(call.problem, device, x, w, y, bias, residual, memory, call.stream)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import accuracy, arrays, dispatch, separable
+from . import accuracy, arrays, device_arrays, dispatch, separable, strided
 from .operations import (
     FROM_LAYOUT,
     callers_shape,
@@ -80,8 +80,8 @@ def plan(
     asked = (backend, algorithm, max_error, workspace_limit)
     chosen = separable.chosen(problem, device, weights, *asked, planned=True, tune=tune)
     chosen = chosen or dispatch.chosen(problem, device, *asked, planned=True, tune=tune)
-    weights = arrays.as_storage(weights)
-    bias = None if bias is None else arrays.as_storage(library.view(bias, "bias"))
+    weights = strided.as_storage(weights)
+    bias = None if bias is None else strided.as_storage(library.view(bias, "bias"))
     return Plan(problem, device, chosen, library, library.device(w, "w"), batched, weights, bias)
 
 
@@ -101,7 +101,7 @@ class Plan:
         self.dtype = problem.dtype
         self.order = FROM_LAYOUT[problem.layout]
         self.read_later = {} if device.kind == "cpu" else {"w": weights, "bias": bias}
-        with arrays.current(self.family, device):
+        with device_arrays.current(self.family, device):
             self.weights = self.own_weights(weights, chosen.packed_bytes)
             self.bias = self.own_bias(bias)
             self.workspace = self.new_workspace()
@@ -110,24 +110,24 @@ class Plan:
     def own_weights(self, weights, packed_bytes):
         """The weights as the kernel takes them: on the CPU a copy, packed if the kernel wants them so."""
         if self.device.kind != "cpu":
-            return arrays.for_family(weights, self.family, self.device)
+            return device_arrays.for_family(weights, self.family, self.device)
         if not packed_bytes or self.problem.N == 0:
             return weights.copy()
-        memory = arrays.empty_aligned((packed_bytes,), np.uint8)
+        memory = strided.empty_aligned((packed_bytes,), np.uint8)
         self.kernel.pack(self.problem, self.device, weights, memory)
         return memory
 
     def own_bias(self, bias):
         if bias is None or self.device.kind != "cpu":
-            return arrays.for_family(bias, self.family, self.device)
+            return device_arrays.for_family(bias, self.family, self.device)
         return bias.copy()
 
     def new_workspace(self):
         if self.device.kind == "cpu":
-            return arrays.empty_aligned((self.workspace_bytes,), np.uint8)
+            return strided.empty_aligned((self.workspace_bytes,), np.uint8)
         if not self.workspace_bytes:
             return None
-        return arrays.device_bytes(self.workspace_bytes, self.family, self.device, None)
+        return device_arrays.device_bytes(self.workspace_bytes, self.family, self.device, None)
 
     def __call__(self, x: Any, *, residual: Any = None, out: Any = None) -> Any:
         """The convolution of x, in x's library. residual: as planned; out: where to write, apart from every input."""
@@ -173,8 +173,8 @@ class Plan:
         if self.device.kind == "cpu":
             return self.run_on_cpu(x, y, residual)
         family, device = self.family, self.device
-        with arrays.current(family, device):
-            x, y, residual = (arrays.for_family(view, family, device) for view in (x, y, residual))
+        with device_arrays.current(family, device):
+            x, y, residual = (device_arrays.for_family(view, family, device) for view in (x, y, residual))
             self.kernel.run(self.problem, device, x, self.weights, y, self.bias, residual, self.workspace, stream)
 
     def run_on_cpu(self, x, y, residual):

@@ -34,7 +34,7 @@ from functools import cache
 
 import numpy as np
 
-from . import arrays, compiling, device, dispatch
+from . import arrays, compiling, device, dispatch, strided
 from .emulator import arguments
 from .emulator.profile import gpu_kernels, random_operands, short
 from .kernels import launching
@@ -143,7 +143,7 @@ def recorded(name, dtype, target):
             continue
         problem = make_problem(x, w, arrays.named_dtype(dtype), pass_=module.passes[0], **keywords)
         if not module.why_not(problem, place):
-            workspace = arrays.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
+            workspace = strided.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
             with launching.recording() as launches:
                 module.run(problem, place, *random_operands(problem), workspace if workspace.size else None)
             return launches

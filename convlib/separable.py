@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from . import accuracy, arrays, dispatch
+from . import accuracy, dispatch, strided
 from .problem import ConvProblem
 from .workspace import aligned
 
@@ -97,7 +97,7 @@ def chosen(problem, place, w, backend, algorithm, max_error, workspace_limit, pl
 
 
 def settled(problem, place, factors, *asked):
-    columns, rows = (arrays.as_storage(part) for part in factors)
+    columns, rows = (strided.as_storage(part) for part in factors)
     weights = columns[:, None, :, None], rows[:, None, None, :]
     by_columns, by_rows = (
         Pass(one, dispatch.chosen(one, place, "auto", "auto", *asked), w)

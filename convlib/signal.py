@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from . import accuracy, arrays, dispatch, separable
+from . import accuracy, arrays, dispatch, separable, strided
 from .operations import Call, conv2d, device_for, on, run_kernel, weights_view
 from .problem import DTYPES, check_choice, make_problem, named_dtype
 
@@ -366,7 +366,7 @@ def convolved(library, x, w, groups, padding, convolving, options):
     if chosen is None:
         return conv2d(x, w, padding=padding, groups=groups, flip_kernel=convolving, **options)
     result, y = library.result(x, problem.y_shape, False)
-    x, windows, y = (arrays.as_storage(view) for view in (library.view(x, "in1"), windows, y))
+    x, windows, y = (strided.as_storage(view) for view in (library.view(x, "in1"), windows, y))
     run_kernel(chosen, Call(problem, place, None, x, windows, y, None, None))
     return library.finished(result)
 

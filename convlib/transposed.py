@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
-from . import arrays, dispatch
+from . import device_arrays, dispatch, strided
 from .device import Device
 from .errors import UnsupportedError
 from .input_grad_phases import phases
@@ -69,7 +69,7 @@ def run_by_phase(call, choice):
         inputs = (slice(None), slice(None), *phase.inputs)
         residual = None if call.residual is None else call.residual[inputs]
         if phase.problem is None and call.bias is None and residual is None:  # every activation leaves zero as it is
-            arrays.fill_zeros(call.grad_x[inputs], call.device, call.stream)
+            device_arrays.fill_zeros(call.grad_x[inputs], call.device, call.stream)
             continue
         forward, source, weights = phase_operands(call, phase)
         chosen = chosen_by(choice, forward, call.device)
@@ -160,7 +160,7 @@ def phase_operands(call, phase):
         return nothing(call, phase)
     source = call.grad_y[(slice(None), slice(None), *phase.outputs)]
     weights = exchanged(call.w[(slice(None), slice(None), *phase.taps)], call.problem.groups, call.device)
-    return phase.problem, source, arrays.flipped(weights, (2, 3))
+    return phase.problem, source, strided.flipped(weights, (2, 3))
 
 
 def nothing(call, phase):
@@ -171,8 +171,8 @@ def nothing(call, phase):
         problem, C=problem.K, H=rows, W=columns, K=problem.C, R=1, S=1, stride=(1, 1), padding=((0, 0), (0, 0)),
         dilation=(1, 1), pass_="forward",
     )  # fmt: skip
-    zero = arrays.zero(call.grad_x.dtype, call.device, call.stream)
-    return forward, arrays.broadcast(zero, forward.x_shape), arrays.broadcast(zero, forward.w_shape)
+    zero = device_arrays.zero(call.grad_x.dtype, call.device, call.stream)
+    return forward, strided.broadcast(zero, forward.x_shape), strided.broadcast(zero, forward.w_shape)
 
 
 def exchanged(w, groups, device):
@@ -182,8 +182,8 @@ def exchanged(w, groups, device):
     """
     if groups == 1:
         return w.transpose((1, 0, 2, 3))
-    grouped = arrays.split_first_axis(w, groups)
-    return arrays.joined_first_axes(grouped.transpose((0, 2, 1, 3, 4)), device)
+    grouped = strided.split_first_axis(w, groups)
+    return device_arrays.joined_first_axes(grouped.transpose((0, 2, 1, 3, 4)), device)
 
 
 def run_folded(call: Transposed, padding_mode: str, choice: Choice) -> None:
@@ -191,6 +191,8 @@ def run_folded(call: Transposed, padding_mode: str, choice: Choice) -> None:
     problem = call.problem
     check_padding_mode(problem, padding_mode)
     inside = with_padding_inside(problem)
-    padded = arrays.empty_on(inside.x_shape, call.grad_x.dtype, call.device, call.stream)
+    padded = device_arrays.empty_on(inside.x_shape, call.grad_x.dtype, call.device, call.stream)
     run_transposed(replace(call, problem=inside, grad_x=padded), choice)
-    arrays.fold(call.grad_x, padded, problem.padding, NUMPY_PAD[padding_mode], problem.dtype, call.device, call.stream)
+    device_arrays.fold(
+        call.grad_x, padded, problem.padding, NUMPY_PAD[padding_mode], problem.dtype, call.device, call.stream
+    )

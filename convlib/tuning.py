@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from . import accuracy, arrays, dispatch
+from . import accuracy, dispatch, strided
 from .device import Device
 from .errors import UnsupportedError
 from .explain import Explanation, explain
@@ -202,10 +202,10 @@ def prepared(name, problem, place, planned) -> Callable[[], None]:
 
 def packed_before(chosen, call):
     """As plan.py has it on the CPU."""
-    workspace = arrays.empty_aligned((chosen.workspace_bytes,), np.uint8)
+    workspace = strided.empty_aligned((chosen.workspace_bytes,), np.uint8)
     w = call.w
     if chosen.packed_bytes:
-        w = arrays.empty_aligned((chosen.packed_bytes,), np.uint8)
+        w = strided.empty_aligned((chosen.packed_bytes,), np.uint8)
         chosen.kernel.pack(call.problem, call.device, call.w, w)
     return lambda: chosen.kernel.run(
         call.problem, call.device, call.x, w, call.y, call.bias, call.residual, workspace
@@ -238,7 +238,7 @@ def image(problem, shape, place):
 
 def random(problem, shape):
     numbers = np.random.default_rng(0).standard_normal(shape, np.float32)
-    return arrays.as_storage(numbers.astype(problem.dtype))
+    return strided.as_storage(numbers.astype(problem.dtype))
 
 
 def on_device(array, place):

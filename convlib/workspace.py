@@ -11,7 +11,7 @@ import threading
 
 import numpy as np
 
-from .arrays import empty_aligned
+from .strided import empty_aligned
 
 KEPT_BYTES = 64 << 20
 ALIGNMENT = 64

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import arrays, device, dispatch
+from .. import device, dispatch, strided
 from ..errors import UnsupportedError
 from ..kernels import launching
 from ..problem import ConvProblem
@@ -56,7 +56,7 @@ def profile(kernel: str, problem: ConvProblem, target: int = 80, threads: int = 
     if reasons:
         raise UnsupportedError(f"{kernel} cannot run {problem} for sm_{target}: {'; '.join(reasons)}")
     operands = random_operands(problem)
-    workspace = arrays.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
+    workspace = strided.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
     workspace[:] = 0
     with watching(blocks=lambda grid, block: sample(grid, block, threads), target=target) as watch, emulating():
         module.run(problem, place, *operands, workspace if workspace.size else None)
@@ -81,9 +81,9 @@ def random_operands(problem):
 
     def values(shape):
         numbers = random.standard_normal(shape, np.float32).astype(problem.dtype)
-        aligned = arrays.empty_aligned(shape, numbers.dtype)  # as what a GPU allocates
+        aligned = strided.empty_aligned(shape, numbers.dtype)  # as what a GPU allocates
         aligned[...] = numbers
-        return arrays.as_storage(aligned)
+        return strided.as_storage(aligned)
 
     def images(shape):
         n, c, h, w = shape

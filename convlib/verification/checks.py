@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .. import accuracy, arrays, dispatch, operations
+from .. import accuracy, device_arrays, dispatch, operations, strided
 from ..kernels import reference
 from .problems import GUARD, UNWRITTEN, Placed, magnitude_of, placed
 
@@ -96,7 +96,7 @@ def arrays_for(case, pass_):
 
 def stored(random, shape, dtype, memory, turn=lambda array: array) -> Placed:
     one = placed(values(random, shape).astype(dtype), memory)
-    return replace(one, view=arrays.as_storage(turn(one.view)))
+    return replace(one, view=strided.as_storage(turn(one.view)))
 
 
 def values(random, shape):
@@ -128,7 +128,7 @@ def answers(case, pass_):
 def answer(name, question, place, filling) -> np.ndarray:
     """The result of one run, N K P Q or K C R S; raises Fault for anything else that the kernel wrote."""
     kernel, family, problem = dispatch.kernel(name), dispatch.family_of(name), question.problem
-    with arrays.current(family, place):
+    with device_arrays.current(family, place):
         lent = {role: lend(one, family, place) for role, one in question.inputs.items() if one is not None}
         result = lend(refilled(question.result, filling), family, place)
         workspace = lend_scratch(kernel.workspace_bytes(problem, place), filling, family, place)
@@ -165,12 +165,12 @@ class Loan:
 def lend(one, family, place) -> Loan:
     """A copy of `one` with its guards, on the CPU or on the GPU."""
     if place.kind != "cuda":
-        memory = arrays.empty_aligned(one.flat.shape, np.uint8)
+        memory = strided.empty_aligned(one.flat.shape, np.uint8)
         memory[:] = one.flat
         return Loan(one, one.seen_in(memory), lambda: memory)
     memory, start, read = on_gpu(one.flat, place)
-    view = arrays.CudaView(start + one.offset, one.view.shape, one.view.strides, one.view.dtype, memory)
-    return Loan(one, arrays.for_family(view, family, place), read)
+    view = strided.CudaView(start + one.offset, one.view.shape, one.view.strides, one.view.dtype, memory)
+    return Loan(one, device_arrays.for_family(view, family, place), read)
 
 
 def on_gpu(flat, place):
@@ -206,7 +206,7 @@ def packed_weights(kernel, problem, place, weights, filling) -> Loan:
 def refilled(one, filling) -> Placed:
     """The same place with each byte of its elements `filling`, all others as they are."""
     flat = np.where(one.beside(), one.flat, np.uint8(filling))
-    aligned = arrays.empty_aligned(flat.shape, np.uint8)
+    aligned = strided.empty_aligned(flat.shape, np.uint8)
     aligned[:] = flat
     return Placed(aligned, one.seen_in(aligned))
 

@@ -19,7 +19,7 @@ import threading
 
 import numpy as np
 
-from .. import arrays, device, dispatch
+from .. import device, device_arrays, dispatch
 
 
 def main():
@@ -41,7 +41,7 @@ def work(job, say) -> bool:
     place = device_called(job["device"])
     todo = [rows.Row(*row) for row in job["rows"]]
     if place.kind == "cuda":  # where another process may have the GPU for itself, no kernel is to blame
-        with arrays.current(dispatch.family_of(todo[0].kernel), place):
+        with device_arrays.current(dispatch.family_of(todo[0].kernel), place):
             checks.on_gpu(np.zeros(1, np.uint8), place)
     for one in todo:
         row = one.key

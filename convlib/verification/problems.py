@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .. import operations
-from ..arrays import empty_aligned
 from ..kernels import reference
 from ..problem import make_problem, named_dtype
+from ..strided import empty_aligned
 
 GUARD = 4096  # bytes before and after every array; a multiple of every alignment that a kernel may count on
 UNWRITTEN = 0xFF  # what they and the gaps between elements are filled with: NaN in every dtype, -1 as an offset

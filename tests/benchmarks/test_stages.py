@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import cases, engine, gate, stages
-from convlib import arrays
+from convlib import strided
 from convlib.problem import make_problem
 
 PROBLEM = make_problem((1, 8, 12, 12), (8, 8, 3, 3), "float32", padding=1, has_bias=True)
@@ -12,7 +12,7 @@ CASE = cases.Case("any", "small", PROBLEM)
 
 
 def zeros(count):
-    memory = arrays.empty_aligned((count,), np.uint8)
+    memory = strided.empty_aligned((count,), np.uint8)
     memory[:] = 0
     return memory
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import arrays, conv2d, device, dispatch, plan
-from convlib.arrays import CudaView
+from convlib import conv2d, device, dispatch, plan, strided
+from convlib.strided import CudaView
 
 RANDOM = np.random.default_rng(0)
 X, W, BIAS = (RANDOM.integers(-4, 5, shape).astype(np.float32) for shape in ((2, 6, 9, 8), (4, 6, 3, 3), (4,)))
@@ -53,7 +53,7 @@ def test_results_lie_on_a_64_byte_boundary():
     for _ in range(20):
         assert address(conv2d(X, W)) % 64 == 0
     for shape in ((), (0,), (3, 0, 5), (7, 3)):
-        array = arrays.empty_aligned(shape, np.float64)
+        array = strided.empty_aligned(shape, np.float64)
         assert (array.shape, array.dtype, array.flags.c_contiguous) == (shape, np.float64, True)
 
 
@@ -79,7 +79,7 @@ def test_memory_maps_are_arrays(tmp_path):
 )
 def test_overlap_within_an_array(shape, strides, apart):
     view = CudaView(1000, shape, strides, np.dtype(np.float32), None)
-    assert arrays.lies_apart(view) is apart
+    assert strided.lies_apart(view) is apart
 
 
 # PyTorch

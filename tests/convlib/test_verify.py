@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 import convlib
-from convlib import arrays, device, dispatch, json_file
+from convlib import device, dispatch, json_file, strided
 from convlib.__main__ import main
 from convlib.device import Device
 from convlib.kernels import launching
@@ -144,7 +144,7 @@ def stand_in_cupy():
     """The part of CuPy that carries bytes to a GPU and back, and makes arrays of addresses there."""
 
     def asarray(flat):
-        memory = arrays.empty_aligned(flat.shape, np.uint8)
+        memory = strided.empty_aligned(flat.shape, np.uint8)
         memory[:] = flat
         pointer = types.SimpleNamespace(ptr=problems.address(memory))
         return types.SimpleNamespace(data=pointer, get=memory.copy, memory=memory)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, arrays, device, dispatch, operations
+from convlib import accuracy, device, dispatch, operations, strided
 from convlib.device import Device
 from convlib.kernels import reference
 from convlib.problem import make_problem
@@ -79,7 +79,7 @@ def test_reads_nothing_before_it_is_written(name, case):
 
 
 def poisoned(count):
-    memory = arrays.empty_aligned((count,), np.uint8)
+    memory = strided.empty_aligned((count,), np.uint8)
     memory[:] = 255
     return memory
 

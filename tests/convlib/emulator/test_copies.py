@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from convlib import emulator
-from convlib.arrays import empty_aligned
 from convlib.emulator.machine import LANES_PER_BATCH
+from convlib.strided import empty_aligned
 from tests.convlib.emulator.ptx import address, kernel
 
 T = np.arange(64)

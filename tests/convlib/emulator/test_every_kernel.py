@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import arrays, device, dispatch, emulator, operations
+from convlib import device, device_arrays, dispatch, emulator, operations, strided
 from convlib.compiling import TARGETS
 from convlib.kernels import reference
 from convlib.verification.problems import SMALL, TINY, arrays_of
@@ -70,14 +70,14 @@ def emulate(monkeypatch):
 @pytest.fixture
 def workspace(monkeypatch):
     """The memory from which every kernel gets its workspace; to be watched, since nothing in it has been written."""
-    memory = arrays.empty_aligned((8 << 20,), np.uint8)
+    memory = strided.empty_aligned((8 << 20,), np.uint8)
     memory.fill(0xFF)
 
     def device_bytes(count, *_):
         assert count <= memory.size
         return memory[:count]
 
-    monkeypatch.setattr(arrays, "device_bytes", device_bytes)
+    monkeypatch.setattr(device_arrays, "device_bytes", device_bytes)
     return memory
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from convlib import emulator
-from convlib.arrays import empty_aligned
+from convlib.strided import empty_aligned
 from tests.convlib.emulator.ptx import HEADER, address, kernel
 
 

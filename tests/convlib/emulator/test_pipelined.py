@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from convlib import compiling, emulator
-from convlib.arrays import empty_aligned
 from convlib.emulator import profile
 from convlib.emulator.memory import Tracked
+from convlib.strided import empty_aligned
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, arrays, device, operations
+from convlib import accuracy, device, operations, strided
 from convlib.compiling import TARGETS
 from convlib.emulator.profile import profile, scale
 from convlib.kernels import reference
@@ -39,8 +39,8 @@ def watched(kernel, problem, x, w, y, bias=None, residual=None):
     """Run `kernel` in the emulator; every output must be written once, and the workspace before it is read."""
     gpu = device.emulator()
     assert kernel.why_not(problem, gpu) == []
-    x, w, y, bias, residual = (arrays.as_storage(view) for view in (x, w, y, bias, residual))
-    workspace = arrays.empty_aligned((kernel.workspace_bytes(problem, gpu),), np.uint8)
+    x, w, y, bias, residual = (strided.as_storage(view) for view in (x, w, y, bias, residual))
+    workspace = strided.empty_aligned((kernel.workspace_bytes(problem, gpu),), np.uint8)
     scratch = [workspace] if workspace.size else []
     with emulator.watching(outputs=[y], scratch=scratch) as watch:
         kernel.run(problem, gpu, x, w, y, bias, residual, workspace)
@@ -105,7 +105,7 @@ def test_every_way_to_load_two_patches_runs_without_a_fault(patch, monkeypatch):
     grad_y = np.random.default_rng(1).integers(-3, 4, problem.y_shape).astype(problem.dtype)
     grad_w = np.full(problem.w_shape, np.nan, problem.dtype)
     gpu = device.emulator()
-    workspace = arrays.empty_aligned((depthwise_weight_grad.workspace_bytes(problem, gpu),), np.uint8)
+    workspace = strided.empty_aligned((depthwise_weight_grad.workspace_bytes(problem, gpu),), np.uint8)
     with emulator.watching(outputs=[grad_w], scratch=[workspace]) as watch:
         depthwise_weight_grad.run(problem, gpu, x, grad_y, grad_w, workspace=workspace)
     watch.raise_if_faulty()
@@ -222,9 +222,9 @@ def reports_of(kernel, layer, dtype="float32"):
     x_shape, w_shape, keywords = LAYERS[layer]
     problem = make_problem(x_shape, w_shape, named_dtype(dtype), **keywords)
     order = operations.FROM_LAYOUT[problem.layout]
-    x, w = arrays.empty_aligned(x_shape, problem.dtype), np.ones(w_shape, problem.dtype)
+    x, w = strided.empty_aligned(x_shape, problem.dtype), np.ones(w_shape, problem.dtype)
     x[...] = 1
-    y = arrays.empty_aligned(operations.result_shape(problem, batched=True), problem.dtype)
+    y = strided.empty_aligned(operations.result_shape(problem, batched=True), problem.dtype)
     return watched(kernel, problem, x.transpose(order), w, y.transpose(order))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, arrays, device, dispatch
+from convlib import accuracy, device, dispatch, strided
 from convlib.compiling import TARGETS
 from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import fft
@@ -86,7 +86,7 @@ def test_the_error_keeps_to_the_contract(window):
     random = np.random.default_rng(0)
     x, w = (random.standard_normal(shape).astype(np.float32) for shape in (problem.x_shape, problem.w_shape))
     y = np.full(problem.y_shape, np.nan, np.float32)
-    workspace = arrays.empty_aligned((fft.workspace_bytes(problem, GPU),), np.uint8)
+    workspace = strided.empty_aligned((fft.workspace_bytes(problem, GPU),), np.uint8)
     with on_cpu.kernels_on_cpu():
         fft.run(problem, GPU, x, w, y, workspace=workspace)
     exact = reference.conv2d(problem, x, w)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convlib import arrays, device
+from convlib import device, strided
 from convlib.kernels import launching
 from convlib.kernels.cupy_raw import (
     depthwise,
@@ -35,9 +35,9 @@ GPU = device.emulator_of(80)
 def launches_of(kernel, case):
     problem = replace(case.problem(), pass_=kernel.passes[0])
     x, w, bias, residual, y = arrays_of(case)
-    x, w, bias, residual = map(arrays.as_storage, logical_arrays(case, x, w, bias, residual))
+    x, w, bias, residual = map(strided.as_storage, logical_arrays(case, x, w, bias, residual))
     order = (0, 3, 1, 2) if problem.layout == "NHWC" else (0, 1, 2, 3)
-    y = arrays.as_storage(y.transpose(order))
+    y = strided.as_storage(y.transpose(order))
     workspace = np.zeros(kernel.workspace_bytes(problem, GPU), np.uint8)
     operands = {"forward": (x, w, y, bias, residual), "input_grad": (y, w, x), "weight_grad": (x, y, w)}
     operands = operands[problem.pass_]

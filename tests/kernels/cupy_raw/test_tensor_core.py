@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, arrays, compiling, device, dispatch, report
+from convlib import accuracy, compiling, device, dispatch, report, strided
 from convlib.compiling import TARGETS
 from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import tensor_core
@@ -224,8 +224,8 @@ class TestEmulated:
         problem = case.problem()
         x, w = np.ones(x_shape, problem.dtype), np.ones(w_shape, problem.dtype)
         order = (0, 3, 1, 2) if problem.layout == "NHWC" else (0, 1, 2, 3)
-        y = arrays.empty_aligned([problem.y_shape[axis] for axis in np.argsort(order)], problem.dtype)
-        aligned = arrays.empty_aligned(x.shape, x.dtype)
+        y = strided.empty_aligned([problem.y_shape[axis] for axis in np.argsort(order)], problem.dtype)
+        aligned = strided.empty_aligned(x.shape, x.dtype)
         aligned[...] = x
         return test_emulated.watched(tensor_core, problem, aligned.transpose(order), w, y.transpose(order))
 

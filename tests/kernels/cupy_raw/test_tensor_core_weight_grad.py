@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, arrays, compiling, device, dispatch, emulator, layers, report
+from convlib import accuracy, compiling, device, dispatch, emulator, layers, report, strided
 from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import tensor_core_weight_grad as kernel
 from convlib.kernels.cupy_raw.tensor_core import SHARED_BYTES, chunk_of, stages_held
@@ -68,10 +68,10 @@ def watched(case, integers=True):
     gpu, problem = device.emulator(), case.problem("weight_grad")
     assert kernel.why_not(problem, gpu) == []
     x, grad_y, grad_w = operands(case, integers)
-    workspace = arrays.empty_aligned((kernel.workspace_bytes(problem, gpu),), np.uint8)
+    workspace = strided.empty_aligned((kernel.workspace_bytes(problem, gpu),), np.uint8)
     workspace.fill(0xFF)
-    with emulator.watching(outputs=[arrays.as_storage(grad_w)], scratch=[workspace]) as watch:
-        kernel.run(problem, gpu, *map(arrays.as_storage, (x, grad_y, grad_w)), workspace=workspace)
+    with emulator.watching(outputs=[strided.as_storage(grad_w)], scratch=[workspace]) as watch:
+        kernel.run(problem, gpu, *map(strided.as_storage, (x, grad_y, grad_w)), workspace=workspace)
     watch.raise_if_faulty()
     return x, grad_y, grad_w, watch.reports
 
@@ -101,7 +101,7 @@ def test_arguments_fit_the_parameters_that_the_kernels_declare(name, monkeypatch
 def test_arrays_that_lie_side_by_side_are_copied_whole(name, type_):
     case = of_type(LYING[name], type_)
     x, grad_y, _ = operands(case)
-    lying = kernel.lying_of(case.problem("weight_grad"), *map(arrays.as_storage, (x, grad_y)))
+    lying = kernel.lying_of(case.problem("weight_grad"), *map(strided.as_storage, (x, grad_y)))
     if case.dtype != "float32" or name in ("channels", "channels_strided", "pixels"):  # whose chunks are shorter
         assert lying == EXPECTED[name]
 

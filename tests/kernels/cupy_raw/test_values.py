@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convlib import accuracy, arrays, device, operations
+from convlib import accuracy, device, operations, strided
 from convlib.kernels import reference
 from convlib.kernels.cupy_raw import (
     depthwise,
@@ -43,8 +43,8 @@ def convolved(kernel, case, x, w, bias, residual, out):
     assert kernel.why_not(problem, GPU) == []
     views = logical_arrays(case, x, w, bias, residual)
     y = out.transpose(operations.FROM_LAYOUT[problem.layout])
-    x, w, bias, residual, y = (arrays.as_storage(view) for view in (*views, y))
-    workspace = arrays.empty_aligned((kernel.workspace_bytes(problem, GPU),), np.uint8)
+    x, w, bias, residual, y = (strided.as_storage(view) for view in (*views, y))
+    workspace = strided.empty_aligned((kernel.workspace_bytes(problem, GPU),), np.uint8)
     workspace.fill(0xFF)
     with on_cpu.kernels_on_cpu():
         kernel.run(problem, GPU, x, w, y, bias, residual, workspace)
@@ -173,7 +173,7 @@ def test_the_depthwise_input_gradient_equals_the_reference(case, dtype):
     random = np.random.default_rng(1)
     grad_y = placed(random.integers(-3, 4, operations.result_shape(problem, True)).astype(w.dtype), case.memory).view
     grad_x = placed(np.full(case.x, np.nan).astype(w.dtype), case.result_memory).view
-    views = [arrays.as_storage(view) for view in (grad_y.transpose(order), w, grad_x.transpose(order))]
+    views = [strided.as_storage(view) for view in (grad_y.transpose(order), w, grad_x.transpose(order))]
     with on_cpu.kernels_on_cpu():
         depthwise_input_grad.run(problem, GPU, *views)
     exact = reference.input_grad(problem, grad_y.transpose(order), w)
@@ -317,10 +317,10 @@ def check_weight_grad(kernel, case):
     grad_y = np.random.default_rng(1).integers(-3, 4, problem.y_shape).astype(problem.dtype)
     out = placed(np.full(problem.w_shape, np.nan).astype(problem.dtype), "slices")
     grad_w, beside = out.view, out.beside()
-    workspace = arrays.empty_aligned((kernel.workspace_bytes(problem, GPU),), np.uint8)
+    workspace = strided.empty_aligned((kernel.workspace_bytes(problem, GPU),), np.uint8)
     workspace.fill(0xFF)
     with on_cpu.kernels_on_cpu():
-        kernel.run(problem, GPU, *map(arrays.as_storage, (x, grad_y, grad_w)), workspace=workspace)
+        kernel.run(problem, GPU, *map(strided.as_storage, (x, grad_y, grad_w)), workspace=workspace)
     exact = reference.weight_grad(problem, x, grad_y)
     np.testing.assert_array_equal(grad_w.astype(float), exact.astype(problem.dtype).astype(float))
     assert (out.flat[beside] == UNWRITTEN).all(), "a byte beside the output was written"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, arrays, device
+from convlib import accuracy, device, strided
 from convlib.compiling import TARGETS
 from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import im2col, winograd_batched
@@ -72,7 +72,7 @@ def test_the_error_keeps_to_the_contract(C):
     w = (random.standard_normal((24, C, 3, 3)) / np.sqrt(9 * C)).astype(np.float32)
     problem = make_problem(x.shape, w.shape, np.float32, padding=1)
     y = np.full(problem.y_shape, np.nan, np.float32)
-    workspace = arrays.empty_aligned((winograd_batched.workspace_bytes(problem, GPU),), np.uint8)
+    workspace = strided.empty_aligned((winograd_batched.workspace_bytes(problem, GPU),), np.uint8)
     with on_cpu.kernels_on_cpu():
         winograd_batched.run(problem, GPU, x, w, y, workspace=workspace)
     exact = reference.conv2d(problem, x, w)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, arrays, compiling, device, dispatch
+from convlib import accuracy, compiling, device, dispatch, strided
 from convlib.compiling import TARGETS
 from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import winograd_fused
@@ -80,7 +80,7 @@ def test_the_error_keeps_to_the_contract(C, splits, monkeypatch):
     w = (random.standard_normal((24, C, 3, 3)) / np.sqrt(9 * C)).astype(np.float32)
     problem = make_problem(x.shape, w.shape, np.float32, padding=1)
     y = np.full(problem.y_shape, np.nan, np.float32)
-    workspace = arrays.empty_aligned((winograd_fused.workspace_bytes(problem, GPU),), np.uint8)
+    workspace = strided.empty_aligned((winograd_fused.workspace_bytes(problem, GPU),), np.uint8)
     with on_cpu.kernels_on_cpu():
         winograd_fused.run(problem, GPU, x, w, y, workspace=workspace)
     exact = reference.conv2d(problem, x, w)

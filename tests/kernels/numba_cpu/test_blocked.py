@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib.arrays import empty_aligned
 from convlib.device import Device
 from convlib.kernels import reference
 from convlib.kernels.numba_cpu import blocked, blocked_by_filters
 from convlib.problem import make_problem
+from convlib.strided import empty_aligned
 
 LAYERS = json.loads((Path(convlib.__file__).parent / "layers.json").read_text())
 # past one block of channels, one tile of pixels and one of filters; with a window, as a point, with few pixels

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from convlib import accuracy, device
-from convlib.arrays import empty_aligned
 from convlib.kernels import reference
 from convlib.kernels.numba_cpu import fft, fft_passes
 from convlib.problem import make_problem
+from convlib.strided import empty_aligned
 
 
 def problem_of(x_shape, w_shape, dtype="float32", **keywords):

@@ -5,10 +5,10 @@ import pytest
 
 import convlib
 from convlib import accuracy, device, dispatch
-from convlib.arrays import empty_aligned
 from convlib.kernels import reference
 from convlib.kernels.numba_cpu import strassen
 from convlib.problem import make_problem
+from convlib.strided import empty_aligned
 
 # with lone pixels left over, tiles, nothing; half the channels no whole number of vectors
 PROBLEMS = {

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convlib import arrays, compiling, device, operations
+from convlib import compiling, device, operations, strided
 from convlib.compiling import TARGETS
 from convlib.kernels.launching import recording
 from convlib.verification.problems import Case, arrays_of, logical_arrays
@@ -34,8 +34,8 @@ def launches_of(name, case, target):
     """What the kernel's launcher starts for `case` on a device of that target; nothing runs."""
     problem, gpu = case.problem(), device.emulator_of(target)
     x, w, bias, residual, out = arrays_of(case)
-    x, w, bias, residual = (arrays.as_storage(view) for view in logical_arrays(case, x, w, bias, residual))
-    y = arrays.as_storage(out.transpose(operations.FROM_LAYOUT[problem.layout]))
+    x, w, bias, residual = (strided.as_storage(view) for view in logical_arrays(case, x, w, bias, residual))
+    y = strided.as_storage(out.transpose(operations.FROM_LAYOUT[problem.layout]))
     kernel = kernel_named(name)
     operands = (x, w, y, bias, residual)
     if name in BACKWARD:
