@@ -1,9 +1,11 @@
 """The convolution layers of known networks, read from layers.json: the one place where tests and benchmarks take them.
 
 Each layer of the file has its `type` ("conv" or "conv_transpose"), N C H W K R S, stride, padding (rows, columns),
-dilation, groups, bias, its output's P and Q, its multiply-adds (`macs`) and how often it occurs (`count`).
+dilation, groups, bias, its output's P and Q, its multiply-adds (`macs`) and how often it occurs (`count`); a layer with
+channels last has `layout` "NHWC".
 Networks: ResNet-50 (stride in the 3x3, as torchvision has it), VGG-16, MobileNetV2, a U-Net with "same" padding on
-256x256, and the small MNIST network of many tutorials.
+256x256, and the small MNIST network of many tutorials. Under "other_networks" stand single layers of many others, one
+or a few of each kind that none of these has; `of` says whose they are.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def networks() -> tuple[str, ...]:
     """The names of the networks.
 
     >>> networks()
-    ('article_mnist_cnn', 'resnet50', 'vgg16', 'mobilenet_v2', 'unet_same_256')
+    ('article_mnist_cnn', 'resnet50', 'vgg16', 'mobilenet_v2', 'unet_same_256', 'other_networks')
     """
     return tuple(tables())
 
@@ -56,21 +58,33 @@ def tables() -> dict:
 
 
 def layer_name(row: dict) -> str:
-    """Input, filters and window; stride and groups where they are not 1."""
+    """Input, filters and window; batch, stride, dilation and groups where they are not 1, layout where it is not NCHW."""
     name = "{C}x{H}x{W}-{K}-{R}x{S}".format(**row)
+    if row["N"] != 1:
+        name = f"{row['N']}x{name}"
     if row["stride"] != [1, 1]:
         name += "/" + "x".join(str(s) for s in dict.fromkeys(row["stride"]))
+    if row["dilation"] != [1, 1]:
+        name += "-d" + "x".join(str(d) for d in dict.fromkeys(row["dilation"]))
     if row["groups"] != 1:
         name += f"-g{row['groups']}"
+    if layout_of(row) != "NCHW":
+        name += f"-{layout_of(row)}"
     return name
 
 
+def layout_of(row: dict) -> str:
+    return row.get("layout", "NCHW")
+
+
 def layer_problem(row: dict) -> ConvProblem:
-    N, C, H, W, K, R, S = (row[axis] for axis in "NCHWKRS")
+    layout = layout_of(row)
+    C, K, R, S = (row[axis] for axis in "CKRS")
     return make_problem(
-        (N, C, H, W),
+        tuple(row[axis] for axis in layout),
         (K, C // row["groups"], R, S),
         "float32",
+        layout=layout,
         stride=tuple(row["stride"]),
         padding=tuple(row["padding"]),
         dilation=tuple(row["dilation"]),

@@ -66,6 +66,7 @@ from .tracing import (
 )
 from .vectors import lanes, record_at
 
+MOST_TAPS, LONGEST_SIDE = 25, 7  # of a window, one or the other: a row of x is written out for each tap
 MOST_VECTORS = 4  # of a row of outputs computed at once
 FEWEST_ROWS = 8  # of a band of a plane: those above and below it are read twice
 TASKS_PER_THREAD = 2
@@ -79,7 +80,8 @@ def serves(problem) -> bool:
     """Is this the faster way, for arrays whose rows are contiguous?"""
     if target.vector_bytes() < 32 or problem.layout != "NCHW" or problem.dtype != problem.accumulate:
         return False
-    small = problem.R * problem.S <= 25 and max(problem.padding[1]) < lanes(problem.dtype)
+    small = problem.R * problem.S <= MOST_TAPS or max(problem.R, problem.S) <= LONGEST_SIDE
+    small = small and max(problem.padding[1]) < lanes(problem.dtype)
     small = small and live_rows(problem.R, problem.stride[0]) <= problem.P
     if problem.stride[1] == 2:  # the one load beyond a tile's has half as many columns of either kind as it has lanes
         small = small and lanes(problem.dtype) + 2 >= problem.S

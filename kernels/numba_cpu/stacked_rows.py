@@ -56,7 +56,8 @@ from .tracing import (
 )
 from .vectors import lanes, record_at
 
-MOST_MULTIPLY_ADDS = 150  # of one plane: it is written out
+MOST_MULTIPLY_ADDS = 200  # of one plane: it is written out
+MOST_OF_ONE_ROW = 700
 TASKS_PER_THREAD = 2
 CYCLES_PER_PLANE = 15.0
 
@@ -71,7 +72,8 @@ def serves(problem) -> bool:
     if problem.dilation != (1, 1) or problem.stride not in ((1, 1), (2, 2)):
         return False
     fits = problem.Q == problem.W if problem.stride == (1, 1) else lanes(problem.dtype) >= problem.W
-    return fits and stacked(problem) > 1 and multiply_adds(problem) <= MOST_MULTIPLY_ADDS
+    most = MOST_MULTIPLY_ADDS if stacked(problem) > 1 else MOST_OF_ONE_ROW
+    return fits and stacked(problem) > 0 and multiply_adds(problem) <= most
 
 
 def stacked(problem) -> int:
