@@ -67,6 +67,7 @@ OFFSET_BYTES, LINE = 8, 64
 BLOCKING = (
     "first_pixel", "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases",
     "plane_bytes", "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at",
+    "tail_at",
 )  # fmt: skip
 CALL_BLOCKED = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
 
@@ -128,6 +129,20 @@ def copy_biases_function(dtype_name):
     return copy_biases
 
 
+def copy_rows_function(dtype_name):
+    """A Numba function copy_rows(to, to_row, x, x_row, rows, count): of each row, `count` neighbouring numbers."""
+    read, write, _, _ = memory_functions("float64" if dtype_name == "float64" else "float32")
+    item = 8 if dtype_name == "float64" else 4
+
+    @inlined
+    def copy_rows(to, to_row, x, x_row, rows, count):
+        for i in range(rows):
+            for j in range(count):
+                write(to + i * to_row + j * item, read(x + i * x_row + j * item))
+
+    return copy_rows
+
+
 def task_function(dtype_name):
     """The task(call, index, worker) of a CALL_BLOCKED."""
     real = np.float64 if dtype_name == "float64" else np.float32
@@ -136,6 +151,7 @@ def task_function(dtype_name):
     W, rows = lanes(real), panel_rows()
     width, panel_row = VECTORS * W, VECTORS * W * item
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
+    copy_rows = copy_rows_function(dtype_name)
     multiply = multiply_function(real, "row", indirect=True)
     copy_planes = copy_planes_function(dtype_name)
     gather, lone_pixels = gather_function(real), lone_pixels_function(real)
@@ -157,7 +173,7 @@ def task_function(dtype_name):
         w_row = call.packed_row if packed else call.w_k
         planes = call.workspace + worker * call.worker_bytes
         partial, biases = planes + call.partial_at, planes + call.bias_at
-        gathered, offsets = planes + call.gathered_at, planes + call.offsets_at
+        gathered, offsets, tail = planes + call.gathered_at, planes + call.offsets_at, planes + call.tail_at
         copy_biases(call, k0, filters, biases)
 
         point = taps == 1 and call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
@@ -203,9 +219,15 @@ def task_function(dtype_name):
                     gather(gathered, stop - whole, x + whole * item, places, depth)
                 elif whole < stop:
                     gather(gathered, stop - whole, copied + whole * item, offsets, depth)
-                w = w_task + c0 * taps * item
-                for f in range(0, filters, FILTER_BLOCK):
-                    some, weights, bias = min(FILTER_BLOCK, filters - f), w + f * w_row, biases + f * item
+                f, some = 0, 0
+                while f < filters:
+                    weights, from_row_to_row, bias = w_task + c0 * taps * item + f * w_row, w_row, biases + f * item
+                    some = min(FILTER_BLOCK, filters - f)
+                    if not packed and some > padding:
+                        some -= some % padding
+                    elif not packed and some < padding:  # behind them no whole tile of rows may be read
+                        copy_rows(tail, depth * item, weights, w_row, some, depth)
+                        weights, from_row_to_row = tail, depth * item
                     for first in range(start, stop, width):
                         columns, tile = min(width, stop - first), (first - start) // width
                         lone = first == whole
@@ -215,7 +237,7 @@ def task_function(dtype_name):
                         add = residual + f * call.residual_k + first * item if call.has_residual else 0
                         if lone:
                             lone_pixels(
-                                columns, some, weights, w_row, gathered, depth, sums, panel_row, c0 == 0, out, call.y_k,
+                                columns, some, weights, from_row_to_row, gathered, depth, sums, panel_row, c0 == 0, out, call.y_k,
                                 bias, add, call.residual_k, call.low, call.high,
                             )  # fmt: skip
                         else:
@@ -223,12 +245,13 @@ def task_function(dtype_name):
                             if first < there:
                                 b, steps = x + first * item, places
                             multiply(
-                                (columns + W - 1) // W, some, weights, w_row, rows * w_row, item, b, steps, depth,
-                                sums, panel_row, c0 == 0, out, call.y_k, bias, add, call.residual_k, call.low,
-                                call.high,
+                                (columns + W - 1) // W, some, weights, from_row_to_row, rows * from_row_to_row, item,
+                                b, steps, depth, sums, panel_row, c0 == 0, out, call.y_k, bias, add, call.residual_k,
+                                call.low, call.high,
                             )  # fmt: skip
                         if last and not done:
                             finish_tile(call, n, k0 + f, some, first, columns, sums, bias)
+                    f += some
 
     return task
 
@@ -332,10 +355,12 @@ def blocking(problem, threads, first=0):
     bias_at = partial_at + group * filters * sums_row
     gathered_at = up(bias_at + (filters + rows) * item, 64)
     offsets_at = gathered_at + up(MOST_LONE * depth * item, 64)
-    worker_bytes = worker_span(offsets_at + 2 * depth * OFFSET_BYTES)
+    tail_at = up(offsets_at + 2 * depth * OFFSET_BYTES, LINE)
+    worker_bytes = worker_span(tail_at + rows * depth * item)
     numbers = (
         first, filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
         plane_bytes(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
+        tail_at,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks
 
@@ -363,7 +388,7 @@ def workspace_bytes(problem, device):
 
 
 def reads_in_place(problem, w):
-    """Weights that the micro-kernel takes as they lie: contiguous, float32 or float64, whole tiles of filters.
+    """Weights that the micro-kernel takes as they lie: contiguous, float32 or float64.
 
     Copying them for one call would cost more than it saves.
     """
@@ -374,7 +399,8 @@ def reads_in_place(problem, w):
 @lru_cache(maxsize=1024)
 def takes_rows(problem) -> bool:
     """Could contiguous weights of this problem be read as they lie?"""
-    return problem.Kg % weight_rows.padded_filters(1) == 0 and problem.dtype == problem.accumulate
+    whole = problem.Kg % weight_rows.padded_filters(1) == 0
+    return problem.dtype == problem.accumulate and (whole or not few_channels.serves(problem))
 
 
 def packed_bytes(problem, device):
@@ -414,7 +440,7 @@ def copy_cycles(problem) -> float:
     rows = problem.Cg * problem.S * row_phases(problem) * problem.P
     if problem.layout != "NCHW" or problem.dtype != problem.accumulate or problem.stride[1] > 2:
         return 2.0 * rows * problem.Q
-    return 6.0 * rows * -(-problem.Q // lanes(problem.accumulate))
+    return rows * (4.0 * -(-problem.Q // lanes(problem.accumulate)) + 0.375 * problem.Q)
 
 
 def store_cycles(problem) -> float:

@@ -56,6 +56,8 @@ from .vectors import lanes, record_at
 
 passes = ("forward",)
 
+CYCLES_PER_TAP = 20.0  # of a pixel, channels last, beside its channels
+
 BLOCKING = (
     "pixels", "filters", "pixel_tasks", "filter_tasks", "channel_block", "shared", "panel_pixels",
     "worker_bytes", "partial_at", "bias_at", "workers_at",
@@ -427,7 +429,9 @@ def copy_cycles(problem) -> float:
     if problem.dtype != problem.accumulate:
         return 2.5
     if problem.layout == "NHWC":
-        return 0.5
+        return 0.5 + CYCLES_PER_TAP / problem.Cg
+    if problem.stride[1] > 2:
+        return 5.0
     return 0.35 if problem.R * problem.S == 1 and problem.stride == (1, 1) else 1.3
 
 

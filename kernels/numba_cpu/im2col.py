@@ -19,6 +19,7 @@ from numba import float32, float64, uint16
 from . import blocked
 from .call import CALL, pack_call, problem_fields
 from .compilation import compiled
+from .microkernel import CALL_SECONDS
 from .threads import run_tasks, task_loop
 from .vectors import array_at, record_at
 
@@ -84,7 +85,8 @@ def pack(problem, device, w, packed):
 
 
 def predicted_seconds(problem, device):
-    return blocked.predicted_seconds(problem, device) + 3 * patch_bytes(problem) / 5e9
+    rounds = 2 * CALL_SECONDS  # of threads, beside the product's: patches and weights
+    return blocked.predicted_seconds(problem, device) + 3 * patch_bytes(problem) / 5e9 + rounds
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):

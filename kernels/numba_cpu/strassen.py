@@ -465,7 +465,7 @@ def workspace_bytes(problem, device):
 
 def reads_in_place(problem, w):
     """Weights of which a call makes the sums by itself, in a first round."""
-    return blocked.reads_in_place(problem, w)
+    return problem.Kg % weight_rows.padded_filters(1) == 0 and blocked.reads_in_place(problem, w)
 
 
 def packed_bytes(problem, device):

@@ -133,6 +133,7 @@ PACK_CYCLES = 1.05  # likewise, of filters that are stored for all threads and t
 EFFICIENCY = 0.88  # of the core's multiply-adds
 INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
 WAITING_BYTES, BEYOND_ALL_CACHES = 16 << 20, 1.6  # and where V and M of all threads, waiting for other filters, are
+CYCLES_PER_PLANE, CYCLES_PER_UNIT = 150, 30  # of a group's strip beside the multiply-adds, which are few there
 LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
 CACHED_WEIGHTS = 24 << 20  # U up to this size comes from the L3 cache
 STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 16.0, 400.0  # U, from memory and from L3, beside the multiply
@@ -318,7 +319,7 @@ def cycles(m, problem, threads, cut) -> float:
     tile, units = tile_of(m, problem), ceil_div(cut.units, cut.strips)
     tiles = min(cut.tiles, units * cut.unit)
     vectors = problem.Cg * ceil_div(tiles, cut.panel)
-    stored = cut.part + (problem.Kg % cut.panel > 0)  # a vector that is not full takes the long way
+    stored = cut.part + problem.Kg % cut.panel / cut.panel  # a vector that is not full takes the long way
     inputs, outputs = (count / (m + 2) ** 2 for count in (tile.products, tile.planes))
     transforms = INPUT_CYCLES[m] * inputs * vectors + OUTPUT_CYCLES[m] * outputs * tiles * stored_share(cut) * stored
     weights = tile.products * problem.Cg * cut.part  # vectors
@@ -330,6 +331,8 @@ def cycles(m, problem, threads, cut) -> float:
     filters = FILTER_CYCLES * weights * cut.panel if cut.filters_at else stream_cycles(problem, cut, weights)
     strips = ceil_div(cut.strips, cut.runs)
     tasks = ceil_div(problem.groups * cut.runs * cut.parts, threads)
+    if problem.groups > 1:
+        multiply += tile.products * (CYCLES_PER_PLANE + CYCLES_PER_UNIT * units)
     memory = memory_cycles(problem, cut) / threads
     return tasks * (strips * (transforms * vector_share() + multiply) + filters) + memory
 
