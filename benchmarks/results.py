@@ -214,6 +214,8 @@ BARS = (
         Bar(suite, PLAN, "accurate peers", floor, 0.9)
         for suite, floor in {"vgg16": 1.5, "unet_same_256": 1.5, "resnet50": 1.3, "mobilenet_v2": 1.3}.items()
     ),
+    Bar("other_networks", CONV2D, "PyTorch", 1.0, 0.9),
+    Bar("other_networks", PLAN, "accurate peers", 1.0, 0.9),
     *(
         Bar(suite, shown(suite), "PyTorch", GRADIENT_FLOORS[cases.gradient_of(suite)], 0.8)
         for suite in cases.gradient_suites()

@@ -58,7 +58,7 @@ def tables() -> dict:
 
 
 def layer_name(row: dict) -> str:
-    """Input, filters and window; batch, stride, dilation and groups where they are not 1, layout where it is not NCHW."""
+    """Input, filters and window; batch, stride, dilation and groups where they are not 1, a layout that is not NCHW."""
     name = "{C}x{H}x{W}-{K}-{R}x{S}".format(**row)
     if row["N"] != 1:
         name = f"{row['N']}x{name}"

@@ -237,8 +237,8 @@ def task_function(dtype_name):
                         add = residual + f * call.residual_k + first * item if call.has_residual else 0
                         if lone:
                             lone_pixels(
-                                columns, some, weights, from_row_to_row, gathered, depth, sums, panel_row, c0 == 0, out, call.y_k,
-                                bias, add, call.residual_k, call.low, call.high,
+                                columns, some, weights, from_row_to_row, gathered, depth, sums, panel_row, c0 == 0,
+                                out, call.y_k, bias, add, call.residual_k, call.low, call.high,
                             )  # fmt: skip
                         else:
                             b, steps = copied + first * item, offsets

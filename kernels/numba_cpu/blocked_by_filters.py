@@ -33,7 +33,7 @@ import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import filter_columns, target, tracing
+from . import few_channels_last, filter_columns, target, tracing
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
@@ -357,6 +357,8 @@ def build(dtype_name, tile_pixels, layout):
 
 def channel_block(problem) -> int:
     """Channels whose weights, for one tile of filters, fill about three quarters of the L1 cache; at least one."""
+    if few_channels_last.serves(problem):
+        return problem.Cg
     depth = target.cache_bytes(1) * 3 // 4 // (VECTORS * target.vector_bytes())
     blocks = -(-problem.reduction // max(depth, problem.R * problem.S))
     return -(-problem.Cg // blocks)
@@ -399,7 +401,9 @@ def why_not(problem, device):
 
 
 def workspace_bytes(problem, device):
-    return blocking(problem, device.threads)[-1]
+    own = blocking(problem, device.threads)[-1]
+    few = few_channels_last.serves(problem)
+    return max(own, few_channels_last.workspace_bytes(problem, device.threads)) if few else own
 
 
 def packed_bytes(problem, device):
@@ -415,6 +419,8 @@ def pack(problem, device, w, packed):
 
 
 def predicted_seconds(problem, device):
+    if few_channels_last.serves(problem):
+        return predicted(problem, device, problem.N * few_channels_last.cycles(problem))
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
     multiply = multiply_cycles(
         up(pixels, tile_pixels(problem) or panel_rows()), problem.Kg, problem.reduction, problem.accumulate
@@ -444,5 +450,9 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical
     order.
     """
+    if few_channels_last.serves(problem) and few_channels_last.takes(x, y, residual):
+        fields, loop, tasks = few_channels_last.prepared(problem, device.threads)
+        run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
+        return
     fields, loop, copies, tasks = prepared(problem, device.threads)
     run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads, before=copies)

@@ -65,7 +65,7 @@ THREADS = 4  # for which tiles are chosen
 CYCLES, CYCLES_PER_ROW, CYCLES_PER_OUTPUT, CYCLES_PER_TASK = (0.22, 0.28, 0.38), 15, 1.3, 1700
 CYCLES_PER_NUMBER_APART = 1.5  # one of several channels side by side is read, and written, number by number
 CYCLES_PER_PACKED_NUMBER, CALL_SECONDS, CYCLES_PER_SECOND, SECONDS_PER_BYTE = 4, 8e-6, 3e9, 4e-11
-CACHED_BYTES, SECONDS_PER_BYTE_AGAIN = 32 << 20, 1e-10  # x larger than that comes from memory again for every filter
+CACHED_BYTES, SECONDS_PER_BYTE_AGAIN = 12 << 20, 1e-10  # x larger than that comes from memory again for every filter
 
 
 def build_pack(dtype_name):

@@ -113,7 +113,8 @@ WRONG = {
     "max_error": ((*CALL, "--max-error", "-1"), "max_error: a number above 0 needed, got -1.0"),
     "network": (
         ("explain", "--layer", "vgg19:1"),
-        "network: one of article_mnist_cnn, resnet50, vgg16, mobilenet_v2, unet_same_256 needed, got 'vgg19'",
+        "network: one of article_mnist_cnn, resnet50, vgg16, mobilenet_v2, unet_same_256, other_networks needed, "
+        "got 'vgg19'",
     ),
     "layer": (
         ("explain", "--layer", "article_mnist_cnn:4"),

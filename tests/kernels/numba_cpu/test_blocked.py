@@ -9,7 +9,7 @@ import pytest
 import convlib
 from convlib.device import Device
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import blocked, blocked_by_filters
+from convlib.kernels.numba_cpu import blocked, blocked_by_filters, few_channels_last
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
@@ -101,3 +101,44 @@ def test_workspace_stays_under_64_mb_on_every_layer_of_the_tables(kernel):
             )  # fmt: skip
             for threads in (1, 2, 16):
                 assert kernel.workspace_bytes(problem, Device("cpu", threads=threads)) <= 64 << 20, layer
+
+
+# rows longer and shorter than a tile of pixels, with and without padding, groups, vectors of filters that are not full
+FEW_CHANNELS_LAST = {
+    "stride 2": ((1, 23, 37, 3), (32, 3, 3, 3), {"padding": 1, "stride": 2}),
+    "rows shorter than a tile": ((2, 9, 5, 3), (70, 3, 3, 3), {"padding": 1}),
+    "read in place": ((1, 16, 36, 3), (50, 3, 4, 4), {"stride": 4}),
+    "groups, dilated": ((1, 13, 17, 10), (24, 5, 3, 2), {"padding": (1, 2), "dilation": 2, "groups": 2}),
+}
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("name", FEW_CHANNELS_LAST)
+def test_few_channels_last_are_read_where_they_lie(name, activation):
+    """Exactly, if nothing is rounded; with a residual; nothing is read behind x nor written around y."""
+    x_shape, w_shape, keywords = FEW_CHANNELS_LAST[name]
+    problem = make_problem(
+        x_shape, w_shape, np.dtype(np.float32), layout="NHWC", has_bias=True, has_residual=True, activation=activation,
+        **keywords,
+    )  # fmt: skip
+    random = np.random.default_rng(0)
+    x, w, bias, residual = (
+        random.integers(-3, 4, shape).astype(np.float32)
+        for shape in (x_shape, w_shape, w_shape[:1], (problem.N, problem.P, problem.Q, problem.K))
+    )
+    x, residual = (before_a_guard(array).transpose(0, 3, 1, 2) for array in (x, residual))
+    wider = np.full((problem.N, problem.P, problem.Q, problem.K + 2), np.nan, np.float32)
+    y = wider[..., :-2].transpose(0, 3, 1, 2)
+    assert few_channels_last.serves(problem)
+    assert few_channels_last.takes(x, y, residual)
+
+    device = Device("cpu", threads=2)
+    packed = empty_aligned((blocked_by_filters.packed_bytes(problem, device),), np.uint8)
+    blocked_by_filters.pack(problem, device, w, packed)
+    workspace = empty_aligned((blocked_by_filters.workspace_bytes(problem, device),), np.uint8)
+    workspace[:] = 255
+    blocked_by_filters.run(problem, device, x, packed, y, bias, residual, workspace)
+    np.testing.assert_allclose(
+        y, reference.conv2d(problem, x, w, bias, residual), rtol=0 if activation is None else 2e-6
+    )
+    assert np.isnan(wider[..., -2:]).all()
