@@ -110,7 +110,9 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-WINOGRAD_TILES = {"numba_cpu.winograd_f2": 2, "numba_cpu.winograd_f4": 4, "numba_cpu.winograd_f6": 6}
+WINOGRAD_TILES = {
+    "numba_cpu.winograd_f2": 2, "numba_cpu.winograd_f4": 4, "numba_cpu.winograd_dilated": 4, "numba_cpu.winograd_f6": 6,
+}  # fmt: skip
 # How many multiplications of a direct convolution one of an algorithm's stands for, in 3x3 layers without a stride.
 MULTIPLICATIONS_SAVED = {
     "winograd_f2": 2.25,

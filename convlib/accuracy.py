@@ -38,6 +38,7 @@ GROWTH = {
     "winograd_f2": 2.0,
     "winograd_fused": 2.0,
     "winograd_f4": 8.0,
+    "winograd_dilated": 8.0,
     "winograd_batched": 8.0,
     "winograd_f6": 50.0,
     "fft": 8.0,
@@ -49,7 +50,10 @@ GROWTH = {
 # the points (winograd_matrices.py); a and b, the same for all, are fitted to standard normal data at C = 1 .. 4096 on
 # 24 x 24 maps, plus a fifth; held to by test_winograd.py and, for a GPU's, which sum all channels at a time, by
 # test_winograd_fused.py (F(2, 3)) and _batched.py (F(4, 3)).
-WINOGRAD_TILES = {"winograd_f2": 2, "winograd_fused": 2, "winograd_f4": 4, "winograd_batched": 4, "winograd_f6": 6}
+WINOGRAD_TILES = {
+    "winograd_f2": 2, "winograd_fused": 2, "winograd_f4": 4, "winograd_dilated": 4, "winograd_batched": 4,
+    "winograd_f6": 6,
+}  # fmt: skip
 WINOGRAD_NOISE = (2.15, 0.1395)
 SUMMED_AT_ONCE = ("winograd_fused", "winograd_batched")
 

@@ -43,6 +43,7 @@ KERNELS: tuple[str, ...] = (
     "numba_cpu.winograd_f2",
     "numba_cpu.winograd_f4",
     "numba_cpu.winograd_f6",
+    "numba_cpu.winograd_dilated",
     "numba_cpu.fft",
     "numba_cpu.input_grad",
     "numba_cpu.weight_grad",

@@ -24,6 +24,8 @@ What was learned there:
 - With 8 tasks a thread the last ones were taken from the other thread's share in every call, and with them the lines of
   y in its cache: 2 tasks a thread take 1 to 3 microseconds less.
 - A row of 16 lanes takes 7 to 8 cycles for 9 multiply-adds, loads masked or not: lines of the cache crossed, not masks.
+- 7 x 7 of ConvNeXt, whose weights come from the L1 cache: 28 x 28 50 microseconds instead of 69, 56 x 56 84 instead of
+  104. Longer windows' sums fill no registers: 49 x 1 took 3 times as long as through a panel.
 It wants masked loads, so it serves processors with AVX2 and more; float32 or float64, NCHW, rows contiguous in memory.
 Source: Zhang, Franchetti and Low, High Performance Zero-Memory Overhead Direct Convolutions, ICML 2018.
 """
