@@ -389,7 +389,7 @@ def engine_settings(base: engine.Settings, rounds: int | None) -> engine.Setting
 def run_settings(settings: engine.Settings) -> dict:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "command": results.command_of(sys.argv[1:]),
         "rounds": settings.rounds,
         "block_seconds": settings.block_seconds,
         "sleep_seconds": engine.SLEEP_SECONDS,

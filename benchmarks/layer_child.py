@@ -11,13 +11,10 @@ An error that is nobody's in a row ends it; the parent goes on with another one.
 
 from __future__ import annotations
 
-import json
-import sys
-import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
-from convlib.verification.child import end_with_the_parent, own_stdout
+from convlib.verification.child import job_and_answers
 
 from . import cases, engine, gate, results, runner
 
@@ -45,14 +42,7 @@ class Bench:
 
 
 def main():
-    answers = own_stdout()
-    job = json.loads(sys.stdin.readline())
-    threading.Thread(target=end_with_the_parent, daemon=True).start()
-
-    def say(**facts):
-        answers.write(json.dumps(facts) + "\n")
-        answers.flush()
-
+    job, say = job_and_answers()
     if job["rehearse"]:
         from . import rehearsal
 

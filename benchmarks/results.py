@@ -93,6 +93,17 @@ def read(path: Path) -> Results:
     return Results(content["machine"], content["settings"], rows)
 
 
+def command_of(arguments: list[str]) -> str:
+    """The command as anybody can give it again: without --output, a folder of whoever gave it."""
+    kept, left = [], iter(arguments)
+    for argument in left:
+        if argument == "--output":
+            next(left, None)
+        elif not argument.startswith("--output="):
+            kept.append(argument)
+    return " ".join(["python -m benchmarks", *kept])
+
+
 def added(before: Results, now: Results) -> Results:
     """`now` with those suites of `before` that it has not measured itself. Raises ValueError for another machine's."""
     for name in ("processor", "numba_target", "packages", "environment"):

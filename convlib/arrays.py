@@ -191,8 +191,8 @@ class Torch:
             raise TypeError(f"{name}: a dense tensor needed, got layout {array.layout}")
         if array.requires_grad and torch.is_grad_enabled():
             raise TypeError(
-                f"{name}: requires grad, and convlib.conv2d does not record gradients; "
-                f"pass {name}.detach() or call it under torch.no_grad()"
+                f"{name}: requires grad, and convlib.conv2d does not record gradients; pass {name}.detach(), call it "
+                "under torch.no_grad(), or take convlib.torch.conv2d, which records them"
             )
         if array.is_neg() or array.is_conj():
             resolve = "resolve_neg" if array.is_neg() else "resolve_conj"
@@ -330,7 +330,10 @@ def library_of(array, name):
             f"{name}: a NumPy array without a mask needed, got numpy.ma.MaskedArray; fill it first, as {name}.filled(0)"
         )
     came = f"{type(array).__module__}.{type(array).__name__}"
-    raise TypeError(f"{name}: a NumPy, CuPy, Numba, PyTorch or JAX array needed, got {came}")
+    needed = f"{name}: a NumPy, CuPy, Numba, PyTorch or JAX array needed, got {came}"
+    if isinstance(array, (list, tuple, float, int, np.generic)):
+        needed += f"; make it one, as numpy.asarray({name}, numpy.float32)"
+    raise TypeError(needed)
 
 
 @cache

@@ -98,7 +98,7 @@ def conv2d(x, w, bias, *, activation, residual, out, backend, workspace_limit, *
 def conv2d_input_grad(grad_y, w, input_shape, *, out, backend, workspace_limit, **keywords):
     """gradients.conv2d_input_grad where grad_y, w or both are complex."""
     library, dtype = common(grad_y=grad_y, w=w, out=out)
-    shape, batched = batched_shape(input_shape)
+    shape, batched = batched_shape(input_shape, "input_shape")
     problem = problem_of(shape, w.shape, keywords, "input_grad")
     layout, groups = problem.layout, problem.groups
     check_shape("grad_y", grad_y, result_shape(problem, batched))

@@ -258,6 +258,9 @@ def chosen(
 
 def checked_choice(problem, device, backend, algorithm, max_error, workspace_limit):
     check_choice("backend", backend, BACKENDS)
+    if algorithm in KERNELS:
+        family, name = algorithm.split(".")
+        raise ValueError(f"algorithm: {algorithm!r} is a kernel: ask for it by backend={family!r}, algorithm={name!r}")
     check_choice("algorithm", algorithm, ("auto", *algorithms()))
     if isinstance(max_error, bool) or not isinstance(max_error, Real):
         raise TypeError(f"max_error: a number needed, got {shortened(max_error)}")
@@ -324,4 +327,7 @@ def refusal(problem, device, backend, algorithm, asked):
     head = f"{', '.join(forced) or 'convlib'} cannot run this problem on {device}:\n  {problem}"
     if not asked:
         return f"{head}\n  no listed kernel is both"
-    return "\n".join([head, *(f"  {c.name}: {'; '.join(c.reasons)}" for c in asked)])
+    said = {c.name: "; ".join(c.reasons) for c in asked}
+    if len(said) > 1 and len(set(said.values())) == 1:
+        return f"{head}\n  each of {len(said)} kernels: {said[asked[0].name]}"
+    return "\n".join([head, *(f"  {name}: {reasons}" for name, reasons in said.items())])

@@ -102,21 +102,22 @@ def explain(
     precision: str | None = None,
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
-    on: Device | None = None,
+    on: Device | str | None = None,
 ) -> Explanation:
     """Hold every listed kernel against a convolution: chosen, possible (with its time), or why not.
 
     Times are predicted, unless `tune` has measured them on this machine; what a call without tune=True would choose
     is told either way.
 
-    x, w: arrays, or their shapes (then `dtype` says of what, float32 if it is not given, and `on` where, this CPU if
-    it is not given). bias, residual: the arrays, or whether there is one. The other arguments and the errors are
-    conv2d's; where no kernel can run, `chosen` is None instead of an error.
+    x, w: arrays, or their shapes (then `dtype` says of what, float32 if it is not given, and `on` where, as "cpu",
+    "cuda:0", "sm_90" or a Device; this CPU if it is not given). bias, residual: the arrays, or whether there is one.
+    The other arguments and the errors are conv2d's; where no kernel can run, `chosen` is None instead of an error.
 
     >>> explain((1, 64, 56, 56), (64, 64, 3, 3), padding=1).chosen is not None
     True
     """
     check_choice("padding_mode", padding_mode, PADDING_MODES)
+    on = device.named(on) if isinstance(on, str) else on
     dtypes, place = dtypes_and_place(x, w, dtype, on, backend)
     has_bias, has_residual = (array is not None and array is not False for array in (bias, residual))
     dtype, complex_dtype = dtypes[0], complex_numbers.dtype_of(*dtypes)

@@ -30,9 +30,11 @@ from .operations import (
 )
 from .problem import (
     PADDING_MODES,
+    batched_shape,
     check_choice,
     checked_dtype,
     checked_padding,
+    four_sizes,
     integer,
     make_problem,
     pair,
@@ -92,9 +94,9 @@ def conv2d_input_grad(
         )  # fmt: skip
     dtype = checked_dtype(library.dtype(grad_y, "grad_y"), "grad_y")
     check_operands(library, grad_y, dtype, "grad_y", w=w, out=out)
-    batched = len(input_shape) == 4
-    problem = checked_problem(
-        input_shape, w.shape, dtype, layout, weight_layout, "input_grad",
+    shape, batched = batched_shape(input_shape, "input_shape")
+    problem = make_problem(
+        shape, tuple(w.shape), dtype, layout=layout, weight_layout=weight_layout, pass_="input_grad",
         stride=stride, padding=padding, dilation=dilation, groups=groups, precision=precision,
     )  # fmt: skip
     check_shape("grad_y", grad_y, result_shape(problem, batched))
@@ -168,9 +170,10 @@ def conv2d_weight_grad(
         )  # fmt: skip
     dtype = checked_dtype(library.dtype(x, "x"))
     check_operands(library, x, dtype, grad_y=grad_y, out=out)
-    batched = len(x.shape) == 4
-    problem = checked_problem(
-        x.shape, weight_shape, dtype, layout, weight_layout, "weight_grad",
+    shape, batched = batched_shape(tuple(x.shape))
+    problem = make_problem(
+        shape, four_sizes("weight_shape", weight_shape, weight_layout), dtype, layout=layout,
+        weight_layout=weight_layout, pass_="weight_grad",
         stride=stride, padding=padding, dilation=dilation, groups=groups, precision=precision,
     )  # fmt: skip
     check_shape("grad_y", grad_y, result_shape(problem, batched))
@@ -266,15 +269,15 @@ def conv_transpose2d(
         )  # fmt: skip
     dtype = checked_dtype(library.dtype(x, "x"))
     check_operands(library, x, dtype, w=w, bias=bias, residual=residual, out=out)
-    batched = len(x.shape) == 4
+    shape, batched = batched_shape(tuple(x.shape))
     shape, padding = transposed_shape(
-        x.shape if batched else (1, *x.shape), w.shape, layout, weight_layout, stride, checked_padding(padding),
+        shape, w.shape, layout, weight_layout, stride, checked_padding(padding),
         output_padding, dilation, groups,
     )  # fmt: skip
-    problem = checked_problem(
-        shape, w.shape, dtype, layout, weight_layout, "input_grad", stride=stride, padding=padding, dilation=dilation,
-        groups=groups, activation=activation, has_bias=bias is not None, has_residual=residual is not None,
-        precision=precision,
+    problem = make_problem(
+        shape, tuple(w.shape), dtype, layout=layout, weight_layout=weight_layout, pass_="input_grad", stride=stride,
+        padding=padding, dilation=dilation, groups=groups, activation=activation, has_bias=bias is not None,
+        has_residual=residual is not None, precision=precision,
     )  # fmt: skip
     shape = shape if batched else shape[1:]
     check_shape("bias", bias, (problem.C,))
@@ -301,14 +304,6 @@ def conv_transpose2d(
     return library.finished(result)
 
 
-def checked_problem(x_shape, w_shape, dtype, layout, weight_layout, pass_, **parameters):
-    x_shape = tuple(x_shape)
-    return make_problem(
-        x_shape if len(x_shape) == 4 else (1, *x_shape), tuple(w_shape), dtype, layout=layout,
-        weight_layout=weight_layout, pass_=pass_, **parameters,
-    )  # fmt: skip
-
-
 def result_and_view(library, like, shape, out, inputs, channels_last=False):
     """Where the result goes, the caller's `out`, apart from the views of all inputs, or new memory; and its view."""
     if out is None:
@@ -320,8 +315,8 @@ def transposed_shape(x_shape, w_shape, layout, weight_layout, stride, padding, o
     """The shape of a transposed convolution's result, in `layout`'s order, and its padding in full."""
     check_choice("layout", layout, tuple(FROM_LAYOUT))
     check_choice("weight_layout", weight_layout, tuple(FROM_WEIGHT_LAYOUT))
-    if len(x_shape) != 4 or len(w_shape) != 4:
-        raise ValueError(f"x, w: 4 dimensions each needed, got {tuple(x_shape)} and {tuple(w_shape)}")
+    if len(w_shape) != 4:
+        raise ValueError(f"w: 4 dimensions needed ({', '.join(weight_layout)}), got {len(w_shape)}: {tuple(w_shape)}")
     N, C, H, W = (x_shape[axis] for axis in FROM_LAYOUT[layout])
     O, I, R, S = (w_shape[axis] for axis in FROM_WEIGHT_LAYOUT[weight_layout])  # noqa: E741
     groups = integer("groups", groups, least=1)

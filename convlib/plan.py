@@ -68,7 +68,7 @@ def plan(
     check_flag("flip_kernel", flip_kernel)
     check_flag("residual", residual)
     check_flag("tune", tune)
-    x_shape, batched = batched_shape(x_shape)
+    x_shape, batched = batched_shape(x_shape, "x_shape")
     problem = make_problem(
         x_shape, w.shape, dtype, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
         weight_layout=weight_layout, activation=activation, has_bias=bias is not None, has_residual=residual,

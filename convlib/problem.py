@@ -213,15 +213,18 @@ def settled_problem(
     return problem
 
 
-def batched_shape(x_shape):
-    """The four sizes of an x of three or four dimensions, and whether it has four: three are one image."""
-    x_shape = sizes("x", x_shape)
+def batched_shape(x_shape, name="x"):
+    """The four sizes of an x of three or four dimensions, and whether it has four: three are one image.
+
+    name: what the caller calls it.
+    """
+    x_shape = sizes(name, x_shape)
     if len(x_shape) == 4:
         return x_shape, True
     if len(x_shape) == 3:
         return (1, *x_shape), False
     raise ValueError(
-        f"x: 4 dimensions needed, (N, C, H, W), or 3 for one image, (C, H, W), got {len(x_shape)}: {x_shape}"
+        f"{name}: 4 dimensions needed, (N, C, H, W), or 3 for one image, (C, H, W), got {len(x_shape)}: {x_shape}"
     )
 
 
@@ -231,7 +234,7 @@ def sizes(name, shape):
         raise TypeError(f"{name}: a shape, as a tuple of ints, needed, got {shortened(shape)}")
     for size in shape:
         if type(size) is not int or not 0 <= size <= LARGEST_INT:
-            integer(f"{name}'s shape", size, least=0)
+            integer(name if name.endswith("_shape") else f"{name}'s shape", size, least=0)
     return tuple(map(int, shape))
 
 
@@ -267,7 +270,9 @@ def named_dtype(text, name="x") -> np.dtype:
 @lru_cache
 def supported_dtype(dtype, name):
     if dtype.name not in DTYPES:
-        raise TypeError(f"{name}: dtype must be one of {', '.join(DTYPES)}, got {dtype.name}")
+        raise TypeError(
+            f"{name}: dtype must be one of {', '.join(DTYPES)}, got {dtype.name}; convlib never converts inputs"
+        )
     if not dtype.isnative:
         raise TypeError(
             f'{name}: native byte order needed, got {dtype.str}; use {name}.astype({name}.dtype.newbyteorder("="))'
@@ -295,14 +300,20 @@ def integer(name, value, least, most=LARGEST_INT):
     return int(value)
 
 
-def pair(name, value, least):
-    """An int or two ints (rows, columns), as two ints."""
+PAIR = "an int or a pair (rows, columns)"
+PADDING = f"{PAIR}, two pairs ((top, bottom), (left, right)), 'valid' or 'same'"
+
+
+def pair(name, value, least, needed=PAIR):
+    """An int or two ints (rows, columns), as two ints. needed: what an error says that the argument may be."""
     if type(value) is int and least <= value <= LARGEST_INT:  # as in `integer`
         return value, value
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
-            raise ValueError(f"{name}: an int or a pair (rows, columns) needed, got {shortened(value)}")
+            raise ValueError(f"{name}: {needed} needed, got {shortened(value)}")
         return integer(name, value[0], least), integer(name, value[1], least)
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: {needed} needed, got {shortened(value)}")
     value = integer(name, value, least)
     return value, value
 
@@ -336,7 +347,7 @@ def checked_padding(padding):
         rows, columns = padding
         if isinstance(rows, (tuple, list)) or isinstance(columns, (tuple, list)):
             return pair("padding", rows, least=0), pair("padding", columns, least=0)
-    rows, columns = pair("padding", padding, least=0)
+    rows, columns = pair("padding", padding, least=0, needed=PADDING)
     return (rows, rows), (columns, columns)
 
 
@@ -367,5 +378,7 @@ def checked_activation(activation):
         return "leaky_relu", slope + 0.0  # -0.0 becomes 0.0: they would share a cache's entry
     if isinstance(activation, str) and activation == "leaky_relu":
         raise ValueError('activation: leaky_relu needs its slope, as ("leaky_relu", 0.01)')
-    check_choice("activation", activation, ACTIVATIONS[:-1])
+    if activation is not None and (not isinstance(activation, str) or activation not in ACTIVATIONS):
+        names = ", ".join(map(repr, ACTIVATIONS[:-1]))
+        raise ValueError(f'activation: one of {names}, ("leaky_relu", slope) needed, got {shortened(activation)}')
     return activation

@@ -53,7 +53,7 @@ def tune(
     precision: str | None = None,
     max_error: float = accuracy.DEFAULT_MAX_ERROR,
     workspace_limit: int | None = None,
-    on: Device | None = None,
+    on: Device | str | None = None,
 ) -> Explanation:
     """Measure the kernels that could run a convolution, and keep the times for calls with tune=True.
 

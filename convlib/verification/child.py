@@ -23,6 +23,11 @@ from .. import device, device_arrays, dispatch
 
 
 def main():
+    sys.exit(0 if work(*job_and_answers()) else 1)
+
+
+def job_and_answers():
+    """The job on standard input, and what writes an answer's facts; from here on this process ends with its parent."""
     answers = own_stdout()
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with_the_parent, daemon=True).start()
@@ -31,7 +36,7 @@ def main():
         answers.write(json.dumps(facts) + "\n")
         answers.flush()
 
-    sys.exit(0 if work(job, say) else 1)
+    return job, say
 
 
 def work(job, say) -> bool:

@@ -91,6 +91,12 @@ def test_a_candidate_that_failed_counts_for_nothing(vgg):
 MACHINE = {"processor": "one", "numba_target": "any", "packages": {}, "environment": {}}
 
 
+@pytest.mark.parametrize("output", [["--output", "/home/someone/out"], ["--output=/home/someone/out"], []])
+def test_a_command_is_kept_without_the_folder_that_its_results_went_to(output):
+    command = results.command_of(["cpu", *output, "--suite", "vgg16"])
+    assert command == "python -m benchmarks cpu --suite vgg16"
+
+
 def test_other_suites_are_kept_and_the_same_suite_is_replaced():
     vgg, resnet = cases.cases("vgg16")[0], cases.cases("resnet50")[0]
     before = results.Results(MACHINE, {"command": "first"}, [row(vgg, PLAN, 1.0), row(resnet, PLAN, 1.0)])

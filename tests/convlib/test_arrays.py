@@ -178,7 +178,10 @@ def test_torch_refusals(torch):
     for wrong, message in (
         (x.to_sparse(), "x: a dense tensor needed, got layout torch.sparse_coo"),
         (torch.zeros(1, 6, 5, 5, device="meta"), "x: a tensor on the CPU or on CUDA needed, got one on meta"),
-        (x.to(torch.int32), "x: dtype must be one of float16, bfloat16, float32, float64, got int32"),
+        (
+            x.to(torch.int32),
+            "x: dtype must be one of float16, bfloat16, float32, float64, got int32",
+        ),
         (torch.zeros(X.shape, dtype=torch.complex64).conj().imag, "x: a tensor in memory as it reads needed"),
     ):
         with pytest.raises(TypeError, match=f"^{message}"):

@@ -497,7 +497,7 @@ BAD = [
     ("forward", {"x": X.astype(np.complex64)}, TypeError,
      "^x: float16, float32, float64 needed, as cuDNN had it, got complex64; convlib.conv2d"),
     ("forward", {"x": X.astype(int)}, TypeError, "^x: float16, float32, float64 needed, as cuDNN had it, got int64"),
-    ("forward", {"x": [[1.0]]}, TypeError, "^x: a NumPy, CuPy, Numba, PyTorch or JAX array needed, got builtins.list$"),
+    ("forward", {"x": [[1.0]]}, TypeError, "^x: a NumPy, CuPy, .* array needed, got builtins.list; make it one"),
     ("forward", {"x": X[0]}, ValueError, r"^x: 4 dimensions needed, as pad has 2, got \(4, 7, 8\)$"),
     ("forward", {"x": X[:, :, :2]}, ValueError, "^W: its window is larger than x with its padding"),
     ("forward", {"b": integers(5)}, ValueError, r"^b: 6 elements needed, one for each channel of y, got shape \(5,\)$"),

@@ -102,9 +102,9 @@ def test_a_failed_call_gives_its_workspace_back(monkeypatch):
 VALUE_ERRORS = {
     "x_shape": (
         {"x_shape": (9, 8)},
-        "x: 4 dimensions needed, (N, C, H, W), or 3 for one image, (C, H, W), got 2: (9, 8)",
+        "x_shape: 4 dimensions needed, (N, C, H, W), or 3 for one image, (C, H, W), got 2: (9, 8)",
     ),
-    "negative N": ({"x_shape": (-1, 6, 9, 8)}, "x's shape: at least 0 and at most 2147483647 needed, got -1"),
+    "negative N": ({"x_shape": (-1, 6, 9, 8)}, "x_shape: at least 0 and at most 2147483647 needed, got -1"),
     "channels": (
         {"x_shape": (2, 5, 9, 8)},
         "w: C / groups = 5 input channels needed (C = 5, groups = 1), got 6",
@@ -116,10 +116,13 @@ VALUE_ERRORS = {
     ),
 }  # fmt: skip
 TYPE_ERRORS = {
-    "x_shape": ({"x_shape": 9}, "x: a shape, as a tuple of ints, needed, got 9"),
-    "an array as x_shape": ({"x_shape": BIAS[:1]}, "x: a shape, as a tuple of ints, needed, got array("),
-    "a float in x_shape": ({"x_shape": (2.0, 6, 9, 8)}, "x's shape: an int needed, got 2.0"),
-    "w": ({"w": W.tolist()}, "w: a NumPy, CuPy, Numba, PyTorch or JAX array needed, got builtins.list"),
+    "x_shape": ({"x_shape": 9}, "x_shape: a shape, as a tuple of ints, needed, got 9"),
+    "an array as x_shape": ({"x_shape": BIAS[:1]}, "x_shape: a shape, as a tuple of ints, needed, got array("),
+    "a float in x_shape": ({"x_shape": (2.0, 6, 9, 8)}, "x_shape: an int needed, got 2.0"),
+    "w": (
+        {"w": W.tolist()},
+        "w: a NumPy, CuPy, Numba, PyTorch or JAX array needed, got builtins.list; make it one, as numpy.asarray(w, ",
+    ),
     "w's dtype": ({"w": W.astype(int)}, "w: dtype must be one of float16, bfloat16, float32, float64, got int64"),
     "bias's dtype": (
         {"bias": BIAS.astype(float)},
@@ -147,7 +150,12 @@ def test_wrong_types(arguments, message):
 CALLS = {
     "another shape": ({"x": X[:1]}, ValueError, "x: shape (2, 6, 9, 8) needed, as planned, got (1, 6, 9, 8)"),
     "another dtype": ({"x": X.astype(np.float64)}, TypeError, "x: float32 needed, as planned, got float64"),
-    "a list": ({"x": [1.0]}, TypeError, "x: a NumPy, CuPy, Numba, PyTorch or JAX array needed, got builtins.list"),
+    "a list": (
+        {"x": [1.0]},
+        TypeError,
+        "x: a NumPy, CuPy, Numba, PyTorch or JAX array needed, got builtins.list; "
+        "make it one, as numpy.asarray(x, numpy.float32)",
+    ),
     "foreign byte order": (
         {"x": X.astype(X.dtype.newbyteorder())},
         TypeError,
@@ -189,5 +197,5 @@ def test_a_residual_that_was_not_planned_is_refused():
 
 
 def test_no_kernel_is_an_unsupported_error():
-    with pytest.raises(UnsupportedError, match="numba_cuda.direct: runs on cuda"):
+    with pytest.raises(UnsupportedError, match="kernels: runs on cuda or simulator"):
         plan(X.shape, W, backend="numba_cuda")

@@ -93,6 +93,9 @@ def test_activations():
     assert math.copysign(1, problem(activation=("leaky_relu", -0.0)).slope) == 1
 
 
+PADDING = "padding: an int or a pair (rows, columns), two pairs ((top, bottom), (left, right)), 'valid' or 'same'"
+ACTIVATION = "activation: one of None, 'relu', 'relu6', 'silu', (\"leaky_relu\", slope)"
+ONE_OF = "dtype must be one of float16, bfloat16, float32, float64"
 VALUE_ERRORS = {
     "x of 3 sizes": (
         {"x": (6, 9, 8)},
@@ -122,7 +125,7 @@ VALUE_ERRORS = {
         f"padding: at least 0 and at most {LARGEST} needed, got -2",
     ),
     "padding by an unknown name": ({"padding": "full"}, "padding: one of 'valid', 'same' needed, got 'full'"),
-    "four paddings": ({"padding": (1, 1, 1, 1)}, "padding: an int or a pair (rows, columns) needed, got (1, 1, 1, 1)"),
+    "four paddings": ({"padding": (1, 1, 1, 1)}, f"{PADDING} needed, got (1, 1, 1, 1)"),
     "groups 0": ({"groups": 0}, f"groups: at least 1 and at most {LARGEST} needed, got 0"),
     "groups that do not divide C": ({"groups": 4}, "groups: must divide C = 6, got 4"),
     "groups that do not divide K": (
@@ -150,7 +153,10 @@ VALUE_ERRORS = {
     "layout": ({"layout": "CHWN"}, "layout: one of 'NCHW', 'NHWC' needed, got 'CHWN'"),
     "layout that is no name": ({"layout": ["NCHW"]}, "layout: one of 'NCHW', 'NHWC' needed, got ['NCHW']"),
     "weight_layout": ({"weight_layout": "IOHW"}, "weight_layout: one of 'OIHW', 'OHWI', 'HWIO' needed, got 'IOHW'"),
-    "activation": ({"activation": "gelu"}, "activation: one of None, 'relu', 'relu6', 'silu' needed, got 'gelu'"),
+    "activation": (
+        {"activation": "gelu"},
+        f"{ACTIVATION} needed, got 'gelu'",
+    ),
     "leaky_relu without slope": (
         {"activation": "leaky_relu"},
         'activation: leaky_relu needs its slope, as ("leaky_relu", 0.01)',
@@ -179,21 +185,27 @@ VALUE_ERRORS = {
 }
 
 TYPE_ERRORS = {
-    "bool stride": ({"stride": True}, "stride: an int needed, got True"),
+    "bool stride": ({"stride": True}, "stride: an int or a pair (rows, columns) needed, got True"),
     "bool in a pair": ({"stride": (True, 1)}, "stride: an int needed, got True"),
     "NumPy bool": ({"groups": np.True_}, f"groups: an int needed, got {np.True_!r}"),
-    "float stride": ({"stride": 1.0}, "stride: an int needed, got 1.0"),
+    "float stride": ({"stride": 1.0}, "stride: an int or a pair (rows, columns) needed, got 1.0"),
     "float in a pair": ({"dilation": (1.0, 1)}, "dilation: an int needed, got 1.0"),
-    "text": ({"stride": "2"}, "stride: an int needed, got '2'"),
-    "nothing": ({"padding": None}, "padding: an int needed, got None"),
-    "an array": ({"stride": np.array([1, 2])}, "stride: an int needed, got array([1, 2])"),
-    "a set": ({"dilation": {1}}, "dilation: an int needed, got {1}"),
+    "text": ({"stride": "2"}, "stride: an int or a pair (rows, columns) needed, got '2'"),
+    "nothing": ({"padding": None}, f"{PADDING} needed, got None"),
+    "an array": ({"stride": np.array([1, 2])}, "stride: an int or a pair (rows, columns) needed, got array([1, 2])"),
+    "a set": ({"dilation": {1}}, "dilation: an int or a pair (rows, columns) needed, got {1}"),
     "groups as a pair": ({"groups": (1, 1)}, "groups: an int needed, got (1, 1)"),
     "a size that is no int": ({"x": (2, 6.0, 9, 8)}, "x's shape: an int needed, got 6.0"),
     "a size that is a bool": ({"w": (4, 6, True, 3)}, "w's shape: an int needed, got True"),
     "a shape that is none": ({"x": 9}, "x: a shape, as a tuple of ints, needed, got 9"),
-    "integers": ({"dtype": np.int32}, "x: dtype must be one of float16, bfloat16, float32, float64, got int32"),
-    "complex": ({"dtype": "complex64"}, "x: dtype must be one of float16, bfloat16, float32, float64, got complex64"),
+    "integers": (
+        {"dtype": np.int32},
+        f"x: {ONE_OF}, got int32; convlib never converts inputs",
+    ),
+    "complex": (
+        {"dtype": "complex64"},
+        f"x: {ONE_OF}, got complex64; convlib never converts inputs",
+    ),
     "no dtype": ({"dtype": "float31"}, "x: dtype must be one of float16, bfloat16, float32, float64, got float31"),
     "foreign byte order": (
         {"dtype": np.dtype(np.float32).newbyteorder()},
@@ -222,7 +234,7 @@ def test_what_equals_a_good_value_is_refused_after_that_value_too(wrong):
     """1, 1.0 and True are one key to a cache: a check that only runs when the cache misses would let them pass."""
     problem(stride=1, padding=1, dilation=(1, 1), groups=1)
     for keywords in ({"stride": wrong}, {"padding": wrong}, {"dilation": (wrong, 1)}, {"groups": wrong}):
-        with pytest.raises(TypeError, match=f"{next(iter(keywords))}: an int needed"):
+        with pytest.raises(TypeError, match=f"{next(iter(keywords))}: an int .*needed, got"):
             problem(**{"stride": 1, "padding": 1, "dilation": (1, 1), "groups": 1, **keywords})
 
 

@@ -31,16 +31,20 @@ def tensors(groups=1, dtype=torch.float64, grad=True, transposed=False):
     return [t.requires_grad_(grad) for t in made]
 
 
-@pytest.mark.parametrize("parameters", PARAMETERS, ids=IDS)
-def test_conv2d_has_pytorchs_values_and_gradients(parameters):
-    ours, theirs = tensors(parameters.get("groups", 1)), tensors(parameters.get("groups", 1))
-    y, wanted = conv2d(*ours, **parameters), F.conv2d(*theirs, **parameters)
+def check_values_and_gradients(y, wanted, ours, theirs):
     torch.testing.assert_close(y, wanted)
     grad = torch.randn_like(y)
     y.backward(grad)
     wanted.backward(grad)
     for mine, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.grad, their.grad)
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS, ids=IDS)
+def test_conv2d_has_pytorchs_values_and_gradients(parameters):
+    ours, theirs = tensors(parameters.get("groups", 1)), tensors(parameters.get("groups", 1))
+    y, wanted = conv2d(*ours, **parameters), F.conv2d(*theirs, **parameters)
+    check_values_and_gradients(y, wanted, ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -52,12 +56,7 @@ def test_conv_transpose2d_has_pytorchs_values_and_gradients(parameters):
     groups = parameters.get("groups", 1)
     ours, theirs = tensors(groups, transposed=True), tensors(groups, transposed=True)
     y, wanted = conv_transpose2d(*ours, **parameters), F.conv_transpose2d(*theirs, **parameters)
-    torch.testing.assert_close(y, wanted)
-    grad = torch.randn_like(y)
-    y.backward(grad)
-    wanted.backward(grad)
-    for mine, their in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine.grad, their.grad)
+    check_values_and_gradients(y, wanted, ours, theirs)
 
 
 @pytest.mark.parametrize("parameters", PARAMETERS[:4], ids=IDS[:4])
