@@ -205,7 +205,8 @@ def waves_command(name, batch, layout, product):
     tables.console().print(waves.table(found, place, batch, layout))
     idle = [row for row in found if not row.passes]
     if idle:
-        raise SystemExit(f"{len(idle)} layers fill less than {waves.waves.FULL:.0%}; the first: {idle[0].layer}")
+        count = "1 layer fills" if len(idle) == 1 else f"{len(idle)} layers fill"
+        raise SystemExit(f"{count} less than {waves.waves.FULL:.0%}; the first: {idle[0].layer}")
 
 
 @main.command("issued")

@@ -196,9 +196,11 @@ def costs_of(launch, target, block):
 
 def ends_of(problem, cut, tile):
     """Whether a tile sticks out of the pixels, and of the filters."""
-    across = cut.filters // cut.tile_k
-    pixels_end = problem.N * problem.P * problem.Q % cut.tile_m > 0 and tile // across % cut.tiles_m == cut.tiles_m - 1
-    return pixels_end, problem.Kg % cut.tile_k > 0 and tile % across == across - 1
+    across = cut.filters // cut.tile.filters
+    pixels_end = (
+        problem.N * problem.P * problem.Q % cut.tile.pixels > 0 and tile // across % cut.tiles_m == cut.tiles_m - 1
+    )
+    return pixels_end, problem.Kg % cut.tile.filters > 0 and tile % across == across - 1
 
 
 @cache

@@ -63,7 +63,8 @@ def test_blocks_that_stand_for_others_stand_for_all():
 
 
 def cut_with(monkeypatch, problem, splits, whole):
-    cut = issued.dispatch.kernel(issued.KERNEL).cut_of(problem, 64, 64, splits, whole)
+    module = issued.implicit_gemm
+    cut = module.cut_of(problem, module.tile_of(problem, (8, 8)), splits, whole)
     monkeypatch.setattr(issued.dispatch.kernel(issued.KERNEL), "cut_for", lambda problem, device: cut)
     return cut
 

@@ -9,6 +9,7 @@ import pytest
 from convlib import device, strided
 from convlib.kernels import launching
 from convlib.kernels.cupy_raw import (
+    cut,
     depthwise,
     depthwise_input_grad,
     depthwise_weight_grad,
@@ -74,7 +75,7 @@ def check_type(parameter, value, problem):
     elif parameter.startswith("Problem"):
         assert value.dtype == parameters.problem_type(problem.accumulate)
     elif parameter.startswith("Cut"):
-        assert value.dtype == implicit_gemm.CUT
+        assert value.dtype == cut.CUT
     elif parameter.startswith("Splits"):
         assert value.dtype == weight_grad.SPLITS
     elif parameter.startswith("Tile"):

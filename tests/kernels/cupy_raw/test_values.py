@@ -127,8 +127,7 @@ def test_whole_tiles_and_split_ones_of_a_last_wave_equal_the_reference(tile, wal
 
 
 def force_cut(monkeypatch, problem, tile, splits, whole=0):
-    each = implicit_gemm.EACH[problem.accumulate.itemsize]
-    cut = implicit_gemm.cut_of(problem, tile[0] * each, tile[1] * each, splits, whole)
+    cut = implicit_gemm.cut_of(problem, implicit_gemm.tile_of(problem, tile), splits, whole)
     monkeypatch.setattr(implicit_gemm, "cut_for", lambda problem, device: cut)
     return cut
 
