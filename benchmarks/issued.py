@@ -107,7 +107,7 @@ def share(kernel: str, problem: ConvProblem, place: Device) -> Share:
     reasons = module.why_not(problem, place)
     if reasons:
         raise ValueError(f"{kernel} cannot run {problem}: {'; '.join(reasons)}")
-    workspace = strided.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
+    workspace = strided.empty_aligned((dispatch.one_call_bytes(module, problem, place),), np.uint8)
     with launching.recording() as launches:
         module.run(problem, place, *operands(problem), workspace if workspace.size else None)
     target = int("".join(map(str, place.compute_capability)))

@@ -112,9 +112,17 @@ def why_not(problem, device):
     return reasons
 
 
+def packed_bytes(problem, device):
+    return cut_for(problem, device).packed_bytes
+
+
 def workspace_bytes(problem, device):
-    cut = cut_for(problem, device)
-    return cut.packed_bytes + cut.partial_bytes
+    return cut_for(problem, device).partial_bytes
+
+
+def one_call_bytes(problem, device):
+    """Weights that come as they lie are packed in front of the sums of splits."""
+    return packed_bytes(problem, device) + workspace_bytes(problem, device)
 
 
 def predicted_seconds(problem, device):
@@ -127,7 +135,7 @@ def sources(problem, device, wide=False, together="NONE", stored="NONE"):
 
 
 @lru_cache(maxsize=4096)
-def sources_of(problem, cut, wide, together, stored):
+def sources_of(problem, cut, wide, together="NONE", stored="NONE"):
     whole = problem.Cg % DEPTH == 0
     constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     constants += (("TILE_K", cut.tile.filters), ("TILE_M", cut.tile.pixels), ("ORDER", int(cut.taps_inner)))
@@ -151,13 +159,15 @@ def loaded_together(problem, cut, x):
 
 
 def stored_together(problem, together, y, residual):
-    """What one thread may store of y, and load of the residual, at once."""
+    """What one thread may store of y, and load of the residual, at once; CHANNEL: one, beside another thread's."""
     vector = 16 // problem.accumulate.itemsize
     images = [image for image in (y, residual) if image is not None]
-    if problem.Kg % vector == 0 and all(
-        image.strides[1] == image.itemsize and aligned(image, vector * image.itemsize, (0, 2, 3)) for image in images
-    ):
-        return "CHANNELS"
+    if y.strides[1] == y.itemsize:
+        together = problem.Kg % vector == 0 and all(
+            image.strides[1] == image.itemsize and aligned(image, vector * image.itemsize, (0, 2, 3))
+            for image in images
+        )
+        return "CHANNELS" if together else "CHANNEL"
     if together == "PIXELS" and all(
         planes_of(image, problem.Q) and aligned(image, vector * image.itemsize, (0, 1)) for image in images
     ):
@@ -185,22 +195,39 @@ def address_of(array):
     return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
 
 
-def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x and w into y. workspace: `workspace_bytes` of them, 64-byte aligned."""
+def pack(problem, device, w, packed, stream=None):
+    """Write w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), in the order of the reduction."""
     cut = cut_for(problem, device)
-    struct, part = problem_struct(problem, x, w, y, bias, residual), cut_struct(problem, cut)
-    packed, partial = workspace[: cut.packed_bytes], workspace[cut.packed_bytes :] if cut.partial_bytes else None
+    kernel, *_ = sources_of(problem, cut, packs_wide(problem, cut) or is_wide(problem, w=w))
+    arguments = (w, packed, problem_struct(problem, w=w), cut_struct(problem, cut))
+    launch(kernel, packing_blocks(problem, cut), THREADS, arguments, stream=stream)
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x and w into y. w: as `pack` leaves it, workspace: `workspace_bytes`, 64-byte aligned.
+
+    Or with the weights as they are, (K, C/groups, R, S): then `workspace` has one_call_bytes.
+    """
+    cut, packed = cut_for(problem, device), w
+    if w.ndim == 4:
+        packed, workspace = workspace[: cut.packed_bytes], workspace[cut.packed_bytes :]
+        pack(problem, device, w, packed, stream)
+    struct, part = problem_struct(problem, x, None, y, bias, residual), cut_struct(problem, cut)
+    partial = workspace if cut.splits > 1 else None
     together = loaded_together(problem, cut, x)
     stored = stored_together(problem, together, y, residual)
-    wide = is_wide(problem, x, w, y, residual) or cut.packed_bytes >= 2**31 * problem.accumulate.itemsize
-    pack, multiply, add = sources_of(problem, cut, wide, together, stored)
+    wide = packs_wide(problem, cut) or is_wide(problem, x, None, y, residual)
+    _, multiply, add = sources_of(problem, cut, wide, together, stored)
 
-    launch(pack, packing_blocks(problem, cut), THREADS, (w, packed, struct, part), stream=stream)
     arguments = (x, packed, y, bias, residual, partial, struct, part)
     launch(multiply, cut.blocks, cut.tile.threads, arguments, stream=stream)
     if cut.splits > 1:
         arguments = (partial, y, bias, residual, struct, part, np.int32(cut.splits))
         launch(add, summing_blocks(problem, cut), THREADS, arguments, stream=stream)
+
+
+def packs_wide(problem, cut):
+    return cut.packed_bytes >= 2**31 * problem.accumulate.itemsize
 
 
 def packing_blocks(problem, cut):

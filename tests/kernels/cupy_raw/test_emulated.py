@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, device, operations, strided
+from convlib import accuracy, device, dispatch, operations, strided
 from convlib.compiling import TARGETS
 from convlib.emulator.profile import profile, scale
 from convlib.kernels import reference
@@ -40,7 +40,7 @@ def watched(kernel, problem, x, w, y, bias=None, residual=None):
     gpu = device.emulator()
     assert kernel.why_not(problem, gpu) == []
     x, w, y, bias, residual = (strided.as_storage(view) for view in (x, w, y, bias, residual))
-    workspace = strided.empty_aligned((kernel.workspace_bytes(problem, gpu),), np.uint8)
+    workspace = strided.empty_aligned((dispatch.one_call_bytes(kernel, problem, gpu),), np.uint8)
     scratch = [workspace] if workspace.size else []
     with emulator.watching(outputs=[y], scratch=scratch) as watch:
         kernel.run(problem, gpu, x, w, y, bias, residual, workspace)
