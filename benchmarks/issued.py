@@ -20,11 +20,13 @@ No time is measured and no GPU is needed.
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from rich.table import Table
@@ -238,6 +240,17 @@ def blocks_of(sass, function):
 
 
 # As text
+
+
+def write_csv(path: Path, found: list[tuple[str, Share]]) -> None:
+    """A row for every launch, the layer's share in each; issued: warp instructions of the whole grid."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("layer", "share", "multiply_adds", "function", "blocks", "issued"))
+        for layer, one in found:
+            for launch in one.launches:
+                numbers = math.prod(launch.grid), round(launch.issued)
+                rows.writerow((layer, f"{one.share:.4f}", round(one.multiply_adds), launch.function, *numbers))
 
 
 def table(found: list[tuple[str, Share]], place: Device, images: int, layout: str) -> Table:

@@ -279,6 +279,17 @@ def test_the_implicit_product_moves_whole_sectors(layer, monkeypatch):
         assert access.cost <= 1.15 * access.lanes * access.size / 32, access
 
 
+@pytest.mark.parametrize("layer", ["channels_last", "pointwise"])
+def test_the_sums_of_splits_move_whole_sectors(layer, monkeypatch):
+    x, w, keywords = LAYERS[layer]
+    force_cut(monkeypatch, make_problem(x, w, np.float32, **keywords), (4, 8), 2)
+    _, product, adding = reports_of(implicit_gemm, layer)
+    moves = accesses(product, "global", "store") + accesses(adding, "global", "load")
+    for access in moves + accesses(adding, "global", "store"):
+        assert access.size == 16
+        assert access.cost == access.lanes * access.size / 32, access
+
+
 def test_windows_meet_few_more_sectors_than_they_must(monkeypatch):
     """A window's left and right columns begin amid a sector: for 4 sectors, 5 are touched."""
     report = unsplit("wide", monkeypatch)
