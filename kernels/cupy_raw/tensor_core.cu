@@ -433,8 +433,9 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
     }
 
     if (SPLIT && job.split != Job::WHOLE_TILE) {
-        const int64 row = job.partial_tile(cut) * TILE_K + warp_filter;
-        leave_sums(sums, partial + row * TILE_M + warp_pixel, TILE_M);
+        partial += job.partial_tile(cut) * (TILE_K * TILE_M);
+        if constexpr (ALONG_FILTERS) leave_sums_along_filters(sums, partial + warp_pixel * TILE_K + warp_filter, TILE_K);
+        else leave_sums(sums, partial + warp_filter * TILE_M + warp_pixel, TILE_M);
     } else {
         finish(problem, cut, {y, bias, residual}, sums, tile.first_pixel, tile.group, tile.first_filter, warp_pixel,
                warp_filter);

@@ -163,13 +163,20 @@ def why_not(problem, device):
     if reasons:
         return reasons
     cut = cut_for(problem, device)
-    packing = ceil_div(problem.groups * cut.depth * cut.filters, THREADS)
-    grids = {"multiply": cut.blocks, "pack the weights": packing, "add the splits": summing_blocks(problem, cut)}
+    grids = {
+        "multiply": cut.blocks,
+        "pack the weights": packing_blocks(problem, cut),
+        "add the splits": summing_blocks(problem, cut),
+    }
     return [
         f"at most {MAX_GRID[0]:,} blocks to {name}, this problem has {blocks:,}"
         for name, blocks in grids.items()
         if blocks > MAX_GRID[0]
     ]
+
+
+def packing_blocks(problem, cut):
+    return ceil_div(problem.groups * cut.depth * cut.filters, THREADS)
 
 
 def summing_blocks(problem, cut):
@@ -190,9 +197,17 @@ def dtype_reasons(problem, device):
     return []
 
 
+def packed_bytes(problem, device):
+    return cut_for(problem, device).packed_bytes
+
+
 def workspace_bytes(problem, device):
-    cut = cut_for(problem, device)
-    return cut.packed_bytes + cut.partial_bytes
+    return cut_for(problem, device).partial_bytes
+
+
+def one_call_bytes(problem, device):
+    """Weights that come as they lie are packed in front of the sums of splits."""
+    return packed_bytes(problem, device) + workspace_bytes(problem, device)
 
 
 def predicted_seconds(problem, device):
@@ -228,11 +243,11 @@ def sources_of(problem, cut, stages, wide, lying):
     tile = cut.tile
     shared = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     shared += (("TILE_M", tile.pixels), ("TILE_K", tile.filters), ("SPLIT", int(cut.splits > 1)))
+    shared += (("ALONG_FILTERS", int(lying.along_filters)),)
     constants = (*shared, ("WARP_M", tile.warp_pixels), ("WARP_K", tile.warp_filters))
     constants += (("STAGES", stages), ("TOGETHER", int(lying.together)), ("TAPS_INNER", int(cut.taps_inner)))
     constants += (("WHOLE", int(problem.Cg % chunk_of(problem) == 0)),)
-    constants += (("ALONG_FILTERS", int(lying.along_filters)), ("RUN", lying.run))
-    constants += (("PRECISE", int(problem.precision == "3xtf32")),)
+    constants += (("RUN", lying.run), ("PRECISE", int(problem.precision == "3xtf32")))
     multiplying = (CudaSource("tensor_core.cu", name, constants) for name in ("pack_filters", "conv2d_tensor_core"))
     return (*multiplying, CudaSource("sum_splits.cu", "sum_splits", shared))
 
@@ -256,16 +271,28 @@ def aligned(array, axes):
     return address_of(array) % VECTOR == 0 and all(array.strides[axis] % VECTOR == 0 for axis in axes)
 
 
-def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x and w into y. workspace: `workspace_bytes` of them, 64-byte aligned."""
-    cut = cut_for(problem, device)
-    struct, part = problem_struct(problem, x, w, y, bias, residual), cut_struct(problem, cut)
-    packed, partial = workspace[: cut.packed_bytes], workspace[cut.packed_bytes :] if cut.partial_bytes else None
-    wide, lying = is_wide(problem, x, w, y, residual), lying_of(problem, x, y, residual)
-    pack, multiply, add = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying)
+def pack(problem, device, w, packed, stream=None):
+    """Write w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), stage by stage."""
+    cut, wide = cut_for(problem, device), is_wide(problem, w=w)
+    kernel, *_ = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying_as_planned(problem))
+    arguments = (w, packed, problem_struct(problem, w=w), cut_struct(problem, cut))
+    launch(kernel, packing_blocks(problem, cut), THREADS, arguments, stream=stream)
 
-    launch(pack, ceil_div(problem.groups * cut.depth * cut.filters, THREADS), THREADS, (w, packed, struct, part),
-           stream=stream)  # fmt: skip
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x and w into y. w: as `pack` leaves it, workspace: `workspace_bytes`, 64-byte aligned.
+
+    Or with the weights as they are, (K, C/groups, R, S): then `workspace` has one_call_bytes.
+    """
+    cut, packed = cut_for(problem, device), w
+    if w.ndim == 4:
+        packed, workspace = workspace[: cut.packed_bytes], workspace[cut.packed_bytes :]
+        pack(problem, device, w, packed, stream)
+    struct, part = problem_struct(problem, x, None, y, bias, residual), cut_struct(problem, cut)
+    partial = workspace if cut.splits > 1 else None
+    wide, lying = is_wide(problem, x, None, y, residual), lying_of(problem, x, y, residual)
+    _, multiply, add = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying)
+
     arguments = (x, packed, y, bias, residual, partial, struct, part)
     launch(multiply, cut.blocks, cut.tile.threads, arguments, stream=stream)
     if cut.splits > 1:
