@@ -13,12 +13,16 @@
 //
 // implicit_walks.cuh says who fetches what: a pixel of several channels, four channels of a pixel (channels last), or
 // four pixels of a channel (1x1, NCHW), these two by 128 bits. pack_filters writes the weights in the order of d first,
-// filters side by side and padded with zeros, so theirs are too. Four outputs that lie side by side in y leave as one
-// store: filters (channels last), or pixels where they were loaded so.
+// filters side by side and padded with zeros, so theirs are too; a plan has that done once. Four outputs that lie side
+// by side in y leave as one store: filters (channels last), or pixels where they were loaded so.
 // Small problems, and the last wave of others (waves.py draws it): SPLIT makes several blocks share a tile, each with its
-// part of d; they write whole tiles of sums to the workspace and sum_splits adds them, always in the same order. Predicted
-// for the layers of VGG-16, ResNet-50 and MobileNetV2 at 32 images on 108 SMs: 63.7 ms together, 64.9 with whole last
-// waves; python -m benchmarks waves says which layers are left, and what it would cost to fill theirs.
+// part of d; they write whole tiles of sums to the workspace and sum_splits adds them, always in the same order. There
+// they lie as y does, filters inner or pixels, so that both kernels move whole sectors: of 64 x 14 x 14 outputs, channels
+// last, sum_splits stores into 1,568 sectors; it was 6,272 when its lanes were neighbouring pixels.
+// Predicted for the layers of VGG-16, ResNet-50 and MobileNetV2 on 108 SMs: 62.9 ms together at 32 images, 66.8 with
+// whole tiles only; 2.8 ms at one image, 13.2. Every layer fills its last wave or is split, on 108 and on 132 SMs, which
+// takes them all 0.5 % longer at most than the fastest cuts would; but for MobileNetV2's 16x112x112-96-1x1 at one image:
+// two stages, which split would take 1.4 times as long (python -m benchmarks waves).
 // Bank conflicts: none. Reads: register_tile.cuh. Neighbouring pixels come to neighbouring banks, and where two lanes
 // hold one pixel's upper and lower channels, the halves of the lower rows' vectors change places (Windows::place).
 //
@@ -33,10 +37,10 @@
 //   128 bits zero theirs each time: kept from stage to stage, four registers in a row had to be moved out of the way.
 // - Nothing else kept: taps are bits of one word, and the block's place is worked out anew for the store.
 // Small tiles have 602 (64 x 64) or 642 (32 x 64): their threads fetch 8 or 16 elements where the large one's fetch 4.
-// Counted over whole launches for sm_80, packing, sums and padding included (python -m benchmarks issued): of the
-// instructions, the problem's own multiply-adds are 83 to 88 % on all 15 3x3 layers of ResNet-50 and VGG-16 with 64
-// channels or more at 32 images, the least on 512 x 7 x 7; at one image 61 % on that of 512 x 7 x 7, where 49 pixels fill three quarters of a tile, the least of all
-// 3x3 layers of ResNet-50 and VGG-16, and up to 87 %.
+// Counted over whole launches for sm_80, packing, sums and padding included (results/emulated-2026-11-28): of the
+// instructions, the problem's own multiply-adds are 79 to 89 % on all 15 3x3 layers of ResNet-50 and VGG-16 with 64
+// channels or more at 32 images, 61 to 83 % at one, the least on 512 x 7 x 7, whose 49 pixels fill three quarters of a
+// tile.
 // Measured on an H200, float32, 15 layers of ResNet-50 at 32 images (results/nvidia-h200-2026-11-28), with a loop of
 // 602 instructions, before what is said above: 22 to 42 TFLOP/s of the 63 its lanes do; 0.65 to 1.28 times as fast as
 // the better of cuDNN and PyTorch without TF32, 1.05 in the mean. This loop has not run on hardware yet.

@@ -148,7 +148,8 @@ def seconds(problem, device, cut):
     stage = max(multiplying, bringing, sharing, issuing / cost.SLOTS_PER_CYCLE) * cost.SLOTS_PER_CYCLE
     slots = cut.pixels / depth * stage + THREAD_SLOTS * tile.threads
     multiply = WAITING * cost.block_seconds(device, math.prod(cut.grid(problem)), tile.threads, slots)
-    return max(multiply, cost.memory_seconds(problem, device)) + cost.passing_seconds(device, cut.partial_bytes)
+    least = cost.memory_seconds(problem, device)
+    return max(multiply, least) + cost.memory_seconds(problem, device, 2 * cut.partial_bytes) - least
 
 
 def why_not(problem, device):

@@ -89,8 +89,7 @@ def seconds(problem, device, cut):
     macs = cut.tile_k * cut.tile_m * cut.pixels
     slots = macs * (SLOTS_PER_MULTIPLY_ADD + cost.multiply_slots(problem, device)) + THREAD_SLOTS * cut.threads
     multiply = cost.block_seconds(device, math.prod(cut.grid(problem)), cut.threads, slots)
-    passing = cost.passing_seconds(device, cut.partial_bytes)
-    return WAITING * multiply + cost.memory_seconds(problem, device) + passing
+    return WAITING * multiply + cost.memory_seconds(problem, device, 2 * cut.partial_bytes)
 
 
 def why_not(problem, device):
