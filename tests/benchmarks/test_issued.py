@@ -87,7 +87,7 @@ def test_short_runs_of_one_block_of_each_kind_count_what_all_do(monkeypatch):
     counted = issued.share(issued.KERNEL, problem, place)
     assert len(counted.launches) == 3
     with issued.launching.recording() as launches:
-        workspace = issued.arrays.empty_aligned((cut.packed_bytes + cut.partial_bytes,), np.uint8)
+        workspace = issued.strided.empty_aligned((cut.packed_bytes + cut.partial_bytes,), np.uint8)
         issued.implicit_gemm.run(problem, place, *issued.operands(problem), workspace)
     assert counted.launches[1].issued == issued.issued_by(launches[1], 80, np.arange(cut.blocks))
     assert 0.1 < counted.share < 0.7, "72 of 128 filters"
