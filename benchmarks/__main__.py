@@ -205,7 +205,8 @@ def waves_command(name, batch, layout, product):
     tables.console().print(waves.table(found, place, batch, layout))
     idle = [row for row in found if not row.passes]
     if idle:
-        raise SystemExit(f"{len(idle)} layers fill less than {waves.waves.FULL:.0%}; the first: {idle[0].layer}")
+        count = "1 layer fills" if len(idle) == 1 else f"{len(idle)} layers fill"
+        raise SystemExit(f"{count} less than {waves.waves.FULL:.0%}; the first: {idle[0].layer}")
 
 
 @main.command("issued")
@@ -213,13 +214,16 @@ def waves_command(name, batch, layout, product):
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Images.")
 @click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", show_default=True)
 @click.option("--network", "networks", multiple=True, type=click.Choice(["resnet50", "vgg16"]), help="Only these.")
-def issued_command(name, batch, layout, networks):
+@click.option("--csv", "path", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the table too.")
+def issued_command(name, batch, layout, networks, path):
     """Multiply-adds among all instructions of the 3x3 layers, counted in the emulator; exit code 1 below the bar."""
     place, least = named(name), issued.BARS.get(batch, 0)
     chosen = issued.layers_of(networks or issued.NETWORKS, batch, layout)
     with progress_bar() as progress:
         found = [(layer, issued.share(issued.KERNEL, problem, place)) for layer, problem in progress.track(chosen)]
     tables.console().print(issued.table(found, place, batch, layout))
+    if path:
+        issued.write_csv(path, found)
     low = [layer for layer, one in found if one.share < least]
     if low:
         raise SystemExit(f"{len(low)} layers have less than {least:.0%}; the first: {low[0]}")

@@ -20,11 +20,13 @@ No time is measured and no GPU is needed.
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from rich.table import Table
@@ -107,7 +109,7 @@ def share(kernel: str, problem: ConvProblem, place: Device) -> Share:
     reasons = module.why_not(problem, place)
     if reasons:
         raise ValueError(f"{kernel} cannot run {problem}: {'; '.join(reasons)}")
-    workspace = strided.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
+    workspace = strided.empty_aligned((dispatch.one_call_bytes(module, problem, place),), np.uint8)
     with launching.recording() as launches:
         module.run(problem, place, *operands(problem), workspace if workspace.size else None)
     target = int("".join(map(str, place.compute_capability)))
@@ -196,9 +198,11 @@ def costs_of(launch, target, block):
 
 def ends_of(problem, cut, tile):
     """Whether a tile sticks out of the pixels, and of the filters."""
-    across = cut.filters // cut.tile_k
-    pixels_end = problem.N * problem.P * problem.Q % cut.tile_m > 0 and tile // across % cut.tiles_m == cut.tiles_m - 1
-    return pixels_end, problem.Kg % cut.tile_k > 0 and tile % across == across - 1
+    across = cut.filters // cut.tile.filters
+    pixels_end = (
+        problem.N * problem.P * problem.Q % cut.tile.pixels > 0 and tile // across % cut.tiles_m == cut.tiles_m - 1
+    )
+    return pixels_end, problem.Kg % cut.tile.filters > 0 and tile % across == across - 1
 
 
 @cache
@@ -236,6 +240,17 @@ def blocks_of(sass, function):
 
 
 # As text
+
+
+def write_csv(path: Path, found: list[tuple[str, Share]]) -> None:
+    """A row for every launch, the layer's share in each; issued: warp instructions of the whole grid."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("layer", "share", "multiply_adds", "function", "blocks", "issued"))
+        for layer, one in found:
+            for launch in one.launches:
+                numbers = math.prod(launch.grid), round(launch.issued)
+                rows.writerow((layer, f"{one.share:.4f}", round(one.multiply_adds), launch.function, *numbers))
 
 
 def table(found: list[tuple[str, Share]], place: Device, images: int, layout: str) -> Table:

@@ -79,7 +79,7 @@ def ours(kernel: str, problem: ConvProblem, host: Path, config: Path, folder: Pa
     if reasons:
         raise ValueError(f"{kernel} cannot run {problem}: {'; '.join(reasons)}")
     x, w, y = operands(problem)
-    workspace = strided.empty_aligned((module.workspace_bytes(problem, PLACE),), np.uint8)
+    workspace = strided.empty_aligned((dispatch.one_call_bytes(module, problem, PLACE),), np.uint8)
     with launching.recording() as launches:
         module.run(problem, PLACE, x, w, y, workspace=workspace if workspace.size else None)
     plan = Plan(folder)

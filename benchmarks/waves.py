@@ -96,10 +96,9 @@ def predicted_fastest(problem: ConvProblem, place: Device) -> str:
 
 def product_row(network, layer, kernel, module, problem: ConvProblem, place: Device) -> Row:
     cut = module.cut_for(problem, place)
-    slots = module.slots(problem, place, cut.tile)
     row = Row(
         network, layer, kernel, words(cut.tile), cut.whole, cut.split_tiles, cut.splits,
-        waves.busy(cut.blocks, place.sm_count), waves.last_wave(cut.parts or cut.whole, slots),
+        waves.busy(cut.blocks, place.sm_count), waves.last_wave(cut.parts or cut.whole, cut.slots(place)),
         module.predicted_seconds(problem, place), limit_of(module.parts(problem, place, cut)),
     )  # fmt: skip
     return row if row.passes else replace(row, dearer=dearer(module, problem, place))
@@ -112,7 +111,7 @@ def words(tile):
 def dearer(module, problem, place):
     """How many times as long as the fastest cut the fastest that passes takes; None where none passes."""
     seconds = {cut: module.seconds(problem, place, cut) for cut in module.cuts(problem, place)}
-    passing = [seconds[cut] for cut in seconds if module.fills(problem, place, cut)]
+    passing = [seconds[cut] for cut in seconds if cut.fills(place)]
     return min(passing) / min(seconds.values()) if passing else None
 
 

@@ -75,6 +75,14 @@ def device_bytes(count, family, device, stream):
         return cupy.empty(count, np.uint8)
 
 
+def wait_for(stream, device):
+    """Return when `stream` has done what it was given."""
+    if device.kind == "cuda":
+        import cupy
+
+        (cupy.cuda.ExternalStream(stream) if stream else cupy.cuda.Stream.null).synchronize()
+
+
 def pad(view, padding, mode, layout, device, stream):
     """A copy of x (N, C, H, W) with `padding` rows and columns added, `mode` being one of numpy.pad's.
 

@@ -9,7 +9,8 @@ A kernel is a module of convlib.kernels. It has
     predicted_seconds(problem, device)       from counts and published or measured limits; the smallest is chosen
     pack_seconds(problem, device)            optional: what a single call takes longer than one with packed weights
     run(problem, device, x, w, y, bias, residual, workspace, stream)
-    packed_bytes(problem, device), pack(problem, device, w, packed)      only where weights are repacked first (CPU)
+    packed_bytes(problem, device), pack(problem, device, w, packed)      only where weights are repacked first; on a GPU
+                                             `pack` takes a stream too
     reads_in_place(problem, w)               of those, where `run` also takes these weights as they lie: for one call
     one_call_bytes(problem, device)          of those, where it takes any as they lie: `run`'s scratch memory then, or
                                              None where a single call had better pack them
@@ -200,6 +201,11 @@ def scratch_bytes(module, problem, device, planned):
         return 0, alone
     packed = aligned(module.packed_bytes(problem, device)) if hasattr(module, "pack") else 0
     return packed, module.workspace_bytes(problem, device)
+
+
+def one_call_bytes(module, problem, device) -> int:
+    """Scratch memory of a GPU kernel's `run` that is given the weights as they lie."""
+    return getattr(module, "one_call_bytes", module.workspace_bytes)(problem, device)
 
 
 def family_reasons(family, device):

@@ -51,8 +51,9 @@ def plan(
     x_shape: the shape of every x to come, (N, C, H, W) or (C, H, W) in `layout`'s order. residual: whether a residual
     will be given with each call. The other arguments and the errors are conv2d's; padding is with zeros.
 
-    On the CPU the plan has its own copy of the weights and bias; on a GPU it reads the caller's with every call. Where,
-    on the CPU, every window is a column times a row, it may run as two passes: then its bits are not conv2d's, but its
+    On the CPU the plan has its own copy of the weights and bias. On a GPU it has one of the weights if its kernel packs
+    them, and reads the caller's with every call if not, as it does the bias: write to neither meanwhile. Where, on the
+    CPU, every window is a column times a row, it may run as two passes: then its bits are not conv2d's, but its
     error is within `max_error`, what splitting the windows left over included.
 
     >>> import numpy as np
@@ -82,7 +83,7 @@ def plan(
     chosen = chosen or dispatch.chosen(problem, device, *asked, planned=True, tune=tune)
     weights = strided.as_storage(weights)
     bias = None if bias is None else strided.as_storage(library.view(bias, "bias"))
-    return Plan(problem, device, chosen, library, library.device(w, "w"), batched, weights, bias)
+    return Plan(problem, device, chosen, library, library.device(w, "w"), batched, weights, bias, library.stream(w))
 
 
 class Plan:
@@ -92,7 +93,7 @@ class Plan:
     plan at once; on a GPU, calls of one plan share a workspace and belong on one stream at a time.
     """
 
-    def __init__(self, problem, device, chosen, library, place, batched, weights, bias):
+    def __init__(self, problem, device, chosen, library, place, batched, weights, bias, stream):
         self.problem, self.device, self.name = problem, device, chosen.name
         self.kernel, self.family, self.workspace_bytes = chosen.kernel, chosen.family, chosen.workspace_bytes
         self.library, self.place, self.batched = library, place, batched
@@ -102,19 +103,30 @@ class Plan:
         self.order = FROM_LAYOUT[problem.layout]
         self.read_later = {} if device.kind == "cpu" else {"w": weights, "bias": bias}
         with device_arrays.current(self.family, device):
-            self.weights = self.own_weights(weights, chosen.packed_bytes)
+            self.weights = self.own_weights(weights, chosen.packed_bytes, stream)
             self.bias = self.own_bias(bias)
             self.workspace = self.new_workspace()
         self.in_use = threading.Lock()
 
-    def own_weights(self, weights, packed_bytes):
+    def own_weights(self, weights, packed_bytes, stream):
         """The weights as the kernel takes them: on the CPU a copy, packed if the kernel wants them so."""
         if self.device.kind != "cpu":
-            return device_arrays.for_family(weights, self.family, self.device)
+            return self.weights_on_gpu(weights, packed_bytes, stream)
         if not packed_bytes or self.problem.N == 0:
             return weights.copy()
         memory = strided.empty_aligned((packed_bytes,), np.uint8)
         self.kernel.pack(self.problem, self.device, weights, memory)
+        return memory
+
+    def weights_on_gpu(self, weights, packed_bytes, stream):
+        """The caller's, or packed; and that done, for calls may go to another stream."""
+        family, device = self.family, self.device
+        weights = device_arrays.for_family(weights, family, device)
+        if not packed_bytes or self.problem.N == 0:
+            return weights
+        memory = device_arrays.device_bytes(packed_bytes, family, device, stream)
+        self.kernel.pack(self.problem, device, weights, memory, stream)
+        device_arrays.wait_for(stream, device)
         return memory
 
     def own_bias(self, bias):

@@ -143,7 +143,7 @@ def recorded(name, dtype, target):
             continue
         problem = make_problem(x, w, arrays.named_dtype(dtype), pass_=module.passes[0], **keywords)
         if not module.why_not(problem, place):
-            workspace = strided.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
+            workspace = strided.empty_aligned((dispatch.one_call_bytes(module, problem, place),), np.uint8)
             with launching.recording() as launches:
                 module.run(problem, place, *random_operands(problem), workspace if workspace.size else None)
             return launches

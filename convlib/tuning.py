@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from . import accuracy, dispatch, strided
+from . import accuracy, arrays, device_arrays, dispatch, strided
 from .device import Device
 from .errors import UnsupportedError
 from .explain import Explanation, explain
@@ -197,19 +197,32 @@ def prepared(name, problem, place, planned) -> Callable[[], None]:
     """One call of a kernel on random numbers."""
     chosen = dispatch.as_chosen(name, problem, place, planned)
     call = Call(problem, place, None, *operands(problem, place), *additions(problem, place))
-    return packed_before(chosen, call) if planned and place.kind == "cpu" else partial(run_kernel, chosen, call)
+    return packed_before(chosen, call) if planned else partial(run_kernel, chosen, call)
 
 
 def packed_before(chosen, call):
-    """As plan.py has it on the CPU."""
-    workspace = strided.empty_aligned((chosen.workspace_bytes,), np.uint8)
-    w = call.w
-    if chosen.packed_bytes:
-        w = strided.empty_aligned((chosen.packed_bytes,), np.uint8)
-        chosen.kernel.pack(call.problem, call.device, call.w, w)
-    return lambda: chosen.kernel.run(
-        call.problem, call.device, call.x, w, call.y, call.bias, call.residual, workspace
-    )  # fmt: skip
+    """As plan.py has it."""
+    family, place = chosen.family, call.device
+    with device_arrays.current(family, place):
+        views = (call.x, call.w, call.y, call.bias, call.residual)
+        x, w, y, bias, residual = (device_arrays.for_family(view, family, place) for view in views)
+        workspace = scratch(chosen.workspace_bytes, family, place)
+        if chosen.packed_bytes:
+            packed = scratch(chosen.packed_bytes, family, place)
+            chosen.kernel.pack(call.problem, place, w, packed)
+            w = packed
+
+    def run():
+        with device_arrays.current(family, place):
+            chosen.kernel.run(call.problem, place, x, w, y, bias, residual, workspace)
+
+    return run
+
+
+def scratch(count, family, place):
+    if place.kind == "cpu":
+        return strided.empty_aligned((count,), np.uint8)
+    return device_arrays.device_bytes(count, family, place, None) if count else None
 
 
 def operands(problem, place):
@@ -242,18 +255,18 @@ def random(problem, shape):
 
 
 def on_device(array, place):
-    """On a GPU as whichever library is installed has it; the kernels of either family take both."""
+    """On a GPU as whichever library is installed has it, seen as arrays.py sees arguments."""
     if place.kind == "cpu":
         return array
     if dispatch.installed("cupy"):
         import cupy
 
         with cupy.cuda.Device(place.index):
-            return cupy.asarray(array)
+            return arrays.CuPy.view(cupy.asarray(array), "an operand")
     from numba import cuda
 
     with cuda.gpus[place.index]:
-        return cuda.to_device(array)
+        return arrays.Numba.view(cuda.to_device(array), "an operand")
 
 
 def calls_in_a_block(call, place):

@@ -31,6 +31,16 @@ ASSUMED_WAITING = 2.0  # of a kernel that nobody measured, nor one like it
 SLOTS_PER_CYCLE = 128  # per SM
 WARPS_TO_SATURATE = 8  # two for each scheduler, where every thread has tens of independent sums
 
+# The L2 cache: data sheets of the cards in convlib/device.py. And of it, for one SM: 5,120 bytes for the A100's 108,
+# NVIDIA's white paper.
+L2_BYTES = {
+    capability: megabytes << 20
+    for capability, megabytes in {
+        (7, 5): 4, (8, 0): 40, (8, 6): 6, (8, 9): 72, (9, 0): 50, (10, 0): 126, (12, 0): 96
+    }.items()
+}  # fmt: skip
+L2_BYTES_PER_CYCLE = 47
+
 FLOAT32_LANES = {(7, 5): 64, (8, 0): 64}  # and 128 from 8.6 on
 FLOAT64_RATIO = {(8, 0): 2, (9, 0): 2, (10, 0): 2, (7, 5): 32}  # and 64 on cards for graphics
 
@@ -98,6 +108,16 @@ def bytes_per_second(device):
 def moving_seconds(device, size):
     """Seconds to move `size` bytes to or from memory, all SMs together."""
     return size / (bytes_per_second(device) * sm_count(device))
+
+
+def passing_seconds(device, size):
+    """Seconds to write `size` bytes and to read them in the launch behind: in L2 if half of it holds them.
+
+    Half, since everything else passes there too.
+    """
+    if 2 * size > L2_BYTES.get(device.compute_capability, 0):
+        return moving_seconds(device, 2 * size)
+    return 2 * size / (L2_BYTES_PER_CYCLE * clock(device) * sm_count(device))
 
 
 def memory_seconds(problem, device, extra_bytes=0):

@@ -56,7 +56,7 @@ def profile(kernel: str, problem: ConvProblem, target: int = 80, threads: int = 
     if reasons:
         raise UnsupportedError(f"{kernel} cannot run {problem} for sm_{target}: {'; '.join(reasons)}")
     operands = random_operands(problem)
-    workspace = strided.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
+    workspace = strided.empty_aligned((dispatch.one_call_bytes(module, problem, place),), np.uint8)
     workspace[:] = 0
     with watching(blocks=lambda grid, block: sample(grid, block, threads), target=target) as watch, emulating():
         module.run(problem, place, *operands, workspace if workspace.size else None)

@@ -1,4 +1,4 @@
-// How a product of filters and pixels is cut into blocks; implicit_gemm.py's cut_struct fills it.
+// How a product of filters and pixels is cut into blocks; cut.py's cut_struct fills it.
 
 #pragma once
 

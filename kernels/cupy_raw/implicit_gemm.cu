@@ -13,12 +13,16 @@
 //
 // implicit_walks.cuh says who fetches what: a pixel of several channels, four channels of a pixel (channels last), or
 // four pixels of a channel (1x1, NCHW), these two by 128 bits. pack_filters writes the weights in the order of d first,
-// filters side by side and padded with zeros, so theirs are too. Four outputs that lie side by side in y leave as one
-// store: filters (channels last), or pixels where they were loaded so.
+// filters side by side and padded with zeros, so theirs are too; a plan has that done once. Four outputs that lie side
+// by side in y leave as one store: filters (channels last), or pixels where they were loaded so.
 // Small problems, and the last wave of others (waves.py draws it): SPLIT makes several blocks share a tile, each with its
-// part of d; they write whole tiles of sums to the workspace and sum_splits adds them, always in the same order. Predicted
-// for the layers of VGG-16, ResNet-50 and MobileNetV2 at 32 images on 108 SMs: 63.7 ms together, 64.9 with whole last
-// waves; python -m benchmarks waves says which layers are left, and what it would cost to fill theirs.
+// part of d; they write whole tiles of sums to the workspace and sum_splits adds them, always in the same order. There
+// they lie as y does, filters inner or pixels, so that both kernels move whole sectors: of 64 x 14 x 14 outputs, channels
+// last, sum_splits stores into 1,568 sectors; it was 6,272 when its lanes were neighbouring pixels.
+// Predicted for the layers of VGG-16, ResNet-50 and MobileNetV2 on 108 SMs: 62.9 ms together at 32 images, 66.8 with
+// whole tiles only; 2.8 ms at one image, 13.2. Every layer fills its last wave or is split, on 108 and on 132 SMs, which
+// takes them all 0.5 % longer at most than the fastest cuts would; but for MobileNetV2's 16x112x112-96-1x1 at one image:
+// two stages, which split would take 1.4 times as long (python -m benchmarks waves).
 // Bank conflicts: none. Reads: register_tile.cuh. Neighbouring pixels come to neighbouring banks, and where two lanes
 // hold one pixel's upper and lower channels, the halves of the lower rows' vectors change places (Windows::place).
 //
@@ -33,10 +37,10 @@
 //   128 bits zero theirs each time: kept from stage to stage, four registers in a row had to be moved out of the way.
 // - Nothing else kept: taps are bits of one word, and the block's place is worked out anew for the store.
 // Small tiles have 602 (64 x 64) or 642 (32 x 64): their threads fetch 8 or 16 elements where the large one's fetch 4.
-// Counted over whole launches for sm_80, packing, sums and padding included (python -m benchmarks issued): of the
-// instructions, the problem's own multiply-adds are 83 to 88 % on all 15 3x3 layers of ResNet-50 and VGG-16 with 64
-// channels or more at 32 images, the least on 512 x 7 x 7; at one image 61 % on that of 512 x 7 x 7, where 49 pixels fill three quarters of a tile, the least of all
-// 3x3 layers of ResNet-50 and VGG-16, and up to 87 %.
+// Counted over whole launches for sm_80, packing, sums and padding included (results/emulated-2026-11-28): of the
+// instructions, the problem's own multiply-adds are 79 to 89 % on all 15 3x3 layers of ResNet-50 and VGG-16 with 64
+// channels or more at 32 images, 61 to 83 % at one, the least on 512 x 7 x 7, whose 49 pixels fill three quarters of a
+// tile.
 // Measured on an H200, float32, 15 layers of ResNet-50 at 32 images (results/nvidia-h200-2026-11-28), with a loop of
 // 602 instructions, before what is said above: 22 to 42 TFLOP/s of the 63 its lanes do; 0.65 to 1.28 times as fast as
 // the better of cuDNN and PyTorch without TF32, 1.05 in the mean. This loop has not run on hardware yet.
@@ -47,10 +51,10 @@
 // CUTLASS, implicit GEMM convolution, 2020; division by multiplication: Granlund and Montgomery, PLDI 1994.
 //
 // Compiled with problem.cuh's constants, -DTILE_K -DTILE_M, -DORDER (0: channels inner, 1: taps inner), -DTOGETHER
-// (what lies side by side in x, four of them aligned: CHANNELS, PIXELS or NONE), -DSTORED (and in y and the residual),
-// -DWHOLE (1: no stage ends amid the channels), -DSPLIT, -DACTIVATION.
+// (what lies side by side in x, four of them aligned: CHANNELS, PIXELS or NONE), -DSTORED (and in y and the residual;
+// CHANNEL: in y, not four of them), -DWHOLE (1: no stage ends amid the channels), -DSPLIT, -DACTIVATION.
 
-enum Together { NONE, CHANNELS, PIXELS };
+enum Together { NONE, CHANNELS, PIXELS, CHANNEL };
 
 #include "epilogue.cuh"
 #if __CUDA_ARCH__ >= 1200  // its compiler wants a few more than 128 for these, and would spill them
@@ -155,14 +159,34 @@ __device__ __forceinline__ void store_tile(Accumulator (&sums)[EACH][EACH], cons
     }
 }
 
-// The tile's edges too: all places of `partial` exist.
-__device__ __forceinline__ void store_partial(const Accumulator (&sums)[EACH][EACH], Accumulator* first)
+// The sums of a split lie in `partial` as y does, a tile at a time: filters are inner, or pixels, these in the lanes' order.
+constexpr bool FILTERS_INNER = STORED == CHANNELS || STORED == CHANNEL;
+constexpr int IN_ROW = FILTERS_INNER ? TILE_K : TILE_M;
+
+// first: of the tile's sums. Its edges too: all places of `partial` exist.
+__device__ __forceinline__ void store_partial(const Accumulator (&sums)[EACH][EACH], const Place& place,
+                                              Accumulator* first)
 {
-    #pragma unroll
-    for (int i = 0; i < EACH; ++i)
+    const int filter = place.warp_filter + filter_of(place.filter_lane, 0);
+    if (FILTERS_INNER) {
+        first += (place.warp_pixel + pixel_of(place.pixel_lane, 0)) * TILE_K + filter;
         #pragma unroll
-        for (int v = 0; v < EACH / VECTOR; ++v)
-            vector_at(first[filter_of(0, i) * TILE_M + v * PIXEL_BLOCK]) = vector_at(sums[i][v * VECTOR]);
+        for (int j = 0; j < EACH; ++j)
+            #pragma unroll
+            for (int i = 0; i < EACH; i += VECTOR) {
+                Vector neighbours;
+                #pragma unroll
+                for (int e = 0; e < VECTOR; ++e) neighbours.lane[e] = sums[i + e][j];
+                vector_at(first[pixel_of(0, j) * TILE_K + filter_of(0, i)]) = neighbours;
+            }
+    } else {
+        first += filter * TILE_M + place.warp_pixel + place.pixel_lane * VECTOR;
+        #pragma unroll
+        for (int i = 0; i < EACH; ++i)
+            #pragma unroll
+            for (int v = 0; v < EACH / VECTOR; ++v)
+                vector_at(first[filter_of(0, i) * TILE_M + v * PIXEL_BLOCK]) = vector_at(sums[i][v * VECTOR]);
+    }
 }
 
 // blockIdx.x, read anew: of blockIdx the compiler knows that it has worked out the tile already, and would keep that in
@@ -221,44 +245,67 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
 
     const Job done(block_again(), cut);
     const Tile tile(done.tile, cut);
-    const int filter = place.warp_filter + filter_of(place.filter_lane, 0);
     if (SPLIT && done.split != Job::WHOLE_TILE) {
-        const int64 row = done.partial_tile(cut) * TILE_K + filter;
-        store_partial(sums, partial + row * TILE_M + place.warp_pixel + place.pixel_lane * VECTOR);
+        store_partial(sums, place, partial + done.partial_tile(cut) * (TILE_K * TILE_M));
     } else {
+        const int filter = place.warp_filter + filter_of(place.filter_lane, 0);
         const Index m = tile.first_pixel + place.warp_pixel + pixel_of(place.pixel_lane, 0);
         store_tile(sums, {y, bias, residual}, problem, cut, tile.group, tile.first_filter + filter, m);
     }
 }
 
-// Add what the splits left in `partial` in their order, and finish.
+// VECTOR sums, added in their order over all splits.
+__device__ __forceinline__ Vector added(const Accumulator* first, int64 apart, int splits)
+{
+    Vector sums = {};
+    #pragma unroll 4
+    for (int split = 0; split < splits; ++split, first += apart) {
+        const Vector more = vector_at(*first);
+        #pragma unroll
+        for (int e = 0; e < VECTOR; ++e) sums.lane[e] += more.lane[e];
+    }
+    return sums;
+}
+
+// Finish and store what leaves at once. pixel, k: the first of them.
+__device__ __forceinline__ void store_sums(Accumulator (&values)[AT_ONCE], const Output& output, const Problem& problem,
+                                           const Pixel& pixel, int k)
+{
+    if (output.bias)
+        #pragma unroll
+        for (int e = 0; e < AT_ONCE; ++e)
+            values[e] += widened(output.bias[(k + (STORED == CHANNELS ? e : 0)) * (Offset)problem.bias]);
+    if (output.residual) add(values, output.residual + offset(problem.residual, pixel.n, k, pixel.p, pixel.q));
+    finish(values, output.y + offset(problem.y, pixel.n, k, pixel.p, pixel.q), problem.slope);
+}
+
+// Add what the splits left in `partial`, and finish.
 // grid: over split_tiles * TILE_K * TILE_M / VECTOR, one thread each.
 extern "C" __global__ void __launch_bounds__(256)
 sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, const Element* __restrict__ bias,
            const Element* __restrict__ residual, Problem problem, Cut cut, int splits)
 {
-    constexpr int IN_ROW = TILE_M / VECTOR;
-    static_assert(TILE_K * IN_ROW % 256 == 0, "no block has threads to spare");
+    constexpr int OF_TILE = TILE_K * TILE_M / VECTOR, OF_ROW = IN_ROW / VECTOR;
+    static_assert(OF_TILE % 256 == 0, "no block has threads to spare");
     const Index index = blockIdx.x * (Index)256 + threadIdx.x;
-    const Tile tile(cut.whole + (unsigned)(index / (TILE_K * IN_ROW)), cut);
-    const int filter = tile.first_filter + (int)(index / IN_ROW % TILE_K), vector = index % IN_ROW;
-    if (filter >= problem.Kg) return;
+    const Tile tile(cut.whole + (unsigned)(index / OF_TILE), cut);
+    const int row = index % OF_TILE / OF_ROW, vector = index % OF_ROW;
+    const int filter = tile.first_filter + (FILTERS_INNER ? vector * VECTOR : row);
+    const auto pixel = [&](int e) {
+        if (FILTERS_INNER) return tile.first_pixel + row;
+        return tile.first_pixel + vector / PIXEL_LANES * PIXEL_BLOCK + pixel_of(vector % PIXEL_LANES, e);
+    };
+    if (filter >= problem.Kg || pixel(0) >= cut.pixels) return;
     const int k = tile.group * problem.Kg + filter;
-    const int64 apart = (int64)cut.split_tiles * TILE_K * TILE_M;
-    partial += (int64)index * VECTOR;
-    Vector sums = {};
-    #pragma unroll 4
-    for (int split = 0; split < splits; ++split, partial += apart) {
-        const Vector more = vector_at(*partial);
-        #pragma unroll
-        for (int e = 0; e < VECTOR; ++e) sums.lane[e] += more.lane[e];
-    }
+    Vector sums = added(partial + (int64)index * VECTOR, (int64)cut.split_tiles * TILE_K * TILE_M, splits);
     #pragma unroll
-    for (int e = 0; e < VECTOR; ++e) {
-        const Index m = tile.first_pixel + vector / PIXEL_LANES * PIXEL_BLOCK + pixel_of(vector % PIXEL_LANES, e);
-        if (m >= cut.pixels) continue;
-        const Pixel pixel = pixel_at(m, problem, cut);
-        store(problem, {y, bias, residual}, pixel.n, k, pixel.p, pixel.q, sums.lane[e]);
+    for (int e = 0; e < VECTOR; e += AT_ONCE) {
+        if (FILTERS_INNER ? filter + e >= problem.Kg : pixel(e) >= cut.pixels) continue;
+        const Pixel at = pixel_at(pixel(e), problem, cut);
+        Accumulator values[AT_ONCE];
+        #pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) values[i] = sums.lane[e + i];
+        store_sums(values, {y, bias, residual}, problem, at, FILTERS_INNER ? k + e : k);
     }
 }
 

@@ -20,10 +20,14 @@ def problem_type(accumulate):
     return np.dtype([*strides, ("bias", "i8"), *sizes, ("slope", accumulate)], align=True)
 
 
-def problem_struct(problem, x, w, y, bias, residual):
-    """The argument `problem` of every kernel."""
-    optional = (None if array is None else array.strides for array in (bias, residual))
-    return struct_of(problem, x.itemsize, x.strides, w.strides, y.strides, *optional)
+def problem_struct(problem, x=None, w=None, y=None, bias=None, residual=None):
+    """The argument `problem` of every kernel; of the arrays, those that it reads or writes."""
+    item = problem.dtype.itemsize
+    return struct_of(problem, item, *(strides_of(array) for array in (x, w, y, bias, residual)))
+
+
+def strides_of(array):
+    return None if array is None else array.strides
 
 
 @lru_cache(maxsize=4096)
@@ -76,15 +80,13 @@ def layout_constants(problem):
     return (("CHANNELS_LAST", int(problem.layout == "NHWC")),)
 
 
-def is_wide(problem, x, w, y, residual):
+def is_wide(problem, x=None, w=None, y=None, residual=None):
     """Whether an array, or x with its padding, spans 2^31 elements: then offsets into it need 64 bits."""
-    return spans_wide(
-        problem, x.itemsize, x.strides, w.strides, y.strides, None if residual is None else residual.strides
-    )
+    return spans_wide(problem, *(strides_of(array) for array in (x, w, y, residual)))
 
 
 @lru_cache(maxsize=4096)
-def spans_wide(problem, item, x, w, y, residual):
+def spans_wide(problem, x, w, y, residual):
     N, C, H, W = problem.x_shape
     (top, bottom), (left, right) = problem.padding
     padded = N, C, H + top + bottom, W + left + right
@@ -94,6 +96,7 @@ def spans_wide(problem, item, x, w, y, residual):
         "y": (y, problem.y_shape),
         "residual": (residual, problem.y_shape),
     }
+    item = problem.dtype.itemsize
     spans = (span(element_strides(name, strides, item), shape) for name, (strides, shape) in shapes.items())
     return max(spans) >= 2**31
 

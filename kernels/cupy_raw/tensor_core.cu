@@ -29,7 +29,10 @@
 // places, and eight threads that copy or store two rows, or one chunk of eight rows, do too.
 // The way out: sums, with their biases, pass through shared memory, a slice of each warp's at a time, so that a thread
 // stores 16 bytes of neighbours: filters, or pixels in NCHW. With warps of 64 without conflicts, else of two lanes.
-// Small problems, and the last wave of others: SPLIT, as in implicit_gemm.cu.
+// Small problems, and the last wave of others: SPLIT, as in implicit_gemm.cu; sums lie as y does (of 64 x 14 x
+// 14 outputs, channels last: 784 sectors stored by sum_splits instead of 12,544 with lanes along the pixels). Layers of 8
+// to 11 microseconds at one image pay a launch for it: all of them together are predicted to take 7 to 9 % longer than
+// with the fastest cuts, 0.5 to 2 % at 32 images.
 // float32: rounded to TF32, 11 significant bits, the weights once by pack_filters, x in registers. PRECISE ("3xtf32")
 // keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
 // cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
@@ -433,8 +436,9 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
     }
 
     if (SPLIT && job.split != Job::WHOLE_TILE) {
-        const int64 row = job.partial_tile(cut) * TILE_K + warp_filter;
-        leave_sums(sums, partial + row * TILE_M + warp_pixel, TILE_M);
+        partial += job.partial_tile(cut) * (TILE_K * TILE_M);
+        if constexpr (ALONG_FILTERS) leave_sums_along_filters(sums, partial + warp_pixel * TILE_K + warp_filter, TILE_K);
+        else leave_sums(sums, partial + warp_filter * TILE_M + warp_pixel, TILE_M);
     } else {
         finish(problem, cut, {y, bias, residual}, sums, tile.first_pixel, tile.group, tile.first_filter, warp_pixel,
                warp_filter);

@@ -12,8 +12,8 @@ import numpy as np
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from . import waves
-from .implicit_gemm import address_of, cut_struct, round_up
+from .cut import Parts, Reduction, chosen, cut_struct, round_up, split_cut, whole_cut, with_splits
+from .implicit_gemm import address_of
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 
 VECTOR = 16  # bytes that a thread copies, loads or stores at once
@@ -22,8 +22,6 @@ THREADS = 256  # of pack_filters and sum_splits
 SHARED_BYTES = 49_152  # of a block, without asking the driver for more
 SHARED_PER_SM = 160 * 1024  # of sm_80, for its blocks' stages
 MOST_STAGES = 4
-FEWEST_STAGES = 4  # of one split: its prologue and its sums must pay
-MOST_SPLITS = 32
 WARPS_PER_SM = ((16, 8), (8, 12), (0, 16))  # above so many blocks of 16 x 8 sums of a warp, as in tensor_core.cu
 DTYPES = {"float16": (7, 5), "bfloat16": (8, 0), "float32": (8, 0)}  # since which compute capability they are taken
 
@@ -66,36 +64,10 @@ TILES = (
 LOOP_SLOTS = 90  # of each thread and stage, beside multiplying: addresses, copies, ldmatrix, the barrier
 GATHER_SLOTS = (6, 22)  # of each element of x, where it is loaded by itself: channels inner, taps inner
 THREAD_SLOTS = 900  # of each thread of a block beside: addresses, the first stage's wait, the store
-L2_BYTES_PER_CYCLE = 47  # of one SM: 5,120 for the A100's 108, NVIDIA's white paper
 SHARED_BYTES_PER_CYCLE = 128  # of one SM: all banks
 WAITING = cost.waiting("cupy_raw.tensor_core", like="cupy_raw.implicit_gemm")
 
 passes = ("forward",)
-
-
-class Cut(NamedTuple):
-    """How the product is cut into blocks: `whole` tiles, then `split_tiles` in `splits` parts of `stages` each."""
-
-    tile: Tile
-    taps_inner: bool
-    tiles_m: int
-    filters: int
-    depth: int
-    channels: int
-    stages: int
-    splits: int
-    whole: int
-    split_tiles: int
-    packed_bytes: int
-    partial_bytes: int
-
-    @property
-    def parts(self):
-        return self.split_tiles * self.splits
-
-    @property
-    def blocks(self):
-        return self.whole + self.parts
 
 
 def chunk_of(problem):
@@ -112,25 +84,18 @@ def tiles_of(problem):
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    """The fastest predicted of the cuts that are split or fill their waves, unless these cost too much."""
-    predicted = {cut: seconds(problem, device, cut) for cut in cuts(problem, device)}
-    return waves.choose(predicted, lambda cut: fills(problem, device, cut), lambda cut: is_busy(device, cut))
+    return chosen(device, {cut: seconds(problem, device, cut) for cut in cuts(problem, device)})
 
 
 def cuts(problem, device):
-    """For every tile: all tiles whole, all split, and those split that fill no wave."""
-    for tile in tiles_of(problem):
-        all_whole = cut_of(problem, tile)
-        full_waves = waves.whole_tiles(all_whole.whole, slots(problem, device, tile))
-        yield all_whole
-        for splits in possible_splits(problem):
-            for whole in {0, full_waves} - {all_whole.whole}:
-                yield cut_of(problem, tile, splits, whole)
+    return with_splits(device, [cut_of(problem, tile) for tile in tiles_of(problem)])
 
 
-def slots(problem, device, tile):
-    """How many blocks the GPU has room for at once; where their code takes few registers, for some more."""
-    return cost.sm_count(device) * blocks_per_sm(tile, problem.precision)
+def cut_of(problem, tile, splits=1, first=0):
+    """All tiles whole, or all but the first in so many splits."""
+    blocks = blocks_per_sm(tile, problem.precision)
+    all_whole = whole_cut(problem, tile, blocks, reduction_of(problem), problem.dtype.itemsize)
+    return split_cut(all_whole, splits, first)
 
 
 def blocks_per_sm(tile, precision=None):
@@ -141,47 +106,13 @@ def blocks_per_sm(tile, precision=None):
     return warps * 32 // tile.threads
 
 
-def fills(problem, device, cut):
-    return cut.splits > 1 or waves.last_wave(cut.blocks, slots(problem, device, cut.tile)) >= waves.FULL
-
-
-def is_busy(device, cut):
-    return cut.splits > 1 or waves.busy(cut.blocks, cost.sm_count(device)) >= waves.FULL
-
-
-def possible_splits(problem):
-    """Every number of splits that leaves each FEWEST_STAGES."""
-    stages = depth_of(problem)[0] // (CHUNKS * chunk_of(problem))
-    return range(2, min(stages // FEWEST_STAGES, MOST_SPLITS) + 1)
-
-
-def depth_of(problem):
-    """The padded depth, the padded channels of a group, and whether taps are inner: where a chunk has channels enough
-    for all but the last, padding them costs less than the other order's divisions.
-    """
-    chunk, taps = chunk_of(problem), problem.R * problem.S
-    if problem.Cg < chunk:
-        return round_up(problem.reduction, CHUNKS * chunk), problem.Cg, True
-    channels = round_up(problem.Cg, chunk)
-    return round_up(taps * channels, CHUNKS * chunk), channels, False
-
-
-def cut_of(problem, tile, splits=1, whole=0):
-    """All tiles whole, or all but the first `whole` in so many splits, or one less, if that has no longer stages."""
-    depth, channels, taps_inner = depth_of(problem)
-    all_stages = depth // (CHUNKS * chunk_of(problem))
-    stages = ceil_div(all_stages, splits)
-    splits = ceil_div(all_stages, stages)
-    filters = round_up(problem.Kg, tile.filters)
-    tiles_m = ceil_div(problem.N * problem.P * problem.Q, tile.pixels)
-    packed = round_up(problem.groups * depth * filters * problem.dtype.itemsize, 64)
-    tiles = problem.groups * tiles_m * (filters // tile.filters)
-    split_tiles = tiles - whole if splits > 1 else 0
-    partial = splits * split_tiles * tile.pixels * tile.filters * problem.accumulate.itemsize
-    return Cut(
-        tile, taps_inner, tiles_m, filters, depth, channels, stages, splits, tiles - split_tiles, split_tiles, packed,
-        partial,
-    )  # fmt: skip
+def reduction_of(problem):
+    """Channels inner where they fill a chunk: padding the last one costs less than the other order's divisions."""
+    chunk = chunk_of(problem)
+    taps_inner = problem.Cg < chunk
+    channels = problem.Cg if taps_inner else round_up(problem.Cg, chunk)
+    depth = round_up(problem.R * problem.S * channels, CHUNKS * chunk)
+    return Reduction(depth, depth // (CHUNKS * chunk), channels, taps_inner)
 
 
 def stages_held(tile, device):
@@ -191,15 +122,6 @@ def stages_held(tile, device):
     return min(min(SHARED_BYTES, SHARED_PER_SM // blocks_per_sm(tile)) // tile.stage_bytes, MOST_STAGES)
 
 
-class Parts(NamedTuple):
-    """Predicted seconds: the busiest multiprocessor's blocks, adding the splits, what memory moves, the launches."""
-
-    multiply: float
-    add: float
-    memory: float
-    launches: float
-
-
 def parts(problem, device, cut):
     """A stage takes what its slowest part does: multiplying, bringing it from L2, storing it and loading matrices of
     it, or issuing its instructions.
@@ -207,7 +129,7 @@ def parts(problem, device, cut):
     tile, chunk = cut.tile, chunk_of(problem)
     macs = tile.pixels * tile.filters * CHUNKS * chunk
     multiplying = macs / cost.tensor_multiply_adds(problem, device)
-    bringing = tile.stage_bytes / L2_BYTES_PER_CYCLE
+    bringing = tile.stage_bytes / cost.L2_BYTES_PER_CYCLE
     sharing = (tile.stage_bytes + tile.matrix_bytes) / SHARED_BYTES_PER_CYCLE
     multiplies = macs / (16 * 8 * (32 // problem.dtype.itemsize)) * (3 if problem.precision == "3xtf32" else 1)
     issuing = multiplies * 32 + LOOP_SLOTS * tile.threads
@@ -221,15 +143,14 @@ def parts(problem, device, cut):
     all_stages = cut.depth // (CHUNKS * chunk)
     return Parts(
         WAITING * (of_blocks(cut.whole, all_stages) + of_blocks(cut.parts, cut.stages)),
-        cost.moving_seconds(device, 2 * cut.partial_bytes),
+        cost.passing_seconds(device, cut.partial_bytes),
         cost.memory_seconds(problem, device, 2 * cut.packed_bytes),
         (3 if cut.splits > 1 else 2) * cost.LAUNCH,
     )
 
 
 def seconds(problem, device, cut):
-    multiply, add, memory, launches = parts(problem, device, cut)
-    return max(multiply + add, memory) + launches
+    return parts(problem, device, cut).seconds
 
 
 def vectors_of(problem):
@@ -242,13 +163,20 @@ def why_not(problem, device):
     if reasons:
         return reasons
     cut = cut_for(problem, device)
-    packing = ceil_div(problem.groups * cut.depth * cut.filters, THREADS)
-    grids = {"multiply": cut.blocks, "pack the weights": packing, "add the splits": summing_blocks(problem, cut)}
+    grids = {
+        "multiply": cut.blocks,
+        "pack the weights": packing_blocks(problem, cut),
+        "add the splits": summing_blocks(problem, cut),
+    }
     return [
         f"at most {MAX_GRID[0]:,} blocks to {name}, this problem has {blocks:,}"
         for name, blocks in grids.items()
         if blocks > MAX_GRID[0]
     ]
+
+
+def packing_blocks(problem, cut):
+    return ceil_div(problem.groups * cut.depth * cut.filters, THREADS)
 
 
 def summing_blocks(problem, cut):
@@ -269,9 +197,17 @@ def dtype_reasons(problem, device):
     return []
 
 
+def packed_bytes(problem, device):
+    return cut_for(problem, device).packed_bytes
+
+
 def workspace_bytes(problem, device):
-    cut = cut_for(problem, device)
-    return cut.packed_bytes + cut.partial_bytes
+    return cut_for(problem, device).partial_bytes
+
+
+def one_call_bytes(problem, device):
+    """Weights that come as they lie are packed in front of the sums of splits."""
+    return packed_bytes(problem, device) + workspace_bytes(problem, device)
 
 
 def predicted_seconds(problem, device):
@@ -307,11 +243,11 @@ def sources_of(problem, cut, stages, wide, lying):
     tile = cut.tile
     shared = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     shared += (("TILE_M", tile.pixels), ("TILE_K", tile.filters), ("SPLIT", int(cut.splits > 1)))
+    shared += (("ALONG_FILTERS", int(lying.along_filters)),)
     constants = (*shared, ("WARP_M", tile.warp_pixels), ("WARP_K", tile.warp_filters))
     constants += (("STAGES", stages), ("TOGETHER", int(lying.together)), ("TAPS_INNER", int(cut.taps_inner)))
     constants += (("WHOLE", int(problem.Cg % chunk_of(problem) == 0)),)
-    constants += (("ALONG_FILTERS", int(lying.along_filters)), ("RUN", lying.run))
-    constants += (("PRECISE", int(problem.precision == "3xtf32")),)
+    constants += (("RUN", lying.run), ("PRECISE", int(problem.precision == "3xtf32")))
     multiplying = (CudaSource("tensor_core.cu", name, constants) for name in ("pack_filters", "conv2d_tensor_core"))
     return (*multiplying, CudaSource("sum_splits.cu", "sum_splits", shared))
 
@@ -335,16 +271,28 @@ def aligned(array, axes):
     return address_of(array) % VECTOR == 0 and all(array.strides[axis] % VECTOR == 0 for axis in axes)
 
 
-def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x and w into y. workspace: `workspace_bytes` of them, 64-byte aligned."""
-    cut = cut_for(problem, device)
-    struct, part = problem_struct(problem, x, w, y, bias, residual), cut_struct(problem, cut)
-    packed, partial = workspace[: cut.packed_bytes], workspace[cut.packed_bytes :] if cut.partial_bytes else None
-    wide, lying = is_wide(problem, x, w, y, residual), lying_of(problem, x, y, residual)
-    pack, multiply, add = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying)
+def pack(problem, device, w, packed, stream=None):
+    """Write w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), stage by stage."""
+    cut, wide = cut_for(problem, device), is_wide(problem, w=w)
+    kernel, *_ = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying_as_planned(problem))
+    arguments = (w, packed, problem_struct(problem, w=w), cut_struct(problem, cut))
+    launch(kernel, packing_blocks(problem, cut), THREADS, arguments, stream=stream)
 
-    launch(pack, ceil_div(problem.groups * cut.depth * cut.filters, THREADS), THREADS, (w, packed, struct, part),
-           stream=stream)  # fmt: skip
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x and w into y. w: as `pack` leaves it, workspace: `workspace_bytes`, 64-byte aligned.
+
+    Or with the weights as they are, (K, C/groups, R, S): then `workspace` has one_call_bytes.
+    """
+    cut, packed = cut_for(problem, device), w
+    if w.ndim == 4:
+        packed, workspace = workspace[: cut.packed_bytes], workspace[cut.packed_bytes :]
+        pack(problem, device, w, packed, stream)
+    struct, part = problem_struct(problem, x, None, y, bias, residual), cut_struct(problem, cut)
+    partial = workspace if cut.splits > 1 else None
+    wide, lying = is_wide(problem, x, None, y, residual), lying_of(problem, x, y, residual)
+    _, multiply, add = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying)
+
     arguments = (x, packed, y, bias, residual, partial, struct, part)
     launch(multiply, cut.blocks, cut.tile.threads, arguments, stream=stream)
     if cut.splits > 1:

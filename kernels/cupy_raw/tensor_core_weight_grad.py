@@ -13,10 +13,9 @@ import numpy as np
 
 from .. import gpu_cost as cost
 from ..launching import CudaSource, ceil_div, launch
-from .implicit_gemm import DIVISOR, divisor, round_up
+from .cut import DIVISOR, divisor, round_up
 from .parameters import is_wide, problem_struct, type_constants, window_constants
 from .tensor_core import (
-    L2_BYTES_PER_CYCLE,
     SHARED_BYTES_PER_CYCLE,
     THREAD_SLOTS,
     VECTOR,
@@ -137,7 +136,7 @@ def seconds(problem, device, cut):
     tile, depth, lying = cut.tile, depth_of(problem), lying_as_planned(problem)
     macs = tile.columns * tile.filters * depth
     multiplying = macs / cost.tensor_multiply_adds(problem, device)
-    bringing = tile.stage_bytes / L2_BYTES_PER_CYCLE
+    bringing = tile.stage_bytes / cost.L2_BYTES_PER_CYCLE
     sharing = (tile.stage_bytes + tile.matrix_bytes) / SHARED_BYTES_PER_CYCLE
     multiplies = macs / (16 * 8 * (32 // problem.dtype.itemsize)) * (3 if problem.precision == "3xtf32" else 1)
     issuing = multiplies * 32 + LOOP_SLOTS * tile.threads + CHUNK_SLOTS * tile.stage_bytes / VECTOR

@@ -111,7 +111,7 @@ def seconds(problem, device, tiling):
     macs = PRODUCTS * FILTERS[item] * TILES[item] * tiling.split * DEPTH
     slots = macs * (SLOTS_PER_MULTIPLY_ADD + cost.multiply_slots(problem, device)) + THREAD_SLOTS * THREADS
     multiply = cost.block_seconds(device, math.prod(tiling.grid(problem)), THREADS, slots)
-    splitting = cost.LAUNCH + cost.memory_seconds(problem, device, 2 * tiling.partial_bytes) if tiling.splits > 1 else 0
+    splitting = cost.LAUNCH + cost.passing_seconds(device, tiling.partial_bytes) if tiling.splits > 1 else 0
     return WAITING * multiply + splitting
 
 

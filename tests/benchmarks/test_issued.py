@@ -63,7 +63,8 @@ def test_blocks_that_stand_for_others_stand_for_all():
 
 
 def cut_with(monkeypatch, problem, splits, whole):
-    cut = issued.dispatch.kernel(issued.KERNEL).cut_of(problem, 64, 64, splits, whole)
+    module = issued.implicit_gemm
+    cut = module.cut_of(problem, module.tile_of(problem, (8, 8)), splits, whole)
     monkeypatch.setattr(issued.dispatch.kernel(issued.KERNEL), "cut_for", lambda problem, device: cut)
     return cut
 
@@ -86,7 +87,7 @@ def test_short_runs_of_one_block_of_each_kind_count_what_all_do(monkeypatch):
     counted = issued.share(issued.KERNEL, problem, place)
     assert len(counted.launches) == 3
     with issued.launching.recording() as launches:
-        workspace = issued.arrays.empty_aligned((cut.packed_bytes + cut.partial_bytes,), np.uint8)
+        workspace = issued.strided.empty_aligned((cut.packed_bytes + cut.partial_bytes,), np.uint8)
         issued.implicit_gemm.run(problem, place, *issued.operands(problem), workspace)
     assert counted.launches[1].issued == issued.issued_by(launches[1], 80, np.arange(cut.blocks))
     assert 0.1 < counted.share < 0.7, "72 of 128 filters"

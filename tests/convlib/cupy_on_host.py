@@ -78,6 +78,11 @@ def wrapped(value):
     return call
 
 
+class Stream(contextlib.nullcontext):
+    def synchronize(self):
+        pass
+
+
 def install(monkeypatch) -> list:
     """Put the stand-in in CuPy's place and the reference in every cupy_raw kernel's; returns what those are given."""
     module = ModuleType("cupy")
@@ -87,8 +92,8 @@ def install(monkeypatch) -> list:
         setattr(module, name, wrapped(getattr(np, name)))
     module.cuda = SimpleNamespace(
         Device=lambda index: contextlib.nullcontext(),
-        ExternalStream=lambda address: contextlib.nullcontext(),
-        Stream=SimpleNamespace(null=contextlib.nullcontext()),
+        ExternalStream=lambda address: Stream(),
+        Stream=SimpleNamespace(null=Stream()),
         get_current_stream=lambda index: SimpleNamespace(ptr=0),
         UnownedMemory=lambda address, size, owner, index: (address, size, owner, index),
         MemoryPointer=lambda memory, offset: SimpleNamespace(ptr=memory[0] + offset, memory=memory),
@@ -99,10 +104,14 @@ def install(monkeypatch) -> list:
     without_gpu = replace(dispatch.FAMILIES["numba_cuda"], runs_on=("simulator",))
     monkeypatch.setitem(dispatch.FAMILIES, "numba_cuda", without_gpu)
     monkeypatch.setenv("CONVLIB_TRUST", "all")  # no kernel can be checked on it
-    problems = []
+    problems, unpacked = [], {}
+
+    def pack(problem, device, w, packed, stream):
+        unpacked[packed] = plain(w)
 
     def run(problem, device, first, second, result, bias, residual, workspace, stream):
         problems.append(problem)
+        second = unpacked.get(second, second)
         if problem.pass_ == "weight_grad":
             exact = reference.weight_grad(problem, plain(first), plain(second))
         else:
@@ -112,4 +121,6 @@ def install(monkeypatch) -> list:
     for name in dispatch.KERNELS:
         if name.startswith("cupy_raw."):
             monkeypatch.setattr(dispatch.kernel(name), "run", run)
+            if hasattr(dispatch.kernel(name), "pack"):
+                monkeypatch.setattr(dispatch.kernel(name), "pack", pack)
     return problems

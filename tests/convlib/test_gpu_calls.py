@@ -29,10 +29,11 @@ class Current(SimpleNamespace):
 @pytest.fixture
 def cupy(monkeypatch):
     """The stand-in, with `current` for its devices and streams and `pool` for what was taken from its memory pool."""
-    runs = {name: dispatch.kernel(name).run for name in FORWARD}
+    own = [(module, part, getattr(module, part)) for module in map(dispatch.kernel, FORWARD) for part in ("run", "pack")
+           if hasattr(module, part)]  # fmt: skip
     cupy_on_host.install(monkeypatch)
-    for name, run in runs.items():
-        monkeypatch.setattr(dispatch.kernel(name), "run", run)
+    for module, part, function in own:
+        monkeypatch.setattr(module, part, function)
     cupy, kernels = sys.modules["cupy"], stand_in_cupy.module()
     cupy.current, cupy.pool = Current(device=0, stream=STREAM), []
 
@@ -77,17 +78,20 @@ def launches(cupy):
 
 @pytest.mark.parametrize("name", FORWARD)
 def test_a_planned_call_launches_and_does_nothing_else(name, cupy, monkeypatch):
-    """The stand-in knows no synchronize, and from here on no memory: whoever asks for either fails."""
+    """Then the stand-in knows neither synchronize nor memory any more: whoever asks for them fails."""
     x, w, bias, keywords = layer(name)
     plan = convlib.plan(x.shape, w, bias, **keywords)
+    packing = len(launches(cupy))
+    assert packing == (1 if hasattr(dispatch.kernel(name), "pack") else 0)
+    monkeypatch.delattr(cupy.cuda.ExternalStream, "synchronize")
     y = plan(x)  # compiles
-    first, made = len(launches(cupy)), len(cupy.RawKernel.made)
+    first, made = len(launches(cupy)) - packing, len(cupy.RawKernel.made)
     assert first >= 1
     for taking in ("empty", "zeros", "ascontiguousarray", "add", "pad", "sum"):
         monkeypatch.delattr(cupy, taking)
     assert plan(x, out=y) is y
     again = launches(cupy)
-    assert len(again) == 2 * first
+    assert len(again) == packing + 2 * first
     assert len(cupy.RawKernel.made) == made
     assert {stream for *_, stream in again} == {STREAM}
 
@@ -100,7 +104,7 @@ def test_a_calls_memory_comes_from_cupys_pool_on_the_arrays_device(name, cupy):
         array.device = second
     convlib.conv2d(x, w, bias, **keywords)
     problem = convlib.explain(x, w, bias, **keywords).problem
-    needed = dispatch.kernel(name).workspace_bytes(problem, device.gpu(1))
+    needed = dispatch.one_call_bytes(dispatch.kernel(name), problem, device.gpu(1))
     taken = {(shape, dtype) for _, shape, dtype in cupy.pool}
     assert (tuple(problem.y_shape), np.dtype(np.float32)) in taken
     assert not needed or (needed, np.dtype(np.uint8)) in taken

@@ -75,6 +75,9 @@ def module(device_id=0):
         def __exit__(self, *_):
             streams.pop()
 
+        def synchronize(self):
+            pass
+
     cuda = types.SimpleNamespace(
         Device=lambda: types.SimpleNamespace(id=device_id),
         ExternalStream=ExternalStream,

@@ -53,7 +53,7 @@ def launches_of(name, case=FEW):
     x, w, bias, residual = logical_arrays(case, x, w, bias, residual)
     operands = {"forward": (x, w, out, bias, residual), "input_grad": (out, w, x), "weight_grad": (x, out, w)}
     operands = operands[problem.pass_]
-    workspace = strided.empty_aligned((module.workspace_bytes(problem, place),), np.uint8)
+    workspace = strided.empty_aligned((dispatch.one_call_bytes(module, problem, place),), np.uint8)
     with launching.recording() as launches:
         module.run(problem, place, *operands, workspace=workspace if workspace.size else None)
     return launches

@@ -168,8 +168,7 @@ def test_the_matrix_product_multiplies_in_nine_of_ten_instructions(target):
 
 def implicit_source(case, tile, splits=1, together="NONE", wide=False, dtype="float32"):
     problem = problem_of(case, dtype)
-    each = implicit_gemm.EACH[problem.accumulate.itemsize]
-    cut = implicit_gemm.cut_of(problem, tile[0] * each, tile[1] * each, splits)
+    cut = implicit_gemm.cut_of(problem, implicit_gemm.tile_of(problem, tile), splits)
     return implicit_gemm.sources_of(problem, cut, wide, together, together)[1]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, device, operations, strided
+from convlib import accuracy, device, dispatch, operations, strided
 from convlib.compiling import TARGETS
 from convlib.emulator.profile import profile, scale
 from convlib.kernels import reference
@@ -40,7 +40,7 @@ def watched(kernel, problem, x, w, y, bias=None, residual=None):
     gpu = device.emulator()
     assert kernel.why_not(problem, gpu) == []
     x, w, y, bias, residual = (strided.as_storage(view) for view in (x, w, y, bias, residual))
-    workspace = strided.empty_aligned((kernel.workspace_bytes(problem, gpu),), np.uint8)
+    workspace = strided.empty_aligned((dispatch.one_call_bytes(kernel, problem, gpu),), np.uint8)
     scratch = [workspace] if workspace.size else []
     with emulator.watching(outputs=[y], scratch=scratch) as watch:
         kernel.run(problem, gpu, x, w, y, bias, residual, workspace)
@@ -277,6 +277,17 @@ def test_the_implicit_product_moves_whole_sectors(layer, monkeypatch):
     for access in accesses(report, "global", "load") + accesses(report, "global", "store"):
         assert access.size == 16
         assert access.cost <= 1.15 * access.lanes * access.size / 32, access
+
+
+@pytest.mark.parametrize("layer", ["channels_last", "pointwise"])
+def test_the_sums_of_splits_move_whole_sectors(layer, monkeypatch):
+    x, w, keywords = LAYERS[layer]
+    force_cut(monkeypatch, make_problem(x, w, np.float32, **keywords), (4, 8), 2)
+    _, product, adding = reports_of(implicit_gemm, layer)
+    moves = accesses(product, "global", "store") + accesses(adding, "global", "load")
+    for access in moves + accesses(adding, "global", "store"):
+        assert access.size == 16
+        assert access.cost == access.lanes * access.size / 32, access
 
 
 def test_windows_meet_few_more_sectors_than_they_must(monkeypatch):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convlib import accuracy, device, operations, strided
+from convlib import accuracy, device, dispatch, operations, strided
 from convlib.kernels import reference
 from convlib.kernels.cupy_raw import (
     depthwise,
@@ -44,7 +44,7 @@ def convolved(kernel, case, x, w, bias, residual, out):
     views = logical_arrays(case, x, w, bias, residual)
     y = out.transpose(operations.FROM_LAYOUT[problem.layout])
     x, w, bias, residual, y = (strided.as_storage(view) for view in (*views, y))
-    workspace = strided.empty_aligned((kernel.workspace_bytes(problem, GPU),), np.uint8)
+    workspace = strided.empty_aligned((dispatch.one_call_bytes(kernel, problem, GPU),), np.uint8)
     workspace.fill(0xFF)
     with on_cpu.kernels_on_cpu():
         kernel.run(problem, GPU, x, w, y, bias, residual, workspace)
@@ -127,8 +127,7 @@ def test_whole_tiles_and_split_ones_of_a_last_wave_equal_the_reference(tile, wal
 
 
 def force_cut(monkeypatch, problem, tile, splits, whole=0):
-    each = implicit_gemm.EACH[problem.accumulate.itemsize]
-    cut = implicit_gemm.cut_of(problem, tile[0] * each, tile[1] * each, splits, whole)
+    cut = implicit_gemm.cut_of(problem, implicit_gemm.tile_of(problem, tile), splits, whole)
     monkeypatch.setattr(implicit_gemm, "cut_for", lambda problem, device: cut)
     return cut
 

@@ -1,0 +1,160 @@
+"""How a product of filters and pixels is cut into blocks, and which cut is taken: the host's side of cut.cuh.
+
+implicit_gemm.py and tensor_core.py bring their tiles, the order of their reduction and what a cut is predicted to take.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import gpu_cost as cost
+from ..launching import ceil_div
+from . import waves
+
+MOST_SPLITS = 32
+
+DIVISOR = np.dtype([("multiplier", "u4"), ("shift", "i4")])
+COUNTS = ("tiles_m", "filters", "depth", "channels", "stages", "whole", "split_tiles")
+CUT = np.dtype([("pixels", "i8"), *((name, "i4") for name in COUNTS), ("by_q", DIVISOR), ("by_p", DIVISOR)], align=True)
+
+
+class Reduction(NamedTuple):
+    """The padded depth of a group's sums, in `stages`; its padded channels; and whether taps are inner."""
+
+    depth: int
+    stages: int
+    channels: int
+    taps_inner: bool
+
+
+class Cut(NamedTuple):
+    """How the product is cut into blocks: `whole` tiles, then `split_tiles` in `splits` parts of `stages` each.
+
+    tile: with `filters`, `pixels` and `threads`. blocks_per_sm: for how many a multiprocessor has room at once; where
+    their code takes few registers, for some more. tile_bytes: of a tile's sums.
+    """
+
+    tile: Any
+    blocks_per_sm: int
+    tile_bytes: int
+    taps_inner: bool
+    tiles_m: int
+    filters: int
+    depth: int
+    channels: int
+    stages: int
+    splits: int
+    whole: int
+    split_tiles: int
+    packed_bytes: int
+
+    @property
+    def parts(self):
+        return self.split_tiles * self.splits
+
+    @property
+    def blocks(self):
+        return self.whole + self.parts
+
+    @property
+    def partial_bytes(self):
+        return self.parts * self.tile_bytes
+
+    def slots(self, device):
+        """How many blocks the GPU has room for at once."""
+        return cost.sm_count(device) * self.blocks_per_sm
+
+    def fills(self, device):
+        """Whether its last wave is full, or split."""
+        return self.splits > 1 or waves.last_wave(self.blocks, self.slots(device)) >= waves.FULL
+
+    def is_busy(self, device):
+        return self.splits > 1 or waves.busy(self.blocks, cost.sm_count(device)) >= waves.FULL
+
+
+class Parts(NamedTuple):
+    """Predicted seconds: the busiest multiprocessor's blocks, adding the splits, what memory moves, the launches."""
+
+    multiply: float
+    add: float
+    memory: float
+    launches: float
+
+    @property
+    def seconds(self):
+        return max(self.multiply + self.add, self.memory) + self.launches
+
+
+def whole_cut(problem, tile, blocks_per_sm, reduction, itemsize):
+    """All tiles whole. itemsize: of a packed weight."""
+    depth, stages, channels, taps_inner = reduction
+    filters = round_up(problem.Kg, tile.filters)
+    tiles_m = ceil_div(problem.N * problem.P * problem.Q, tile.pixels)
+    tile_bytes = tile.filters * tile.pixels * problem.accumulate.itemsize
+    packed = round_up(problem.groups * depth * filters * itemsize, 64)
+    tiles = problem.groups * tiles_m * (filters // tile.filters)
+    return Cut(
+        tile, blocks_per_sm, tile_bytes, taps_inner, tiles_m, filters, depth, channels, stages, 1, tiles, 0, packed
+    )
+
+
+def split_cut(cut, splits, first=0):
+    """Of a cut of whole tiles, all but the first in so many splits, or fewer, if these have no longer stages."""
+    stages = ceil_div(cut.stages, splits)
+    splits = ceil_div(cut.stages, stages)
+    if splits == 1:
+        return cut
+    return cut._replace(stages=stages, splits=splits, whole=first, split_tiles=cut.whole - first)
+
+
+def with_splits(device, cuts):
+    """Of cuts of whole tiles: each, and with all of its tiles split, with those that fill no wave, and with those that
+    the multiprocessors cannot share evenly.
+    """
+    for cut in cuts:
+        yield cut
+        rounds = {cut.whole // blocks * blocks for blocks in (cut.slots(device), cost.sm_count(device))}
+        for stages in sorted({ceil_div(cut.stages, n) for n in range(2, min(cut.stages, MOST_SPLITS) + 1)}):
+            for first in {0} | rounds - {cut.whole}:
+                yield split_cut(cut, ceil_div(cut.stages, stages), first)
+
+
+def chosen(device, predicted):
+    """Of cuts, with their predicted seconds, the fastest that is split or fills its last wave; else, that keeps the GPU
+    busy; else, of all. One that costs more than waves.DEARER allows is none of them.
+    """
+    allowed = waves.DEARER * min(predicted.values()) + cost.LAUNCH
+    taken = [cut for cut, seconds in predicted.items() if seconds <= allowed]
+    return min(taken, key=lambda cut: (not cut.fills(device), not cut.is_busy(device), predicted[cut]))
+
+
+def round_up(size, multiple):
+    return ceil_div(size, multiple) * multiple
+
+
+@lru_cache(maxsize=4096)
+def cut_struct(problem, cut):
+    """`struct Cut`."""
+    struct = np.zeros((), CUT)
+    struct["pixels"] = problem.N * problem.P * problem.Q
+    for name in COUNTS:
+        struct[name] = getattr(cut, name)
+    struct["by_q"], struct["by_p"] = divisor(problem.Q), divisor(problem.P)
+    struct.flags.writeable = False
+    return struct
+
+
+def divisor(number):
+    """`struct Divisor`: n // number == n * multiplier // 2**32 >> shift for every n below 2**31.
+
+    Granlund and Montgomery, Division by invariant integers using multiplication, PLDI 1994. Not for 1: there the kernel
+    takes n itself.
+
+    >>> [(1_000_000_007 * int(m) // 2**32 >> s, 1_000_000_007 // 56) for m, s in [divisor(56)]]
+    [(17857142, 17857142)]
+    """
+    bits = max((number - 1).bit_length(), 1)
+    return -(-(2 ** (31 + bits)) // number) % 2**32, bits - 1
