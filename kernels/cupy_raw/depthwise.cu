@@ -41,7 +41,8 @@
 // convolutions, ICML 2018.
 //
 // Compiled with problem.cuh's and staged_planes.cuh's constants, -DACTIVATION, -DROWS (a thread's outputs at once),
-// -DTURNS (how often), -DFILTERS (of each channel, one after the other), -DSIDE_BY_SIDE (1: so lie a block's outputs).
+// -DTURNS (how often), -DFILTERS (of each channel, one after the other), -DSIDE_BY_SIDE (1: so lie a block's outputs),
+// -DDESCENDS (1: a block takes several steps down, one plane and one filter at a time).
 
 #include "epilogue.cuh"
 #include "staged_planes.cuh"
@@ -55,7 +56,8 @@ constexpr int UNROLL_S = TAPS * ROWS <= 512 ? S : 1;  // past these many multipl
 constexpr int BLOCKS_PER_SM = VECTOR == 2 || TAPS > 25 ? 2 : STAGING == STRETCH && TAPS <= 9 ? 4 : 3;
 
 struct Tile {
-    int planes, strips, columns;           // of a block; strips of ROWS rows
+    int planes, strips, columns;           // of a block at a time; strips of ROWS rows
+    int steps;                             // how often, each time so many rows further down
     int across_p;                          // blocks down a plane
     int all_planes;                        // N * ceil(C / SIDE)
     int outputs_at, weights_at;            // in `words`
@@ -73,7 +75,7 @@ struct Part {
     {
         plane = blockIdx.x / tile.across_p * tile.planes;
         planes = min(tile.planes, tile.all_planes - plane);
-        p = blockIdx.x % tile.across_p * tile.strips * ROWS;
+        p = blockIdx.x % tile.across_p * tile.strips * ROWS * (DESCENDS ? tile.steps : 1);
         q = blockIdx.y * tile.columns;
     }
 
@@ -188,47 +190,56 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS_PER_SM)
 conv2d_depthwise(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y,
                  const Element* __restrict__ bias, const Element* __restrict__ residual, Problem problem, Tile tile)
 {
-    const Part part(problem, tile);
+    Part part(problem, tile);
     const Array image = {x, problem.x, problem.N, problem.C, problem.H, problem.W};
     const int left = STAGING == STRETCH || gridDim.y == 1 ? 0 : part.q * STRIDE_W - problem.left;
     const int height = (tile.strips * ROWS - 1) * STRIDE_H + (R - 1) * DILATION_H + 1;
-    const Patch patch(image, part.plane, part.planes, part.p * STRIDE_H - problem.top, left, height);
-    const int at = stage(TILE_AT, image, patch, tile.pitches);
-
     const int first = blockIdx.z * FILTERS, behind = FILTERS == 1 ? first + 1 : min(first + FILTERS, problem.Kg);
-    const int rows = min(tile.strips * ROWS, problem.P - part.p);
-    const int64 first_output = ((int64)part.plane * problem.P + part.p) * problem.Q * SIDE;  // where side by side
-    const int outputs_at = tile.outputs_at + behind_boundary(y + first_output);
     #pragma unroll 1
-    for (int filter = first; filter < behind; ++filter) {
-        if (filter > first) __syncthreads();
-        stage_weights(problem, w, tile, part, filter);
-        __syncthreads();
+    for (int step = 0;; ++step, part.p += tile.strips * ROWS) {
+        const int kept = DESCENDS && step > 0 ? height - tile.strips * ROWS * STRIDE_H : 0;
+        const Patch patch(image, part.plane, part.planes, part.p * STRIDE_H - problem.top, left, height, kept);
+        const int at = stage(TILE_AT, image, patch, tile.pitches);
+
+        const int rows = min(tile.strips * ROWS, problem.P - part.p);
+        const int64 first_output = ((int64)part.plane * problem.P + part.p) * problem.Q * SIDE;  // where side by side
+        const int outputs_at = tile.outputs_at + behind_boundary(y + first_output);
         #pragma unroll 1
-        for (int turn = 0; turn < TURNS; ++turn) {
-            const Job job(problem, tile, part, turn * blockDim.x + threadIdx.x);
-            if (!job.exists) continue;
-            const int k = part.channel(problem, job.plane, job.c) * problem.Kg + filter;
-            const int row = job.strip * ROWS, q = part.q + job.column, exist = min(ROWS, rows - row);
-            Accumulator sums[ROWS] = {};
-            convolve(sums, problem, tile, job, q, at, patch.w);
-            if constexpr (SIDE_BY_SIDE) {
-                const Accumulator addend = bias ? widened(bias[k * (Offset)problem.bias]) : Accumulator(0);
-                Accumulator* outputs = words + outputs_at + ((job.plane * rows + row) * problem.Q + q) * SIDE + job.c;
-                #pragma unroll
-                for (int o = 0; o < ROWS; ++o)
-                    if (o < exist) outputs[o * problem.Q * SIDE] = sums[o] + addend;
-            } else {
-                const int n = Plane(part.plane + job.plane, problem.C).n;
-                #pragma unroll
-                for (int o = 0; o < ROWS; ++o)
-                    if (o < exist) store(problem, {y, bias, residual}, n, k, part.p + row + o, q, sums[o]);
+        for (int filter = first; filter < behind; ++filter) {
+            if (filter > first) __syncthreads();
+            if (step == 0) stage_weights(problem, w, tile, part, filter);
+            __syncthreads();
+            #pragma unroll 1
+            for (int turn = 0; turn < TURNS; ++turn) {
+                const Job job(problem, tile, part, turn * blockDim.x + threadIdx.x);
+                if (!job.exists) continue;
+                const int k = part.channel(problem, job.plane, job.c) * problem.Kg + filter;
+                const int row = job.strip * ROWS, q = part.q + job.column, exist = min(ROWS, rows - row);
+                Accumulator sums[ROWS] = {};
+                convolve(sums, problem, tile, job, q, at, patch.w);
+                if constexpr (SIDE_BY_SIDE) {
+                    const Accumulator addend = bias ? widened(bias[k * (Offset)problem.bias]) : Accumulator(0);
+                    Accumulator* outputs
+                        = words + outputs_at + ((job.plane * rows + row) * problem.Q + q) * SIDE + job.c;
+                    #pragma unroll
+                    for (int o = 0; o < ROWS; ++o)
+                        if (o < exist) outputs[o * problem.Q * SIDE] = sums[o] + addend;
+                } else {
+                    const int n = Plane(part.plane + job.plane, problem.C).n;
+                    #pragma unroll
+                    for (int o = 0; o < ROWS; ++o)
+                        if (o < exist) store(problem, {y, bias, residual}, n, k, part.p + row + o, q, sums[o]);
+                }
             }
         }
-    }
-    if constexpr (SIDE_BY_SIDE) {
+        if constexpr (SIDE_BY_SIDE) {
+            __syncthreads();
+            const Output output = {y + first_output, nullptr, residual ? residual + first_output : nullptr};
+            store_side_by_side(problem, output, part.planes * rows * problem.Q * SIDE, outputs_at);
+        }
+        if (!DESCENDS || step + 1 == tile.steps || part.p + tile.strips * ROWS >= problem.P) break;
         __syncthreads();
-        const Output output = {y + first_output, nullptr, residual ? residual + first_output : nullptr};
-        store_side_by_side(problem, output, part.planes * rows * problem.Q * SIDE, outputs_at);
+        move_up(at, image, patch, tile.pitches, tile.strips * ROWS * STRIDE_H);
+        __syncthreads();
     }
 }

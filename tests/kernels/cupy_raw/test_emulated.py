@@ -24,7 +24,7 @@ from convlib.kernels.cupy_raw import (
 )
 from convlib.problem import make_problem, named_dtype
 from convlib.verification.problems import Case, arrays_of, expected, logical_arrays
-from tests.kernels.cupy_raw.test_values import OTHER_TYPES, PATCHES, WALKS, force_cut
+from tests.kernels.cupy_raw.test_values import DESCENDING, OTHER_TYPES, PATCHES, WALKS, descend, force_cut
 
 emulator = pytest.importorskip("convlib.emulator", reason="the emulator is not installed")
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
@@ -93,6 +93,32 @@ def test_every_tile_and_walk_of_the_implicit_product_runs_without_a_fault(tile, 
 def test_every_way_to_load_a_patch_runs_without_a_fault(patch, dtype, monkeypatch):
     monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(TARGETS[(len(patch) + len(dtype)) % len(TARGETS)]))
     check(depthwise, "depthwise", replace(PATCHES[patch][1], dtype=dtype))
+
+
+@pytest.mark.parametrize("name", DESCENDING)
+def test_blocks_that_descend_run_without_a_fault(name, monkeypatch):
+    case, tile = DESCENDING[name]
+    monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(TARGETS[len(name) % len(TARGETS)]))
+    descend(monkeypatch, case.problem(), *tile)
+    check(depthwise, "depthwise", case)
+
+
+@pytest.mark.parametrize("barrier", range(3))
+def test_the_emulator_sees_when_a_block_that_descends_lacks_a_barrier(barrier, monkeypatch):
+    """After staging, before rows move up, and before more are staged."""
+    whole = emulator.ptx_of_source
+
+    def without(source, target):
+        parts = re.split(r"(?m)^\s*(?:bar|barrier)\.sync.*$", whole(source, target))
+        assert len(parts) == 4
+        parts[barrier : barrier + 2] = [parts[barrier] + parts[barrier + 1]]
+        return "bar.sync 0;".join(parts)
+
+    monkeypatch.setattr(emulator, "ptx_of_source", without)
+    case, tile = DESCENDING["elements"]
+    descend(monkeypatch, case.problem(), *tile)
+    with pytest.raises(emulator.EmulationError, match="race|uninitialised"):
+        check(depthwise, "depthwise", case)
 
 
 @pytest.mark.parametrize("patch", [patch for patch in PATCHES if PATCHES[patch][1].problem().Kg == 1])
