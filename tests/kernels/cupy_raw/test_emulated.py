@@ -209,6 +209,11 @@ def test_the_depthwise_kernel_moves_at_most_a_fifth_more_than_it_must(layer, lay
     assert moved(profile("cupy_raw.depthwise", bandwidth_bound(layer, layout), threads=8192)) <= MOST_MOVED
 
 
+def test_a_filter_of_15x15_moves_at_most_a_fifth_more_than_it_must():
+    picture = make_problem((1, 1, 1080, 1920), (1, 1, 15, 15), np.float32, padding=7)
+    assert moved(profile("cupy_raw.depthwise", picture, threads=2048)) <= MOST_MOVED
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("layer", [layer for layer in BANDWIDTH_BOUND if layer not in ("image", "picture")])
 def test_the_depthwise_weight_gradient_moves_at_most_a_fifth_more_than_it_must(layer, layout):
