@@ -28,13 +28,21 @@
 // wavefronts per load in the example; the launcher spaces planes so that they meet other banks) and with stride 2,
 // where two lanes meet in a bank. It does not matter: 32 outputs take 5 wavefronts, 12 with stride 2, and an A100's
 // memory 27 and 69 cycles for their bytes.
-// Large windows are bound by multiply-adds: 16 rows a thread, 70 % of all instructions. An image of 512 x 512 moves 1.23
-// times its bytes with 15x15 and 1.55 times with 31x31, for tiles of 64 x 64 have halos as wide; with 31x31, 961
-// multiply-adds for 8 bytes, an A100's memory takes a twelfth of what they do. Whatever its schedule, a kernel whose
-// blocks share nothing moves 1.2 times at most only if each has 76 x 76 outputs with 15x15, 164 x 164 with 31x31: 49 and
-// 16 blocks for that image, of 108 multiprocessors, so tiles stay as small as keeps these busy. What is chosen for
-// such windows moves more and is faster: tiled 2.4 times with 15x15, fft 4.9 times with 31x31, whose
-// tiles of 64 x 64 have 34 x 34 new outputs, and which reads the window's spectrum for every two of them.
+// Large windows are bound by multiply-adds, 70 % of all instructions, and their halos are as wide as a tile. So a block
+// descends where the picture is large enough to give all multiprocessors one: it keeps the rows that the next step needs
+// again, moves them up and stages only what follows, and each row of its strip of columns is staged once.
+//
+//     128 columns + halo, 32 rows at a time        step 0            step 1
+//                                                  |  . . . . |  <-  |  kept: R - 1 rows, moved up
+//                                                  |  kept    |      |  . . . . staged
+//
+// Counted by the emulator, a picture of 1080 x 1920 on 108 multiprocessors: 1.13 times the least bytes with 15x15, 1.27
+// times with 31x31, predicted to take as long as tiles of one step, which would move 1.6 and 2.1 times; on 30
+// multiprocessors, which want fewer blocks, 1.16 times with 31x31. Whatever its schedule, a kernel whose blocks share nothing moves 1.2
+// times at most only if each has 76 x 76 outputs with 15x15, 164 x 164 with 31x31: 84 blocks of a picture, 16 of 512 x
+// 512. So tiles stay as small as keeps the multiprocessors busy (SLOWER in depthwise.py): with 31x31, 961 multiply-adds
+// for 8 bytes, an A100's memory takes a twelfth of what they do. fft is predicted to be 2 to 4 times as fast there, and
+// chosen.
 // Limits: one channel per group; a tile in 48 KB of shared memory. Never run on hardware.
 // Source: Lu, Zhang and Wang, Optimizing depthwise separable convolution operations on GPUs, IEEE TPDS 33(1), 2022 (a
 // column of pixels reused down its rows); Zhang, Franchetti and Low, High performance zero-memory overhead direct
