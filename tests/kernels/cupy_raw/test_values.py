@@ -308,7 +308,7 @@ def test_planes_cut_into_many_tiles_equal_the_reference(patch, small_blocks):
     check_weight_grad(depthwise_weight_grad, case)
 
 
-# Images are large where blocks descend, so tiles are put here by force: rows, strips, columns, steps. The last lacks rows
+# Blocks descend down large pictures, so tiles are put here by force: rows, strips, columns, steps. The last lacks rows
 # for some steps; in "rows" padding reaches below a step and what it keeps.
 DESCENDING = {
     "pieces": (Case("pieces", (1, 1, 70, 90), (1, 1, 15, 15), {"padding": 7}, bias=True), (8, 1, 64, 3)),
