@@ -276,7 +276,7 @@ struct Step {
 
 // Write w in the order of d: a block turns a square of filters and steps around in shared memory, so that loads run
 // along w, whichever of its taps and channels lie side by side, and 128-bit stores along the filters.
-// Bank conflicts: none, rows of the square lie an odd number of words apart.
+// Bank conflicts: none, rows of the square lie an odd number of words apart; in float64 two lanes meet in a bank.
 // grid: groups * ceil(depth / SQUARE) * ceil(filters / SQUARE), block: 256.
 constexpr int SQUARE = 32;
 extern "C" __global__ void __launch_bounds__(256)
