@@ -37,12 +37,12 @@
 //                                                  |  kept    |      |  . . . . staged
 //
 // Counted by the emulator, a picture of 1080 x 1920 on 108 multiprocessors: 1.13 times the least bytes with 15x15, 1.27
-// times with 31x31, predicted to take as long as tiles of one step, which would move 1.6 and 2.1 times; on 30
-// multiprocessors, which want fewer blocks, 1.16 times with 31x31. Whatever its schedule, a kernel whose blocks share
-// nothing moves 1.2 times at most only if each has 76 x 76 outputs with 15x15, 164 x 164 with 31x31: 84 blocks of a
-// picture, 16 of 512 x 512. So tiles stay as small as keeps the multiprocessors busy (SLOWER in depthwise.py): with
-// 31x31, 961 multiply-adds for 8 bytes, an A100's memory takes a twelfth of what they do. fft is predicted to be 2 to 4
-// times as fast there, and chosen.
+// times with 31x31, predicted to take as long as tiles of one step, which would move 1.6 and 2.1 times; with 31x31 on 30
+// multiprocessors, which want fewer blocks, 1.16 times, on 132 1.58 (results/emulated-sm80-2026-11-28). Whatever its
+// schedule, a kernel whose blocks share nothing moves 1.2 times at most only if each has 76 x 76 outputs with 15x15, 164
+// x 164 with 31x31: 84 blocks of a picture, 16 of 512 x 512. So tiles stay as small as keeps the multiprocessors busy
+// (SLOWER in depthwise.py): with 31x31, 961 multiply-adds for 8 bytes, an A100's memory takes a twelfth of what they
+// do. fft is predicted to be 2 to 4 times as fast there, and chosen.
 // Limits: one channel per group; a tile in 48 KB of shared memory. Never run on hardware.
 // Source: Lu, Zhang and Wang, Optimizing depthwise separable convolution operations on GPUs, IEEE TPDS 33(1), 2022 (a
 // column of pixels reused down its rows); Zhang, Franchetti and Low, High performance zero-memory overhead direct
