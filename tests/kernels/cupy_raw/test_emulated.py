@@ -299,7 +299,7 @@ def test_filters_are_packed_in_whole_sectors_and_without_a_bank_conflict(last):
     """last: the axis of w whose elements lie side by side."""
     problem = make_problem((1, 32, 8, 8), (64, 32, 3, 3), np.float32, padding=1)
     x, y = (np.ones(shape, np.float32) for shape in (problem.x_shape, problem.y_shape))
-    stored = arrays.empty_aligned((64, *((32, 3, 3) if last == 3 else (3, 3, 32))), np.float32)
+    stored = strided.empty_aligned((64, *((32, 3, 3) if last == 3 else (3, 3, 32))), np.float32)
     stored[...] = np.arange(stored.size).reshape(stored.shape)
     w = np.moveaxis(stored, -1, last)
     packing = watched(implicit_gemm, problem, x, w, y)[0]
