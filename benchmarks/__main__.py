@@ -232,7 +232,7 @@ def issued_command(name, batch, layout, networks, path):
 @main.command("simulated")
 @click.argument("host", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--kernel", "kernels", multiple=True, default=["cupy_raw.implicit_gemm"], show_default=True)
+@click.option("--kernel", "kernels", multiple=True, help="As cupy_raw.implicit_gemm.")
 @click.option("--cutlass", "programs", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--layer", "layers_", multiple=True, required=True, help="As resnet50:64x56x56-64-3x3.")
 @click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", show_default=True, help="Of ours.")

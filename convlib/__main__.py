@@ -80,7 +80,7 @@ def kernels(as_json):
     show(table)
 
 
-CONVOLUTION = (
+SHAPES = (
     click.option("--x", help="Shape of x in --layout's order, as 1x64x56x56."),
     click.option("--w", help="Shape of w in --weight-layout's order, as 64x64x3x3."),
     click.option("--layer", help="Instead of --x and --w: a layer of a known network, as vgg16:3 or vgg16:NAME."),
@@ -90,6 +90,9 @@ CONVOLUTION = (
     ),
     click.option("--dilation", default="1", show_default=True, help="As 2 or 2x1."),
     click.option("--groups", default=1, show_default=True),
+)
+CONVOLUTION = (
+    *SHAPES,
     click.option("--dtype", type=click.Choice([*DTYPES, *COMPLEX_DTYPES]), default="float32", show_default=True),
     click.option("--layout", type=click.Choice(LAYOUTS), default="NCHW", show_default=True),
     click.option("--weight-layout", type=click.Choice(WEIGHT_LAYOUTS), default="OIHW", show_default=True),
@@ -106,15 +109,19 @@ CONVOLUTION = (
 )
 
 
-def asks_of_a_convolution(command):
-    """The options of `explain` and `tune`: one convolution, where it runs, and what may run it."""
-    for option in reversed(CONVOLUTION):
-        command = option(command)
-    return command
+def asks(options):
+    """What gives a command these options: SHAPES, or, for `explain` and `tune`, all of CONVOLUTION."""
+
+    def with_options(command):
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return with_options
 
 
 @main.command()
-@asks_of_a_convolution
+@asks(CONVOLUTION)
 @one_line_errors
 def explain(as_json, **options):
     """Every kernel against one convolution: chosen, possible with its time, or why not."""
@@ -123,7 +130,7 @@ def explain(as_json, **options):
 
 
 @main.command()
-@asks_of_a_convolution
+@asks(CONVOLUTION)
 @click.option("--planned/--single", default=False, show_default=True, help="Weights packed before, as a plan has them.")
 @one_line_errors
 def tune(as_json, planned, **options):
@@ -132,9 +139,14 @@ def tune(as_json, planned, **options):
     print_explanation(convlib.tune(x, w, planned=planned, **keywords), as_json)
 
 
-def asked(x, w, layer, stride, padding, dilation, place, **keywords):
+def asked(place, **options):
     """Shapes of x and w and keywords of `convlib.explain`."""
-    keywords["on"] = device.named(place)
+    x, w, keywords = shapes_asked(**options)
+    return x, w, {**keywords, "on": device.named(place)}
+
+
+def shapes_asked(x, w, layer, stride, padding, dilation, **keywords):
+    """Shapes of x and w, and keywords: what a layer, if one is named, or the options say, and what came."""
     if layer is not None:
         if x or w:
             raise WrongArgument("--layer: it says --x and --w already; give one or the other")
@@ -162,20 +174,22 @@ def print_explanation(explanation, as_json):
 
 @main.command()
 @click.option("--kernel", required=True, help="A listed GPU kernel, as cupy_raw.tiled.")
-@click.option("--layer", required=True, help="A layer of a known network, as vgg16:conv3_1, vgg16:5 or resnet50:NAME.")
+@asks(SHAPES)
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
 @click.option("--layout", type=click.Choice(LAYOUTS), default="NCHW", show_default=True)
 @click.option("--target", type=int, default=80, show_default=True, help="80 is sm_80.")
 @click.option("--threads", default=16_384, show_default=True, help="About how many threads of each launch to execute.")
 @one_line_errors
-def profile(kernel, layer, dtype, layout, target, threads):
+def profile(kernel, dtype, layout, target, threads, **shapes):
     """Execute a GPU kernel's compiled code in the emulator and count what it does; no GPU is needed."""
     from .arrays import named_dtype
     from .emulator import profile
+    from .problem import make_problem
 
-    problem = layers.layer_called(layer).problem
+    x, w, keywords = shapes_asked(**shapes, layout=layout, bias=False)
     passes = dispatch.kernel(kernel).passes if kernel in profile.gpu_kernels() else ("forward",)
-    problem = dataclasses.replace(problem, dtype=named_dtype(dtype), layout=layout, pass_=passes[0])
+    bias = keywords.pop("bias") and passes[0] == "forward"
+    problem = make_problem(x, w, named_dtype(dtype), has_bias=bias, pass_=passes[0], **keywords)
     click.echo(profile.table(profile.profile(kernel, problem, target, threads)))
 
 

@@ -120,7 +120,7 @@ def table(profile: Profile) -> str:
         moved += report.counters.sector_bytes * scale(report)
     least = profile.compulsory_bytes
     lines += ["", f"global sectors of all launches: {moved / 1e6:,.1f} MB requested, at least {least / 1e6:,.1f} MB"
-              f" (x, w, residual and y once): {moved / least:.1f} times; a cache may serve the rest"]  # fmt: skip
+              f" (x, w, residual and y once): {moved / least:.2f} times; a cache may serve the rest"]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -28,20 +28,29 @@
 // wavefronts per load in the example; the launcher spaces planes so that they meet other banks) and with stride 2,
 // where two lanes meet in a bank. It does not matter: 32 outputs take 5 wavefronts, 12 with stride 2, and an A100's
 // memory 27 and 69 cycles for their bytes.
-// Large windows are bound by multiply-adds: 16 rows a thread, 70 % of all instructions. An image of 512 x 512 moves 1.23
-// times its bytes with 15x15 and 1.55 times with 31x31, for tiles of 64 x 64 have halos as wide; with 31x31, 961
-// multiply-adds for 8 bytes, an A100's memory takes a twelfth of what they do. Whatever its schedule, a kernel whose
-// blocks share nothing moves 1.2 times at most only if each has 76 x 76 outputs with 15x15, 164 x 164 with 31x31: 49 and
-// 16 blocks for that image, of 108 multiprocessors, so tiles stay as small as keeps these busy. What is chosen for
-// such windows moves more and is faster: tiled 2.4 times with 15x15, fft 4.9 times with 31x31, whose
-// tiles of 64 x 64 have 34 x 34 new outputs, and which reads the window's spectrum for every two of them.
+// Large windows are bound by multiply-adds, 70 % of all instructions, and their halos are as wide as a tile. So a block
+// descends where the picture is large enough to give all multiprocessors one: it keeps the rows that the next step needs
+// again, moves them up and stages only what follows, and each row of its strip of columns is staged once.
+//
+//     128 columns + halo, 32 rows at a time        step 0            step 1
+//                                                  |  . . . . |  <-  |  kept: R - 1 rows, moved up
+//                                                  |  kept    |      |  . . . . staged
+//
+// Counted by the emulator, a picture of 1080 x 1920 on 108 multiprocessors: 1.13 times the least bytes with 15x15, 1.27
+// times with 31x31, predicted to take as long as tiles of one step, which would move 1.6 and 2.1 times; with 31x31 on 30
+// multiprocessors, which want fewer blocks, 1.16 times, on 132 1.58 (results/emulated-sm80-2026-11-28). Whatever its
+// schedule, a kernel whose blocks share nothing moves 1.2 times at most only if each has 76 x 76 outputs with 15x15, 164
+// x 164 with 31x31: 84 blocks of a picture, 16 of 512 x 512. So tiles stay as small as keeps the multiprocessors busy
+// (SLOWER in depthwise.py): with 31x31, 961 multiply-adds for 8 bytes, an A100's memory takes a twelfth of what they
+// do. fft is predicted to be 2 to 4 times as fast there, and chosen.
 // Limits: one channel per group; a tile in 48 KB of shared memory. Never run on hardware.
 // Source: Lu, Zhang and Wang, Optimizing depthwise separable convolution operations on GPUs, IEEE TPDS 33(1), 2022 (a
 // column of pixels reused down its rows); Zhang, Franchetti and Low, High performance zero-memory overhead direct
 // convolutions, ICML 2018.
 //
 // Compiled with problem.cuh's and staged_planes.cuh's constants, -DACTIVATION, -DROWS (a thread's outputs at once),
-// -DTURNS (how often), -DFILTERS (of each channel, one after the other), -DSIDE_BY_SIDE (1: so lie a block's outputs).
+// -DTURNS (how often), -DFILTERS (of each channel, one after the other), -DSIDE_BY_SIDE (1: so lie a block's outputs),
+// -DDESCENDS (1: a block takes several steps down, one plane and one filter at a time).
 
 #include "epilogue.cuh"
 #include "staged_planes.cuh"
@@ -55,7 +64,8 @@ constexpr int UNROLL_S = TAPS * ROWS <= 512 ? S : 1;  // past these many multipl
 constexpr int BLOCKS_PER_SM = VECTOR == 2 || TAPS > 25 ? 2 : STAGING == STRETCH && TAPS <= 9 ? 4 : 3;
 
 struct Tile {
-    int planes, strips, columns;           // of a block; strips of ROWS rows
+    int planes, strips, columns;           // of a block at a time; strips of ROWS rows
+    int steps;                             // how often, each time so many rows further down
     int across_p;                          // blocks down a plane
     int all_planes;                        // N * ceil(C / SIDE)
     int outputs_at, weights_at;            // in `words`
@@ -73,7 +83,7 @@ struct Part {
     {
         plane = blockIdx.x / tile.across_p * tile.planes;
         planes = min(tile.planes, tile.all_planes - plane);
-        p = blockIdx.x % tile.across_p * tile.strips * ROWS;
+        p = blockIdx.x % tile.across_p * tile.strips * ROWS * (DESCENDS ? tile.steps : 1);
         q = blockIdx.y * tile.columns;
     }
 
@@ -188,47 +198,56 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS_PER_SM)
 conv2d_depthwise(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y,
                  const Element* __restrict__ bias, const Element* __restrict__ residual, Problem problem, Tile tile)
 {
-    const Part part(problem, tile);
+    Part part(problem, tile);
     const Array image = {x, problem.x, problem.N, problem.C, problem.H, problem.W};
     const int left = STAGING == STRETCH || gridDim.y == 1 ? 0 : part.q * STRIDE_W - problem.left;
     const int height = (tile.strips * ROWS - 1) * STRIDE_H + (R - 1) * DILATION_H + 1;
-    const Patch patch(image, part.plane, part.planes, part.p * STRIDE_H - problem.top, left, height);
-    const int at = stage(TILE_AT, image, patch, tile.pitches);
-
     const int first = blockIdx.z * FILTERS, behind = FILTERS == 1 ? first + 1 : min(first + FILTERS, problem.Kg);
-    const int rows = min(tile.strips * ROWS, problem.P - part.p);
-    const int64 first_output = ((int64)part.plane * problem.P + part.p) * problem.Q * SIDE;  // where side by side
-    const int outputs_at = tile.outputs_at + behind_boundary(y + first_output);
     #pragma unroll 1
-    for (int filter = first; filter < behind; ++filter) {
-        if (filter > first) __syncthreads();
-        stage_weights(problem, w, tile, part, filter);
-        __syncthreads();
+    for (int step = 0;; ++step, part.p += tile.strips * ROWS) {
+        const int kept = DESCENDS && step > 0 ? height - tile.strips * ROWS * STRIDE_H : 0;
+        const Patch patch(image, part.plane, part.planes, part.p * STRIDE_H - problem.top, left, height, kept);
+        const int at = stage(TILE_AT, image, patch, tile.pitches);
+
+        const int rows = min(tile.strips * ROWS, problem.P - part.p);
+        const int64 first_output = ((int64)part.plane * problem.P + part.p) * problem.Q * SIDE;  // where side by side
+        const int outputs_at = tile.outputs_at + behind_boundary(y + first_output);
         #pragma unroll 1
-        for (int turn = 0; turn < TURNS; ++turn) {
-            const Job job(problem, tile, part, turn * blockDim.x + threadIdx.x);
-            if (!job.exists) continue;
-            const int k = part.channel(problem, job.plane, job.c) * problem.Kg + filter;
-            const int row = job.strip * ROWS, q = part.q + job.column, exist = min(ROWS, rows - row);
-            Accumulator sums[ROWS] = {};
-            convolve(sums, problem, tile, job, q, at, patch.w);
-            if constexpr (SIDE_BY_SIDE) {
-                const Accumulator addend = bias ? widened(bias[k * (Offset)problem.bias]) : Accumulator(0);
-                Accumulator* outputs = words + outputs_at + ((job.plane * rows + row) * problem.Q + q) * SIDE + job.c;
-                #pragma unroll
-                for (int o = 0; o < ROWS; ++o)
-                    if (o < exist) outputs[o * problem.Q * SIDE] = sums[o] + addend;
-            } else {
-                const int n = Plane(part.plane + job.plane, problem.C).n;
-                #pragma unroll
-                for (int o = 0; o < ROWS; ++o)
-                    if (o < exist) store(problem, {y, bias, residual}, n, k, part.p + row + o, q, sums[o]);
+        for (int filter = first; filter < behind; ++filter) {
+            if (filter > first) __syncthreads();
+            if (step == 0) stage_weights(problem, w, tile, part, filter);
+            __syncthreads();
+            #pragma unroll 1
+            for (int turn = 0; turn < TURNS; ++turn) {
+                const Job job(problem, tile, part, turn * blockDim.x + threadIdx.x);
+                if (!job.exists) continue;
+                const int k = part.channel(problem, job.plane, job.c) * problem.Kg + filter;
+                const int row = job.strip * ROWS, q = part.q + job.column, exist = min(ROWS, rows - row);
+                Accumulator sums[ROWS] = {};
+                convolve(sums, problem, tile, job, q, at, patch.w);
+                if constexpr (SIDE_BY_SIDE) {
+                    const Accumulator addend = bias ? widened(bias[k * (Offset)problem.bias]) : Accumulator(0);
+                    Accumulator* outputs
+                        = words + outputs_at + ((job.plane * rows + row) * problem.Q + q) * SIDE + job.c;
+                    #pragma unroll
+                    for (int o = 0; o < ROWS; ++o)
+                        if (o < exist) outputs[o * problem.Q * SIDE] = sums[o] + addend;
+                } else {
+                    const int n = Plane(part.plane + job.plane, problem.C).n;
+                    #pragma unroll
+                    for (int o = 0; o < ROWS; ++o)
+                        if (o < exist) store(problem, {y, bias, residual}, n, k, part.p + row + o, q, sums[o]);
+                }
             }
         }
-    }
-    if constexpr (SIDE_BY_SIDE) {
+        if constexpr (SIDE_BY_SIDE) {
+            __syncthreads();
+            const Output output = {y + first_output, nullptr, residual ? residual + first_output : nullptr};
+            store_side_by_side(problem, output, part.planes * rows * problem.Q * SIDE, outputs_at);
+        }
+        if (!DESCENDS || step + 1 == tile.steps || part.p + tile.strips * ROWS >= problem.P) break;
         __syncthreads();
-        const Output output = {y + first_output, nullptr, residual ? residual + first_output : nullptr};
-        store_side_by_side(problem, output, part.planes * rows * problem.Q * SIDE, outputs_at);
+        move_up(at, image, patch, tile.pitches, tile.strips * ROWS * STRIDE_H);
+        __syncthreads();
     }
 }

@@ -36,11 +36,13 @@ TALL_ROWS = (2, 4, 8, 16)  # where the window is so tall that more share what is
 TALL = 9
 SECTOR = 32  # bytes that memory moves at least
 MOST_MOVED = 1.185  # times the bytes of x, w and y, as estimated: the bar is 1.2 as counted
+MOST_DOWN = 16  # blocks down an image, where each takes several steps
 LEAST_FILLED = 0.8  # of the multiprocessors' time, if all blocks take equally long
+SLOWER = 1.2  # times the fastest: what a large window's tile may take to move less
 
 # Issue slots, counted in the machine code: of a word staged in a stretch or pixel, or in pieces of rows; of a weight;
 # of an output stored; of a thread.
-STAGED_SLOTS, PIECES_SLOTS, WEIGHT_SLOTS, STORE_SLOTS, THREAD_SLOTS = 6, 12, 20, 8, 200
+STAGED_SLOTS, PIECES_SLOTS, WEIGHT_SLOTS, STORE_SLOTS, THREAD_SLOTS, MOVED_SLOTS = 6, 12, 20, 8, 200, 4
 WARPS_TO_SATURATE = 16  # per SM: what hides the memory's latency
 WAITING = cost.waiting("cupy_raw.depthwise", like="cupy_raw.tiled")  # the same staging and barriers
 
@@ -48,20 +50,24 @@ passes = ("forward",)
 
 DIVISOR = np.dtype([("divisor", "u4"), ("multiplier", "u4")])
 PITCHES = np.dtype([("pieces", DIVISOR), ("plane_size", DIVISOR), ("width", "i4"), ("row", "i4"), ("plane", "i4")])
-SIZES = ("planes", "strips", "columns", "across_p", "all_planes", "outputs_at", "weights_at")
+SIZES = ("planes", "strips", "columns", "steps", "across_p", "all_planes", "outputs_at", "weights_at")
 TILE = np.dtype(
     [*((name, "i4") for name in SIZES), ("by_columns", DIVISOR), ("by_strips", DIVISOR), ("pitches", PITCHES)]
 )
 
 
 class Tile(NamedTuple):
-    """How planes are cut into blocks; see depthwise.cu. side: channels side by side; words: of shared memory."""
+    """How planes are cut into blocks; see depthwise.cu. side: channels side by side; words: of shared memory.
+
+    steps: how often a block takes strips * rows rows of outputs, each time below those before.
+    """
 
     side: int
     rows: int
     planes: int
     strips: int
     columns: int
+    steps: int
     filters: int
     width: int
     row_pitch: int
@@ -76,6 +82,10 @@ class Tile(NamedTuple):
     @property
     def jobs(self):
         return self.planes * self.strips * self.columns * self.side
+
+    @property
+    def down(self):
+        return self.strips * self.rows * self.steps
 
     @property
     def turns(self):
@@ -93,8 +103,17 @@ class Tile(NamedTuple):
 @lru_cache(maxsize=4096)
 def tile_for(problem, device):
     """The tile that fits shared memory and is predicted to be the fastest; None where none fits."""
-    tile = best(problem, device, tiles(problem), block_bytes, seconds)
+    possible = [*tiles(problem), *descending(problem)]
+    if problem.R >= TALL:
+        possible = fast_enough(problem, device, possible)
+    tile = best(problem, device, possible, block_bytes, seconds)
     return tile and without_conflicts(problem, tile)
+
+
+def fast_enough(problem, device, tiles):
+    """Those predicted to take little longer than the fastest: multiply-adds bound large windows, bytes do not."""
+    predicted = {tile: seconds(problem, device, tile) for tile in tiles if shared_bytes(problem, tile) <= SHARED_BYTES}
+    return [tile for tile, time in predicted.items() if time <= SLOWER * min(predicted.values())]
 
 
 def best(problem, device, tiles, bytes_of_a_block, seconds, least_bytes=None):
@@ -156,6 +175,24 @@ def tiles(problem):
                     yield from tiles_of(problem, side, rows, strips, columns)
 
 
+def descending(problem):
+    """Tiles whose blocks go down several steps, staging each row once: for large windows, which have wide halos.
+
+    A step must move a patch by whole 16-byte vectors, and leave rows to keep.
+    """
+    load = 16 // problem.dtype.itemsize
+    if problem.R < TALL or problem.Kg > 1 or kept_rows(problem) < 1 or sides(problem) != (1,):
+        return
+    for columns in sorted({*possible_columns(problem, 1), *range(64, min(problem.Q, MOST_THREADS), 32)}):
+        for rows in TALL_ROWS[-2:]:
+            for strips in few_or_halved(min(ceil_div(problem.P, rows), MOST_THREADS // columns)):
+                if strips * rows * problem.stride[0] % load:
+                    continue
+                most = ceil_div(problem.P, strips * rows)
+                for steps in {ceil_div(most, blocks) for blocks in range(1, MOST_DOWN + 1)} - {1}:
+                    yield tile_of(problem, 1, rows, 1, strips, columns, 1, steps=steps)
+
+
 def sides(problem):
     """How many channels a block takes side by side: one where they lie apart, else whole sectors of them, or all."""
     if problem.layout == "NCHW" or problem.C == 1:
@@ -205,7 +242,7 @@ def planes_of(problem, side):
     return problem.N * ceil_div(problem.C, side)
 
 
-def tile_of(problem, side, rows, planes, strips, columns, filters, further=0):
+def tile_of(problem, side, rows, planes, strips, columns, filters, further=0, steps=1):
     height = staged(strips * rows, problem.R, problem.stride[0], problem.dilation[0])
     across_q = ceil_div(problem.Q, columns)
     width = problem.W if across_q == 1 else staged(columns, problem.S, problem.stride[1], problem.dilation[1])
@@ -218,8 +255,8 @@ def tile_of(problem, side, rows, planes, strips, columns, filters, further=0):
     weights_at = outputs_at + ceil_div(outputs, ALIGNED) * ALIGNED
     words = weights_at + problem.R * problem.S * (planes * side | 1)
     return Tile(
-        side, rows, planes, strips, columns, filters, width, row_pitch, plane_pitch,
-        ceil_div(problem.P, strips * rows), across_q, planes_of(problem, side), outputs_at, weights_at, words,
+        side, rows, planes, strips, columns, steps, filters, width, row_pitch, plane_pitch,
+        ceil_div(problem.P, strips * rows * steps), across_q, planes_of(problem, side), outputs_at, weights_at, words,
     )  # fmt: skip
 
 
@@ -260,7 +297,20 @@ def thread_slots(problem, device, tile):
     multiply = taps * tile.rows * cost.multiply_slots(problem, device) + 2 * problem.S * read + 2 * taps
     weights = WEIGHT_SLOTS * taps * tile.planes * tile.side / tile.threads
     staging = staging_slots(problem, tile) * staged_words / tile.threads
-    return THREAD_SLOTS + staging + tile.filters * (weights + tile.turns * (multiply + STORE_SLOTS * tile.rows))
+    at_a_time = tile.turns * (multiply + STORE_SLOTS * tile.rows)
+    if tile.steps > 1:
+        return staging + weights + tile.steps * (THREAD_SLOTS + moving_slots(problem, tile) + at_a_time)
+    return THREAD_SLOTS + staging + tile.filters * (weights + at_a_time)
+
+
+def moving_slots(problem, tile):
+    """Issue slots of one thread, to move up the rows that the next step needs again."""
+    return MOVED_SLOTS * kept_rows(problem) * ceil_div(tile.width * tile.side, tile.threads)
+
+
+def kept_rows(problem):
+    """How many rows of input two neighbouring rows of outputs share, counted from the stride on."""
+    return (problem.R - 1) * problem.dilation[0] + 1 - problem.stride[0]
 
 
 def staging_slots(problem, tile):
@@ -271,7 +321,7 @@ def staging_slots(problem, tile):
 def staged_elements(problem, tile, window=None):
     """How many elements of x a block stages in the mean: all, and what neighbouring tiles both need."""
     R, S = window or (problem.R, problem.S)
-    rows = shared_out(problem.H, tile.strips * tile.rows, tile.across_p, R, problem.stride[0], problem.dilation[0])
+    rows = shared_out(problem.H, tile.down, tile.across_p, R, problem.stride[0], problem.dilation[0])
     columns = shared_out(problem.W, tile.columns, tile.across_q, S, problem.stride[1], problem.dilation[1])
     return tile.planes * tile.side * rows * columns
 
@@ -286,8 +336,8 @@ def shared_out(size, outputs, tiles, window, stride, dilation):
 def block_bytes(problem, tile):
     """What a block moves in the mean, in whole sectors."""
     outputs = outputs_of(problem, tile) * tile.filters * (2 if problem.has_residual else 1)
-    rows = staged(tile.strips * tile.rows, problem.R, problem.stride[0], problem.dilation[0])
-    apart = torn_sectors(problem, tile, rows + tile.strips * tile.rows)
+    rows = staged(tile.down, problem.R, problem.stride[0], problem.dilation[0])
+    apart = torn_sectors(problem, tile, rows + tile.down)
     weights = tile.planes * tile.side * tile.filters * problem.R * problem.S
     return (staged_elements(problem, tile) + outputs + weights) * problem.dtype.itemsize + SECTOR * apart
 
@@ -346,7 +396,7 @@ def source_of(problem, tile, wide, staging, side_by_side):
     constants += (("STAGING", staging), ("SIDE", tile.side), ("SHARED_WORDS", shared_words(problem, tile)))
     constants += (("ROWS", tile.rows), ("SEVERAL", int(tile.planes > 1)), ("FILTERS", tile.filters))
     constants += (("TURNS", tile.turns),)
-    constants += (("SIDE_BY_SIDE", int(side_by_side)),)
+    constants += (("SIDE_BY_SIDE", int(side_by_side)), ("DESCENDS", int(tile.steps > 1)))
     return CudaSource("depthwise.cu", "conv2d_depthwise", constants)
 
 

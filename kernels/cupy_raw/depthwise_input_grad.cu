@@ -40,6 +40,7 @@ constexpr int BLOCKS_PER_SM = VECTOR == 2 ? 1 : 2;
 
 struct Tile {
     int planes, strips, columns;           // of a block; strips of ROWS u's
+    int steps;                             // depthwise.cu's; one here
     int across_p;                          // blocks down a plane
     int all_planes;                        // N * ceil(C / SIDE)
     int outputs_at, weights_at;            // in `words`

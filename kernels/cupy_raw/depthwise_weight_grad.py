@@ -87,6 +87,10 @@ class Tile(NamedTuple):
         return self.planes * self.strips * self.columns * self.side
 
     @property
+    def down(self):
+        return self.strips * self.rows
+
+    @property
     def turns(self):
         return ceil_div(self.jobs, MOST_THREADS)
 

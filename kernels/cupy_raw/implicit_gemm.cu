@@ -309,42 +309,52 @@ sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, con
     }
 }
 
-__device__ __forceinline__ void pack_tap(Accumulator* packed, const Element* const (&from)[VECTOR], Offset at, int exist)
-{
-    Vector values;
-    #pragma unroll
-    for (int e = 0; e < VECTOR; ++e) values.lane[e] = e < exist ? widened(from[e][at]) : Accumulator(0);
-    vector_at(*packed) = values;
-}
+// One of the `depth` steps of a filter, numbered as w is read: its channel and tap, and its row of `packed`.
+struct Step {
+    int c, tap, row;
 
-// Write w in the order of d: a thread takes VECTOR filters of one channel, all taps of them.
-// grid: groups * ceil(channels / (256 / QUADS)) * ceil(filters / (QUADS * VECTOR)), block: 256.
-constexpr int QUADS = 8;
+    __device__ __forceinline__ Step(unsigned number, bool channels_inner, const Cut& cut)
+    {
+        tap = channels_inner ? number / (unsigned)cut.channels : number % TAPS;
+        c = channels_inner ? number - tap * cut.channels : number / TAPS;
+        row = ORDER == 1 || channels_inner ? number : tap * cut.channels + c;
+    }
+};
+
+// Write w in the order of d: a block turns a square of filters and steps around in shared memory, so that loads run
+// along w, whichever of its taps and channels lie side by side, and 128-bit stores along the filters.
+// Bank conflicts: none, rows of the square lie an odd number of words apart; in float64 two lanes meet in a bank.
+// grid: groups * ceil(depth / SQUARE) * ceil(filters / SQUARE), block: 256.
+constexpr int SQUARE = 32;
 extern "C" __global__ void __launch_bounds__(256)
 pack_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Problem problem, Cut cut)
 {
-    const int channels = ORDER == 0 ? cut.channels : ceil_div(cut.depth, TAPS);
-    const int across_k = ceil_div(cut.filters, QUADS * VECTOR), across_c = ceil_div(channels, 256 / QUADS);
+    __shared__ Accumulator square[SQUARE][SQUARE + 1];
+    const int across_k = ceil_div(cut.filters, SQUARE), across_d = ceil_div(cut.depth, SQUARE);
     const unsigned block = blockIdx.x / across_k;
-    const int first = (blockIdx.x % across_k * QUADS + threadIdx.x % QUADS) * VECTOR;
-    const int group = problem.groups == 1 ? 0 : block / across_c;
-    const int c = (block - group * across_c) * (256 / QUADS) + threadIdx.x / QUADS;
-    if (first >= cut.filters || c >= channels) return;
+    const int first = blockIdx.x % across_k * SQUARE, group = problem.groups == 1 ? 0 : block / across_d;
+    const int first_number = (block - group * across_d) * SQUARE;
+    const bool channels_inner = ORDER == 0 && problem.w.c == 1;
 
-    const int row = ORDER == 0 ? c : c * TAPS;
-    const Offset apart = (ORDER == 0 ? (Offset)channels : 1) * cut.filters;
-    packed += (group * (Offset)cut.depth + row) * cut.filters + first;
-    const int exist = c < problem.Cg ? min(problem.Kg - first, VECTOR) : 0;
-    const int taps = ORDER == 0 ? TAPS : min(TAPS, cut.depth - row);
-    const Element* from[VECTOR];
+    const int lane = threadIdx.x % SQUARE;
+    const Step step(first_number + lane, channels_inner, cut);
+    const bool exists = first_number + lane < cut.depth && step.c < problem.Cg;
+    w += offset(problem.w, group * problem.Kg + first, step.c, step.tap / S, step.tap % S);
     #pragma unroll
-    for (int e = 0; e < VECTOR; ++e) from[e] = w + offset(problem.w, group * problem.Kg + first + e, c, 0, 0);
-    if (exist == VECTOR && taps == TAPS && problem.w.w == 1 && problem.w.h == S) {  // as weights mostly lie: few additions
-        #pragma unroll 9
-        for (int tap = 0; tap < TAPS; ++tap, packed += apart) pack_tap(packed, from, tap, VECTOR);
-    } else {
-        #pragma unroll 1
-        for (int tap = 0; tap < taps; ++tap, packed += apart)
-            pack_tap(packed, from, offset(problem.w, 0, 0, tap / S, tap % S), exist);
+    for (int filter = threadIdx.x / SQUARE; filter < SQUARE; filter += 256 / SQUARE)
+        square[lane][filter] = exists && first + filter < problem.Kg ? widened(w[filter * (Offset)problem.w.n])
+                                                                     : Accumulator(0);
+    __syncthreads();
+
+    constexpr int IN_ROW = SQUARE / VECTOR;
+    packed += group * (Offset)cut.depth * cut.filters + first;
+    #pragma unroll
+    for (int index = threadIdx.x; index < SQUARE * IN_ROW; index += 256) {
+        const int number = index / IN_ROW, filter = index % IN_ROW * VECTOR;
+        if (first_number + number >= cut.depth || first + filter >= cut.filters) continue;
+        Vector values;
+        #pragma unroll
+        for (int e = 0; e < VECTOR; ++e) values.lane[e] = square[number][filter + e];
+        vector_at(packed[Step(first_number + number, channels_inner, cut).row * (Offset)cut.filters + filter]) = values;
     }
 }

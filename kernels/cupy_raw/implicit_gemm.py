@@ -19,7 +19,7 @@ DEPTH = 8  # reduction steps per stage, as in gemm_layout.cuh
 EACH = {4: 8, 8: 4}  # filters, and pixels, per thread of register_tile.cuh, by the bytes of a sum
 CHUNK = 4  # channels side by side that one thread loads at once
 THREADS = 256  # of pack_filters and sum_splits
-QUADS = 8  # vectors of filters that a block of pack_filters takes
+SQUARE = 32  # filters, and steps of each, that a block of pack_filters takes
 TILES = ((16, 16), (16, 8), (8, 16), (8, 8), (4, 16), (4, 8))  # filters x pixels, in EACH
 FEWEST_CHANNELS = 16  # from here on a stage of 8 channels of one tap wastes less than the other order's divisions cost
 WARPS_PER_SM = {256: 16}  # that register_tile.cuh asks the compiler for, by a block's threads; FEWER otherwise
@@ -231,10 +231,8 @@ def packs_wide(problem, cut):
 
 
 def packing_blocks(problem, cut):
-    """Each packs QUADS vectors of filters in as many channels as it has threads for."""
-    vectors = ceil_div(cut.filters * problem.accumulate.itemsize, 16)
-    channels = ceil_div(cut.depth, problem.R * problem.S)
-    return problem.groups * ceil_div(vectors, QUADS) * ceil_div(channels, THREADS // QUADS)
+    """Each packs SQUARE steps of as many filters."""
+    return problem.groups * ceil_div(cut.depth, SQUARE) * ceil_div(cut.filters, SQUARE)
 
 
 def summing_blocks(problem, cut):

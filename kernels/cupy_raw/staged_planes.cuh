@@ -107,12 +107,13 @@ struct Pitches {
 struct Patch {
     int plane, planes;  // the first, and how many
     int h, w, height;   // top left, which may lie outside the image
-    int top, bottom;    // rows [top, bottom) of the patch lie in the image
+    int kept;           // rows, the first ones, that are staged already
+    int top, bottom;    // rows [top, bottom) of the patch lie in the image and are to be staged
 
-    __device__ __forceinline__ Patch(const Array& x, int plane, int planes, int h, int w, int height)
-        : plane(plane), planes(planes), h(h), w(w), height(height)
+    __device__ __forceinline__ Patch(const Array& x, int plane, int planes, int h, int w, int height, int kept = 0)
+        : plane(plane), planes(planes), h(h), w(w), height(height), kept(kept)
     {
-        top = min(max(-h, 0), height);
+        top = min(max(-h, kept), height);
         bottom = max(min(height, x.H - h), top);
     }
 };
@@ -244,11 +245,12 @@ __device__ __forceinline__ void stage_elements(int at, const Array& x, const Pat
 
 __device__ __forceinline__ void stage_zeros(int at, const Array& x, const Patch& patch, const Pitches& pitches)
 {
-    const unsigned missing = patch.height - patch.bottom + patch.top, row_words = pitches.width * SIDE;
+    const int above = patch.top - patch.kept;
+    const unsigned missing = patch.height - patch.bottom + above, row_words = pitches.width * SIDE;
     for (unsigned index = threadIdx.x; index < patch.planes * missing * row_words; index += blockDim.x) {
         const int row = index / row_words, i = row % missing;
-        words[at + row / missing * pitches.plane + (i < patch.top ? i : i - patch.top + patch.bottom) * pitches.row
-              + index % row_words] = 0;
+        words[at + row / missing * pitches.plane
+              + (i < above ? patch.kept + i : i - above + patch.bottom) * pitches.row + index % row_words] = 0;
     }
     if (threadIdx.x == 0) words[0] = 0;
 }
@@ -262,4 +264,25 @@ __device__ __forceinline__ int stage(int at, const Array& x, const Patch& patch,
     if constexpr (STAGING == ELEMENTS) stage_elements(at, x, patch, pitches);
     stage_zeros(at, x, patch, pitches);
     return at;
+}
+
+// Rows [step, patch.height) of a patch of one plane become its first ones: each thread takes whole columns, top row
+// first, so none overwrites what another still needs. Nothing is staged beside the image, and nothing moved there.
+// `at` stays right where the rows of a step come to whole 16-byte vectors. A barrier must come before and after.
+constexpr int MOVED_AT_ONCE = 4;  // rows; `step` is at least as many
+
+__device__ __forceinline__ void move_up(int at, const Array& x, const Patch& patch, const Pitches& pitches, int step)
+{
+    const int left = max(-patch.w, 0), right = min(pitches.width, x.W - patch.w), rows = patch.height - step;
+    for (int column = left * SIDE + threadIdx.x; column < right * SIDE; column += blockDim.x)
+        for (int first = 0; first < rows; first += MOVED_AT_ONCE) {
+            Accumulator moved[MOVED_AT_ONCE];
+            Accumulator* to = words + at + first * pitches.row + column;
+            #pragma unroll
+            for (int i = 0; i < MOVED_AT_ONCE; ++i)
+                if (first + i < rows) moved[i] = to[(step + i) * pitches.row];
+            #pragma unroll
+            for (int i = 0; i < MOVED_AT_ONCE; ++i)
+                if (first + i < rows) to[i * pitches.row] = moved[i];
+        }
 }

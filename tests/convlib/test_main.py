@@ -143,3 +143,12 @@ def test_profile_counts_a_layer_of_a_network():
     text = run("profile", "--kernel", "cupy_raw.direct", "--layer", "vgg16:conv5_3", "--threads", "512")
     assert "conv2d_direct" in text
     assert "blocks" in text
+
+
+def test_profile_counts_a_convolution_of_given_shapes():
+    pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
+    pytest.importorskip("cupy", reason="CuPy is not installed (extra cuda13)")
+    shapes = ("--x", "1x6x9x4", "--w", "4x1x3x3", "--groups", "4", "--stride", "2", "--padding", "1")
+    text = run("profile", "--kernel", "cupy_raw.depthwise_weight_grad", *shapes, "--layout", "NHWC")
+    assert "conv2d_depthwise_weight_grad" in text
+    assert "weight_grad 1x4x6x9 -> 4, 3x3, stride (2, 2)" in text

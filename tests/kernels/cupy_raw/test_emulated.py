@@ -24,7 +24,7 @@ from convlib.kernels.cupy_raw import (
 )
 from convlib.problem import make_problem, named_dtype
 from convlib.verification.problems import Case, arrays_of, expected, logical_arrays
-from tests.kernels.cupy_raw.test_values import OTHER_TYPES, PATCHES, WALKS, force_cut
+from tests.kernels.cupy_raw.test_values import DESCENDING, OTHER_TYPES, PATCHES, WALKS, descend, force_cut
 
 emulator = pytest.importorskip("convlib.emulator", reason="the emulator is not installed")
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
@@ -93,6 +93,32 @@ def test_every_tile_and_walk_of_the_implicit_product_runs_without_a_fault(tile, 
 def test_every_way_to_load_a_patch_runs_without_a_fault(patch, dtype, monkeypatch):
     monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(TARGETS[(len(patch) + len(dtype)) % len(TARGETS)]))
     check(depthwise, "depthwise", replace(PATCHES[patch][1], dtype=dtype))
+
+
+@pytest.mark.parametrize("name", DESCENDING)
+def test_blocks_that_descend_run_without_a_fault(name, monkeypatch):
+    case, tile = DESCENDING[name]
+    monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(TARGETS[len(name) % len(TARGETS)]))
+    descend(monkeypatch, case.problem(), *tile)
+    check(depthwise, "depthwise", case)
+
+
+@pytest.mark.parametrize("barrier", range(3))
+def test_the_emulator_sees_when_a_block_that_descends_lacks_a_barrier(barrier, monkeypatch):
+    """After staging, before rows move up, and before more are staged."""
+    whole = emulator.ptx_of_source
+
+    def without(source, target):
+        parts = re.split(r"(?m)^\s*(?:bar|barrier)\.sync.*$", whole(source, target))
+        assert len(parts) == 4
+        parts[barrier : barrier + 2] = [parts[barrier] + parts[barrier + 1]]
+        return "bar.sync 0;".join(parts)
+
+    monkeypatch.setattr(emulator, "ptx_of_source", without)
+    case, tile = DESCENDING["elements"]
+    descend(monkeypatch, case.problem(), *tile)
+    with pytest.raises(emulator.EmulationError, match="race|uninitialised"):
+        check(depthwise, "depthwise", case)
 
 
 @pytest.mark.parametrize("patch", [patch for patch in PATCHES if PATCHES[patch][1].problem().Kg == 1])
@@ -183,6 +209,11 @@ def test_the_depthwise_kernel_moves_at_most_a_fifth_more_than_it_must(layer, lay
     assert moved(profile("cupy_raw.depthwise", bandwidth_bound(layer, layout), threads=8192)) <= MOST_MOVED
 
 
+def test_a_filter_of_15x15_moves_at_most_a_fifth_more_than_it_must():
+    picture = make_problem((1, 1, 1080, 1920), (1, 1, 15, 15), np.float32, padding=7)
+    assert moved(profile("cupy_raw.depthwise", picture, threads=2048)) <= MOST_MOVED
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("layer", [layer for layer in BANDWIDTH_BOUND if layer not in ("image", "picture")])
 def test_the_depthwise_weight_gradient_moves_at_most_a_fifth_more_than_it_must(layer, layout):
@@ -261,6 +292,23 @@ def test_no_access_of_the_implicit_product_meets_a_bank_conflict(layer, tile, dt
         assert access.cost == access.requests * max(access.size // 4, 1), access
     in_the_loop = [access for access in accesses(report, "shared", "load") if "register_tile" in access.source[0]]
     assert {access.size for access in in_the_loop} == {16}
+
+
+@pytest.mark.parametrize("last", [3, 1], ids=["taps_inner", "channels_inner"])
+def test_filters_are_packed_in_whole_sectors_and_without_a_bank_conflict(last):
+    """last: the axis of w whose elements lie side by side."""
+    problem = make_problem((1, 32, 8, 8), (64, 32, 3, 3), np.float32, padding=1)
+    x, y = (np.ones(shape, np.float32) for shape in (problem.x_shape, problem.y_shape))
+    stored = strided.empty_aligned((64, *((32, 3, 3) if last == 3 else (3, 3, 32))), np.float32)
+    stored[...] = np.arange(stored.size).reshape(stored.shape)
+    w = np.moveaxis(stored, -1, last)
+    packing = watched(implicit_gemm, problem, x, w, y)[0]
+    assert packing.kernel == "pack_filters"
+    for access in accesses(packing, "shared", "load") + accesses(packing, "shared", "store"):
+        assert access.cost == access.requests, access
+    for access in accesses(packing, "global", "load") + accesses(packing, "global", "store"):
+        assert access.cost == access.lanes * access.size / 32, access
+    np.testing.assert_allclose(y[0, :, 4, 4], w.sum((1, 2, 3)), rtol=1e-5)
 
 
 def unsplit(layer, monkeypatch):

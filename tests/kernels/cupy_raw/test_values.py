@@ -307,6 +307,44 @@ def test_planes_cut_into_many_tiles_equal_the_reference(patch, small_blocks):
     check_weight_grad(depthwise_weight_grad, case)
 
 
+# Blocks descend down large pictures, so tiles are put here by force: rows, strips, columns, steps. The last lacks rows
+# for some steps; in "rows" padding reaches below a step and what it keeps.
+DESCENDING = {
+    "pieces": (Case("pieces", (1, 1, 70, 90), (1, 1, 15, 15), {"padding": 7}, bias=True), (8, 1, 64, 3)),
+    "rows": (
+        Case("rows", (1, 2, 31, 29), (2, 1, 11, 3), {"groups": 2, "padding": (20, 1)}, residual=True),
+        (8, 1, 29, 2),
+    ),
+    "elements": (
+        Case("elements", (1, 1, 80, 45), (1, 1, 9, 4), {"stride": (2, 1)}, memory="slices"),
+        (8, 2, 40, 2),
+    ),
+}
+
+
+def descend(monkeypatch, problem, rows, strips, columns, steps):
+    tile = depthwise.tile_of(problem, 1, rows, 1, strips, columns, 1, steps=steps)
+    monkeypatch.setattr(depthwise, "tile_for", lambda *_: tile)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", DESCENDING)
+def test_blocks_that_descend_equal_the_reference(name, dtype, monkeypatch):
+    case, tile = DESCENDING[name]
+    case = replace(case, dtype=dtype)
+    descend(monkeypatch, case.problem(), *tile)
+    check(depthwise, "depthwise", case)
+
+
+def test_blocks_descend_down_a_picture_and_not_for_small_windows():
+    def steps(window, sm_count=108):
+        gpu = replace(GPU, sm_count=sm_count)
+        return depthwise.tile_for(Case("", (1, 1, 1080, 1920), (1, 1, window, window)).problem(), gpu).steps
+
+    assert [steps(7), steps(15) > 1, steps(31) > 1] == [1, True, True]
+    assert steps(31, sm_count=30) > steps(31), "fewer multiprocessors, larger tiles, less halo"
+
+
 def check_weight_grad(kernel, case):
     """The kernel's grad_w, in a slice of a larger array; its workspace starts as NaNs."""
     problem = replace(case.problem(), pass_="weight_grad", activation=None, has_bias=False)
