@@ -178,13 +178,12 @@ def pairs_of(problem) -> int:
 
 @lru_cache(maxsize=1024)
 def flattened(problem):
-    """A 1x1 layer of stride 1 with all its pixels in one row; None for any other."""
-    if not is_point(problem):
-        return None
+    """A point with all its pixels in one row."""
     return replace(problem, H=1, W=problem.H * problem.W)
 
 
 def is_point(problem) -> bool:
+    """Is it a 1x1 layer of stride 1?"""
     return problem.R * problem.S == 1 and problem.stride == (1, 1) and problem.padding == ((0, 0), (0, 0))
 
 
@@ -256,8 +255,7 @@ def why_not(problem, device):
 
 
 def workspace_bytes(problem, device):
-    flat = flattened(problem)
-    ways = [(problem, False)] + ([(flat, True)] if flat else [])
+    ways = [(problem, False), (flattened(problem), True)] if is_point(problem) else [(problem, False)]
     at = BLOCKING.index("worker_bytes")
     return device.threads * max(blocking(one, device.threads, panels)[0][at] for one, panels in ways)
 
@@ -318,13 +316,21 @@ def store_cycles(problem) -> float:
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
-    flat = flattened(problem)
-    panels = flat is not None and x.strides[3] == SHORT_BYTES and all(map(in_one_row, (x, y)))
-    panels = panels and (residual is None or in_one_row(residual))
-    fields, loop, tasks = prepared(flat if panels else problem, device.threads, panels)
+    arrays = (x, y) if residual is None else (x, y, residual)
+    panels = is_point(problem) and x.strides[3] == SHORT_BYTES and all(map(is_one_row, arrays))
+    if panels:
+        problem = flattened(problem)
+        x, y, residual = as_one_row(x), as_one_row(y), None if residual is None else as_one_row(residual)
+    fields, loop, tasks = prepared(problem, device.threads, panels)
     run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
 
 
-def in_one_row(array) -> bool:
+def is_one_row(array) -> bool:
     """Do an array's rows follow each other in memory?"""
     return array.strides[2] == array.shape[3] * array.strides[3]
+
+
+def as_one_row(array):
+    """The same memory as (N, C, 1, H * W)."""
+    N, C, H, W = array.shape
+    return array.reshape(N, C, 1, H * W)
