@@ -188,10 +188,10 @@ def is_point(problem) -> bool:
 
 
 def pair_block(words, panels) -> int:
-    """Pairs whose words, for one tile, fill about three quarters of the L1 cache, all blocks about equal."""
+    """Pairs whose words, for one tile, fill half the L1 cache, all blocks about equal; of planes blocked.py's."""
     if not panels:
         return blocked.channel_block(words)
-    blocks = -(-words.Cg // (target.cache_bytes(1) * 3 // 4 // PANEL_ROW))
+    blocks = -(-words.Cg // (target.cache_bytes(1) // 2 // PANEL_ROW))
     return -(-words.Cg // blocks)
 
 
@@ -217,7 +217,7 @@ def blocking(problem, threads, panels):
     group = -(-pixels // (width * tile_tasks)) + 1
     fitting = target.cache_bytes(2) // 2 // (filters * PANEL_ROW)
     group = max(1, min(group, fitting) if block < words.Cg else group)
-    while group > 1 and copied_bytes(group) > target.cache_bytes(2) // 2:
+    while group > 1 and copied_bytes(group) > (target.cache_bytes(1) if panels else target.cache_bytes(2) // 2):
         group -= 1
     partial_at = up(copied_bytes(group), LINE)
     bias_at = partial_at + group * filters * PANEL_ROW
