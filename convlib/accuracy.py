@@ -79,8 +79,8 @@ SUMMED_FROM_ZERO = 24
 ON_TENSOR_CORES = ("tensor_core", "tensor_core_weight_grad")
 
 # The dot products of AVX-512 BF16, whose sums are plain ones too: both products are exact and added one after the other,
-# each with one rounding to nearest even. But they know no numbers below the smallest normal one: a product or a sum
-# that falls below it is zero, and so is such an x or w before all else. Held to by test_bfloat16_dot.py.
+# each with one rounding to nearest even. But they know no numbers below the smallest normal one: a sum that falls below
+# it is zero, and so is such an x or w before all else. Held to by test_bfloat16_dot.py.
 SMALLEST_NORMAL = 2.0**-126
 
 DEFAULT_MAX_ERROR = 5e-6
@@ -139,8 +139,8 @@ def elementwise(problem, algorithm: str, magnitude, exact):
     if algorithm == "strassen":  # of other filters' too
         magnitude = magnitude.max(axis=(1, 2, 3), keepdims=True)
     store = UNIT_ROUNDOFF[problem.dtype.name] * np.abs(exact) + smallest_step(problem.dtype)
-    if algorithm == "bfloat16_dot":  # for each product, each sum, and the result; of x and w that are not so small
-        store += (2 * terms + 1) * SMALLEST_NORMAL
+    if algorithm == "bfloat16_dot":  # for each sum, and the result; of x and w that are not so small
+        store += (terms + 1) * SMALLEST_NORMAL
     if algorithm in ON_TENSOR_CORES:
         return tensor_core_factor(problem.precision, gamma, u) * magnitude + store
     return GROWTH[algorithm] * gamma * magnitude + store

@@ -7,7 +7,7 @@
 
 One instruction does 32 multiply-adds, and as many of them start in a cycle as of float32's 16: measured on a Zen 5, 532
 GFLOP/s of 267 for float32, with 12 sums in flight or more (it takes 6 cycles). Both products are exact, each is added
-with one rounding to nearest even; whatever is below 2^-126 (numbers, products, sums) counts as zero. Of an odd number
+with one rounding to nearest even; numbers and sums below 2^-126 count as zero. Of an odd number
 of channels the last is a pair with zeros.
 
 Pairing costs little: two loads that widen, a shift and an or make 16 words. With stride 2 it costs no more, since a
