@@ -76,7 +76,7 @@ def options(command):
             click.option("--threads", type=click.IntRange(1), default=None, help="Threads for everybody [all]."),
             click.option("--rounds", type=click.IntRange(1), default=None, help="Rounds of the engine."),
             click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Times as many images."),
-            click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of all arrays."),
+            click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="Of all arrays [float32]."),
             click.option("--minutes", type=float, default=None, help="Begin no case after so many minutes."),
             click.option("--add", is_flag=True, help="Keep the other suites' rows that are in the folder already."),
             OUTPUT,

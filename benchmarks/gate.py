@@ -1,8 +1,8 @@
 """The gate: nothing is timed before its answer has been compared with float64.
 
 Errors are norm-relative, ||y - exact|| / ||exact||, and sort the candidates into two classes that are never mixed:
-"accurate" (at most 5e-6, convlib's default contract) and "fast" (at most 1e-3). Anything worse is "wrong". Results of 16
-bits may have the rounding of their type beside.
+"accurate" (at most 5e-6, convlib's default contract) and "fast" (at most 1e-3). Anything worse is "wrong". Results
+of 16 bits may have the rounding of their type beside.
 """
 
 from __future__ import annotations

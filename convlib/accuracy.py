@@ -9,9 +9,9 @@ Two bounds, both derived from the accumulating type's unit roundoff u, the reduc
   a random walk: factor * u * sqrt(n) (same book, section 2.8). `max_error` is compared with all of it but the rounding
   of a 16-bit result, which every algorithm has.
 
-float16 and bfloat16 are summed in float32, u = 2^-24, as they are given, and rounded once, when the result is stored: by
-at most 2^-11 and 2^-8 of it, on average 1.7e-3 for bfloat16 and 2.1e-4 for float16. So one algorithm hardly differs from
-another there, but all are held to `max_error` by the sums they round.
+float16 and bfloat16 are summed in float32, u = 2^-24, as they are given, and rounded once, when the result is stored:
+by at most 2^-11 and 2^-8 of it, which makes norm-relative errors of 2.1e-4 and 1.7e-3. So the algorithms hardly differ
+there; `max_error` holds them by the sums that they round.
 
 GROWTH says how much an algorithm multiplies these over plain summation.
 """
@@ -78,9 +78,9 @@ CUT_OFF = 2 * (1 + 1 / 4)
 SUMMED_FROM_ZERO = 24
 ON_TENSOR_CORES = ("tensor_core", "tensor_core_weight_grad")
 
-# The dot products of AVX-512 BF16, whose sums are plain ones too: both products are exact and added one after the other,
-# each with one rounding to nearest even. But they know no numbers below the smallest normal one: a sum that falls below
-# it is zero, and so is such an x or w before all else. Held to by test_bfloat16_dot.py.
+# The dot products of AVX-512 BF16, whose sums are plain ones too: both products are exact and added one after the
+# other, each with one rounding to nearest even. But they know no numbers below the smallest normal one: a sum that
+# falls below it is zero, and so is such an x or w before all else. Held to by test_bfloat16_dot.py.
 SMALLEST_NORMAL = 2.0**-126
 
 DEFAULT_MAX_ERROR = 5e-6

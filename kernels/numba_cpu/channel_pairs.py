@@ -22,12 +22,25 @@ from numba.core import types
 from . import target, tracing
 from .call import CALL
 from .compilation import inlined
-from .flat_planes import clear_function, planes_function
+from .flat_planes import clear_function, planes_function, put_word
 from .microkernel import VECTORS, Arithmetic
 from .short_floats import narrow, widen
 from .threads import task_loop
-from .tracing import I64, Lanes, Value, bits, convert, first_lanes, lanes_between, load, load_lanes, loop, store
-from .tracing import store_lanes, traced, zero_extend
+from .tracing import (
+    Lanes,
+    Value,
+    bits,
+    convert,
+    first_lanes,
+    lanes_between,
+    load,
+    load_lanes,
+    loop,
+    store,
+    store_lanes,
+    traced,
+    zero_extend,
+)
 from .vectors import record_at
 
 LANES = 16  # of a vector of words or of sums
@@ -182,8 +195,8 @@ def copy_pairs_inside_function(paired):
 
 
 def copy_panels_function(paired):
-    """A Numba function copy_panels(to, tile_bytes, x, x_channel, pixels, pairs): neighbouring pixels of x as panels, one
-    tile of them after the other, in each of which a pair's words of a tile's pixels are neighbours.
+    """A Numba function copy_panels(to, tile_bytes, x, x_channel, pixels, pairs): neighbouring pixels of x as panels,
+    one tile of them after the other, in each of which a pair's words of a tile's pixels are neighbours.
     """
 
     @traced(types.void)
@@ -220,11 +233,6 @@ def fill_panel_offsets(to, pairs):
     """The table of how far behind a tile's panel each pair's words lie, in bytes."""
     for c in range(pairs):
         put_word(to, c, c * PANEL_ROW)
-
-
-@traced(types.void)
-def put_word(address, i, word):
-    store(address + I64.bytes * i, word)
 
 
 # ---- weights as rows of words ----

@@ -16,7 +16,7 @@ from convlib.problem import make_problem
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
-# panels and planes, with tiles, lone pixels or narrow tiles at the end; odd channels; padding, strides, dilation, groups
+# panels and planes, whole and narrow tiles and lone pixels, odd channels, padding, strides, dilation, groups
 PROBLEMS = {
     "1x1 of 14 x 14": ((2, 70, 14, 14), (40, 70, 1, 1), {}),
     "1x1 of odd channels": ((1, 43, 11, 13), (17, 43, 1, 1), {}),
@@ -41,9 +41,8 @@ def operands(name):
     x_shape, w_shape, keywords = PROBLEMS[name]
     x, w, bias = normal(*x_shape), normal(*w_shape, scale=np.prod(w_shape[1:]) ** -0.5), normal(w_shape[0])
     last = "layout" in keywords
-    problem = make_problem(
-        x.transpose(0, 2, 3, 1).shape if last else x_shape, w_shape, BFLOAT16, has_bias=True, has_residual=True, **keywords
-    )
+    in_layout = x.transpose(0, 2, 3, 1).shape if last else x_shape
+    problem = make_problem(in_layout, w_shape, BFLOAT16, has_bias=True, has_residual=True, **keywords)
     residual = normal(*problem.y_shape)
     if last:
         x, residual = (np.ascontiguousarray(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for a in (x, residual))
@@ -127,7 +126,8 @@ if channel_pairs.multiplies_pairs():
         pairs = np.concatenate([x, x], axis=1), np.concatenate([w, -w], axis=1)
         y = convlib.conv2d(*pairs, algorithm="bfloat16_dot").astype(np.float64)
         problem = make_problem(pairs[0].shape, pairs[1].shape, BFLOAT16)
-        magnitude = np.einsum("nchw,kc->nkhw", *(abs(a.astype(np.float64)).squeeze(i) for a, i in zip(pairs, ((), (2, 3)))))
+        x, w = (abs(a.astype(np.float64)) for a in pairs)
+        magnitude = np.einsum("nchw,kc->nkhw", x, w[:, :, 0, 0])
         assert (abs(y) <= accuracy.elementwise(problem, "bfloat16_dot", magnitude, 0 * magnitude)).all()
         assert C == 2 or abs(y).max() > 0
 
