@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from convlib import layers
 from convlib.device import TARGETS, named
 from convlib.explain import visible_gpus
+from convlib.problem import DTYPES
 
 from . import (
     cases,
@@ -75,6 +76,7 @@ def options(command):
             click.option("--threads", type=click.IntRange(1), default=None, help="Threads for everybody [all]."),
             click.option("--rounds", type=click.IntRange(1), default=None, help="Rounds of the engine."),
             click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Times as many images."),
+            click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="Of all arrays [float32]."),
             click.option("--minutes", type=float, default=None, help="Begin no case after so many minutes."),
             click.option("--add", is_flag=True, help="Keep the other suites' rows that are in the folder already."),
             OUTPUT,
@@ -279,7 +281,7 @@ def run_cpu(threads, with_peers, **chosen):
         tell_missing(chosen["suites"] or default_suites(chosen["backward"]))
     run_on(
         place,
-        lambda case: peers.makers(case.suite, threads) if with_peers else {},
+        lambda case: peers.makers(case.suite, threads, case.problem.dtype.name) if with_peers else {},
         engine.host_block,
         {"threads": threads, "peaks": peaks.measure(threads)},
         **chosen,
@@ -339,13 +341,13 @@ def first_gpu():
 
 def run_on(
     place, peers_of: Callable, block: Callable, about_run, *, quick, suites, backward, names, each_kernel, rounds, add,
-    output, minutes, batch, exact=gate.exact, settings=None,
+    output, minutes, batch, dtype, exact=gate.exact, settings=None,
 ):  # fmt: skip
     """Measure the chosen cases with ours and their peers at one place, and write and show the results."""
     console = tables.console()
     suites = suites or (default_suites(backward) if backward else ())
     chosen = [case for case in chosen_cases(quick, suites) if not names or any(name in case.name for name in names)]
-    chosen = [cases.batch_of(case, batch) for case in chosen]
+    chosen = [cases.in_dtype(cases.batch_of(case, batch), dtype) for case in chosen]
     if not chosen:
         raise click.UsageError(f"--case: no case has {' or '.join(names)} in its name")
     settings = engine_settings(QUICK if quick else settings or engine.Settings(), rounds)
@@ -357,7 +359,7 @@ def run_on(
         return ours.makers(case, place) | kernels | peers_of(case)
 
     rows = measure(chosen, makers, settings, block, console, exact, minutes)
-    about_run |= run_settings(settings) | {"device": str(place.device), "batch": batch}
+    about_run |= run_settings(settings) | {"device": str(place.device), "batch": batch, "dtype": dtype}
     measured = results.Results(about, about_run, rows)
     if add and (output / "results.json").exists():
         measured = results.added(results.read(output / "results.json"), measured)

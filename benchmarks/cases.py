@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from convlib import layers
-from convlib.problem import ConvProblem, make_problem
+from convlib.problem import ConvProblem, make_problem, named_dtype
 
 FILTERS = "filters"
 IMAGE_SIZES = {"512": (512, 512), "1080p": (1080, 1920), "2160p": (2160, 3840)}
@@ -100,6 +100,11 @@ def batch_of(case: Case, N: int) -> Case:
     if N == 1:
         return case
     return replace(case, name=f"{N * case.problem.N}x{case.name}", problem=replace(case.problem, N=N * case.problem.N))
+
+
+def in_dtype(case: Case, dtype: str) -> Case:
+    """The case in another dtype."""
+    return replace(case, problem=replace(case.problem, dtype=named_dtype(dtype)))
 
 
 def gradient_cases(suite: str) -> list[Case]:

@@ -1,7 +1,8 @@
 """The gate: nothing is timed before its answer has been compared with float64.
 
 Errors are norm-relative, ||y - exact|| / ||exact||, and sort the candidates into two classes that are never mixed:
-"accurate" (at most 5e-6, convlib's default contract) and "fast" (at most 1e-3). Anything worse is "wrong".
+"accurate" (at most 5e-6, convlib's default contract) and "fast" (at most 1e-3). Anything worse is "wrong". Results
+of 16 bits may have the rounding of their type beside.
 """
 
 from __future__ import annotations
@@ -120,16 +121,20 @@ def norm_relative_error(y: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.linalg.norm((y - wanted).ravel()) / np.linalg.norm(wanted.ravel()))
 
 
-def error_class(error: float, max_error: float = accuracy.DEFAULT_MAX_ERROR) -> str:
-    if error <= max_error:
+def error_class(error: float, rounding: float = 0.0) -> str:
+    """rounding: accuracy.of_store, what results of 16 bits may have beside."""
+    if error <= accuracy.DEFAULT_MAX_ERROR + rounding:
         return "accurate"
-    return "fast" if error <= FAST_MAX_ERROR else "wrong"
+    return "fast" if error <= FAST_MAX_ERROR + rounding else "wrong"
 
 
-def check(candidate, wanted: np.ndarray) -> float:
-    """Run the candidate once and return its error. Raises GateError if it is above what the candidate may have."""
+def check(candidate, wanted: np.ndarray, rounding: float = 0.0) -> float:
+    """Run the candidate once and return its error. Raises GateError if it is above what the candidate may have, and the
+    rounding of its results.
+    """
     candidate.call()
     error = norm_relative_error(candidate.output(), wanted)
-    if error > candidate.max_error:
-        raise GateError(f"error {error:.1e} against float64, at most {candidate.max_error:.0e} allowed")
+    most = candidate.max_error + rounding
+    if error > most:
+        raise GateError(f"error {error:.1e} against float64, at most {most:.0e} allowed")
     return error

@@ -33,8 +33,8 @@ def pytorch(case: Case, operands: Operands, threads: int, channels_last: bool = 
 
     torch.set_num_threads(threads)
     order = torch.channels_last if channels_last else torch.contiguous_format
-    x, w = (torch.from_numpy(a).contiguous(memory_format=order) for a in (operands.x, operands.w))
-    bias = None if operands.bias is None else torch.from_numpy(operands.bias)
+    x, w = (tensor_of(a).contiguous(memory_format=order) for a in (operands.x, operands.w))
+    bias = None if operands.bias is None else tensor_of(operands.bias)
     if channels_last:
         x, w = in_channels_last(x), in_channels_last(w)
     padding = symmetric_padding(case.problem)
@@ -45,7 +45,23 @@ def pytorch(case: Case, operands: Operands, threads: int, channels_last: bool = 
         with torch.inference_mode():
             last["y"] = torch.conv2d(x, w, bias, *parameters)
 
-    return Candidate(PYTORCH[channels_last], call, lambda: last["y"].numpy(), FAST_MAX_ERROR)
+    return Candidate(PYTORCH[channels_last], call, lambda: array_of(last["y"]), FAST_MAX_ERROR)
+
+
+def tensor_of(array):
+    """The array as PyTorch's, of the same type; bfloat16, which only PyTorch has by itself, by its bits."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def array_of(tensor):
+    """The tensor's numbers as NumPy's, bfloat16 as float32."""
+    import torch
+
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def pytorch_gradient(case: Case, operands: Operands, threads: int, channels_last: bool = False) -> Candidate:
@@ -55,11 +71,11 @@ def pytorch_gradient(case: Case, operands: Operands, threads: int, channels_last
     torch.set_num_threads(threads)
     order = torch.channels_last if channels_last else torch.contiguous_format
     arrays = operands.grad_y, operands.x, operands.w
-    tensors = [torch.from_numpy(a).contiguous(memory_format=order) for a in arrays]
+    tensors = [tensor_of(a).contiguous(memory_format=order) for a in arrays]
     if channels_last:
         tensors = [in_channels_last(tensor) for tensor in tensors]
     call = PyTorchGradient(case.problem, tensors)
-    return Candidate(PYTORCH[channels_last], call, lambda: call.result.numpy(), FAST_MAX_ERROR)
+    return Candidate(PYTORCH[channels_last], call, lambda: array_of(call.result), FAST_MAX_ERROR)
 
 
 class PyTorchGradient:
@@ -295,12 +311,12 @@ def of_suite(suite: str) -> dict:
     return FILTER_PEERS if suite == FILTERS else LAYER_PEERS
 
 
-def makers(suite: str, threads: int) -> dict[str, Callable]:
-    """The installed peers of a suite, by name."""
+def makers(suite: str, threads: int, dtype: str = "float32") -> dict[str, Callable]:
+    """The installed peers of a suite, by name; of another dtype than float32 those that take it."""
     return {
         name: partial(make, threads=threads)
         for name, (_, make) in of_suite(suite).items()
-        if name not in missing(suite)
+        if name not in missing(suite) and (dtype == "float32" or name in PYTORCH)
     }
 
 

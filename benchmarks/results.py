@@ -105,7 +105,11 @@ def command_of(arguments: list[str]) -> str:
 
 
 def added(before: Results, now: Results) -> Results:
-    """`now` with those suites of `before` that it has not measured itself. Raises ValueError for another machine's."""
+    """`now` with those suites of `before` that it has not measured itself. Raises ValueError for another machine's and
+    for those of another dtype.
+    """
+    if dtype_of(before) != dtype_of(now):
+        raise ValueError(f"results before: {dtype_of(now)} needed, as now, got {dtype_of(before)}")
     for name in ("processor", "numba_target", "packages", "environment"):
         if before.machine[name] != now.machine[name]:
             raise ValueError(
@@ -114,6 +118,10 @@ def added(before: Results, now: Results) -> Results:
     rows = [row for row in before.rows if row.suite not in now.suites()] + now.rows
     commands = dict.fromkeys([*before.settings["command"].split("; "), now.settings["command"]])
     return Results(now.machine, now.settings | {"command": "; ".join(commands)}, rows)
+
+
+def dtype_of(results: Results) -> str:
+    return results.settings.get("dtype", "float32")
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -132,6 +140,7 @@ MULTIPLICATIONS_SAVED = {
     "winograd_batched": 4.0,
     "winograd_f6": 5.0625,
     "strassen": 8 / 7,
+    "bfloat16_dot": 2.0,  # in one of float32's, by which the peak is measured
 }
 
 
@@ -262,8 +271,10 @@ class Verdict:
 
 
 def verdicts(results: Results) -> list[Verdict]:
-    """Every bar whose whole suite was measured: a bar says nothing about a selection, and nothing about a GPU."""
-    if not results.settings.get("device", "cpu").startswith("cpu"):
+    """Every bar whose whole suite was measured: a bar says nothing about a selection, and nothing about a GPU or about
+    another dtype than float32.
+    """
+    if not results.settings.get("device", "cpu").startswith("cpu") or dtype_of(results) != "float32":
         return []
     found = (verdict(bar, results) for bar in BARS if is_whole(results, bar.suite))
     return [v for v in found if v is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from convlib import dispatch
+from convlib import accuracy, dispatch
 
 from . import engine, gate
 from .candidate import Candidate, CannotRun
@@ -33,14 +33,14 @@ def run(
 def run_case(case, makers, settings, block, note, exact=gate.exact) -> list[Row]:
     note(f"{case}: float64 reference")
     arrays = operands(case)
-    wanted = exact(case, arrays)
+    wanted, rounding = exact(case, arrays), accuracy.of_store(case.problem)
     passed: list[tuple[Candidate, float]] = []
     rows = []
     for name, make in makers.items():
         note(f"{case}: {name} through the gate")
         try:
             candidate = make(case, arrays)
-            passed.append((candidate, passed_gate(candidate, wanted, settings.most_seconds)))
+            passed.append((candidate, passed_gate(candidate, wanted, settings.most_seconds, rounding)))
         except Exception as reason:  # whatever it is, it stands in the table and the others go on
             rows.append(row(case, name, status=said(reason), ours=name.startswith(OURS)))
     note(f"{case}: timing")
@@ -48,10 +48,10 @@ def run_case(case, makers, settings, block, note, exact=gate.exact) -> list[Row]
     return [measured_row(case, candidate, error, timings[candidate.name]) for candidate, error in passed] + rows
 
 
-def passed_gate(candidate, wanted, most_seconds) -> float:
+def passed_gate(candidate, wanted, most_seconds, rounding) -> float:
     """The candidate's error; raises CannotRun if its one call there already took longer than all its rounds may."""
     start = time.perf_counter()
-    error = gate.check(candidate, wanted)
+    error = gate.check(candidate, wanted, rounding)
     seconds = time.perf_counter() - start
     if seconds > most_seconds and not candidate.ours:
         raise CannotRun(f"right, but slow: one call took over {most_seconds:g} s")
@@ -71,7 +71,7 @@ def measured_row(case: Case, candidate: Candidate, error: float, timing: engine.
         ours=candidate.ours,
         kernel=candidate.kernel,
         error=error,
-        error_class=gate.error_class(error),
+        error_class=gate.error_class(error, accuracy.of_store(case.problem)),
         median_s=timing.median,
         p20_s=timing.percentile(20),
         p80_s=timing.percentile(80),

@@ -27,10 +27,14 @@ X_BYTES = 12 << 10  # of x: so many channels make their planes in turn, for x to
 
 
 def copy_planes_function(dtype_name):
-    """A Numba function copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last): for every
-    channel, row phase and tap column the plane of `rows` rows from output row p0 on; of their columns those from
-    `first` to `last`, and perhaps more. x: address of the image's first channel of this block. plane_bytes: from plane
-    to plane, a vector more than its rows take.
+    """`planes_function` for arrays of that dtype, whose numbers become float32 or float64."""
+    real = np.float64 if dtype_name == "float64" else np.float32
+    return planes_function(copy_inside_function(dtype_name), real)
+
+
+def copy_inside_function(dtype_name):
+    """A Numba function copy_inside(call, to, to_channel, x, x_row, channels, rows, inside, outside, first, last): rows
+    that lie inside the image, as do their columns from `inside` to `outside`; x: address of column 0.
     """
     real = np.float64 if dtype_name == "float64" else np.float32
     item, W = np.dtype(real).itemsize, lanes(real)
@@ -56,10 +60,7 @@ def copy_planes_function(dtype_name):
 
     copy_neighbours, copy_every_second = rows_of(neighbours), rows_of(every_second)
 
-    @inlined
-    def clear(to, count):
-        for i in range(count):
-            write(to + i * item, 0.0)
+    clear = clear_function(real)
 
     @inlined
     def copy_row(to, x, pitch, count):
@@ -73,7 +74,6 @@ def copy_planes_function(dtype_name):
 
     @inlined
     def copy_inside(call, to, to_channel, x, x_row, channels, rows, inside, outside, first, last):
-        """Rows that lie inside the image, as do their columns from `inside` to `outside`. x: of column 0."""
         row, pitch = call.Q * item, call.stride_w * call.x_w
         if same and call.x_w == item and call.stride_w <= 2:
             # From right to left, since what a vector writes beyond its row, the first of the next row puts right.
@@ -91,6 +91,30 @@ def copy_planes_function(dtype_name):
                 clear(there + first * item, begin - first)
                 copy_row(there + begin * item, here + begin * pitch, pitch, end - begin)
                 clear(there + end * item, last - end)
+
+    return copy_inside
+
+
+def clear_function(real):
+    """A Numba function clear(to, count): zeros."""
+    item = np.dtype(real).itemsize
+    _, write, _, _ = memory_functions(np.dtype(real).name)
+
+    @inlined
+    def clear(to, count):
+        for i in range(count):
+            write(to + i * item, 0.0)
+
+    return clear
+
+
+def planes_function(copy_inside, real, apart=1):
+    """A Numba function copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last): for every
+    channel, row phase and tap column the plane of `rows` rows from output row p0 on; of their columns those from
+    `first` to `last`, and perhaps more. x: address of the image's first channel of this block. plane_bytes: from plane
+    to plane, a vector more than its rows take. apart: how many channels of x further the next plane's is.
+    """
+    item, clear = np.dtype(real).itemsize, clear_function(real)
 
     @inlined
     def copy_tap(call, to, to_channel, x, h, s, channels, rows, first, last):
@@ -114,7 +138,7 @@ def copy_planes_function(dtype_name):
         to_channel = phases * call.S * plane_bytes
         at_once = max(X_BYTES // (rows * call.stride_h * (last - first) * call.stride_w * item), 1)
         for c in range(0, channels, at_once):
-            some, here, there = min(at_once, channels - c), x + c * call.x_c, to + c * to_channel
+            some, here, there = min(at_once, channels - c), x + c * apart * call.x_c, to + c * to_channel
             for phase in range(phases):
                 for s in range(call.S):
                     h = p0 * call.stride_h - call.top + phase

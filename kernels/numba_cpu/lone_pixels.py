@@ -14,7 +14,7 @@ import numpy as np
 from numba.core import types
 
 from .compilation import inlined
-from .microkernel import panel_rows, vector_type
+from .microkernel import panel_rows, plain, vector_type
 from .short_floats import memory_functions
 from .tracing import (
     I64,
@@ -22,7 +22,6 @@ from .tracing import (
     convert,
     extract,
     first_lanes,
-    fma,
     load,
     load_lanes,
     loop,
@@ -58,14 +57,16 @@ def gather_function(dtype):
     return gather
 
 
-def lone_pixels_function(dtype):
-    """A Numba function that multiplies all rows of A with one to MOST gathered columns.
+def lone_pixels_function(dtype, arithmetic=None):
+    """A Numba function that multiplies all rows of A with one to MOST gathered columns. arithmetic: as in
+    microkernel.tile_function.
 
     lone_pixels(columns, rows, a, a_row, gathered, depth, partial, ...): the arguments of the micro-kernel's `multiply`,
     with the same meaning. A's rows are contiguous, and may be read as far as a whole panel.
     """
     V, rows_at_once = vector_type(dtype), panel_rows()
-    item = V.item_bytes
+    kind = arithmetic or plain(V)
+    item, stored = V.item_bytes, kind.result_bytes
 
     @traced(types.void)
     def dot_rows(
@@ -73,7 +74,7 @@ def lone_pixels_function(dtype):
     ):
         def multiplied(read, at, totals):
             column = read(x + at)
-            return [fma(read(a + a_row * i + at), column, total) for i, total in enumerate(totals)]
+            return [kind.multiply_add(read(a + a_row * i + at), column, total) for i, total in enumerate(totals)]
 
         whole = depth // V.count
         totals = [zeros(V, a) for _ in range(rows_at_once)]
@@ -93,11 +94,11 @@ def lone_pixels_function(dtype):
             for i, total in enumerate(sums):
                 with when(left > i):
                     total = with_residual(total + load(V.scalar, bias + item * i), i)
-                    store(out + out_row * i, maximum(least, minimum(most, total)))
+                    kind.write(out + out_row * i, maximum(least, minimum(most, total)))
 
         def with_residual(total, i):
             def added():
-                return [total + load(V.scalar, residual + residual_row * i)]
+                return [total + kind.read(V.scalar, residual + residual_row * i)]
 
             return choose(residual.differs(0), added, lambda: [total])[0]
 
@@ -113,8 +114,8 @@ def lone_pixels_function(dtype):
             for j in range(columns):
                 dot_rows(
                     a + i * a_row, a_row, gathered + j * depth * item, depth, partial + i * partial_row + j * item,
-                    partial_row, first, out + i * out_row + j * item if out != 0 else 0, out_row, rows - i,
-                    bias + i * item, residual + i * residual_row + j * item if residual != 0 else 0, residual_row,
+                    partial_row, first, out + i * out_row + j * stored if out != 0 else 0, out_row, rows - i,
+                    bias + i * item, residual + i * residual_row + j * stored if residual != 0 else 0, residual_row,
                     low, high,
                 )  # fmt: skip
 

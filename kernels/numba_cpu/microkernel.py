@@ -25,6 +25,8 @@ in Van Zee and van de Geijn, BLIS, ACM TOMS 2015.
 """
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numba.core import types
@@ -56,9 +58,27 @@ def vector_type(dtype) -> Lanes:
     return Lanes(f"f{8 * np.dtype(dtype).itemsize}", lanes(dtype))
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """How sums are made and how results lie in memory, where that is not as sums do.
+
+    multiply_add(a, b, sums): of vectors. read(V, address), write(address, sums): a result, or as many side by side as
+    the sums have lanes. result_bytes: of one.
+    """
+
+    multiply_add: Callable
+    read: Callable
+    write: Callable
+    result_bytes: int
+
+
+def plain(V) -> Arithmetic:
+    return Arithmetic(fma, load, store, V.item_bytes)
+
+
 def accumulate(
     V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None, b_vector=None, *,
-    fetched=1, indirect=False,
+    fetched=1, indirect=False, multiply_add=fma,
 ):  # fmt: skip
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
 
@@ -80,7 +100,7 @@ def accumulate(
         for i in range(rows):
             where = a + a_row * (i % panel) + a_panel * (i // panel)
             weight = tracing.broadcast(V, load(V.scalar, where))
-            added.append([fma(weight, columns[j], sums[i][j]) for j in range(vectors)])
+            added.append([multiply_add(weight, columns[j], sums[i][j]) for j in range(vectors)])
         for j in range(fetched):
             tracing.prefetch(ahead + b_vector * j)
         return [added, a + a_step, b if indirect else b + b_step, ahead + ahead_step]
@@ -91,8 +111,9 @@ def accumulate(
 # ---- a whole tile: sums from where the last depth block left them, to where the next or the result needs them ----
 
 
-def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=False):
+def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=False, arithmetic=None):
     """A Numba function for one tile of rows x vectors; bias_of: "row" or "column", what a bias belongs to.
+    arithmetic: another than plain multiply-adds of `dtype`; not where results are transposed.
 
     Where it is the column, vectors of B lie one after the other, each with all its steps; else side by side.
 
@@ -102,6 +123,8 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
     in bytes.
     """
     V = vector_type(dtype)
+    kind = arithmetic or plain(V)
+    result_vector = V.count * kind.result_bytes
 
     @traced(types.void)
     def tile(
@@ -127,7 +150,7 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
             for i in range(rows):
                 with when(left > i):
                     for j, total in enumerate(with_residual(with_bias(i), i)):
-                        store(out + out_row * i + V.bytes * j, clamp(total))
+                        kind.write(out + out_row * i + result_vector * j, clamp(total))
 
         def finish_transposed():
             for j, columns in enumerate(zip(*(with_bias(i) for i in range(rows)))):
@@ -145,7 +168,8 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
 
         def with_residual(totals, i):
             def added():
-                return [t + load(V, residual + residual_row * i + V.bytes * j) for j, t in enumerate(totals)]
+                here = residual + residual_row * i
+                return [t + kind.read(V, here + result_vector * j) for j, t in enumerate(totals)]
 
             return choose(residual.differs(0), added, lambda: totals)
 
@@ -153,18 +177,18 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
         b_vector = depth * b_step if bias_of == "column" else None
         sums = accumulate(
             V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead, ahead_step, b_vector,
-            indirect=indirect,
+            indirect=indirect, multiply_add=kind.multiply_add,
         )  # fmt: skip
         choose(out.differs(0), finish_transposed if transposed else finish, leave)
 
     return tile
 
 
-def multiply_function(dtype, bias_of, rows=None, transposed=False, indirect=False):
+def multiply_function(dtype, bias_of, rows=None, transposed=False, indirect=False, arithmetic=None):
     """A Numba function that multiplies all rows of A with one column tile of B, tile by tile.
 
-    rows: of a tile, and of a panel of A, if they are not to be as many as the registers hold. transposed: as in
-    `tile_function`. indirect: as in `accumulate`.
+    rows: of a tile, and of a panel of A, if they are not to be as many as the registers hold. transposed, arithmetic:
+    as in `tile_function`. indirect: as in `accumulate`.
 
     multiply(vectors, rows, a, ...): as a tile's arguments, for `rows` rows; a_panel: from panel to panel of A. What
     is fetched ahead is A, or what begins at `ahead` and moves on by ahead_panel and ahead_step from panel to panel
@@ -173,9 +197,9 @@ def multiply_function(dtype, bias_of, rows=None, transposed=False, indirect=Fals
     item, panel = np.dtype(dtype).itemsize, rows or panel_rows()
     bias_step = item if bias_of == "row" else 0
     one_rows, two_rows, three_rows = (rows or tile_rows(vectors) for vectors in (1, 2, 3))
-    one = tile_function(dtype, one_rows, 1, bias_of, transposed, indirect)
-    two = tile_function(dtype, two_rows, 2, bias_of, transposed, indirect)
-    three = tile_function(dtype, three_rows, 3, bias_of, transposed, indirect)
+    one = tile_function(dtype, one_rows, 1, bias_of, transposed, indirect, arithmetic)
+    two = tile_function(dtype, two_rows, 2, bias_of, transposed, indirect, arithmetic)
+    three = tile_function(dtype, three_rows, 3, bias_of, transposed, indirect, arithmetic)
 
     @inlined
     def multiply(

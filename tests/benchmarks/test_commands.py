@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import cases, ours, startup
+from benchmarks import cases, ours, peers, startup
 from benchmarks.__main__ import main
 
 SMALL = ["--suite", "article_mnist_cnn", "--case", "5x5", "--no-peers", "--rounds", "2"]
@@ -49,6 +49,19 @@ def test_every_kernel_can_be_measured_by_itself(tmp_path):
     alone = {row["candidate"] for row in rows} - {ours.CONV2D, ours.PLAN, ours.FAST_PLAN}
     assert alone >= {"numba_cpu.direct", "numba_cpu.blocked"}
     assert all(row["kernel"] == row["candidate"] for row in rows if row["candidate"] in alone)
+
+
+def test_another_dtype_is_measured_beside_pytorchs(tmp_path):
+    pytest.importorskip("torch")
+    dtype, layer = "bfloat16", "576x7x7-160-1x1"
+    done = run(
+        "cpu", "--suite", "mobilenet_v2", "--case", layer, "--rounds", "1", "--dtype", dtype, "--output", tmp_path
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["settings"]["dtype"] == dtype
+    assert {r["candidate"] for r in found["rows"]} == {ours.CONV2D, ours.PLAN, *peers.PYTORCH}
+    assert all(r["error_class"] == "accurate" and r["error"] > 1e-4 for r in found["rows"])
 
 
 @pytest.mark.parametrize("gradient", cases.GRADIENTS)

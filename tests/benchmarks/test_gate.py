@@ -77,6 +77,17 @@ def test_wrong_answers_do_not_pass(fault):
 
 def test_classes_part_at_their_bounds():
     assert [gate.error_class(e) for e in (5e-6, 6e-6, 1e-3, 2e-3)] == ["accurate", "fast", "fast", "wrong"]
+    assert [gate.error_class(e, 2**-8) for e in (3.9e-3, 4e-3, 4.8e-3, 5e-3)] == ["accurate", "fast", "fast", "wrong"]
+
+
+def test_results_of_16_bits_may_have_their_rounding_and_no_more():
+    wanted = np.random.default_rng(0).standard_normal((1, 8, 20, 20))
+    rounded = wanted.astype(np.float16)
+    assert gate.check(answering(rounded), wanted, 2**-11) == pytest.approx(2.1e-4, rel=0.1)
+    with pytest.raises(gate.GateError, match="at most 5e-06 allowed"):
+        gate.check(answering(rounded), wanted)
+    with pytest.raises(gate.GateError, match="at most 5e-04 allowed"):
+        gate.check(answering(rounded * np.float16(1.001)), wanted, 2**-11)
 
 
 def test_operands_are_the_same_each_time_and_one_filter_serves_every_channel():

@@ -112,6 +112,18 @@ def test_results_of_two_machines_are_never_mixed():
         results.added(before, results.Results(MACHINE, {"command": ""}, []))
 
 
+def test_results_of_two_dtypes_are_never_mixed():
+    before = results.Results(MACHINE, {"command": ""}, [])
+    with pytest.raises(ValueError, match="results before: bfloat16 needed, as now, got float32"):
+        results.added(before, results.Results(MACHINE, {"command": "", "dtype": "bfloat16"}, []))
+
+
+def test_bars_are_of_float32(vgg):
+    other = results.Results(vgg.machine, vgg.settings | {"dtype": "bfloat16"}, vgg.rows)
+    assert results.verdicts(vgg)
+    assert not results.verdicts(other)
+
+
 def test_the_share_of_peak_counts_what_winograd_really_multiplies():
     settings = {"threads": 2, "peaks": {"core_gflops": 100.0}}
     case = cases.cases("vgg16")[1]
