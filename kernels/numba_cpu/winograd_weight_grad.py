@@ -1,0 +1,52 @@
+"""Weight gradient by Winograd F(3 x 3, 4 x 4)."""
+
+import struct
+from functools import lru_cache
+
+from . import target
+from .call import pack_call, problem_fields
+from .compilation import compiled
+from .microkernel import CLOCK, vector_type
+from .threads import run_tasks
+from .winograd_weight_grad_cuts import CUTS, cuts
+from .winograd_weight_grad_tasks import build_tasks
+
+passes = ("weight_grad",)
+
+
+def why_not(problem, device):
+    """Reasons why this kernel cannot run `problem` on `device`, in words for its user; empty when it can."""
+    reasons = []
+    if device.kind != "cpu":
+        reasons.append(f"runs on the CPU only, x is on {device}")
+    if (problem.R, problem.S) != (3, 3):
+        reasons.append(f"3 x 3 kernels only, got {problem.R} x {problem.S}")
+    if problem.stride != (1, 1):
+        reasons.append(f"stride 1 only, got {problem.stride}")
+    if problem.dilation != (1, 1):
+        reasons.append(f"dilation 1 only, got {problem.dilation}")
+    return reasons
+
+
+def workspace_bytes(problem, device):
+    return cuts(problem, device.threads)[1]
+
+
+def predicted_seconds(problem, device):
+    return 1.0
+
+
+@lru_cache(maxsize=1024)
+def prepared(problem, threads):
+    """What every call for this problem shares: the record's fields, the compiled loop, and the tasks of two rounds."""
+    numbers, _ = cuts(problem, threads)
+    cut = dict(zip(CUTS, numbers, strict=True))
+    fields = problem_fields(problem) + struct.pack(f"{len(CUTS)}q", *numbers)
+    blocks = problem.groups * cut["row_tasks"] * cut["vector_tasks"]
+    return fields, compiled(build_tasks, problem.dtype.name), cut["parts"] * blocks, blocks if cut["parts"] > 1 else 0
+
+
+def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):
+    """Write the weight gradient into grad_w (K, C/groups, 3, 3), from x (N, C, H, W) and grad_y (N, K, P, Q)."""
+    fields, loop, tasks, sums = prepared(problem, device.threads)
+    run_tasks(loop, pack_call(fields, x, grad_w, x, None, grad_y, workspace), sums, device.threads, tasks)
