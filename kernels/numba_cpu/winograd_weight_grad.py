@@ -8,7 +8,7 @@ from .call import pack_call, problem_fields
 from .compilation import compiled
 from .microkernel import CLOCK, vector_type
 from .threads import run_tasks
-from .winograd_weight_grad_cuts import CUTS, cuts
+from .winograd_weight_grad_cuts import CUTS, cuts, cycles
 from .winograd_weight_grad_tasks import build_tasks
 
 passes = ("weight_grad",)

@@ -6,7 +6,8 @@ from .threads import two_round_loop
 from .vectors import record_at
 from .weight_grad_transposing import store_function
 from .weight_grad_types import Types
-from .winograd_weight_grad_cuts import CALL_CUT, SIDE, TILE
+from .winograd_weight_grad_chains import SIDE, TILE
+from .winograd_weight_grad_cuts import CALL_CUT
 from .winograd_weight_grad_transforms import copy_rows_function, transform_back_function, transform_functions
 
 
