@@ -117,6 +117,7 @@ MULTIPLICATIONS_SAVED = {
     "winograd_fused": 2.25,
     "winograd_f4": 4.0,
     "winograd_batched": 4.0,
+    "winograd_weight_grad": 4.0,
     "winograd_f6": 5.0625,
     "strassen": 8 / 7,
 }

@@ -44,7 +44,7 @@ def cuts(problem, threads):
     """The numbers of CUTS, and the bytes of workspace in all."""
 
     def cost(cut):
-        (numbers, count), blocks = cut
+        (_, count), blocks = cut
         return max(MOST_WORKSPACE, count), cycles(problem, threads, *blocks)
 
     possible = ((cut_into(problem, threads, *blocks), blocks) for blocks in possible_blocks(problem))

@@ -1,4 +1,4 @@
-"""The tasks of the CPU weight gradient by Winograd: the loops over chains, strips, pieces of rows of tiles and planes."""
+"""The tasks of the CPU weight gradient by Winograd: the loops over chains, strips, pieces of rows, and planes."""
 
 from .compilation import inlined
 from .microkernel import VECTORS, multiply_function, panel_rows
@@ -26,19 +26,13 @@ def width_of(left):
     return (left + panels - 1) // panels
 
 
-def block_functions(vector_bytes):
-    """Where a task's block lies: block_of(call, index) and filters_at(call, ...)."""
-
-    @inlined
-    def block_of(call, index):
-        """(group, first channel, channels, first vector of filters, vectors)"""
-        row_task, rest = index % call.row_tasks, index // call.row_tasks
-        vector_task, g = rest % call.vector_tasks, rest // call.vector_tasks
-        row0, vector0 = row_task * call.row_block, vector_task * call.vector_block
-        rows, vectors = min(call.row_block, call.Cg - row0), min(call.vector_block, call.vectors - vector0)
-        return g, row0, rows, vector0, vectors
-
-    return block_of
+@inlined
+def block_of(call, index):
+    """(group, first channel, channels, first vector of filters, vectors)"""
+    row_task, rest = index % call.row_tasks, index // call.row_tasks
+    vector_task, g = rest % call.vector_tasks, rest // call.vector_tasks
+    row0, vector0 = row_task * call.row_block, vector_task * call.vector_block
+    return g, row0, min(call.row_block, call.Cg - row0), vector0, min(call.vector_block, call.vectors - vector0)
 
 
 def strip_functions(dtype_name):
@@ -91,12 +85,11 @@ def strip_functions(dtype_name):
     return copy_inputs, copy_grads
 
 
-def sums_functions(real):
+def sums_functions(t):
     """Numba functions for the sums of a block: (multiply_planes, transform_sums)."""
-    t = Types("float64" if real.__name__ == "float64" else "float32")
     vector_bytes, item, panel, planes = t.W * t.item, t.item, panel_rows(), TILE.planes
-    multiply = multiply_function(real, "row")
-    transform_back = transform_back_function(TILE, real)
+    multiply = multiply_function(t.real, "row")
+    transform_back = transform_back_function(TILE, t.real)
 
     @inlined
     def multiply_planes(call, inputs, grads, sums, rows, vectors, tiles, fresh):
@@ -136,8 +129,8 @@ def build_tasks(dtype_name):
     W, vector_bytes = t.W, t.W * t.item
     read_sums, write_sums = t.read_sums, t.write_sums
     copy_inputs, copy_grads = strip_functions(dtype_name)
-    multiply_planes, transform_sums = sums_functions(t.real)
-    store_panel, block_of = store_function(dtype_name), block_functions(vector_bytes)
+    multiply_planes, transform_sums = sums_functions(t)
+    store_panel = store_function(dtype_name)
 
     @inlined
     def store_block(call, totals, block, spare):

@@ -1,4 +1,4 @@
-"""The transforms of the CPU weight gradient by Winograd, and the copying before them: one lane is one channel or filter.
+"""The transforms of the CPU weight gradient by Winograd, and the copying before them: a lane is a channel or filter.
 
     x, NCHW                 pixels of a vector of channels, zeros around (L1)          a tile's planes
     channel 0: a b c ...    a: channels 0 .. 15 | b: channels 0 .. 15 | c ...          plane 0: channels 0 .. 15
