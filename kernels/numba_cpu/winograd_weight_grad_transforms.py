@@ -15,7 +15,7 @@ from . import tracing
 from .compilation import inlined
 from .microkernel import vector_type
 from .tracing import first_lanes, load, load_lanes, select, store, traced
-from .vectors import broadcast
+from .vectors import broadcast, prefetch
 from .weight_grad_types import Types
 from .winograd_matrices import output_matrix
 from .winograd_transforms import (
@@ -52,15 +52,22 @@ def copy_rows_function(dtype_name):
             write_sums(target + i * vector_bytes, broadcast(V, zero))
 
     @inlined
+    def fetch(address, channel_step):
+        for c in range(W):
+            prefetch(address + c * channel_step)
+
+    @inlined
     def copy_line(target, source, channel_step, pixel_step, channels, pixels):
         """`pixels` neighbouring pixels of up to W channels."""
         if channels == W and channel_step == stored_item:
             for i in range(pixels):
                 write_sums(target + i * vector_bytes, read_vector(source + i * pixel_step))
         elif channels == W and pixel_step == stored_item and pixels >= W:
-            last = pixels - W
+            last, ahead = pixels - W, source + pixels * stored_item
             for i in range(0, last, W):
+                fetch(ahead + i * stored_item, channel_step)
                 copy_square(source + i * stored_item, channel_step, target + i * vector_bytes, vector_bytes)
+            fetch(ahead + last * stored_item, channel_step)
             copy_square(source + last * stored_item, channel_step, target + last * vector_bytes, vector_bytes)
         elif plain and pixel_step == item:
             for i in range(0, pixels, W):
