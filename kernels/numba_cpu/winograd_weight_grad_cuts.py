@@ -33,7 +33,7 @@ CALL_CUT = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in CUTS
 # What a task does, in cycles: fitted to blocks of 32 to 128 channels and filters, from 64 to 512 of 224 x 224 to 7 x 7,
 # on a Zen 5 with AVX-512.
 INPUT_CYCLES, GRAD_CYCLES = 430, 360  # a tile of a vector of channels, or filters: copied and transformed
-SUM_CYCLES = 150  # the sums of a channel and a vector of filters, transformed back
+SUM_CYCLES = 200  # the sums of a channel and a vector of filters, transformed back
 EFFICIENCY = 0.97  # of the core's multiply-adds
 LOADED = 5.0  # what loading and storing a tile of sums adds to a strip, in its steps
 UNEVEN = 0.1  # of a task: what the threads wait for the last one
