@@ -40,6 +40,7 @@ def cut(request, monkeypatch):
     if request.param != "as they are":
         monkeypatch.setattr(target, "cache_bytes", {1: 4 << 10, 2: 40 << 10}.__getitem__)
         monkeypatch.setattr(winograd_weight_grad_chains, "CHAIN", 7)
+        monkeypatch.setattr(winograd_weight_grad_cuts, "MOST_TASKS", 2)  # parts of several chains
         monkeypatch.setattr(winograd_weight_grad_cuts, "STRIP", 3)
         monkeypatch.setattr(winograd_weight_grad_cuts, "PIECE", 2)
     yield
