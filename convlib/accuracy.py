@@ -19,6 +19,7 @@ GROWTH says how much an algorithm multiplies these over plain summation.
 import numpy as np
 
 from .kernels.numba_cpu.winograd_matrices import amplification, summed_at_a_time, tile_of
+from .kernels.numba_cpu.winograd_weight_grad_chains import TILE, chains_of, longest_chain
 
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
 
@@ -45,6 +46,7 @@ GROWTH = {
     "winograd_f4": 8.0,
     "winograd_dilated": 8.0,
     "winograd_batched": 8.0,
+    "winograd_weight_grad": 8.0,
     "winograd_f6": 50.0,
     "fft": 8.0,
     "strassen": 4.0,
@@ -54,13 +56,15 @@ GROWTH = {
 # at a time + number of such sums))), a for the transforms' rounding, b for the sums'. The amplification follows from
 # the points (winograd_matrices.py); a and b, the same for all, are fitted to standard normal data at C = 1 .. 4096 on
 # 24 x 24 maps, plus a fifth; held to by test_winograd.py and, for a GPU's, which sum all channels at a time, by
-# test_winograd_fused.py (F(2, 3)) and _batched.py (F(4, 3)).
+# test_winograd_fused.py (F(2, 3)) and _batched.py (F(4, 3)). The weight gradient sums tiles, not channels,
+# in chains of its own: held to by test_winograd_weight_grad.py.
 WINOGRAD_TILES = {
     "winograd_f2": 2, "winograd_fused": 2, "winograd_f4": 4, "winograd_dilated": 4, "winograd_batched": 4,
     "winograd_f6": 6,
 }  # fmt: skip
 WINOGRAD_NOISE = (2.15, 0.1395)
 SUMMED_AT_ONCE = ("winograd_fused", "winograd_batched")
+BY_WINOGRAD = (*WINOGRAD_TILES, "winograd_weight_grad")
 
 # The Fourier transform's, likewise: b for each channel, whose spectra are summed. Held to by test_fft.py.
 FFT_NOISE = (26.0, 0.15)
@@ -98,7 +102,7 @@ def norm_relative(problem, algorithm: str) -> float:
 def of_sums(problem, algorithm: str) -> float:
     """Its part that `max_error` bounds: of the sums as they are kept, before a 16-bit result is rounded."""
     u = UNIT_ROUNDOFF[problem.accumulate.name]
-    if algorithm in WINOGRAD_TILES:
+    if algorithm in BY_WINOGRAD:
         return u * np.sqrt(winograd_noise(problem, algorithm))
     if algorithm in ("fft", "strassen"):
         transforms, sums = FFT_NOISE if algorithm == "fft" else STRASSEN_NOISE
@@ -109,10 +113,14 @@ def of_sums(problem, algorithm: str) -> float:
 
 def winograd_noise(problem, algorithm) -> float:
     """The mean square of the error over u."""
-    tile, (transforms, sums) = tile_of(WINOGRAD_TILES[algorithm], problem), WINOGRAD_NOISE
-    products = problem.Cg * tile.phases
-    at_a_time = np.inf if algorithm in SUMMED_AT_ONCE else summed_at_a_time(tile)
-    summed = min(products, at_a_time) + products / at_a_time
+    transforms, sums = WINOGRAD_NOISE
+    if algorithm == "winograd_weight_grad":
+        tile, summed = TILE, longest_chain(problem) + chains_of(problem)
+    else:
+        tile = tile_of(WINOGRAD_TILES[algorithm], problem)
+        products = problem.Cg * tile.phases
+        at_a_time = np.inf if algorithm in SUMMED_AT_ONCE else summed_at_a_time(tile)
+        summed = min(products, at_a_time) + products / at_a_time
     return amplification(tile.rows) * amplification(tile.columns) * (transforms + sums * summed)
 
 
@@ -132,13 +140,14 @@ def sums_plainly(algorithm: str) -> bool:
 def elementwise(problem, algorithm: str, magnitude, exact):
     """The largest |y - exact| allowed, element by element.
 
-    magnitude: |x| conv |w| + |bias| + |residual|; exact: the float64 result. Both (N, K, P, Q). Of complex numbers
-    |x| is the sum of its parts' magnitudes, and `problem` the real one of the same sizes.
+    magnitude: |x| conv |w| + |bias| + |residual|; exact: the float64 result. Both (N, K, P, Q), or as the
+    gradient is. Of complex numbers |x| is the sum of its parts' magnitudes, and `problem` the real one of the same
+    sizes.
     """
     u = UNIT_ROUNDOFF[problem.accumulate.name]
     terms = problem.reduction + 4  # bias, residual, and the activation's own two roundings
     gamma = terms * u / (1 - terms * u)
-    if algorithm == "fft" or algorithm in WINOGRAD_TILES:  # rounding errors of a tile's largest outputs reach all
+    if algorithm == "fft" or algorithm in BY_WINOGRAD:  # rounding errors of a tile's largest outputs reach all
         magnitude = magnitude.max(axis=(2, 3), keepdims=True)
     if algorithm == "strassen":  # of other filters' too
         magnitude = magnitude.max(axis=(1, 2, 3), keepdims=True)

@@ -49,6 +49,7 @@ KERNELS: tuple[str, ...] = (
     "numba_cpu.fft",
     "numba_cpu.input_grad",
     "numba_cpu.weight_grad",
+    "numba_cpu.winograd_weight_grad",
     "numba_cuda.direct",
     "numba_cuda.tiled",
     "numba_cuda.im2col",

@@ -94,19 +94,24 @@ def test_refuses_in_words(name, case):
 
 @pytest.mark.parametrize("case", [case for case in TINY + SMALL if not case.residual], ids=str)
 @pytest.mark.parametrize("name", of_pass("weight_grad"))
-def test_weight_grad_equals_the_reference(name, case):
+def test_weight_grad_equals_the_reference_or_refuses(name, case):
     x, w, *_ = arrays_of(case)
-    problem = case.problem()
+    problem = case.problem("weight_grad")
     keywords = {k: v for k, v in case.keywords.items() if k != "activation"}
     grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(x.dtype)
-    out = np.full(w.shape, np.nan).astype(x.dtype)
+    out, order = np.full(w.shape, np.nan).astype(x.dtype), operations.FROM_LAYOUT[problem.layout]
 
+    if dispatch.kernel(name).why_not(problem, device.cpu()):
+        with pytest.raises(convlib.UnsupportedError, match=name):
+            convlib.conv2d_weight_grad(x, grad_y, w.shape, out=out, **keywords, **forced(name))
+        assert np.isnan(out.astype(np.float32)).all(), "a refused call wrote into out"
+        return
     convlib.conv2d_weight_grad(x, grad_y, w.shape, out=out, **keywords, **forced(name))
 
-    order = operations.FROM_LAYOUT[problem.layout]
-    exact = reference.weight_grad(problem, x.transpose(order), grad_y.transpose(order))
+    x, grad_y = x.transpose(order), grad_y.transpose(order)
+    exact, magnitude = reference.weight_grad(problem, x, grad_y), reference.weight_grad(problem, abs(x), abs(grad_y))
     got = operations.weights_view(out, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
-    np.testing.assert_array_equal(got.astype(float), exact.astype(x.dtype).astype(float))
+    assert_near(problem, dispatch.algorithm_of(name), got.astype(np.float64), exact, magnitude)
 
 
 @pytest.mark.parametrize("case", [case for case in TINY + SMALL if not case.residual], ids=str)
@@ -146,12 +151,16 @@ def test_weight_grad_gives_the_same_bits_for_every_number_of_threads(name):
 
 
 def assert_close(case, algorithm, y, x, w, bias, residual):
-    """Within the derived bound of the exact result; and exactly, where every sum of small integers is exact."""
     problem = case.problem()
     exact, magnitude = expected(case, x, w, bias, residual)
     got = y.astype(np.float64)
     if problem.layout == "NHWC":
         got = got.transpose(0, 3, 1, 2)
+    assert_near(problem, algorithm, got, exact, magnitude)
+
+
+def assert_near(problem, algorithm, got, exact, magnitude):
+    """Within the derived bound of the exact result; and exactly, where every sum of small integers is exact."""
     if accuracy.sums_plainly(algorithm) and problem.activation in (None, "relu", "relu6"):
         np.testing.assert_array_equal(got, exact.astype(problem.dtype).astype(np.float64))
     excess = np.abs(got - exact) - accuracy.elementwise(problem, algorithm, magnitude, exact)
