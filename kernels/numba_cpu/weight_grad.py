@@ -45,6 +45,7 @@ import struct
 from functools import lru_cache
 from math import ceil
 
+from . import weight_grad_pixels
 from .call import pack_call, problem_fields
 from .compilation import compiled
 from .microkernel import panel_rows
@@ -62,7 +63,9 @@ def why_not(problem, device):
 
 
 def workspace_bytes(problem, device):
-    return cuts(problem, device.threads)[1]
+    own = cuts(problem, device.threads)[1]
+    few = weight_grad_pixels.serves(problem)
+    return max(own, weight_grad_pixels.workspace_bytes(problem, device.threads)) if few else own
 
 
 def predicted_seconds(problem, device):
@@ -87,6 +90,10 @@ def prepared(problem, threads):
 
 def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):
     """Write the weight gradient into grad_w (K, C/groups, R, S), from x (N, C, H, W) and grad_y (N, K, P, Q)."""
+    if weight_grad_pixels.serves(problem) and weight_grad_pixels.takes(grad_y):
+        fields, loop, tasks = weight_grad_pixels.prepared(problem, device.threads)
+        run_tasks(loop, pack_call(fields, x, grad_w, x, None, grad_y, workspace), tasks, device.threads)
+        return
     mode, fields, loop, tasks, pitch = prepared(problem, device.threads)
     run_q, run_pitch, run_rows = problem.Q, pitch, problem.P
     if run_pitch == run_q and grad_y.strides[2] == problem.Q * grad_y.strides[3]:

@@ -1,0 +1,311 @@
+"""Weight gradient with pixels in the lanes, for groups of 1 to 4 channels, as in first layers: grad_y is read as it lies.
+
+    grad_w[k, d] = sum of all lanes of  sum over vectors m of pixels  grad_y[k, m] * x[m + offset[d]]    d = (c, r, s)
+
+    x rows, all channels ---copy, padded, columns sorted by stride---> rows in cache
+                                                                        |  6 loads: a vector for each d
+    4 filters x 6 taps, a vector of sums each, in registers  <----------+
+      |  4 loads: a vector of each filter's row of grad_y
+
+Why beside weight_grad_tasks.py: there filters are in the lanes and channels in the rows of a tile, so grad_y must be
+transposed, a number for every few multiply-adds where the taps of all channels are 27. Here nothing is transposed, and
+10 loads serve 24 multiply-adds (7 for 12 with 16 registers); the price is that each sum is a vector, whose lanes are
+added at last.
+
+A task owns a block of filters of one group. For every band of rows the rows of x are copied once; then, for every 4
+filters, all taps while their rows of grad_y, some 16 KB, stay in the L1 cache, and the next filters' rows are fetched.
+Sums wait in the workspace between bands. After every 32,768 pixels or so their lanes are added to totals.
+
+Each element's sum is made by one task in the order of images and pixels, whatever the number of threads.
+Source: indirect offsets as in Dukhan, The Indirect Convolution Algorithm, 2019; the blocking of Goto and van de Geijn,
+Anatomy of High-Performance Matrix Multiplication, ACM TOMS 2008.
+"""
+
+import struct
+from functools import lru_cache
+from math import ceil
+
+import numpy as np
+from numba import from_dtype
+from numba.core import types
+
+from . import target
+from .call import CALL_DTYPE, problem_fields
+from .compilation import compiled, inlined
+from .depthwise import panel_row
+from .few_channels import MOST_CHANNELS
+from .sliding_window import as_numbers, lanes_for, panel_filling, real_of, stored_kind, vector_of
+from .threads import lines, task_loop, worker_span
+from .tracing import (
+    I64,
+    Lanes,
+    choose,
+    first_lanes,
+    fma,
+    load,
+    load_lanes,
+    loop,
+    prefetch,
+    store,
+    traced,
+    zeros,
+)
+from .vectors import record_at, sum_lanes
+from .weight_grad_types import Types
+
+TILES = {16: (3, 4), 32: (4, 6)}  # filters and taps of a tile, by registers
+LONE_TILE = (1, 9)  # where a group has one filter
+CHAIN = 32_768  # pixels, about, whose products are added in lanes before these are added up
+UNEVEN = 0.1  # of a task: what the threads wait for the last one
+COPY_CYCLES = 0.25  # for each number of x
+
+GEOMETRY = (
+    "filter_block", "filter_tasks", "band_rows", "bands", "chain_images", "chain_bands", "row_bytes", "phase_bytes",
+    "channel_bytes", "sums_at", "totals_at", "panel_at", "worker_bytes",
+)  # fmt: skip
+CALL_PIXELS = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
+
+
+@lru_cache(maxsize=1024)
+def serves(problem) -> bool:
+    """Is this the faster way, for a grad_y whose rows are contiguous?"""
+    return problem.Cg <= MOST_CHANNELS and lanes_for(problem.dtype.name) <= 2 * problem.Q
+
+
+def takes(grad_y) -> bool:
+    """Do this array's rows lie in memory without gaps between their numbers?"""
+    return grad_y.strides[3] == grad_y.itemsize
+
+
+def tile_of(problem):
+    return LONE_TILE if problem.Kg == 1 else TILES[target.register_count()]
+
+
+def tile_function(dtype_name, filters, taps):
+    """The traced function for `filters` rows of grad_y times `taps` offsets, over some rows of pixels."""
+    V, stored = vector_of(dtype_name), Lanes(stored_kind(dtype_name), lanes_for(dtype_name))
+
+    @traced(types.void)
+    def tile(grad, grad_k, most, grad_p, x, x_p, offsets, rows, Q, sums, fresh, soon):
+        """most: the last filter there is; those behind it are computed as it, and dropped by whoever adds the lanes.
+
+        soon: what is needed next, as far apart as a filter of grad_y: it is fetched.
+        """
+        origins = [x + load(I64, offsets + I64.bytes * d) for d in range(taps)]
+        lines_ = [grad]
+        for i in range(1, filters):
+            lines_.append(choose(most < i, lambda: [lines_[-1]], lambda: [lines_[-1] + grad_k])[0])
+        whole, tail = Q // V.count, Q % V.count
+        mask = first_lanes(stored, tail)
+
+        def add(sums, row, j, read):
+            at, stored_at = row * x_p + j * V.bytes, row * grad_p + j * stored.bytes
+            factors = [as_numbers(read(line + stored_at), dtype_name) for line in lines_]
+            added = []
+            for origin, totals in zip(origins, sums):
+                column = load(V, origin + at)
+                added.append([fma(factor, column, total) for factor, total in zip(factors, totals)])
+            prefetch(soon + stored_at)
+            return added
+
+        def one_row(row, sums):
+            sums = loop(whole, lambda j, sums: add(sums, row, j, lambda at: load(stored, at)), sums)
+            last = lambda: add(sums, row, whole, lambda at: load_lanes(stored, at, mask))  # noqa: E731
+            return choose(tail > 0, last, lambda: sums)
+
+        def begun():
+            return [[load(V, sums + V.bytes * (d * filters + i)) for i in range(filters)] for d in range(taps)]
+
+        start = choose(fresh.differs(0), lambda: [[zeros(V, grad)] * filters] * taps, begun)
+        for d, totals in enumerate(loop(rows, one_row, start)):
+            for i, total in enumerate(totals):
+                store(sums + V.bytes * (d * filters + i), total)
+
+    return tile
+
+
+def build(dtype_name, filters, taps):
+    t = Types(dtype_name)
+    wide, narrow = tile_function(dtype_name, filters, taps), tile_function(dtype_name, filters, taps - 1)
+    fill_columns, _, _, put_number = panel_filling(dtype_name)
+    item, L, vector = t.item, t.W, t.W * t.item
+    read_sum, write, read_sums = t.read_sum, t.write, t.read_sums
+
+    @traced(types.void)
+    def put_offset(address, number):
+        store(address, number)
+
+    @inlined
+    def fill_offsets(call, to):
+        """For every tap, and some more that repeat the first one, to fill the last tile."""
+        for c in range(call.Cg):
+            for r in range(call.R):
+                for s in range(call.S):
+                    column = s * call.dilation_w
+                    place = column % call.stride_w * call.phase_bytes + column // call.stride_w * item
+                    put_offset(to, c * call.channel_bytes + r * call.dilation_h * call.row_bytes + place)
+                    to += 8
+        for i in range(2 * taps):
+            put_offset(to + i * 8, 0)
+
+    @inlined
+    def copy_band(call, panel, x, p0, rows):
+        columns = (call.Q + L - 1) // L * L + (call.S - 1) * call.dilation_w // call.stride_w
+        height = (rows - 1) * call.stride_h + (call.R - 1) * call.dilation_h + 1
+        for c in range(call.Cg):
+            fill_columns(
+                panel + c * call.channel_bytes, call.row_bytes, call.phase_bytes, x + c * call.x_c, call.x_h, call.x_w,
+                call.H, call.W, p0 * call.stride_h - call.top, height, -call.left, columns, call.stride_w,
+            )  # fmt: skip
+
+    @inlined
+    def tile_taps(left):
+        """Taps of the next tile: the wide ones come first, and narrow ones where these fill up better."""
+        tiles = (left + taps - 1) // taps
+        return taps if left > tiles * (taps - 1) else taps - 1
+
+    @inlined
+    def multiply_band(call, panel, offsets, grad, rows, count, sums, fresh, following):
+        """grad: the band's first row of the task's first filter. following: as far behind it the next band begins."""
+        depth = call.Cg * call.R * call.S
+        for k in range(0, count, filters):
+            here, next_k = grad + k * call.residual_k, k + filters
+            soon = grad + next_k * call.residual_k if next_k < count else grad + following
+            d, number = 0, 0
+            while d < depth:
+                width, ahead = tile_taps(depth - d), soon + number % filters * call.residual_k
+                if width == taps:
+                    wide(
+                        here, call.residual_k, count - 1 - k, call.residual_p, panel, call.stride_h * call.row_bytes,
+                        offsets + d * 8, rows, call.Q, sums, fresh, ahead,
+                    )  # fmt: skip
+                else:
+                    narrow(
+                        here, call.residual_k, count - 1 - k, call.residual_p, panel, call.stride_h * call.row_bytes,
+                        offsets + d * 8, rows, call.Q, sums, fresh, ahead,
+                    )  # fmt: skip
+                sums += width * filters * vector
+                d, number = d + width, number + 1
+
+    @inlined
+    def add_lanes(call, sums, totals, count, first):
+        depth = call.Cg * call.R * call.S
+        for k in range(0, count, filters):
+            d = 0
+            while d < depth:
+                width = tile_taps(depth - d)
+                for i in range(min(width, depth - d)):
+                    for f in range(min(filters, count - k)):
+                        to = totals + ((k + f) * depth + d + i) * item
+                        total = sum_lanes(read_sums(sums + (i * filters + f) * vector))
+                        put_number(to, total if first else read_sum(to) + total)
+                sums += width * filters * vector
+                d += width
+
+    @inlined
+    def ends_a_chain(call, n, band):
+        if band + 1 < call.bands:
+            return (band + 1) % call.chain_bands == 0
+        return (n + 1) % call.chain_images == 0 or n == call.N - 1
+
+    @inlined
+    def store_totals(call, totals, grad_w, count):
+        for k in range(count):
+            for c in range(call.Cg):
+                for r in range(call.R):
+                    for s in range(call.S):
+                        write(grad_w + k * call.w_k + c * call.w_c + r * call.w_r + s * call.w_s, read_sum(totals))
+                        totals += item
+
+    def task(call_address, index, worker):
+        call = record_at(CALL_PIXELS, call_address)
+        part, g = index % call.filter_tasks, index // call.filter_tasks
+        k0 = part * call.filter_block
+        count = min(call.filter_block, call.Kg - k0)
+        offsets = call.workspace + worker * call.worker_bytes
+        sums, totals, panel = offsets + call.sums_at, offsets + call.totals_at, offsets + call.panel_at
+        k0 += g * call.Kg
+        fill_offsets(call, offsets)
+        fresh, first = True, True
+        for n in range(call.N):
+            x = call.x + n * call.x_n + g * call.Cg * call.x_c
+            grad = call.residual + n * call.residual_n + k0 * call.residual_k
+            for band in range(call.bands):
+                p0 = band * call.band_rows
+                rows = min(call.band_rows, call.P - p0)
+                copy_band(call, panel, x, p0, rows)
+                following = rows * call.residual_p if band + 1 < call.bands else call.residual_n - p0 * call.residual_p
+                multiply_band(call, panel, offsets, grad + p0 * call.residual_p, rows, count, sums, fresh, following)
+                fresh = ends_a_chain(call, n, band)
+                if fresh:
+                    add_lanes(call, sums, totals, count, first)
+                    first = False
+        store_totals(call, totals, call.w + k0 * call.w_k, count)
+
+    return task_loop(task)
+
+
+# ---- how a problem is cut ----
+
+
+@lru_cache(maxsize=1024)
+def geometry(problem, threads):
+    """The numbers of GEOMETRY, and how many tasks there are."""
+    item, L = problem.accumulate.itemsize, lanes_for(problem.dtype.name)
+    filters, taps = tile_of(problem)
+    depth = problem.Cg * problem.R * problem.S
+    filter_block = filters * tiles_of_a_task(problem, threads)
+    filter_tasks = ceil(problem.Kg / filter_block)
+
+    rows = max(1, min(problem.P, target.cache_bytes(1) // 3 // (filters * problem.Q * problem.dtype.itemsize)))
+    bands = ceil(problem.P / rows)
+    rows = ceil(problem.P / bands)
+    chain_images, chain_bands = chain_of(problem, rows, bands)
+
+    phase_bytes, row_bytes = panel_row(problem, ceil(problem.Q / L) * L, False)
+    height = (rows - 1) * problem.stride[0] + (problem.R - 1) * problem.dilation[0] + 1
+    channel_bytes = height * row_bytes
+    sums_at = lines(8 * (depth + 2 * taps))
+    totals_at = sums_at + filter_block * (depth + taps) * L * item
+    panel_at = totals_at + lines(filter_block * depth * item)
+    worker_bytes = worker_span(panel_at + problem.Cg * channel_bytes + row_bytes)
+    numbers = (
+        filter_block, filter_tasks, rows, bands, chain_images, chain_bands, row_bytes, phase_bytes, channel_bytes,
+        sums_at, totals_at, panel_at, worker_bytes,
+    )  # fmt: skip
+    return numbers, problem.groups * filter_tasks
+
+
+def tiles_of_a_task(problem, threads):
+    """As many tiles of filters as are predicted to be done first: each task copies x for itself."""
+    filters, _ = tile_of(problem)
+    tiles, L = ceil(problem.Kg / filters), lanes_for(problem.dtype.name)
+    multiplied = filters * problem.Cg * problem.R * problem.S * problem.P * ceil(problem.Q / L) / 2
+    copied = COPY_CYCLES * problem.Cg * problem.H * problem.W
+
+    def cycles(block):
+        tasks = problem.groups * ceil(tiles / block)
+        return (ceil(tasks / threads) + UNEVEN) * (block * multiplied + copied)
+
+    return min({ceil(tiles / parts) for parts in range(1, min(tiles, 4 * threads) + 1)}, key=cycles)
+
+
+def chain_of(problem, band_rows, bands):
+    """How many images, or how many bands of one, are added up in lanes; whatever the threads."""
+    pixels = problem.P * problem.Q
+    if pixels <= CHAIN:
+        return CHAIN // pixels, bands
+    return 1, ceil(CHAIN / (band_rows * problem.Q))
+
+
+def workspace_bytes(problem, threads):
+    numbers, _ = geometry(problem, threads)
+    return threads * numbers[-1]
+
+
+@lru_cache(maxsize=1024)
+def prepared(problem, threads):
+    """The record's fixed part, the compiled loop and the number of tasks."""
+    numbers, tasks = geometry(problem, threads)
+    fields = problem_fields(problem) + struct.pack(f"{len(GEOMETRY)}q", *numbers)
+    return fields, compiled(build, problem.dtype.name, *tile_of(problem)), tasks
