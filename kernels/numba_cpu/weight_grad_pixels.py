@@ -35,7 +35,7 @@ from .compilation import compiled, inlined
 from .depthwise import panel_row
 from .few_channels import MOST_CHANNELS
 from .sliding_window import as_numbers, lanes_for, panel_filling, real_of, stored_kind, vector_of
-from .threads import lines, task_loop, worker_span
+from .threads import LINE, lines, task_loop, worker_span
 from .tracing import (
     I64,
     Lanes,
@@ -54,9 +54,10 @@ from .vectors import record_at, sum_lanes
 from .weight_grad_types import Types
 
 TILES = {16: (3, 4), 32: (4, 6)}  # filters and taps of a tile, by registers
-LONE_TILE = (1, 9)  # where a group has one filter
+LONE_TILE = (1, 9)  # where a group has fewer filters than a tile
 CHAIN = 32_768  # pixels, about, whose products are added in lanes before these are added up
 UNEVEN = 0.1  # of a task: what the threads wait for the last one
+GRAD_SHARE, PANEL_SHARE = 1 / 3, 1 / 4  # of the L1 cache for rows of grad_y, of the L2 cache for x
 COPY_CYCLES = 0.25  # for each number of x
 
 GEOMETRY = (
@@ -78,7 +79,8 @@ def takes(grad_y) -> bool:
 
 
 def tile_of(problem):
-    return LONE_TILE if problem.Kg == 1 else TILES[target.register_count()]
+    tile = TILES[target.register_count()]
+    return tile if tile[0] <= problem.Kg else LONE_TILE
 
 
 def tile_function(dtype_name, filters, taps):
@@ -86,21 +88,15 @@ def tile_function(dtype_name, filters, taps):
     V, stored = vector_of(dtype_name), Lanes(stored_kind(dtype_name), lanes_for(dtype_name))
 
     @traced(types.void)
-    def tile(grad, grad_k, most, grad_p, x, x_p, offsets, rows, Q, sums, fresh, soon):
-        """most: the last filter there is; those behind it are computed as it, and dropped by whoever adds the lanes.
-
-        soon: what is needed next, as far apart as a filter of grad_y: it is fetched.
-        """
+    def tile(grad, grad_k, grad_p, x, x_p, offsets, rows, Q, sums, fresh, soon):
+        """soon: what is needed next, rows as far apart as grad_y's: it is fetched."""
         origins = [x + load(I64, offsets + I64.bytes * d) for d in range(taps)]
-        lines_ = [grad]
-        for i in range(1, filters):
-            lines_.append(choose(most < i, lambda: [lines_[-1]], lambda: [lines_[-1] + grad_k])[0])
         whole, tail = Q // V.count, Q % V.count
         mask = first_lanes(stored, tail)
 
         def add(sums, row, j, read):
             at, stored_at = row * x_p + j * V.bytes, row * grad_p + j * stored.bytes
-            factors = [as_numbers(read(line + stored_at), dtype_name) for line in lines_]
+            factors = [as_numbers(read(grad + grad_k * i + stored_at), dtype_name) for i in range(filters)]
             added = []
             for origin, totals in zip(origins, sums):
                 column = load(V, origin + at)
@@ -128,12 +124,16 @@ def build(dtype_name, filters, taps):
     t = Types(dtype_name)
     wide, narrow = tile_function(dtype_name, filters, taps), tile_function(dtype_name, filters, taps - 1)
     fill_columns, _, _, put_number = panel_filling(dtype_name)
-    item, L, vector = t.item, t.W, t.W * t.item
+    V, item, L, vector = vector_of(dtype_name), t.item, t.W, t.W * t.item
     read_sum, write, read_sums = t.read_sum, t.write, t.read_sums
 
     @traced(types.void)
     def put_offset(address, number):
         store(address, number)
+
+    @traced(types.void)
+    def fetch(address, count):
+        loop(count, lambda i: prefetch(address + i * LINE))
 
     @inlined
     def fill_offsets(call, to):
@@ -159,48 +159,69 @@ def build(dtype_name, filters, taps):
             )  # fmt: skip
 
     @inlined
+    def fetch_share(call, x, part, parts):
+        """Some of what the next band adds to the rows of x that this one has read."""
+        count = call.band_rows * call.stride_h * abs(call.x_h) // LINE
+        first, end = count * part // parts, count * (part + 1) // parts
+        for c in range(call.Cg):
+            fetch(x + c * call.x_c + first * LINE, end - first)
+
+    @inlined
     def tile_taps(left):
         """Taps of the next tile: the wide ones come first, and narrow ones where these fill up better."""
         tiles = (left + taps - 1) // taps
         return taps if left > tiles * (taps - 1) else taps - 1
 
     @inlined
-    def multiply_band(call, panel, offsets, grad, rows, count, sums, fresh, following):
-        """grad: the band's first row of the task's first filter. following: as far behind it the next band begins."""
+    def multiply_band(call, panel, offsets, grad, rows, k0, count, sums, fresh, following, x):
+        """grad: the band's first row of filter k0, the task's first. following: as far behind it the next band begins.
+        x: what it adds.
+        """
         depth = call.Cg * call.R * call.S
         for k in range(0, count, filters):
-            here, next_k = grad + k * call.residual_k, k + filters
-            soon = grad + next_k * call.residual_k if next_k < count else grad + following
+            here = grad + first_filter(call, k0, k) * call.residual_k
+            soon = grad + (k + filters) * call.residual_k if k + filters < count else grad + following
+            fetch_share(call, x, k // filters, (count + filters - 1) // filters)
             d, number = 0, 0
             while d < depth:
                 width, ahead = tile_taps(depth - d), soon + number % filters * call.residual_k
                 if width == taps:
                     wide(
-                        here, call.residual_k, count - 1 - k, call.residual_p, panel, call.stride_h * call.row_bytes,
-                        offsets + d * 8, rows, call.Q, sums, fresh, ahead,
+                        here, call.residual_k, call.residual_p, panel, call.stride_h * call.row_bytes, offsets + d * 8,
+                        rows, call.Q, sums, fresh, ahead,
                     )  # fmt: skip
                 else:
                     narrow(
-                        here, call.residual_k, count - 1 - k, call.residual_p, panel, call.stride_h * call.row_bytes,
-                        offsets + d * 8, rows, call.Q, sums, fresh, ahead,
+                        here, call.residual_k, call.residual_p, panel, call.stride_h * call.row_bytes, offsets + d * 8,
+                        rows, call.Q, sums, fresh, ahead,
                     )  # fmt: skip
                 sums += width * filters * vector
                 d, number = d + width, number + 1
 
     @inlined
-    def add_lanes(call, sums, totals, count, first):
+    def first_filter(call, k0, k):
+        """Of the tile for filter k0 + k, counted from k0: the last tile ends with the group."""
+        return min(k, call.Kg - filters - k0)
+
+    @inlined
+    def add_lanes(call, sums, totals, k0, count, first):
         depth = call.Cg * call.R * call.S
         for k in range(0, count, filters):
-            d = 0
+            begin, d = first_filter(call, k0, k), 0
             while d < depth:
                 width = tile_taps(depth - d)
                 for i in range(min(width, depth - d)):
-                    for f in range(min(filters, count - k)):
-                        to = totals + ((k + f) * depth + d + i) * item
-                        total = sum_lanes(read_sums(sums + (i * filters + f) * vector))
+                    for f in range(k, min(k + filters, count)):
+                        to = totals + (f * depth + d + i) * item
+                        total = sum_lanes(read_sums(sums + (i * filters + f - begin) * vector))
                         put_number(to, total if first else read_sum(to) + total)
                 sums += width * filters * vector
                 d += width
+
+    @inlined
+    def behind_band(call, p):
+        """The first row of x that outputs before row p do not read."""
+        return (p - 1) * call.stride_h - call.top + (call.R - 1) * call.dilation_h + 1
 
     @inlined
     def ends_a_chain(call, n, band):
@@ -224,23 +245,25 @@ def build(dtype_name, filters, taps):
         count = min(call.filter_block, call.Kg - k0)
         offsets = call.workspace + worker * call.worker_bytes
         sums, totals, panel = offsets + call.sums_at, offsets + call.totals_at, offsets + call.panel_at
-        k0 += g * call.Kg
         fill_offsets(call, offsets)
         fresh, first = True, True
         for n in range(call.N):
             x = call.x + n * call.x_n + g * call.Cg * call.x_c
-            grad = call.residual + n * call.residual_n + k0 * call.residual_k
+            grad = call.residual + n * call.residual_n + (g * call.Kg + k0) * call.residual_k
             for band in range(call.bands):
                 p0 = band * call.band_rows
                 rows = min(call.band_rows, call.P - p0)
                 copy_band(call, panel, x, p0, rows)
-                following = rows * call.residual_p if band + 1 < call.bands else call.residual_n - p0 * call.residual_p
-                multiply_band(call, panel, offsets, grad + p0 * call.residual_p, rows, count, sums, fresh, following)
+                following, more = rows * call.residual_p, behind_band(call, p0 + rows) * call.x_h
+                if band + 1 == call.bands:
+                    following, more = call.residual_n - p0 * call.residual_p, call.x_n
+                here = grad + p0 * call.residual_p
+                multiply_band(call, panel, offsets, here, rows, k0, count, sums, fresh, following, x + more)
                 fresh = ends_a_chain(call, n, band)
                 if fresh:
-                    add_lanes(call, sums, totals, count, first)
+                    add_lanes(call, sums, totals, k0, count, first)
                     first = False
-        store_totals(call, totals, call.w + k0 * call.w_k, count)
+        store_totals(call, totals, call.w + (g * call.Kg + k0) * call.w_k, count)
 
     return task_loop(task)
 
@@ -257,16 +280,13 @@ def geometry(problem, threads):
     filter_block = filters * tiles_of_a_task(problem, threads)
     filter_tasks = ceil(problem.Kg / filter_block)
 
-    rows = max(1, min(problem.P, target.cache_bytes(1) // 3 // (filters * problem.Q * problem.dtype.itemsize)))
-    bands = ceil(problem.P / rows)
-    rows = ceil(problem.P / bands)
-    chain_images, chain_bands = chain_of(problem, rows, bands)
-
     phase_bytes, row_bytes = panel_row(problem, ceil(problem.Q / L) * L, False)
-    height = (rows - 1) * problem.stride[0] + (problem.R - 1) * problem.dilation[0] + 1
-    channel_bytes = height * row_bytes
+    rows = rows_of_a_band(problem, filters, row_bytes)
+    bands = ceil(problem.P / rows)
+    chain_images, chain_bands = chain_of(problem, rows, bands)
+    channel_bytes = rows_read(problem, rows) * row_bytes
     sums_at = lines(8 * (depth + 2 * taps))
-    totals_at = sums_at + filter_block * (depth + taps) * L * item
+    totals_at = sums_at + (filter_block + filters) * (depth + taps) * L * item
     panel_at = totals_at + lines(filter_block * depth * item)
     worker_bytes = worker_span(panel_at + problem.Cg * channel_bytes + row_bytes)
     numbers = (
@@ -274,6 +294,20 @@ def geometry(problem, threads):
         sums_at, totals_at, panel_at, worker_bytes,
     )  # fmt: skip
     return numbers, problem.groups * filter_tasks
+
+
+def rows_read(problem, rows):
+    """How many rows of x that many rows of outputs read."""
+    return (rows - 1) * problem.stride[0] + (problem.R - 1) * problem.dilation[0] + 1
+
+
+def rows_of_a_band(problem, filters, row_bytes):
+    """As many as let a tile's rows of grad_y fit the L1 cache, and the rows of x a part of the L2 cache."""
+    rows = int(target.cache_bytes(1) * GRAD_SHARE) // (filters * problem.Q * problem.dtype.itemsize)
+    rows = max(1, min(rows, problem.P))
+    while rows > 1 and rows_read(problem, rows) * row_bytes * problem.Cg > target.cache_bytes(2) * PANEL_SHARE:
+        rows -= 1
+    return ceil(problem.P / ceil(problem.P / rows))
 
 
 def tiles_of_a_task(problem, threads):
