@@ -62,7 +62,7 @@ COPY_CYCLES = 0.25  # for each number of x
 
 GEOMETRY = (
     "filter_block", "filter_tasks", "band_rows", "bands", "chain_images", "chain_bands", "row_bytes", "phase_bytes",
-    "channel_bytes", "sums_at", "totals_at", "panel_at", "worker_bytes",
+    "channel_bytes", "sums_at", "totals_at", "packed_at", "panel_at", "worker_bytes",
 )  # fmt: skip
 CALL_PIXELS = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
 
@@ -83,31 +83,46 @@ def tile_of(problem):
     return tile if tile[0] <= problem.Kg else LONE_TILE
 
 
-def tile_function(dtype_name, filters, taps):
-    """The traced function for `filters` rows of grad_y times `taps` offsets, over some rows of pixels."""
+def tile_function(dtype_name, filters, taps, first):
+    """The traced function for `filters` rows of grad_y times `taps` offsets, over some rows of pixels.
+
+    first: it reads grad_y and leaves what it read in `packed`, where others find it: rows of vectors, of each those of
+    all filters side by side, with zeros behind the last pixel.
+    """
     V, stored = vector_of(dtype_name), Lanes(stored_kind(dtype_name), lanes_for(dtype_name))
 
     @traced(types.void)
-    def tile(grad, grad_k, grad_p, x, x_p, offsets, rows, Q, sums, fresh, soon):
+    def tile(grad, grad_k, grad_p, packed, x, x_p, offsets, rows, Q, sums, fresh, soon):
         """soon: what is needed next, rows as far apart as grad_y's: it is fetched."""
         origins = [x + load(I64, offsets + I64.bytes * d) for d in range(taps)]
-        whole, tail = Q // V.count, Q % V.count
-        mask = first_lanes(stored, tail)
+        vectors = (Q + V.count - 1) // V.count
+        packed_row = vectors * (filters * V.bytes)
+        mask = first_lanes(stored, Q - (vectors - 1) * V.count)
 
-        def add(sums, row, j, read):
-            at, stored_at = row * x_p + j * V.bytes, row * grad_p + j * stored.bytes
-            factors = [as_numbers(read(grad + grad_k * i + stored_at), dtype_name) for i in range(filters)]
+        def read(row, j, is_last):
+            here = grad + row * grad_p + j * stored.bytes
+            if is_last:
+                return [load_lanes(stored, here + grad_k * i, mask) for i in range(filters)]
+            return [load(stored, here + grad_k * i) for i in range(filters)]
+
+        def add(sums, row, j, is_last=False):
+            there = packed + row * packed_row + j * (filters * V.bytes)
+            if first:
+                factors = [as_numbers(raw, dtype_name) for raw in read(row, j, is_last)]
+                for i, factor in enumerate(factors):
+                    store(there + V.bytes * i, factor)
+            else:
+                factors = [load(V, there + V.bytes * i) for i in range(filters)]
             added = []
             for origin, totals in zip(origins, sums):
-                column = load(V, origin + at)
+                column = load(V, origin + (row * x_p + j * V.bytes))
                 added.append([fma(factor, column, total) for factor, total in zip(factors, totals)])
-            prefetch(soon + stored_at)
+            prefetch(soon + (row * grad_p + j * stored.bytes))
             return added
 
         def one_row(row, sums):
-            sums = loop(whole, lambda j, sums: add(sums, row, j, lambda at: load(stored, at)), sums)
-            last = lambda: add(sums, row, whole, lambda at: load_lanes(stored, at, mask))  # noqa: E731
-            return choose(tail > 0, last, lambda: sums)
+            sums = loop(vectors - 1 if first else vectors, lambda j, sums: add(sums, row, j), sums)
+            return add(sums, row, vectors - 1, is_last=True) if first else sums
 
         def begun():
             return [[load(V, sums + V.bytes * (d * filters + i)) for i in range(filters)] for d in range(taps)]
@@ -122,7 +137,8 @@ def tile_function(dtype_name, filters, taps):
 
 def build(dtype_name, filters, taps):
     t = Types(dtype_name)
-    wide, narrow = tile_function(dtype_name, filters, taps), tile_function(dtype_name, filters, taps - 1)
+    first_wide, first_narrow = (tile_function(dtype_name, filters, n, True) for n in (taps, taps - 1))
+    wide, narrow = (tile_function(dtype_name, filters, n, False) for n in (taps, taps - 1))
     fill_columns, _, _, put_number = panel_filling(dtype_name)
     V, item, L, vector = vector_of(dtype_name), t.item, t.W, t.W * t.item
     read_sum, write, read_sums = t.read_sum, t.write, t.read_sums
@@ -173,11 +189,12 @@ def build(dtype_name, filters, taps):
         return taps if left > tiles * (taps - 1) else taps - 1
 
     @inlined
-    def multiply_band(call, panel, offsets, grad, rows, k0, count, sums, fresh, following, x):
+    def multiply_band(call, offsets, grad, rows, k0, count, sums, fresh, following, x):
         """grad: the band's first row of filter k0, the task's first. following: as far behind it the next band begins.
         x: what it adds.
         """
-        depth = call.Cg * call.R * call.S
+        depth, x_p = call.Cg * call.R * call.S, call.stride_h * call.row_bytes
+        panel, packed = offsets + call.panel_at, offsets + call.packed_at
         for k in range(0, count, filters):
             here = grad + first_filter(call, k0, k) * call.residual_k
             soon = grad + (k + filters) * call.residual_k if k + filters < count else grad + following
@@ -185,15 +202,25 @@ def build(dtype_name, filters, taps):
             d, number = 0, 0
             while d < depth:
                 width, ahead = tile_taps(depth - d), soon + number % filters * call.residual_k
-                if width == taps:
+                if d == 0 and width == taps:
+                    first_wide(
+                        here, call.residual_k, call.residual_p, packed, panel, x_p, offsets + d * 8, rows, call.Q, sums,
+                        fresh, ahead,
+                    )  # fmt: skip
+                elif d == 0:
+                    first_narrow(
+                        here, call.residual_k, call.residual_p, packed, panel, x_p, offsets + d * 8, rows, call.Q, sums,
+                        fresh, ahead,
+                    )  # fmt: skip
+                elif width == taps:
                     wide(
-                        here, call.residual_k, call.residual_p, panel, call.stride_h * call.row_bytes, offsets + d * 8,
-                        rows, call.Q, sums, fresh, ahead,
+                        here, call.residual_k, call.residual_p, packed, panel, x_p, offsets + d * 8, rows, call.Q, sums,
+                        fresh, ahead,
                     )  # fmt: skip
                 else:
                     narrow(
-                        here, call.residual_k, call.residual_p, panel, call.stride_h * call.row_bytes, offsets + d * 8,
-                        rows, call.Q, sums, fresh, ahead,
+                        here, call.residual_k, call.residual_p, packed, panel, x_p, offsets + d * 8, rows, call.Q, sums,
+                        fresh, ahead,
                     )  # fmt: skip
                 sums += width * filters * vector
                 d, number = d + width, number + 1
@@ -258,7 +285,7 @@ def build(dtype_name, filters, taps):
                 if band + 1 == call.bands:
                     following, more = call.residual_n - p0 * call.residual_p, call.x_n
                 here = grad + p0 * call.residual_p
-                multiply_band(call, panel, offsets, here, rows, k0, count, sums, fresh, following, x + more)
+                multiply_band(call, offsets, here, rows, k0, count, sums, fresh, following, x + more)
                 fresh = ends_a_chain(call, n, band)
                 if fresh:
                     add_lanes(call, sums, totals, k0, count, first)
@@ -287,11 +314,12 @@ def geometry(problem, threads):
     channel_bytes = rows_read(problem, rows) * row_bytes
     sums_at = lines(8 * (depth + 2 * taps))
     totals_at = sums_at + (filter_block + filters) * (depth + taps) * L * item
-    panel_at = totals_at + lines(filter_block * depth * item)
+    packed_at = totals_at + lines(filter_block * depth * item)
+    panel_at = packed_at + filters * rows * ceil(problem.Q / L) * L * item
     worker_bytes = worker_span(panel_at + problem.Cg * channel_bytes + row_bytes)
     numbers = (
         filter_block, filter_tasks, rows, bands, chain_images, chain_bands, row_bytes, phase_bytes, channel_bytes,
-        sums_at, totals_at, panel_at, worker_bytes,
+        sums_at, totals_at, packed_at, panel_at, worker_bytes,
     )  # fmt: skip
     return numbers, problem.groups * filter_tasks
 
