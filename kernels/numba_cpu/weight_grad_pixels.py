@@ -177,7 +177,7 @@ def build(dtype_name, filters, taps):
     @inlined
     def fetch_share(call, x, part, parts):
         """Some of what the next band adds to the rows of x that this one has read."""
-        count = call.band_rows * call.stride_h * abs(call.x_h) // LINE
+        count = call.band_rows * call.stride_h * min(abs(call.x_h), call.W * abs(call.x_w)) // LINE
         first, end = count * part // parts, count * (part + 1) // parts
         for c in range(call.Cg):
             fetch(x + c * call.x_c + first * LINE, end - first)
