@@ -52,7 +52,7 @@ def integers(shape, seed):
 
 
 def operands(name):
-    """The problem, x and grad_y; small integers. What "windows" is for has a grad_y whose columns are not neighbours."""
+    """The problem, x and grad_y; small integers. For "windows" columns of grad_y are no neighbours."""
     x, w, keywords, way = PROBLEMS[name]
     problem = make_problem(x, w, "float32", pass_="weight_grad", **keywords)
     x, grad_y = integers(x, 0), integers(problem.y_shape, 1)
@@ -106,7 +106,9 @@ def small_caches(monkeypatch):
 def test_slabs_and_chunks_change_nothing(name, small_caches):
     problem, x, grad_y = operands(name)
     if way_of(problem, x, grad_y) == "pixels":
-        assert dict(zip(weight_grad_pixels.GEOMETRY, weight_grad_pixels.geometry(problem, 2)[0], strict=True))["bands"] > 1
+        assert (
+            dict(zip(weight_grad_pixels.GEOMETRY, weight_grad_pixels.geometry(problem, 2)[0], strict=True))["bands"] > 1
+        )
     else:
         cut = dict(zip(weight_grad.CUTS, weight_grad.cuts(problem, 2)[0], strict=True))
         assert cut["slab"] < problem.P or cut["chunk"] < cut["batch"] * cut["slab"] * cut["pitch"]
