@@ -28,7 +28,7 @@ How x is copied makes the shift of a tap one constant, whatever the pixel: no te
               sums, 24 vectors, would otherwise wait after every 49 pixels.
     in place  stride 1, no padding, and rows that lie one after the other: x is its own copy.
 
-Groups of 1 to 4 channels, as first layers and depthwise ones have, need none of this where grad_y's rows are contiguous:
+Groups of 1 to 4 channels, as first and depthwise layers have, need none of this where grad_y's rows are contiguous:
 weight_grad_pixels.py has the pixels in the lanes.
 
 The multiplied zeros are also why an infinity in x may make NaN in other taps of its channel than those that read it.

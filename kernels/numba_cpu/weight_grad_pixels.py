@@ -20,7 +20,7 @@ between bands; after every 32,768 pixels or so their lanes are added to totals.
 Each element's sum is made by one task in the order of images and pixels, whatever the number of threads or tasks. The
 last tile of filters ends with the group: what it has in common with the one before is dropped.
 
-Measured on two Zen 5 cores, eight images, with AVX-512: 3 channels of 224 x 224 to 64 filters under 3 x 3 3.8 ms (before
+Measured on two Zen 5 cores, 8 images, with AVX-512: 3 channels of 224 x 224 to 64 filters under 3 x 3 3.8 ms (before
 7.4; reading 103 MB of grad_y takes 1.4, multiplying 2.6), under 7 x 7 with stride 2 4.7 (before 6.4); a depthwise layer
 of 64 channels of 56 x 56 0.34 (before 4.6). With AVX2 5.9 and 7.9, before 10.8 and 10.6. What taught most:
 - Loads that cross a cache line are what limits: NumPy's arrays begin 16 bytes behind a line's beginning, and with
@@ -46,7 +46,7 @@ from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled, inlined
 from .depthwise import panel_row
 from .few_channels import MOST_CHANNELS
-from .sliding_window import as_numbers, lanes_for, panel_filling, real_of, stored_kind, vector_of
+from .sliding_window import as_numbers, lanes_for, panel_filling, stored_kind, vector_of
 from .threads import LINE, lines, task_loop, worker_span
 from .tracing import (
     I64,
