@@ -1,4 +1,5 @@
-"""Convolution of 1 to 4 input channels, as in first layers: the micro-kernel reads padded rows, no panels are made.
+"""Convolution of 1 to 4 input channels, as in first layers, or of many channels to 1 to 4 filters, as in last ones and
+the input gradient of first ones: the micro-kernel reads padded rows, no panels are made.
 
     x rows, all channels ---copy, padded, columns sorted by stride---> rows in cache
                                                                         |  one load for each depth d = (c, r, s),
@@ -10,9 +11,14 @@ where bands of rows overlap. The price is one more load a step, of the offset, w
 
 The last tile of a row starts early enough to end with the row: some outputs are computed twice, alike.
 
+1 to 4 filters, to which blocked.py gives tiles of 8, have tiles of their own with 32 registers: 3 filters x 8 vectors,
+or x 7 where a row is 14 vectors. Rows of all channels are copied, which the few filters hardly repay, but copying each
+number once for every tap is worse. With 16 registers, where blocked.py's tile has 4 filters, it was slower.
+
 Measured on two Zen 5 cores with AVX-512, beside panels: 3 channels of 224 x 224 under 7 x 7 with stride 2 507
 GFLOP/s, 1.27 times as fast; 3 x 3 with stride 2 1.32, with stride 1 1.13 (12.8 MB of outputs); 1 channel of 512 x 512
-under 5 x 5 2.2. Of MobileNetV2's first layer, 3 x 3 with stride 2 and 32 filters, copying rows is an eighth.
+under 5 x 5 2.2. 64 channels of 224 x 224 to 3 filters under 3 x 3, eight images: 9 ms instead of 17, of which copying
+rows is 5.5. Of MobileNetV2's first layer, 3 x 3 with stride 2 and 32 filters, copying rows is an eighth.
 Source: indirect offsets as in Dukhan, The Indirect Convolution Algorithm, 2019.
 """
 
@@ -37,6 +43,7 @@ from .vectors import lanes, record_at
 from .weight_rows import padded_filters
 
 MOST_CHANNELS = 4
+WIDEST = {16: {}, 32: {1: 12, 2: 10, 3: 8, 4: 6}}  # vectors of a tile of few filters, by registers
 TASKS_PER_THREAD = 8
 CYCLES_PER_TASK = 6_000  # at least, or setting up takes longer
 
@@ -50,7 +57,28 @@ CALL_FEW = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOM
 @lru_cache(maxsize=1024)
 def serves(problem) -> bool:
     """Is this the faster way, for outputs whose rows are contiguous?"""
-    return problem.Cg <= MOST_CHANNELS and problem.layout == "NCHW" and lanes(problem.accumulate) <= problem.Q
+    few = problem.Cg <= MOST_CHANNELS or has_few_filters(problem)
+    return few and problem.layout == "NCHW" and lanes(problem.accumulate) <= problem.Q
+
+
+@lru_cache(maxsize=1024)
+def has_few_filters(problem) -> bool:
+    """Would tiles of 8 filters be half empty, and do the rows that some rows of outputs read fit the L2 cache?"""
+    few = problem.Kg in WIDEST[target.register_count()] and problem.Cg > MOST_CHANNELS and problem.R * problem.S > 1
+    return few and rows_that_fit(problem) >= halo_of(problem)
+
+
+def tile_of(problem):
+    """Filters and vectors of a tile that all filters share, whatever their number; (0, 0) where there are enough.
+
+    Of the widths that keep enough sums in registers that one whose tiles, the last of which ends with the row,
+    compute the least twice.
+    """
+    if not has_few_filters(problem):
+        return 0, 0
+    vectors, most = -(-problem.Q // lanes(problem.accumulate)), WIDEST[target.register_count()][problem.Kg]
+    most = min(most, problem.Q // lanes(problem.accumulate))
+    return problem.Kg, min(range(most, (most + 1) // 2 - 1, -1), key=lambda width: -(-vectors // width) * width)
 
 
 def takes(y, residual) -> bool:
@@ -115,10 +143,12 @@ def tile_function(dtype_name, rows, vectors):
     return tile
 
 
-def build(dtype_name):
+def build(dtype_name, rows, width):
+    """rows, width: tile_of(problem)."""
     W, padding = lanes_for(dtype_name), padded_filters(1)
-    one_rows, two_rows, three_rows = (tile_rows(vectors) for vectors in (1, 2, 3))
-    one, two, three = (tile_function(dtype_name, tile_rows(vectors), vectors) for vectors in (1, 2, 3))
+    one_rows, two_rows, three_rows = (rows or tile_rows(vectors) for vectors in (1, 2, 3))
+    one, two, three = (tile_function(dtype_name, rows or tile_rows(v), width or v) for v in (1, 2, 3))
+    is_few = width > 0
     fill_columns, _, number_at, put_number = panel_filling(dtype_name)
     real = real_of(dtype_name)
     item, stored_item = real.bitwidth // 8, Lanes(stored_kind(dtype_name)).item_bytes
@@ -146,6 +176,8 @@ def build(dtype_name):
     @inlined
     def tile_vectors(first, count, Q):
         """Of the next tile: 3, but 2 and 2 rather than 3 and 1, and no more than a row holds."""
+        if is_few:
+            return width
         left = count - first
         vectors = 2 if left == 4 else min(left, VECTORS)
         return min(vectors, Q // W)
@@ -189,7 +221,7 @@ def build(dtype_name):
                     a, to = w + f * w_row, y + f * call.y_k + q * stored_item
                     more = residual + f * call.residual_k + q * stored_item
                     here, left, bias = x + q * item, call.Kg - f, biases + f * item
-                    if vectors == 3:
+                    if is_few or vectors == 3:
                         three(
                             a, w_row, item, offsets, depth, here, to, call.y_k, more, call.residual_k,
                             call.has_residual, left, bias, scratch, kind, call.low, call.high, call.slope,
@@ -211,13 +243,25 @@ def build(dtype_name):
 # ---- how a problem is cut ----
 
 
+def halo_of(problem):
+    """How many rows of x a row of outputs reads, from the first to the last."""
+    return (problem.R - 1) * problem.dilation[0] + 1
+
+
+def rows_that_fit(problem):
+    """How many rows of outputs read no more of x than half of the L2 cache holds, or more where channels are many."""
+    _, row_bytes = panel_row(problem, problem.Q, False)
+    room = target.cache_bytes(2) // 2 if problem.Cg <= MOST_CHANNELS else target.cache_bytes(2) * 3 // 4
+    return (room // (row_bytes * problem.Cg) - halo_of(problem)) // problem.stride[0]
+
+
 @lru_cache(maxsize=1024)
 def geometry(problem, threads):
     """The numbers of GEOMETRY, and how many tasks there are."""
     item, maps = problem.accumulate.itemsize, problem.N * problem.groups
     phase_bytes, row_bytes = panel_row(problem, problem.Q, False)
-    halo = (problem.R - 1) * problem.dilation[0] + 1
-    most = max((target.cache_bytes(2) // 2 // (row_bytes * problem.Cg) - halo) // problem.stride[0], 1)
+    halo = halo_of(problem)
+    most = max(rows_that_fit(problem), 1)
     wanted = -(-TASKS_PER_THREAD * threads // maps) if threads > 1 else 1
     bands = min(max(-(-problem.P // most), min(wanted, ceil(cycles(problem) / CYCLES_PER_TASK))), problem.P)
     channel_bytes = ((-(-problem.P // bands) - 1) * problem.stride[0] + halo) * row_bytes
@@ -242,13 +286,15 @@ def prepared(problem, threads):
     """The record's fixed part, the compiled loop and the number of tasks."""
     numbers, tasks = geometry(problem, threads)
     fields = problem_fields(problem) + struct.pack(f"{len(GEOMETRY)}q", *numbers)
-    return fields, compiled(build, problem.dtype.name), tasks
+    return fields, compiled(build, problem.dtype.name, *tile_of(problem)), tasks
 
 
 def cycles(problem) -> float:
     """Of one group's product: the multiply-adds, copying rows, and a tile's beginning and end."""
-    pixels, filters = problem.P * problem.Q, -(-problem.Kg // panel_rows()) * panel_rows()
+    pixels = problem.P * problem.Q
+    filters = problem.Kg if has_few_filters(problem) else -(-problem.Kg // panel_rows()) * panel_rows()
     W = lanes(problem.accumulate)
     columns = -(-problem.Q // W) * W
     multiply = multiply_cycles(filters, columns, problem.reduction, problem.accumulate) * problem.P
-    return multiply + 1.0 * problem.Cg * problem.H * problem.W + 0.25 * problem.Kg * pixels
+    copy = 1.5 if has_few_filters(problem) else 1.0  # of many channels each row comes from another place
+    return multiply + copy * problem.Cg * problem.H * problem.W + 0.25 * problem.Kg * pixels

@@ -9,7 +9,7 @@ import pytest
 import convlib
 from convlib.device import Device
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import blocked, blocked_by_filters, few_channels_last
+from convlib.kernels.numba_cpu import blocked, blocked_by_filters, few_channels, few_channels_last
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
@@ -78,6 +78,29 @@ def test_images_that_are_slices_are_read_too(name):
     wider[..., 2:-3] = x
     exact = reference.conv2d(problem, x, w, None, None)
     np.testing.assert_array_equal(result(blocked, problem, wider[..., 2:-3], w, 2, packed=True), exact)
+
+
+# one tile, several of which the last begins within the one before, and a stride
+FEW_FILTERS = {
+    "one": ((2, 9, 6, 40), (1, 9, 3, 3), {"padding": 1}),
+    "three": ((1, 20, 33, 230), (3, 20, 3, 3), {"padding": 1}),
+    "four in each group, stride 2": ((1, 12, 17, 75), (8, 6, 5, 2), {"groups": 2, "stride": 2, "padding": (2, 1)}),
+}
+
+
+@pytest.mark.parametrize("name", FEW_FILTERS)
+def test_few_filters_have_tiles_of_their_own(name, monkeypatch):
+    monkeypatch.setitem(few_channels.WIDEST, 16, few_channels.WIDEST[32])  # everywhere, also where it is not faster
+    for cached in (few_channels.serves, few_channels.has_few_filters):
+        cached.cache_clear()
+    x_shape, w_shape, keywords = FEW_FILTERS[name]
+    random = np.random.default_rng(0)
+    x, w = (random.integers(-3, 4, shape).astype(np.float32) for shape in (x_shape, w_shape))
+    problem = make_problem(x_shape, w_shape, x.dtype, **keywords)
+    assert few_channels.tile_of(problem)[0] == problem.Kg
+    exact = reference.conv2d(problem, x, w, None, None)
+    for threads in (1, 3):
+        np.testing.assert_array_equal(result(blocked, problem, x, w, threads, packed=True), exact)
 
 
 def test_other_weights_are_packed():

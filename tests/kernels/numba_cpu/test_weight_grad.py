@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import cases, gate
 from convlib.device import Device
-from convlib.kernels.numba_cpu import target, weight_grad, weight_grad_cuts
+from convlib.kernels.numba_cpu import target, weight_grad, weight_grad_cuts, weight_grad_pixels
 from convlib.problem import make_problem
 
 from .guarded_pages import before_a_guard
@@ -30,6 +30,9 @@ PROBLEMS = {
     "3x3 on one small map": ((1, 16, 7, 7), (70, 16, 3, 3), {"padding": 1}, "columns"),
     "small maps and groups": ((3, 32, 5, 6), (70, 16, 3, 2), {"padding": ((2, 0), (1, 1)), "groups": 2}, "batched"),
     "few channels": ((2, 3, 19, 23), (20, 3, 5, 3), {"padding": ((0, 3), (2, 1)), "stride": (1, 2)}, "windows"),
+    "first layer": ((2, 3, 25, 37), (22, 3, 7, 7), {"padding": 3, "stride": 2}, "pixels"),
+    "one channel": ((3, 1, 9, 42), (6, 1, 3, 4), {"padding": ((0, 3), (2, 1))}, "pixels"),
+    "few channels, dilated": ((2, 8, 15, 50), (18, 4, 2, 3), {"groups": 2, "dilation": (2, 3), "stride": 3}, "pixels"),
     "1x1, stride 2": ((2, 16, 15, 63), (20, 16, 1, 1), {"stride": 2}, "shifted"),
     "3x3, stride 2": ((2, 16, 13, 65), (20, 16, 3, 3), {"stride": 2, "padding": 1}, "shifted"),
     "3x3, stride 2, narrow": ((2, 16, 18, 18), (70, 16, 3, 3), {"stride": 2, "padding": 1}, "columns"),
@@ -38,13 +41,29 @@ PROBLEMS = {
     "stride 3, small": ((9, 16, 14, 14), (70, 16, 3, 3), {"stride": 3, "padding": 1}, "batched"),
     "3x3, stride 3, dilation 2": ((2, 16, 19, 70), (20, 16, 3, 3), {"stride": 3, "dilation": 2}, "shifted"),
     "groups": ((2, 24, 9, 50), (40, 12, 3, 3), {"groups": 2, "padding": 1}, "shifted"),
-    "depthwise": ((2, 6, 9, 20), (6, 1, 3, 3), {"groups": 6, "padding": 1}, "windows"),
+    "depthwise": ((2, 6, 21, 20), (6, 1, 3, 3), {"groups": 6, "padding": 1}, "pixels"),
+    "depthwise, scattered": ((2, 6, 9, 20), (6, 1, 3, 3), {"groups": 6, "padding": 1}, "windows"),
     "large": ((1, 160, 70, 90), (24, 160, 3, 3), {"padding": 1}, "shifted"),
 }
 
 
 def integers(shape, seed):
     return np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
+
+
+def operands(name):
+    """The problem, x and grad_y; small integers. For "windows" columns of grad_y are no neighbours."""
+    x, w, keywords, way = PROBLEMS[name]
+    problem = make_problem(x, w, "float32", pass_="weight_grad", **keywords)
+    x, grad_y = integers(x, 0), integers(problem.y_shape, 1)
+    return problem, x, np.asfortranarray(grad_y) if way == "windows" else grad_y
+
+
+def way_of(problem, x, grad_y):
+    if weight_grad_pixels.serves(problem) and weight_grad_pixels.takes(grad_y):
+        return "pixels"
+    mode = weight_grad.mode_of(problem)
+    return "in place" if weight_grad.lies_in_place(problem, mode, x) else MODES[mode]
 
 
 def computed(problem, x, grad_y, threads=2):
@@ -62,31 +81,37 @@ def exact(problem, x, grad_y):
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_every_way_is_taken_and_exact(name, threads):
-    x, w, keywords, way = PROBLEMS[name]
-    problem = make_problem(x, w, "float32", pass_="weight_grad", **keywords)
-    x, grad_y = integers(x, 0), integers(problem.y_shape, 1)
-    mode = weight_grad.mode_of(problem)
-    assert ("in place" if weight_grad.lies_in_place(problem, mode, x) else MODES[mode]) == way
+    problem, x, grad_y = operands(name)
+    assert way_of(problem, x, grad_y) == PROBLEMS[name][-1]
     np.testing.assert_array_equal(computed(problem, x, grad_y, threads), exact(problem, x, grad_y))
+
+
+def forget():
+    for module in (weight_grad, weight_grad_pixels):
+        module.prepared.cache_clear()
+    weight_grad.cuts.cache_clear()
+    weight_grad_pixels.geometry.cache_clear()
 
 
 @pytest.fixture
 def small_caches(monkeypatch):
-    for cached in (weight_grad.cuts, weight_grad.prepared):
-        cached.cache_clear()
+    forget()
     monkeypatch.setattr(target, "cache_bytes", {1: 4 << 10, 2: 40 << 10}.__getitem__)
+    monkeypatch.setattr(weight_grad_pixels, "CHAIN", 150)
     yield
-    for cached in (weight_grad.cuts, weight_grad.prepared):
-        cached.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_slabs_and_chunks_change_nothing(name, small_caches):
-    x, w, keywords, _ = PROBLEMS[name]
-    problem = make_problem(x, w, "float32", pass_="weight_grad", **keywords)
-    cut = dict(zip(weight_grad.CUTS, weight_grad.cuts(problem, 2)[0], strict=True))
-    assert cut["slab"] < problem.P or cut["chunk"] < cut["batch"] * cut["slab"] * cut["pitch"]
-    x, grad_y = integers(x, 0), integers(problem.y_shape, 1)
+    problem, x, grad_y = operands(name)
+    if way_of(problem, x, grad_y) == "pixels":
+        assert (
+            dict(zip(weight_grad_pixels.GEOMETRY, weight_grad_pixels.geometry(problem, 2)[0], strict=True))["bands"] > 1
+        )
+    else:
+        cut = dict(zip(weight_grad.CUTS, weight_grad.cuts(problem, 2)[0], strict=True))
+        assert cut["slab"] < problem.P or cut["chunk"] < cut["batch"] * cut["slab"] * cut["pitch"]
     np.testing.assert_array_equal(computed(problem, x, grad_y), exact(problem, x, grad_y))
 
 
