@@ -78,20 +78,19 @@ def flat_rows(row, pixel, Q):
 
 
 def finish_tile_function(dtype_name):
-    """A Numba function finish_tile(call, n, k0, filters, first, columns, partial, biases): bias, residual, activation
-    and store for sums that wait in `partial`, wherever y lies.
+    """A Numba function finish_tile(call, n, k0, filters, first, columns, partial, panel_row, biases): bias, residual,
+    activation and store for sums that wait in `partial`, rows of panel_row bytes, wherever y lies.
     """
     real = np.float64 if dtype_name == "float64" else np.float32
     item, stored_item = np.dtype(real).itemsize, 2 if dtype_name.endswith("16") else np.dtype(real).itemsize
     W = lanes(real)
-    panel_row = VECTORS * W * item
     V = Vector(numba.from_dtype(np.dtype(real)), W)
     _, _, read_vector, write_vector = memory_functions(dtype_name)
     read_sum, _, read_sums, _ = memory_functions(np.dtype(real).name)
     store_one = store_one_function(dtype_name)
 
     @inlined
-    def finish_tile(call, n, k0, filters, first, columns, partial, biases):
+    def finish_tile(call, n, k0, filters, first, columns, partial, panel_row, biases):
         flat = flat_rows(call.y_p, call.y_q, call.Q) and flat_rows(call.residual_p, call.residual_q, call.Q)
         contiguous = flat and call.y_q == stored_item and (not call.has_residual or call.residual_q == stored_item)
         for i in range(filters):
@@ -164,7 +163,7 @@ def task_function(dtype_name):
         in_place = point and same and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
         plane_bytes = call.plane_bytes
         places = offsets + call.channel_block * taps * OFFSET_BYTES
-        if not in_place or pixels % W:
+        if not in_place or (pixels - call.first_pixel) % W:
             fill_offsets(call, offsets, plane_bytes, call.phases, call.channel_block, item)
         if in_place:
             for c in range(call.channel_block):
@@ -187,7 +186,7 @@ def task_function(dtype_name):
             whole = stop - rest if rest <= MOST_LONE else stop  # behind these pixels come lone ones
             there = start  # from this pixel on, x is copied; what lies before is read in place
             if in_place:  # but for a narrow tile whose last vector would end outside x
-                there = whole if whole % W == 0 else whole // width * width
+                there = whole if (whole - start) % W == 0 else start + (whole - start) // width * width
             row0 = there // call.Q
             copied = planes - (row0 * call.Q) * item  # where pixel 0 would lie
             for c0 in range(0, call.Cg, call.channel_block):
@@ -228,7 +227,7 @@ def task_function(dtype_name):
                                 call.high,
                             )  # fmt: skip
                         if last and not done:
-                            finish_tile(call, n, k0 + f, some, first, columns, sums, bias)
+                            finish_tile(call, n, k0 + f, some, first, columns, sums, panel_row, bias)
 
     return task
 
@@ -312,7 +311,7 @@ def plane_bytes(problem, pixels) -> int:
 
 @lru_cache(maxsize=1024)
 def blocking(problem, threads, first=0):
-    """The numbers of BLOCKING, and the number of tasks. first: the first pixel, a whole number of tiles."""
+    """The numbers of BLOCKING, and the number of tasks. first: the first pixel."""
     width, pixels = VECTORS * lanes(problem.accumulate), problem.P * problem.Q - first
     rows = weight_rows.padded_filters(1)
     cuts = possible_cuts(problem, threads, pixels)

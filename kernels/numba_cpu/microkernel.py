@@ -58,7 +58,7 @@ def vector_type(dtype) -> Lanes:
 
 def accumulate(
     V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None, b_vector=None, *,
-    fetched=1, indirect=False,
+    fetched=1, indirect=False, lone=None,
 ):  # fmt: skip
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
 
@@ -67,13 +67,16 @@ def accumulate(
     ahead: memory that will be needed soon, fetched into the cache `ahead_step` bytes further at every step; A, if
     None. b_vector: from vector to vector of B; they are neighbours, if None. fetched: how many memories are fetched
     ahead, b_vector apart.
+
+    lone: one more column of B, (L, where, from number to number): then the sums of A's rows with it, as one vector L,
+    are returned too. A's rows are neighbours, so that a step's are such a vector.
     """
     b_vector = V.bytes if b_vector is None else b_vector
     ahead, ahead_step = (a + AHEAD, a_step) if ahead is None else (ahead, ahead_step)
     panel = panel_rows()
 
     def step(d, carried):
-        sums, a, b, ahead = carried
+        sums, a, b, ahead, *alone = carried
         here = b + load(I64, b_step + I64.bytes * d) if indirect else b
         columns = [load(V, here + b_vector * j) for j in range(vectors)]
         added = []
@@ -83,9 +86,16 @@ def accumulate(
             added.append([fma(weight, columns[j], sums[i][j]) for j in range(vectors)])
         for j in range(fetched):
             tracing.prefetch(ahead + b_vector * j)
-        return [added, a + a_step, b if indirect else b + b_step, ahead + ahead_step]
+        alone = with_lone(a, *alone) if lone else []
+        return [added, a + a_step, b if indirect else b + b_step, ahead + ahead_step, *alone]
 
-    return loop(depth, step, [sums, a, b, ahead])[0]
+    def with_lone(a, sums, x):
+        L, _, x_step = lone
+        return [fma(tracing.broadcast(L, load(L.scalar, x)), load(L, a), sums), x + x_step]
+
+    alone = [tracing.zeros(lone[0], a), lone[1]] if lone else []
+    sums, _, _, _, *alone = loop(depth, step, [sums, a, b, ahead, *alone])
+    return (sums, alone[0]) if lone else sums
 
 
 # ---- a whole tile: sums from where the last depth block left them, to where the next or the result needs them ----

@@ -50,7 +50,7 @@ from .flat_planes import copy_planes_function
 from .microkernel import CLOCK, MEMORY_BYTES, VECTORS, accumulate, multiply_cycles, panel_rows, predicted, vector_type
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop, two_round_loop, worker_span
-from .tracing import choose, convert, interleave, load, loop, maximum, minimum, store, traced, zeros
+from .tracing import Lanes, choose, convert, extract, interleave, load, loop, maximum, minimum, store, traced, zeros
 from .vectors import lanes, record_at
 
 passes = ("forward",)
@@ -59,6 +59,7 @@ SUMS = 4  # T1 .. T4
 LINE = 64  # bytes
 LARGE_PANELS = 8 << 20  # bytes: larger ones come from memory
 CYCLES_PER_TASK = 1_500
+LEFT_COSTS = 3.0  # times what it would cost in a pair
 FILTER_CUTS = (1, 2, 3, 4)
 NOTHING_LEFT = (0,) * len(BLOCKING)
 SUM_CYCLES = 2.2  # for a vector of each T
@@ -66,26 +67,31 @@ LEAVE_CYCLES = 1.5  # for a vector of a product that is added to others
 
 PAIRS = (
     "pairs", "pair_tasks", "pair_filters", "pair_filter_tasks", "pair_channels", "waiting_step", "planes_bytes",
-    "sums_at", "tiles_at", "pair_bias_at", "panels_at", "shared_at",
+    "sums_at", "alone_at", "tiles_at", "pair_bias_at", "panels_at", "shared_at",
 )  # fmt: skip
 CALL_STRASSEN = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING + PAIRS]))
 
 
-def product_function(real, becomes):
-    """A Numba function for one product of half the channels; becomes: of it, t and e, what is stored to t, e or y."""
+def product_function(real, lone, becomes):
+    """A Numba function for one product of half the channels; becomes: of it, t and e, what is stored to t, e or y.
+
+    Tiles are lists of rows; where there is a lone pixel, its filters are one more row, of one vector.
+    """
     V, rows = vector_type(real), panel_rows()
+    L = Lanes(V.kind, rows)
 
     @traced(types.void)
-    def product(a, b, b_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high):
+    def product(a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high):
         row = VECTORS * V.bytes
 
         def tile(where):
-            return [[load(V, where + row * i + V.bytes * j) for j in range(VECTORS)] for i in range(rows)]
+            sums = [[load(V, where + row * i + V.bytes * j) for j in range(VECTORS)] for i in range(rows)]
+            return [*sums, [load(L, where + row * rows)]] if lone else sums
 
         def keep(where, sums):
-            for i in range(rows):
-                for j in range(VECTORS):
-                    store(where + row * i + V.bytes * j, sums[i][j])
+            for i, vectors in enumerate(sums):
+                for j, vector in enumerate(vectors):
+                    store(where + row * i + V.bytes * j, vector)
 
         def finish(sums):
             least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
@@ -93,6 +99,18 @@ def product_function(real, becomes):
                 number = tracing.broadcast(V, load(V.scalar, bias + V.item_bytes * i))
                 for j, total in enumerate(with_residual([total + number for total in sums[i]], i)):
                     store(y + y_row * i + V.bytes * j, maximum(least, minimum(most, total)))
+            if lone:
+                finish_lone(sums[rows][0] + load(L, bias))
+
+        def finish_lone(sums):
+            least, most = (convert(limit, V.scalar) for limit in (low, high))
+            totals = [extract(sums, i) for i in range(rows)]
+
+            def added():
+                return [total + load(V.scalar, residual + residual_row * i + row) for i, total in enumerate(totals)]
+
+            for i, total in enumerate(choose(residual.differs(0), added, lambda: totals)):
+                store(y + y_row * i + row, maximum(least, minimum(most, total)))
 
         def with_residual(totals, i):
             def added():
@@ -102,8 +120,9 @@ def product_function(real, becomes):
 
         fresh = [[zeros(V, a) for _ in range(VECTORS)] for _ in range(rows)]
         step = rows * V.item_bytes
-        sums = accumulate(V, rows, VECTORS, a, V.item_bytes, 0, step, b, b_step, depth, fresh)
-        becomes(sums, Tiles(tile, keep, finish, t, e))
+        column = (L, x, x_step) if lone else None
+        sums = accumulate(V, rows, VECTORS, a, V.item_bytes, 0, step, b, b_step, depth, fresh, lone=column)
+        becomes([*sums[0], [sums[1]]] if lone else sums, Tiles(tile, keep, finish, t, e))
 
     return product
 
@@ -121,21 +140,27 @@ class Tiles:
         ]
 
 
-def sums_function(real):
-    """A Numba function add_pixels(to, panel_bytes, x, x_tile, x_half, x_step, count): T1 .. T4 of `count` channels."""
+def sums_function(real, lone):
+    """A Numba function add_pixels(to, panel, alone, x, x_tile, x_half, x_step, count): T1 .. T4 of `count` channels,
+    `panel` bytes apart, and those of the lone pixels.
+    """
     V = vector_type(real)
 
     @traced(types.void)
-    def add_pixels(to, panel_bytes, x, x_tile, x_half, x_step, count):
+    def add_pixels(to, panel, alone, x, x_tile, x_half, x_step, count):
+        def sums(type_, here, there, apart):
+            b11, b12 = load(type_, here), load(type_, here + x_tile)
+            b21, b22 = load(type_, here + x_half), load(type_, here + x_half + x_tile)
+            t1 = b12 - b11
+            t2 = b22 - t1
+            for i, total in enumerate((t1, t2, b22 - b12, t2 - b21)):
+                store(there + apart * i, total)
+
         def channel(c):
             for j in range(VECTORS):
-                here, there = x + c * x_step + V.bytes * j, to + (c * VECTORS + j) * V.bytes
-                b11, b12 = load(V, here), load(V, here + x_tile)
-                b21, b22 = load(V, here + x_half), load(V, here + x_half + x_tile)
-                t1 = b12 - b11
-                t2 = b22 - t1
-                for i, total in enumerate((t1, t2, b22 - b12, t2 - b21)):
-                    store(there + panel_bytes * i, total)
+                sums(V, x + c * x_step + V.bytes * j, to + (c * VECTORS + j) * V.bytes, panel)
+            if lone:
+                sums(V.scalar, x + c * x_step + V.bytes * VECTORS, alone + c * V.item_bytes, count * V.item_bytes)
 
         loop(count, channel)
 
@@ -209,29 +234,32 @@ def build_pack(dtype_name):
     return task_loop(pack)
 
 
-def build(dtype_name):
+def build(dtype_name, lone):
     real = np.float64 if dtype_name == "float64" else np.float32
     item, stored_item = np.dtype(real).itemsize, 2 if dtype_name.endswith("16") else np.dtype(real).itemsize
     same = item == stored_item
-    rows, width = panel_rows(), VECTORS * lanes(real)
-    tile_row, tile_bytes = width * item, panel_rows() * width * item
-    copy_planes, add_pixels = copy_planes_function(dtype_name), sums_function(real)
+    rows, width = panel_rows(), VECTORS * lanes(real) + lone
+    x_tile, row = width * item, VECTORS * lanes(real) * item
+    gap = lone * LINE
+    tile_bytes, wait_row = rows * row + gap, row + gap
+    wait_tile = rows * wait_row
+    copy_planes, add_pixels = copy_planes_function(dtype_name), sums_function(real, lone)
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
     _, write, _, _ = memory_functions(np.dtype(real).name)
     pack_panel, left_over = pack_panel_function(dtype_name), inlined(blocked.task_function(dtype_name))
 
-    product_1 = product_function(real, lambda p, tiles: tiles.keep(tiles.t, p))
-    product_2 = product_function(real, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p)))
-    product_6 = product_function(real, lambda p, tiles: tiles.keep(tiles.t, tiles.added(tiles.t, p)))
-    product_5 = product_function(real, lambda p, tiles: tiles.keep(tiles.e, tiles.added(tiles.t, p)))
-    product_3 = product_function(real, lambda p, tiles: tiles.finish(tiles.added(tiles.e, p)))
-    product_4 = product_function(real, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p, -1)))
+    product_1 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.t, p))
+    product_2 = product_function(real, lone, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p)))
+    product_6 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.t, tiles.added(tiles.t, p)))
+    product_5 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.e, tiles.added(tiles.t, p)))
+    product_3 = product_function(real, lone, lambda p, tiles: tiles.finish(tiles.added(tiles.e, p)))
+    product_4 = product_function(real, lone, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p, -1)))
 
     def both(p, tiles):
         tiles.keep(tiles.t, tiles.added(tiles.t, p))
         tiles.finish(tiles.added(tiles.e, p))
 
-    product_7 = product_function(real, both)
+    product_7 = product_function(real, lone, both)
 
     @inlined
     def panels_of(call):
@@ -256,29 +284,37 @@ def build(dtype_name):
 
     @inlined
     def multiply_pair(
-        a, a_product, x, x_step, x_half, totals, panel, depth, t, y, y_row, y_half, y_tile, above, below, residual,
-        residual_row, r_half, r_tile, low, high,
+        a, a_product, x, x_step, x_half, totals, panel, alone, depth, t, y, y_row, y_half, y_tile, above, below,
+        residual, residual_row, r_half, r_tile, low, high,
     ):  # fmt: skip
         """The four tiles of `rows` filters and of those half of all further."""
-        e = t + tile_bytes
+        e, lone_panel = t + tile_bytes, depth * item
+        x_lone = x + row
         r12, r21, r22 = 0, 0, 0
         if residual != 0:
             r12, r21, r22 = residual + r_tile, residual + r_half, residual + r_half + r_tile
-        product_1(a, x, x_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        product_1(a, x, x_step, x_lone, x_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
         a += a_product
-        product_2(a, x + x_half, x_step, depth, t, e, y, y_row, above, residual, residual_row, low, high)
+        product_2(
+            a, x + x_half, x_step, x_lone + x_half, x_step, depth, t, e, y, y_row, above, residual, residual_row, low,
+            high,
+        )  # fmt: skip
         a += a_product
-        product_6(a, totals + panel, tile_row, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        product_6(a, totals + panel, row, alone + lone_panel, item, depth, t, e, 0, 0, 0, 0, 0, low, high)
         a += a_product
-        product_5(a, totals, tile_row, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        product_5(a, totals, row, alone, item, depth, t, e, 0, 0, 0, 0, 0, low, high)
         a += a_product
-        x += x_half + tile_row
-        product_3(a, x, x_step, depth, t, e, y + y_tile, y_row, above, r12, residual_row, low, high)
+        x += x_half + x_tile
+        product_3(a, x, x_step, x + row, x_step, depth, t, e, y + y_tile, y_row, above, r12, residual_row, low, high)
         a += a_product
         y += y_half
-        product_7(a, totals + 2 * panel, tile_row, depth, t, e, y + y_tile, y_row, below, r22, residual_row, low, high)
+        totals += 2 * panel
+        alone += 2 * lone_panel
+        product_7(a, totals, row, alone, item, depth, t, e, y + y_tile, y_row, below, r22, residual_row, low, high)
         a += a_product
-        product_4(a, totals + 3 * panel, tile_row, depth, t, e, y, y_row, below, r21, residual_row, low, high)
+        totals += panel
+        alone += lone_panel
+        product_4(a, totals, row, alone, item, depth, t, e, y, y_row, below, r21, residual_row, low, high)
 
     @inlined
     def pair(call, index, worker):
@@ -289,7 +325,8 @@ def build(dtype_name):
         begin = filter_task * call.pair_filters
         end = min(begin + call.pair_filters, half)
         planes = call.workspace + worker * call.worker_bytes
-        totals, t, biases = planes + call.sums_at, planes + call.tiles_at, planes + call.pair_bias_at
+        totals, alone = planes + call.sums_at, planes + call.alone_at
+        t, biases = planes + call.tiles_at, planes + call.pair_bias_at
         waiting, nothing = t + 2 * tile_bytes, biases + 2 * call.pair_filters * item
         copy_biases(call, g * call.Kg + begin, end - begin, biases)
         copy_biases(call, g * call.Kg + half + begin, end - begin, biases + call.pair_filters * item)
@@ -310,13 +347,13 @@ def build(dtype_name):
         residual = call.residual + n * call.residual_n + g * call.Kg * call.residual_k + first * item
         for c0 in range(0, depth, call.pair_channels):
             channels = min(call.pair_channels, depth - c0)
-            panel = channels * tile_row
+            panel = channels * row
             if in_place:
                 b, b_step, b_half = x + c0 * call.x_c + first * item, call.x_c, depth * call.x_c
             else:
                 copy_halves(call, planes, x + c0 * call.x_c, first, channels)
                 b, b_step, b_half = planes + first % call.Q * item, call.planes_bytes, channels * call.planes_bytes
-            add_pixels(totals, panel, b, tile_row, b_half, b_step, channels)
+            add_pixels(totals, panel, alone, b, x_tile, b_half, b_step, channels)
             last = c0 + channels == depth
             for k in range(begin, end, rows):
                 a = panels + k // rows * (PRODUCTS * product_bytes) + c0 * rows * item
@@ -325,24 +362,24 @@ def build(dtype_name):
                 below = above + call.pair_filters * item
                 if last and direct:
                     multiply_pair(
-                        a, product_bytes, b, b_step, b_half, totals, panel, channels, t, y + k * call.y_k, call.y_k,
-                        y_half, tile_row, above, below,
+                        a, product_bytes, b, b_step, b_half, totals, panel, alone, channels, t, y + k * call.y_k,
+                        call.y_k, y_half, x_tile, above, below,
                         wait if c0 > 0 else residual + k * call.residual_k if call.has_residual else 0,
-                        tile_row if c0 > 0 else call.residual_k,
-                        2 * tile_bytes if c0 > 0 else r_half, tile_bytes if c0 > 0 else tile_row, call.low, call.high,
+                        wait_row if c0 > 0 else call.residual_k,
+                        2 * wait_tile if c0 > 0 else r_half, wait_tile if c0 > 0 else x_tile, call.low, call.high,
                     )  # fmt: skip
                 else:
                     multiply_pair(
-                        a, product_bytes, b, b_step, b_half, totals, panel, channels, t, wait, tile_row,
-                        2 * tile_bytes, tile_bytes, nothing, nothing, wait if c0 > 0 else 0, tile_row,
-                        2 * tile_bytes, tile_bytes, -np.inf, np.inf,
+                        a, product_bytes, b, b_step, b_half, totals, panel, alone, channels, t, wait, wait_row,
+                        2 * wait_tile, wait_tile, nothing, nothing, wait if c0 > 0 else 0, wait_row,
+                        2 * wait_tile, wait_tile, -np.inf, np.inf,
                     )  # fmt: skip
                 if last and not direct:
                     k0 = g * call.Kg + k
-                    finish_tile(call, n, k0, rows, first, width, wait, above)
-                    finish_tile(call, n, k0, rows, first + width, width, wait + tile_bytes, above)
-                    finish_tile(call, n, k0 + half, rows, first, width, wait + 2 * tile_bytes, below)
-                    finish_tile(call, n, k0 + half, rows, first + width, width, wait + 3 * tile_bytes, below)
+                    finish_tile(call, n, k0, rows, first, width, wait, wait_row, above)
+                    finish_tile(call, n, k0, rows, first + width, width, wait + wait_tile, wait_row, above)
+                    finish_tile(call, n, k0 + half, rows, first, width, wait + 2 * wait_tile, wait_row, below)
+                    finish_tile(call, n, k0 + half, rows, first + width, width, wait + 3 * wait_tile, wait_row, below)
 
     def task(call_address, index, worker):
         call = record_at(CALL_STRASSEN, call_address)
@@ -357,20 +394,52 @@ def build(dtype_name):
 # ---- how a problem is cut ----
 
 
+def vector_pixels(problem) -> int:
+    """Of a tile, without its lone one."""
+    return VECTORS * lanes(problem.accumulate)
+
+
+@lru_cache(maxsize=1024)
+def lone_pixels(problem) -> int:
+    """Of each tile: none, or one where the registers hold its sums too and less is then left over.
+
+    It costs a step one more multiply-add, as W / rows pixels do; what is left over fetches all weights again.
+    """
+    if target.register_count() < 32 or lanes(problem.accumulate) < panel_rows():
+        return 0
+    pixels = problem.P * problem.Q
+
+    def cost(lone):
+        left = pixels % (2 * (vector_pixels(problem) + lone))
+        return (pixels - left) * tile_columns(problem, lone) / (vector_pixels(problem) + lone) + LEFT_COSTS * left
+
+    return min((0, 1), key=cost)
+
+
+def tile_columns(problem, lone) -> float:
+    """Pixels in vectors that take as long as a tile."""
+    return vector_pixels(problem) + lone * lanes(problem.accumulate) / panel_rows()
+
+
+def tile_pixels(problem) -> int:
+    return vector_pixels(problem) + lone_pixels(problem)
+
+
 def pairs(problem) -> int:
     """Pairs of tiles in a map."""
-    return problem.P * problem.Q // (2 * VECTORS * lanes(problem.accumulate))
+    return problem.P * problem.Q // (2 * tile_pixels(problem))
 
 
 def paired_pixels(problem) -> int:
-    return pairs(problem) * 2 * VECTORS * lanes(problem.accumulate)
+    return pairs(problem) * 2 * tile_pixels(problem)
 
 
 def pair_cycles(problem, filters) -> float:
     """Of one pair of tiles and so many filters of the first half and of the second."""
     W, depth = lanes(problem.accumulate), problem.Cg // 2
-    products = PRODUCTS * multiply_cycles(filters, VECTORS * W, depth, problem.accumulate)
-    copy = blocked.copy_cycles(problem) / (problem.P * problem.Q) * 2 * VECTORS * W
+    columns = tile_columns(problem, lone_pixels(problem))
+    products = PRODUCTS * multiply_cycles(filters, VECTORS * W, depth, problem.accumulate) * columns / (VECTORS * W)
+    copy = blocked.copy_cycles(problem) / (problem.P * problem.Q) * 2 * tile_pixels(problem)
     sums = SUMS * VECTORS * depth * SUM_CYCLES
     return CYCLES_PER_TASK + products + copy + sums + PRODUCTS * VECTORS * filters * LEAVE_CYCLES
 
@@ -390,7 +459,7 @@ def channel_block(problem) -> int:
     depth, row_bytes = problem.Cg // 2, VECTORS * target.vector_bytes()
     x_bytes = 4 * (row_bytes + LINE)
     if not blocked.reads_x_in_place(problem):
-        x_bytes = 2 * blocked.plane_bytes(problem, 2 * VECTORS * lanes(problem.accumulate))
+        x_bytes = 2 * blocked.plane_bytes(problem, 2 * tile_pixels(problem))
     most = max(target.cache_bytes(2) // 2 // (SUMS * row_bytes + x_bytes), 1)
     return -(-depth // -(-depth // most))
 
@@ -406,17 +475,19 @@ def blocking(problem, threads):
     filter_tasks = min(FILTER_CUTS, key=lambda tasks: cut_cycles(problem, threads, tasks))
     filters = up(-(-half // filter_tasks), rows)
     filter_tasks = -(-half // filters)
-    tile_bytes = rows * VECTORS * W * item
-    planes_bytes, channels = blocked.plane_bytes(problem, 2 * VECTORS * W), channel_block(problem)
+    gap = lone_pixels(problem) * LINE
+    tile_bytes, wait_bytes = rows * VECTORS * W * item + gap, rows * (VECTORS * W * item + gap)
+    planes_bytes, channels = blocked.plane_bytes(problem, 2 * tile_pixels(problem)), channel_block(problem)
     sums_at = up(2 * channels * planes_bytes, 64)
-    waiting_step = 4 * tile_bytes if channels < depth else 0
-    tiles_at = sums_at + SUMS * channels * VECTORS * W * item
-    bias_at = tiles_at + 6 * tile_bytes + (filters // rows - 1) * waiting_step
+    waiting_step = 4 * wait_bytes if channels < depth else 0
+    alone_at = sums_at + SUMS * channels * VECTORS * W * item
+    tiles_at = alone_at + up(SUMS * channels * item, LINE)
+    bias_at = tiles_at + 2 * tile_bytes + 4 * wait_bytes + (filters // rows - 1) * waiting_step
     worker_bytes = worker_span(max(rest[BLOCKING.index("worker_bytes")], bias_at + (2 * filters + rows) * item))
     rest[BLOCKING.index("worker_bytes")] = worker_bytes
     own = (
         count, count * maps * filter_tasks, filters, filter_tasks, channels, waiting_step, planes_bytes, sums_at,
-        tiles_at, bias_at,
+        alone_at, tiles_at, bias_at,
         weight_rows.packed_bytes(problem), threads * worker_bytes,
     )  # fmt: skip
     return tuple(rest) + own, problem.groups * half // rows, own[1] + left
@@ -426,7 +497,7 @@ def blocking(problem, threads):
 def prepared(problem, threads):
     numbers, packs, tasks = blocking(problem, threads)
     fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING + PAIRS)}q", *numbers)
-    return fields, compiled(build, problem.dtype.name), packs, tasks
+    return fields, compiled(build, problem.dtype.name, lone_pixels(problem)), packs, tasks
 
 
 # ---- the kernel ----
@@ -436,7 +507,7 @@ def why_not(problem, device):
     """Reasons why this kernel cannot run `problem` on `device`, in words for its user; empty when it can."""
     if device.kind != "cpu":
         return [f"runs on the CPU only, x is on {device}"]
-    filters, pixels = 2 * panel_rows(), 2 * VECTORS * lanes(problem.accumulate)
+    filters, pixels = 2 * panel_rows(), 2 * tile_pixels(problem)
     reasons = []
     if problem.dtype != problem.accumulate:
         reasons.append(f"takes float32 and float64, not {problem.dtype}")
