@@ -46,7 +46,7 @@ from .filter_cuts import until_all_done, up
 from .flat_planes import copy_planes_function, fill_offsets, put_word, row_phases, rows_below
 from .lone_pixels import MOST as MOST_LONE
 from .lone_pixels import gather_function, lone_pixels_function
-from .microkernel import CLOCK, VECTORS, multiply_cycles, multiply_function, panel_rows, predicted
+from .microkernel import CLOCK, VECTORS, holds_lone, multiply_cycles, multiply_function, panel_rows, predicted
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop, worker_span
 from .vectors import Vector, broadcast, lanes, record_at
@@ -127,15 +127,17 @@ def copy_biases_function(dtype_name):
     return copy_biases
 
 
-def task_function(dtype_name):
-    """The task(call, index, worker) of a CALL_BLOCKED."""
+def task_function(dtype_name, lone=0):
+    """The task(call, index, worker) of a CALL_BLOCKED. lone: 1 where all tiles have a lone pixel in them and packed
+    weights are panels.
+    """
     real = np.float64 if dtype_name == "float64" else np.float32
     item, stored_item = np.dtype(real).itemsize, 2 if dtype_name.endswith("16") else np.dtype(real).itemsize
     same = item == stored_item
     W, rows = lanes(real), panel_rows()
-    width, panel_row = VECTORS * W, VECTORS * W * item
+    width, panel_row = VECTORS * W + lone, VECTORS * W * item + lone * LINE
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
-    multiply = multiply_function(real, "row", indirect=True)
+    multiply = multiply_function(real, "row", indirect=True, lone=lone)
     copy_planes = copy_planes_function(dtype_name)
     gather, lone_pixels = gather_function(real), lone_pixels_function(real)
     padding = weight_rows.padded_filters(1)
@@ -154,6 +156,7 @@ def task_function(dtype_name):
         padded = (call.Kg + padding - 1) // padding * padding
         packed = call.w_k == 0
         w_row = call.packed_row if packed else call.w_k
+        a_row, a_step = (item, rows * item) if lone else (w_row, item)
         planes = call.workspace + worker * call.worker_bytes
         partial, biases = planes + call.partial_at, planes + call.bias_at
         gathered, offsets = planes + call.gathered_at, planes + call.offsets_at
@@ -202,17 +205,17 @@ def task_function(dtype_name):
                     gather(gathered, stop - whole, x + whole * item, places, depth)
                 elif whole < stop:
                     gather(gathered, stop - whole, copied + whole * item, offsets, depth)
-                w = w_task + c0 * taps * item
+                w = w_task + c0 * taps * a_step
                 for f in range(0, filters, FILTER_BLOCK):
                     some, weights, bias = min(FILTER_BLOCK, filters - f), w + f * w_row, biases + f * item
                     for first in range(start, stop, width):
                         columns, tile = min(width, stop - first), (first - start) // width
-                        lone = first == whole
-                        done = last and direct and (columns == width or lone)
+                        few = first == whole
+                        done = last and direct and (columns == width or few)
                         sums = partial + (tile * filters_padded + f) * panel_row
                         out = y + f * call.y_k + first * item if done else 0
                         add = residual + f * call.residual_k + first * item if call.has_residual else 0
-                        if lone:
+                        if few:
                             lone_pixels(
                                 columns, some, weights, w_row, gathered, depth, sums, panel_row, c0 == 0, out, call.y_k,
                                 bias, add, call.residual_k, call.low, call.high,
@@ -222,9 +225,9 @@ def task_function(dtype_name):
                             if first < there:
                                 b, steps = x + first * item, places
                             multiply(
-                                (columns + W - 1) // W, some, weights, w_row, rows * w_row, item, b, steps, depth,
-                                sums, panel_row, c0 == 0, out, call.y_k, bias, add, call.residual_k, call.low,
-                                call.high,
+                                columns // W if lone else (columns + W - 1) // W, some, weights, a_row, rows * w_row,
+                                a_step, b, steps, depth, sums, panel_row, c0 == 0, out, call.y_k, bias, add,
+                                call.residual_k, call.low, call.high,
                             )  # fmt: skip
                         if last and not done:
                             finish_tile(call, n, k0 + f, some, first, columns, sums, panel_row, bias)
@@ -232,8 +235,8 @@ def task_function(dtype_name):
     return task
 
 
-def build(dtype_name):
-    return task_loop(task_function(dtype_name))
+def build(dtype_name, lone):
+    return task_loop(task_function(dtype_name, lone))
 
 
 # ---- how a problem is cut ----
@@ -269,19 +272,26 @@ def channel_block(problem) -> int:
     return -(-problem.Cg // blocks)
 
 
-def possible_cuts(problem, threads, pixels):
+def lone_in_tiles(problem) -> int:
+    """Of packed weights: 1 where the map is one tile and a lone pixel, which then are multiplied together."""
+    if not holds_lone(problem.accumulate) or few_channels.serves(problem):
+        return 0
+    return int(problem.P * problem.Q == VECTORS * lanes(problem.accumulate) + 1)
+
+
+def possible_cuts(problem, threads, pixels, width):
     """(runs of tiles, ranges of filters)"""
     if threads == 1 or problem.N * problem.groups >= MANY_MAPS * threads:
         return [(1, 1)]
-    all_tiles = -(-pixels // (VECTORS * lanes(problem.accumulate)))
+    all_tiles = -(-pixels // width)
     panels = weight_rows.padded_filters(problem.Kg) // weight_rows.padded_filters(1)
     runs = [1, *(threads * n for n in RUNS_PER_THREAD)]
     return [(t, f) for t in runs if t <= all_tiles for f in (1, threads, 2 * threads) if f <= panels]
 
 
-def cut_cycles(problem, threads, pixels, tile_tasks, filter_tasks) -> float:
+def cut_cycles(problem, threads, pixels, lone, tile_tasks, filter_tasks) -> float:
     """Predicted cycles until the last thread is done."""
-    width, rows = VECTORS * lanes(problem.accumulate), weight_rows.padded_filters(1)
+    width, rows = VECTORS * lanes(problem.accumulate) + lone, weight_rows.padded_filters(1)
     all_tiles, depth = -(-pixels // width), problem.reduction
     filters = up(-(-problem.Kg // filter_tasks), rows)
     copy = copy_cycles(problem) / (problem.P * problem.Q)
@@ -289,15 +299,18 @@ def cut_cycles(problem, threads, pixels, tile_tasks, filter_tasks) -> float:
     def task(run, part):
         columns = min(all_tiles * (run + 1) // tile_tasks * width, pixels) - all_tiles * run // tile_tasks * width
         some = max(0, min(filters, up(problem.Kg, rows) - part * filters))
-        product = some * pixels_cycles(columns, depth, problem.accumulate)
+        product = some * pixels_cycles(columns, depth, problem.accumulate, lone)
         return CYCLES_PER_TASK + product + columns * copy + CYCLES_TO_COME * depth * (some + columns)
 
     tasks = [task(run, part) for run in range(tile_tasks) for part in range(filter_tasks)]
     return until_all_done(tasks * (problem.N * problem.groups), threads, CYCLES_TO_WAKE)
 
 
-def pixels_cycles(columns, depth, dtype) -> float:
+def pixels_cycles(columns, depth, dtype, lone=0) -> float:
     """Of one filter and so many pixels: tiles, and what is left, as lone pixels or a narrow tile."""
+    if lone:
+        inside = columns // (VECTORS * lanes(dtype) + 1)
+        return multiply_cycles(1, columns - inside, depth, dtype) * (1 + 1 / (VECTORS * panel_rows()))
     rest = columns % (VECTORS * lanes(dtype))
     lone = rest if rest <= MOST_LONE else 0
     return multiply_cycles(1, columns - lone, depth, dtype) + lone * LONE_CYCLES * depth / lanes(dtype)
@@ -310,17 +323,17 @@ def plane_bytes(problem, pixels) -> int:
 
 
 @lru_cache(maxsize=1024)
-def blocking(problem, threads, first=0):
-    """The numbers of BLOCKING, and the number of tasks. first: the first pixel."""
-    width, pixels = VECTORS * lanes(problem.accumulate), problem.P * problem.Q - first
+def blocking(problem, threads, first=0, lone=0):
+    """The numbers of BLOCKING, and the number of tasks. first: the first pixel. lone: in every tile."""
+    width, pixels = VECTORS * lanes(problem.accumulate) + lone, problem.P * problem.Q - first
     rows = weight_rows.padded_filters(1)
-    cuts = possible_cuts(problem, threads, pixels)
-    tile_tasks, filter_tasks = min(cuts, key=lambda cut: cut_cycles(problem, threads, pixels, *cut))
+    cuts = possible_cuts(problem, threads, pixels, width)
+    tile_tasks, filter_tasks = min(cuts, key=lambda cut: cut_cycles(problem, threads, pixels, lone, *cut))
     filters = up(-(-problem.Kg // filter_tasks), rows)
     filter_tasks = -(-problem.Kg // filters)
 
     item, block = real_bytes(problem), channel_block(problem)
-    depth, sums_row = block * problem.R * problem.S, VECTORS * target.vector_bytes()
+    depth, sums_row = block * problem.R * problem.S, VECTORS * target.vector_bytes() + lone * LINE
     group = -(-pixels // (width * tile_tasks)) + 1
     fitting = target.cache_bytes(2) // 2 // (filters * sums_row)
     group = max(1, min(group, fitting) if block < problem.Cg else group)
@@ -332,19 +345,20 @@ def blocking(problem, threads, first=0):
     gathered_at = up(bias_at + (filters + rows) * item, 64)
     offsets_at = gathered_at + up(MOST_LONE * depth * item, 64)
     worker_bytes = worker_span(offsets_at + 2 * depth * OFFSET_BYTES)
+    row_bytes = problem.reduction * item if lone else weight_rows.row_bytes(problem)
     numbers = (
-        first, filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
+        first, filters, tile_tasks, filter_tasks, block, group, row_bytes, row_phases(problem),
         plane_bytes(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks
 
 
 @lru_cache(maxsize=1024)
-def prepared(problem, threads):
+def prepared(problem, threads, lone):
     """What every call for this problem shares: the packed sizes, the compiled loop and the number of tasks."""
-    numbers, tasks = blocking(problem, threads)
+    numbers, tasks = blocking(problem, threads, lone=lone)
     fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING)}q", *numbers)
-    return fields, compiled(build, problem.dtype.name), tasks
+    return fields, compiled(build, problem.dtype.name, lone), tasks
 
 
 # ---- the kernel ----
@@ -356,8 +370,10 @@ def why_not(problem, device):
 
 
 def workspace_bytes(problem, device):
-    numbers, _ = blocking(problem, device.threads)
-    own = device.threads * numbers[BLOCKING.index("worker_bytes")]
+    at = BLOCKING.index("worker_bytes")
+    own = device.threads * max(
+        blocking(problem, device.threads, lone=lone)[0][at] for lone in (0, lone_in_tiles(problem))
+    )
     return max(own, few_channels.workspace_bytes(problem, device.threads)) if few_channels.serves(problem) else own
 
 
@@ -381,7 +397,15 @@ def packed_bytes(problem, device):
 
 
 def pack(problem, device, w, packed):
-    """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), as rows of filters."""
+    """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned): rows of filters, or panels."""
+    if not lone_in_tiles(problem):
+        return pack_rows(problem, device, w, packed)
+    call = pack_call(problem_fields(problem), packed, w, packed, None, None, None)
+    panels = problem.groups * weight_rows.padded_filters(problem.Kg) // panel_rows()
+    run_tasks(compiled(weight_rows.build_panels, problem.dtype.name), call, panels, device.threads)
+
+
+def pack_rows(problem, device, w, packed):
     loop, rows = compiled(weight_rows.build, problem.dtype.name), weight_rows.packed_rows(problem, packed)
     call = pack_call(problem_fields(problem), packed, w, rows, None, None, None)
     run_tasks(loop, call, rows.shape[1], device.threads)
@@ -391,8 +415,8 @@ def predicted_seconds(problem, device):
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
     if few_channels.serves(problem):
         return predicted(problem, device, maps * few_channels.cycles(problem))
-    filters = weight_rows.padded_filters(problem.Kg)
-    multiply = filters * pixels_cycles(pixels, problem.reduction, problem.accumulate)
+    filters, lone = weight_rows.padded_filters(problem.Kg), lone_in_tiles(problem)
+    multiply = filters * pixels_cycles(pixels, problem.reduction, problem.accumulate, lone)
     numbers, _ = blocking(problem, device.threads)
     repeated = numbers[BLOCKING.index("filter_tasks")]  # each copies x for itself
     copy = repeated * copy_cycles(problem)
@@ -400,9 +424,13 @@ def predicted_seconds(problem, device):
 
 
 def pack_seconds(problem, device):
-    """Weights that lie as `reads_in_place` asks are not packed for a single call; most are contiguous."""
+    """Weights that lie as `reads_in_place` asks are not packed for a single call, nor can tiles have a lone pixel then;
+    most are contiguous.
+    """
     if takes_rows(problem):
-        return 0.0
+        pixels, depth = problem.P * problem.Q, problem.reduction
+        tiles, alike = (pixels_cycles(pixels, depth, problem.accumulate, lone) for lone in (0, lone_in_tiles(problem)))
+        return (tiles - alike) * problem.N * problem.K / CLOCK / device.threads
     return 3.0 * problem.K * problem.reduction / CLOCK / device.threads
 
 
@@ -425,5 +453,7 @@ def store_cycles(problem) -> float:
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
     few = few_channels.serves(problem) and few_channels.takes(y, residual)
-    fields, loop, tasks = few_channels.prepared(problem, device.threads) if few else prepared(problem, device.threads)
+    lone = lone_in_tiles(problem) if w.ndim == 1 else 0
+    which = few_channels.prepared(problem, device.threads) if few else prepared(problem, device.threads, lone)
+    fields, loop, tasks = which
     run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)

@@ -47,7 +47,17 @@ from .compilation import compiled, inlined
 from .epilogue import CLAMP
 from .filter_cuts import until_all_done, up
 from .flat_planes import copy_planes_function
-from .microkernel import CLOCK, MEMORY_BYTES, VECTORS, accumulate, multiply_cycles, panel_rows, predicted, vector_type
+from .microkernel import (
+    CLOCK,
+    MEMORY_BYTES,
+    VECTORS,
+    accumulate,
+    holds_lone,
+    multiply_cycles,
+    panel_rows,
+    predicted,
+    vector_type,
+)
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop, two_round_loop, worker_span
 from .tracing import Lanes, choose, convert, extract, interleave, load, loop, maximum, minimum, store, traced, zeros
@@ -59,7 +69,8 @@ SUMS = 4  # T1 .. T4
 LINE = 64  # bytes
 LARGE_PANELS = 8 << 20  # bytes: larger ones come from memory
 CYCLES_PER_TASK = 1_500
-LEFT_COSTS = 3.0  # times what it would cost in a pair
+LEFT_PIXELS = 10  # that take as long as what is left over does to begin
+LEFT_COSTS, LONE_COSTS = 2.6, 1.02  # of a pixel left over, and of one in tiles with a lone one; in a pair without, 1
 FILTER_CUTS = (1, 2, 3, 4)
 NOTHING_LEFT = (0,) * len(BLOCKING)
 SUM_CYCLES = 2.2  # for a vector of each T
@@ -120,7 +131,7 @@ def product_function(real, lone, becomes):
 
         fresh = [[zeros(V, a) for _ in range(VECTORS)] for _ in range(rows)]
         step = rows * V.item_bytes
-        column = (L, x, x_step) if lone else None
+        column = (L, zeros(L, a), x, x_step) if lone else None
         sums = accumulate(V, rows, VECTORS, a, V.item_bytes, 0, step, b, b_step, depth, fresh, lone=column)
         becomes([*sums[0], [sums[1]]] if lone else sums, Tiles(tile, keep, finish, t, e))
 
@@ -405,13 +416,14 @@ def lone_pixels(problem) -> int:
 
     It costs a step one more multiply-add, as W / rows pixels do; what is left over fetches all weights again.
     """
-    if target.register_count() < 32 or lanes(problem.accumulate) < panel_rows():
+    if not holds_lone(problem.accumulate):
         return 0
     pixels = problem.P * problem.Q
 
     def cost(lone):
         left = pixels % (2 * (vector_pixels(problem) + lone))
-        return (pixels - left) * tile_columns(problem, lone) / (vector_pixels(problem) + lone) + LEFT_COSTS * left
+        paired = (pixels - left) * tile_columns(problem, lone) / (vector_pixels(problem) + lone)
+        return (LONE_COSTS if lone else 1.0) * paired + (LEFT_COSTS * left + LEFT_PIXELS if left else 0.0)
 
     return min((0, 1), key=cost)
 
@@ -488,7 +500,7 @@ def blocking(problem, threads):
     own = (
         count, count * maps * filter_tasks, filters, filter_tasks, channels, waiting_step, planes_bytes, sums_at,
         alone_at, tiles_at, bias_at,
-        weight_rows.packed_bytes(problem), threads * worker_bytes,
+        rows_bytes(problem), threads * worker_bytes,
     )  # fmt: skip
     return tuple(rest) + own, problem.groups * half // rows, own[1] + left
 
@@ -539,14 +551,20 @@ def reads_in_place(problem, w):
     return blocked.reads_in_place(problem, w)
 
 
+def rows_bytes(problem):
+    """Of the weights in rows, which what is left over wants."""
+    return weight_rows.packed_bytes(problem) if paired_pixels(problem) < problem.P * problem.Q else 0
+
+
 def packed_bytes(problem, device):
-    return weight_rows.packed_bytes(problem) + panel_bytes(problem)
+    return rows_bytes(problem) + panel_bytes(problem)
 
 
 def pack(problem, device, w, packed):
     """Write the weights w (K, C/groups, 1, 1) into `packed` (uint8, 64-byte aligned): rows of filters, and panels."""
-    blocked.pack(problem, device, w, packed)
-    panels = packed[weight_rows.packed_bytes(problem) :]
+    if rows_bytes(problem):
+        blocked.pack_rows(problem, device, w, packed)
+    panels = packed[rows_bytes(problem) :]
     call = pack_call(problem_fields(problem), panels, w, panels, None, None, None)
     run_tasks(
         compiled(build_pack, problem.dtype.name), call, problem.groups * problem.Kg // 2 // panel_rows(), device.threads
