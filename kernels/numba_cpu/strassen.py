@@ -8,7 +8,7 @@ eight.
     S1 = A21 + A22    S2 = S1 - A11    S3 = A11 - A21    S4 = A12 - S2        of the weights, ahead in a plan
     T1 = B12 - B11    T2 = B22 - T1    T3 = B22 - B12    T4 = T2 - B21        of two tiles of pixels, by every task
 
-    for every pair of neighbouring tiles of pixels, 24 pixels (3 vectors) each: the left is B's first half
+    for every pair of neighbouring tiles of pixels, 3 vectors each and perhaps a lone one: the left is B's first half
         T1 .. T4, of all channels, into the L2 cache
         for every 8 filters and the 8 half of all filters further: seven times the micro-kernel, in this order
             t  = A11 B11      Y11 = t + A12 B21      t += S2 T2      e = t + S1 T1
@@ -20,14 +20,28 @@ they are read, 7/4 of the layer's in all. Sums of weights are made once, those o
 multiply-adds.
 What pairs of tiles leave over is blocked.py's. The error grows by less than twice (accuracy.py).
 
+With 32 registers a tile may be a pixel wider than its vectors. Its sums, filters in the lanes, take one more register,
+and one more multiply-add after 24. With vectors of 16, pairs are then 98 pixels, of which maps of 14 x 14 and 28 x 28
+are a whole number, and nothing is left over for which all weights would be fetched again.
+
 Measured on two Zen 5 cores, plans of ResNet-50's 1x1 layers at N = 1, as times of blocked.py over these: with AVX-512
 1.01 to 1.10 from 64 channels and 256 filters on, 1.13 for 256 -> 512 with stride 2, 0.9 to 1.0 for 64 filters; held
 to AVX2 1.06 to 1.11, and more where x's rows lie so that blocked.py reads them slowly. Seven products instead of eight
-would be 1.14: sums of pixels cost 3 %, products read from L2 cache and L3 cache the rest.
+would be 1.14: sums of pixels cost 2 to 9 %, most where there are few filters, and what is left over 2 to 5 %.
 What was learned there:
 - A single call has to make the weights' sums, and threads then read what the other wrote: 30 microseconds for 262,144
   weights, or 150 in the same process minutes later, for a reason that was not found. So a call takes this kernel where
   there are few weights.
+- Two threads had a pair each of a map of 14 x 14, and one of them the last four pixels as well: 12 % of the time. In
+  tiles with a lone pixel such layers take 0.92 to 0.97 of that, of 28 x 28 0.98 to 1.02; 56 x 56, of which 64 pixels
+  are left over, gains nothing.
+- The micro-kernel is at 0.97 of its best speed wherever the operands lie (L1, L2 or L3 cache, rows of x any number of
+  bytes apart), at 0.96 of that with 64 channels a product and sums to finish, and sums of pixels take 4 cycles a
+  vector. A second level, 49 products for 64, would so take 3 % (512 -> 256 channels of 28 x 28) to 7 % off (256 -> 1024
+  of 14 x 14) where channels and filters are many, nothing below 256 channels or 256 filters, and would cost 3 %
+  for 1024 -> 256 of 14 x 14, where both threads need the sums of the same pixels: by this account, which nobody has
+  measured, 1 % on the mean of ResNet-50, for weights 49/16 as large. It was not written.
+- Fetching x ahead for the sums, and walking a pair's filters in another order than the neighbour's, change nothing.
 - Raw halves of x are read where they lie; copying them beside T1 .. T4 gains 1 % at best and costs 3 % for few filters.
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; sums made while packing and
 results added on leaving as in Huang et al., Strassen's Algorithm Reloaded, SC 2016.
@@ -69,8 +83,8 @@ SUMS = 4  # T1 .. T4
 LINE = 64  # bytes
 LARGE_PANELS = 8 << 20  # bytes: larger ones come from memory
 CYCLES_PER_TASK = 1_500
-LEFT_PIXELS = 10  # that take as long as what is left over does to begin
-LEFT_COSTS, LONE_COSTS = 2.6, 1.02  # of a pixel left over, and of one in tiles with a lone one; in a pair without, 1
+LEFT_PIXELS, LEFT_COSTS = 10, 2.6  # in pixels of a pair: beginning with what is left over, and each pixel of it
+LONE_COSTS = 1.02  # times what multiply-adds say: tiles with a lone pixel begin anywhere in a cache line
 FILTER_CUTS = (1, 2, 3, 4)
 NOTHING_LEFT = (0,) * len(BLOCKING)
 SUM_CYCLES = 2.2  # for a vector of each T
@@ -369,28 +383,27 @@ def build(dtype_name, lone):
             for k in range(begin, end, rows):
                 a = panels + k // rows * (PRODUCTS * product_bytes) + c0 * rows * item
                 wait = waiting + (k - begin) // rows * call.waiting_step
-                above = biases + (k - begin) * item
-                below = above + call.pair_filters * item
+                bias = biases + (k - begin) * item
                 if last and direct:
-                    multiply_pair(
-                        a, product_bytes, b, b_step, b_half, totals, panel, alone, channels, t, y + k * call.y_k,
-                        call.y_k, y_half, x_tile, above, below,
-                        wait if c0 > 0 else residual + k * call.residual_k if call.has_residual else 0,
-                        wait_row if c0 > 0 else call.residual_k,
-                        2 * wait_tile if c0 > 0 else r_half, wait_tile if c0 > 0 else x_tile, call.low, call.high,
-                    )  # fmt: skip
+                    out, out_row, out_half, out_tile = y + k * call.y_k, call.y_k, y_half, x_tile
+                    above, below, low, high = bias, bias + call.pair_filters * item, call.low, call.high
                 else:
-                    multiply_pair(
-                        a, product_bytes, b, b_step, b_half, totals, panel, alone, channels, t, wait, wait_row,
-                        2 * wait_tile, wait_tile, nothing, nothing, wait if c0 > 0 else 0, wait_row,
-                        2 * wait_tile, wait_tile, -np.inf, np.inf,
-                    )  # fmt: skip
+                    out, out_row, out_half, out_tile = wait, wait_row, 2 * wait_tile, wait_tile
+                    above, below, low, high = nothing, nothing, -np.inf, np.inf
+                add, add_row, add_half, add_tile = 0, call.residual_k, r_half, x_tile
+                if c0 > 0:
+                    add, add_row, add_half, add_tile = wait, wait_row, 2 * wait_tile, wait_tile
+                elif last and direct and call.has_residual:
+                    add = residual + k * call.residual_k
+                multiply_pair(
+                    a, product_bytes, b, b_step, b_half, totals, panel, alone, channels, t, out, out_row, out_half,
+                    out_tile, above, below, add, add_row, add_half, add_tile, low, high,
+                )  # fmt: skip
                 if last and not direct:
-                    k0 = g * call.Kg + k
-                    finish_tile(call, n, k0, rows, first, width, wait, wait_row, above)
-                    finish_tile(call, n, k0, rows, first + width, width, wait + wait_tile, wait_row, above)
-                    finish_tile(call, n, k0 + half, rows, first, width, wait + 2 * wait_tile, wait_row, below)
-                    finish_tile(call, n, k0 + half, rows, first + width, width, wait + 3 * wait_tile, wait_row, below)
+                    for i in range(4):
+                        k0, number = g * call.Kg + k + i // 2 * half, bias + i // 2 * call.pair_filters * item
+                        column = first + i % 2 * width
+                        finish_tile(call, n, k0, rows, column, width, wait + i * wait_tile, wait_row, number)
 
     def task(call_address, index, worker):
         call = record_at(CALL_STRASSEN, call_address)

@@ -68,6 +68,7 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
 - F(6) of 3 x 3 / 2 (169 products for 36 outputs against 81 for 16) lost to F(4) everywhere: 0.51 against 0.43 ms on
   128 x 56 x 56, its tiles stick out of maps of 28, and the error trebles.
 - U of 3 x 3 / 2 with 512 channels: F(4)'s 85 MB stream from memory, 1.6 ms where F(2)'s 26 MB take 0.51.
+  Held to AVX2 F(2) is 0.94 of `blocked` there, and for 256 channels of 28 x 28 F(4)'s 20 MB make it 1.1 times F(2).
 - Past-cache stores pay when y is larger than the caches (64 x 224 x 224: 10 %) and hurt when the next layer would find
   it there. They want y on a cache line, where NumPy's large arrays are not; taking tiles so that most lines can be
   stored whole nevertheless gained 2 %.
