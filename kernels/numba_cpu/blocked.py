@@ -419,8 +419,8 @@ def predicted_seconds(problem, device):
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
     if few_channels.serves(problem):
         return predicted(problem, device, maps * few_channels.cycles(problem))
-    filters, lone = weight_rows.padded_filters(problem.Kg), lone_in_tiles(problem)
-    multiply = filters * pixels_cycles(pixels, problem.reduction, problem.accumulate, lone)
+    filters = weight_rows.padded_filters(problem.Kg)
+    multiply = filters * pixels_cycles(pixels, problem.reduction, problem.accumulate)
     numbers, _ = blocking(problem, device.threads)
     repeated = numbers[BLOCKING.index("filter_tasks")]  # each copies x for itself
     copy = repeated * copy_cycles(problem)
@@ -428,13 +428,9 @@ def predicted_seconds(problem, device):
 
 
 def pack_seconds(problem, device):
-    """Weights that lie as `reads_in_place` asks are not packed for a single call, nor can tiles have a lone pixel then;
-    most are contiguous.
-    """
+    """Weights that lie as `reads_in_place` asks are not packed for a single call; most are contiguous."""
     if takes_rows(problem):
-        pixels, depth = problem.P * problem.Q, problem.reduction
-        tiles, alike = (pixels_cycles(pixels, depth, problem.accumulate, lone) for lone in (0, lone_in_tiles(problem)))
-        return (tiles - alike) * problem.N * problem.K / CLOCK / device.threads
+        return 0.0
     return 3.0 * problem.K * problem.reduction / CLOCK / device.threads
 
 
