@@ -8,7 +8,7 @@ eight.
     S1 = A21 + A22    S2 = S1 - A11    S3 = A11 - A21    S4 = A12 - S2        of the weights, ahead in a plan
     T1 = B12 - B11    T2 = B22 - T1    T3 = B22 - B12    T4 = T2 - B21        of two tiles of pixels, by every task
 
-    for every pair of neighbouring tiles of pixels, 24 pixels (3 vectors) each: the left is B's first half
+    for every pair of neighbouring tiles of pixels, 3 vectors each and perhaps a lone one: the left is B's first half
         T1 .. T4, of all channels, into the L2 cache
         for every 8 filters and the 8 half of all filters further: seven times the micro-kernel, in this order
             t  = A11 B11      Y11 = t + A12 B21      t += S2 T2      e = t + S1 T1
@@ -20,14 +20,28 @@ they are read, 7/4 of the layer's in all. Sums of weights are made once, those o
 multiply-adds.
 What pairs of tiles leave over is blocked.py's. The error grows by less than twice (accuracy.py).
 
+With 32 registers a tile may be a pixel wider than its vectors. Its sums, filters in the lanes, take one more register,
+and one more multiply-add after 24. With vectors of 16, pairs are then 98 pixels, of which maps of 14 x 14 and 28 x 28
+are a whole number, and nothing is left over for which all weights would be fetched again.
+
 Measured on two Zen 5 cores, plans of ResNet-50's 1x1 layers at N = 1, as times of blocked.py over these: with AVX-512
 1.01 to 1.10 from 64 channels and 256 filters on, 1.13 for 256 -> 512 with stride 2, 0.9 to 1.0 for 64 filters; held
 to AVX2 1.06 to 1.11, and more where x's rows lie so that blocked.py reads them slowly. Seven products instead of eight
-would be 1.14: sums of pixels cost 3 %, products read from L2 cache and L3 cache the rest.
+would be 1.14: sums of pixels cost 2 to 9 %, most where there are few filters, and what is left over 2 to 5 %.
 What was learned there:
 - A single call has to make the weights' sums, and threads then read what the other wrote: 30 microseconds for 262,144
   weights, or 150 in the same process minutes later, for a reason that was not found. So a call takes this kernel where
   there are few weights.
+- Two threads had a pair each of a map of 14 x 14, and one of them the last four pixels as well: 12 % of the time. In
+  tiles with a lone pixel such layers take 0.92 to 0.97 of that, of 28 x 28 0.98 to 1.02; 56 x 56, of which 64 pixels
+  are left over, gains nothing.
+- The micro-kernel is at 0.97 of its best speed wherever the operands lie (L1, L2 or L3 cache, rows of x any number of
+  bytes apart), at 0.96 of that with 64 channels a product and sums to finish, and sums of pixels take 4 cycles a
+  vector. A second level, 49 products for 64, would so take 3 % (512 -> 256 channels of 28 x 28) to 7 % off (256 -> 1024
+  of 14 x 14) where channels and filters are many, nothing below 256 channels or 256 filters, and would cost 3 %
+  for 1024 -> 256 of 14 x 14, where both threads need the sums of the same pixels: by this account, which nobody has
+  measured, 1 % on the mean of ResNet-50, for weights 49/16 as large. It was not written.
+- Fetching x ahead for the sums, and walking a pair's filters in another order than the neighbour's, change nothing.
 - Raw halves of x are read where they lie; copying them beside T1 .. T4 gains 1 % at best and costs 3 % for few filters.
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; sums made while packing and
 results added on leaving as in Huang et al., Strassen's Algorithm Reloaded, SC 2016.
@@ -47,10 +61,20 @@ from .compilation import compiled, inlined
 from .epilogue import CLAMP
 from .filter_cuts import until_all_done, up
 from .flat_planes import copy_planes_function
-from .microkernel import CLOCK, MEMORY_BYTES, VECTORS, accumulate, multiply_cycles, panel_rows, predicted, vector_type
+from .microkernel import (
+    CLOCK,
+    MEMORY_BYTES,
+    VECTORS,
+    accumulate,
+    holds_lone,
+    multiply_cycles,
+    panel_rows,
+    predicted,
+    vector_type,
+)
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop, two_round_loop, worker_span
-from .tracing import choose, convert, interleave, load, loop, maximum, minimum, store, traced, zeros
+from .tracing import Lanes, choose, convert, extract, interleave, load, loop, maximum, minimum, store, traced, zeros
 from .vectors import lanes, record_at
 
 passes = ("forward",)
@@ -59,6 +83,8 @@ SUMS = 4  # T1 .. T4
 LINE = 64  # bytes
 LARGE_PANELS = 8 << 20  # bytes: larger ones come from memory
 CYCLES_PER_TASK = 1_500
+LEFT_PIXELS, LEFT_COSTS = 10, 2.6  # in pixels of a pair: beginning with what is left over, and each pixel of it
+LONE_COSTS = 1.02  # times what multiply-adds say: tiles with a lone pixel begin anywhere in a cache line
 FILTER_CUTS = (1, 2, 3, 4)
 NOTHING_LEFT = (0,) * len(BLOCKING)
 SUM_CYCLES = 2.2  # for a vector of each T
@@ -66,26 +92,31 @@ LEAVE_CYCLES = 1.5  # for a vector of a product that is added to others
 
 PAIRS = (
     "pairs", "pair_tasks", "pair_filters", "pair_filter_tasks", "pair_channels", "waiting_step", "planes_bytes",
-    "sums_at", "tiles_at", "pair_bias_at", "panels_at", "shared_at",
+    "sums_at", "alone_at", "tiles_at", "pair_bias_at", "panels_at", "shared_at",
 )  # fmt: skip
 CALL_STRASSEN = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING + PAIRS]))
 
 
-def product_function(real, becomes):
-    """A Numba function for one product of half the channels; becomes: of it, t and e, what is stored to t, e or y."""
+def product_function(real, lone, becomes):
+    """A Numba function for one product of half the channels; becomes: of it, t and e, what is stored to t, e or y.
+
+    Tiles are lists of rows; where there is a lone pixel, its filters are one more row, of one vector.
+    """
     V, rows = vector_type(real), panel_rows()
+    L = Lanes(V.kind, rows)
 
     @traced(types.void)
-    def product(a, b, b_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high):
+    def product(a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high):
         row = VECTORS * V.bytes
 
         def tile(where):
-            return [[load(V, where + row * i + V.bytes * j) for j in range(VECTORS)] for i in range(rows)]
+            sums = [[load(V, where + row * i + V.bytes * j) for j in range(VECTORS)] for i in range(rows)]
+            return [*sums, [load(L, where + row * rows)]] if lone else sums
 
         def keep(where, sums):
-            for i in range(rows):
-                for j in range(VECTORS):
-                    store(where + row * i + V.bytes * j, sums[i][j])
+            for i, vectors in enumerate(sums):
+                for j, vector in enumerate(vectors):
+                    store(where + row * i + V.bytes * j, vector)
 
         def finish(sums):
             least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
@@ -93,6 +124,18 @@ def product_function(real, becomes):
                 number = tracing.broadcast(V, load(V.scalar, bias + V.item_bytes * i))
                 for j, total in enumerate(with_residual([total + number for total in sums[i]], i)):
                     store(y + y_row * i + V.bytes * j, maximum(least, minimum(most, total)))
+            if lone:
+                finish_lone(sums[rows][0] + load(L, bias))
+
+        def finish_lone(sums):
+            least, most = (convert(limit, V.scalar) for limit in (low, high))
+            totals = [extract(sums, i) for i in range(rows)]
+
+            def added():
+                return [total + load(V.scalar, residual + residual_row * i + row) for i, total in enumerate(totals)]
+
+            for i, total in enumerate(choose(residual.differs(0), added, lambda: totals)):
+                store(y + y_row * i + row, maximum(least, minimum(most, total)))
 
         def with_residual(totals, i):
             def added():
@@ -102,8 +145,9 @@ def product_function(real, becomes):
 
         fresh = [[zeros(V, a) for _ in range(VECTORS)] for _ in range(rows)]
         step = rows * V.item_bytes
-        sums = accumulate(V, rows, VECTORS, a, V.item_bytes, 0, step, b, b_step, depth, fresh)
-        becomes(sums, Tiles(tile, keep, finish, t, e))
+        column = (L, zeros(L, a), x, x_step) if lone else None
+        sums = accumulate(V, rows, VECTORS, a, V.item_bytes, 0, step, b, b_step, depth, fresh, lone=column)
+        becomes([*sums[0], [sums[1]]] if lone else sums, Tiles(tile, keep, finish, t, e))
 
     return product
 
@@ -121,21 +165,27 @@ class Tiles:
         ]
 
 
-def sums_function(real):
-    """A Numba function add_pixels(to, panel_bytes, x, x_tile, x_half, x_step, count): T1 .. T4 of `count` channels."""
+def sums_function(real, lone):
+    """A Numba function add_pixels(to, panel, alone, x, x_tile, x_half, x_step, count): T1 .. T4 of `count` channels,
+    `panel` bytes apart, and those of the lone pixels.
+    """
     V = vector_type(real)
 
     @traced(types.void)
-    def add_pixels(to, panel_bytes, x, x_tile, x_half, x_step, count):
+    def add_pixels(to, panel, alone, x, x_tile, x_half, x_step, count):
+        def sums(type_, here, there, apart):
+            b11, b12 = load(type_, here), load(type_, here + x_tile)
+            b21, b22 = load(type_, here + x_half), load(type_, here + x_half + x_tile)
+            t1 = b12 - b11
+            t2 = b22 - t1
+            for i, total in enumerate((t1, t2, b22 - b12, t2 - b21)):
+                store(there + apart * i, total)
+
         def channel(c):
             for j in range(VECTORS):
-                here, there = x + c * x_step + V.bytes * j, to + (c * VECTORS + j) * V.bytes
-                b11, b12 = load(V, here), load(V, here + x_tile)
-                b21, b22 = load(V, here + x_half), load(V, here + x_half + x_tile)
-                t1 = b12 - b11
-                t2 = b22 - t1
-                for i, total in enumerate((t1, t2, b22 - b12, t2 - b21)):
-                    store(there + panel_bytes * i, total)
+                sums(V, x + c * x_step + V.bytes * j, to + (c * VECTORS + j) * V.bytes, panel)
+            if lone:
+                sums(V.scalar, x + c * x_step + V.bytes * VECTORS, alone + c * V.item_bytes, count * V.item_bytes)
 
         loop(count, channel)
 
@@ -209,29 +259,32 @@ def build_pack(dtype_name):
     return task_loop(pack)
 
 
-def build(dtype_name):
+def build(dtype_name, lone):
     real = np.float64 if dtype_name == "float64" else np.float32
     item, stored_item = np.dtype(real).itemsize, 2 if dtype_name.endswith("16") else np.dtype(real).itemsize
     same = item == stored_item
-    rows, width = panel_rows(), VECTORS * lanes(real)
-    tile_row, tile_bytes = width * item, panel_rows() * width * item
-    copy_planes, add_pixels = copy_planes_function(dtype_name), sums_function(real)
+    rows, width = panel_rows(), VECTORS * lanes(real) + lone
+    x_tile, row = width * item, VECTORS * lanes(real) * item
+    gap = lone * LINE
+    tile_bytes, wait_row = rows * row + gap, row + gap
+    wait_tile = rows * wait_row
+    copy_planes, add_pixels = copy_planes_function(dtype_name), sums_function(real, lone)
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
     _, write, _, _ = memory_functions(np.dtype(real).name)
     pack_panel, left_over = pack_panel_function(dtype_name), inlined(blocked.task_function(dtype_name))
 
-    product_1 = product_function(real, lambda p, tiles: tiles.keep(tiles.t, p))
-    product_2 = product_function(real, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p)))
-    product_6 = product_function(real, lambda p, tiles: tiles.keep(tiles.t, tiles.added(tiles.t, p)))
-    product_5 = product_function(real, lambda p, tiles: tiles.keep(tiles.e, tiles.added(tiles.t, p)))
-    product_3 = product_function(real, lambda p, tiles: tiles.finish(tiles.added(tiles.e, p)))
-    product_4 = product_function(real, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p, -1)))
+    product_1 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.t, p))
+    product_2 = product_function(real, lone, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p)))
+    product_6 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.t, tiles.added(tiles.t, p)))
+    product_5 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.e, tiles.added(tiles.t, p)))
+    product_3 = product_function(real, lone, lambda p, tiles: tiles.finish(tiles.added(tiles.e, p)))
+    product_4 = product_function(real, lone, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p, -1)))
 
     def both(p, tiles):
         tiles.keep(tiles.t, tiles.added(tiles.t, p))
         tiles.finish(tiles.added(tiles.e, p))
 
-    product_7 = product_function(real, both)
+    product_7 = product_function(real, lone, both)
 
     @inlined
     def panels_of(call):
@@ -256,29 +309,37 @@ def build(dtype_name):
 
     @inlined
     def multiply_pair(
-        a, a_product, x, x_step, x_half, totals, panel, depth, t, y, y_row, y_half, y_tile, above, below, residual,
-        residual_row, r_half, r_tile, low, high,
+        a, a_product, x, x_step, x_half, totals, panel, alone, depth, t, y, y_row, y_half, y_tile, above, below,
+        residual, residual_row, r_half, r_tile, low, high,
     ):  # fmt: skip
         """The four tiles of `rows` filters and of those half of all further."""
-        e = t + tile_bytes
+        e, lone_panel = t + tile_bytes, depth * item
+        x_lone = x + row
         r12, r21, r22 = 0, 0, 0
         if residual != 0:
             r12, r21, r22 = residual + r_tile, residual + r_half, residual + r_half + r_tile
-        product_1(a, x, x_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        product_1(a, x, x_step, x_lone, x_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
         a += a_product
-        product_2(a, x + x_half, x_step, depth, t, e, y, y_row, above, residual, residual_row, low, high)
+        product_2(
+            a, x + x_half, x_step, x_lone + x_half, x_step, depth, t, e, y, y_row, above, residual, residual_row, low,
+            high,
+        )  # fmt: skip
         a += a_product
-        product_6(a, totals + panel, tile_row, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        product_6(a, totals + panel, row, alone + lone_panel, item, depth, t, e, 0, 0, 0, 0, 0, low, high)
         a += a_product
-        product_5(a, totals, tile_row, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        product_5(a, totals, row, alone, item, depth, t, e, 0, 0, 0, 0, 0, low, high)
         a += a_product
-        x += x_half + tile_row
-        product_3(a, x, x_step, depth, t, e, y + y_tile, y_row, above, r12, residual_row, low, high)
+        x += x_half + x_tile
+        product_3(a, x, x_step, x + row, x_step, depth, t, e, y + y_tile, y_row, above, r12, residual_row, low, high)
         a += a_product
         y += y_half
-        product_7(a, totals + 2 * panel, tile_row, depth, t, e, y + y_tile, y_row, below, r22, residual_row, low, high)
+        totals += 2 * panel
+        alone += 2 * lone_panel
+        product_7(a, totals, row, alone, item, depth, t, e, y + y_tile, y_row, below, r22, residual_row, low, high)
         a += a_product
-        product_4(a, totals + 3 * panel, tile_row, depth, t, e, y, y_row, below, r21, residual_row, low, high)
+        totals += panel
+        alone += lone_panel
+        product_4(a, totals, row, alone, item, depth, t, e, y, y_row, below, r21, residual_row, low, high)
 
     @inlined
     def pair(call, index, worker):
@@ -289,7 +350,8 @@ def build(dtype_name):
         begin = filter_task * call.pair_filters
         end = min(begin + call.pair_filters, half)
         planes = call.workspace + worker * call.worker_bytes
-        totals, t, biases = planes + call.sums_at, planes + call.tiles_at, planes + call.pair_bias_at
+        totals, alone = planes + call.sums_at, planes + call.alone_at
+        t, biases = planes + call.tiles_at, planes + call.pair_bias_at
         waiting, nothing = t + 2 * tile_bytes, biases + 2 * call.pair_filters * item
         copy_biases(call, g * call.Kg + begin, end - begin, biases)
         copy_biases(call, g * call.Kg + half + begin, end - begin, biases + call.pair_filters * item)
@@ -310,39 +372,38 @@ def build(dtype_name):
         residual = call.residual + n * call.residual_n + g * call.Kg * call.residual_k + first * item
         for c0 in range(0, depth, call.pair_channels):
             channels = min(call.pair_channels, depth - c0)
-            panel = channels * tile_row
+            panel = channels * row
             if in_place:
                 b, b_step, b_half = x + c0 * call.x_c + first * item, call.x_c, depth * call.x_c
             else:
                 copy_halves(call, planes, x + c0 * call.x_c, first, channels)
                 b, b_step, b_half = planes + first % call.Q * item, call.planes_bytes, channels * call.planes_bytes
-            add_pixels(totals, panel, b, tile_row, b_half, b_step, channels)
+            add_pixels(totals, panel, alone, b, x_tile, b_half, b_step, channels)
             last = c0 + channels == depth
             for k in range(begin, end, rows):
                 a = panels + k // rows * (PRODUCTS * product_bytes) + c0 * rows * item
                 wait = waiting + (k - begin) // rows * call.waiting_step
-                above = biases + (k - begin) * item
-                below = above + call.pair_filters * item
+                bias = biases + (k - begin) * item
                 if last and direct:
-                    multiply_pair(
-                        a, product_bytes, b, b_step, b_half, totals, panel, channels, t, y + k * call.y_k, call.y_k,
-                        y_half, tile_row, above, below,
-                        wait if c0 > 0 else residual + k * call.residual_k if call.has_residual else 0,
-                        tile_row if c0 > 0 else call.residual_k,
-                        2 * tile_bytes if c0 > 0 else r_half, tile_bytes if c0 > 0 else tile_row, call.low, call.high,
-                    )  # fmt: skip
+                    out, out_row, out_half, out_tile = y + k * call.y_k, call.y_k, y_half, x_tile
+                    above, below, low, high = bias, bias + call.pair_filters * item, call.low, call.high
                 else:
-                    multiply_pair(
-                        a, product_bytes, b, b_step, b_half, totals, panel, channels, t, wait, tile_row,
-                        2 * tile_bytes, tile_bytes, nothing, nothing, wait if c0 > 0 else 0, tile_row,
-                        2 * tile_bytes, tile_bytes, -np.inf, np.inf,
-                    )  # fmt: skip
+                    out, out_row, out_half, out_tile = wait, wait_row, 2 * wait_tile, wait_tile
+                    above, below, low, high = nothing, nothing, -np.inf, np.inf
+                add, add_row, add_half, add_tile = 0, call.residual_k, r_half, x_tile
+                if c0 > 0:
+                    add, add_row, add_half, add_tile = wait, wait_row, 2 * wait_tile, wait_tile
+                elif last and direct and call.has_residual:
+                    add = residual + k * call.residual_k
+                multiply_pair(
+                    a, product_bytes, b, b_step, b_half, totals, panel, alone, channels, t, out, out_row, out_half,
+                    out_tile, above, below, add, add_row, add_half, add_tile, low, high,
+                )  # fmt: skip
                 if last and not direct:
-                    k0 = g * call.Kg + k
-                    finish_tile(call, n, k0, rows, first, width, wait, above)
-                    finish_tile(call, n, k0, rows, first + width, width, wait + tile_bytes, above)
-                    finish_tile(call, n, k0 + half, rows, first, width, wait + 2 * tile_bytes, below)
-                    finish_tile(call, n, k0 + half, rows, first + width, width, wait + 3 * tile_bytes, below)
+                    for i in range(4):
+                        k0, number = g * call.Kg + k + i // 2 * half, bias + i // 2 * call.pair_filters * item
+                        column = first + i % 2 * width
+                        finish_tile(call, n, k0, rows, column, width, wait + i * wait_tile, wait_row, number)
 
     def task(call_address, index, worker):
         call = record_at(CALL_STRASSEN, call_address)
@@ -357,20 +418,53 @@ def build(dtype_name):
 # ---- how a problem is cut ----
 
 
+def vector_pixels(problem) -> int:
+    """Of a tile, without its lone one."""
+    return VECTORS * lanes(problem.accumulate)
+
+
+@lru_cache(maxsize=1024)
+def lone_pixels(problem) -> int:
+    """Of each tile: none, or one where the registers hold its sums too and less is then left over.
+
+    It costs a step one more multiply-add, as W / rows pixels do; what is left over fetches all weights again.
+    """
+    if not holds_lone(problem.accumulate):
+        return 0
+    pixels = problem.P * problem.Q
+
+    def cost(lone):
+        left = pixels % (2 * (vector_pixels(problem) + lone))
+        paired = (pixels - left) * tile_columns(problem, lone) / (vector_pixels(problem) + lone)
+        return (LONE_COSTS if lone else 1.0) * paired + (LEFT_COSTS * left + LEFT_PIXELS if left else 0.0)
+
+    return min((0, 1), key=cost)
+
+
+def tile_columns(problem, lone) -> float:
+    """Pixels in vectors that take as long as a tile."""
+    return vector_pixels(problem) + lone * lanes(problem.accumulate) / panel_rows()
+
+
+def tile_pixels(problem) -> int:
+    return vector_pixels(problem) + lone_pixels(problem)
+
+
 def pairs(problem) -> int:
     """Pairs of tiles in a map."""
-    return problem.P * problem.Q // (2 * VECTORS * lanes(problem.accumulate))
+    return problem.P * problem.Q // (2 * tile_pixels(problem))
 
 
 def paired_pixels(problem) -> int:
-    return pairs(problem) * 2 * VECTORS * lanes(problem.accumulate)
+    return pairs(problem) * 2 * tile_pixels(problem)
 
 
 def pair_cycles(problem, filters) -> float:
     """Of one pair of tiles and so many filters of the first half and of the second."""
     W, depth = lanes(problem.accumulate), problem.Cg // 2
-    products = PRODUCTS * multiply_cycles(filters, VECTORS * W, depth, problem.accumulate)
-    copy = blocked.copy_cycles(problem) / (problem.P * problem.Q) * 2 * VECTORS * W
+    columns = tile_columns(problem, lone_pixels(problem))
+    products = PRODUCTS * multiply_cycles(filters, VECTORS * W, depth, problem.accumulate) * columns / (VECTORS * W)
+    copy = blocked.copy_cycles(problem) / (problem.P * problem.Q) * 2 * tile_pixels(problem)
     sums = SUMS * VECTORS * depth * SUM_CYCLES
     return CYCLES_PER_TASK + products + copy + sums + PRODUCTS * VECTORS * filters * LEAVE_CYCLES
 
@@ -390,7 +484,7 @@ def channel_block(problem) -> int:
     depth, row_bytes = problem.Cg // 2, VECTORS * target.vector_bytes()
     x_bytes = 4 * (row_bytes + LINE)
     if not blocked.reads_x_in_place(problem):
-        x_bytes = 2 * blocked.plane_bytes(problem, 2 * VECTORS * lanes(problem.accumulate))
+        x_bytes = 2 * blocked.plane_bytes(problem, 2 * tile_pixels(problem))
     most = max(target.cache_bytes(2) // 2 // (SUMS * row_bytes + x_bytes), 1)
     return -(-depth // -(-depth // most))
 
@@ -406,18 +500,20 @@ def blocking(problem, threads):
     filter_tasks = min(FILTER_CUTS, key=lambda tasks: cut_cycles(problem, threads, tasks))
     filters = up(-(-half // filter_tasks), rows)
     filter_tasks = -(-half // filters)
-    tile_bytes = rows * VECTORS * W * item
-    planes_bytes, channels = blocked.plane_bytes(problem, 2 * VECTORS * W), channel_block(problem)
+    gap = lone_pixels(problem) * LINE
+    tile_bytes, wait_bytes = rows * VECTORS * W * item + gap, rows * (VECTORS * W * item + gap)
+    planes_bytes, channels = blocked.plane_bytes(problem, 2 * tile_pixels(problem)), channel_block(problem)
     sums_at = up(2 * channels * planes_bytes, 64)
-    waiting_step = 4 * tile_bytes if channels < depth else 0
-    tiles_at = sums_at + SUMS * channels * VECTORS * W * item
-    bias_at = tiles_at + 6 * tile_bytes + (filters // rows - 1) * waiting_step
+    waiting_step = 4 * wait_bytes if channels < depth else 0
+    alone_at = sums_at + SUMS * channels * VECTORS * W * item
+    tiles_at = alone_at + up(SUMS * channels * item, LINE)
+    bias_at = tiles_at + 2 * tile_bytes + 4 * wait_bytes + (filters // rows - 1) * waiting_step
     worker_bytes = worker_span(max(rest[BLOCKING.index("worker_bytes")], bias_at + (2 * filters + rows) * item))
     rest[BLOCKING.index("worker_bytes")] = worker_bytes
     own = (
         count, count * maps * filter_tasks, filters, filter_tasks, channels, waiting_step, planes_bytes, sums_at,
-        tiles_at, bias_at,
-        weight_rows.packed_bytes(problem), threads * worker_bytes,
+        alone_at, tiles_at, bias_at,
+        rows_bytes(problem), threads * worker_bytes,
     )  # fmt: skip
     return tuple(rest) + own, problem.groups * half // rows, own[1] + left
 
@@ -426,7 +522,7 @@ def blocking(problem, threads):
 def prepared(problem, threads):
     numbers, packs, tasks = blocking(problem, threads)
     fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING + PAIRS)}q", *numbers)
-    return fields, compiled(build, problem.dtype.name), packs, tasks
+    return fields, compiled(build, problem.dtype.name, lone_pixels(problem)), packs, tasks
 
 
 # ---- the kernel ----
@@ -436,7 +532,7 @@ def why_not(problem, device):
     """Reasons why this kernel cannot run `problem` on `device`, in words for its user; empty when it can."""
     if device.kind != "cpu":
         return [f"runs on the CPU only, x is on {device}"]
-    filters, pixels = 2 * panel_rows(), 2 * VECTORS * lanes(problem.accumulate)
+    filters, pixels = 2 * panel_rows(), 2 * tile_pixels(problem)
     reasons = []
     if problem.dtype != problem.accumulate:
         reasons.append(f"takes float32 and float64, not {problem.dtype}")
@@ -468,14 +564,20 @@ def reads_in_place(problem, w):
     return problem.Kg % weight_rows.padded_filters(1) == 0 and blocked.reads_in_place(problem, w)
 
 
+def rows_bytes(problem):
+    """Of the weights in rows, which what is left over wants."""
+    return weight_rows.packed_bytes(problem) if paired_pixels(problem) < problem.P * problem.Q else 0
+
+
 def packed_bytes(problem, device):
-    return weight_rows.packed_bytes(problem) + panel_bytes(problem)
+    return rows_bytes(problem) + panel_bytes(problem)
 
 
 def pack(problem, device, w, packed):
     """Write the weights w (K, C/groups, 1, 1) into `packed` (uint8, 64-byte aligned): rows of filters, and panels."""
-    blocked.pack(problem, device, w, packed)
-    panels = packed[weight_rows.packed_bytes(problem) :]
+    if rows_bytes(problem):
+        blocked.pack_rows(problem, device, w, packed)
+    panels = packed[rows_bytes(problem) :]
     call = pack_call(problem_fields(problem), panels, w, panels, None, None, None)
     run_tasks(
         compiled(build_pack, problem.dtype.name), call, problem.groups * problem.Kg // 2 // panel_rows(), device.threads

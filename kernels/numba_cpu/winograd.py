@@ -68,6 +68,7 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
 - F(6) of 3 x 3 / 2 (169 products for 36 outputs against 81 for 16) lost to F(4) everywhere: 0.51 against 0.43 ms on
   128 x 56 x 56, its tiles stick out of maps of 28, and the error trebles.
 - U of 3 x 3 / 2 with 512 channels: F(4)'s 85 MB stream from memory, 1.6 ms where F(2)'s 26 MB take 0.51.
+  Held to AVX2 F(2) is 0.94 of `blocked` there, and for 256 channels of 28 x 28 F(4)'s 20 MB make it 1.1 times F(2).
 - Past-cache stores pay when y is larger than the caches (64 x 224 x 224: 10 %) and hurt when the next layer would find
   it there. They want y on a cache line, where NumPy's large arrays are not; taking tiles so that most lines can be
   stored whole nevertheless gained 2 %.
@@ -135,8 +136,8 @@ INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2
 WAITING_BYTES, BEYOND_ALL_CACHES = 16 << 20, 1.6  # and where V and M of all threads, waiting for other filters, are
 CYCLES_PER_PLANE, CYCLES_PER_UNIT = 150, 30  # of a group's strip beside the multiply-adds, which are few there
 LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
-CACHED_WEIGHTS = 24 << 20  # U up to this size comes from the L3 cache
-STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 16.0, 400.0  # U, from memory and from L3, beside the multiply
+CACHED_WEIGHTS = 19 << 20  # U up to this size comes from the L3 cache
+STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 17.0, 400.0  # U, from memory and from L3, beside the multiply
 FIRST_BYTES_PER_CYCLE = 50.0  # U, when it is read first
 TAPS_BYTES_PER_CYCLE = 4.0  # w in a single call with a stride, whose smaller y repays its transforms less
 MEMORY_BYTES_PER_CYCLE = 2.5  # x and y, where no cache holds them
