@@ -170,7 +170,7 @@ def task_function():
                                 bias, add, call.residual_k, call.low, call.high,
                             )  # fmt: skip
                         if last and not done:
-                            finish_tile(call, n, k0 + f, some, first, columns, sums, bias)
+                            finish_tile(call, n, k0 + f, some, first, columns, sums, PANEL_ROW, bias)
 
     return task
 
@@ -217,8 +217,8 @@ def blocking(problem, threads, panels):
     words = in_words(problem)
     width, pixels = VECTORS * lanes(np.float32), problem.P * problem.Q
     padding = weight_rows.padded_filters(1)
-    cuts = blocked.possible_cuts(words, threads, pixels)
-    tile_tasks, filter_tasks = min(cuts, key=lambda cut: blocked.cut_cycles(words, threads, pixels, *cut))
+    cuts = blocked.possible_cuts(words, threads, pixels, width)
+    tile_tasks, filter_tasks = min(cuts, key=lambda cut: blocked.cut_cycles(words, threads, pixels, 0, *cut))
     filters = up(-(-problem.Kg // filter_tasks), padding)
     filter_tasks = -(-problem.Kg // filters)
 
