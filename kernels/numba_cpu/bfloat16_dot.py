@@ -217,8 +217,8 @@ def blocking(problem, threads, panels):
     words = in_words(problem)
     width, pixels = VECTORS * lanes(np.float32), problem.P * problem.Q
     padding = weight_rows.padded_filters(1)
-    cuts = blocked.possible_cuts(words, threads, pixels, width)
-    tile_tasks, filter_tasks = min(cuts, key=lambda cut: blocked.cut_cycles(words, threads, pixels, 0, *cut))
+    cuts = blocked.possible_cuts(words, threads, pixels)
+    tile_tasks, filter_tasks = min(cuts, key=lambda cut: blocked.cut_cycles(words, threads, pixels, *cut))
     filters = up(-(-problem.Kg // filter_tasks), padding)
     filter_tasks = -(-problem.Kg // filters)
 

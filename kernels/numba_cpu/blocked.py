@@ -13,8 +13,7 @@ layer of stride 1 a pixel's channels lie H W numbers apart in x itself, and noth
 planes in which output rows follow each other without a gap, once for all rows of the window; stride, dilation and
 padding matter only there. No patch matrix is made, not even in the cache. Contiguous weights are taken where they lie
 as well, so a single call packs none; a plan aligns them (weight_rows.py). The one to four pixels that are left of a map
-of 7 x 7 or 14 x 14 are dot products (lone_pixels.py), but with AVX-512 a plan's 7 x 7 are one tile with a lone pixel.
-Up to 4 channels with long rows are few_channels.py's.
+of 7 x 7 or 14 x 14 are dot products (lone_pixels.py). Up to 4 channels with long rows are few_channels.py's.
 
 Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s: ResNet-50's 1x1 layers 430
 to 500, strided 430 to 460, its strided 3x3 layers 390 to 420.
@@ -23,9 +22,8 @@ What was learned there:
   256 -> 64 channels of 56 x 56 take 212 microseconds instead of 272. That a tile's rows do not fit the L1 cache hardly
   matters; fetching the next tile ahead changes nothing. Held to AVX2 the same layers take 0.7 to 0.95 of the time.
 - Interleaved panels of weights are 0 to 2 % faster than rows, and packing them took 10 to 40 % of a call.
-- A lone pixel in a tile is one more multiply-add after 24, with 8 filters as its vector, for which a plan packs panels:
-  layers of 7 x 7 take 0.96 to 0.99 of the time that a dot product for each filter takes. In maps of 14 x 14, four such
-  tiles, it takes 1.03 to 1.05.
+- Plans whose tiles had a lone pixel in them, one more multiply-add after 24, took 0.96 to 0.99 of the time on 7 x 7
+  and 1.03 to 1.05 on 14 x 14, and their bits were not a single call's.
 - Tasks of 5 tiles, 14 of them, left one thread idle for 7 % of the time: runs of tiles must be cut evenly, and every
   possible cut is played through.
 
@@ -50,7 +48,7 @@ from .filter_cuts import until_all_done, up
 from .flat_planes import copy_planes_function, fill_offsets, put_word, row_phases, rows_below
 from .lone_pixels import MOST as MOST_LONE
 from .lone_pixels import gather_function, lone_pixels_function
-from .microkernel import CLOCK, VECTORS, holds_lone, multiply_cycles, multiply_function, panel_rows, predicted
+from .microkernel import CLOCK, VECTORS, multiply_cycles, multiply_function, panel_rows, predicted
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop, worker_span
 from .vectors import Vector, broadcast, lanes, record_at
@@ -146,18 +144,16 @@ def copy_rows_function(dtype_name):
     return copy_rows
 
 
-def task_function(dtype_name, lone=0):
-    """The task(call, index, worker) of a CALL_BLOCKED. lone: 1 where all tiles have a lone pixel in them and packed
-    weights are panels.
-    """
+def task_function(dtype_name):
+    """The task(call, index, worker) of a CALL_BLOCKED."""
     real = np.float64 if dtype_name == "float64" else np.float32
     item, stored_item = np.dtype(real).itemsize, 2 if dtype_name.endswith("16") else np.dtype(real).itemsize
     same = item == stored_item
     W, rows = lanes(real), panel_rows()
-    width, panel_row = VECTORS * W + lone, VECTORS * W * item + lone * LINE
+    width, panel_row = VECTORS * W, VECTORS * W * item
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
     copy_rows = copy_rows_function(dtype_name)
-    multiply = multiply_function(real, "row", indirect=True, lone=lone)
+    multiply = multiply_function(real, "row", indirect=True)
     copy_planes = copy_planes_function(dtype_name)
     gather, lone_pixels = gather_function(real), lone_pixels_function(real)
     padding = weight_rows.padded_filters(1)
@@ -176,7 +172,6 @@ def task_function(dtype_name, lone=0):
         padded = (call.Kg + padding - 1) // padding * padding
         packed = call.w_k == 0
         w_row = call.packed_row if packed else call.w_k
-        a_step = rows * item if lone else item
         planes = call.workspace + worker * call.worker_bytes
         partial, biases = planes + call.partial_at, planes + call.bias_at
         gathered, offsets, tail = planes + call.gathered_at, planes + call.offsets_at, planes + call.tail_at
@@ -225,7 +220,7 @@ def task_function(dtype_name, lone=0):
                     gather(gathered, stop - whole, x + whole * item, places, depth)
                 elif whole < stop:
                     gather(gathered, stop - whole, copied + whole * item, offsets, depth)
-                w = w_task + c0 * taps * a_step
+                w = w_task + c0 * taps * item
                 f, some = 0, 0
                 while f < filters:
                     weights, from_row_to_row, bias = w + f * w_row, w_row, biases + f * item
@@ -237,12 +232,12 @@ def task_function(dtype_name, lone=0):
                         weights, from_row_to_row = tail, depth * item
                     for first in range(start, stop, width):
                         columns, tile = min(width, stop - first), (first - start) // width
-                        few = first == whole
-                        done = last and direct and (columns == width or few)
+                        lone = first == whole
+                        done = last and direct and (columns == width or lone)
                         sums = partial + (tile * filters_padded + f) * panel_row
                         out = y + f * call.y_k + first * item if done else 0
                         add = residual + f * call.residual_k + first * item if call.has_residual else 0
-                        if few:
+                        if lone:
                             lone_pixels(
                                 columns, some, weights, from_row_to_row, gathered, depth, sums, panel_row, c0 == 0,
                                 out, call.y_k, bias, add, call.residual_k, call.low, call.high,
@@ -252,10 +247,9 @@ def task_function(dtype_name, lone=0):
                             if first < there:
                                 b, steps = x + first * item, places
                             multiply(
-                                columns // W if lone else (columns + W - 1) // W, some, weights,
-                                item if lone else from_row_to_row, rows * from_row_to_row, a_step, b, steps, depth,
-                                sums, panel_row, c0 == 0, out, call.y_k, bias, add, call.residual_k, call.low,
-                                call.high,
+                                (columns + W - 1) // W, some, weights, from_row_to_row, rows * from_row_to_row, item,
+                                b, steps, depth, sums, panel_row, c0 == 0, out, call.y_k, bias, add, call.residual_k,
+                                call.low, call.high,
                             )  # fmt: skip
                         if last and not done:
                             finish_tile(call, n, k0 + f, some, first, columns, sums, panel_row, bias)
@@ -264,8 +258,8 @@ def task_function(dtype_name, lone=0):
     return task
 
 
-def build(dtype_name, lone):
-    return task_loop(task_function(dtype_name, lone))
+def build(dtype_name):
+    return task_loop(task_function(dtype_name))
 
 
 # ---- how a problem is cut ----
@@ -301,26 +295,19 @@ def channel_block(problem) -> int:
     return -(-problem.Cg // blocks)
 
 
-def lone_in_tiles(problem) -> int:
-    """Of packed weights: 1 where the map is one tile and a lone pixel, which then are multiplied together."""
-    if not holds_lone(problem.accumulate) or few_channels.serves(problem):
-        return 0
-    return int(VECTORS * lanes(problem.accumulate) + 1 == problem.P * problem.Q)
-
-
-def possible_cuts(problem, threads, pixels, width):
+def possible_cuts(problem, threads, pixels):
     """(runs of tiles, ranges of filters)"""
     if threads == 1 or problem.N * problem.groups >= MANY_MAPS * threads:
         return [(1, 1)]
-    all_tiles = -(-pixels // width)
+    all_tiles = -(-pixels // (VECTORS * lanes(problem.accumulate)))
     panels = weight_rows.padded_filters(problem.Kg) // weight_rows.padded_filters(1)
     runs = [1, *(threads * n for n in RUNS_PER_THREAD)]
     return [(t, f) for t in runs if t <= all_tiles for f in (1, threads, 2 * threads) if f <= panels]
 
 
-def cut_cycles(problem, threads, pixels, lone, tile_tasks, filter_tasks) -> float:
+def cut_cycles(problem, threads, pixels, tile_tasks, filter_tasks) -> float:
     """Predicted cycles until the last thread is done."""
-    width, rows = VECTORS * lanes(problem.accumulate) + lone, weight_rows.padded_filters(1)
+    width, rows = VECTORS * lanes(problem.accumulate), weight_rows.padded_filters(1)
     all_tiles, depth = -(-pixels // width), problem.reduction
     filters = up(-(-problem.Kg // filter_tasks), rows)
     copy = copy_cycles(problem) / (problem.P * problem.Q)
@@ -328,18 +315,15 @@ def cut_cycles(problem, threads, pixels, lone, tile_tasks, filter_tasks) -> floa
     def task(run, part):
         columns = min(all_tiles * (run + 1) // tile_tasks * width, pixels) - all_tiles * run // tile_tasks * width
         some = max(0, min(filters, up(problem.Kg, rows) - part * filters))
-        product = some * pixels_cycles(columns, depth, problem.accumulate, lone)
+        product = some * pixels_cycles(columns, depth, problem.accumulate)
         return CYCLES_PER_TASK + product + columns * copy + CYCLES_TO_COME * depth * (some + columns)
 
     tasks = [task(run, part) for run in range(tile_tasks) for part in range(filter_tasks)]
     return until_all_done(tasks * (problem.N * problem.groups), threads, CYCLES_TO_WAKE)
 
 
-def pixels_cycles(columns, depth, dtype, lone=0) -> float:
+def pixels_cycles(columns, depth, dtype) -> float:
     """Of one filter and so many pixels: tiles, and what is left, as lone pixels or a narrow tile."""
-    if lone:
-        inside = columns // (VECTORS * lanes(dtype) + 1)
-        return multiply_cycles(1, columns - inside, depth, dtype) * (1 + 1 / (VECTORS * panel_rows()))
     rest = columns % (VECTORS * lanes(dtype))
     lone = rest if rest <= MOST_LONE else 0
     return multiply_cycles(1, columns - lone, depth, dtype) + lone * LONE_CYCLES * depth / lanes(dtype)
@@ -352,17 +336,17 @@ def plane_bytes(problem, pixels) -> int:
 
 
 @lru_cache(maxsize=1024)
-def blocking(problem, threads, first=0, lone=0):
-    """The numbers of BLOCKING, and the number of tasks. first: the first pixel. lone: in every tile."""
-    width, pixels = VECTORS * lanes(problem.accumulate) + lone, problem.P * problem.Q - first
+def blocking(problem, threads, first=0):
+    """The numbers of BLOCKING, and the number of tasks. first: the first pixel."""
+    width, pixels = VECTORS * lanes(problem.accumulate), problem.P * problem.Q - first
     rows = weight_rows.padded_filters(1)
-    cuts = possible_cuts(problem, threads, pixels, width)
-    tile_tasks, filter_tasks = min(cuts, key=lambda cut: cut_cycles(problem, threads, pixels, lone, *cut))
+    cuts = possible_cuts(problem, threads, pixels)
+    tile_tasks, filter_tasks = min(cuts, key=lambda cut: cut_cycles(problem, threads, pixels, *cut))
     filters = up(-(-problem.Kg // filter_tasks), rows)
     filter_tasks = -(-problem.Kg // filters)
 
     item, block = real_bytes(problem), channel_block(problem)
-    depth, sums_row = block * problem.R * problem.S, VECTORS * target.vector_bytes() + lone * LINE
+    depth, sums_row = block * problem.R * problem.S, VECTORS * target.vector_bytes()
     group = -(-pixels // (width * tile_tasks)) + 1
     fitting = target.cache_bytes(2) // 2 // (filters * sums_row)
     group = max(1, min(group, fitting) if block < problem.Cg else group)
@@ -375,9 +359,8 @@ def blocking(problem, threads, first=0, lone=0):
     offsets_at = gathered_at + up(MOST_LONE * depth * item, 64)
     tail_at = up(offsets_at + 2 * depth * OFFSET_BYTES, LINE)
     worker_bytes = worker_span(tail_at + rows * depth * item)
-    row_bytes = problem.reduction * item if lone else weight_rows.row_bytes(problem)
     numbers = (
-        first, filters, tile_tasks, filter_tasks, block, group, row_bytes, row_phases(problem),
+        first, filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
         plane_bytes(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
         tail_at,
     )  # fmt: skip
@@ -385,11 +368,11 @@ def blocking(problem, threads, first=0, lone=0):
 
 
 @lru_cache(maxsize=1024)
-def prepared(problem, threads, lone):
+def prepared(problem, threads):
     """What every call for this problem shares: the packed sizes, the compiled loop and the number of tasks."""
-    numbers, tasks = blocking(problem, threads, lone=lone)
+    numbers, tasks = blocking(problem, threads)
     fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING)}q", *numbers)
-    return fields, compiled(build, problem.dtype.name, lone), tasks
+    return fields, compiled(build, problem.dtype.name), tasks
 
 
 # ---- the kernel ----
@@ -401,10 +384,8 @@ def why_not(problem, device):
 
 
 def workspace_bytes(problem, device):
-    at = BLOCKING.index("worker_bytes")
-    own = device.threads * max(
-        blocking(problem, device.threads, lone=lone)[0][at] for lone in (0, lone_in_tiles(problem))
-    )
+    numbers, _ = blocking(problem, device.threads)
+    own = device.threads * numbers[BLOCKING.index("worker_bytes")]
     return max(own, few_channels.workspace_bytes(problem, device.threads)) if few_channels.serves(problem) else own
 
 
@@ -429,15 +410,7 @@ def packed_bytes(problem, device):
 
 
 def pack(problem, device, w, packed):
-    """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned): rows of filters, or panels."""
-    if not lone_in_tiles(problem):
-        return pack_rows(problem, device, w, packed)
-    call = pack_call(problem_fields(problem), packed, w, packed, None, None, None)
-    panels = problem.groups * weight_rows.padded_filters(problem.Kg) // panel_rows()
-    run_tasks(compiled(weight_rows.build_panels, problem.dtype.name), call, panels, device.threads)
-
-
-def pack_rows(problem, device, w, packed):
+    """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), as rows of filters."""
     loop, rows = compiled(weight_rows.build, problem.dtype.name), weight_rows.packed_rows(problem, packed)
     call = pack_call(problem_fields(problem), packed, w, rows, None, None, None)
     run_tasks(loop, call, rows.shape[1], device.threads)
@@ -481,7 +454,5 @@ def store_cycles(problem) -> float:
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
     few = few_channels.serves(problem) and few_channels.takes(y, residual)
-    lone = lone_in_tiles(problem) if w.ndim == 1 else 0
-    which = few_channels.prepared(problem, device.threads) if few else prepared(problem, device.threads, lone)
-    fields, loop, tasks = which
+    fields, loop, tasks = few_channels.prepared(problem, device.threads) if few else prepared(problem, device.threads)
     run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)

@@ -40,7 +40,6 @@ from .tracing import (
     Lanes,
     choose,
     convert,
-    extract,
     fma,
     load,
     loop,
@@ -117,8 +116,7 @@ def accumulate(
 
     def step(d, carried):
         sums, a, b, ahead, *alone = carried
-        behind = load(I64, b_step + I64.bytes * d) if indirect else 0
-        here = b + behind
+        here = b + load(I64, b_step + I64.bytes * d) if indirect else b
         columns = [load(V, here + b_vector * j) for j in range(vectors)]
         added = []
         for i in range(rows):
@@ -127,12 +125,12 @@ def accumulate(
             added.append([multiply_add(weight, columns[j], sums[i][j]) for j in range(vectors)])
         for j in range(fetched):
             tracing.prefetch(ahead + b_vector * j)
-        alone = with_lone(a, behind, *alone) if lone else []
+        alone = with_lone(a, *alone) if lone else []
         return [added, a + a_step, b if indirect else b + b_step, ahead + ahead_step, *alone]
 
-    def with_lone(a, behind, sums, x):
+    def with_lone(a, sums, x):
         L, _, _, x_step = lone
-        return [fma(tracing.broadcast(L, load(L.scalar, x + behind)), load(L, a), sums), x if indirect else x + x_step]
+        return [fma(tracing.broadcast(L, load(L.scalar, x)), load(L, a), sums), x + x_step]
 
     sums, _, _, _, *alone = loop(depth, step, [sums, a, b, ahead, *(lone[1:3] if lone else [])])
     return (sums, alone[0]) if lone else sums
@@ -141,7 +139,7 @@ def accumulate(
 # ---- a whole tile: sums from where the last depth block left them, to where the next or the result needs them ----
 
 
-def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=False, arithmetic=None, lone=0):
+def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=False, arithmetic=None):
     """A Numba function for one tile of rows x vectors; bias_of: "row" or "column", what a bias belongs to.
     arithmetic: another than plain multiply-adds of `dtype`; not where results are transposed.
 
@@ -150,12 +148,11 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
     The sums start at zero (`first`) or at what `partial` holds, and go back to `partial`; or, where `out` is not 0,
     they are finished: y = clamp(sums + bias + residual), for the first `left` rows. transposed: in y and residual,
     columns lie out_row and residual_row apart, and the numbers of a column are neighbours. Addresses and strides are
-    in bytes. lone: 1 for one more column of B behind the vectors, as in `accumulate`.
+    in bytes.
     """
     V = vector_type(dtype)
     kind = arithmetic or plain(V)
     result_vector = V.count * kind.result_bytes
-    L, behind = Lanes(V.kind, rows), vectors * V.bytes
 
     @traced(types.void)
     def tile(
@@ -163,19 +160,15 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
         out, out_row, left, bias, residual, residual_row, low, high,
     ):  # fmt: skip
         def fresh():
-            sums = [[tracing.zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
-            return sums, [tracing.zeros(L, a)] * lone
+            return [[tracing.zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
 
         def continued():
-            sums = [[load(V, partial + partial_row * i + V.bytes * j) for j in range(vectors)] for i in range(rows)]
-            return sums, [tracing.load_strided(L, partial + behind, partial_row)] * lone
+            return [[load(V, partial + partial_row * i + V.bytes * j) for j in range(vectors)] for i in range(rows)]
 
         def leave():
             for i in range(rows):
                 for j in range(vectors):
                     store(partial + partial_row * i + V.bytes * j, sums[i][j])
-                for numbers in alone:
-                    store(partial + partial_row * i + behind, extract(numbers, i))
 
         def clamp(total):
             least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
@@ -186,15 +179,6 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
                 with when(left > i):
                     for j, total in enumerate(with_residual(with_bias(i), i)):
                         kind.write(out + out_row * i + result_vector * j, clamp(total))
-                    for numbers in alone:
-                        finish_lone(extract(numbers, i), i)
-
-        def finish_lone(total, i):
-            total += load(V.scalar, bias + V.item_bytes * i)
-            number = residual + residual_row * i + behind
-            total = choose(residual.differs(0), lambda: [total + load(V.scalar, number)], lambda: [total])[0]
-            least, most = (convert(limit, V.scalar) for limit in (low, high))
-            store(out + out_row * i + behind, maximum(least, minimum(most, total)))
 
         def finish_transposed():
             for j, columns in enumerate(zip(*(with_bias(i) for i in range(rows)))):
@@ -217,25 +201,22 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
 
             return choose(residual.differs(0), added, lambda: totals)
 
-        sums, alone = choose(first, fresh, continued)
+        sums = choose(first, fresh, continued)
         b_vector = depth * b_step if bias_of == "column" else None
         sums = accumulate(
             V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead, ahead_step, b_vector,
             indirect=indirect, multiply_add=kind.multiply_add,
-            lone=(L, *alone, b + behind, b_step) if lone else None,
         )  # fmt: skip
-        if lone:
-            sums, *alone = sums
         choose(out.differs(0), finish_transposed if transposed else finish, leave)
 
     return tile
 
 
-def multiply_function(dtype, bias_of, rows=None, transposed=False, indirect=False, arithmetic=None, lone=0):
+def multiply_function(dtype, bias_of, rows=None, transposed=False, indirect=False, arithmetic=None):
     """A Numba function that multiplies all rows of A with one column tile of B, tile by tile.
 
     rows: of a tile, and of a panel of A, if they are not to be as many as the registers hold. transposed, arithmetic:
-    as in `tile_function`. indirect: as in `accumulate`. lone: of tiles of 3 vectors, as in `tile_function`.
+    as in `tile_function`. indirect: as in `accumulate`.
 
     multiply(vectors, rows, a, ...): as a tile's arguments, for `rows` rows; a_panel: from panel to panel of A. What
     is fetched ahead is A, or what begins at `ahead` and moves on by ahead_panel and ahead_step from panel to panel
@@ -246,7 +227,7 @@ def multiply_function(dtype, bias_of, rows=None, transposed=False, indirect=Fals
     one_rows, two_rows, three_rows = (rows or tile_rows(vectors) for vectors in (1, 2, 3))
     one = tile_function(dtype, one_rows, 1, bias_of, transposed, indirect, arithmetic)
     two = tile_function(dtype, two_rows, 2, bias_of, transposed, indirect, arithmetic)
-    three = tile_function(dtype, three_rows, 3, bias_of, transposed, indirect, arithmetic, lone)
+    three = tile_function(dtype, three_rows, 3, bias_of, transposed, indirect, arithmetic)
 
     @inlined
     def multiply(

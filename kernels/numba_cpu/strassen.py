@@ -576,7 +576,7 @@ def packed_bytes(problem, device):
 def pack(problem, device, w, packed):
     """Write the weights w (K, C/groups, 1, 1) into `packed` (uint8, 64-byte aligned): rows of filters, and panels."""
     if rows_bytes(problem):
-        blocked.pack_rows(problem, device, w, packed)
+        blocked.pack(problem, device, w, packed)
     panels = packed[rows_bytes(problem) :]
     call = pack_call(problem_fields(problem), panels, w, panels, None, None, None)
     run_tasks(

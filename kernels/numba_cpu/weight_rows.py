@@ -8,15 +8,14 @@ does: its rows begin on cache lines, and never a multiple of 1,024 bytes apart, 
 few places of the L1 cache. The number of filters is filled up to whole tiles with zeros. float16 and bfloat16 become
 float32 here.
 
-Interleaved panels, which the micro-kernel reads as one stream, are no better (blocked.py), unless tiles have a lone
-pixel in them, whose filters are then one vector.
+Interleaved panels, which the micro-kernel reads as one stream, are no better (blocked.py).
 """
 
 import numpy as np
 
 from .call import CALL
 from .compilation import inlined
-from .microkernel import panel_rows, tile_rows
+from .microkernel import tile_rows
 from .short_floats import memory_functions
 from .threads import task_loop
 from .vectors import lanes, record_at
@@ -44,36 +43,6 @@ def packed_rows(problem, packed):
     """`packed` (uint8) as an array (1, filters, 1, depths) of which each row is a filter's place."""
     shape = (1, problem.groups * padded_filters(problem.Kg), 1, row_bytes(problem) // problem.accumulate.itemsize)
     return packed[: packed_bytes(problem)].view(problem.accumulate).reshape(shape)
-
-
-def build_panels(dtype_name):
-    """Task: the filters of one panel, side by side for every depth, where tiles have a lone pixel (microkernel.py)."""
-    real = np.float64 if dtype_name == "float64" else np.float32
-    item, rows = np.dtype(real).itemsize, panel_rows()
-    read, _, _, _ = memory_functions(dtype_name)
-    _, write, _, _ = memory_functions(np.dtype(real).name)
-
-    @inlined
-    def copy_filter(call, to, w):
-        for c in range(call.Cg):
-            for r in range(call.R):
-                for s in range(call.S):
-                    write(to, read(w + c * call.w_c + r * call.w_r + s * call.w_s))
-                    to += rows * item
-
-    def pack(call_address, index, worker):
-        call = record_at(CALL, call_address)
-        panels, depth = (call.Kg + rows - 1) // rows, call.Cg * call.R * call.S
-        g, k = index // panels, index % panels * rows
-        to, w = call.y + index * depth * rows * item, call.w + (g * call.Kg + k) * call.w_k
-        for j in range(rows):
-            if k + j < call.Kg:
-                copy_filter(call, to + j * item, w + j * call.w_k)
-            else:
-                for d in range(depth):
-                    write(to + (d * rows + j) * item, 0.0)
-
-    return task_loop(pack)
 
 
 def build(dtype_name):
