@@ -23,11 +23,14 @@ class Scaling:
     gain: float
 
 
+LEAST_MACS = 50_000_000  # of less work, waking the threads is a good part
+
+
 def compute_bound(case: Case) -> bool:
-    """A 3x3 layer of stride 1 with at least 64 channels and filters."""
+    """A 3x3 layer of stride 1 with at least 64 channels and filters, and no tiny map."""
     problem = case.problem
     window = (problem.R, problem.S) == (3, 3) and problem.stride == (1, 1) and problem.groups == 1
-    return window and min(problem.C, problem.K) >= 64
+    return window and min(problem.C, problem.K) >= 64 and problem.macs >= LEAST_MACS
 
 
 def measure(case: Case, settings: engine.Settings, threads: int) -> Scaling:

@@ -266,7 +266,7 @@ def chosen(
 
 def checked_choice(problem, device, backend, algorithm, max_error, workspace_limit):
     check_choice("backend", backend, BACKENDS)
-    if algorithm in KERNELS:
+    if isinstance(algorithm, str) and algorithm in KERNELS:
         family, name = algorithm.split(".")
         raise ValueError(f"algorithm: {algorithm!r} is a kernel: ask for it by backend={family!r}, algorithm={name!r}")
     check_choice("algorithm", algorithm, ("auto", *algorithms()))

@@ -52,7 +52,7 @@ def test_scaling_compares_one_thread_with_all_and_leaves_all(monkeypatch):
     monkeypatch.setattr(scaling.numba, "set_num_threads", threads.append)
     timings = {"1 threads": engine.Timing((4.0, 6.0), 1), "2 threads": engine.Timing((2.0, 2.0), 1)}
     monkeypatch.setattr(engine, "measure", lambda candidates, settings: {c.name: timings[c.name] for c in candidates})
-    case = cases.Case("any", "any", make_problem((1, 64, 8, 8), (64, 64, 3, 3), "float32", padding=1))
+    case = cases.Case("any", "any", make_problem((1, 64, 40, 40), (64, 64, 3, 3), "float32", padding=1))
     assert scaling.compute_bound(case)
     found = scaling.measure(case, engine.Settings(), 2)
     assert (found.one_s, found.all_s, found.gain) == (5.0, 2.0, 2.5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import UnsupportedError, accuracy, dispatch, gradients, operations
+from convlib import UnsupportedError, accuracy, dispatch, gradients, operations, transposed
 from convlib.kernels import reference
 from convlib.problem import make_problem
 from tests.convlib import cupy_on_host
@@ -46,7 +46,7 @@ def ran(monkeypatch):
         problems.append(call.problem)
         run(chosen, call)
 
-    for module in (operations, gradients):
+    for module in (operations, gradients, transposed):
         monkeypatch.setattr(module, "run_kernel", noted)
     return problems
 

@@ -163,6 +163,7 @@ def test_what_is_predicted_to_be_far_behind_is_not_tried(measurements, monkeypat
 def test_the_slow_drop_out_and_medians_count(monkeypatch):
     clock = {"fast": iter([1.0, 9.0, 1.0, 1.1, 0.9, 1.0, 9.0]), "slow": iter([2.0])}
     monkeypatch.setattr(tuning, "prepared", lambda name, *rest: name)
+    monkeypatch.setattr(tuning, "warmed_up", dict)
     monkeypatch.setattr(tuning, "calls_in_a_block", lambda call, place: 1)
     monkeypatch.setattr(tuning, "block", lambda call, count, place: next(clock[call]))
     assert tuning.measured(["fast", "slow"], None, device.cpu(), False) == {"fast": 1.0, "slow": 2.0}
