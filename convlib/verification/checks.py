@@ -133,7 +133,9 @@ def answer(name, question, place, filling) -> np.ndarray:
         result = lend(refilled(question.result, filling), family, place)
         workspace = lend_scratch(kernel.workspace_bytes(problem, place), filling, family, place)
         _, second, _, _ = question.inputs
-        packed = packed_weights(kernel, problem, place, lent[second], filling) if hasattr(kernel, "pack") else None
+        packed = None
+        if hasattr(kernel, "pack"):
+            packed = packed_weights(kernel, problem, family, place, lent[second], filling)
         x, weights, bias, residual = (lent[role].array if role in lent else None for role in question.inputs)
         weights = weights if packed is None else packed.array
         scratch = None if workspace is None else workspace.array
@@ -194,13 +196,14 @@ def lend_scratch(count, filling, family, place) -> Loan | None:
     return lend(placed(np.full(count, filling, np.uint8)), family, place)
 
 
-def packed_weights(kernel, problem, place, weights, filling) -> Loan:
+def packed_weights(kernel, problem, family, place, weights, filling) -> Loan:
     """The weights as `pack` leaves them. A plan uses them again and again, so `run` must not change them."""
     count = kernel.packed_bytes(problem, place)
-    loan = lend_scratch(count, filling, "", place)
+    loan = lend_scratch(count, filling, family, place)
     kernel.pack(problem, place, weights.array, loan.array)
     check_beside("the packed weights", loan)
-    return lend(replace(loan.lent, flat=loan.read(), view=loan.array), "", place)
+    flat = loan.read()
+    return lend(Placed(flat, loan.lent.seen_in(flat)), family, place)
 
 
 def refilled(one, filling) -> Placed:

@@ -76,15 +76,18 @@ def test_a_stray_write_on_a_gpu_is_found(argument, at, fault, gpu):
         checks.check("cupy_raw.direct", case, "forward", gpu)
 
 
-def test_a_stray_write_beside_the_workspace_is_found(gpu):
+@pytest.mark.parametrize(("name", "function", "role"), [
+    ("cupy_raw.im2col", "pack_weights", "workspace"), ("cupy_raw.implicit_gemm", "pack_filters", "packed weights"),
+])  # fmt: skip
+def test_a_stray_write_beside_what_a_kernel_lays_aside_is_found(name, function, role, gpu):
     def launch(kernel, grid, block, args, shared_bytes, stream):
         on_cpu.run_on_cpu(kernel, grid, block, args, shared_bytes, stream)
-        if kernel.function == "pack_filters":
+        if kernel.function == function:
             ctypes.c_ubyte.from_address(problems.address(args[1]) - 5).value ^= 1
 
     case = next(case for case in problems.TINY if case.name == "3x3_same")
-    with launching.through(launch), pytest.raises(checks.Fault, match="beside the workspace: 5 bytes before"):
-        checks.check("cupy_raw.implicit_gemm", case, "forward", gpu)
+    with launching.through(launch), pytest.raises(checks.Fault, match=f"beside the {role}: 5 bytes before"):
+        checks.check(name, case, "forward", gpu)
 
 
 def test_packed_weights_that_run_changes_are_found(monkeypatch):
@@ -109,7 +112,7 @@ def test_every_kernel_pass_and_dtype_has_problems_of_one_image_and_of_several(pl
     todo = rows.todo(names, place, extent)
     on_tensor_cores = ("cupy_raw.tensor_core", "cupy_raw.tensor_core_weight_grad")
     left_out = {(name, "float64") for name in on_tensor_cores}  # which tensor cores do not take
-    in_full_precision = ("numba_cpu.input_grad", "numba_cpu.strassen")
+    in_full_precision = ("numba_cpu.input_grad", "numba_cpu.strassen", "numba_cpu.winograd_dilated")
     left_out |= {(name, dtype) for name in in_full_precision for dtype in ("float16", "bfloat16")}
     dots = {"bfloat16"} if multiplies_pairs() else set()
     left_out |= {("numba_cpu.bfloat16_dot", dtype) for dtype in set(DTYPES) - dots}
