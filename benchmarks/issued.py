@@ -6,10 +6,11 @@
     issued = sum over SASS basic blocks of  instructions * how many warps came there
     share  = multiply-adds of the problem / 32 / issued
 
-Prologue, epilogue, packing of the weights, sums of splits are all in it, and so is what pads a tile. An instruction
-that the assembler moved to another basic block says nothing about that block; so a block counts as most of its
-instructions do. Of a large grid one block of each kind runs and stands for all of its kind: inside or at an end, and of
-the product with a whole tile or a split of one. The product's loop is not run to its end either: its block issues
+The launches are those of a plan, which has packed the weights before. Prologue, epilogue and sums of splits are in it,
+and so is what pads a tile. An instruction that the assembler moved to another basic block says nothing about that
+block; so a block counts as most of its instructions do. Of a large grid one block of each kind runs and stands for all
+of its kind: inside or at an end, and of the product with a whole tile or a split of one. The product's loop is not run
+to its end either: its block issues
 
     a + s * stages + t * turns          stages: of the loop; turns: to the channels of the window's next tap
 
@@ -109,12 +110,16 @@ def share(kernel: str, problem: ConvProblem, place: Device) -> Share:
     reasons = module.why_not(problem, place)
     if reasons:
         raise ValueError(f"{kernel} cannot run {problem}: {'; '.join(reasons)}")
-    workspace = strided.empty_aligned((dispatch.one_call_bytes(module, problem, place),), np.uint8)
+    x, y, bias, residual = operands(problem)
+    packed, workspace = (
+        strided.empty_aligned((count(problem, place),), np.uint8)
+        for count in (module.packed_bytes, module.workspace_bytes)
+    )
     with launching.recording() as launches:
-        module.run(problem, place, *operands(problem), workspace if workspace.size else None)
+        module.run(problem, place, x, packed, y, bias, residual, workspace if workspace.size else None)
     target = int("".join(map(str, place.compute_capability)))
-    pack, product, *add = launches
-    counted = [launched(pack, target), of_product(product, target, problem, cut), *(launched(a, target) for a in add)]
+    product, *add = launches
+    counted = [of_product(product, target, problem, cut), *(launched(a, target) for a in add)]
     return Share(problem, tuple(counted))
 
 
@@ -129,11 +134,9 @@ def operands(problem):
         one = one if problem.layout == "NCHW" else one.transpose(2, 0, 1)
         return np.lib.stride_tricks.as_strided(one, (n, c, h, w), (0, *one.strides))
 
-    w = strided.empty_aligned(problem.w_shape, problem.dtype)
-    w[...] = 1
     bias = np.ones(problem.K, problem.dtype) if problem.has_bias else None
     residual = image(problem.y_shape) if problem.has_residual else None
-    return image(problem.x_shape), w, image(problem.y_shape), bias, residual
+    return image(problem.x_shape), image(problem.y_shape), bias, residual
 
 
 def launched(launch, target):
@@ -258,10 +261,10 @@ def table(found: list[tuple[str, Share]], place: Device, images: int, layout: st
     head = f"{KERNEL} for {place.name}, {batch}, {layout}: instructions per multiply-add needed, counted on a CPU"
     drawn = Table(title=head, title_justify="left")
     drawn.add_column("layer")
-    for name in ("share", "pack", "multiply", "add splits", "grid"):
+    for name in ("share", "multiply", "add splits", "grid"):
         drawn.add_column(name, justify="right")
     for layer, one in found:
         parts = [f"{launch.issued / one.multiply_adds:.3f}" for launch in one.launches]
-        grid = " x ".join(str(n) for n in one.launches[1].grid if n > 1)
-        drawn.add_row(layer, f"{one.share:.1%}", *parts, *[""] * (3 - len(parts)), grid)
+        grid = " x ".join(str(n) for n in one.launches[0].grid if n > 1)
+        drawn.add_row(layer, f"{one.share:.1%}", *parts, *[""] * (2 - len(parts)), grid)
     return drawn
