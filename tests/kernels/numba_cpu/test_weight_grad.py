@@ -8,6 +8,7 @@ import pytest
 from benchmarks import cases, gate
 from convlib.device import Device
 from convlib.kernels.numba_cpu import target, weight_grad, weight_grad_cuts, weight_grad_pixels
+from convlib.kernels.numba_cpu.vectors import lanes
 from convlib.problem import make_problem
 
 from .guarded_pages import before_a_guard
@@ -96,7 +97,8 @@ def forget():
 @pytest.fixture
 def small_caches(monkeypatch):
     forget()
-    monkeypatch.setattr(target, "cache_bytes", {1: 4 << 10, 2: 40 << 10}.__getitem__)
+    vector = 4 * lanes(np.float32)
+    monkeypatch.setattr(target, "cache_bytes", {1: 64 * vector, 2: 40 << 10}.__getitem__)
     monkeypatch.setattr(weight_grad_pixels, "CHAIN", 150)
     yield
     forget()
