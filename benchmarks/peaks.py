@@ -12,10 +12,16 @@ TRIES = 7
 
 
 def measure(threads: int) -> dict:
-    """core_gflops: float32 multiply-adds of one core, in registers; bandwidth_gbs: GB/s read and written by copying."""
-    from convlib.kernels.numba_cpu.microkernel import peak_gflops
+    """In float32: core_gflops, one core's multiply-adds in registers; tile_gflops, those of the widest tile of the CPU
+    kernels, on panels in its caches; bandwidth_gbs, GB/s read and written by copying.
+    """
+    from convlib.kernels.numba_cpu.microkernel import peak_gflops, tile_gflops
 
-    return {"core_gflops": peak_gflops(np.float32), "bandwidth_gbs": copy_bandwidth(threads) / 1e9}
+    return {
+        "core_gflops": peak_gflops(np.float32),
+        "tile_gflops": tile_gflops(np.float32),
+        "bandwidth_gbs": copy_bandwidth(threads) / 1e9,
+    }
 
 
 def copy_bandwidth(threads: int) -> float:

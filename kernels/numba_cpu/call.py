@@ -32,7 +32,6 @@ REALS = ("low", "high", "slope")
 
 CALL_DTYPE = np.dtype([(n, "i8") for n in CHANGING + SIZES] + [(n, "f8") for n in REALS])
 CALL = from_dtype(CALL_DTYPE)
-CALL_BYTES = CALL_DTYPE.itemsize
 
 pack_changing = struct.Struct(f"{len(CHANGING)}q").pack
 NO_STRIDES = (0, 0, 0, 0)

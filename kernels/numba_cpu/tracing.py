@@ -80,7 +80,6 @@ class Lanes:
 
 
 I64 = Lanes("i64")
-I1 = Lanes("i1")
 
 
 class Value:

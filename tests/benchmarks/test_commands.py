@@ -24,6 +24,7 @@ def test_a_run_prints_its_table_and_writes_everything(tmp_path):
     assert all(r["error"] < 5e-6 for r in found["rows"] if r["candidate"] in (ours.CONV2D, ours.PLAN))
     assert found["settings"]["threads"] >= 1
     assert found["settings"]["peaks"]["core_gflops"] > 0
+    assert found["settings"]["peaks"]["tile_gflops"] > 0
     assert (tmp_path / "results.csv").stat().st_size > 0
 
 
