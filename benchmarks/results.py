@@ -141,6 +141,7 @@ MULTIPLICATIONS_SAVED = {
     "winograd_weight_grad": 4.0,
     "winograd_f6": 5.0625,
     "strassen": 8 / 7,
+    "strassen_by_filters": 8 / 7,
     "bfloat16_dot": 2.0,  # in one of float32's, by which the peak is measured
 }
 

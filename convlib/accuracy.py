@@ -50,6 +50,7 @@ GROWTH = {
     "winograd_f6": 50.0,
     "fft": 8.0,
     "strassen": 4.0,
+    "strassen_by_filters": 4.0,
 }
 
 # Winograd's: the side of its tiles, and the norm-relative error over u, sqrt(amplification * (a + b * (products summed
@@ -74,6 +75,7 @@ FFT_NOISE = (26.0, 0.15)
 # 14 where a plain sum of both halves has 4, in which errors grow with the number's square: b is 3.5 times a plain
 # sum's 0.1. Held to by test_strassen.py.
 STRASSEN_NOISE = (10.0, 0.42)
+BY_STRASSEN = ("strassen", "strassen_by_filters")
 
 # On tensor cores, whose sums are plain ones, but for what tensor cores do: they add several exact products to a sum as
 # if all were aligned to the largest, and cut off what lies below its last bit (Fasi et al., Numerical behavior of
@@ -104,7 +106,7 @@ def of_sums(problem, algorithm: str) -> float:
     u = UNIT_ROUNDOFF[problem.accumulate.name]
     if algorithm in BY_WINOGRAD:
         return u * np.sqrt(winograd_noise(problem, algorithm))
-    if algorithm in ("fft", "strassen"):
+    if algorithm == "fft" or algorithm in BY_STRASSEN:
         transforms, sums = FFT_NOISE if algorithm == "fft" else STRASSEN_NOISE
         return u * np.sqrt(transforms + sums * problem.Cg)
     rounded = TF32 if algorithm in ON_TENSOR_CORES and problem.precision == "tf32" else 0.0
@@ -149,7 +151,7 @@ def elementwise(problem, algorithm: str, magnitude, exact):
     gamma = terms * u / (1 - terms * u)
     if algorithm == "fft" or algorithm in BY_WINOGRAD:  # rounding errors of a tile's largest outputs reach all
         magnitude = magnitude.max(axis=(2, 3), keepdims=True)
-    if algorithm == "strassen":  # of other filters' too
+    if algorithm in BY_STRASSEN:  # of other filters' too
         magnitude = magnitude.max(axis=(1, 2, 3), keepdims=True)
     store = UNIT_ROUNDOFF[problem.dtype.name] * np.abs(exact) + smallest_step(problem.dtype)
     if algorithm == "bfloat16_dot":  # for each sum, and the result; of x and w that are not so small

@@ -42,6 +42,7 @@ KERNELS: tuple[str, ...] = (
     "numba_cpu.blocked_by_filters",
     "numba_cpu.bfloat16_dot",
     "numba_cpu.strassen",
+    "numba_cpu.strassen_by_filters",
     "numba_cpu.winograd_f2",
     "numba_cpu.winograd_f4",
     "numba_cpu.winograd_f6",

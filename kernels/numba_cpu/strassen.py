@@ -592,7 +592,7 @@ def predicted_seconds(problem, device):
 
 def pack_seconds(problem, device):
     """Each thread reads panels that another one has just written, which is slow where cores share no cache."""
-    return 3.5 * problem.K * problem.reduction / CLOCK / device.threads
+    return 1.0 * problem.K * problem.reduction / CLOCK / device.threads
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):

@@ -1,0 +1,491 @@
+"""Strassen's algorithm for 1x1 layers on maps of few pixels: filters in the lanes, the weights' sums ahead in a plan.
+
+    halves of   pixels x channels      channels x filters    pixels x filters
+                   [ A11 A12 ]            [ B11 B12 ]           [ Y11 Y12 ]
+                   [ A21 A22 ]            [ B21 B22 ]           [ Y21 Y22 ]
+
+    S1 = A21 + A22    S2 = S1 - A11    S3 = A11 - A21    S4 = A12 - S2        of x, in a first round of tasks
+    T1 = B12 - B11    T2 = B22 - T1    T3 = B22 - B12    T4 = B21 - T2        of the weights, once
+
+    for every 4 or 5 vectors of filters and those half of all further: for every block of channels
+        seven times, for all tiles of 5 pixels and those half of all further, in this order
+            t  = A11 B11      Y11 = t + A12 B21      t += S2 T2      e = S1 T1
+            Y12 = t + e + S4 B22      t += S3 T3      Y22 = t + e      Y21 = t + A22 T4
+
+Why so: strassen.py halves pixels by tiles of vectors, of which a map of 7 x 7 has three, and one pixel. Here a tile is
+5 pixels high, 49 are 2 x 25 but for one, and what is halved in vectors are the filters, of which such layers have
+hundreds. A product's weights, 32 KB of each block, come from memory once and from the L1 cache for every further tile;
+while they are used the next product's are fetched. Sums begin where those before ended, so that nothing is added by
+itself, and the tiles t and e of all pixels wait in L1 and L2. x is small: its seven sums are made once, by all threads.
+
+A single call would make the weights' sums for 49 pixels only, which takes longer than the layer.
+Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; the order of the products
+after Huang et al., Strassen's Algorithm Reloaded, SC 2016; filters in the lanes as in blocked_by_filters.py.
+"""
+
+import struct
+from functools import lru_cache
+
+import numpy as np
+from numba import from_dtype
+from numba.core import types
+
+from . import target, tracing
+from .blocked import copy_biases_function, flat_rows
+from .call import CALL, CALL_DTYPE, pack_call, problem_fields
+from .column_stores import store_columns
+from .compilation import compiled, inlined
+from .epilogue import CLAMP, store_one_function
+from .filter_cuts import until_all_done, up
+from .microkernel import CLOCK, MEMORY_BYTES, accumulate, multiply_cycles, panel_rows, predicted, vector_type
+from .short_floats import memory_functions
+from .threads import run_tasks, task_loop, two_round_loop, worker_span
+from .tracing import (
+    Lanes,
+    choose,
+    convert,
+    first_lanes,
+    load,
+    load_lanes,
+    loop,
+    maximum,
+    minimum,
+    select,
+    store,
+    store_lanes,
+    traced,
+    zeros,
+)
+from .vectors import lanes, record_at
+
+passes = ("forward",)
+PRODUCTS = 7
+HEIGHTS, WIDTHS = (4, 5, 6), (5, 4, 3, 2)  # of a tile, in pixels and in vectors of filters
+DEPTH_BYTES = 32 << 10  # of a product's weights, for a block of channels
+PIECES = 4  # of a block of channels, in which x is summed
+LINE = 64
+CYCLES_PER_TASK = 1_500
+SUM_CYCLES = 2.0  # for each pixel and channel of x
+LEAVE_CYCLES = 1.5  # for a vector of a product
+
+BLOCKING = ("channels", "tiles", "filter_tasks", "own_at", "own_bytes", "waiting_at", "bias_at")
+CALL_STRASSEN = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
+
+
+def seven_of_x(a11, a12, a21, a22):
+    """What of x the seven products take, in their order."""
+    s1 = a21 + a22
+    s2 = s1 - a11
+    return a11, a12, s2, s1, a12 - s2, a11 - a21, a22
+
+
+def product_function(real, height, width, begins, becomes):
+    """A Numba function for one product: a tile of height pixels, `width` vectors of filters.
+
+    begins: the names of the tiles with whose sum it begins. becomes: from its sums and the tiles to what is stored.
+    """
+    V = vector_type(real)
+
+    @traced(types.void)
+    def product(
+        a, b, depth, ahead, ahead_step, t, e, waiting, goes_on, out, out_row, left, bias, residual, residual_row, low,
+        high,
+    ):  # fmt: skip
+        def tile(where):
+            return [[load(V, where + V.bytes * (width * i + j)) for j in range(width)] for i in range(height)]
+
+        def keep(where, sums):
+            for i, vectors in enumerate(sums):
+                for j, vector in enumerate(vectors):
+                    store(where + V.bytes * (width * i + j), vector)
+
+        def finish(sums):
+            sums = choose(goes_on.differs(0), lambda: added(sums, tile(waiting)), lambda: sums)
+            choose(out.differs(0), lambda: put(sums), lambda: keep(waiting, sums))
+
+        def put(sums):
+            least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
+            for j, columns in enumerate(zip(*sums)):
+                number, first = load(V, bias + V.bytes * j), V.count * j
+                store_columns(
+                    [column + number for column in columns], left, out + out_row * first, out_row,
+                    select(residual.differs(0), residual + residual_row * first, 0), residual_row,
+                    lambda total: maximum(least, minimum(most, total)),
+                )  # fmt: skip
+
+        waits = {"t": t, "e": e}
+        sums = [[zeros(V, a) for _ in range(width)] for _ in range(height)]
+        if begins:
+            sums = tile(waits[begins[0]])
+        for name in begins[1:]:
+            sums = added(sums, tile(waits[name]))
+        sums = accumulate(
+            V, height, width, a, V.item_bytes, panel_rows() * V.item_bytes, height * V.item_bytes, b, width * V.bytes,
+            depth, sums, ahead, ahead_step,
+        )  # fmt: skip
+        becomes(sums, Tiles(tile, keep, finish, t, e))
+
+    return product
+
+
+def added(one, other):
+    return [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(one, other, strict=True)]
+
+
+class Tiles:
+    """What the sums of a product become: the tiles t and e, and the finished y."""
+
+    def __init__(self, tile, keep, finish, t, e):
+        self.tile, self.keep, self.finish, self.t, self.e = tile, keep, finish, t, e
+
+    def keep_t(self, sums):
+        self.keep(self.t, sums)
+
+    def keep_e(self, sums):
+        self.keep(self.e, sums)
+
+    def keep_t_and_finish_with_e(self, sums):
+        self.keep(self.t, sums)
+        self.finish(added(sums, self.tile(self.e)))
+
+
+# Of each product, in their order: with which tiles it begins, and what becomes of it.
+STEPS = (
+    ((), lambda sums, tiles: tiles.keep_t(sums)),
+    (("t",), lambda sums, tiles: tiles.finish(sums)),
+    (("t",), lambda sums, tiles: tiles.keep_t(sums)),
+    ((), lambda sums, tiles: tiles.keep_e(sums)),
+    (("t", "e"), lambda sums, tiles: tiles.finish(sums)),
+    (("t",), lambda sums, tiles: tiles.keep_t_and_finish_with_e(sums)),
+    (("t",), lambda sums, tiles: tiles.finish(sums)),
+)
+
+
+def sum_pixels_function(real, height):
+    """A Numba function sum_pixels(to, panel, tile, x, x_half, x_step, count, tiles, pixels): what of `count` channels,
+    whose `pixels` pixels lie side by side, the products take. panel, tile: bytes from product to product, tile to tile.
+    """
+    V = vector_type(real)
+    L = Lanes(V.kind, 8 if height > 4 else 4)
+
+    @traced(types.void)
+    def sum_pixels(to, panel, tile, x, x_half, x_step, count, tiles, pixels):
+        whole, second = first_lanes(L, zeros(tracing.I64, to) + height), tiles * height
+
+        def channel(c):
+            def some(i):
+                here, there = x + c * x_step + i * (height * V.item_bytes), to + c * (height * V.item_bytes) + i * tile
+                behind, left = here + second * V.item_bytes, minimum(pixels - second - i * height, height)
+                quarters = [load_lanes(L, where, whole) for where in (here, here + x_half)]
+                quarters += [load_lanes(L, where, first_lanes(L, left)) for where in (behind, behind + x_half)]
+                for p, vector in enumerate(seven_of_x(*quarters)):
+                    store_lanes(there + panel * p, vector, whole)
+
+            loop(tiles, some)
+
+        loop(count, channel)
+
+    return sum_pixels
+
+
+def build(dtype_name, height, width):
+    real = np.dtype(dtype_name).type
+    V = vector_type(real)
+    item = V.item_bytes
+    tile_bytes, group = height * width * V.bytes, width * V.count
+    read, write, _, _ = memory_functions(dtype_name)
+    sum_pixels, copy_biases = sum_pixels_function(real, height), copy_biases_function(dtype_name)
+    store_one = store_one_function(dtype_name)
+    first, second, third, fourth, fifth, sixth, seventh = (
+        product_function(real, height, width, *step) for step in STEPS
+    )
+
+    @inlined
+    def pixel_of(call, x, c, pixel):
+        if pixel >= call.P * call.Q:
+            return real(0)
+        p, q = pixel // call.Q, pixel % call.Q
+        return read(x + c * call.x_c + p * call.stride_h * call.x_h + q * call.stride_w * call.x_w)
+
+    @inlined
+    def sum_one_by_one(call, to, panel, tile, x, begin, end):
+        half, depth = call.tiles * height, call.Cg // 2
+        for c in range(begin, end):
+            for i in range(half):
+                a11, a12 = pixel_of(call, x, c, i), pixel_of(call, x, c + depth, i)
+                a21, a22 = pixel_of(call, x, c, half + i), pixel_of(call, x, c + depth, half + i)
+                s1 = a21 + a22
+                s2 = s1 - a11
+                here = to + i // height * tile + ((c - begin) * height + i % height) * item
+                write(here, a11)
+                write(here + panel, a12)
+                write(here + 2 * panel, s2)
+                write(here + 3 * panel, s1)
+                write(here + 4 * panel, a12 - s2)
+                write(here + 5 * panel, a11 - a21)
+                write(here + 6 * panel, a22)
+
+    def sum_round(call_address, index, worker):
+        """First round: of one image and group, a piece of one block of channels."""
+        call = record_at(CALL_STRASSEN, call_address)
+        depth, blocks = call.Cg // 2, (call.Cg // 2 + call.channels - 1) // call.channels
+        piece, rest = index % PIECES, index // PIECES
+        c0, image = rest % blocks * call.channels, rest // blocks
+        g, n = image % call.groups, image // call.groups
+        count = min(call.channels, depth - c0)
+        begin, end = c0 + count * piece // PIECES, c0 + count * (piece + 1) // PIECES
+        tile = count * height * item
+        panel = call.tiles * tile
+        to = call.workspace + (image * depth + c0) * (PRODUCTS * call.tiles * height * item)
+        to += (begin - c0) * height * item
+        x = call.x + n * call.x_n + g * call.Cg * call.x_c
+        point = call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
+        if point and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W):
+            half = depth * call.x_c
+            pixels = call.P * call.Q
+            sum_pixels(to, panel, tile, x + begin * call.x_c, half, call.x_c, end - begin, call.tiles, pixels)
+        else:
+            sum_one_by_one(call, to, panel, tile, x, begin, end)
+
+    @inlined
+    def finish_one_by_one(call, n, k0, sums, biases, pixel, left):
+        for i in range(left):
+            for k in range(group):
+                store_one(call, n, k0 + k, pixel + i, read(sums + (i * group + k) * item) + read(biases + k * item))
+
+    def task(call_address, index, worker):
+        """Second round: of one image and group, `width` vectors of filters and those half of all further."""
+        call = record_at(CALL_STRASSEN, call_address)
+        filter_task, image = index % call.filter_tasks, index // call.filter_tasks
+        g, n = image % call.groups, image // call.groups
+        depth, tiles, half = call.Cg // 2, call.tiles, call.tiles * height
+        k = filter_task * group
+        k0 = g * call.Kg + k
+        k1 = k0 + call.Kg // 2
+        own = call.workspace + call.own_at + worker * call.own_bytes
+        others, waiting, biases = own + tiles * tile_bytes, own + call.waiting_at, own + call.bias_at
+        copy_biases(call, k0, group, biases)
+        copy_biases(call, k1, group, biases + group * item)
+
+        direct = call.activation == CLAMP and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
+        if call.has_residual:
+            direct = direct and call.residual_q == item
+            direct = direct and flat_rows(call.residual_p, call.residual_q, call.Q)
+        y = call.y + n * call.y_n + k0 * call.y_k
+        y_half, r_half = call.Kg // 2 * call.y_k, call.Kg // 2 * call.residual_k
+        residual = call.residual + n * call.residual_n + k0 * call.residual_k
+        a_block = call.workspace + image * depth * (PRODUCTS * half * item)
+        b = call.w + (g * call.filter_tasks + filter_task) * (PRODUCTS * depth * group * item)
+        for c0 in range(0, depth, call.channels):
+            channels = min(call.channels, depth - c0)
+            goes_on, last = c0 > 0, c0 + channels == depth
+            a_tile, panel = channels * height * item, channels * group * item
+            share = group * item // tiles
+            for p in range(PRODUCTS):
+                a = a_block + p * tiles * a_tile
+                to_second, to_half = p == 5 or p == 6, p == 4 or p == 5  # of the pixels, of the filters
+                waits = waiting + (2 * to_second + to_half) * tiles * tile_bytes
+                above = biases + to_half * group * item
+                out = y + to_half * y_half + to_second * half * item if last and direct else 0
+                add = 0
+                if last and direct and call.has_residual:
+                    add = residual + to_half * r_half + to_second * half * item
+                for i in range(tiles):
+                    t, e, wait = own + i * tile_bytes, others + i * tile_bytes, waits + i * tile_bytes
+                    pixel = to_second * half + i * height
+                    left = min(call.P * call.Q - pixel, height)
+                    ahead = b + panel + i * channels * share
+                    to = out + i * height * item if out != 0 else 0
+                    more = add + i * height * item if add != 0 else 0
+                    from_ = a + i * a_tile
+                    if p == 0:
+                        first(from_, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above, more,
+                              call.residual_k, call.low, call.high)  # fmt: skip
+                    elif p == 1:
+                        second(from_, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above, more,
+                               call.residual_k, call.low, call.high)  # fmt: skip
+                    elif p == 2:
+                        third(from_, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above, more,
+                              call.residual_k, call.low, call.high)  # fmt: skip
+                    elif p == 3:
+                        fourth(from_, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above, more,
+                               call.residual_k, call.low, call.high)  # fmt: skip
+                    elif p == 4:
+                        fifth(from_, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above, more,
+                              call.residual_k, call.low, call.high)  # fmt: skip
+                    elif p == 5:
+                        sixth(from_, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above, more,
+                              call.residual_k, call.low, call.high)  # fmt: skip
+                    else:
+                        seventh(from_, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above, more,
+                                call.residual_k, call.low, call.high)  # fmt: skip
+                b += panel
+            a_block += PRODUCTS * tiles * a_tile
+        if not direct:
+            for quarter in range(4):
+                for i in range(tiles):
+                    pixel = quarter // 2 * half + i * height
+                    sums, number = waiting + (quarter * tiles + i) * tile_bytes, biases + quarter % 2 * group * item
+                    left = min(call.P * call.Q - pixel, height)
+                    finish_one_by_one(call, n, k1 if quarter % 2 else k0, sums, number, pixel, left)
+
+    return two_round_loop(sum_round, task)
+
+
+def build_pack(dtype_name, width, channels):
+    """Task: `width` vectors of filters and those half of all further. call.w: the weights, call.y: the panels."""
+    V = vector_type(dtype_name)
+    item, group = V.item_bytes, width * V.count
+    read, write, _, _ = memory_functions(dtype_name)
+
+    def pack(call_address, index, worker):
+        call = record_at(CALL, call_address)
+        depth, groups = call.Cg // 2, call.Kg // 2 // group
+        half_filters, half_channels = call.Kg // 2 * call.w_k, depth * call.w_c
+        w = call.w + (index // groups * call.Kg + index % groups * group) * call.w_k
+        to = call.y + index * (PRODUCTS * depth * group * item)
+        for c0 in range(0, depth, channels):
+            count = min(channels, depth - c0)
+            panel = count * group * item
+            for k in range(group):
+                for c in range(count):
+                    here, there = w + k * call.w_k + (c0 + c) * call.w_c, to + (c * group + k) * item
+                    b11, b12 = read(here), read(here + half_filters)
+                    b21, b22 = read(here + half_channels), read(here + half_filters + half_channels)
+                    t1 = b12 - b11
+                    t2 = b22 - t1
+                    write(there, b11)
+                    write(there + panel, b21)
+                    write(there + 2 * panel, t2)
+                    write(there + 3 * panel, t1)
+                    write(there + 4 * panel, b22)
+                    write(there + 5 * panel, b22 - b12)
+                    write(there + 6 * panel, b21 - t2)
+            to += PRODUCTS * panel
+
+    return task_loop(pack)
+
+
+# ---- how a problem is cut ----
+
+
+@lru_cache(maxsize=1024)
+def tile_of(problem):
+    """(pixels, vectors of filters) of a tile: those that fill the registers and waste few pixels; None if half the
+    filters are no whole number of any.
+    """
+    vectors, rest = divmod(problem.Kg // 2, lanes(problem.accumulate))
+    fitting = [
+        (height, width)
+        for width in WIDTHS
+        for height in HEIGHTS
+        if rest == 0 and vectors % width == 0 and (height + 1) * width + 1 <= target.register_count()
+    ]
+
+    def cost(tile):
+        height, width = tile
+        return up(-(-problem.P * problem.Q // 2), height) * (1 + 2 / (height * width))
+
+    return min(fitting, key=cost, default=None)
+
+
+def tiles_of(problem) -> int:
+    """Tiles of half the pixels."""
+    return -(-problem.P * problem.Q // (2 * tile_of(problem)[0]))
+
+
+def channel_block(problem) -> int:
+    """Channels of a half, all blocks about equal."""
+    depth = problem.Cg // 2
+    most = max(DEPTH_BYTES // (tile_of(problem)[1] * target.vector_bytes()), 1)
+    return -(-depth // -(-depth // most))
+
+
+def filter_tasks(problem) -> int:
+    return problem.Kg // 2 // (tile_of(problem)[1] * lanes(problem.accumulate))
+
+
+@lru_cache(maxsize=1024)
+def blocking(problem, threads):
+    """The numbers of BLOCKING, the tasks of both rounds, and the bytes of workspace."""
+    (height, width), tiles, channels = tile_of(problem), tiles_of(problem), channel_block(problem)
+    maps, depth, item = problem.N * problem.groups, problem.Cg // 2, problem.accumulate.itemsize
+    tile_bytes = height * width * target.vector_bytes()
+    waiting_at = 2 * tiles * tile_bytes
+    bias_at = waiting_at + 4 * tiles * tile_bytes
+    own_bytes = worker_span(bias_at + 2 * width * target.vector_bytes())
+    own_at = up(maps * depth * PRODUCTS * tiles * height * item, LINE)
+    numbers = (channels, tiles, filter_tasks(problem), own_at, own_bytes, waiting_at, bias_at)
+    sums = maps * -(-depth // channels) * PIECES
+    return numbers, sums, maps * filter_tasks(problem), own_at + threads * own_bytes
+
+
+@lru_cache(maxsize=1024)
+def prepared(problem, threads):
+    numbers, sums, tasks, _ = blocking(problem, threads)
+    fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING)}q", *numbers)
+    return fields, compiled(build, problem.dtype.name, *tile_of(problem)), sums, tasks
+
+
+# ---- the kernel ----
+
+
+def why_not(problem, device):
+    """Reasons why this kernel cannot run `problem` on `device`, in words for its user; empty when it can."""
+    if device.kind != "cpu":
+        return [f"runs on the CPU only, x is on {device}"]
+    reasons = []
+    if problem.dtype != problem.accumulate:
+        reasons.append(f"takes float32 and float64, not {problem.dtype}")
+    if problem.layout != "NCHW":
+        reasons.append(f"made for NCHW, the layout is {problem.layout}")
+    if problem.R * problem.S != 1 or problem.padding != ((0, 0), (0, 0)):
+        reasons.append(
+            f"made for 1x1 without padding, the window is {problem.R}x{problem.S}, padding {problem.padding}"
+        )
+    if problem.Cg % 2 or problem.Kg % 2 or tile_of(problem) is None:
+        filters = 2 * min(WIDTHS) * lanes(problem.accumulate)
+        reasons.append(
+            f"halves channels and filters: an even number of channels and a multiple of {filters} filters per group "
+            f"needed, got {problem.Cg} and {problem.Kg}"
+        )
+    return reasons
+
+
+def workspace_bytes(problem, device):
+    return blocking(problem, device.threads)[-1]
+
+
+def packed_bytes(problem, device):
+    return PRODUCTS * problem.groups * (problem.Kg // 2) * (problem.Cg // 2) * problem.accumulate.itemsize
+
+
+def pack(problem, device, w, packed):
+    """Write the weights w (K, C/groups, 1, 1) into `packed` (uint8, 64-byte aligned), as panels of the seven products'."""
+    loop_ = compiled(build_pack, problem.dtype.name, tile_of(problem)[1], channel_block(problem))
+    call = pack_call(problem_fields(problem), packed, w, packed, None, None, None)
+    run_tasks(loop_, call, problem.groups * filter_tasks(problem), device.threads)
+
+
+def predicted_seconds(problem, device):
+    (height, width), tiles, depth = tile_of(problem), tiles_of(problem), problem.Cg // 2
+    blocks, maps = -(-depth // channel_block(problem)), problem.N * problem.groups
+    W, threads = lanes(problem.accumulate), device.threads
+    rows = tiles * height
+    products = PRODUCTS * multiply_cycles(rows, width * W, depth, problem.accumulate)
+    leaving = PRODUCTS * blocks * rows * width * LEAVE_CYCLES
+    task = CYCLES_PER_TASK + products + leaving
+    cycles = until_all_done([task] * (maps * filter_tasks(problem)), threads) * threads
+    sums = maps * 2 * rows * problem.Cg * SUM_CYCLES
+    more = packed_bytes(problem, device) - problem.K * problem.reduction * problem.accumulate.itemsize
+    return predicted(problem, device, cycles + sums) + more / MEMORY_BYTES / 2
+
+
+def pack_seconds(problem, device):
+    return 12.0 * problem.K * problem.reduction / CLOCK / device.threads
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical order."""
+    fields, loop_, sums, tasks = prepared(problem, device.threads)
+    run_tasks(loop_, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads, before=sums)
