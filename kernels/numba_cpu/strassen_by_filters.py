@@ -30,19 +30,21 @@ import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import target, tracing
+from . import blocked, target, tracing
 from .blocked import copy_biases_function, flat_rows
 from .call import CALL, CALL_DTYPE, pack_call, problem_fields
 from .column_stores import store_columns
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, store_one_function
 from .filter_cuts import until_all_done, up
+from .flat_planes import copy_planes_function
 from .microkernel import CLOCK, MEMORY_BYTES, accumulate, multiply_cycles, panel_rows, predicted, vector_type
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop, two_round_loop, worker_span
 from .tracing import (
     Lanes,
     choose,
+    constant,
     convert,
     first_lanes,
     load,
@@ -51,9 +53,11 @@ from .tracing import (
     maximum,
     minimum,
     select,
+    shuffle,
     store,
     store_lanes,
     traced,
+    when,
     zeros,
 )
 from .vectors import lanes, record_at
@@ -68,7 +72,7 @@ CYCLES_PER_TASK = 1_500
 SUM_CYCLES = 2.0  # for each pixel and channel of x
 LEAVE_CYCLES = 1.5  # for a vector of a product
 
-BLOCKING = ("channels", "tiles", "filter_tasks", "own_at", "own_bytes", "waiting_at", "bias_at")
+BLOCKING = ("channels", "tiles", "filter_tasks", "own_at", "own_bytes", "waiting_at", "bias_at", "plane_bytes")
 CALL_STRASSEN = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
 
 
@@ -88,8 +92,8 @@ def product_function(real, height, width, begins, becomes):
 
     @traced(types.void)
     def product(
-        a, b, depth, ahead, ahead_step, t, e, waiting, goes_on, out, out_row, left, bias, residual, residual_row, low,
-        high,
+        a, b, depth, ahead, ahead_step, t, e, waiting, goes_on, out, out_row, left, bias, residual,
+        residual_row, low, high,
     ):  # fmt: skip
         def tile(where):
             return [[load(V, where + V.bytes * (width * i + j)) for j in range(width)] for i in range(height)]
@@ -162,28 +166,46 @@ STEPS = (
 
 
 def sum_pixels_function(real, height):
-    """A Numba function sum_pixels(to, panel, tile, x, x_half, x_step, count, tiles, pixels): what of `count` channels,
-    whose `pixels` pixels lie side by side, the products take. panel, tile: bytes from product to product, tile to tile.
+    """A Numba function sum_pixels(to, panel, tile, x, x_half, x_step, count, tiles, pixels): what the products take of
+    `count` channels whose pixels lie side by side; panel, tile: bytes from product to product and from tile to tile.
     """
     V = vector_type(real)
-    L = Lanes(V.kind, 8 if height > 4 else 4)
+    piece, at_once = Lanes(V.kind, 1 << (height - 1).bit_length()), V.count // height
+    row = height * V.item_bytes
+
+    def piece_of(vector, number):
+        order = range(number * height, number * height + piece.count)
+        return shuffle(vector, vector, [lane % V.count for lane in order])
 
     @traced(types.void)
     def sum_pixels(to, panel, tile, x, x_half, x_step, count, tiles, pixels):
-        whole, second = first_lanes(L, zeros(tracing.I64, to) + height), tiles * height
+        half = tiles * height
+        whole = first_lanes(piece, constant(to, height))
 
-        def channel(c):
-            def some(i):
-                here, there = x + c * x_step + i * (height * V.item_bytes), to + c * (height * V.item_bytes) + i * tile
-                behind, left = here + second * V.item_bytes, minimum(pixels - second - i * height, height)
-                quarters = [load_lanes(L, where, whole) for where in (here, here + x_half)]
-                quarters += [load_lanes(L, where, first_lanes(L, left)) for where in (behind, behind + x_half)]
-                for p, vector in enumerate(seven_of_x(*quarters)):
-                    store_lanes(there + panel * p, vector, whole)
+        def channel_by(put):
+            def channel(c):
+                def some(i):
+                    first = i * (at_once * height)
+                    here = x + c * x_step + first * V.item_bytes
+                    behind, inside = here + half * V.item_bytes, first_lanes(V, half - first)
+                    last = first_lanes(V, minimum(half, pixels - half) - first)
+                    a11, a12 = (load_lanes(V, where, inside) for where in (here, here + x_half))
+                    a21, a22 = (load_lanes(V, where, last) for where in (behind, behind + x_half))
+                    sums = seven_of_x(a11, a12, a21, a22)
+                    for number in range(at_once):
+                        there = to + c * row + (i * at_once + number) * tile
+                        with when(tiles > i * at_once + number):
+                            for p, vector in enumerate(sums):
+                                put(there + panel * p, piece_of(vector, number))
 
-            loop(tiles, some)
+                loop((tiles + (at_once - 1)) // at_once, some)
 
-        loop(count, channel)
+            return channel
+
+        # What a piece is longer than a tile's row, the next channel's puts right, and the last may not write.
+        loop(count - 1, channel_by(store))
+        with when(count > 0):
+            channel_by(lambda where, part: store_lanes(where, part, whole))(count - 1)
 
     return sum_pixels
 
@@ -193,37 +215,12 @@ def build(dtype_name, height, width):
     V = vector_type(real)
     item = V.item_bytes
     tile_bytes, group = height * width * V.bytes, width * V.count
-    read, write, _, _ = memory_functions(dtype_name)
+    read, _, _, _ = memory_functions(dtype_name)
     sum_pixels, copy_biases = sum_pixels_function(real, height), copy_biases_function(dtype_name)
-    store_one = store_one_function(dtype_name)
+    store_one, copy_planes = store_one_function(dtype_name), copy_planes_function(dtype_name)
     first, second, third, fourth, fifth, sixth, seventh = (
         product_function(real, height, width, *step) for step in STEPS
     )
-
-    @inlined
-    def pixel_of(call, x, c, pixel):
-        if pixel >= call.P * call.Q:
-            return real(0)
-        p, q = pixel // call.Q, pixel % call.Q
-        return read(x + c * call.x_c + p * call.stride_h * call.x_h + q * call.stride_w * call.x_w)
-
-    @inlined
-    def sum_one_by_one(call, to, panel, tile, x, begin, end):
-        half, depth = call.tiles * height, call.Cg // 2
-        for c in range(begin, end):
-            for i in range(half):
-                a11, a12 = pixel_of(call, x, c, i), pixel_of(call, x, c + depth, i)
-                a21, a22 = pixel_of(call, x, c, half + i), pixel_of(call, x, c + depth, half + i)
-                s1 = a21 + a22
-                s2 = s1 - a11
-                here = to + i // height * tile + ((c - begin) * height + i % height) * item
-                write(here, a11)
-                write(here + panel, a12)
-                write(here + 2 * panel, s2)
-                write(here + 3 * panel, s1)
-                write(here + 4 * panel, a12 - s2)
-                write(here + 5 * panel, a11 - a21)
-                write(here + 6 * panel, a22)
 
     def sum_round(call_address, index, worker):
         """First round: of one image and group, a piece of one block of channels."""
@@ -234,18 +231,19 @@ def build(dtype_name, height, width):
         g, n = image % call.groups, image // call.groups
         count = min(call.channels, depth - c0)
         begin, end = c0 + count * piece // PIECES, c0 + count * (piece + 1) // PIECES
-        tile = count * height * item
-        panel = call.tiles * tile
-        to = call.workspace + (image * depth + c0) * (PRODUCTS * call.tiles * height * item)
-        to += (begin - c0) * height * item
-        x = call.x + n * call.x_n + g * call.Cg * call.x_c
+        half, pixels = call.tiles * height, call.P * call.Q
+        to = call.workspace + (image * depth + c0) * (PRODUCTS * half * item) + (begin - c0) * height * item
+        x = call.x + n * call.x_n + (g * call.Cg + begin) * call.x_c
+        x_half, x_step = depth * call.x_c, call.x_c
         point = call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
-        if point and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W):
-            half = depth * call.x_c
-            pixels = call.P * call.Q
-            sum_pixels(to, panel, tile, x + begin * call.x_c, half, call.x_c, end - begin, call.tiles, pixels)
-        else:
-            sum_one_by_one(call, to, panel, tile, x, begin, end)
+        if not (point and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)):
+            planes = call.workspace + call.own_at + worker * call.own_bytes
+            for i in range(2):
+                here = planes + i * (end - begin) * call.plane_bytes
+                copy_planes(call, here, call.plane_bytes, x + i * x_half, 0, 1, end - begin, call.P, 0, call.Q)
+            x, x_half, x_step = planes, (end - begin) * call.plane_bytes, call.plane_bytes
+        tile = count * height * item
+        sum_pixels(to, call.tiles * tile, tile, x, x_half, x_step, end - begin, call.tiles, pixels)
 
     @inlined
     def finish_one_by_one(call, n, k0, sums, biases, pixel, left):
@@ -297,28 +295,24 @@ def build(dtype_name, height, width):
                     ahead = b + panel + i * channels * share
                     to = out + i * height * item if out != 0 else 0
                     more = add + i * height * item if add != 0 else 0
-                    from_ = a + i * a_tile
+                    arguments = (
+                        a + i * a_tile, b, channels, ahead, share, t, e, wait, goes_on, to,
+                        call.y_k, left, above, more, call.residual_k, call.low, call.high,
+                    )  # fmt: skip
                     if p == 0:
-                        first(from_, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above, more,
-                              call.residual_k, call.low, call.high)  # fmt: skip
+                        first(*arguments)
                     elif p == 1:
-                        second(from_, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above, more,
-                               call.residual_k, call.low, call.high)  # fmt: skip
+                        second(*arguments)
                     elif p == 2:
-                        third(from_, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above, more,
-                              call.residual_k, call.low, call.high)  # fmt: skip
+                        third(*arguments)
                     elif p == 3:
-                        fourth(from_, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above, more,
-                               call.residual_k, call.low, call.high)  # fmt: skip
+                        fourth(*arguments)
                     elif p == 4:
-                        fifth(from_, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above, more,
-                              call.residual_k, call.low, call.high)  # fmt: skip
+                        fifth(*arguments)
                     elif p == 5:
-                        sixth(from_, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above, more,
-                              call.residual_k, call.low, call.high)  # fmt: skip
+                        sixth(*arguments)
                     else:
-                        seventh(from_, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above, more,
-                                call.residual_k, call.low, call.high)  # fmt: skip
+                        seventh(*arguments)
                 b += panel
             a_block += PRODUCTS * tiles * a_tile
         if not direct:
@@ -413,9 +407,11 @@ def blocking(problem, threads):
     tile_bytes = height * width * target.vector_bytes()
     waiting_at = 2 * tiles * tile_bytes
     bias_at = waiting_at + 4 * tiles * tile_bytes
-    own_bytes = worker_span(bias_at + 2 * width * target.vector_bytes())
+    plane = blocked.plane_bytes(problem, problem.P * problem.Q)
+    planes = 2 * -(-channels // PIECES) * plane + target.vector_bytes()
+    own_bytes = worker_span(max(bias_at + 2 * width * target.vector_bytes(), planes))
     own_at = up(maps * depth * PRODUCTS * tiles * height * item, LINE)
-    numbers = (channels, tiles, filter_tasks(problem), own_at, own_bytes, waiting_at, bias_at)
+    numbers = (channels, tiles, filter_tasks(problem), own_at, own_bytes, waiting_at, bias_at, plane)
     sums = maps * -(-depth // channels) * PIECES
     return numbers, sums, maps * filter_tasks(problem), own_at + threads * own_bytes
 
@@ -461,7 +457,7 @@ def packed_bytes(problem, device):
 
 
 def pack(problem, device, w, packed):
-    """Write the weights w (K, C/groups, 1, 1) into `packed` (uint8, 64-byte aligned), as panels of the seven products'."""
+    """Write the weights w (K, C/groups, 1, 1) into `packed` (uint8, 64-byte aligned), as seven panels a block."""
     loop_ = compiled(build_pack, problem.dtype.name, tile_of(problem)[1], channel_block(problem))
     call = pack_call(problem_fields(problem), packed, w, packed, None, None, None)
     run_tasks(loop_, call, problem.groups * filter_tasks(problem), device.threads)
