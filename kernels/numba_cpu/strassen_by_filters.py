@@ -15,10 +15,21 @@
 Why so: strassen.py halves pixels by tiles of vectors, of which a map of 7 x 7 has three, and one pixel. Here a tile is
 5 pixels high, 49 are 2 x 25 but for one, and what is halved in vectors are the filters, of which such layers have
 hundreds. A product's weights, 32 KB of each block, come from memory once and from the L1 cache for every further tile;
-while they are used the next product's are fetched. Sums begin where those before ended, so that nothing is added by
-itself, and the tiles t and e of all pixels wait in L1 and L2. x is small: its seven sums are made once, by all threads.
+while they are used the next product's are fetched. The tiles t and e of all pixels wait in L1 and L2. x is small: what
+the seven products take of it is made once, by all threads.
 
 A single call would make the weights' sums for 49 pixels only, which takes longer than the layer.
+
+Measured on two Zen 5 cores with AVX-512, plans at N = 1, as times of blocked.py over these: ResNet-50's 512 -> 2048
+channels of 7 x 7 1.12, 2048 -> 512 1.08, 1024 -> 2048 with stride 2 1.10 to 1.2, MobileNetV2's 320 -> 1280 1.09,
+960 -> 320 1.0 to 1.04. Seven products instead of eight would be 1.14, and 50 pixels instead of 49 leave 1.12. The
+products run at 0.92 of two cores' peak; what x is added up for takes 1 to 5 % of a layer, most where there are few
+filters.
+What was learned there:
+- Blocks of 24 to 64 KB of weights are all as fast, as the L2 cache would do too.
+- The pixels of a product's tiles must lie together, 5 to a channel: all 25 side by side made sums in half the time and
+  cost the products 7 %, since each tile then touched the lines of all five.
+- Where the maps are larger, strassen.py is faster by 1.2 times (14 x 14) and 1.4 times (28 x 28).
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; the order of the products
 after Huang et al., Strassen's Algorithm Reloaded, SC 2016; filters in the lanes as in blocked_by_filters.py.
 """
@@ -38,7 +49,7 @@ from .compilation import compiled, inlined
 from .epilogue import CLAMP, store_one_function
 from .filter_cuts import until_all_done, up
 from .flat_planes import copy_planes_function
-from .microkernel import CLOCK, MEMORY_BYTES, accumulate, multiply_cycles, panel_rows, predicted, vector_type
+from .microkernel import CLOCK, MEMORY_BYTES, VECTORS, accumulate, multiply_cycles, panel_rows, predicted, vector_type
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop, two_round_loop, worker_span
 from .tracing import (
@@ -64,13 +75,13 @@ from .vectors import lanes, record_at
 
 passes = ("forward",)
 PRODUCTS = 7
-HEIGHTS, WIDTHS = (4, 5, 6), (5, 4, 3, 2)  # of a tile, in pixels and in vectors of filters
-DEPTH_BYTES = 32 << 10  # of a product's weights, for a block of channels
+HEIGHTS, WIDTHS = (4, 5), (5, 4, 3, 2)  # of a tile, in pixels and in vectors of filters
 PIECES = 4  # of a block of channels, in which x is summed
 LINE = 64
+LARGE_PANELS = 16 << 20  # bytes: larger ones come from memory
 CYCLES_PER_TASK = 1_500
-SUM_CYCLES = 2.0  # for each pixel and channel of x
-LEAVE_CYCLES = 1.5  # for a vector of a product
+SUM_CYCLES = 1.0  # for each pixel of a half and channel of x
+LEAVE_CYCLES, FAR_CYCLES = 1.5, 20.0  # for a vector of a product, where t and e of all pixels fit the L1 cache and not
 
 BLOCKING = ("channels", "tiles", "filter_tasks", "own_at", "own_bytes", "waiting_at", "bias_at", "plane_bytes")
 CALL_STRASSEN = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
@@ -83,10 +94,10 @@ def seven_of_x(a11, a12, a21, a22):
     return a11, a12, s2, s1, a12 - s2, a11 - a21, a22
 
 
-def product_function(real, height, width, begins, becomes):
+def product_function(real, height, width, added_to, becomes):
     """A Numba function for one product: a tile of height pixels, `width` vectors of filters.
 
-    begins: the names of the tiles with whose sum it begins. becomes: from its sums and the tiles to what is stored.
+    added_to: the names of the tiles to which it is added. becomes: from its sums and the tiles to what is stored.
     """
     V = vector_type(real)
 
@@ -119,14 +130,12 @@ def product_function(real, height, width, begins, becomes):
 
         waits = {"t": t, "e": e}
         sums = [[zeros(V, a) for _ in range(width)] for _ in range(height)]
-        if begins:
-            sums = tile(waits[begins[0]])
-        for name in begins[1:]:
-            sums = added(sums, tile(waits[name]))
         sums = accumulate(
             V, height, width, a, V.item_bytes, panel_rows() * V.item_bytes, height * V.item_bytes, b, width * V.bytes,
             depth, sums, ahead, ahead_step,
         )  # fmt: skip
+        for name in added_to:  # after the loop: sums that begin with these would round each step at their size
+            sums = added(sums, tile(waits[name]))
         becomes(sums, Tiles(tile, keep, finish, t, e))
 
     return product
@@ -153,7 +162,7 @@ class Tiles:
         self.finish(added(sums, self.tile(self.e)))
 
 
-# Of each product, in their order: with which tiles it begins, and what becomes of it.
+# Of each product, in their order: to which tiles it is added, and what becomes of it.
 STEPS = (
     ((), lambda sums, tiles: tiles.keep_t(sums)),
     (("t",), lambda sums, tiles: tiles.finish(sums)),
@@ -389,9 +398,9 @@ def tiles_of(problem) -> int:
 
 
 def channel_block(problem) -> int:
-    """Channels of a half, all blocks about equal."""
+    """Channels of a half whose weights, for one product, fill two thirds of the L1 cache, all blocks about equal."""
     depth = problem.Cg // 2
-    most = max(DEPTH_BYTES // (tile_of(problem)[1] * target.vector_bytes()), 1)
+    most = max(target.cache_bytes(1) * 2 // 3 // (tile_of(problem)[1] * target.vector_bytes()), 1)
     return -(-depth // -(-depth // most))
 
 
@@ -464,17 +473,18 @@ def pack(problem, device, w, packed):
 
 
 def predicted_seconds(problem, device):
-    (height, width), tiles, depth = tile_of(problem), tiles_of(problem), problem.Cg // 2
-    blocks, maps = -(-depth // channel_block(problem)), problem.N * problem.groups
-    W, threads = lanes(problem.accumulate), device.threads
-    rows = tiles * height
-    products = PRODUCTS * multiply_cycles(rows, width * W, depth, problem.accumulate)
-    leaving = PRODUCTS * blocks * rows * width * LEAVE_CYCLES
-    task = CYCLES_PER_TASK + products + leaving
-    cycles = until_all_done([task] * (maps * filter_tasks(problem)), threads) * threads
-    sums = maps * 2 * rows * problem.Cg * SUM_CYCLES
-    more = packed_bytes(problem, device) - problem.K * problem.reduction * problem.accumulate.itemsize
-    return predicted(problem, device, cycles + sums) + more / MEMORY_BYTES / 2
+    (height, width), depth = tile_of(problem), problem.Cg // 2
+    rows, maps, tasks = tiles_of(problem) * height, problem.N * problem.groups, filter_tasks(problem)
+    blocks = -(-depth // channel_block(problem))
+    wide = VECTORS * lanes(problem.accumulate)
+    product = multiply_cycles(rows, wide, depth, problem.accumulate) * width / VECTORS
+    near = 2 * rows * width * target.vector_bytes() < target.cache_bytes(1) // 2
+    leave = blocks * rows * width * (LEAVE_CYCLES if near else FAR_CYCLES)
+    task = CYCLES_PER_TASK + PRODUCTS * (product + leave)
+    cycles = until_all_done([task] * (maps * tasks), device.threads) * device.threads
+    seconds = predicted(problem, device, cycles + maps * rows * problem.Cg * SUM_CYCLES)
+    panels = packed_bytes(problem, device)
+    return seconds + (panels / MEMORY_BYTES if panels > LARGE_PANELS else 0.0)
 
 
 def pack_seconds(problem, device):

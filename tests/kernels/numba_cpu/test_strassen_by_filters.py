@@ -1,0 +1,101 @@
+"""Strassen's kernel for maps of few pixels: what holds beyond the shared problems, of which it takes few."""
+
+import numpy as np
+import pytest
+
+import convlib
+from convlib import accuracy, device, dispatch
+from convlib.kernels import reference
+from convlib.kernels.numba_cpu import strassen_by_filters
+from convlib.problem import make_problem
+from convlib.strided import empty_aligned
+
+# a pixel short of ten tiles, several blocks of channels; tiles of 4 pixels; x's pixels apart
+PROBLEMS = {
+    "7 x 7": ((1, 600, 7, 7), (128, 600, 1, 1), {}),
+    "batch": ((2, 38, 5, 3), (128, 38, 1, 1), {}),
+    "groups": ((1, 24, 4, 4), (256, 12, 1, 1), {"groups": 2}),
+    "stride 2": ((1, 20, 14, 13), (128, 20, 1, 1), {"stride": 2}),
+}
+
+
+def normal(*shape):
+    return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
+
+
+def operands(name):
+    """x, w, bias, residual, the problem, and the exact result."""
+    x_shape, w_shape, keywords = PROBLEMS[name]
+    x, w, bias = normal(*x_shape), normal(*w_shape), normal(w_shape[0])
+    problem = make_problem(x_shape, w_shape, np.float32, has_bias=True, has_residual=True, **keywords)
+    residual = normal(problem.N, problem.K, problem.P, problem.Q)
+    return x, w, bias, residual, problem, reference.conv2d(problem, x, w, bias, residual)
+
+
+def computed(name, threads, apart=1):
+    """apart: how far y's and the residual's pixels lie apart, in numbers."""
+    x, w, bias, residual, problem, _ = operands(name)
+    place = device.cpu_with(threads)
+    packed = empty_aligned((strassen_by_filters.packed_bytes(problem, place),), np.uint8)
+    workspace = empty_aligned((strassen_by_filters.workspace_bytes(problem, place),), np.uint8)
+    packed[:], workspace[:] = 255, 255  # NaN, wherever it is read before it is written
+    strassen_by_filters.pack(problem, place, w, packed)
+    y = np.full((*residual.shape, apart), np.nan, np.float32)
+    strassen_by_filters.run(problem, place, x, packed, y[..., 0], bias, residual, workspace)
+    assert np.isnan(y[..., 1:]).all()
+    return y[..., 0]
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("apart", [1, 2])
+def test_is_right_wherever_the_numbers_lie(name, apart):
+    *_, problem, exact = operands(name)
+    error = np.linalg.norm(computed(name, 2, apart) - exact) / np.linalg.norm(exact)
+    assert error < accuracy.norm_relative(problem, "strassen_by_filters")
+
+
+def test_the_bits_do_not_depend_on_threads():
+    y = computed("7 x 7", 1)
+    np.testing.assert_array_equal(y, computed("7 x 7", 3))
+
+
+def test_silu_is_made_of_sums_that_waited():
+    x, w = normal(1, 40, 4, 4), normal(256, 40, 1, 1)
+    problem = make_problem(x.shape, w.shape, np.float32, activation="silu")
+    plan = convlib.plan(x.shape, w, activation="silu", algorithm="strassen_by_filters")
+    np.testing.assert_allclose(plan(x), reference.conv2d(problem, x, w), atol=1e-4)
+
+
+@pytest.mark.parametrize("C", [2, 64, 256])
+def test_the_error_keeps_to_the_contract(C):
+    x, w = normal(1, C, 4, 4), normal(256, C, 1, 1)
+    problem = make_problem(x.shape, w.shape, np.float32)
+    y, exact = convlib.conv2d(x, w, algorithm="strassen_by_filters"), reference.conv2d(problem, x, w)
+    error = np.linalg.norm(y - exact) / np.linalg.norm(exact)
+    bound = accuracy.norm_relative(problem, "strassen_by_filters")
+    assert 0.3 * bound < error < bound
+
+
+def test_plans_of_large_layers_on_small_maps_may_choose_it_and_calls_never_do():
+    problem = make_problem((1, 512, 7, 7), (2048, 512, 1, 1), np.float32)
+    place = device.cpu_with(2)
+    names = [
+        dispatch.settled_choice(problem, place, "auto", "auto", 5e-6, None, planned, False).name
+        for planned in (True, False)
+    ]
+    assert names[0] in ("numba_cpu.strassen_by_filters", "numba_cpu.strassen")  # the latter with vectors of 8
+    assert names[1] == "numba_cpu.blocked"
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords", "word"),
+    [
+        ((1, 64, 7, 7), (256, 64, 3, 3), {"padding": 1}, "window"),
+        ((1, 63, 7, 7), (256, 63, 1, 1), {}, "even"),
+        ((1, 64, 7, 7), (250, 64, 1, 1), {}, "filters"),
+        ((1, 7, 7, 64), (256, 64, 1, 1), {"layout": "NHWC"}, "NHWC"),
+    ],
+)
+def test_says_what_it_cannot_take(x_shape, w_shape, keywords, word):
+    problem = make_problem(x_shape, w_shape, np.float32, **keywords)
+    assert any(word in reason for reason in strassen_by_filters.why_not(problem, device.cpu()))
