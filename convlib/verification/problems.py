@@ -99,8 +99,8 @@ NHWC = {"layout": "NHWC"}
 SMALL = (
     Case("many_channels", (1, 67, 13, 17), (71, 67, 3, 3), {"padding": 1}, bias=True),
     Case("many_filters_1x1", (2, 130, 9, 9), (133, 130, 1, 1)),
-    Case("1x1_in_halves", (1, 22, 11, 13), (48, 22, 1, 1), {"activation": "relu"}, bias=True),
-    Case("1x1_in_halves_groups", (2, 20, 21, 19), (96, 10, 1, 1), {"groups": 2, "stride": 2}, residual=True),
+    Case("1x1_in_halves", (1, 22, 11, 13), (64, 22, 1, 1), {"activation": "relu"}, bias=True),
+    Case("1x1_in_halves_groups", (2, 20, 21, 19), (128, 10, 1, 1), {"groups": 2, "stride": 2}, residual=True),
     Case("wide_row", (1, 3, 3, 300), (5, 3, 3, 3), {"padding": 1}),
     Case("tall", (1, 2, 259, 5), (3, 2, 5, 3), {"padding": (2, 1)}),
     Case("first_layer", (2, 3, 33, 35), (17, 3, 7, 7), {"stride": 2, "padding": 3}, bias=True),
