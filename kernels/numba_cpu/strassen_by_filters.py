@@ -260,6 +260,25 @@ def build(dtype_name, height, width):
             for k in range(group):
                 store_one(call, n, k0 + k, pixel + i, read(sums + (i * group + k) * item) + read(biases + k * item))
 
+    @inlined
+    def multiply(p, a, b, depth, ahead, share, t, e, wait, goes_on, y, y_k, left, bias, add, add_k, low, high):
+        """One tile of the product number p."""
+        arguments = (a, b, depth, ahead, share, t, e, wait, goes_on, y, y_k, left, bias, add, add_k, low, high)
+        if p == 0:
+            first(*arguments)
+        elif p == 1:
+            second(*arguments)
+        elif p == 2:
+            third(*arguments)
+        elif p == 3:
+            fourth(*arguments)
+        elif p == 4:
+            fifth(*arguments)
+        elif p == 5:
+            sixth(*arguments)
+        else:
+            seventh(*arguments)
+
     def task(call_address, index, worker):
         """Second round: of one image and group, `width` vectors of filters and those half of all further."""
         call = record_at(CALL_STRASSEN, call_address)
@@ -304,33 +323,17 @@ def build(dtype_name, height, width):
                     ahead = b + panel + i * channels * share
                     to = out + i * height * item if out != 0 else 0
                     more = add + i * height * item if add != 0 else 0
-                    arguments = (
-                        a + i * a_tile, b, channels, ahead, share, t, e, wait, goes_on, to,
-                        call.y_k, left, above, more, call.residual_k, call.low, call.high,
+                    multiply(
+                        p, a + i * a_tile, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above,
+                        more, call.residual_k, call.low, call.high,
                     )  # fmt: skip
-                    if p == 0:
-                        first(*arguments)
-                    elif p == 1:
-                        second(*arguments)
-                    elif p == 2:
-                        third(*arguments)
-                    elif p == 3:
-                        fourth(*arguments)
-                    elif p == 4:
-                        fifth(*arguments)
-                    elif p == 5:
-                        sixth(*arguments)
-                    else:
-                        seventh(*arguments)
                 b += panel
             a_block += PRODUCTS * tiles * a_tile
         if not direct:
-            for quarter in range(4):
-                for i in range(tiles):
-                    pixel = quarter // 2 * half + i * height
-                    sums, number = waiting + (quarter * tiles + i) * tile_bytes, biases + quarter % 2 * group * item
-                    left = min(call.P * call.Q - pixel, height)
-                    finish_one_by_one(call, n, k1 if quarter % 2 else k0, sums, number, pixel, left)
+            for i in range(4 * tiles):
+                quarter, pixel = i // tiles, i // tiles // 2 * half + i % tiles * height
+                number, left = biases + quarter % 2 * group * item, min(call.P * call.Q - pixel, height)
+                finish_one_by_one(call, n, k1 if quarter % 2 else k0, waiting + i * tile_bytes, number, pixel, left)
 
     return two_round_loop(sum_round, task)
 
@@ -467,9 +470,9 @@ def packed_bytes(problem, device):
 
 def pack(problem, device, w, packed):
     """Write the weights w (K, C/groups, 1, 1) into `packed` (uint8, 64-byte aligned), as seven panels a block."""
-    loop_ = compiled(build_pack, problem.dtype.name, tile_of(problem)[1], channel_block(problem))
+    packing = compiled(build_pack, problem.dtype.name, tile_of(problem)[1], channel_block(problem))
     call = pack_call(problem_fields(problem), packed, w, packed, None, None, None)
-    run_tasks(loop_, call, problem.groups * filter_tasks(problem), device.threads)
+    run_tasks(packing, call, problem.groups * filter_tasks(problem), device.threads)
 
 
 def predicted_seconds(problem, device):
@@ -493,5 +496,5 @@ def pack_seconds(problem, device):
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical order."""
-    fields, loop_, sums, tasks = prepared(problem, device.threads)
-    run_tasks(loop_, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads, before=sums)
+    fields, both_rounds, sums, tasks = prepared(problem, device.threads)
+    run_tasks(both_rounds, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads, before=sums)
