@@ -4,10 +4,10 @@
                    [ A11 A12 ]            [ B11 B12 ]           [ Y11 Y12 ]
                    [ A21 A22 ]            [ B21 B22 ]           [ Y21 Y22 ]
 
-    S1 = A21 + A22    S2 = S1 - A11    S3 = A11 - A21    S4 = A12 - S2        of x, in a first round of tasks
+    S1 = A21 + A22    S2 = S1 - A11    S3 = A11 - A21    S4 = A12 - S2        of x, by every thread
     T1 = B12 - B11    T2 = B22 - T1    T3 = B22 - B12    T4 = B21 - T2        of the weights, once
 
-    for every 4 or 5 vectors of filters and those half of all further: for every block of channels
+    for every 4 or 5 vectors of a thread's filters and those half of all further: for every block of channels
         seven times, for all tiles of 5 pixels and those half of all further, in this order
             t  = A11 B11      Y11 = t + A12 B21      t += S2 T2      e = S1 T1
             Y12 = t + e + S4 B22      t += S3 T3      Y22 = t + e      Y21 = t + A22 T4
@@ -15,8 +15,8 @@
 Why so: strassen.py halves pixels by tiles of vectors, of which a map of 7 x 7 has three, and one pixel. Here a tile is
 5 pixels high, 49 are 2 x 25 but for one, and what is halved in vectors are the filters, of which such layers have
 hundreds. A product's weights, 32 KB of each block, come from memory once and from the L1 cache for every further tile;
-while they are used the next product's are fetched. The tiles t and e of all pixels wait in L1 and L2. x is small: what
-the seven products take of it is made once, by all threads.
+while they are used the next product's are fetched. The tiles t and e of all pixels wait in L1 and L2. x is small: each
+thread makes for itself all that the seven products take of it, once for all its filters.
 
 A single call would make the weights' sums for 49 pixels only, which takes longer than the layer.
 
@@ -29,6 +29,8 @@ What was learned there:
 - Blocks of 24 to 64 KB of weights are all as fast, as the L2 cache would do too.
 - The pixels of a product's tiles must lie together, 5 to a channel: all 25 side by side made sums in half the time and
   cost the products 7 %, since each tile then touched the lines of all five.
+- In a first round of tasks that shared them, x's sums took half the time, 1 to 3 % of a layer less where what one core
+  wrote soon came to the other, and 20 to 45 % more in other hours, when it did not.
 - Where the maps are larger, strassen.py is faster by 1.2 times (14 x 14) and 1.4 times (28 x 28).
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; the order of the products
 after Huang et al., Strassen's Algorithm Reloaded, SC 2016; filters in the lanes as in blocked_by_filters.py.
@@ -51,7 +53,7 @@ from .filter_cuts import until_all_done, up
 from .flat_planes import copy_planes_function
 from .microkernel import CLOCK, MEMORY_BYTES, VECTORS, accumulate, multiply_cycles, panel_rows, predicted, vector_type
 from .short_floats import memory_functions
-from .threads import run_tasks, task_loop, two_round_loop, worker_span
+from .threads import run_tasks, task_loop, worker_span
 from .tracing import (
     Lanes,
     choose,
@@ -76,14 +78,18 @@ from .vectors import lanes, record_at
 passes = ("forward",)
 PRODUCTS = 7
 HEIGHTS, WIDTHS = (4, 5), (5, 4, 3, 2)  # of a tile, in pixels and in vectors of filters
-PIECES = 4  # of a block of channels, in which x is summed
+COPIED = 32  # channels of each half, in turn, of an x whose pixels do not lie side by side
+MANY_MAPS = 4  # for a thread: their filters are not cut
 LINE = 64
 LARGE_PANELS = 16 << 20  # bytes: larger ones come from memory
-CYCLES_PER_TASK = 1_500
+CYCLES_PER_GROUP = 1_500
 SUM_CYCLES = 1.0  # for each pixel of a half and channel of x
 LEAVE_CYCLES, FAR_CYCLES = 1.5, 20.0  # for a vector of a product, where t and e of all pixels fit the L1 cache and not
 
-BLOCKING = ("channels", "tiles", "filter_tasks", "own_at", "own_bytes", "waiting_at", "bias_at", "plane_bytes")
+BLOCKING = (
+    "channels", "tiles", "filter_groups", "filter_tasks", "worker_bytes", "own_at", "waiting_at", "bias_at",
+    "plane_bytes",
+)  # fmt: skip
 CALL_STRASSEN = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
 
 
@@ -231,28 +237,26 @@ def build(dtype_name, height, width):
         product_function(real, height, width, *step) for step in STEPS
     )
 
-    def sum_round(call_address, index, worker):
-        """First round: of one image and group, a piece of one block of channels."""
-        call = record_at(CALL_STRASSEN, call_address)
-        depth, blocks = call.Cg // 2, (call.Cg // 2 + call.channels - 1) // call.channels
-        piece, rest = index % PIECES, index // PIECES
-        c0, image = rest % blocks * call.channels, rest // blocks
-        g, n = image % call.groups, image // call.groups
-        count = min(call.channels, depth - c0)
-        begin, end = c0 + count * piece // PIECES, c0 + count * (piece + 1) // PIECES
-        half, pixels = call.tiles * height, call.P * call.Q
-        to = call.workspace + (image * depth + c0) * (PRODUCTS * half * item) + (begin - c0) * height * item
-        x = call.x + n * call.x_n + (g * call.Cg + begin) * call.x_c
-        x_half, x_step = depth * call.x_c, call.x_c
+    @inlined
+    def sum_x(call, to, planes, n, g):
+        """Of one image and group, all that the products take of x, block after block of channels."""
+        depth, tiles, pixels = call.Cg // 2, call.tiles, call.P * call.Q
+        image = call.x + n * call.x_n + g * call.Cg * call.x_c
         point = call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
-        if not (point and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)):
-            planes = call.workspace + call.own_at + worker * call.own_bytes
-            for i in range(2):
-                here = planes + i * (end - begin) * call.plane_bytes
-                copy_planes(call, here, call.plane_bytes, x + i * x_half, 0, 1, end - begin, call.P, 0, call.Q)
-            x, x_half, x_step = planes, (end - begin) * call.plane_bytes, call.plane_bytes
-        tile = count * height * item
-        sum_pixels(to, call.tiles * tile, tile, x, x_half, x_step, end - begin, call.tiles, pixels)
+        in_place = point and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
+        for c0 in range(0, depth, call.channels):
+            channels = min(call.channels, depth - c0)
+            tile = channels * height * item
+            for c in range(0, channels, COPIED):
+                some = min(COPIED, channels - c)
+                x, x_half, x_step = image + (c0 + c) * call.x_c, depth * call.x_c, call.x_c
+                if not in_place:
+                    for i in range(2):
+                        here = planes + i * some * call.plane_bytes
+                        copy_planes(call, here, call.plane_bytes, x + i * x_half, 0, 1, some, call.P, 0, call.Q)
+                    x, x_half, x_step = planes, some * call.plane_bytes, call.plane_bytes
+                sum_pixels(to + c * height * item, tiles * tile, tile, x, x_half, x_step, some, tiles, pixels)
+            to += PRODUCTS * tiles * tile
 
     @inlined
     def finish_one_by_one(call, n, k0, sums, biases, pixel, left):
@@ -279,16 +283,12 @@ def build(dtype_name, height, width):
         else:
             seventh(*arguments)
 
-    def task(call_address, index, worker):
-        """Second round: of one image and group, `width` vectors of filters and those half of all further."""
-        call = record_at(CALL_STRASSEN, call_address)
-        filter_task, image = index % call.filter_tasks, index // call.filter_tasks
-        g, n = image % call.groups, image // call.groups
+    @inlined
+    def multiply_filters(call, n, g, number, sums_of_x, own):
+        """Of one image and group, `width` vectors of filters and those half of all further."""
         depth, tiles, half = call.Cg // 2, call.tiles, call.tiles * height
-        k = filter_task * group
-        k0 = g * call.Kg + k
+        k0 = g * call.Kg + number * group
         k1 = k0 + call.Kg // 2
-        own = call.workspace + call.own_at + worker * call.own_bytes
         others, waiting, biases = own + tiles * tile_bytes, own + call.waiting_at, own + call.bias_at
         copy_biases(call, k0, group, biases)
         copy_biases(call, k1, group, biases + group * item)
@@ -300,15 +300,14 @@ def build(dtype_name, height, width):
         y = call.y + n * call.y_n + k0 * call.y_k
         y_half, r_half = call.Kg // 2 * call.y_k, call.Kg // 2 * call.residual_k
         residual = call.residual + n * call.residual_n + k0 * call.residual_k
-        a_block = call.workspace + image * depth * (PRODUCTS * half * item)
-        b = call.w + (g * call.filter_tasks + filter_task) * (PRODUCTS * depth * group * item)
+        b = call.w + (g * call.filter_groups + number) * (PRODUCTS * depth * group * item)
         for c0 in range(0, depth, call.channels):
             channels = min(call.channels, depth - c0)
             goes_on, last = c0 > 0, c0 + channels == depth
             a_tile, panel = channels * height * item, channels * group * item
             share = group * item // tiles
             for p in range(PRODUCTS):
-                a = a_block + p * tiles * a_tile
+                a = sums_of_x + p * tiles * a_tile
                 to_second, to_half = p == 5 or p == 6, p == 4 or p == 5  # of the pixels, of the filters
                 waits = waiting + (2 * to_second + to_half) * tiles * tile_bytes
                 above = biases + to_half * group * item
@@ -318,8 +317,7 @@ def build(dtype_name, height, width):
                     add = residual + to_half * r_half + to_second * half * item
                 for i in range(tiles):
                     t, e, wait = own + i * tile_bytes, others + i * tile_bytes, waits + i * tile_bytes
-                    pixel = to_second * half + i * height
-                    left = min(call.P * call.Q - pixel, height)
+                    left = min(call.P * call.Q - to_second * half - i * height, height)
                     ahead = b + panel + i * channels * share
                     to = out + i * height * item if out != 0 else 0
                     more = add + i * height * item if add != 0 else 0
@@ -328,14 +326,26 @@ def build(dtype_name, height, width):
                         more, call.residual_k, call.low, call.high,
                     )  # fmt: skip
                 b += panel
-            a_block += PRODUCTS * tiles * a_tile
+            sums_of_x += PRODUCTS * tiles * a_tile
         if not direct:
             for i in range(4 * tiles):
                 quarter, pixel = i // tiles, i // tiles // 2 * half + i % tiles * height
-                number, left = biases + quarter % 2 * group * item, min(call.P * call.Q - pixel, height)
-                finish_one_by_one(call, n, k1 if quarter % 2 else k0, waiting + i * tile_bytes, number, pixel, left)
+                bias, left = biases + quarter % 2 * group * item, min(call.P * call.Q - pixel, height)
+                finish_one_by_one(call, n, k1 if quarter % 2 else k0, waiting + i * tile_bytes, bias, pixel, left)
 
-    return two_round_loop(sum_round, task)
+    def task(call_address, index, worker):
+        """Of one image and group, one range of the filters."""
+        call = record_at(CALL_STRASSEN, call_address)
+        filter_task, image = index % call.filter_tasks, index // call.filter_tasks
+        g, n = image % call.groups, image // call.groups
+        sums_of_x = call.workspace + worker * call.worker_bytes
+        own = sums_of_x + call.own_at
+        sum_x(call, sums_of_x, own, n, g)
+        first_group = call.filter_groups * filter_task // call.filter_tasks
+        for number in range(first_group, call.filter_groups * (filter_task + 1) // call.filter_tasks):
+            multiply_filters(call, n, g, number, sums_of_x, own)
+
+    return task_loop(task)
 
 
 def build_pack(dtype_name, width, channels):
@@ -407,32 +417,40 @@ def channel_block(problem) -> int:
     return -(-depth // -(-depth // most))
 
 
-def filter_tasks(problem) -> int:
+def filter_groups(problem) -> int:
+    """Of `width` vectors, in half the filters."""
     return problem.Kg // 2 // (tile_of(problem)[1] * lanes(problem.accumulate))
+
+
+def filter_tasks(problem, threads) -> int:
+    """Ranges of the filters, each of which makes x's sums for itself: no more than keep all threads at work."""
+    few = problem.N * problem.groups < MANY_MAPS * threads
+    return min(threads, filter_groups(problem)) if few else 1
 
 
 @lru_cache(maxsize=1024)
 def blocking(problem, threads):
-    """The numbers of BLOCKING, the tasks of both rounds, and the bytes of workspace."""
+    """The numbers of BLOCKING, and the number of tasks."""
     (height, width), tiles, channels = tile_of(problem), tiles_of(problem), channel_block(problem)
-    maps, depth, item = problem.N * problem.groups, problem.Cg // 2, problem.accumulate.itemsize
+    tasks = filter_tasks(problem, threads)
     tile_bytes = height * width * target.vector_bytes()
     waiting_at = 2 * tiles * tile_bytes
     bias_at = waiting_at + 4 * tiles * tile_bytes
     plane = blocked.plane_bytes(problem, problem.P * problem.Q)
-    planes = 2 * -(-channels // PIECES) * plane + target.vector_bytes()
-    own_bytes = worker_span(max(bias_at + 2 * width * target.vector_bytes(), planes))
-    own_at = up(maps * depth * PRODUCTS * tiles * height * item, LINE)
-    numbers = (channels, tiles, filter_tasks(problem), own_at, own_bytes, waiting_at, bias_at, plane)
-    sums = maps * -(-depth // channels) * PIECES
-    return numbers, sums, maps * filter_tasks(problem), own_at + threads * own_bytes
+    planes = 2 * min(COPIED, channels) * plane + target.vector_bytes()
+    own_at = up(problem.Cg // 2 * PRODUCTS * tiles * height * problem.accumulate.itemsize, LINE)
+    worker_bytes = worker_span(own_at + max(bias_at + 2 * width * target.vector_bytes(), planes))
+    numbers = (
+        channels, tiles, filter_groups(problem), tasks, worker_bytes, own_at, waiting_at, bias_at, plane,
+    )  # fmt: skip
+    return numbers, problem.N * problem.groups * tasks
 
 
 @lru_cache(maxsize=1024)
 def prepared(problem, threads):
-    numbers, sums, tasks, _ = blocking(problem, threads)
+    numbers, tasks = blocking(problem, threads)
     fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING)}q", *numbers)
-    return fields, compiled(build, problem.dtype.name, *tile_of(problem)), sums, tasks
+    return fields, compiled(build, problem.dtype.name, *tile_of(problem)), tasks
 
 
 # ---- the kernel ----
@@ -461,7 +479,8 @@ def why_not(problem, device):
 
 
 def workspace_bytes(problem, device):
-    return blocking(problem, device.threads)[-1]
+    numbers, _ = blocking(problem, device.threads)
+    return device.threads * numbers[BLOCKING.index("worker_bytes")]
 
 
 def packed_bytes(problem, device):
@@ -472,20 +491,21 @@ def pack(problem, device, w, packed):
     """Write the weights w (K, C/groups, 1, 1) into `packed` (uint8, 64-byte aligned), as seven panels a block."""
     packing = compiled(build_pack, problem.dtype.name, tile_of(problem)[1], channel_block(problem))
     call = pack_call(problem_fields(problem), packed, w, packed, None, None, None)
-    run_tasks(packing, call, problem.groups * filter_tasks(problem), device.threads)
+    run_tasks(packing, call, problem.groups * filter_groups(problem), device.threads)
 
 
 def predicted_seconds(problem, device):
-    (height, width), depth = tile_of(problem), problem.Cg // 2
-    rows, maps, tasks = tiles_of(problem) * height, problem.N * problem.groups, filter_tasks(problem)
+    (height, width), depth, threads = tile_of(problem), problem.Cg // 2, device.threads
+    rows, maps, tasks = tiles_of(problem) * height, problem.N * problem.groups, filter_tasks(problem, threads)
     blocks = -(-depth // channel_block(problem))
     wide = VECTORS * lanes(problem.accumulate)
     product = multiply_cycles(rows, wide, depth, problem.accumulate) * width / VECTORS
     near = 2 * rows * width * target.vector_bytes() < target.cache_bytes(1) // 2
     leave = blocks * rows * width * (LEAVE_CYCLES if near else FAR_CYCLES)
-    task = CYCLES_PER_TASK + PRODUCTS * (product + leave)
-    cycles = until_all_done([task] * (maps * tasks), device.threads) * device.threads
-    seconds = predicted(problem, device, cycles + maps * rows * problem.Cg * SUM_CYCLES)
+    group = CYCLES_PER_GROUP + PRODUCTS * (product + leave)
+    most = -(-filter_groups(problem) // tasks)
+    task = most * group + rows * problem.Cg * SUM_CYCLES
+    seconds = predicted(problem, device, until_all_done([task] * (maps * tasks), threads) * threads)
     panels = packed_bytes(problem, device)
     return seconds + (panels / MEMORY_BYTES if panels > LARGE_PANELS else 0.0)
 
@@ -496,5 +516,5 @@ def pack_seconds(problem, device):
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical order."""
-    fields, both_rounds, sums, tasks = prepared(problem, device.threads)
-    run_tasks(both_rounds, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads, before=sums)
+    fields, loop_, tasks = prepared(problem, device.threads)
+    run_tasks(loop_, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
