@@ -30,8 +30,9 @@ to AVX2 1.06 to 1.11, and more where x's rows lie so that blocked.py reads them 
 would be 1.14: sums of pixels cost 2 to 9 %, most where there are few filters, and what is left over 2 to 5 %.
 What was learned there:
 - A single call has to make the weights' sums, and threads then read what the other wrote: with what that costs later,
-  9 microseconds for 65,536 weights, 19 for 131,072, 28 for 262,144, of layers that all take 200 to 400. So a call takes
-  this kernel up to about 131,072 weights: 0.92 to 0.97 of blocked.py's time.
+  9 microseconds for 65,536 weights, 19 for 131,072, 28 for 262,144, of layers that all take 200 to 400; and 150 for
+  262,144 in hours in which what one core writes comes slowly to the other. So a call takes this kernel up to about
+  131,072 weights: 0.92 to 0.97 of blocked.py's time.
 - Products that begin with t or e in their registers, instead of being added to them, two at a time without a store
   between: 0.99 to 1.00 of the time, and 1.17 times the error, since each step is rounded at the sum's size.
 - Two threads had a pair each of a map of 14 x 14, and one of them the last four pixels as well: 12 % of the time. In

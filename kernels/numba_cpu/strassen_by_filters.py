@@ -21,8 +21,8 @@ thread makes for itself all that the seven products take of it, once for all its
 A single call would make the weights' sums for 49 pixels only, which takes longer than the layer.
 
 Measured on two Zen 5 cores with AVX-512, plans at N = 1, as times of blocked.py over these: ResNet-50's 512 -> 2048
-channels of 7 x 7 1.10, 2048 -> 512 1.06 to 1.11, 1024 -> 2048 with stride 2 1.13, MobileNetV2's 320 -> 1280 1.07, 160 ->
-960 1.03, 960 -> 320 1.0. Seven products instead of eight would be 1.14, and 50 pixels instead of 49 leave 1.12. The
+channels of 7 x 7 1.10, 2048 -> 512 1.06 to 1.11, 1024 -> 2048 with stride 2 1.13, MobileNetV2's 320 -> 1280 1.07,
+160 -> 960 1.03, 960 -> 320 1.0. Seven products instead of eight would be 1.14, of 50 pixels instead of 49 1.12. The
 products run at 0.92 of two cores' peak; what is made of x takes 2 to 13 % of a layer, most where there are few filters.
 What was learned there:
 - Blocks of 24 to 64 KB of weights are all as fast, as the L2 cache would do too.
