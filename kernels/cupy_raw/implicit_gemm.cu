@@ -12,7 +12,7 @@
 //                +----+         +============+
 //
 // implicit_walks.cuh says who fetches what: a pixel of several channels, four channels of a pixel (channels last), or
-// four pixels of a channel (1x1, NCHW), these two by 128 bits. pack_filters writes the weights in the order of d first,
+// four pixels of a channel (1x1, NCHW), these two by 128 bits. pack_filters.cu writes the weights in the order of d first,
 // filters side by side and padded with zeros, so theirs are too; a plan has that done once. Four outputs that lie side
 // by side in y leave as one store: filters (channels last), or pixels where they were loaded so.
 // Small problems, and the last wave of others (waves.py draws it): SPLIT makes several blocks share a tile, each with its
@@ -305,55 +305,5 @@ sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, con
         #pragma unroll
         for (int i = 0; i < AT_ONCE; ++i) values[i] = sums.lane[e + i];
         store_sums(values, {y, bias, residual}, problem, at, FILTERS_INNER ? k + e : k);
-    }
-}
-
-// One of the `depth` steps of a filter, numbered as w is read: its channel and tap, and its row of `packed`.
-struct Step {
-    int c, tap, row;
-
-    __device__ __forceinline__ Step(unsigned number, bool channels_inner, const Cut& cut)
-    {
-        tap = channels_inner ? number / (unsigned)cut.channels : number % TAPS;
-        c = channels_inner ? number - tap * cut.channels : number / TAPS;
-        row = ORDER == 1 || channels_inner ? number : tap * cut.channels + c;
-    }
-};
-
-// Write w in the order of d: a block turns a square of filters and steps around in shared memory, so that loads run
-// along w, whichever of its taps and channels lie side by side, and 128-bit stores along the filters.
-// Bank conflicts: none, rows of the square lie an odd number of words apart; in float64 two lanes meet in a bank.
-// grid: groups * ceil(depth / SQUARE) * ceil(filters / SQUARE), block: 256.
-constexpr int SQUARE = 32;
-extern "C" __global__ void __launch_bounds__(256)
-pack_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Problem problem, Cut cut)
-{
-    __shared__ Accumulator square[SQUARE][SQUARE + 1];
-    const int across_k = ceil_div(cut.filters, SQUARE), across_d = ceil_div(cut.depth, SQUARE);
-    const unsigned block = blockIdx.x / across_k;
-    const int first = blockIdx.x % across_k * SQUARE, group = problem.groups == 1 ? 0 : block / across_d;
-    const int first_number = (block - group * across_d) * SQUARE;
-    const bool channels_inner = ORDER == 0 && problem.w.c == 1;
-
-    const int lane = threadIdx.x % SQUARE;
-    const Step step(first_number + lane, channels_inner, cut);
-    const bool exists = first_number + lane < cut.depth && step.c < problem.Cg;
-    w += offset(problem.w, group * problem.Kg + first, step.c, step.tap / S, step.tap % S);
-    #pragma unroll
-    for (int filter = threadIdx.x / SQUARE; filter < SQUARE; filter += 256 / SQUARE)
-        square[lane][filter] = exists && first + filter < problem.Kg ? widened(w[filter * (Offset)problem.w.n])
-                                                                     : Accumulator(0);
-    __syncthreads();
-
-    constexpr int IN_ROW = SQUARE / VECTOR;
-    packed += group * (Offset)cut.depth * cut.filters + first;
-    #pragma unroll
-    for (int index = threadIdx.x; index < SQUARE * IN_ROW; index += 256) {
-        const int number = index / IN_ROW, filter = index % IN_ROW * VECTOR;
-        if (first_number + number >= cut.depth || first + filter >= cut.filters) continue;
-        Vector values;
-        #pragma unroll
-        for (int e = 0; e < VECTOR; ++e) values.lane[e] = square[number][filter + e];
-        vector_at(packed[Step(first_number + number, channels_inner, cut).row * (Offset)cut.filters + filter]) = values;
     }
 }
