@@ -7,10 +7,10 @@
     share  = multiply-adds of the problem / 32 / issued
 
 The launches are those of a single call, which packs the weights, or of a plan, which has packed them before. Prologue,
-epilogue and sums of splits are in it, and so is what pads a tile. An instruction that the assembler moved to another basic block says nothing about that
-block; so a block counts as most of its instructions do. Of a large grid one block of each kind runs and stands for all
-of its kind: inside or at an end, and of the product with a whole tile or a split of one. The product's loop is not run
-to its end either: its block issues
+epilogue and sums of splits are in it, and so is what pads a tile. An instruction that the assembler moved to another
+basic block says nothing about that block; so a block counts as most of its instructions do. Of a large grid one block
+of each kind runs and stands for all of its kind: inside or at an end, and of the product with a whole tile or a split
+of one. The product's loop is not run to its end either: its block issues
 
     a + s * stages + t * turns          stages: of the loop; turns: to the channels of the window's next tap
 

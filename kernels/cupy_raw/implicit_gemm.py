@@ -178,7 +178,7 @@ def weights_along(problem, cut, w):
     if w.strides[1:] == (R * S * item, S * item, item):
         return "ROWS", False
     channels_inner = w.strides[1] == item and not cut.taps_inner
-    rows = channels_inner and C == cut.channels and w.strides[2:] == (S * C * item, C * item)
+    rows = channels_inner and cut.channels == C and w.strides[2:] == (S * C * item, C * item)
     return "ROWS" if rows else "STRIDES", channels_inner
 
 
