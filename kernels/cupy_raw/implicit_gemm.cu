@@ -51,7 +51,7 @@
 //
 // Compiled with problem.cuh's constants, -DTILE_K -DTILE_M, -DORDER (0: channels inner, 1: taps inner), -DTOGETHER
 // (what lies side by side in x, four of them aligned: CHANNELS, PIXELS or NONE), -DSTORED (and in y and the residual;
-// CHANNEL: in y, not four of them), -DWHOLE (1: no stage ends amid the channels), -DSPLIT, -DACTIVATION.
+// CHANNEL: in y, not four of them), -DWHOLE (1: no stage ends amid the channels), -DSPLIT, -DSLICES, -DACTIVATION.
 
 enum Together { NONE, CHANNELS, PIXELS, CHANNEL };
 
@@ -69,10 +69,11 @@ struct Addresses {
 
     __device__ __forceinline__ explicit Addresses(const Place& place)
     {
-        read_filter = (place.warp_filter + place.filter_lane * VECTOR) * sizeof(Accumulator);
-        read_pixel = (place.warp_pixel + place.pixel_lane * VECTOR) * sizeof(Accumulator);
-        write_filter = threadIdx.x * sizeof(Vector);
-        write_pixel = Walk::place();
+        const unsigned of_filters = own_slice() * 2 * sizeof(filters[0]), of_pixels = own_slice() * 2 * sizeof(pixels[0]);
+        read_filter = of_filters + (place.warp_filter + place.filter_lane * VECTOR) * sizeof(Accumulator);
+        read_pixel = of_pixels + (place.warp_pixel + place.pixel_lane * VECTOR) * sizeof(Accumulator);
+        write_filter = of_filters + own_thread() * sizeof(Vector);
+        write_pixel = of_pixels + Walk::place();
     }
 
     __device__ __forceinline__ void put(const Share<TILE_K>& next_filters, const Walk& walk)
@@ -197,16 +198,17 @@ __device__ __forceinline__ unsigned block_again()
     return x;
 }
 
-// grid: whole tiles and the splits of others, block: THREADS.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
+// grid: whole tiles and the splits of others, block: THREADS * SLICES.
+extern "C" __global__ void __launch_bounds__(THREADS * SLICES, BLOCKS_PER_SM)
 conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restrict__ packed, Element* __restrict__ y,
                      const Element* __restrict__ bias, const Element* __restrict__ residual,
                      Accumulator* __restrict__ partial, Problem problem, Cut cut)
 {
     const Job job(blockIdx.x, cut);
     const Tile first(job.tile, cut);
-    const int stage = job.first_stage(cut);
-    int left = job.stages(cut, cut.depth / DEPTH) - 1;  // stages to fetch after the first
+    const int stages = job.stages(cut, cut.depth / DEPTH) / SLICES;
+    const int stage = job.first_stage(cut) + own_slice() * stages;
+    int left = stages - 1;  // to fetch after the first
     Offset filters_at = (first.group * (Offset)cut.depth + stage * DEPTH + own_row<TILE_K>()) * cut.filters
                       + first.first_filter + own_column<TILE_K>();
 
@@ -241,6 +243,10 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
         walk.turn(problem, cut);
     }
     shared.multiply(sums);
+    if constexpr (SLICES > 1) {
+        gather_slices(sums);
+        if (own_slice() > 0) return;
+    }
 
     const Job done(block_again(), cut);
     const Tile tile(done.tile, cut);

@@ -22,6 +22,8 @@ THREADS = 256  # of sum_splits
 PACKING = 128  # threads of a block of pack_filters ...
 PACKED_FILTERS, PACKED_NUMBERS = 16, 32  # ... and what it takes, in as many weights as have 16 bytes
 TILES = ((16, 16), (16, 8), (8, 16), (8, 8), (4, 16), (4, 8))  # filters x pixels, in EACH
+SLICED = (2, 4)  # stages: of more, splits pay for their launch
+SLICED_TILES = ((8, 8), (4, 16), (4, 8))
 FEWEST_CHANNELS = 16  # from here on a stage of 8 channels of one tap wastes less than the other order's divisions cost
 WARPS_PER_SM = {256: 16}  # that register_tile.cuh asks the compiler for, by a block's threads; FEWER otherwise
 FEWER_WARPS = 12
@@ -31,16 +33,19 @@ FEWER_WARPS = 12
 STAGE_SLOTS, VECTOR_SLOTS, ELEMENT_SLOTS = 4 * DEPTH + 14, 3, (4.5, 30)
 WAITING = cost.waiting("cupy_raw.implicit_gemm")
 THREAD_SLOTS = 600  # of each thread of a block beside: addresses, the first stage's wait, the store
+SLICE_SLOTS = 250  # of each thread of another slice, which stores nothing ...
+GATHER_SLOTS = 1.5  # ... but hands on its sums, each
 
 passes = ("forward",)
 
 
 class Tile(NamedTuple):
-    """Filters and pixels of a block, and its threads."""
+    """Filters and pixels of a block, and its threads; these in slices, each with its part of the reduction."""
 
     filters: int
     pixels: int
     threads: int
+    slices: int = 1
 
 
 @lru_cache(maxsize=4096)
@@ -49,13 +54,15 @@ def cut_for(problem, device):
 
 
 def cuts(problem, device):
-    return with_splits(device, [cut_of(problem, tile_of(problem, lanes)) for lanes in TILES])
+    yield from with_splits(device, [cut_of(problem, tile_of(problem, lanes)) for lanes in TILES])
+    if reduction_of(problem).stages in SLICED:
+        yield from (cut_of(problem, tile_of(problem, lanes, slices=2)) for lanes in SLICED_TILES)
 
 
-def tile_of(problem, lanes):
+def tile_of(problem, lanes, slices=1):
     """The tile of so many lanes along the filters, and along the pixels."""
     each = EACH[problem.accumulate.itemsize]
-    return Tile(lanes[0] * each, lanes[1] * each, lanes[0] * lanes[1])
+    return Tile(lanes[0] * each, lanes[1] * each, lanes[0] * lanes[1] * slices, slices)
 
 
 def cut_of(problem, tile, splits=1, first=0):
@@ -94,9 +101,11 @@ def block_slots(problem, device, cut, stages):
     item = problem.accumulate.itemsize
     vectors = DEPTH * cut.tile.filters * item / 16
     elements = DEPTH * cut.tile.pixels
-    beside = STAGE_SLOTS * cut.tile.threads + VECTOR_SLOTS * vectors + ELEMENT_SLOTS[cut.taps_inner] * elements
+    of_slice = cut.tile.threads // cut.tile.slices
+    beside = STAGE_SLOTS * of_slice + VECTOR_SLOTS * vectors + ELEMENT_SLOTS[cut.taps_inner] * elements
     macs = DEPTH * cut.tile.filters * cut.tile.pixels
-    return stages * (macs * cost.multiply_slots(problem, device) + beside) + THREAD_SLOTS * cut.tile.threads
+    once = THREAD_SLOTS * of_slice + (cut.tile.slices - 1) * (SLICE_SLOTS * of_slice + GATHER_SLOTS * macs / DEPTH)
+    return stages * (macs * cost.multiply_slots(problem, device) + beside) + once
 
 
 def why_not(problem, device):
@@ -151,6 +160,7 @@ def sources_of(problem, cut, wide, together, stored):
     constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     constants += (("TILE_K", cut.tile.filters), ("TILE_M", cut.tile.pixels), ("ORDER", int(cut.taps_inner)))
     constants += (("TOGETHER", together), ("STORED", stored), ("WHOLE", int(whole)), ("SPLIT", int(cut.splits > 1)))
+    constants += (("SLICES", cut.tile.slices),)
     functions = ("conv2d_implicit_gemm", "sum_splits")
     return tuple(CudaSource("implicit_gemm.cu", function, constants) for function in functions)
 
@@ -160,7 +170,7 @@ def loaded_together(problem, cut, x):
     item = x.itemsize
     if cut.taps_inner:
         return "NONE"
-    enough = DEPTH * cut.tile.pixels // cut.tile.threads % CHUNK == 0
+    enough = DEPTH * cut.tile.pixels * cut.tile.slices // cut.tile.threads % CHUNK == 0
     if enough and problem.Cg % CHUNK == 0 and x.strides[1] == item and aligned(x, min(CHUNK * item, 16), (0, 2, 3)):
         return "CHANNELS"
     vector = 16 // problem.accumulate.itemsize

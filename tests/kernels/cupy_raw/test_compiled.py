@@ -144,7 +144,8 @@ def test_depthwise_kernels_with_64_bit_offsets_compile_without_spills(target):
 
 
 @pytest.mark.parametrize("sm_count", [108, 132])
-@pytest.mark.parametrize(("layout", "images"), [("NCHW", 1), ("NCHW", 32), ("NHWC", 32)])
+@pytest.mark.parametrize("images", [1, 32])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_every_depthwise_layer_of_mobilenet_fills_four_fifths_of_its_waves(layout, images, sm_count):
     """Of the multiprocessors' time, if all blocks take equally long."""
     gpu = replace(GPU, sm_count=sm_count)
