@@ -21,8 +21,11 @@
 // last, sum_splits stores into 1,568 sectors; it was 6,272 when its lanes were neighbouring pixels.
 // Predicted for the layers of VGG-16, ResNet-50 and MobileNetV2 on 108 SMs: 62.9 ms together at 32 images, 66.8 with
 // whole tiles only; 2.8 ms at one image, 13.2. Every layer fills its last wave or is split, on 108 and on 132 SMs, which
-// takes them all 0.5 % longer at most than the fastest cuts would; but for MobileNetV2's 16x112x112-96-1x1 at one image:
-// two stages, which split would take 1.4 times as long (python -m benchmarks waves).
+// takes them all 1 % longer at most than the fastest cuts would (python -m benchmarks waves).
+// Where a product has two or four stages a further launch costs more than splits bring: there SLICES of a block share a
+// tile, each with threads, buffers and stages of its own, and hand their sums to the first by way of shared memory
+// (register_tile.cuh). 16x112x112-96-1x1 at one image: 294 blocks of 4 warps fill 0.91 of 324 slots, predicted 10.7
+// us, where 98 whole tiles took 11.3 and splits 16.2.
 // Bank conflicts: none. Reads: register_tile.cuh. Neighbouring pixels come to neighbouring banks, and where two lanes
 // hold one pixel's upper and lower channels, the halves of the lower rows' vectors change places (Windows::place).
 //

@@ -53,8 +53,8 @@ alignas(16) __shared__ Accumulator filters[2 * SLICES][DEPTH][TILE_K + ROW_PADDI
 alignas(16) __shared__ Accumulator pixels[2 * SLICES][DEPTH][TILE_M + ROW_PADDING];
 
 // Which slice a thread is of, and its number in there.
-__device__ __forceinline__ int own_slice() { return SLICES == 1 ? 0 : threadIdx.x / THREADS; }
-__device__ __forceinline__ int own_thread() { return SLICES == 1 ? threadIdx.x : threadIdx.x % THREADS; }
+__device__ __forceinline__ unsigned own_slice() { return SLICES == 1 ? 0 : threadIdx.x / THREADS; }
+__device__ __forceinline__ unsigned own_thread() { return SLICES == 1 ? threadIdx.x : threadIdx.x % THREADS; }
 
 __device__ __forceinline__ Vector& vector_at(Accumulator& first) { return reinterpret_cast<Vector&>(first); }
 __device__ __forceinline__ const Vector& vector_at(const Accumulator& first)
@@ -151,7 +151,7 @@ __device__ __forceinline__ void gather_slices(Accumulator (&sums)[EACH][EACH])
     static_assert(EACH % ROUNDS == 0);
     Accumulator* own = &pixels[0][0][0] + own_thread() * VECTOR;
     #pragma unroll
-    for (int slice = 1; slice < SLICES; ++slice)
+    for (unsigned slice = 1; slice < SLICES; ++slice)
         #pragma unroll
         for (int row = 0; row < EACH; row += ROWS) {
             __syncthreads();

@@ -167,10 +167,10 @@ def test_the_matrix_product_multiplies_in_nine_of_ten_instructions(target):
     assert sum(n for name, n in loop.items() if name.startswith("BAR")) == 1, "one barrier per stage"
 
 
-def implicit_source(case, tile, splits=1, together="NONE", wide=False, dtype="float32"):
+def implicit_source(case, tile, splits=1, together="NONE", wide=False, dtype="float32", slices=1):
     problem = problem_of(case, dtype)
-    cut = implicit_gemm.cut_of(problem, implicit_gemm.tile_of(problem, tile), splits)
-    return implicit_gemm.sources_of(problem, cut, wide, together, together)[1]
+    cut = implicit_gemm.cut_of(problem, implicit_gemm.tile_of(problem, tile, slices), splits)
+    return implicit_gemm.sources_of(problem, cut, wide, together, together)[0]
 
 
 @pytest.mark.parametrize("target", [80, 90, 100, 120])
@@ -183,6 +183,9 @@ def test_every_tile_and_walk_of_the_implicit_product_compiles_without_spills(til
         for together in ("NONE", "CHANNELS"):
             check(implicit_source("3x3", tile, splits, together), target, "float32")
     check(implicit_source("3x3", tile, 1, "CHANNELS", wide=True), target, "float32")
+    if tile in implicit_gemm.SLICED_TILES:
+        check(implicit_source("1x1", tile, 1, "PIXELS", slices=2), target, "float32")
+        check(implicit_source("3x3", tile, 1, "CHANNELS", slices=2), target, "float32")
 
 
 @pytest.mark.parametrize("target", [90, 100, 120])
