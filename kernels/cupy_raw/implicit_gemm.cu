@@ -42,7 +42,7 @@
 // Small tiles have 602 (64 x 64) or 642 (32 x 64): their threads fetch 8 or 16 elements where the large one's fetch 4.
 // Counted over whole launches of plans for sm_80, sums and padding included (results/emulated-2026-11-28): of the
 // instructions, the problem's own multiply-adds are 79 to 89 % on all 15 3x3 layers of ResNet-50 and VGG-16 with 64
-// channels or more at 32 images, 62 to 83 % at one, the least on 256 x 14 x 14.
+// channels or more at 32 images, 62 to 83 % at one, the least on 256 x 14 x 14; of single calls, which pack, 62 to 83 %.
 // Measured on an H200, float32, 15 layers of ResNet-50 at 32 images (results/nvidia-h200-2026-11-28), with a loop of
 // 602 instructions, before what is said above: 22 to 42 TFLOP/s of the 63 its lanes do; 0.65 to 1.28 times as fast as
 // the better of cuDNN and PyTorch without TF32, 1.05 in the mean. This loop has not run on hardware yet.
