@@ -332,7 +332,7 @@ AS_W_LIES = {"ROWS": (0, 1, 2, 3), "ROWS, channels inner": (0, 2, 3, 1), "FILTER
 def test_filters_are_packed_in_whole_sectors_and_few_instructions(along):
     """Of PTX for each weight and lane; of the machine's, half as many: tests/benchmarks/test_issued.py."""
     problem = make_problem((1, 32, 8, 8), (64, 32, 3, 3), np.float32, padding=1)
-    x, y = (np.ones(shape, np.float32) for shape in (problem.x_shape, problem.y_shape))
+    x, y = (np.arange(np.prod(shape), dtype=np.float32).reshape(shape) for shape in (problem.x_shape, problem.y_shape))
     order = AS_W_LIES[along]
     w = strided.empty_aligned(tuple(problem.w_shape[axis] for axis in order), np.float32)
     w[...] = np.arange(w.size).reshape(w.shape)
@@ -345,7 +345,7 @@ def test_filters_are_packed_in_whole_sectors_and_few_instructions(along):
     for access in accesses(packing, "global", "load") + accesses(packing, "global", "store"):
         assert access.cost == access.lanes * access.size / 32, access
     assert packing.counters.warp_instructions <= 6 * w.size / 32
-    np.testing.assert_allclose(y[0, :, 4, 4], w.sum((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(y[0, :, 4, 4], (w * x[0, :, 3:6, 3:6].astype(float)).sum((1, 2, 3)), rtol=1e-5)
 
 
 def unsplit(layer, monkeypatch):
