@@ -226,7 +226,7 @@ def issued_command(name, batch, layout, networks, path):
     tables.console().print(issued.table(found, place, batch, layout))
     if path:
         issued.write_csv(path, found)
-    low = [layer for layer, one in found if one.share < least]
+    low = [layer for layer, one in found if one.of_call < least]
     if low:
         raise SystemExit(f"{len(low)} layers have less than {least:.0%}; the first: {low[0]}")
 

@@ -6,11 +6,11 @@
     issued = sum over SASS basic blocks of  instructions * how many warps came there
     share  = multiply-adds of the problem / 32 / issued
 
-The launches are those of a plan, which has packed the weights before. Prologue, epilogue and sums of splits are in it,
-and so is what pads a tile. An instruction that the assembler moved to another basic block says nothing about that
-block; so a block counts as most of its instructions do. Of a large grid one block of each kind runs and stands for all
-of its kind: inside or at an end, and of the product with a whole tile or a split of one. The product's loop is not run
-to its end either: its block issues
+The launches are those of a single call, which packs the weights, or of a plan, which has packed them before. Prologue,
+epilogue and sums of splits are in it, and so is what pads a tile. An instruction that the assembler moved to another
+basic block says nothing about that block; so a block counts as most of its instructions do. Of a large grid one block
+of each kind runs and stands for all of its kind: inside or at an end, and of the product with a whole tile or a split
+of one. The product's loop is not run to its end either: its block issues
 
     a + s * stages + t * turns          stages: of the loop; turns: to the channels of the window's next tap
 
@@ -74,11 +74,8 @@ class Share:
     """Of one problem's launches, what they issued, and the multiply-adds of the problem."""
 
     problem: ConvProblem
-    launches: tuple[Launched, ...]
-
-    @property
-    def issued(self) -> float:
-        return sum(launch.issued for launch in self.launches)
+    packing: Launched
+    launches: tuple[Launched, ...]  # of a plan
 
     @property
     def multiply_adds(self) -> float:
@@ -86,8 +83,13 @@ class Share:
         return self.problem.macs / 32
 
     @property
-    def share(self) -> float:
-        return self.multiply_adds / self.issued
+    def of_plan(self) -> float:
+        return self.multiply_adds / sum(launch.issued for launch in self.launches)
+
+    @property
+    def of_call(self) -> float:
+        """The least: a plan issues nothing that a single call does not."""
+        return self.multiply_adds / sum(launch.issued for launch in (self.packing, *self.launches))
 
 
 def layers_of(networks, images: int, layout: str) -> list[tuple[str, ConvProblem]]:
@@ -111,16 +113,14 @@ def share(kernel: str, problem: ConvProblem, place: Device) -> Share:
     if reasons:
         raise ValueError(f"{kernel} cannot run {problem}: {'; '.join(reasons)}")
     x, y, bias, residual = operands(problem)
-    packed, workspace = (
-        strided.empty_aligned((count(problem, place),), np.uint8)
-        for count in (module.packed_bytes, module.workspace_bytes)
-    )
+    w = np.ones(problem.w_shape, problem.dtype)
+    workspace = strided.empty_aligned((module.one_call_bytes(problem, place),), np.uint8)
     with launching.recording() as launches:
-        module.run(problem, place, x, packed, y, bias, residual, workspace if workspace.size else None)
+        module.run(problem, place, x, w, y, bias, residual, workspace)
     target = int("".join(map(str, place.compute_capability)))
-    product, *add = launches
+    pack, product, *add = launches
     counted = [of_product(product, target, problem, cut), *(launched(a, target) for a in add)]
-    return Share(problem, tuple(counted))
+    return Share(problem, launched(pack, target), tuple(counted))
 
 
 def operands(problem):
@@ -159,9 +159,11 @@ def representatives(grid):
     """Linear indices of blocks to run, and how many blocks each stands for: one inside, and the last of each axis."""
     if math.prod(grid) <= FEW:
         return [(np.arange(math.prod(grid)), 1)]
-    gx, gy, gz = grid
-    along = [[(n // 2, n - 1), (n - 1, 1)] if n > 1 else [(0, 1)] for n in (gx, gy * gz)]
-    return [([x + gx * y], of_x * of_y) for x, of_x in along[0] for y, of_y in along[1]]
+    along = [[(n // 2, n - 1), (n - 1, 1)] if n > 1 else [(0, 1)] for n in grid]
+    return [
+        ([x + grid[0] * (y + grid[1] * z)], of_x * of_y * of_z)
+        for x, of_x in along[0] for y, of_y in along[1] for z, of_z in along[2]
+    ]  # fmt: skip
 
 
 def of_product(launch, target, problem, cut):
@@ -246,14 +248,15 @@ def blocks_of(sass, function):
 
 
 def write_csv(path: Path, found: list[tuple[str, Share]]) -> None:
-    """A row for every launch, the layer's share in each; issued: warp instructions of the whole grid."""
+    """A row for every launch, the layer's shares in each; issued: warp instructions of the whole grid."""
     with path.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(("layer", "share", "multiply_adds", "function", "blocks", "issued"))
+        rows.writerow(("layer", "of_plan", "of_call", "multiply_adds", "function", "blocks", "issued"))
         for layer, one in found:
-            for launch in one.launches:
+            shares = f"{one.of_plan:.4f}", f"{one.of_call:.4f}"
+            for launch in (one.packing, *one.launches):
                 numbers = math.prod(launch.grid), round(launch.issued)
-                rows.writerow((layer, f"{one.share:.4f}", round(one.multiply_adds), launch.function, *numbers))
+                rows.writerow((layer, *shares, round(one.multiply_adds), launch.function, *numbers))
 
 
 def table(found: list[tuple[str, Share]], place: Device, images: int, layout: str) -> Table:
@@ -261,10 +264,10 @@ def table(found: list[tuple[str, Share]], place: Device, images: int, layout: st
     head = f"{KERNEL} for {place.name}, {batch}, {layout}: instructions per multiply-add needed, counted on a CPU"
     drawn = Table(title=head, title_justify="left")
     drawn.add_column("layer")
-    for name in ("share", "multiply", "add splits", "grid"):
+    for name in ("of a plan", "of a call", "pack", "multiply", "add splits", "grid"):
         drawn.add_column(name, justify="right")
     for layer, one in found:
-        parts = [f"{launch.issued / one.multiply_adds:.3f}" for launch in one.launches]
+        parts = [f"{launch.issued / one.multiply_adds:.3f}" for launch in (one.packing, *one.launches)]
         grid = " x ".join(str(n) for n in one.launches[0].grid if n > 1)
-        drawn.add_row(layer, f"{one.share:.1%}", *parts, *[""] * (2 - len(parts)), grid)
+        drawn.add_row(layer, f"{one.of_plan:.1%}", f"{one.of_call:.1%}", *parts, *[""] * (3 - len(parts)), grid)
     return drawn

@@ -3,6 +3,7 @@
 For a product (implicit_gemm in float32, tensor_core in float16, winograd_fused where it is the one predicted to be the
 fastest) and for the depthwise layers, with the tile that their launchers choose:
 
+    tile       "64 x 64 in 2": two slices of a block share its reduction
     whole      tiles that are one block each, and how many others are split in how many parts
     last wave  of the slots, SMs times the blocks that one has room for, how many the last wave of blocks has; where
                whole tiles come before parts of tiles they fill their waves, and the last wave is of parts
@@ -105,7 +106,8 @@ def product_row(network, layer, kernel, module, problem: ConvProblem, place: Dev
 
 
 def words(tile):
-    return f"{tile[0]} x {tile[1]}"
+    slices = getattr(tile, "slices", 1)
+    return f"{tile[0]} x {tile[1]}" + (f" in {slices}" if slices > 1 else "")
 
 
 def dearer(module, problem, place):

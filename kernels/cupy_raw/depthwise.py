@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
+from . import waves
 from .implicit_gemm import address_of
 from .parameters import (
     is_wide,
@@ -37,7 +38,7 @@ TALL = 9
 SECTOR = 32  # bytes that memory moves at least
 MOST_MOVED = 1.185  # times the bytes of x, w and y, as estimated: the bar is 1.2 as counted
 MOST_DOWN = 16  # blocks down an image, where each takes several steps
-LEAST_FILLED = 0.8  # of the multiprocessors' time, if all blocks take equally long
+SHORT = 0.25  # of a launch: what takes memory less lies in L2, where halos come from again
 SLOWER = 1.2  # times the fastest: what a large window's tile may take to move less
 
 # Issue slots, counted in the machine code: of a word staged in a stretch or pixel, or in pieces of rows; of a weight;
@@ -107,7 +108,27 @@ def tile_for(problem, device):
     if problem.R >= TALL:
         possible = fast_enough(problem, device, possible)
     tile = best(problem, device, possible, block_bytes, seconds)
+    if tile and cost.memory_seconds(problem, device) < SHORT * cost.LAUNCH:
+        tile = busier(problem, device, tile, possible)
     return tile and without_conflicts(problem, tile)
+
+
+def busier(problem, device, tile, tiles):
+    """Of the tiles predicted to be as fast as `tile`, and busy where it is not, the one that moves least; or `tile`."""
+    if is_busy(problem, device, tile):
+        return tile
+    most = seconds(problem, device, tile)
+    fitting = (other for other in tiles if shared_bytes(problem, other) <= SHARED_BYTES)
+    taken = [other for other in fitting if is_busy(problem, device, other) and seconds(problem, device, other) <= most]
+
+    def order(tile):
+        return math.prod(tile.grid(problem)) * block_bytes(problem, tile), seconds(problem, device, tile)
+
+    return min(taken, key=order, default=tile)
+
+
+def is_busy(problem, device, tile):
+    return waves.busy(math.prod(tile.grid(problem)), cost.sm_count(device)) >= waves.FULL
 
 
 def fast_enough(problem, device, tiles):
@@ -122,14 +143,9 @@ def best(problem, device, tiles, bytes_of_a_block, seconds, least_bytes=None):
     least = least_bytes or least_bytes_of(problem)
 
     def order(tile):
-        blocks = math.prod(tile.grid(problem))
-        waves = ceil_div(blocks, cost.sm_count(device))
-        moved = blocks * bytes_of_a_block(problem, tile) / least
-        return (
-            max(math.ceil(10 * (moved - MOST_MOVED)), 0),
-            blocks < LEAST_FILLED * waves * cost.sm_count(device),
-            seconds(problem, device, tile),
-        )
+        moved = math.prod(tile.grid(problem)) * bytes_of_a_block(problem, tile) / least
+        too_many = max(math.ceil(10 * (moved - MOST_MOVED)), 0)
+        return too_many, not is_busy(problem, device, tile), seconds(problem, device, tile)
 
     return min((tile for tile in tiles if shared_bytes(problem, tile) <= SHARED_BYTES), key=order, default=None)
 

@@ -12,7 +12,7 @@
 //                +----+         +============+
 //
 // implicit_walks.cuh says who fetches what: a pixel of several channels, four channels of a pixel (channels last), or
-// four pixels of a channel (1x1, NCHW), these two by 128 bits. pack_filters writes the weights in the order of d first,
+// four pixels of a channel (1x1, NCHW), these two by 128 bits. pack_filters.cu writes the weights in the order of d first,
 // filters side by side and padded with zeros, so theirs are too; a plan has that done once. Four outputs that lie side
 // by side in y leave as one store: filters (channels last), or pixels where they were loaded so.
 // Small problems, and the last wave of others (waves.py draws it): SPLIT makes several blocks share a tile, each with its
@@ -21,8 +21,11 @@
 // last, sum_splits stores into 1,568 sectors; it was 6,272 when its lanes were neighbouring pixels.
 // Predicted for the layers of VGG-16, ResNet-50 and MobileNetV2 on 108 SMs: 62.9 ms together at 32 images, 66.8 with
 // whole tiles only; 2.8 ms at one image, 13.2. Every layer fills its last wave or is split, on 108 and on 132 SMs, which
-// takes them all 0.5 % longer at most than the fastest cuts would; but for MobileNetV2's 16x112x112-96-1x1 at one image:
-// two stages, which split would take 1.4 times as long (python -m benchmarks waves).
+// takes them all 1 % longer at most than the fastest cuts would (python -m benchmarks waves).
+// Where a product has two or four stages a further launch costs more than splits bring: there SLICES of a block share a
+// tile, each with threads, buffers and stages of its own, and hand their sums to the first by way of shared memory
+// (register_tile.cuh). 16x112x112-96-1x1 at one image: 294 blocks of 4 warps fill 0.91 of 324 slots, predicted 10.7
+// us, where 98 whole tiles took 11.3 and splits 16.2.
 // Bank conflicts: none. Reads: register_tile.cuh. Neighbouring pixels come to neighbouring banks, and where two lanes
 // hold one pixel's upper and lower channels, the halves of the lower rows' vectors change places (Windows::place).
 //
@@ -39,7 +42,7 @@
 // Small tiles have 602 (64 x 64) or 642 (32 x 64): their threads fetch 8 or 16 elements where the large one's fetch 4.
 // Counted over whole launches of plans for sm_80, sums and padding included (results/emulated-2026-11-28): of the
 // instructions, the problem's own multiply-adds are 79 to 89 % on all 15 3x3 layers of ResNet-50 and VGG-16 with 64
-// channels or more at 32 images, 62 to 83 % at one, the least on 256 x 14 x 14.
+// channels or more at 32 images, 62 to 83 % at one, the least on 256 x 14 x 14; of single calls, which pack, 62 to 83 %.
 // Measured on an H200, float32, 15 layers of ResNet-50 at 32 images (results/nvidia-h200-2026-11-28), with a loop of
 // 602 instructions, before what is said above: 22 to 42 TFLOP/s of the 63 its lanes do; 0.65 to 1.28 times as fast as
 // the better of cuDNN and PyTorch without TF32, 1.05 in the mean. This loop has not run on hardware yet.
@@ -51,7 +54,7 @@
 //
 // Compiled with problem.cuh's constants, -DTILE_K -DTILE_M, -DORDER (0: channels inner, 1: taps inner), -DTOGETHER
 // (what lies side by side in x, four of them aligned: CHANNELS, PIXELS or NONE), -DSTORED (and in y and the residual;
-// CHANNEL: in y, not four of them), -DWHOLE (1: no stage ends amid the channels), -DSPLIT, -DACTIVATION.
+// CHANNEL: in y, not four of them), -DWHOLE (1: no stage ends amid the channels), -DSPLIT, -DSLICES, -DACTIVATION.
 
 enum Together { NONE, CHANNELS, PIXELS, CHANNEL };
 
@@ -69,10 +72,11 @@ struct Addresses {
 
     __device__ __forceinline__ explicit Addresses(const Place& place)
     {
-        read_filter = (place.warp_filter + place.filter_lane * VECTOR) * sizeof(Accumulator);
-        read_pixel = (place.warp_pixel + place.pixel_lane * VECTOR) * sizeof(Accumulator);
-        write_filter = threadIdx.x * sizeof(Vector);
-        write_pixel = Walk::place();
+        const unsigned of_filters = own_slice() * 2 * sizeof(filters[0]), of_pixels = own_slice() * 2 * sizeof(pixels[0]);
+        read_filter = of_filters + (place.warp_filter + place.filter_lane * VECTOR) * sizeof(Accumulator);
+        read_pixel = of_pixels + (place.warp_pixel + place.pixel_lane * VECTOR) * sizeof(Accumulator);
+        write_filter = of_filters + own_thread() * sizeof(Vector);
+        write_pixel = of_pixels + Walk::place();
     }
 
     __device__ __forceinline__ void put(const Share<TILE_K>& next_filters, const Walk& walk)
@@ -197,16 +201,17 @@ __device__ __forceinline__ unsigned block_again()
     return x;
 }
 
-// grid: whole tiles and the splits of others, block: THREADS.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
+// grid: whole tiles and the splits of others, block: THREADS * SLICES.
+extern "C" __global__ void __launch_bounds__(THREADS * SLICES, BLOCKS_PER_SM)
 conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restrict__ packed, Element* __restrict__ y,
                      const Element* __restrict__ bias, const Element* __restrict__ residual,
                      Accumulator* __restrict__ partial, Problem problem, Cut cut)
 {
     const Job job(blockIdx.x, cut);
     const Tile first(job.tile, cut);
-    const int stage = job.first_stage(cut);
-    int left = job.stages(cut, cut.depth / DEPTH) - 1;  // stages to fetch after the first
+    const int stages = job.stages(cut, cut.depth / DEPTH) / SLICES;
+    const int stage = job.first_stage(cut) + own_slice() * stages;
+    int left = stages - 1;  // to fetch after the first
     Offset filters_at = (first.group * (Offset)cut.depth + stage * DEPTH + own_row<TILE_K>()) * cut.filters
                       + first.first_filter + own_column<TILE_K>();
 
@@ -241,6 +246,10 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
         walk.turn(problem, cut);
     }
     shared.multiply(sums);
+    if constexpr (SLICES > 1) {
+        gather_slices(sums);
+        if (own_slice() > 0) return;
+    }
 
     const Job done(block_again(), cut);
     const Tile tile(done.tile, cut);
@@ -305,55 +314,5 @@ sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, con
         #pragma unroll
         for (int i = 0; i < AT_ONCE; ++i) values[i] = sums.lane[e + i];
         store_sums(values, {y, bias, residual}, problem, at, FILTERS_INNER ? k + e : k);
-    }
-}
-
-// One of the `depth` steps of a filter, numbered as w is read: its channel and tap, and its row of `packed`.
-struct Step {
-    int c, tap, row;
-
-    __device__ __forceinline__ Step(unsigned number, bool channels_inner, const Cut& cut)
-    {
-        tap = channels_inner ? number / (unsigned)cut.channels : number % TAPS;
-        c = channels_inner ? number - tap * cut.channels : number / TAPS;
-        row = ORDER == 1 || channels_inner ? number : tap * cut.channels + c;
-    }
-};
-
-// Write w in the order of d: a block turns a square of filters and steps around in shared memory, so that loads run
-// along w, whichever of its taps and channels lie side by side, and 128-bit stores along the filters.
-// Bank conflicts: none, rows of the square lie an odd number of words apart; in float64 two lanes meet in a bank.
-// grid: groups * ceil(depth / SQUARE) * ceil(filters / SQUARE), block: 256.
-constexpr int SQUARE = 32;
-extern "C" __global__ void __launch_bounds__(256)
-pack_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Problem problem, Cut cut)
-{
-    __shared__ Accumulator square[SQUARE][SQUARE + 1];
-    const int across_k = ceil_div(cut.filters, SQUARE), across_d = ceil_div(cut.depth, SQUARE);
-    const unsigned block = blockIdx.x / across_k;
-    const int first = blockIdx.x % across_k * SQUARE, group = problem.groups == 1 ? 0 : block / across_d;
-    const int first_number = (block - group * across_d) * SQUARE;
-    const bool channels_inner = ORDER == 0 && problem.w.c == 1;
-
-    const int lane = threadIdx.x % SQUARE;
-    const Step step(first_number + lane, channels_inner, cut);
-    const bool exists = first_number + lane < cut.depth && step.c < problem.Cg;
-    w += offset(problem.w, group * problem.Kg + first, step.c, step.tap / S, step.tap % S);
-    #pragma unroll
-    for (int filter = threadIdx.x / SQUARE; filter < SQUARE; filter += 256 / SQUARE)
-        square[lane][filter] = exists && first + filter < problem.Kg ? widened(w[filter * (Offset)problem.w.n])
-                                                                     : Accumulator(0);
-    __syncthreads();
-
-    constexpr int IN_ROW = SQUARE / VECTOR;
-    packed += group * (Offset)cut.depth * cut.filters + first;
-    #pragma unroll
-    for (int index = threadIdx.x; index < SQUARE * IN_ROW; index += 256) {
-        const int number = index / IN_ROW, filter = index % IN_ROW * VECTOR;
-        if (first_number + number >= cut.depth || first + filter >= cut.filters) continue;
-        Vector values;
-        #pragma unroll
-        for (int e = 0; e < VECTOR; ++e) values.lane[e] = square[number][filter + e];
-        vector_at(packed[Step(first_number + number, channels_inner, cut).row * (Offset)cut.filters + filter]) = values;
     }
 }

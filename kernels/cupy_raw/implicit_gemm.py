@@ -18,9 +18,12 @@ from .parameters import is_wide, problem_struct, size_reasons, store_constants, 
 DEPTH = 8  # reduction steps per stage, as in gemm_layout.cuh
 EACH = {4: 8, 8: 4}  # filters, and pixels, per thread of register_tile.cuh, by the bytes of a sum
 CHUNK = 4  # channels side by side that one thread loads at once
-THREADS = 256  # of pack_filters and sum_splits
-SQUARE = 32  # filters, and steps of each, that a block of pack_filters takes
+THREADS = 256  # of sum_splits
+PACKING = 128  # threads of a block of pack_filters ...
+PACKED_FILTERS, PACKED_NUMBERS = 16, 32  # ... and what it takes, in as many weights as have 16 bytes
 TILES = ((16, 16), (16, 8), (8, 16), (8, 8), (4, 16), (4, 8))  # filters x pixels, in EACH
+SLICED = (2, 4)  # stages: of more, splits pay for their launch
+SLICED_TILES = ((8, 8), (4, 16), (4, 8))
 FEWEST_CHANNELS = 16  # from here on a stage of 8 channels of one tap wastes less than the other order's divisions cost
 WARPS_PER_SM = {256: 16}  # that register_tile.cuh asks the compiler for, by a block's threads; FEWER otherwise
 FEWER_WARPS = 12
@@ -30,16 +33,19 @@ FEWER_WARPS = 12
 STAGE_SLOTS, VECTOR_SLOTS, ELEMENT_SLOTS = 4 * DEPTH + 14, 3, (4.5, 30)
 WAITING = cost.waiting("cupy_raw.implicit_gemm")
 THREAD_SLOTS = 600  # of each thread of a block beside: addresses, the first stage's wait, the store
+SLICE_SLOTS = 250  # of each thread of another slice, which stores nothing ...
+GATHER_SLOTS = 1.5  # ... but hands on its sums, each
 
 passes = ("forward",)
 
 
 class Tile(NamedTuple):
-    """Filters and pixels of a block, and its threads."""
+    """Filters and pixels of a block, and its threads; these in slices, each with its part of the reduction."""
 
     filters: int
     pixels: int
     threads: int
+    slices: int = 1
 
 
 @lru_cache(maxsize=4096)
@@ -48,13 +54,15 @@ def cut_for(problem, device):
 
 
 def cuts(problem, device):
-    return with_splits(device, [cut_of(problem, tile_of(problem, lanes)) for lanes in TILES])
+    yield from with_splits(device, [cut_of(problem, tile_of(problem, lanes)) for lanes in TILES])
+    if reduction_of(problem).stages in SLICED:
+        yield from (cut_of(problem, tile_of(problem, lanes, slices=2)) for lanes in SLICED_TILES)
 
 
-def tile_of(problem, lanes):
+def tile_of(problem, lanes, slices=1):
     """The tile of so many lanes along the filters, and along the pixels."""
     each = EACH[problem.accumulate.itemsize]
-    return Tile(lanes[0] * each, lanes[1] * each, lanes[0] * lanes[1])
+    return Tile(lanes[0] * each, lanes[1] * each, lanes[0] * lanes[1] * slices, slices)
 
 
 def cut_of(problem, tile, splits=1, first=0):
@@ -93,22 +101,26 @@ def block_slots(problem, device, cut, stages):
     item = problem.accumulate.itemsize
     vectors = DEPTH * cut.tile.filters * item / 16
     elements = DEPTH * cut.tile.pixels
-    beside = STAGE_SLOTS * cut.tile.threads + VECTOR_SLOTS * vectors + ELEMENT_SLOTS[cut.taps_inner] * elements
+    of_slice = cut.tile.threads // cut.tile.slices
+    beside = STAGE_SLOTS * of_slice + VECTOR_SLOTS * vectors + ELEMENT_SLOTS[cut.taps_inner] * elements
     macs = DEPTH * cut.tile.filters * cut.tile.pixels
-    return stages * (macs * cost.multiply_slots(problem, device) + beside) + THREAD_SLOTS * cut.tile.threads
+    once = THREAD_SLOTS * of_slice + (cut.tile.slices - 1) * (SLICE_SLOTS * of_slice + GATHER_SLOTS * macs / DEPTH)
+    return stages * (macs * cost.multiply_slots(problem, device) + beside) + once
 
 
 def why_not(problem, device):
     reasons = size_reasons(problem)
     cut = cut_for(problem, device)
-    grids = {
-        "multiply": cut.blocks,
-        "pack the weights": packing_blocks(problem, cut),
-        "add the splits": summing_blocks(problem, cut),
-    }
-    for name, blocks in grids.items():
-        if blocks > MAX_GRID[0]:
-            reasons.append(f"at most {MAX_GRID[0]:,} blocks to {name}, this problem has {blocks:,}")
+    _, filters, numbers = packing_grid(problem, cut)
+    grids = (
+        ("multiply", MAX_GRID[0], cut.blocks),
+        ("pack the filters", MAX_GRID[1], filters),
+        ("pack each filter", MAX_GRID[2], numbers),
+        ("add the splits", MAX_GRID[0], summing_blocks(problem, cut)),
+    )
+    for name, most, blocks in grids:
+        if blocks > most:
+            reasons.append(f"at most {most:,} blocks to {name}, this problem has {blocks:,}")
     return reasons
 
 
@@ -129,18 +141,27 @@ def predicted_seconds(problem, device):
     return seconds(problem, device, cut_for(problem, device))
 
 
-def sources(problem, device, wide=False, together="NONE", stored="NONE"):
+def sources(problem, device, wide=False, together="NONE", stored="NONE", along="ROWS"):
     """The kernels: pack the weights, multiply, and add the splits."""
-    return sources_of(problem, cut_for(problem, device), wide, together, stored)
+    cut = cut_for(problem, device)
+    return (packing_source(problem, cut, wide, along), *sources_of(problem, cut, wide, together, stored))
 
 
 @lru_cache(maxsize=4096)
-def sources_of(problem, cut, wide, together="NONE", stored="NONE"):
+def packing_source(problem, cut, wide, along, channels_inner=False):
+    constants = (*type_constants(problem, wide), *window_constants(problem), ("ORDER", int(cut.taps_inner)))
+    constants += (("ALONG", along), ("CHANNELS_INNER", int(channels_inner)))
+    return CudaSource("pack_filters.cu", "pack_filters", constants)
+
+
+@lru_cache(maxsize=4096)
+def sources_of(problem, cut, wide, together, stored):
     whole = problem.Cg % DEPTH == 0
     constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     constants += (("TILE_K", cut.tile.filters), ("TILE_M", cut.tile.pixels), ("ORDER", int(cut.taps_inner)))
     constants += (("TOGETHER", together), ("STORED", stored), ("WHOLE", int(whole)), ("SPLIT", int(cut.splits > 1)))
-    functions = ("pack_filters", "conv2d_implicit_gemm", "sum_splits")
+    constants += (("SLICES", cut.tile.slices),)
+    functions = ("conv2d_implicit_gemm", "sum_splits")
     return tuple(CudaSource("implicit_gemm.cu", function, constants) for function in functions)
 
 
@@ -149,13 +170,26 @@ def loaded_together(problem, cut, x):
     item = x.itemsize
     if cut.taps_inner:
         return "NONE"
-    enough = DEPTH * cut.tile.pixels // cut.tile.threads % CHUNK == 0
+    enough = DEPTH * cut.tile.pixels * cut.tile.slices // cut.tile.threads % CHUNK == 0
     if enough and problem.Cg % CHUNK == 0 and x.strides[1] == item and aligned(x, min(CHUNK * item, 16), (0, 2, 3)):
         return "CHANNELS"
     vector = 16 // problem.accumulate.itemsize
     if is_pointwise(problem) and planes_of(x, problem.W) and problem.P * problem.Q % vector == 0:
         return "PIXELS" if aligned(x, vector * item, (0, 1)) else "NONE"
     return "NONE"
+
+
+def weights_along(problem, cut, w):
+    """How w lies, for pack_filters.cu, and whether its channels are numbered first."""
+    item, vector = w.itemsize, 16 // problem.accumulate.itemsize
+    if problem.Kg % vector == 0 and w.strides[0] == item and aligned(w, vector * item, (1, 2, 3)):
+        return "FILTERS", False
+    C, R, S = problem.w_shape[1:]
+    if w.strides[1:] == (R * S * item, S * item, item):
+        return "ROWS", False
+    channels_inner = w.strides[1] == item and not cut.taps_inner
+    rows = channels_inner and cut.channels == C and w.strides[2:] == (S * C * item, C * item)
+    return "ROWS" if rows else "STRIDES", channels_inner
 
 
 def stored_together(problem, together, y, residual):
@@ -198,9 +232,10 @@ def address_of(array):
 def pack(problem, device, w, packed, stream=None):
     """Write w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), in the order of the reduction."""
     cut = cut_for(problem, device)
-    kernel, *_ = sources_of(problem, cut, packs_wide(problem, cut) or is_wide(problem, w=w))
+    wide = packs_wide(problem, cut) or is_wide(problem, w=w)
+    kernel = packing_source(problem, cut, wide, *weights_along(problem, cut, w))
     arguments = (w, packed, problem_struct(problem, w=w), cut_struct(problem, cut))
-    launch(kernel, packing_blocks(problem, cut), THREADS, arguments, stream=stream)
+    launch(kernel, packing_grid(problem, cut), PACKING, arguments, stream=stream)
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
@@ -217,7 +252,7 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     together = loaded_together(problem, cut, x)
     stored = stored_together(problem, together, y, residual)
     wide = packs_wide(problem, cut) or is_wide(problem, x, None, y, residual)
-    _, multiply, add = sources_of(problem, cut, wide, together, stored)
+    multiply, add = sources_of(problem, cut, wide, together, stored)
 
     arguments = (x, packed, y, bias, residual, partial, struct, part)
     launch(multiply, cut.blocks, cut.tile.threads, arguments, stream=stream)
@@ -230,9 +265,11 @@ def packs_wide(problem, cut):
     return cut.packed_bytes >= 2**31 * problem.accumulate.itemsize
 
 
-def packing_blocks(problem, cut):
-    """Each packs SQUARE steps of as many filters."""
-    return problem.groups * ceil_div(cut.depth, SQUARE) * ceil_div(cut.filters, SQUARE)
+def packing_grid(problem, cut):
+    """Over the groups, the filters of each, and the numbers of each filter."""
+    vector = 16 // problem.accumulate.itemsize
+    filters, numbers = PACKED_FILTERS * vector, PACKED_NUMBERS * vector
+    return problem.groups, ceil_div(cut.filters, filters), ceil_div(cut.depth, numbers)
 
 
 def summing_blocks(problem, cut):

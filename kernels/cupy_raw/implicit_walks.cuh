@@ -82,11 +82,11 @@ struct Windows {
 
     static __device__ __forceinline__ int own_pixel(int j)
     {
-        return (TOGETHER == CHANNELS ? threadIdx.x / (DEPTH / CHUNK) : threadIdx.x % LANES) + j * LANES;
+        return (TOGETHER == CHANNELS ? own_thread() / (DEPTH / CHUNK) : own_thread() % LANES) + j * LANES;
     }
     static __device__ __forceinline__ int first_step()
     {
-        return TOGETHER == CHANNELS ? threadIdx.x % (DEPTH / CHUNK) * CHUNK : threadIdx.x / LANES * ROWS;
+        return TOGETHER == CHANNELS ? own_thread() % (DEPTH / CHUNK) * CHUNK : own_thread() / LANES * ROWS;
     }
 
     __device__ __forceinline__ void open(const Problem& problem, const Cut& cut, Index first_pixel, int channel)
@@ -274,7 +274,7 @@ struct PixelWalk {
         }
     }
 
-    static __device__ __forceinline__ unsigned place() { return threadIdx.x * sizeof(Vector); }
+    static __device__ __forceinline__ unsigned place() { return own_thread() * sizeof(Vector); }
     __device__ __forceinline__ void put(unsigned place) const { next.put(in_shared(pixels, place)); }
 };
 

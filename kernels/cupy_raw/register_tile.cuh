@@ -18,8 +18,9 @@
 // passes, and 4 of them (8 passes) feed 64 multiply-adds. With the lanes in plain order the pixels' take four.
 //
 // Compiled with -DTILE_K -DTILE_M, multiples of a warp's. The including file may define MORE_REGISTERS: true where
-// its fetches need them more than the multiprocessor needs a second block; and ROW_PADDING, a multiple of VECTOR, where
-// its stores would meet one bank.
+// its fetches need them more than the multiprocessor needs a second block; ROW_PADDING, a multiple of VECTOR, where
+// its stores would meet one bank; and SLICES: so many times the threads of a tile multiply it, each slice its part of the
+// steps out of buffers of its own, and `gather_slices` adds what they have.
 
 #pragma once
 
@@ -31,10 +32,13 @@
 #ifndef ROW_PADDING
 #define ROW_PADDING 0
 #endif
+#ifndef SLICES
+#define SLICES 1
+#endif
 
 constexpr int EACH = 2 * VECTOR;  // filters, and pixels, per thread
 constexpr int WARPS_ACROSS = TILE_M / (PIXEL_LANES * EACH);
-constexpr int THREADS = TILE_K / EACH * (TILE_M / EACH);
+constexpr int THREADS = TILE_K / EACH * (TILE_M / EACH);  // of a slice
 // Registers: 128 with 16 warps, 168 with 12 (a small block fetches more per thread), 255 with 8.
 #if __CUDA_ARCH__ == 1000  // its compiler wants a few more than 128, and would spill them
 constexpr bool SHORT_OF_128 = true;
@@ -42,11 +46,15 @@ constexpr bool SHORT_OF_128 = true;
 constexpr bool SHORT_OF_128 = MORE_REGISTERS;
 #endif
 constexpr int WARPS_PER_SM = THREADS == 256 ? SHORT_OF_128 ? 8 : 16 : WIDE && MORE_REGISTERS ? 8 : 12;
-constexpr int BLOCKS_PER_SM = WARPS_PER_SM * 32 / THREADS;
+constexpr int BLOCKS_PER_SM = WARPS_PER_SM * 32 / (THREADS * SLICES);
 constexpr int FILTER_BLOCK = FILTER_LANES * VECTOR, PIXEL_BLOCK = PIXEL_LANES * VECTOR;
 
-alignas(16) __shared__ Accumulator filters[2][DEPTH][TILE_K + ROW_PADDING];
-alignas(16) __shared__ Accumulator pixels[2][DEPTH][TILE_M + ROW_PADDING];
+alignas(16) __shared__ Accumulator filters[2 * SLICES][DEPTH][TILE_K + ROW_PADDING];
+alignas(16) __shared__ Accumulator pixels[2 * SLICES][DEPTH][TILE_M + ROW_PADDING];
+
+// Which slice a thread is of, and its number in there.
+__device__ __forceinline__ unsigned own_slice() { return SLICES == 1 ? 0 : threadIdx.x / THREADS; }
+__device__ __forceinline__ unsigned own_thread() { return SLICES == 1 ? threadIdx.x : threadIdx.x % THREADS; }
 
 __device__ __forceinline__ Vector& vector_at(Accumulator& first) { return reinterpret_cast<Vector&>(first); }
 __device__ __forceinline__ const Vector& vector_at(const Accumulator& first)
@@ -55,8 +63,8 @@ __device__ __forceinline__ const Vector& vector_at(const Accumulator& first)
 }
 
 // A thread's first VECTOR of a DEPTH x WIDTH tile, and how many rows below it lies its next one.
-template <int WIDTH> __device__ __forceinline__ int own_row() { return threadIdx.x * VECTOR / WIDTH; }
-template <int WIDTH> __device__ __forceinline__ int own_column() { return threadIdx.x * VECTOR % WIDTH; }
+template <int WIDTH> __device__ __forceinline__ int own_row() { return own_thread() * VECTOR / WIDTH; }
+template <int WIDTH> __device__ __forceinline__ int own_column() { return own_thread() * VECTOR % WIDTH; }
 template <int WIDTH> constexpr int ROWS_APART = THREADS * VECTOR / WIDTH;
 template <int WIDTH> constexpr int VECTORS_OF = DEPTH * WIDTH / VECTOR / THREADS;  // what a thread fetches per stage
 
@@ -91,7 +99,7 @@ struct Place {
 
     __device__ __forceinline__ Place()
     {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const int lane = threadIdx.x % 32, warp = own_thread() / 32;
         filter_lane = (lane >> 1 & 1) | (lane >> 3 & 2);
         pixel_lane = (lane & 1) | (lane >> 1 & 6);
         warp_filter = warp / WARPS_ACROSS * FILTER_LANES * EACH;
@@ -133,4 +141,32 @@ __device__ __forceinline__ void multiply_stage(Accumulator (&sums)[EACH][EACH], 
 {
     multiply_stage(sums, &filters[buffer][0][place.warp_filter + place.filter_lane * VECTOR],
                    &pixels[buffer][0][place.warp_pixel + place.pixel_lane * VECTOR]);
+}
+
+// Add the sums of all slices, in their order, into those of the first, by way of `pixels`, as many rows at a time as fit.
+__device__ __forceinline__ void gather_slices(Accumulator (&sums)[EACH][EACH])
+{
+    constexpr int ROUNDS = ceil_div(TILE_K * TILE_M * sizeof(Accumulator), sizeof(pixels)), ROWS = EACH / ROUNDS;
+    constexpr int VECTORS = EACH / VECTOR;
+    static_assert(EACH % ROUNDS == 0);
+    Accumulator* own = &pixels[0][0][0] + own_thread() * VECTOR;
+    #pragma unroll
+    for (unsigned slice = 1; slice < SLICES; ++slice)
+        #pragma unroll
+        for (int row = 0; row < EACH; row += ROWS) {
+            __syncthreads();
+            #pragma unroll
+            for (int v = 0; v < ROWS * VECTORS; ++v) {
+                Vector& mine = vector_at(sums[row + v / VECTORS][v % VECTORS * VECTOR]);
+                if (own_slice() == slice) vector_at(own[v * THREADS * VECTOR]) = mine;
+            }
+            __syncthreads();
+            #pragma unroll
+            for (int v = 0; v < ROWS * VECTORS; ++v) {
+                if (own_slice() > 0) break;
+                const Vector more = vector_at(own[v * THREADS * VECTOR]);
+                #pragma unroll
+                for (int e = 0; e < VECTOR; ++e) sums[row + v / VECTORS][v % VECTORS * VECTOR + e] += more.lane[e];
+            }
+        }
 }

@@ -144,7 +144,8 @@ def test_depthwise_kernels_with_64_bit_offsets_compile_without_spills(target):
 
 
 @pytest.mark.parametrize("sm_count", [108, 132])
-@pytest.mark.parametrize(("layout", "images"), [("NCHW", 1), ("NCHW", 32), ("NHWC", 32)])
+@pytest.mark.parametrize("images", [1, 32])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_every_depthwise_layer_of_mobilenet_fills_four_fifths_of_its_waves(layout, images, sm_count):
     """Of the multiprocessors' time, if all blocks take equally long."""
     gpu = replace(GPU, sm_count=sm_count)
@@ -166,10 +167,10 @@ def test_the_matrix_product_multiplies_in_nine_of_ten_instructions(target):
     assert sum(n for name, n in loop.items() if name.startswith("BAR")) == 1, "one barrier per stage"
 
 
-def implicit_source(case, tile, splits=1, together="NONE", wide=False, dtype="float32"):
+def implicit_source(case, tile, splits=1, together="NONE", wide=False, dtype="float32", slices=1):
     problem = problem_of(case, dtype)
-    cut = implicit_gemm.cut_of(problem, implicit_gemm.tile_of(problem, tile), splits)
-    return implicit_gemm.sources_of(problem, cut, wide, together, together)[1]
+    cut = implicit_gemm.cut_of(problem, implicit_gemm.tile_of(problem, tile, slices), splits)
+    return implicit_gemm.sources_of(problem, cut, wide, together, together)[0]
 
 
 @pytest.mark.parametrize("target", [80, 90, 100, 120])
@@ -182,6 +183,9 @@ def test_every_tile_and_walk_of_the_implicit_product_compiles_without_spills(til
         for together in ("NONE", "CHANNELS"):
             check(implicit_source("3x3", tile, splits, together), target, "float32")
     check(implicit_source("3x3", tile, 1, "CHANNELS", wide=True), target, "float32")
+    if tile in implicit_gemm.SLICED_TILES:
+        check(implicit_source("1x1", tile, 1, "PIXELS", slices=2), target, "float32")
+        check(implicit_source("3x3", tile, 1, "CHANNELS", slices=2), target, "float32")
 
 
 @pytest.mark.parametrize("target", [90, 100, 120])

@@ -126,8 +126,25 @@ def test_whole_tiles_and_split_ones_of_a_last_wave_equal_the_reference(tile, wal
     check(implicit_gemm, "implicit_gemm", WALKS[walk])
 
 
-def force_cut(monkeypatch, problem, tile, splits, whole=0):
-    cut = implicit_gemm.cut_of(problem, implicit_gemm.tile_of(problem, tile), splits, whole)
+# Two slices of a block share its stages: as many pixels as meet every way to load, and an even number of stages.
+SLICED = {
+    "taps": ((8, 8), replace(WALKS["taps"], x=(2, 8, 9, 11), w=(35, 8, 3, 4))),
+    "channels": ((4, 16), WALKS["together_whole"]),
+    "pixels": ((4, 8), replace(WALKS["pointwise"], x=(2, 32, 6, 10), w=(70, 32, 1, 1))),
+    "float64": ((8, 8), replace(WALKS["whole"], dtype="float64")),
+}
+
+
+@pytest.mark.parametrize("name", SLICED)
+def test_slices_of_a_block_equal_the_reference(name, monkeypatch):
+    tile, case = SLICED[name]
+    force_cut(monkeypatch, case.problem(), tile, splits=1, slices=2)
+    check(implicit_gemm, "implicit_gemm", case)
+
+
+def force_cut(monkeypatch, problem, tile, splits, whole=0, slices=1):
+    cut = implicit_gemm.cut_of(problem, implicit_gemm.tile_of(problem, tile, slices), splits, whole)
+    assert cut.depth // implicit_gemm.DEPTH % slices == 0
     monkeypatch.setattr(implicit_gemm, "cut_for", lambda problem, device: cut)
     return cut
 
