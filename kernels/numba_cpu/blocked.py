@@ -46,6 +46,7 @@ from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
 from .filter_cuts import until_all_done, up
 from .flat_planes import copy_planes_function, fill_offsets, put_word, row_phases, rows_below
+from .job import job_of
 from .lone_pixels import MOST as MOST_LONE
 from .lone_pixels import gather_function, lone_pixels_function
 from .microkernel import CLOCK, VECTORS, multiply_cycles, multiply_function, panel_rows, predicted
@@ -451,8 +452,13 @@ def store_cycles(problem) -> float:
     return problem.Kg * problem.P * problem.Q * (0.25 if direct else 4.0)
 
 
-def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
+def job(problem, device, x, w, y, bias, residual):
+    """`run` for arrays of these strides."""
     few = few_channels.serves(problem) and few_channels.takes(y, residual)
     fields, loop, tasks = few_channels.prepared(problem, device.threads) if few else prepared(problem, device.threads)
-    run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
+    return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
+    job(problem, device, x, w, y, bias, residual).run(x, w, y, bias, residual, workspace)
