@@ -40,7 +40,7 @@ import numba
 import numpy as np
 from numba import from_dtype
 
-from . import few_channels, target, weight_rows
+from . import few_channels, one_pixel, target, weight_rows
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
@@ -454,9 +454,18 @@ def store_cycles(problem) -> float:
 
 def job(problem, device, x, w, y, bias, residual):
     """`run` for arrays of these strides."""
-    few = few_channels.serves(problem) and few_channels.takes(y, residual)
-    fields, loop, tasks = few_channels.prepared(problem, device.threads) if few else prepared(problem, device.threads)
+    way = way_of(problem, x, w, y, bias, residual)
+    fields, loop, tasks = way(problem, device.threads)
     return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
+
+
+def way_of(problem, x, w, y, bias, residual):
+    """The function that prepares this problem on these arrays: the usual one, or that of a special case."""
+    if one_pixel.serves(problem) and one_pixel.takes(x, w, y, bias, residual):
+        return one_pixel.prepared
+    if few_channels.serves(problem) and few_channels.takes(y, residual):
+        return few_channels.prepared
+    return prepared
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
