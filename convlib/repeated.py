@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 MOST = 4096  # calls that are remembered; then all are forgotten
+C_CONTIGUOUS = 1  # the bit of it in NumPy's flags
 AS_VALUES = 2  # the version of marshal's format in which equal values of equal types are equal bytes
 
 
@@ -40,16 +41,20 @@ def signature(arrays: tuple, keywords: tuple = ()) -> tuple | None:
 
     None where an array is neither None nor a plain one of NumPy's, or a keyword has no spelling.
     """
-    key = []
-    for array in arrays:
-        if type(array) is np.ndarray:
-            key += array.shape, array.strides, array.dtype, array.flags.num
-        elif array is None:
-            key.append(None)
-        else:
-            return None
     try:
-        key.append(marshal.dumps(keywords, AS_VALUES))
+        key = [marshal.dumps(keywords, AS_VALUES)]
     except ValueError:
         return None
+    for array in arrays:
+        if array is None:
+            key.append(None)
+        elif type(array) is np.ndarray:
+            flags = array.flags.num
+            key.append(array.shape)
+            key.append(array.dtype)
+            key.append(flags)
+            if not flags & C_CONTIGUOUS:  # else the shape says how far apart elements lie
+                key.append(array.strides)
+        else:
+            return None
     return tuple(key)

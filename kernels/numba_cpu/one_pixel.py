@@ -65,7 +65,11 @@ def dot_function(dtype_name):
         totals = [zeros(V, a) for _ in range(ROWS)]
         totals = loop(whole, lambda d, totals: multiplied(lambda at: load(V, at), d * V.bytes, totals), totals)
         some = first_lanes(V, depth - whole * V.count)
-        totals = multiplied(lambda at: load_lanes(V, at, some), whole * V.bytes, totals)
+
+        def with_rest():
+            return multiplied(lambda at: load_lanes(V, at, some), whole * V.bytes, totals)
+
+        totals = choose(depth > whole * V.count, with_rest, lambda: totals)
         for i, sums in enumerate(lane_sums(totals)):
             first, there = sums.type.count * i, first_lanes(sums.type, left - sums.type.count * i)
             sums = with_added(has_bias, sums, bias + V.item_bytes * first, there)
