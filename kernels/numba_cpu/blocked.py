@@ -40,7 +40,7 @@ import numba
 import numpy as np
 from numba import from_dtype
 
-from . import few_channels, one_pixel, target, weight_rows
+from . import few_channels, few_pixels, target, weight_rows
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
@@ -386,8 +386,10 @@ def why_not(problem, device):
 
 def workspace_bytes(problem, device):
     numbers, _ = blocking(problem, device.threads)
-    own = device.threads * numbers[BLOCKING.index("worker_bytes")]
-    return max(own, few_channels.workspace_bytes(problem, device.threads)) if few_channels.serves(problem) else own
+    most = device.threads * numbers[BLOCKING.index("worker_bytes")]
+    if few_channels.serves(problem):
+        most = max(most, few_channels.workspace_bytes(problem, device.threads))
+    return max(most, few_pixels.workspace_bytes(problem)) if few_pixels.serves(problem) else most
 
 
 def reads_in_place(problem, w):
@@ -419,6 +421,8 @@ def pack(problem, device, w, packed):
 
 def predicted_seconds(problem, device):
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
+    if few_pixels.serves(problem):
+        return predicted(problem, device, few_pixels.cycles(problem))
     if few_channels.serves(problem):
         return predicted(problem, device, maps * few_channels.cycles(problem))
     filters = weight_rows.padded_filters(problem.Kg)
@@ -454,18 +458,12 @@ def store_cycles(problem) -> float:
 
 def job(problem, device, x, w, y, bias, residual):
     """`run` for arrays of these strides."""
-    way = way_of(problem, x, w, y, bias, residual)
-    fields, loop, tasks = way(problem, device.threads)
+    if few_pixels.serves(problem) and few_pixels.takes(x, w, y, bias, residual):
+        fields, loop, tasks, copies = few_pixels.prepared(problem, device.threads)
+        return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual, before=copies)
+    few = few_channels.serves(problem) and few_channels.takes(y, residual)
+    fields, loop, tasks = few_channels.prepared(problem, device.threads) if few else prepared(problem, device.threads)
     return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
-
-
-def way_of(problem, x, w, y, bias, residual):
-    """The function that prepares this problem on these arrays: the usual one, or that of a special case."""
-    if one_pixel.serves(problem) and one_pixel.takes(x, w, y, bias, residual):
-        return one_pixel.prepared
-    if few_channels.serves(problem) and few_channels.takes(y, residual):
-        return few_channels.prepared
-    return prepared
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
