@@ -422,7 +422,7 @@ def pack(problem, device, w, packed):
 def predicted_seconds(problem, device):
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
     if few_pixels.serves(problem):
-        return predicted(problem, device, few_pixels.cycles(problem))
+        return few_pixels.predicted_seconds(problem, device.threads)
     if few_channels.serves(problem):
         return predicted(problem, device, maps * few_channels.cycles(problem))
     filters = weight_rows.padded_filters(problem.Kg)

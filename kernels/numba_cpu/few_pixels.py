@@ -20,6 +20,7 @@ Source: gemv, as in Goto and van de Geijn, High-Performance Implementation of th
 
 import struct
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 from numba import from_dtype
@@ -30,7 +31,7 @@ from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import activated
 from .lone_pixels import lane_sums
-from .microkernel import multiply_cycles, vector_type
+from .microkernel import CALL_SECONDS, CLOCK, multiply_cycles, vector_type
 from .short_floats import memory_functions
 from .threads import lines, two_round_loop
 from .tracing import choose, first_lanes, fma, load, load_lanes, loop, minimum, store, store_lanes, traced, zeros
@@ -41,7 +42,7 @@ ROWS = {32: (8, 8, 8, 6, 5, 4, 3, 3, 3), 16: (8, 6, 4, 3)}
 CYCLES_PER_THREAD = 6_000
 BYTES_PER_CYCLE = 36  # of weights, from the L2 cache
 
-CUT = ("parts", "packed_row", "columns", "column_bytes")
+CUT = ("parts", "packed_row", "columns", "column_bytes", "depth_block", "partial_at")
 CALL_FEW_PIXELS = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in CUT]))
 
 
@@ -73,32 +74,55 @@ def dot_function(dtype_name, rows, pixels):
     V = vector_type(dtype_name)
 
     @traced(types.void)
-    def dot_tile(a, a_row, left, x, x_row, depth, y, bias, has_bias, residual, has_residual, kind, low, high, slope):
+    def dot_tile(
+        a, a_row, left, x, x_row, depth, partial, first, last, y, bias, has_bias, residual, has_residual, kind, low,
+        high, slope,
+    ):  # fmt: skip
         numbers = [minimum(left - 1, i) for i in range(rows)]  # beyond the last filter the last one again
         filters = [a + a_row * number for number in numbers]
 
         def multiplied(read, at, sums):
-            columns = [read(x + x_row * j + at) for j in range(pixels)]
-            return [
-                [fma(weight, column, total) for column, total in zip(columns, row)]
-                for weight, row in zip([read(filter_ + at) for filter_ in filters], sums)
-            ]
+            weights, added = [read(filter_ + at) for filter_ in filters], []
+            for j, totals in enumerate(zip(*sums)):
+                column = read(x + x_row * j + at)
+                added.append([fma(weight, column, total) for weight, total in zip(weights, totals)])
+            return [list(row) for row in zip(*added)]
 
-        only_first = first_lanes(V, has_bias)
-        starts = [load_lanes(V, bias + V.item_bytes * number, only_first) for number in numbers]
+        def fresh():
+            only_first = first_lanes(V, has_bias)
+            starts = [load_lanes(V, bias + V.item_bytes * number, only_first) for number in numbers]
+            return [[start] * pixels for start in starts]
+
+        def places():
+            return [[partial + V.bytes * (pixels * i + j) for j in range(pixels)] for i in range(rows)]
+
+        def continued():
+            return [[load(V, place) for place in row] for row in places()]
+
+        def leave():
+            for total, place in zip(chain(*sums), chain(*places()), strict=True):
+                store(place, total)
+
         whole = depth // V.count
         some = first_lanes(V, depth - whole * V.count)
-        sums = [[start] * pixels for start in starts]
+        sums = choose(first, fresh, continued)
         sums = loop(whole, lambda d, sums: multiplied(lambda at: load(V, at), d * V.bytes, sums), sums)
 
         def with_rest():
             return multiplied(lambda at: load_lanes(V, at, some), whole * V.bytes, sums)
 
         sums = choose(depth > whole * V.count, with_rest, lambda: sums)
-        for i, totals in enumerate(lane_sums(filled_up([total for row in sums for total in row]))):
+
+        def finish():
+            left_here = minimum(left, rows) * pixels
+            finished(list(chain(*sums)), left_here, y, residual, has_residual, kind, low, high, slope)
+
+        choose(last, finish, leave)
+
+    def finished(sums, count, y, residual, has_residual, kind, low, high, slope):
+        for i, totals in enumerate(lane_sums(filled_up(sums))):
             first = totals.type.count * i
-            there = first_lanes(totals.type, minimum(left, rows) * pixels - first)
-            here = V.item_bytes * first
+            there, here = first_lanes(totals.type, count - first), V.item_bytes * first
             totals = with_residual(totals, has_residual, residual + here, there)
             store_lanes(y + here, activated([totals], kind, low, high, slope)[0], there)
 
@@ -153,7 +177,7 @@ def copy_function(dtype_name):
 
 
 def build(dtype_name, rows, pixels):
-    item = np.dtype(dtype_name).itemsize
+    item, tile_bytes = np.dtype(dtype_name).itemsize, rows * pixels * vector_type(dtype_name).bytes
     dot_tile, copy_column = dot_function(dtype_name, rows, pixels), copy_function(dtype_name)
 
     def copy(call_address, index, worker):
@@ -163,19 +187,23 @@ def build(dtype_name, rows, pixels):
 
     def multiply(call_address, index, worker):
         call = record_at(CALL_FEW_PIXELS, call_address)
-        depth = call.C * call.R * call.S
+        all_depths = call.C * call.R * call.S
         x = call.workspace if call.columns else call.x
         w_row = call.packed_row if call.w_k == 0 else call.w_k
         tiles = (call.K + rows - 1) // rows
-        begin, end = tiles * index // call.parts * rows, tiles * (index + 1) // call.parts * rows
-        for k in range(begin, min(end, call.K), rows):
-            for n in range(call.N):
-                here = (n * call.K + k) * pixels * item
-                dot_tile(
-                    call.w + k * w_row, w_row, call.K - k, x + n * pixels * call.column_bytes, call.column_bytes, depth,
-                    call.y + here, call.bias + k * item, call.has_bias, call.residual + here, call.has_residual,
-                    call.activation, call.low, call.high, call.slope,
-                )  # fmt: skip
+        begin, end = tiles * index // call.parts, tiles * (index + 1) // call.parts
+        for d in range(0, all_depths, call.depth_block):
+            depth = min(call.depth_block, all_depths - d)
+            for tile in range(begin, end):
+                k = tile * rows
+                for n in range(call.N):
+                    here = (n * call.K + k) * pixels * item
+                    dot_tile(
+                        call.w + k * w_row + d * item, w_row, call.K - k, x + n * pixels * call.column_bytes + d * item,
+                        call.column_bytes, depth, call.workspace + call.partial_at + (tile * call.N + n) * tile_bytes,
+                        d == 0, d + depth == all_depths, call.y + here, call.bias + k * item, call.has_bias,
+                        call.residual + here, call.has_residual, call.activation, call.low, call.high, call.slope,
+                    )  # fmt: skip
 
     return two_round_loop(copy, multiply)
 
@@ -194,8 +222,23 @@ def column_bytes(problem) -> int:
     return count if reads_in_place(problem) else lines(count + target.vector_bytes())
 
 
-def workspace_bytes(problem) -> int:
+def columns_bytes(problem) -> int:
     return 0 if reads_in_place(problem) else problem.N * problem.P * problem.Q * column_bytes(problem)
+
+
+def depth_block(problem) -> int:
+    """Depths of which the columns fill less than half the L1 cache, in whole vectors, all blocks about equal."""
+    depth, W = problem.reduction, lanes(problem.dtype)
+    most = target.cache_bytes(1) * 9 // 20 // (problem.P * problem.Q * problem.dtype.itemsize)
+    return -(-depth // -(-depth // most) // W) * W
+
+
+def workspace_bytes(problem) -> int:
+    """Columns, and the sums that wait for other depths."""
+    if depth_block(problem) >= problem.reduction:
+        return columns_bytes(problem)
+    filters = -(-problem.K // rows_of(problem)) * rows_of(problem)
+    return columns_bytes(problem) + problem.N * filters * problem.P * problem.Q * target.vector_bytes()
 
 
 @lru_cache(maxsize=1024)
@@ -203,9 +246,16 @@ def prepared(problem, threads):
     """The record's fixed part, the compiled loop, the number of tasks of its second round and that of its first."""
     parts, pixels = part_count(problem, threads), problem.P * problem.Q
     copies = 0 if reads_in_place(problem) else problem.N * pixels
-    numbers = parts, weight_rows.row_bytes(problem), copies, column_bytes(problem)
+    numbers = (
+        parts, weight_rows.row_bytes(problem), copies, column_bytes(problem), depth_block(problem),
+        columns_bytes(problem),
+    )  # fmt: skip
     fields = problem_fields(problem) + struct.pack(f"{len(CUT)}q", *numbers)
     return fields, compiled(build, problem.dtype.name, rows_of(problem), pixels), parts, copies
+
+
+def predicted_seconds(problem, threads) -> float:
+    return CALL_SECONDS + cycles(problem) / CLOCK / part_count(problem, threads)
 
 
 def cycles(problem) -> float:
