@@ -86,7 +86,7 @@ def test_an_equal_value_of_a_wrong_type_is_still_refused(keywords, wrong):
         convlib.conv2d(x, w, bias, **wrong)
 
 
-def test_arrays_that_look_alike_are_still_refused():
+def test_a_result_that_may_not_be_written_is_still_refused():
     x, w, bias = arrays()
     out = np.empty((1, 4, 4, 4), np.float32)
     planned = convlib.plan(x.shape, w, bias)
@@ -97,13 +97,24 @@ def test_arrays_that_look_alike_are_still_refused():
     for call in (lambda: convlib.conv2d(x, w, bias, out=out), lambda: planned(x, out=out)):
         with pytest.raises(ValueError, match="writeable"):
             call()
-    inside = np.zeros(x.size + 40, np.float32)
-    x, out = inside[: x.size].reshape(x.shape), inside[-64:].reshape(out.shape)
-    for call in (lambda: convlib.conv2d(x, w, bias, out=out), lambda: planned(x, out=out)):
+
+
+@pytest.mark.parametrize("name", ["x", "w", "bias"])
+def test_a_result_that_overlaps_is_still_refused(name):
+    operands = dict(zip(("x", "w", "bias"), arrays(), strict=True))
+    shape = operands[name].shape
+    memory = np.zeros(2 * 108, np.float32)
+    operands[name] = memory[: np.prod(shape)].reshape(shape)
+    apart, over = (memory[start : start + 64].reshape(1, 4, 4, 4) for start in (108, 2))
+    planned = convlib.plan(operands["x"].shape, operands["w"], operands["bias"])
+    for _ in range(2):
+        convlib.conv2d(**operands, out=apart)
+        planned(operands["x"], out=apart)
+    with pytest.raises(ValueError, match=f"overlaps {name}"):
+        convlib.conv2d(**operands, out=over)
+    if name == "x":  # a plan has its own weights and bias
         with pytest.raises(ValueError, match="overlaps x"):
-            call()
-        with pytest.raises(ValueError, match="overlaps x"):
-            call()
+            planned(operands["x"], out=over)
 
 
 def test_what_is_remembered_stays_bounded(monkeypatch):
