@@ -174,7 +174,7 @@ class Plan:
         """A call with NumPy arrays that are like those of an earlier one."""
         if out is None:
             out = strided.empty_aligned(self.y_shape, x.dtype)
-        else:
+        elif np.may_share_memory(out, x) or residual is not None:
             check_no_overlap(out, {"x": x, "residual": residual})
         self.run_on_cpu(kernel_run, self.logical(x), self.logical(out), self.logical(residual))
         return out
