@@ -143,9 +143,9 @@ def conv2d(
         y_view = view_of_out(library, out, {"x": x_view, "w": w_view, "bias": bias_view, "residual": residual_view})
     if settled.problem.N > 0:
         call = as_call(settled, x_view, w_view, y_view, bias_view, residual_view, library.stream(x))
-        if settled.device.kind == "cpu" and not tune:
-            known_calls.keep(signature, Known(settled, cpu_launch(settled.chosen, call)))
         run_kernel(settled.chosen, call)
+        if signature is not None and settled.device.kind == "cpu" and not tune:
+            known_calls.keep(signature, Known(settled, cpu_launch(settled.chosen, call)))
     return library.finished(out)
 
 
@@ -418,16 +418,19 @@ def run_kernel(chosen, call):
         chosen.kernel.run(call.problem, device, x, w, y, bias, residual, memory, call.stream)
 
 
-def reads_in_place(kernel, problem, w):
-    """Whether packing these weights for one call would cost more than it saves."""
-    return hasattr(kernel, "reads_in_place") and kernel.reads_in_place(problem, w)
+def packs_weights(chosen, call) -> bool:
+    """Whether the kernel wants this call's weights packed, and packing them does not cost more than it saves."""
+    if not chosen.packed_bytes:
+        return False
+    kernel = chosen.kernel
+    return not (hasattr(kernel, "reads_in_place") and kernel.reads_in_place(call.problem, call.w))
 
 
 def run_on_cpu(chosen, call):
-    cpu_launch(chosen, call).run(call)
+    CpuLaunch(chosen, packs_weights(chosen, call), partial(chosen.kernel.run, call.problem, call.device)).run(call)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CpuLaunch:
     """A kernel with its look-ups done, for calls whose arrays have certain strides.
 
@@ -453,7 +456,7 @@ class CpuLaunch:
 
 def cpu_launch(chosen, call) -> CpuLaunch:
     """For this call and others whose arrays have the same strides."""
-    packs = chosen.packed_bytes > 0 and not reads_in_place(chosen.kernel, call.problem, call.w)
+    packs = packs_weights(chosen, call)
     w = PACKED if packs else call.w
     run = runner(chosen.kernel, call.problem, call.device, call.x, w, call.y, call.bias, call.residual)
     return CpuLaunch(chosen, packs, run)

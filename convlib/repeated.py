@@ -41,10 +41,7 @@ def signature(arrays: tuple, keywords: tuple = ()) -> tuple | None:
 
     None where an array is neither None nor a plain one of NumPy's, or a keyword has no spelling.
     """
-    try:
-        key = [marshal.dumps(keywords, AS_VALUES)]
-    except ValueError:
-        return None
+    key = []
     for array in arrays:
         if array is None:
             key.append(None)
@@ -57,4 +54,8 @@ def signature(arrays: tuple, keywords: tuple = ()) -> tuple | None:
                 key.append(array.strides)
         else:
             return None
+    try:
+        key.append(marshal.dumps(keywords, AS_VALUES))
+    except ValueError:
+        return None
     return tuple(key)

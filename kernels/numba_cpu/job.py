@@ -14,7 +14,7 @@ from .compilation import Compiled
 from .threads import run_tasks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
     """Tasks of a compiled task_loop. fields: the call's record behind the addresses. before: as in run_tasks."""
 
