@@ -14,6 +14,7 @@ A kernel is a module of convlib.kernels. It has
     reads_in_place(problem, w)               of those, where `run` also takes these weights as they lie: for one call
     one_call_bytes(problem, device)          of those, where it takes any as they lie: `run`'s scratch memory then, or
                                              None where a single call had better pack them
+    job(problem, device, x, w, y, bias, residual)     optional, on the CPU: has `run` for arrays of these strides
 
 and its name is "family.algorithm", the module's path.
 """

@@ -6,11 +6,14 @@ arrays --> views (arrays.py) --> ConvProblem (problem.py) --> a kernel (dispatch
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
-from . import accuracy, arrays, device, device_arrays, dispatch, strided, workspace
+import numpy as np
+
+from . import accuracy, arrays, device, device_arrays, dispatch, repeated, strided, workspace
 from .device import Device
 from .errors import UnsupportedError
 from .problem import (
@@ -27,6 +30,7 @@ from .problem import (
 )
 
 NUMPY_PAD = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+PACKED = np.empty(0, np.uint8)  # stands for packed weights, whose one dimension is all that a job wants to know
 OPTIONAL = ("bias", "residual", "out")
 FROM_LAYOUT = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2)}
 FROM_WEIGHT_LAYOUT = {"OIHW": (0, 1, 2, 3), "OHWI": (0, 3, 1, 2), "HWIO": (3, 2, 0, 1)}
@@ -98,6 +102,16 @@ def conv2d(
 
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016.
     """
+    operands = (x, w, bias, residual, out)
+    keywords = (
+        stride, padding, dilation, groups, layout, weight_layout, padding_mode, flip_kernel, activation, algorithm,
+        backend, precision, max_error, workspace_limit, tune,
+    )  # fmt: skip
+    signature = repeated.signature(operands, keywords)
+    known = known_calls.find(signature)
+    if known is not None and known.settled.device is device.cpu():  # which has as many threads as Numba may use now
+        return again(known, *operands)
+
     library = arrays.library_of(x, "x")
     if arrays.is_complex(library, x) or arrays.is_complex(library, w):
         from . import complex_numbers  # which needs this module
@@ -128,30 +142,66 @@ def conv2d(
     else:
         y_view = view_of_out(library, out, {"x": x_view, "w": w_view, "bias": bias_view, "residual": residual_view})
     if settled.problem.N > 0:
-        batched, order = settled.batched, settled.order
-        call = Call(
-            settled.problem,
-            settled.device,
-            library.stream(x),
-            logical(x_view, batched, order),
-            strided.as_storage(weights_view(w_view, weight_layout, flip_kernel)),
-            logical(y_view, batched, order),
-            strided.as_storage(bias_view),
-            logical(residual_view, batched, order),
-        )
-        if settled.padding is not None:
-            mode = NUMPY_PAD[padding_mode]
-            call.x = device_arrays.pad(call.x, settled.padding, mode, call.problem.layout, call.device, call.stream)
+        call = as_call(settled, x_view, w_view, y_view, bias_view, residual_view, library.stream(x))
         run_kernel(settled.chosen, call)
+        if signature is not None and settled.device.kind == "cpu" and not tune:
+            known_calls.keep(signature, Known(settled, cpu_launch(settled.chosen, call)))
     return library.finished(out)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a call that came before."""
+
+    settled: Settled
+    launch: CpuLaunch
+
+
+known_calls = repeated.Repeated()
+
+
+def again(known, x, w, bias, residual, out):
+    """conv2d of NumPy arrays that are like those of an earlier call."""
+    settled = known.settled
+    if out is None:
+        out = strided.empty_aligned(settled.y_shape, x.dtype)
+    elif any_may_overlap(out, x, w, bias, residual):
+        check_no_overlap(out, {"x": x, "w": w, "bias": bias, "residual": residual})
+    known.launch.run(as_call(settled, x, w, out, bias, residual, None))
+    return out
+
+
+def any_may_overlap(out, x, w, bias, residual) -> bool:
+    """Whether the bounds of `out` overlap those of an input: in half the time of `check_no_overlap`."""
+    may = np.may_share_memory
+    return (
+        may(out, x)
+        or may(out, w)
+        or (bias is not None and may(out, bias))
+        or (residual is not None and may(out, residual))
+    )
+
+
+def as_call(settled, x, w, y, bias, residual, stream):
+    """The call of the kernel for views in the caller's order."""
+    problem = settled.problem
+    if not settled.as_they_lie:
+        batched, order = settled.batched, settled.order
+        x, y, residual = (logical(view, batched, order) for view in (x, y, residual))
+        w = strided.as_storage(weights_view(w, settled.weight_layout, settled.flip_kernel))
+        bias = strided.as_storage(bias)
+    if settled.padding is not None:
+        x = device_arrays.pad(x, settled.padding, settled.pad_mode, problem.layout, settled.device, stream)
+    return Call(problem, settled.device, stream, x, w, y, bias, residual)
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
     """What a call's shapes, dtype and keywords decide, and its values do not.
 
-    padding: what x is to be padded with beforehand; None where the kernel does it, as it does with zeros.
-    order: the axes of x, residual and y that are N, C, H and W.
+    padding: what x is to be padded with beforehand, in NumPy's pad_mode; None where the kernel does it, as it does with
+    zeros. order: the axes of x, residual and y that are N, C, H and W. as_they_lie: whether kernels take the caller's
+    arrays as they are, in logical order.
     """
 
     problem: ConvProblem
@@ -162,6 +212,10 @@ class Settled:
     order: tuple[int, int, int, int]
     channels_last: bool
     padding: tuple[tuple[int, int], tuple[int, int]] | None
+    pad_mode: str | None
+    weight_layout: str
+    flip_kernel: bool
+    as_they_lie: bool
 
 
 def settle(x_shape, w_shape, dtype, has_bias, has_residual, parameters, *rest) -> Settled:
@@ -201,7 +255,13 @@ def settled_before(
         padded = math.prod(problem.x_shape) * problem.dtype.itemsize
         workspace_limit = limit_after(workspace_limit, padded, "the padded input")
     chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit, tune=tune)
-    return Settled(problem, device, chosen, y_shape, batched, FROM_LAYOUT[layout], channels_last, padding)
+    as_they_lie = (
+        batched and layout == "NCHW" and weight_layout == "OIHW" and not flip_kernel and problem.dtype.itemsize > 2
+    )
+    return Settled(
+        problem, device, chosen, y_shape, batched, FROM_LAYOUT[layout], channels_last, padding,
+        NUMPY_PAD.get(padding_mode), weight_layout, flip_kernel, as_they_lie,
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -271,7 +331,7 @@ def view_of_out(library, out, inputs, name="out"):
 
 def check_no_overlap(y, views, y_name="out"):
     for name, view in views.items():
-        if view is not None and view.size and y.size and strided.memory_overlaps(y, view):
+        if view is not None and strided.memory_overlaps(y, view) and view.size and y.size:
             raise ValueError(f"{y_name}: memory apart from every input needed, but it overlaps {name}")
 
 
@@ -358,18 +418,52 @@ def run_kernel(chosen, call):
         chosen.kernel.run(call.problem, device, x, w, y, bias, residual, memory, call.stream)
 
 
-def reads_in_place(kernel, problem, w):
-    """Whether packing these weights for one call would cost more than it saves."""
-    return hasattr(kernel, "reads_in_place") and kernel.reads_in_place(problem, w)
+def packs_weights(chosen, call) -> bool:
+    """Whether the kernel wants this call's weights packed, and packing them does not cost more than it saves."""
+    if not chosen.packed_bytes:
+        return False
+    kernel = chosen.kernel
+    return not (hasattr(kernel, "reads_in_place") and kernel.reads_in_place(call.problem, call.w))
 
 
 def run_on_cpu(chosen, call):
-    problem, device, w, packed = call.problem, call.device, call.w, chosen.packed_bytes
-    memory = workspace.take(packed + chosen.workspace_bytes)
-    try:
-        if packed and not reads_in_place(chosen.kernel, problem, w):
-            chosen.kernel.pack(problem, device, w, memory[:packed])
-            w = memory[:packed]
-        chosen.kernel.run(problem, device, call.x, w, call.y, call.bias, call.residual, memory[packed:])
-    finally:
-        workspace.keep(memory)
+    CpuLaunch(chosen, packs_weights(chosen, call), partial(chosen.kernel.run, call.problem, call.device)).run(call)
+
+
+@dataclass(slots=True)
+class CpuLaunch:
+    """A kernel with its look-ups done, for calls whose arrays have certain strides.
+
+    packs: whether it is given its weights packed. kernel_run: see `runner`.
+    """
+
+    chosen: dispatch.Chosen
+    packs: bool
+    kernel_run: Callable
+
+    def run(self, call):
+        chosen, w = self.chosen, call.w
+        packed = chosen.packed_bytes
+        memory = workspace.take(packed + chosen.workspace_bytes)
+        try:
+            if self.packs:
+                w = memory[:packed]
+                chosen.kernel.pack(call.problem, call.device, call.w, w)
+            self.kernel_run(call.x, w, call.y, call.bias, call.residual, memory[packed:])
+        finally:
+            workspace.keep(memory)
+
+
+def cpu_launch(chosen, call) -> CpuLaunch:
+    """For this call and others whose arrays have the same strides."""
+    packs = packs_weights(chosen, call)
+    w = PACKED if packs else call.w
+    run = runner(chosen.kernel, call.problem, call.device, call.x, w, call.y, call.bias, call.residual)
+    return CpuLaunch(chosen, packs, run)
+
+
+def runner(kernel, problem, device, x, w, y, bias, residual) -> Callable:
+    """The kernel's `run` for arrays of these strides, as a function of them and the workspace."""
+    if hasattr(kernel, "job"):
+        return kernel.job(problem, device, x, w, y, bias, residual).run
+    return partial(kernel.run, problem, device)

@@ -52,6 +52,7 @@ from .compilation import compiled
 from .epilogue import CLAMP
 from .filter_cuts import up
 from .flat_planes import fill_offsets, row_phases
+from .job import job_of
 from .lone_pixels import MOST as MOST_LONE
 from .lone_pixels import gather_function, lone_pixels_function
 from .microkernel import CALL_SECONDS, CLOCK, VECTORS, multiply_function, panel_rows
@@ -329,15 +330,20 @@ def store_cycles(problem) -> float:
     return problem.Kg * problem.P * problem.Q * (0.25 if problem.layout == "NCHW" else 4.0)
 
 
-def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
+def job(problem, device, x, w, y, bias, residual):
+    """`run` for arrays of these strides."""
     arrays = (x, y) if residual is None else (x, y, residual)
     panels = is_point(problem) and x.strides[3] == SHORT_BYTES and all(map(is_one_row, arrays))
     if panels:
         problem = flattened(problem)
         x, y, residual = as_one_row(x), as_one_row(y), None if residual is None else as_one_row(residual)
     fields, loop, tasks = prepared(problem, device.threads, panels)
-    run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
+    return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
+    job(problem, device, x, w, y, bias, residual).run(x, w, y, bias, residual, workspace)
 
 
 def is_one_row(array) -> bool:

@@ -13,7 +13,8 @@ layer of stride 1 a pixel's channels lie H W numbers apart in x itself, and noth
 planes in which output rows follow each other without a gap, once for all rows of the window; stride, dilation and
 padding matter only there. No patch matrix is made, not even in the cache. Contiguous weights are taken where they lie
 as well, so a single call packs none; a plan aligns them (weight_rows.py). The one to four pixels that are left of a map
-of 7 x 7 or 14 x 14 are dot products (lone_pixels.py). Up to 4 channels with long rows are few_channels.py's.
+of 7 x 7 or 14 x 14 are dot products (lone_pixels.py), and so are all of a map of up to nine (few_pixels.py). Up to 4
+channels with long rows are few_channels.py's.
 
 Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s: ResNet-50's 1x1 layers 430
 to 500, strided 430 to 460, its strided 3x3 layers 390 to 420.
@@ -45,12 +46,13 @@ import numba
 import numpy as np
 from numba import from_dtype
 
-from . import few_channels, target, weight_rows
+from . import few_channels, few_pixels, target, weight_rows
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
 from .filter_cuts import until_all_done, up
 from .flat_planes import copy_planes_function, fill_offsets, put_word, row_phases, rows_below
+from .job import job_of
 from .lone_pixels import MOST as MOST_LONE
 from .lone_pixels import gather_function, lone_pixels_function
 from .microkernel import CLOCK, VECTORS, multiply_cycles, multiply_function, panel_rows, predicted
@@ -390,8 +392,10 @@ def why_not(problem, device):
 
 def workspace_bytes(problem, device):
     numbers, _ = blocking(problem, device.threads)
-    own = device.threads * numbers[BLOCKING.index("worker_bytes")]
-    return max(own, few_channels.workspace_bytes(problem, device.threads)) if few_channels.serves(problem) else own
+    most = device.threads * numbers[BLOCKING.index("worker_bytes")]
+    if few_channels.serves(problem):
+        most = max(most, few_channels.workspace_bytes(problem, device.threads))
+    return max(most, few_pixels.workspace_bytes(problem)) if few_pixels.serves(problem) else most
 
 
 def reads_in_place(problem, w):
@@ -423,6 +427,8 @@ def pack(problem, device, w, packed):
 
 def predicted_seconds(problem, device):
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
+    if few_pixels.serves(problem):
+        return few_pixels.predicted_seconds(problem, device.threads)
     if few_channels.serves(problem):
         return predicted(problem, device, maps * few_channels.cycles(problem))
     filters = weight_rows.padded_filters(problem.Kg)
@@ -456,8 +462,16 @@ def store_cycles(problem) -> float:
     return problem.Kg * problem.P * problem.Q * (0.25 if direct else 4.0)
 
 
-def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
+def job(problem, device, x, w, y, bias, residual):
+    """`run` for arrays of these strides."""
+    if few_pixels.serves(problem) and few_pixels.takes(x, w, y, bias, residual):
+        fields, loop, tasks, copies = few_pixels.prepared(problem, device.threads)
+        return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual, before=copies)
     few = few_channels.serves(problem) and few_channels.takes(y, residual)
     fields, loop, tasks = few_channels.prepared(problem, device.threads) if few else prepared(problem, device.threads)
-    run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
+    return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
+    job(problem, device, x, w, y, bias, residual).run(x, w, y, bias, residual, workspace)

@@ -38,6 +38,7 @@ from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
 from .filter_cuts import best_cut, filter_vectors, tile_pixels, up
+from .job import job_of
 from .microkernel import (
     CALL_SECONDS,
     CLOCK,
@@ -446,13 +447,17 @@ def pack_seconds(problem, device):
     return CALL_SECONDS + cycles * problem.K * problem.reduction / CLOCK / device.threads
 
 
+def job(problem, device, x, w, y, bias, residual):
+    """`run` for arrays of these strides."""
+    if few_channels_last.serves(problem) and few_channels_last.takes(x, y, residual):
+        fields, loop, tasks = few_channels_last.prepared(problem, device.threads)
+        return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
+    fields, loop, copies, tasks = prepared(problem, device.threads)
+    return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual, before=copies)
+
+
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical
     order.
     """
-    if few_channels_last.serves(problem) and few_channels_last.takes(x, y, residual):
-        fields, loop, tasks = few_channels_last.prepared(problem, device.threads)
-        run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
-        return
-    fields, loop, copies, tasks = prepared(problem, device.threads)
-    run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads, before=copies)
+    job(problem, device, x, w, y, bias, residual).run(x, w, y, bias, residual, workspace)

@@ -1,8 +1,8 @@
 """What a kernel is called with: one record of addresses, strides and sizes.
 
 A compiled kernel takes the address of this record alone. Passing the 45 numbers as arguments costs 50 microseconds a
-call; packing them here 2, since a problem's own numbers are packed once and only what changes from call to call is
-packed anew.
+call; packing them here 1, since a problem's own numbers are packed once and only what changes from call to call is
+packed anew: the addresses, and the strides unless they come again (job.py).
 
     call = record_at(CALL, address)         # inside a kernel
     here = call.x + n * call.x_n + c * call.x_c        # strides are bytes, and may be negative
@@ -19,8 +19,8 @@ from numba import from_dtype
 from .epilogue import activation_fields
 
 ARRAYS = ("x", "w", "y", "residual")
-CHANGING = (
-    *ARRAYS, "bias", "workspace",
+ADDRESSES = (*ARRAYS, "bias", "workspace")
+STRIDES = (
     *(f"{array}_{axis}" for array, axes in zip(ARRAYS, ("nchw", "kcrs", "nkpq", "nkpq")) for axis in axes),
     "bias_k",
 )  # fmt: skip
@@ -30,10 +30,10 @@ SIZES = (
 )  # fmt: skip
 REALS = ("low", "high", "slope")
 
-CALL_DTYPE = np.dtype([(n, "i8") for n in CHANGING + SIZES] + [(n, "f8") for n in REALS])
+CALL_DTYPE = np.dtype([(n, "i8") for n in ADDRESSES + STRIDES + SIZES] + [(n, "f8") for n in REALS])
 CALL = from_dtype(CALL_DTYPE)
 
-pack_changing = struct.Struct(f"{len(CHANGING)}q").pack
+as_addresses, as_strides = (struct.Struct(f"{len(names)}q").pack for names in (ADDRESSES, STRIDES))
 NO_STRIDES = (0, 0, 0, 0)
 MEMORY = (ctypes.c_int64 * (1 << 56)).from_address(0)  # this process's, as words: MEMORY[address >> 3]
 OBJECT_BYTES = object.__basicsize__
@@ -77,19 +77,28 @@ def pack_call(fields, x, w, y, bias, residual, workspace) -> bytes:
 
     Packed weights have one dimension; bias, residual and workspace may be None.
     """
-    return (
-        pack_changing(
-            address(x),
-            address(w),
-            address(y),
-            0 if residual is None else address(residual),
-            0 if bias is None else address(bias),
-            0 if workspace is None else address(workspace),
-            *(x.strides if x.ndim == 4 else NO_STRIDES),
-            *(w.strides if w.ndim == 4 else NO_STRIDES),
-            *(y.strides if y.ndim == 4 else NO_STRIDES),
-            *(NO_STRIDES if residual is None else residual.strides),
-            0 if bias is None else bias.strides[0],
-        )
-        + fields
+    addresses = pack_addresses(x, w, y, bias, residual, workspace)
+    return addresses + pack_strides(x, w, y, bias, residual) + fields
+
+
+def pack_addresses(x, w, y, bias, residual, workspace) -> bytes:
+    """The record's first part: where the arrays lie."""
+    return as_addresses(
+        address(x),
+        address(w),
+        address(y),
+        0 if residual is None else address(residual),
+        0 if bias is None else address(bias),
+        0 if workspace is None else address(workspace),
+    )
+
+
+def pack_strides(x, w, y, bias, residual) -> bytes:
+    """Its second part."""
+    return as_strides(
+        *(x.strides if x.ndim == 4 else NO_STRIDES),
+        *(w.strides if w.ndim == 4 else NO_STRIDES),
+        *(y.strides if y.ndim == 4 else NO_STRIDES),
+        *(NO_STRIDES if residual is None else residual.strides),
+        0 if bias is None else bias.strides[0],
     )

@@ -31,10 +31,11 @@ import numpy as np
 from numba import from_dtype
 
 from . import direct_pixels, direct_rows, interleaved, stacked_rows, target
-from .call import CALL_DTYPE, pack_call, problem_fields
+from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled, inlined
+from .job import job_of
 from .sliding_window import Window, lanes_for, panel_filling, real_of, stored_kind, window_tile
-from .threads import run_tasks, task_loop, worker_span
+from .threads import task_loop, worker_span
 from .vectors import record_at
 
 passes = ("forward",)
@@ -348,8 +349,8 @@ def faster_ways(problem, threads):
     return stacked, direct, pixels, flat
 
 
-def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x with w into y; arrays in logical order (N, C, H, W), (K, 1, R, S), (N, K, P, Q)."""
+def job(problem, device, x, w, y, bias, residual):
+    """`run` for arrays of these strides."""
     stacked, direct, pixels, flat = faster_ways(problem, device.threads)
     if stacked and stacked_rows.takes(x, y, residual):
         fields, loop, tasks = stacked
@@ -362,4 +363,9 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
         x, y, residual = (interleaved.plane_of(array, problem.C) for array in (x, y, residual))
     else:
         fields, loop, tasks = prepared(problem)
-    run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
+    return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x with w into y; arrays in logical order (N, C, H, W), (K, 1, R, S), (N, K, P, Q)."""
+    job(problem, device, x, w, y, bias, residual).run(x, w, y, bias, residual, workspace)

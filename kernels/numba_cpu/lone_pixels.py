@@ -123,7 +123,14 @@ def lone_pixels_function(dtype, arithmetic=None):
 
 
 def sums_of(vectors):
-    """The sum of each vector's lanes: halves are added to halves, of two vectors at once while there are two."""
+    """The sum of each vector's lanes, as numbers."""
+    return [extract(sums, lane) for sums in lane_sums(vectors) for lane in range(sums.type.count)]
+
+
+def lane_sums(vectors):
+    """The sum of each vector's lanes, in the lanes of as few vectors as hold them: halves are added to halves, of two
+    vectors at once while there are two.
+    """
     vectors, width = list(vectors), vectors[0].type.count
     while width > 1:
         if len(vectors) > 1:
@@ -131,7 +138,7 @@ def sums_of(vectors):
         else:
             vectors = [halves_added(vectors[0], vectors[0], width)]
         width //= 2
-    return [extract(vector, lane) for vector in vectors for lane in range(vector.type.count)]
+    return vectors
 
 
 def halves_added(a, b, width):

@@ -64,6 +64,7 @@ from .compilation import compiled, inlined
 from .epilogue import CLAMP
 from .filter_cuts import until_all_done, up
 from .flat_planes import copy_planes_function
+from .job import job_of
 from .microkernel import (
     CLOCK,
     MEMORY_BYTES,
@@ -598,8 +599,13 @@ def pack_seconds(problem, device):
     return problem.K * problem.reduction / CLOCK / device.threads
 
 
+def job(problem, device, x, w, y, bias, residual):
+    """`run` for arrays of these strides."""
+    fields, loop, packs, tasks = prepared(problem, device.threads)
+    before = 0 if w.ndim == 1 else packs
+    return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual, before)
+
+
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
-    fields, loop, packs, tasks = prepared(problem, device.threads)
-    call = pack_call(fields, x, w, y, bias, residual, workspace)
-    run_tasks(loop, call, tasks, device.threads, before=0 if w.ndim == 1 else packs)
+    job(problem, device, x, w, y, bias, residual).run(x, w, y, bias, residual, workspace)

@@ -53,6 +53,9 @@ FIRST_ROUND, RANGES, ROUND_COUNTERS = TASKS + 8, TASKS + 16, TASKS + 24
 WORDS = (JOB + COUNTERS + 2 * MOST_RANGES * LINE) // 8
 
 LoneJob = ctypes.c_int64 * ((COUNTERS + 2 * LINE) // 8)
+LONE_TASKS, LONE_FIRST_ROUND, LONE_RANGES, LONE_COUNTERS = (
+    word // 8 for word in (TASKS, FIRST_ROUND, RANGES, ROUND_COUNTERS)
+)
 
 
 def task_loop(task):
@@ -132,17 +135,17 @@ def run_tasks(loop, call, tasks, threads, before=0):
     loop: Compiled. call: what every task is handed the address of, as bytes or an address. before: for a
     two_round_loop, how many tasks of its first round to run before.
     """
-    pool, useful = _pool, min(threads, max(tasks, before))
-    if useful > 1 and pool.lock.acquire(blocking=False):
-        try:
-            pool.run(loop.address, call, tasks, before, useful)
-        finally:
-            pool.lock.release()
-    else:
-        job = LoneJob()
-        job[TASKS // 8], job[FIRST_ROUND // 8], job[RANGES // 8] = tasks, before, 1
-        job[ROUND_COUNTERS // 8] = COUNTERS + LINE
-        loop.call(call, job, 0)
+    if threads > 1 and (tasks > 1 or before > 1):
+        pool = _pool
+        if pool.lock.acquire(blocking=False):
+            try:
+                pool.run(loop.address, call, tasks, before, min(threads, max(tasks, before)))
+            finally:
+                pool.lock.release()
+            return
+    job = LoneJob()
+    job[LONE_TASKS], job[LONE_FIRST_ROUND], job[LONE_RANGES], job[LONE_COUNTERS] = tasks, before, 1, COUNTERS + LINE
+    loop.call(call, job, 0)
 
 
 # ---- compiled: what threads do without the GIL ----

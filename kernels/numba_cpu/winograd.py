@@ -90,6 +90,7 @@ from functools import lru_cache
 from . import target
 from .call import pack_call, problem_fields
 from .compilation import compiled
+from .job import job_of
 from .microkernel import CLOCK, VECTORS, tile_rows, vector_type
 from .threads import run_tasks, task_loop, worker_span
 from .vectors import lanes
@@ -515,10 +516,15 @@ def prepared(m, problem, threads, packed=True):
     return fields, compiled(build_loop, real), problem.groups * chosen.runs * chosen.parts
 
 
+def job(m, problem, device, x, w, y, bias, residual):
+    """`run` for arrays of these strides."""
+    fields, loop, tasks = prepared(m, problem, device.threads, w.ndim == 1)
+    return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
+
+
 def run(m, problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical order.
 
     Or with the weights as they are, (K, C/groups, R, S): then `workspace` has one_call_bytes.
     """
-    fields, loop, tasks = prepared(m, problem, device.threads, w.ndim == 1)
-    run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
+    job(m, problem, device, x, w, y, bias, residual).run(x, w, y, bias, residual, workspace)

@@ -9,7 +9,7 @@ import pytest
 import convlib
 from convlib.device import Device
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import blocked, blocked_by_filters, few_channels, few_channels_last
+from convlib.kernels.numba_cpu import blocked, blocked_by_filters, few_channels, few_channels_last, few_pixels, target
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
@@ -23,6 +23,7 @@ PROBLEMS = {
     "point": ((2, 300, 13, 13), (128, 300, 1, 1), {}),
     "few pixels": ((1, 300, 7, 7), (72, 300, 1, 1), {}),
     "one pixel": ((3, 70, 1, 1), (16, 70, 1, 1), {}),
+    "nine pixels, two blocks of depths": ((2, 140, 5, 5), (16, 140, 3, 3), {}),
     "point, stride 2": ((1, 150, 14, 15), (24, 150, 1, 1), {"stride": 2}),
     "stride 3, dilated": ((2, 9, 20, 23), (16, 9, 3, 2), {"stride": 3, "dilation": 2, "padding": (1, 3)}),
     "a row too long for the cache": ((1, 8, 4, 9000), (8, 8, 3, 3), {"padding": 1}),
@@ -78,6 +79,39 @@ def test_images_that_are_slices_are_read_too(name):
     wider[..., 2:-3] = x
     exact = reference.conv2d(problem, x, w, None, None)
     np.testing.assert_array_equal(result(blocked, problem, wider[..., 2:-3], w, 2, packed=True), exact)
+
+
+# one window that sees all, windows read by vectors and by numbers, and tiles of filters that are not full
+FEW_PIXELS = {
+    "all": ((2, 5, 3, 4), (17, 5, 3, 4), {}),
+    "four of a point": ((1, 37, 2, 2), (12, 37, 1, 1), {}),
+    "one padded": ((2, 9, 1, 1), (5, 9, 3, 3), {"padding": 1}),
+    "three, stride 2": ((1, 8, 3, 7), (20, 8, 3, 3), {"stride": (1, 2)}),
+    "nine": ((2, 20, 5, 5), (10, 20, 3, 3), {}),
+    "six padded, dilated": ((1, 6, 4, 5), (11, 6, 3, 3), {"padding": 1, "dilation": 2}),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", FEW_PIXELS)
+def test_few_pixels_are_dot_products(name, dtype):
+    """Exactly, where nothing is rounded; nothing is read behind x, weights, bias and residual, nor written around y."""
+    x_shape, w_shape, keywords = FEW_PIXELS[name]
+    problem = make_problem(x_shape, w_shape, np.dtype(dtype), has_bias=True, has_residual=True, activation="relu",
+                           **keywords)  # fmt: skip
+    assert few_pixels.serves(problem) == (len(few_pixels.ROWS[target.register_count()]) >= problem.P * problem.Q)
+    random = np.random.default_rng(0)
+    x, w, bias, residual = (
+        before_a_guard(random.integers(-3, 4, shape).astype(dtype))
+        for shape in (x_shape, w_shape, w_shape[:1], problem.y_shape)
+    )
+    around = np.full((problem.N + 1, *problem.y_shape[1:]), np.nan, dtype)
+    device = Device("cpu", threads=2)
+    workspace = empty_aligned((blocked.workspace_bytes(problem, device),), np.uint8)
+    workspace[:] = 255
+    blocked.run(problem, device, x, w, around[:-1], bias, residual, workspace)
+    np.testing.assert_array_equal(around[:-1], reference.conv2d(problem, x, w, bias, residual))
+    assert np.isnan(around[-1]).all()
 
 
 # one tile, several of which the last begins within the one before, and a stride

@@ -1,0 +1,274 @@
+"""Maps of up to nine pixels, as in fully connected layers, squeeze-and-excitation and small networks' last layers: dot
+products, with the vectors along the depth d = (c, r, s).
+
+    y[k, pixel] = sum over d of w[k, d] * column[pixel, d]       3 filters x 9 pixels in registers, or 8 x 1 to 8 x 3
+
+    round 1: each window of x copied side by side, a column       not where one window sees all of x, as it lies
+    round 2: tiles of filters times all pixels; at last the lanes of each sum are added, and leave as vectors
+
+Why: nine pixels fill little more than half of a vector, and one pixel a sixteenth; along the depth vectors are full.
+Weights are read once, as they lie, so a single call packs none. Columns of larger maps cost more to copy than that
+saves.
+
+Depths come in blocks whose columns stay in the L1 cache; the sums, as vectors, wait for the next one.
+
+Measured on two Zen 5 cores, a plan's call in microseconds, beside pixels in the lanes or Winograd: 1152 channels to 48
+of one pixel 4.7 instead of 8.6, 2048 to 1000 50 instead of 60; 128 to 256 under 3 x 3 on nine pixels 18 instead of 31,
+on four with AVX2 15 instead of 28. 2.2 to 3 of that are saved in Python (job.py).
+What was learned there:
+- With one pixel reading the weights is the limit, in a core's own caches too: 36 bytes a cycle from L2. Fetching ahead
+  and 16 filters at once change nothing. A second thread takes a microsecond to join: it comes for `CYCLES_PER_THREAD`.
+- Nine columns loaded before they are used three times each spill sums: 39 instead of 22 microseconds. All depths at
+  once, columns coming from L2 for each tile: 22 instead of 19.
+- In batches Winograd wins (nine pixels, eight images: 19 instead of 29), which `OTHERS` tells dispatch.
+Source: gemv, as in Goto and van de Geijn, High-Performance Implementation of the Level-3 BLAS, ACM TOMS 2008.
+"""
+
+import struct
+from functools import lru_cache
+from itertools import chain
+
+import numpy as np
+from numba import from_dtype
+from numba.core import types
+
+from . import target, weight_rows
+from .call import CALL_DTYPE, problem_fields
+from .compilation import compiled, inlined
+from .epilogue import activated
+from .lone_pixels import lane_sums
+from .microkernel import CALL_SECONDS, CLOCK, multiply_cycles, vector_type
+from .short_floats import memory_functions
+from .threads import lines, two_round_loop
+from .tracing import choose, first_lanes, fma, load, load_lanes, loop, minimum, store, store_lanes, traced, zeros
+from .vectors import lanes, record_at
+
+# Filters at once, by pixels: as many sums as registers hold, and at least 8, which wait for nothing.
+ROWS = {32: (8, 8, 8, 6, 5, 4, 3, 3, 3), 16: (8, 6, 4, 3)}
+CYCLES_PER_THREAD = 6_000
+BYTES_PER_CYCLE = 36  # of weights, from the L2 cache
+OTHERS = 1.6  # other kernels' predictions, fitted on a Zen 3, are so many times what they take where this was fitted
+
+CUT = ("parts", "packed_row", "columns", "column_bytes", "depth_block", "partial_at")
+CALL_FEW_PIXELS = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in CUT]))
+
+
+@lru_cache(maxsize=1024)
+def serves(problem) -> bool:
+    """Are these so few pixels, in one group, and are sums made in the type of the arrays?"""
+    most = len(ROWS[target.register_count()])
+    pixels = problem.P * problem.Q
+    return pixels <= most and problem.groups == 1 and problem.dtype == problem.accumulate
+
+
+def takes(x, w, y, bias, residual) -> bool:
+    """Are all arrays without gaps? Packed weights, of one dimension, are."""
+    return all(array is None or array.flags.c_contiguous for array in (x, w, y, bias, residual))
+
+
+def reads_in_place(problem) -> bool:
+    """Does one window see all of x?"""
+    whole = (problem.R, problem.S) == (problem.H, problem.W)
+    return whole and problem.padding == ((0, 0), (0, 0))
+
+
+def rows_of(problem) -> int:
+    return ROWS[target.register_count()][problem.P * problem.Q - 1]
+
+
+def dot_function(dtype_name, rows, pixels):
+    """The traced function for the products of one image with up to `rows` filters, from weights to store."""
+    V = vector_type(dtype_name)
+
+    @traced(types.void)
+    def dot_tile(
+        a, a_row, left, x, x_row, depth, partial, first, last, y, bias, has_bias, residual, has_residual, kind, low,
+        high, slope,
+    ):  # fmt: skip
+        numbers = [minimum(left - 1, i) for i in range(rows)]  # beyond the last filter the last one again
+        filters = [a + a_row * number for number in numbers]
+
+        def multiplied(read, at, sums):
+            weights, added = [read(filter_ + at) for filter_ in filters], []
+            for j, totals in enumerate(zip(*sums)):
+                column = read(x + x_row * j + at)
+                added.append([fma(weight, column, total) for weight, total in zip(weights, totals)])
+            return [list(row) for row in zip(*added)]
+
+        def fresh():
+            only_first = first_lanes(V, has_bias)
+            starts = [load_lanes(V, bias + V.item_bytes * number, only_first) for number in numbers]
+            return [[start] * pixels for start in starts]
+
+        def places():
+            return [[partial + V.bytes * (pixels * i + j) for j in range(pixels)] for i in range(rows)]
+
+        def continued():
+            return [[load(V, place) for place in row] for row in places()]
+
+        def leave():
+            for total, place in zip(chain(*sums), chain(*places()), strict=True):
+                store(place, total)
+
+        whole = depth // V.count
+        some = first_lanes(V, depth - whole * V.count)
+        sums = choose(first, fresh, continued)
+        sums = loop(whole, lambda d, sums: multiplied(lambda at: load(V, at), d * V.bytes, sums), sums)
+
+        def with_rest():
+            return multiplied(lambda at: load_lanes(V, at, some), whole * V.bytes, sums)
+
+        sums = choose(depth > whole * V.count, with_rest, lambda: sums)
+
+        def finish():
+            left_here = minimum(left, rows) * pixels
+            finished(list(chain(*sums)), left_here, y, residual, has_residual, kind, low, high, slope)
+
+        choose(last, finish, leave)
+
+    def finished(sums, count, y, residual, has_residual, kind, low, high, slope):
+        for i, totals in enumerate(lane_sums(filled_up(sums))):
+            first = totals.type.count * i
+            there, here = first_lanes(totals.type, count - first), V.item_bytes * first
+            totals = with_residual(totals, has_residual, residual + here, there)
+            store_lanes(y + here, activated([totals], kind, low, high, slope)[0], there)
+
+    def filled_up(vectors):
+        """With zeros, so that they can be added in pairs."""
+        even = min(V.count, 1 << (len(vectors) - 1).bit_length())
+        return vectors + [zeros(V, vectors[0]) for _ in range(-len(vectors) % even)]
+
+    def with_residual(totals, has_residual, residual, there):
+        def added():
+            return [totals + load_lanes(totals.type, residual, there)]
+
+        return choose(has_residual.differs(0), added, lambda: [totals])[0]
+
+    return dot_tile
+
+
+def copy_function(dtype_name):
+    """A Numba function copy_column(to, call, n, p, q): the window of one pixel, side by side, in order (c, r, s).
+
+    A row of a window is written as a whole vector where x goes on behind it, and what is too much by the next row.
+    """
+    V, item = vector_type(dtype_name), np.dtype(dtype_name).itemsize
+    W, zero = V.count, np.dtype(dtype_name).type(0)
+    read, write, _, _ = memory_functions(dtype_name)
+
+    @traced(types.void)
+    def copy_vector(to, x):
+        store(to, load(V, x))
+
+    @inlined
+    def copy_column(to, call, n, p, q):
+        h0, w0 = p * call.stride_h - call.top, q * call.stride_w - call.left
+        inside = h0 >= 0 and w0 >= 0 and h0 + call.R <= call.H and w0 + call.S <= call.W
+        plain = inside and call.dilation_h == 1 and call.dilation_w == 1 and call.S <= W
+        size, all_numbers = call.H * call.W, call.N * call.C * call.H * call.W
+        for c in range(call.C):
+            plane = (n * call.C + c) * size
+            if plain and plane + size + W <= all_numbers:
+                for r in range(call.R):
+                    copy_vector(to, call.x + (plane + (h0 + r) * call.W + w0) * item)
+                    to += call.S * item
+                continue
+            for r in range(call.R):
+                for s in range(call.S):
+                    h, w = h0 + r * call.dilation_h, w0 + s * call.dilation_w
+                    there = 0 <= h < call.H and 0 <= w < call.W
+                    write(to, read(call.x + (plane + h * call.W + w) * item) if there else zero)
+                    to += item
+
+    return copy_column
+
+
+def build(dtype_name, rows, pixels):
+    item, tile_bytes = np.dtype(dtype_name).itemsize, rows * pixels * vector_type(dtype_name).bytes
+    dot_tile, copy_column = dot_function(dtype_name, rows, pixels), copy_function(dtype_name)
+
+    def copy(call_address, index, worker):
+        call = record_at(CALL_FEW_PIXELS, call_address)
+        n, pixel = index // pixels, index % pixels
+        copy_column(call.workspace + index * call.column_bytes, call, n, pixel // call.Q, pixel % call.Q)
+
+    def multiply(call_address, index, worker):
+        call = record_at(CALL_FEW_PIXELS, call_address)
+        all_depths = call.C * call.R * call.S
+        x = call.workspace if call.columns else call.x
+        w_row = call.packed_row if call.w_k == 0 else call.w_k
+        tiles = (call.K + rows - 1) // rows
+        begin, end = tiles * index // call.parts, tiles * (index + 1) // call.parts
+        for d in range(0, all_depths, call.depth_block):
+            depth = min(call.depth_block, all_depths - d)
+            for tile in range(begin, end):
+                k = tile * rows
+                for n in range(call.N):
+                    here = (n * call.K + k) * pixels * item
+                    dot_tile(
+                        call.w + k * w_row + d * item, w_row, call.K - k, x + n * pixels * call.column_bytes + d * item,
+                        call.column_bytes, depth, call.workspace + call.partial_at + (tile * call.N + n) * tile_bytes,
+                        d == 0, d + depth == all_depths, call.y + here, call.bias + k * item, call.has_bias,
+                        call.residual + here, call.has_residual, call.activation, call.low, call.high, call.slope,
+                    )  # fmt: skip
+
+    return two_round_loop(copy, multiply)
+
+
+# ---- how a problem is cut ----
+
+
+def part_count(problem, threads) -> int:
+    """Ranges of filters, one for a thread."""
+    return max(1, min(threads, int(cycles(problem) / CYCLES_PER_THREAD), -(-problem.K // rows_of(problem))))
+
+
+def column_bytes(problem) -> int:
+    """From column to column: with a vector behind each, unless x itself is the column."""
+    count = problem.reduction * problem.dtype.itemsize
+    return count if reads_in_place(problem) else lines(count + target.vector_bytes())
+
+
+def columns_bytes(problem) -> int:
+    return 0 if reads_in_place(problem) else problem.N * problem.P * problem.Q * column_bytes(problem)
+
+
+def depth_block(problem) -> int:
+    """Depths of which the columns fill less than a third of the L1 cache, in whole vectors, all blocks about equal."""
+    depth, W = problem.reduction, lanes(problem.dtype)
+    most = target.cache_bytes(1) * 3 // 10 // (problem.P * problem.Q * problem.dtype.itemsize)
+    return -(-depth // -(-depth // most) // W) * W
+
+
+def workspace_bytes(problem) -> int:
+    """Columns, and the sums that wait for other depths."""
+    if depth_block(problem) >= problem.reduction:
+        return columns_bytes(problem)
+    filters = -(-problem.K // rows_of(problem)) * rows_of(problem)
+    return columns_bytes(problem) + problem.N * filters * problem.P * problem.Q * target.vector_bytes()
+
+
+@lru_cache(maxsize=1024)
+def prepared(problem, threads):
+    """The record's fixed part, the compiled loop, the number of tasks of its second round and that of its first."""
+    parts, pixels = part_count(problem, threads), problem.P * problem.Q
+    copies = 0 if reads_in_place(problem) else problem.N * pixels
+    numbers = (
+        parts, weight_rows.row_bytes(problem), copies, column_bytes(problem), depth_block(problem),
+        columns_bytes(problem),
+    )  # fmt: skip
+    fields = problem_fields(problem) + struct.pack(f"{len(CUT)}q", *numbers)
+    return fields, compiled(build, problem.dtype.name, rows_of(problem), pixels), parts, copies
+
+
+def predicted_seconds(problem, threads) -> float:
+    return CALL_SECONDS + OTHERS * cycles(problem) / CLOCK / part_count(problem, threads)
+
+
+def cycles(problem) -> float:
+    """Of one core: multiply-adds, their lanes added, or reading the weights; and copying columns."""
+    sums, W = problem.K * problem.P * problem.Q, lanes(problem.dtype)
+    multiply = multiply_cycles(sums, W, -(-problem.reduction // W), problem.dtype) / 1.2 + 3 * sums
+    reading = problem.K * problem.reduction * problem.dtype.itemsize / BYTES_PER_CYCLE
+    copy = 0 if reads_in_place(problem) else 2 * problem.P * problem.Q * problem.C * problem.R
+    return max(problem.N * multiply, reading) + problem.N * copy

@@ -1,0 +1,128 @@
+"""Calls that come again: what is remembered of them, and what is not taken for one of them."""
+
+import numpy as np
+import pytest
+
+import convlib
+from convlib import operations, repeated
+from convlib.kernels import reference
+from convlib.problem import make_problem
+
+
+def arrays(seed=0):
+    random = np.random.default_rng(seed)
+    return tuple(random.integers(-3, 4, shape).astype(np.float32) for shape in ((1, 3, 6, 6), (4, 3, 3, 3), (4,)))
+
+
+def exact(x, w, bias):
+    problem = make_problem(x.shape, w.shape, x.dtype, has_bias=True)
+    return reference.conv2d(problem, x, w, bias, None)
+
+
+@pytest.fixture
+def no_checks(monkeypatch):
+    """From here on a call that is checked anew fails."""
+
+    def checked(*arguments, **keywords):
+        raise AssertionError("checked anew")
+
+    def forbid():
+        for name in ("check_operands", "settle"):
+            monkeypatch.setattr(operations, name, checked)
+        monkeypatch.setattr(convlib.plan.__globals__["Plan"], "check", checked)
+
+    return forbid
+
+
+def test_a_call_that_comes_again_is_not_checked_again(no_checks):
+    x, w, bias = arrays()
+    convlib.conv2d(x, w, bias)
+    out = np.empty((1, 4, 4, 4), np.float32)
+    convlib.conv2d(x, w, bias, out=out)
+    no_checks()
+    x, w, bias = arrays(1)
+    np.testing.assert_array_equal(convlib.conv2d(x, w, bias), exact(x, w, bias))
+    assert convlib.conv2d(x, w, bias, out=out) is out
+    np.testing.assert_array_equal(out, exact(x, w, bias))
+
+
+def test_a_plan_checks_once(no_checks):
+    x, w, bias = arrays()
+    planned = convlib.plan(x.shape, w, bias)
+    planned(x)
+    no_checks()
+    x = arrays(1)[0]
+    np.testing.assert_array_equal(planned(x), exact(x, w, bias))
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("weight_layout", ["OIHW", "HWIO"])
+def test_other_layouts_and_flipped_windows_come_again_alike(layout, weight_layout):
+    x, w, _ = arrays()
+    x = x if layout == "NCHW" else np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    w = w if weight_layout == "OIHW" else np.ascontiguousarray(w.transpose(2, 3, 1, 0))
+    keywords = {"layout": layout, "weight_layout": weight_layout, "flip_kernel": True, "padding_mode": "reflect"}
+    first = convlib.conv2d(x, w, padding=1, **keywords)
+    np.testing.assert_array_equal(convlib.conv2d(x, w, padding=1, **keywords), first)
+    np.testing.assert_array_equal(convlib.conv2d(x[0], w, padding=1, **keywords), first[0])
+
+
+@pytest.mark.parametrize(
+    ("keywords", "wrong"),
+    [
+        ({"stride": 1}, {"stride": True}),
+        ({"stride": (1, 1)}, {"stride": (1, True)}),
+        ({"stride": (1, 1)}, {"stride": (1, 1.0)}),
+        ({"padding": ((0, 0), (0, 0))}, {"padding": ((0, 0), (0, False))}),
+        ({"flip_kernel": False}, {"flip_kernel": 0}),
+        ({"max_error": 1.0}, {"max_error": True}),
+    ],
+)
+def test_an_equal_value_of_a_wrong_type_is_still_refused(keywords, wrong):
+    x, w, bias = arrays()
+    convlib.conv2d(x, w, bias, **keywords)
+    convlib.conv2d(x, w, bias, **keywords)
+    with pytest.raises(TypeError, match=next(iter(wrong))):
+        convlib.conv2d(x, w, bias, **wrong)
+
+
+def test_a_result_that_may_not_be_written_is_still_refused():
+    x, w, bias = arrays()
+    out = np.empty((1, 4, 4, 4), np.float32)
+    planned = convlib.plan(x.shape, w, bias)
+    for _ in range(2):
+        convlib.conv2d(x, w, bias, out=out)
+        planned(x, out=out)
+    out.flags.writeable = False
+    for call in (lambda: convlib.conv2d(x, w, bias, out=out), lambda: planned(x, out=out)):
+        with pytest.raises(ValueError, match="writeable"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["x", "w", "bias"])
+def test_a_result_that_overlaps_is_still_refused(name):
+    operands = dict(zip(("x", "w", "bias"), arrays(), strict=True))
+    shape = operands[name].shape
+    memory = np.zeros(2 * 108, np.float32)
+    operands[name] = memory[: np.prod(shape)].reshape(shape)
+    apart, over = (memory[start : start + 64].reshape(1, 4, 4, 4) for start in (108, 2))
+    planned = convlib.plan(operands["x"].shape, operands["w"], operands["bias"])
+    for _ in range(2):
+        convlib.conv2d(**operands, out=apart)
+        planned(operands["x"], out=apart)
+    with pytest.raises(ValueError, match=f"overlaps {name}"):
+        convlib.conv2d(**operands, out=over)
+    if name == "x":  # a plan has its own weights and bias
+        with pytest.raises(ValueError, match="overlaps x"):
+            planned(operands["x"], out=over)
+
+
+def test_what_is_remembered_stays_bounded(monkeypatch):
+    monkeypatch.setattr(repeated, "MOST", 3)
+    known = repeated.Repeated()
+    for number in range(10):
+        known.keep((number,), number)
+        assert known.find((number,)) == number
+        assert len(known.known) <= 3
+    known.keep(None, 1)
+    assert known.find(None) is None
