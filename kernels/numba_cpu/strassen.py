@@ -54,7 +54,7 @@ import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import blocked, target, tracing, weight_rows
+from . import blocked, patches, target, tracing, weight_rows
 from .blocked import BLOCKING, copy_biases_function, finish_tile_function, flat_rows
 from .call import CALL, CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
@@ -192,6 +192,11 @@ def sums_function(real, lone):
     return add_pixels
 
 
+@inlined
+def half_depth(call):
+    return call.Cg * call.R * call.S // 2
+
+
 def weight_sums(a11, a12, a21, a22):
     """The weights of the seven products, in their order."""
     s1 = a21 + a22
@@ -221,7 +226,7 @@ def pack_panel_function(dtype_name):
 
     @inlined
     def pack_panel(call, to, w):
-        depth = call.Cg // 2
+        depth = half_depth(call)
         panel_bytes, half_filters, half_channels = depth * rows * item, call.Kg // 2 * call.w_k, depth * call.w_c
         done = 0
         if contiguous and call.w_c == item:
@@ -254,7 +259,7 @@ def build_pack(dtype_name):
         call = record_at(CALL, call_address)
         panels = call.Kg // 2 // rows
         w = call.w + (index // panels * call.Kg + index % panels * rows) * call.w_k
-        pack_panel(call, call.y + index * (PRODUCTS * call.Cg // 2 * rows * item), w)
+        pack_panel(call, call.y + index * (PRODUCTS * half_depth(call) * rows * item), w)
 
     return task_loop(pack)
 
@@ -269,6 +274,7 @@ def build(dtype_name, lone):
     tile_bytes, wait_row = rows * row + gap, row + gap
     wait_tile = rows * wait_row
     copy_planes, add_pixels = copy_planes_function(dtype_name), sums_function(real, lone)
+    copy_patches = patches.copy_patches_function(real)
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
     _, write, _, _ = memory_functions(np.dtype(real).name)
     pack_panel, left_over = pack_panel_function(dtype_name), inlined(blocked.task_function(dtype_name))
@@ -295,17 +301,24 @@ def build(dtype_name, lone):
         call = record_at(CALL_STRASSEN, call_address)
         panels = call.Kg // 2 // rows
         w = call.w + (index // panels * call.Kg + index % panels * rows) * call.w_k
-        pack_panel(call, panels_of(call) + index * (PRODUCTS * call.Cg // 2 * rows * item), w)
+        pack_panel(call, panels_of(call) + index * (PRODUCTS * half_depth(call) * rows * item), w)
 
     @inlined
-    def copy_halves(call, planes, x, first, channels):
-        """Of `channels` channels and those half of all further: the rows of x in which the pair's pixels lie."""
+    def copy_halves(call, planes, x, first, c0, channels):
+        """Of `channels` channels from c0 on and those half of all further: the rows of x in which the pair's pixels
+        lie. Of patches, of so many depths: whole rows of windows.
+        """
         row0, end = first // call.Q, first + 2 * width
         count = (end - 1) // call.Q - row0 + 1
         column, behind = (first % call.Q, (end - 1) % call.Q + 1) if count == 1 else (0, call.Q)
         for half in range(2):
-            to, here = planes + half * channels * call.planes_bytes, x + half * (call.Cg // 2) * call.x_c
-            copy_planes(call, to, call.planes_bytes, here, row0, 1, channels, count, column, behind)
+            to, begin = planes + half * channels * call.planes_bytes, c0 + half * half_depth(call)
+            if call.S > 1:
+                line, lines = begin // call.S, channels // call.S
+                copy_patches(call, to, call.planes_bytes, x, line, lines, row0, count, column, behind)
+            else:
+                here = x + begin * call.x_c
+                copy_planes(call, to, call.planes_bytes, here, row0, 1, channels, count, column, behind)
 
     @inlined
     def multiply_pair(
@@ -346,7 +359,7 @@ def build(dtype_name, lone):
         filter_task, rest = index % call.pair_filter_tasks, index // call.pair_filter_tasks
         number, rest = rest % call.pairs, rest // call.pairs
         g, n = rest % call.groups, rest // call.groups
-        first, depth, half = number * 2 * width, call.Cg // 2, call.Kg // 2
+        first, depth, half = number * 2 * width, half_depth(call), call.Kg // 2
         begin = filter_task * call.pair_filters
         end = min(begin + call.pair_filters, half)
         planes = call.workspace + worker * call.worker_bytes
@@ -376,7 +389,7 @@ def build(dtype_name, lone):
             if in_place:
                 b, b_step, b_half = x + c0 * call.x_c + first * item, call.x_c, depth * call.x_c
             else:
-                copy_halves(call, planes, x + c0 * call.x_c, first, channels)
+                copy_halves(call, planes, x, first, c0, channels)
                 b, b_step, b_half = planes + first % call.Q * item, call.planes_bytes, channels * call.planes_bytes
             add_pixels(totals, panel, alone, b, x_tile, b_half, b_step, channels)
             last = c0 + channels == depth
@@ -461,7 +474,7 @@ def paired_pixels(problem) -> int:
 
 def pair_cycles(problem, filters) -> float:
     """Of one pair of tiles and so many filters of the first half and of the second."""
-    W, depth = lanes(problem.accumulate), problem.Cg // 2
+    W, depth = lanes(problem.accumulate), problem.reduction // 2
     columns = tile_columns(problem, lone_pixels(problem))
     products = PRODUCTS * multiply_cycles(filters, VECTORS * W, depth, problem.accumulate) * columns / (VECTORS * W)
     copy = blocked.copy_cycles(problem) / (problem.P * problem.Q) * 2 * tile_pixels(problem)
@@ -481,19 +494,19 @@ def cut_cycles(problem, threads, filter_tasks) -> float:
 
 def channel_block(problem) -> int:
     """Channels of a half whose T's and x fill less than half the L2 cache, all blocks about equal."""
-    depth, row_bytes = problem.Cg // 2, VECTORS * target.vector_bytes()
+    depth, row_bytes = problem.reduction // 2, VECTORS * target.vector_bytes()
     x_bytes = 4 * (row_bytes + LINE)
     if not blocked.reads_x_in_place(problem):
         x_bytes = 2 * blocked.plane_bytes(problem, 2 * tile_pixels(problem))
     most = max(target.cache_bytes(2) // 2 // (SUMS * row_bytes + x_bytes), 1)
-    return -(-depth // -(-depth // most))
+    return up(-(-depth // -(-depth // most)), problem.S)
 
 
 @lru_cache(maxsize=1024)
 def blocking(problem, threads):
     """The numbers of BLOCKING and of PAIRS, and how many tasks there are: of packing, of pairs, of what is left."""
     W, rows, item = lanes(problem.accumulate), panel_rows(), problem.accumulate.itemsize
-    maps, half, depth = problem.N * problem.groups, problem.Kg // 2, problem.Cg // 2
+    maps, half, depth = problem.N * problem.groups, problem.Kg // 2, problem.reduction // 2
     count, first = pairs(problem), paired_pixels(problem)
     rest, left = blocked.blocking(problem, threads, first) if first < problem.P * problem.Q else (NOTHING_LEFT, 0)
     rest = list(rest)
@@ -536,14 +549,16 @@ def why_not(problem, device):
     reasons = []
     if problem.dtype != problem.accumulate:
         reasons.append(f"takes float32 and float64, not {problem.dtype}")
-    if problem.R * problem.S != 1 or problem.padding != ((0, 0), (0, 0)):
+    point = problem.R * problem.S == 1 and problem.padding == ((0, 0), (0, 0))
+    if not point and not patches.serves(problem):
         reasons.append(
-            f"made for 1x1 without padding, the window is {problem.R}x{problem.S}, padding {problem.padding}"
+            "made for windows of 1x1, or in NCHW as wide as their stride, without padding; the window is "
+            f"{problem.R}x{problem.S}, stride {problem.stride}, padding {problem.padding}"
         )
-    if problem.Cg % 2 or problem.Kg % filters:
+    if problem.Cg * problem.R % 2 or problem.Kg % filters:
         reasons.append(
-            f"halves channels and filters: an even number of channels and a multiple of {filters} filters per group "
-            f"needed, got {problem.Cg} and {problem.Kg}"
+            f"halves channels and filters: an even number of channels, or of their windows' rows, and a multiple of "
+            f"{filters} filters per group needed, got {problem.Cg * problem.R} and {problem.Kg}"
         )
     if pairs(problem) == 0:
         reasons.append(f"at least {pixels} output pixels needed, got {problem.P} x {problem.Q}")
@@ -551,7 +566,7 @@ def why_not(problem, device):
 
 
 def panel_bytes(problem):
-    return PRODUCTS * problem.groups * problem.Kg // 2 * (problem.Cg // 2) * problem.accumulate.itemsize
+    return PRODUCTS * problem.groups * problem.Kg // 2 * (problem.reduction // 2) * problem.accumulate.itemsize
 
 
 def workspace_bytes(problem, device):
@@ -574,14 +589,19 @@ def packed_bytes(problem, device):
 
 
 def pack(problem, device, w, packed):
-    """Write the weights w (K, C/groups, 1, 1) into `packed` (uint8, 64-byte aligned): rows of filters, and panels."""
+    """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned): rows of filters, and panels."""
     if rows_bytes(problem):
         blocked.pack(problem, device, w, packed)
     panels = packed[rows_bytes(problem) :]
-    call = pack_call(problem_fields(problem), panels, w, panels, None, None, None)
+    call = pack_call(problem_fields(problem), panels, by_depth(problem, w), panels, None, None, None)
     run_tasks(
         compiled(build_pack, problem.dtype.name), call, problem.groups * problem.Kg // 2 // panel_rows(), device.threads
     )
+
+
+def by_depth(problem, w):
+    """The weights of each filter in a row; without a copy where they are contiguous."""
+    return w.reshape(problem.K, problem.reduction, 1, 1)
 
 
 def predicted_seconds(problem, device):
@@ -598,5 +618,6 @@ def pack_seconds(problem, device):
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
     fields, loop, packs, tasks = prepared(problem, device.threads)
-    call = pack_call(fields, x, w, y, bias, residual, workspace)
-    run_tasks(loop, call, tasks, device.threads, before=0 if w.ndim == 1 else packs)
+    packed = w.ndim == 1
+    call = pack_call(fields, x, w if packed else by_depth(problem, w), y, bias, residual, workspace)
+    run_tasks(loop, call, tasks, device.threads, before=0 if packed else packs)
