@@ -18,7 +18,20 @@ from numba.core import types
 from .compilation import inlined
 from .microkernel import vector_type
 from .short_floats import memory_functions
-from .tracing import constant, first_lanes, load, load_lanes, loop, minimum, split, store, traced, transpose, when
+from .tracing import (
+    constant,
+    first_lanes,
+    interleave,
+    load,
+    load_lanes,
+    loop,
+    minimum,
+    shuffle,
+    split,
+    store,
+    traced,
+    when,
+)
 
 SPLIT_CYCLES = 0.3  # a number
 
@@ -38,9 +51,10 @@ def are_patches(call):
     return apart and call.S > 1 and call.top == 0 and call.left == 0 and call.P * call.R <= call.H and call.Q * call.S <= call.W
 
 
-def sort_row_function(real):
-    """A Numba function sort_row(to, to_tap, x, S, count): of each tap s the numbers of `count` neighbouring pixels, to
-    to + s * to_tap; more may be written behind them, up to a vector. x: address of the first pixel's first number.
+def sort_rows_function(real):
+    """A Numba function sort_rows(to, to_tap, to_row, x, x_row, rows, S, count): of each row of x and each tap s the
+    numbers of `count` neighbouring pixels, to to + s * to_tap; up to a vector more is written behind a row, before the
+    next one is. x: address of the first pixel's first number.
     """
     V = vector_type(real)
     W, item = V.count, V.item_bytes
@@ -49,47 +63,68 @@ def sort_row_function(real):
         """S: a power of two."""
 
         @traced(types.void)
-        def sort(to, to_tap, x, count):
-            def put(i, read):
-                vectors = split([read(x + (i * S + j) * V.bytes, j) for j in range(S)])
-                for s, pixels in enumerate(vectors):
-                    store(to + to_tap * s + i * V.bytes, pixels)
-
+        def sort(to, to_tap, to_row, x, x_row, rows, count):
             whole = count // W
             rest = count - whole * W
-            loop(whole, lambda i: put(i, lambda here, j: load(V, here)))
-            with when(rest > 0):
-                put(whole, lambda here, j: load_lanes(V, here, first_lanes(V, rest * S - j * W)))
+            masks = [first_lanes(V, rest * S - j * W) for j in range(S)]
+
+            def put(there, here, read):
+                for s, pixels in enumerate(split([read(here + j * V.bytes, j) for j in range(S)])):
+                    store(there + to_tap * s, pixels)
+
+            def row(p):
+                there, here = to + to_row * p, x + x_row * p
+                loop(whole, lambda i: put(there + i * V.bytes, here + i * (S * V.bytes), lambda at, j: load(V, at)))
+                with when(rest > 0):
+                    last, last_x = there + whole * V.bytes, here + whole * (S * V.bytes)
+                    put(last, last_x, lambda at, j: load_lanes(V, at, masks[j]))
+
+            loop(rows, row)
 
         return sort
 
-    @traced(types.void)
-    def sort_square(to, to_tap, x, x_pixel, count, taps):
-        """Up to W pixels and up to W taps of each."""
-        inside = first_lanes(V, taps)
-        last = count - 1
-        rows = [load_lanes(V, x + x_pixel * minimum(constant(count, i), last), inside) for i in range(W)]
-        for s, pixels in enumerate(transpose(rows)):
-            with when(taps > s):
-                store(to + to_tap * s, pixels)
+    def by_transposing(pixels):
+        """Up to so many pixels, and up to W taps of each, of every row."""
+
+        @traced(types.void)
+        def sort(to, to_tap, to_row, x, x_row, x_pixel, rows, count, taps):
+            inside, last = first_lanes(V, taps), count - 1
+            apart = [x_pixel * minimum(constant(count, i), last) for i in range(pixels)]
+
+            def row(p):
+                there, here = to + to_row * p, x + x_row * p
+                vectors = interleave([load_lanes(V, here + offset, inside) for offset in apart])
+                for s in range(W):
+                    begin = s * pixels % W
+                    vector = vectors[s * pixels // W]
+                    with when(taps > s):
+                        store(there + to_tap * s, shuffle(vector, vector, range(begin, begin + pixels)))
+
+            loop(rows, row)
+
+        return sort
 
     by_two, by_four, by_eight = (by_splitting(S) for S in (2, 4, 8))
+    many, few = by_transposing(W), by_transposing(W // 2)
 
     @inlined
-    def sort_row(to, to_tap, x, S, count):
+    def sort_rows(to, to_tap, to_row, x, x_row, rows, S, count):
         if S == 2:
-            by_two(to, to_tap, x, count)
+            by_two(to, to_tap, to_row, x, x_row, rows, count)
         elif S == 4:
-            by_four(to, to_tap, x, count)
+            by_four(to, to_tap, to_row, x, x_row, rows, count)
         elif S == 8:
-            by_eight(to, to_tap, x, count)
+            by_eight(to, to_tap, to_row, x, x_row, rows, count)
         else:
-            for q in range(0, count, W):
+            for q in range((count - 1) // W * W, -1, -W):  # what is written behind a row comes before that row's own
                 for s in range(0, S, W):
-                    here = x + (q * S + s) * item
-                    sort_square(to + s * to_tap + q * item, to_tap, here, S * item, min(W, count - q), min(W, S - s))
+                    here, there = x + (q * S + s) * item, to + s * to_tap + q * item
+                    if count - q > W // 2:
+                        many(there, to_tap, to_row, here, x_row, S * item, rows, min(W, count - q), min(W, S - s))
+                    else:
+                        few(there, to_tap, to_row, here, x_row, S * item, rows, count - q, min(W, S - s))
 
-    return sort_row
+    return sort_rows
 
 
 def copy_patches_function(real):
@@ -98,26 +133,26 @@ def copy_patches_function(real):
     from p0 on; of their columns those from `first` to `last`, and up to a vector more behind the last row's. x: address
     of channel 0.
     """
-    item, sort_row = np.dtype(real).itemsize, sort_row_function(real)
+    item, sort_rows = np.dtype(real).itemsize, sort_rows_function(real)
     read, write, _, _ = memory_functions(np.dtype(real).name)
 
     @inlined
-    def sort_numbers(to, to_tap, x, x_w, S, count):
-        for s in range(S):
-            for q in range(count):
-                write(to + s * to_tap + q * item, read(x + (q * S + s) * x_w))
+    def sort_numbers(to, to_tap, to_row, x, x_row, x_w, rows, S, count):
+        for p in range(rows):
+            for s in range(S):
+                for q in range(count):
+                    write(to + p * to_row + s * to_tap + q * item, read(x + p * x_row + (q * S + s) * x_w))
 
     @inlined
     def copy_patches(call, to, to_depth, x, line, lines, p0, rows, first, last):
+        to_row, x_row, count = call.Q * item, call.R * call.x_h, last - first
         for i in range(lines):
             c, r = (line + i) // call.R, (line + i) % call.R
             here = x + c * call.x_c + (p0 * call.R + r) * call.x_h + first * call.S * call.x_w
             there = to + i * call.S * to_depth + first * item
-            for _ in range(rows):
-                if call.x_w == item:
-                    sort_row(there, to_depth, here, call.S, last - first)
-                else:
-                    sort_numbers(there, to_depth, here, call.x_w, call.S, last - first)
-                there, here = there + call.Q * item, here + call.R * call.x_h
+            if call.x_w == item:
+                sort_rows(there, to_depth, to_row, here, x_row, rows, call.S, count)
+            else:
+                sort_numbers(there, to_depth, to_row, here, x_row, call.x_w, rows, call.S, count)
 
     return copy_patches

@@ -92,7 +92,7 @@ LEAVE_CYCLES = 1.5  # for a vector of a product that is added to others
 
 PAIRS = (
     "pairs", "pair_tasks", "pair_filters", "pair_filter_tasks", "pair_channels", "waiting_step", "planes_bytes",
-    "sums_at", "alone_at", "tiles_at", "pair_bias_at", "panels_at", "shared_at",
+    "sums_at", "alone_at", "tiles_at", "pair_bias_at", "panels_at", "shared_at", "left_tasks",
 )  # fmt: skip
 CALL_STRASSEN = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING + PAIRS]))
 
@@ -420,10 +420,12 @@ def build(dtype_name, lone):
 
     def task(call_address, index, worker):
         call = record_at(CALL_STRASSEN, call_address)
-        if index < call.pair_tasks:
-            pair(call, index, worker)
+        all_tasks = call.pair_tasks + call.left_tasks
+        before = index * call.left_tasks // all_tasks
+        if (index + 1) * call.left_tasks // all_tasks == before:
+            pair(call, index - before, worker)
         else:
-            left_over(call_address, index - call.pair_tasks, worker)
+            left_over(call_address, before, worker)
 
     return two_round_loop(pack_round, task)
 
@@ -526,7 +528,7 @@ def blocking(problem, threads):
     own = (
         count, count * maps * filter_tasks, filters, filter_tasks, channels, waiting_step, planes_bytes, sums_at,
         alone_at, tiles_at, bias_at,
-        rows_bytes(problem), threads * worker_bytes,
+        rows_bytes(problem), threads * worker_bytes, left,
     )  # fmt: skip
     return tuple(rest) + own, problem.groups * half // rows, own[1] + left
 
@@ -571,7 +573,7 @@ def panel_bytes(problem):
 
 def workspace_bytes(problem, device):
     numbers, _, _ = blocking(problem, device.threads)
-    return numbers[-1] + panel_bytes(problem)
+    return numbers[(BLOCKING + PAIRS).index("shared_at")] + panel_bytes(problem)
 
 
 def reads_in_place(problem, w):
