@@ -24,10 +24,11 @@ import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import target
+from . import patches, target
 from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activated
+from .filter_cuts import until_all_done, up
 from .microkernel import VECTORS, multiply_cycles, tile_rows, vector_type
 from .sliding_window import panel_filling, store_some
 from .threads import lines, task_loop, worker_span
@@ -50,10 +51,12 @@ from .tracing import (
 )
 from .vectors import lanes, record_at
 
-TASKS_PER_THREAD = 4
-CYCLES_PER_TASK = 6_000  # at least, or setting up takes longer
+BANDS_PER_THREAD, PARTS_PER_THREAD = (1, 2, 4), (1, 2)  # of rows, of filters: the cuts that are tried
+CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_000, 4_000
+CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
+COPY_CYCLES = 0.25  # a number
 
-GEOMETRY = ("bands", "copied", "columns", "row_bytes", "bias_at", "scratch_at", "panel_at", "worker_bytes")
+GEOMETRY = ("bands", "filter_tasks", "copied", "columns", "row_bytes", "bias_at", "scratch_at", "panel_at", "worker_bytes")
 CALL_LAST = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
 
 
@@ -62,7 +65,7 @@ def serves(problem) -> bool:
     """Is this the faster way, for arrays whose channels and pixels are neighbours?"""
     if problem.layout != "NHWC" or problem.dtype != problem.accumulate:
         return False
-    return problem.reduction * VECTORS * target.vector_bytes() <= target.cache_bytes(1)
+    return patches.apart(problem) or problem.reduction * VECTORS * target.vector_bytes() <= target.cache_bytes(1)
 
 
 def takes(x, y, residual) -> bool:
@@ -132,10 +135,11 @@ def tile_function(dtype_name, rows, vectors):
     return tile
 
 
-def build(dtype_name):
+def build(dtype_name, rows):
+    """rows: pixels of a tile, as `heights` says."""
     W = lanes(dtype_name)
-    one_rows, two_rows, three_rows = (tile_rows(vectors) for vectors in (1, 2, 3))
-    one, two, three = (tile_function(dtype_name, tile_rows(vectors), vectors) for vectors in (1, 2, 3))
+    one_rows, two_rows, three_rows = rows
+    one, two, three = (tile_function(dtype_name, rows[vectors - 1], vectors) for vectors in (1, 2, 3))
     fill_columns, _, number_at, put_number = panel_filling(dtype_name)
     real = np.float64 if dtype_name == "float64" else np.float32
     item, zero = np.dtype(real).itemsize, real(0)
@@ -163,7 +167,8 @@ def build(dtype_name):
 
     def task(call_address, index, worker):
         call = record_at(CALL_LAST, call_address)
-        band, n = index % call.bands, index // call.bands
+        band, rest = index % call.bands, index // call.bands
+        filter_task, n = rest % call.filter_tasks, rest // call.filter_tasks
         p0, p1 = call.P * band // call.bands, call.P * (band + 1) // call.bands
         offsets = call.workspace + worker * call.worker_bytes
         biases, scratch, panel = offsets + call.bias_at, offsets + call.scratch_at, offsets + call.panel_at
@@ -179,24 +184,27 @@ def build(dtype_name):
         else:
             x += first_row * x_row
         vectors_padded = (call.Kg + W - 1) // W
+        tiles = (vectors_padded + VECTORS - 1) // VECTORS
+        begin = tiles * filter_task // call.filter_tasks * VECTORS
+        end = min(tiles * (filter_task + 1) // call.filter_tasks * VECTORS, vectors_padded)
         padded, depth = vectors_padded * W, call.Cg * call.R * call.S
         fill_offsets(call, offsets, x_row)
         fill_biases(call, biases, padded)
         pixel_bytes = call.stride_w * call.C * item
 
-        for p in range(p0, p1):
-            row = x + (p - p0) * call.stride_h * x_row
-            for g in range(call.groups):
-                y = call.y + n * call.y_n + p * call.y_p + g * call.Kg * item
-                residual = call.residual + n * call.residual_n + p * call.residual_p + g * call.Kg * item
-                done = 0
-                while done < vectors_padded:
-                    left = vectors_padded - done
-                    vectors = 2 if left == 4 else min(left, VECTORS)
-                    height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
-                    kept = min(W, call.Kg - (done + vectors - 1) * W)
-                    w = call.w + (g * padded + done * W) * depth * item
-                    bias, column = biases + (g * padded + done * W) * item, done * W * item
+        for g in range(call.groups):
+            done = begin
+            while done < end:
+                left = end - done
+                vectors = 2 if left == 4 else min(left, VECTORS)
+                height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
+                kept = min(W, call.Kg - (done + vectors - 1) * W)
+                w = call.w + (g * padded + done * W) * depth * item
+                bias, column = biases + (g * padded + done * W) * item, done * W * item
+                for p in range(p0, p1):
+                    row = x + (p - p0) * call.stride_h * x_row
+                    y = call.y + n * call.y_n + p * call.y_p + g * call.Kg * item
+                    residual = call.residual + n * call.residual_n + p * call.residual_p + g * call.Kg * item
                     for i in range(0, call.Q, height):
                         q = max(min(i, call.Q - height), 0)
                         here = row + q * pixel_bytes + g * call.Cg * item
@@ -219,7 +227,7 @@ def build(dtype_name):
                                 call.residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
                                 call.low, call.high, call.slope,
                             )  # fmt: skip
-                    done += vectors
+                done += vectors
 
     return task_loop(task)
 
@@ -227,33 +235,91 @@ def build(dtype_name):
 # ---- how a problem is cut ----
 
 
+@lru_cache(maxsize=1024)
+def heights(problem):
+    """Pixels of tiles of one, two and three vectors: 7 where 8 would compute many of a row twice."""
+    Q = problem.Q
+    if target.register_count() == 32 and 1.02 * up(Q, 7) < up(Q, 8):
+        return 7, 7, 7
+    return tuple(tile_rows(vectors) for vectors in (1, 2, 3))
+
+
 def copies(problem) -> bool:
     """Must rows be copied: for padding, or since a tile would read beyond their end?"""
-    highest = max(tile_rows(vectors) for vectors in range(1, VECTORS + 1))
-    return highest > problem.Q or any(map(any, problem.padding))
+    return max(heights(problem)) > problem.Q or any(map(any, problem.padding))
+
+
+def row_numbers(problem):
+    """Numbers of x that a row of outputs reads from each row of x."""
+    return ((problem.Q - 1) * problem.stride[1] + (problem.S - 1) * problem.dilation[1] + 1) * problem.C
+
+
+def row_bytes(problem):
+    return lines(row_numbers(problem) * problem.accumulate.itemsize) + 64
+
+
+def rows_read(problem, rows):
+    """By so many rows of outputs."""
+    return (rows - 1) * problem.stride[0] + (problem.R - 1) * problem.dilation[0] + 1
+
+
+def fewest_bands(problem):
+    """So many that their copied rows fit half the L2 cache."""
+    if not copies(problem):
+        return 1
+    fitting = target.cache_bytes(2) // 2 // row_bytes(problem) - rows_read(problem, 1)
+    return min(-(-problem.P // max(fitting // problem.stride[0], 1)), problem.P)
+
+
+def filter_tiles(problem):
+    return -(-problem.Kg // (VECTORS * lanes(problem.accumulate)))
+
+
+def possible_cuts(problem, threads):
+    """(bands of rows, ranges of filters)"""
+    fewest = fewest_bands(problem)
+    if threads == 1:
+        return [(fewest, 1)]
+    bands = {min(max(fewest, threads * n), problem.P) for n in BANDS_PER_THREAD}
+    parts = {min(threads * n, filter_tiles(problem)) for n in PARTS_PER_THREAD}
+    return [(band, part) for band in sorted({fewest, *bands}) for part in sorted({1, *parts})]
+
+
+def cut_cycles(problem, threads, bands, filter_tasks) -> float:
+    """Predicted cycles until the last thread is done."""
+    width, tiles = VECTORS * lanes(problem.accumulate), filter_tiles(problem)
+    rows = [problem.P * (band + 1) // bands - problem.P * band // bands for band in range(bands)]
+    parts = [tiles * (part + 1) // filter_tasks - tiles * part // filter_tasks for part in range(filter_tasks)]
+    tasks = [task_cycles(problem, row, min(part * width, problem.Kg)) for part in parts for row in rows]
+    return until_all_done(tasks * problem.N, threads, CYCLES_TO_WAKE)
+
+
+def task_cycles(problem, rows, filters) -> float:
+    """Of so many rows of outputs: the multiply-adds, what comes from afar, and copying rows."""
+    W, depth = lanes(problem.accumulate), problem.reduction
+    pixels = rows * up(problem.Q, heights(problem)[VECTORS - 1])
+    multiply = multiply_cycles(pixels, up(filters, W), depth, problem.accumulate) * problem.groups
+    numbers = rows_read(problem, rows) * row_numbers(problem)
+    copy = COPY_CYCLES * numbers if copies(problem) else 0.0
+    return CYCLES_PER_TASK + multiply + copy + CYCLES_TO_COME * (numbers + problem.groups * filters * depth)
 
 
 @lru_cache(maxsize=1024)
 def geometry(problem, threads):
     """The numbers of GEOMETRY, and how many tasks there are."""
-    item, W, C = problem.accumulate.itemsize, lanes(problem.accumulate), problem.C
-    columns = ((problem.Q - 1) * problem.stride[1] + (problem.S - 1) * problem.dilation[1] + 1) * C
-    row_bytes = lines(columns * item) + 64
-    halo = (problem.R - 1) * problem.dilation[0] + 1
-    most = (
-        max((target.cache_bytes(2) // 2 // row_bytes - halo) // problem.stride[0], 1) if copies(problem) else problem.P
-    )
-    wanted = -(-TASKS_PER_THREAD * threads // problem.N) if threads > 1 else 1
-    enough = max(1, int(cycles(problem) / CYCLES_PER_TASK))
-    bands = min(max(-(-problem.P // most), min(wanted, enough)), problem.P)
-    rows = (-(-problem.P // bands) - 1) * problem.stride[0] + halo if copies(problem) else 0
+    item, W = problem.accumulate.itemsize, lanes(problem.accumulate)
+    bands, filter_tasks = min(possible_cuts(problem, threads), key=lambda cut: cut_cycles(problem, threads, *cut))
+    rows = rows_read(problem, -(-problem.P // bands)) if copies(problem) else 0
     bias_at = lines(8 * problem.reduction)
-    scratch_at = bias_at + lines(problem.groups * -(-problem.Kg // W) * W * item)
+    scratch_at = bias_at + lines(problem.groups * up(problem.Kg, W) * item)
     panel_at = scratch_at + 8 * VECTORS * target.vector_bytes()
-    beyond = 8 * problem.stride[1] * C * item + 64  # what a tile wider than a row reads
-    worker_bytes = worker_span(panel_at + rows * row_bytes + beyond)
-    numbers = bands, int(copies(problem)), columns, row_bytes, bias_at, scratch_at, panel_at, worker_bytes
-    return numbers, problem.N * bands
+    beyond = 8 * problem.stride[1] * problem.C * item + 64  # what a tile wider than a row reads
+    worker_bytes = worker_span(panel_at + rows * row_bytes(problem) + beyond)
+    numbers = (
+        bands, filter_tasks, int(copies(problem)), row_numbers(problem), row_bytes(problem), bias_at, scratch_at,
+        panel_at, worker_bytes,
+    )  # fmt: skip
+    return numbers, problem.N * bands * filter_tasks
 
 
 def workspace_bytes(problem, threads):
@@ -266,12 +332,9 @@ def prepared(problem, threads):
     """The record's fixed part, the compiled loop and the number of tasks."""
     numbers, tasks = geometry(problem, threads)
     fields = problem_fields(problem) + struct.pack(f"{len(GEOMETRY)}q", *numbers)
-    return fields, compiled(build, problem.dtype.name), tasks
+    return fields, compiled(build, problem.dtype.name, heights(problem)), tasks
 
 
 def cycles(problem) -> float:
-    """Of one image: the multiply-adds, and copying rows."""
-    W, rows = lanes(problem.accumulate), tile_rows(VECTORS)
-    pixels, filters = -(-problem.Q // rows) * rows * problem.P, -(-problem.Kg // W) * W
-    multiply = multiply_cycles(pixels, filters, problem.reduction, problem.accumulate) * problem.groups
-    return multiply + 0.25 * problem.C * problem.H * problem.W + 2.0 * problem.P * problem.Q * problem.groups
+    """Of one image."""
+    return task_cycles(problem, problem.P, problem.Kg)

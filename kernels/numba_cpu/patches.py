@@ -37,11 +37,15 @@ SPLIT_CYCLES = 0.3  # a number
 
 
 @lru_cache(maxsize=1024)
-def serves(problem) -> bool:
-    """Does every pixel read a patch of its own, of rows that lie in x?"""
+def apart(problem) -> bool:
+    """Does every pixel read a patch of its own, that lies in x?"""
     window, no_padding = (problem.R, problem.S), ((0, 0), (0, 0))
-    apart = window == problem.stride and problem.S > 1 and problem.dilation == (1, 1)
-    return apart and problem.padding == no_padding and problem.layout == "NCHW" and problem.dtype == problem.accumulate
+    return window == problem.stride and problem.S > 1 and problem.dilation == (1, 1) and problem.padding == no_padding
+
+
+def serves(problem) -> bool:
+    """Are there patches whose rows can be sorted in registers?"""
+    return apart(problem) and problem.layout == "NCHW" and problem.dtype == problem.accumulate
 
 
 @inlined
