@@ -33,7 +33,7 @@ import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import few_channels_last, filter_columns, target, tracing
+from . import pixels_in_place, filter_columns, target, tracing
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
@@ -357,7 +357,7 @@ def build(dtype_name, tile_pixels, layout):
 
 def channel_block(problem) -> int:
     """Channels whose weights, for one tile of filters, fill about three quarters of the L1 cache; at least one."""
-    if few_channels_last.serves(problem):
+    if pixels_in_place.serves(problem):
         return problem.Cg
     depth = target.cache_bytes(1) * 3 // 4 // (VECTORS * target.vector_bytes())
     blocks = -(-problem.reduction // max(depth, problem.R * problem.S))
@@ -402,8 +402,8 @@ def why_not(problem, device):
 
 def workspace_bytes(problem, device):
     own = blocking(problem, device.threads)[-1]
-    few = few_channels_last.serves(problem)
-    return max(own, few_channels_last.workspace_bytes(problem, device.threads)) if few else own
+    few = pixels_in_place.serves(problem)
+    return max(own, pixels_in_place.workspace_bytes(problem, device.threads)) if few else own
 
 
 def packed_bytes(problem, device):
@@ -419,8 +419,8 @@ def pack(problem, device, w, packed):
 
 
 def predicted_seconds(problem, device):
-    if few_channels_last.serves(problem):
-        return predicted(problem, device, problem.N * few_channels_last.cycles(problem))
+    if pixels_in_place.serves(problem):
+        return predicted(problem, device, problem.N * pixels_in_place.cycles(problem))
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
     multiply = multiply_cycles(
         up(pixels, tile_pixels(problem) or panel_rows()), problem.Kg, problem.reduction, problem.accumulate
@@ -450,8 +450,8 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical
     order.
     """
-    if few_channels_last.serves(problem) and few_channels_last.takes(x, y, residual):
-        fields, loop, tasks = few_channels_last.prepared(problem, device.threads)
+    if pixels_in_place.serves(problem) and pixels_in_place.takes(x, y, residual, problem.layout):
+        fields, loop, tasks = pixels_in_place.prepared(problem, device.threads)
         run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
         return
     fields, loop, copies, tasks = prepared(problem, device.threads)

@@ -9,7 +9,7 @@ import pytest
 import convlib
 from convlib.device import Device
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import blocked, blocked_by_filters, few_channels, few_channels_last
+from convlib.kernels.numba_cpu import blocked, blocked_by_filters, few_channels, pixels_in_place
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
@@ -137,7 +137,7 @@ FEW_CHANNELS_LAST = {
 
 @pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("name", FEW_CHANNELS_LAST)
-def test_few_channels_last_are_read_where_they_lie(name, activation):
+def test_pixels_in_place_are_read_where_they_lie(name, activation):
     """Exactly, if nothing is rounded; with a residual; nothing is read behind x nor written around y."""
     x_shape, w_shape, keywords = FEW_CHANNELS_LAST[name]
     problem = make_problem(
@@ -152,8 +152,8 @@ def test_few_channels_last_are_read_where_they_lie(name, activation):
     x, residual = (before_a_guard(array).transpose(0, 3, 1, 2) for array in (x, residual))
     wider = np.full((problem.N, problem.P, problem.Q, problem.K + 2), np.nan, np.float32)
     y = wider[..., :-2].transpose(0, 3, 1, 2)
-    assert few_channels_last.serves(problem)
-    assert few_channels_last.takes(x, y, residual)
+    assert pixels_in_place.serves(problem)
+    assert pixels_in_place.takes(x, y, residual, "NHWC")
 
     device = Device("cpu", threads=2)
     packed = empty_aligned((blocked_by_filters.packed_bytes(problem, device),), np.uint8)

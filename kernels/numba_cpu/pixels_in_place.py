@@ -26,8 +26,9 @@ from numba.core import types
 
 from . import patches, target
 from .call import CALL_DTYPE, problem_fields
+from .column_stores import store_columns
 from .compilation import compiled, inlined
-from .epilogue import CLAMP, activated
+from .epilogue import CLAMP, activated, activation_fields
 from .filter_cuts import until_all_done, up
 from .microkernel import VECTORS, multiply_cycles, tile_rows, vector_type
 from .sliding_window import panel_filling, store_some
@@ -62,20 +63,23 @@ CALL_LAST = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEO
 
 @lru_cache(maxsize=1024)
 def serves(problem) -> bool:
-    """Is this the faster way, for arrays whose channels and pixels are neighbours?"""
-    if problem.layout != "NHWC" or problem.dtype != problem.accumulate:
+    """Is this the faster way, for arrays that `takes`?"""
+    if problem.dtype != problem.accumulate:
         return False
-    return patches.apart(problem) or problem.reduction * VECTORS * target.vector_bytes() <= target.cache_bytes(1)
+    if problem.layout == "NHWC":
+        return patches.apart(problem) or problem.reduction * VECTORS * target.vector_bytes() <= target.cache_bytes(1)
+    whole = problem.Kg % lanes(problem.accumulate) == 0 and problem.Q >= max(heights(problem))
+    return patches.apart(problem) and whole and activation_fields(problem)[0] == CLAMP
 
 
-def takes(x, y, residual) -> bool:
-    """Do channels lie side by side in these arrays, and pixels in x?"""
-    item = x.itemsize
-    side_by_side = all(array is None or array.strides[1] == item for array in (x, y, residual))
-    return side_by_side and x.strides[3] == x.shape[1] * item
+def takes(x, y, residual, layout) -> bool:
+    """Do channels lie side by side in these arrays, and pixels in x? In NCHW: the pixels of a row, in all of them?"""
+    item, axis = x.itemsize, 1 if layout == "NHWC" else 3
+    side_by_side = all(array is None or array.strides[axis] == item for array in (x, y, residual))
+    return side_by_side and (layout == "NCHW" or x.strides[3] == x.shape[1] * item)
 
 
-def tile_function(dtype_name, rows, vectors):
+def tile_function(dtype_name, rows, vectors, layout):
     """The traced function for `rows` pixels of a row times `vectors` vectors of filters, from bias to store."""
     V = vector_type(dtype_name)
 
@@ -84,7 +88,9 @@ def tile_function(dtype_name, rows, vectors):
         x, pixel_bytes, offsets, depth, w, w_vector, y, y_q, residual, residual_q, has_residual, left, kept, bias,
         scratch, kind, low, high, slope,
     ):  # fmt: skip
-        """left: pixels that are outputs. kept: lanes of the last vector that are."""
+        """left: pixels that are outputs. kept: lanes of the last vector that are. y_q, residual_q: from pixel to pixel;
+        in NCHW from filter to filter.
+        """
 
         def step(d, carried):
             sums, w = carried
@@ -118,6 +124,15 @@ def tile_function(dtype_name, rows, vectors):
                 with when(left > i):
                     put([maximum(least, minimum(most, total)) for total in with_residual(sums[i], i)], i)
 
+        def in_columns():
+            least, most = (broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
+            for j in range(vectors):
+                store_columns(
+                    [row[j] for row in sums], left, y + y_q * (V.count * j), y_q,
+                    select(has_residual.differs(0), residual + residual_q * (V.count * j), 0), residual_q,
+                    lambda total: maximum(least, minimum(most, total)),
+                )  # fmt: skip
+
         def others():
             """Pixel after pixel from memory, so that the activation is written out once only."""
             for i in range(rows):
@@ -130,16 +145,20 @@ def tile_function(dtype_name, rows, vectors):
 
             loop(select(left < rows, left, rows), row)
 
-        choose(kind.equals(CLAMP), clamped, others)
+        if layout == "NCHW":
+            in_columns()
+        else:
+            choose(kind.equals(CLAMP), clamped, others)
 
     return tile
 
 
-def build(dtype_name, rows):
+def build(dtype_name, rows, layout):
     """rows: pixels of a tile, as `heights` says."""
     W = lanes(dtype_name)
     one_rows, two_rows, three_rows = rows
-    one, two, three = (tile_function(dtype_name, rows[vectors - 1], vectors) for vectors in (1, 2, 3))
+    one, two, three = (tile_function(dtype_name, rows[vectors - 1], vectors, layout) for vectors in (1, 2, 3))
+    last = layout == "NHWC"
     fill_columns, _, number_at, put_number = panel_filling(dtype_name)
     real = np.float64 if dtype_name == "float64" else np.float32
     item, zero = np.dtype(real).itemsize, real(0)
@@ -153,8 +172,8 @@ def build(dtype_name, rows):
         for c in range(call.Cg):
             for r in range(call.R):
                 for s in range(call.S):
-                    pixel = r * call.dilation_h * x_row + s * call.dilation_w * call.C * item
-                    put_offset(to, pixel + c * item)
+                    pixel = r * call.dilation_h * x_row + s * call.dilation_w * (call.C * item if last else item)
+                    put_offset(to, pixel + c * (item if last else call.x_c))
                     to += 8
 
     @inlined
@@ -190,7 +209,8 @@ def build(dtype_name, rows):
         padded, depth = vectors_padded * W, call.Cg * call.R * call.S
         fill_offsets(call, offsets, x_row)
         fill_biases(call, biases, padded)
-        pixel_bytes = call.stride_w * call.C * item
+        pixel_bytes = call.stride_w * (call.C * item if last else item)
+        y_q, residual_q = (call.y_q, call.residual_q) if last else (call.y_k, call.residual_k)
 
         for g in range(call.groups):
             done = begin
@@ -200,31 +220,31 @@ def build(dtype_name, rows):
                 height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
                 kept = min(W, call.Kg - (done + vectors - 1) * W)
                 w = call.w + (g * padded + done * W) * depth * item
-                bias, column = biases + (g * padded + done * W) * item, done * W * item
+                bias, k0 = biases + (g * padded + done * W) * item, g * call.Kg + done * W
                 for p in range(p0, p1):
                     row = x + (p - p0) * call.stride_h * x_row
-                    y = call.y + n * call.y_n + p * call.y_p + g * call.Kg * item
-                    residual = call.residual + n * call.residual_n + p * call.residual_p + g * call.Kg * item
+                    y = call.y + n * call.y_n + p * call.y_p + k0 * call.y_k
+                    residual = call.residual + n * call.residual_n + p * call.residual_p + k0 * call.residual_k
                     for i in range(0, call.Q, height):
                         q = max(min(i, call.Q - height), 0)
-                        here = row + q * pixel_bytes + g * call.Cg * item
-                        to, more = y + q * call.y_q + column, residual + q * call.residual_q + column
+                        here = row + q * pixel_bytes + g * call.Cg * (item if last else call.x_c)
+                        to, more = y + q * call.y_q, residual + q * call.residual_q
                         if vectors == 3:
                             three(
-                                here, pixel_bytes, offsets, depth, w, depth * W * item, to, call.y_q, more,
-                                call.residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
+                                here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more,
+                                residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
                                 call.low, call.high, call.slope,
                             )  # fmt: skip
                         elif vectors == 2:
                             two(
-                                here, pixel_bytes, offsets, depth, w, depth * W * item, to, call.y_q, more,
-                                call.residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
+                                here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more,
+                                residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
                                 call.low, call.high, call.slope,
                             )  # fmt: skip
                         else:
                             one(
-                                here, pixel_bytes, offsets, depth, w, depth * W * item, to, call.y_q, more,
-                                call.residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
+                                here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more,
+                                residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
                                 call.low, call.high, call.slope,
                             )  # fmt: skip
                 done += vectors
@@ -332,7 +352,7 @@ def prepared(problem, threads):
     """The record's fixed part, the compiled loop and the number of tasks."""
     numbers, tasks = geometry(problem, threads)
     fields = problem_fields(problem) + struct.pack(f"{len(GEOMETRY)}q", *numbers)
-    return fields, compiled(build, problem.dtype.name, heights(problem)), tasks
+    return fields, compiled(build, problem.dtype.name, heights(problem), problem.layout), tasks
 
 
 def cycles(problem) -> float:
