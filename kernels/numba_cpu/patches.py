@@ -33,7 +33,7 @@ from .tracing import (
     when,
 )
 
-SPLIT_CYCLES = 0.3  # a number
+SPLIT_CYCLES = 0.45  # a number
 
 
 @lru_cache(maxsize=1024)

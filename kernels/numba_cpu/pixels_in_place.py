@@ -56,6 +56,7 @@ BANDS_PER_THREAD, PARTS_PER_THREAD = (1, 2, 4), (1, 2)  # of rows, of filters: t
 CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_000, 4_000
 CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
 COPY_CYCLES = 0.25  # a number
+STORE_CYCLES = {"NHWC": 0.25, "NCHW": 0.35}  # an output
 
 GEOMETRY = ("bands", "filter_tasks", "copied", "columns", "row_bytes", "bias_at", "scratch_at", "panel_at", "worker_bytes")
 CALL_LAST = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
@@ -357,4 +358,5 @@ def prepared(problem, threads):
 
 def cycles(problem) -> float:
     """Of one image."""
-    return task_cycles(problem, problem.P, problem.Kg)
+    stores = STORE_CYCLES[problem.layout] * problem.K * problem.P * problem.Q
+    return task_cycles(problem, problem.P, problem.Kg) + stores

@@ -49,6 +49,7 @@ results added on leaving as in Huang et al., Strassen's Algorithm Reloaded, SC 2
 
 import struct
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numba import from_dtype
@@ -420,7 +421,7 @@ def build(dtype_name, lone):
 
     def task(call_address, index, worker):
         call = record_at(CALL_STRASSEN, call_address)
-        all_tasks = call.pair_tasks + call.left_tasks
+        all_tasks = call.pair_tasks + call.left_tasks  # what is left over evenly among the pairs, as are the threads'
         before = index * call.left_tasks // all_tasks
         if (index + 1) * call.left_tasks // all_tasks == before:
             pair(call, index - before, worker)
@@ -491,7 +492,15 @@ def cut_cycles(problem, threads, filter_tasks) -> float:
     parts = [pair_cycles(problem, min(filters, half - begin)) for begin in range(0, half, filters)]
     left = problem.Kg * blocked.pixels_cycles(rest, problem.reduction, problem.accumulate) / threads
     maps = problem.N * problem.groups
-    return until_all_done((parts * pairs(problem) + [left] * threads) * maps, threads)
+    tasks = spread(parts * (pairs(problem) * maps), [left] * (threads * maps))
+    return until_all_done(tasks, threads)
+
+
+def spread(tasks, others):
+    """Both in their order, the others evenly among the tasks, as `task` has them."""
+    count, all_tasks = len(others), len(tasks) + len(others)
+    before = [index * count // all_tasks for index in range(all_tasks + 1)]
+    return [others[b] if after > b else tasks[i - b] for i, (b, after) in enumerate(pairwise(before))]
 
 
 def channel_block(problem) -> int:
