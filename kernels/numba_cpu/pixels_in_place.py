@@ -68,7 +68,8 @@ def serves(problem) -> bool:
     if problem.dtype != problem.accumulate:
         return False
     if problem.layout == "NHWC":
-        return patches.apart(problem) or problem.reduction * VECTORS * target.vector_bytes() <= target.cache_bytes(1)
+        point = problem.R * problem.S == 1 and not any(map(any, problem.padding))
+        return point or patches.apart(problem) or problem.reduction * VECTORS * target.vector_bytes() <= target.cache_bytes(1)
     whole = problem.Kg % lanes(problem.accumulate) == 0 and problem.Q >= max(heights(problem))
     return patches.apart(problem) and whole and activation_fields(problem)[0] == CLAMP
 
