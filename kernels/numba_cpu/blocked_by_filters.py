@@ -33,7 +33,7 @@ import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import pixels_in_place, filter_columns, target, tracing
+from . import filter_columns, pixels_in_place, target, tracing
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
@@ -402,8 +402,15 @@ def why_not(problem, device):
 
 def workspace_bytes(problem, device):
     own = blocking(problem, device.threads)[-1]
-    few = pixels_in_place.serves(problem)
-    return max(own, pixels_in_place.workspace_bytes(problem, device.threads)) if few else own
+    if not pixels_in_place.serves(problem):
+        return own
+    packed = packed_bytes(problem, device) if pixels_in_place.packs_few(problem) else 0
+    return max(up(packed, 64) + own, pixels_in_place.workspace_bytes(problem, device.threads))
+
+
+def reads_in_place(problem, w):
+    """Contiguous weights so few that tasks pack them for themselves."""
+    return w.flags.c_contiguous and pixels_in_place.packs_few(problem)
 
 
 def packed_bytes(problem, device):
@@ -442,17 +449,23 @@ def copy_cycles(problem) -> float:
 
 
 def pack_seconds(problem, device):
+    if pixels_in_place.packs_few(problem):
+        return 0.0
     cycles = 0.7 if problem.dtype == problem.accumulate else 3.0  # contiguous weights are transposed in registers
     return CALL_SECONDS + cycles * problem.K * problem.reduction / CLOCK / device.threads
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical
-    order.
+    """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; x (N, C, H, W), y (N, K, P, Q) in
+    logical order.
     """
     if pixels_in_place.serves(problem) and pixels_in_place.takes(x, y, residual, problem.layout):
         fields, loop, tasks = pixels_in_place.prepared(problem, device.threads)
         run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
         return
+    if w.ndim == 4:
+        count = packed_bytes(problem, device)
+        pack(problem, device, w, workspace[:count])
+        w, workspace = workspace[:count], workspace[up(count, 64) :]
     fields, loop, copies, tasks = prepared(problem, device.threads)
     run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads, before=copies)

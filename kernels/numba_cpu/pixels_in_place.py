@@ -1,19 +1,33 @@
-"""Convolution of few channels a group, channels last: filters in the lanes, pixels read where they lie.
+"""Filters in the lanes, pixels read where they lie: channels last, and patches in either layout.
 
-    a padded row of x    . . . r g b r g b r g b r g b . . .      pixels are C numbers apart, so every number of every
-                               [--- 8 pixels, stride apart        tap lies at  pixel + offset[d],  d = (c, r, s)
+    a row of x    . . . r g b r g b r g b r g b . . .      pixels are as far apart as the stride says, so every number
+                        [--- 8 pixels, stride apart        of every tap lies at  pixel + offset[d],  d = (c, r, s)
     at step d:  24 filters in 3 vectors, loaded once, times 8 numbers of x, each in every lane
 
-Why beside blocked_by_filters.py's panels: there the few channels of a pixel are copied once for every tap that reads
-them, about 20 cycles each time, which took most of the time: 3 channels under 3 x 3 with stride 2 five times as long as
-PyTorch. Here a row is copied once, for its padding, and not even that without padding. All groups share the copy.
+Why beside blocked_by_filters.py's panels: a number of x is read by itself here, so it need not lie beside its
+neighbour's, and no copy is made but of rows, for their padding. The panels cost about 20 cycles for every pixel and
+tap, which took most of the time where channels are few, and every range of filters made them again. All groups share
+the copied rows.
 
-Measured on two Zen 5 cores with AVX-512, plans, beside those panels: 3 channels of 224 x 224 under 3 x 3 with stride 2
-57 instead of 429 microseconds, with stride 1 and 64 filters 0.6 instead of 1.9 ms, under 4 x 4 with stride 4 70 instead
-of 226; 32 groups of 4 channels of 56 x 56 0.36 instead of 4.3 ms, though they fill a quarter of the lanes.
+What is served: channels last, where the weights of 3 vectors fit the L1 cache, and of any depth where nothing is
+copied: 1x1 layers, and patches, windows as wide as their stride. Deep weights stream from the L2 cache, 16 bytes a
+cycle, which costs nothing measurable: filters are the outer loop, rows of pixels the inner one. Patches in NCHW too:
+sums are then transposed in registers on their way out (column_stores.py).
 
-The last tile of a row starts early enough to end with it: some outputs are computed twice, alike. Weights are packed
-as blocked_by_filters.py has them, all depths of 3 vectors in the first-level cache.
+The last tile of a row starts early enough to end with it: some outputs are computed twice, alike. With 32 registers
+tiles have 7 pixels where 8 would waste more: rows of 7, 14, 28 pixels.
+
+Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s. Beside panels, plans of 3
+channels of 224 x 224: 3 x 3 with stride 2 57 instead of 429 microseconds, with stride 1 and 64 filters 0.6 instead of
+1.9 ms, 16 x 16 with stride 16 and 768 filters 454 instead of 775; 32 groups of 4 channels of 56 x 56 0.36 instead of
+4.3 ms, though they fill a quarter of the lanes. 1x1 layers, channels last, 1024 -> 512 of 14 x 14 408 instead of 465,
+512 -> 2048 of 7 x 7 as before. Patches in NCHW, beside blocked.py: 32 x 32, 768 filters 470 instead of 525, 2 x 2 on
+384 channels of 14 x 14 240 instead of 276, 4 x 4 with 96 filters, where storing costs more, the same.
+What was learned there:
+- Tiles of 8 on rows of 14 took 1.14 times as long, just what they compute twice.
+- A call whose 900 weights were packed by a job of their own took 84 microseconds, 73 where every task packs them.
+
+Weights are packed as filter_columns.py has them, all depths in one block.
 Source: the table of offsets as in Dukhan, The Indirect Convolution Algorithm, 2019.
 """
 
@@ -29,6 +43,7 @@ from .call import CALL_DTYPE, problem_fields
 from .column_stores import store_columns
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activated, activation_fields
+from .filter_columns import pack_vector_function
 from .filter_cuts import until_all_done, up
 from .microkernel import VECTORS, multiply_cycles, tile_rows, vector_type
 from .sliding_window import panel_filling, store_some
@@ -55,10 +70,14 @@ from .vectors import lanes, record_at
 BANDS_PER_THREAD, PARTS_PER_THREAD = (1, 2, 4), (1, 2)  # of rows, of filters: the cuts that are tried
 CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_000, 4_000
 CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
+FEW_WEIGHTS = 8192  # which every task of a single call packs for itself: a job of their own takes longer
 COPY_CYCLES = 0.25  # a number
 STORE_CYCLES = {"NHWC": 0.25, "NCHW": 0.35}  # an output
 
-GEOMETRY = ("bands", "filter_tasks", "copied", "columns", "row_bytes", "bias_at", "scratch_at", "panel_at", "worker_bytes")
+GEOMETRY = (
+    "bands", "filter_tasks", "copied", "columns", "row_bytes", "bias_at", "scratch_at", "panel_at", "weights_at",
+    "worker_bytes",
+)  # fmt: skip
 CALL_LAST = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
 
 
@@ -69,8 +88,9 @@ def serves(problem) -> bool:
         return False
     if problem.layout == "NHWC":
         point = problem.R * problem.S == 1 and not any(map(any, problem.padding))
-        return point or patches.apart(problem) or problem.reduction * VECTORS * target.vector_bytes() <= target.cache_bytes(1)
-    whole = problem.Kg % lanes(problem.accumulate) == 0 and problem.Q >= max(heights(problem))
+        shallow = problem.reduction * VECTORS * target.vector_bytes() <= target.cache_bytes(1)
+        return point or shallow or patches.apart(problem)
+    whole = problem.Kg % lanes(problem.accumulate) == 0 and max(heights(problem)) <= problem.Q
     return patches.apart(problem) and whole and activation_fields(problem)[0] == CLAMP
 
 
@@ -79,6 +99,11 @@ def takes(x, y, residual, layout) -> bool:
     item, axis = x.itemsize, 1 if layout == "NHWC" else 3
     side_by_side = all(array is None or array.strides[axis] == item for array in (x, y, residual))
     return side_by_side and (layout == "NCHW" or x.strides[3] == x.shape[1] * item)
+
+
+def packs_few(problem) -> bool:
+    """Are there so few weights that a single call needs no step for packing them?"""
+    return serves(problem) and problem.K * problem.reduction <= FEW_WEIGHTS
 
 
 def tile_function(dtype_name, rows, vectors, layout):
@@ -162,6 +187,7 @@ def build(dtype_name, rows, layout):
     one, two, three = (tile_function(dtype_name, rows[vectors - 1], vectors, layout) for vectors in (1, 2, 3))
     last = layout == "NHWC"
     fill_columns, _, number_at, put_number = panel_filling(dtype_name)
+    pack_vector = pack_vector_function(dtype_name)
     real = np.float64 if dtype_name == "float64" else np.float32
     item, zero = np.dtype(real).itemsize, real(0)
 
@@ -185,6 +211,15 @@ def build(dtype_name, rows, layout):
                 inside = call.has_bias and i < call.Kg
                 number = number_at(call.bias + (g * call.Kg + i) * call.bias_k) if inside else zero
                 put_number(biases + (g * padded + i) * item, number)
+
+    @inlined
+    def pack_weights(call, to, begin, end, padded):
+        """Vectors begin .. end-1 of every group's filters, where they would lie among packed ones."""
+        vector = call.Cg * call.R * call.S * W * item
+        for g in range(call.groups):
+            for i in range(begin, end):
+                w = call.w + (g * call.Kg + i * W) * call.w_k
+                pack_vector(call, to + (g * padded // W + i) * vector, w, min(W, call.Kg - i * W), 0, call.Cg)
 
     def task(call_address, index, worker):
         call = record_at(CALL_LAST, call_address)
@@ -211,6 +246,10 @@ def build(dtype_name, rows, layout):
         padded, depth = vectors_padded * W, call.Cg * call.R * call.S
         fill_offsets(call, offsets, x_row)
         fill_biases(call, biases, padded)
+        weights = call.w
+        if call.w_k != 0:
+            weights = offsets + call.weights_at
+            pack_weights(call, weights, begin, end, padded)
         pixel_bytes = call.stride_w * (call.C * item if last else item)
         y_q, residual_q = (call.y_q, call.residual_q) if last else (call.y_k, call.residual_k)
 
@@ -221,7 +260,7 @@ def build(dtype_name, rows, layout):
                 vectors = 2 if left == 4 else min(left, VECTORS)
                 height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
                 kept = min(W, call.Kg - (done + vectors - 1) * W)
-                w = call.w + (g * padded + done * W) * depth * item
+                w = weights + (g * padded + done * W) * depth * item
                 bias, k0 = biases + (g * padded + done * W) * item, g * call.Kg + done * W
                 for p in range(p0, p1):
                     row = x + (p - p0) * call.stride_h * x_row
@@ -336,10 +375,12 @@ def geometry(problem, threads):
     scratch_at = bias_at + lines(problem.groups * up(problem.Kg, W) * item)
     panel_at = scratch_at + 8 * VECTORS * target.vector_bytes()
     beyond = 8 * problem.stride[1] * problem.C * item + 64  # what a tile wider than a row reads
-    worker_bytes = worker_span(panel_at + rows * row_bytes(problem) + beyond)
+    weights_at = panel_at + lines(rows * row_bytes(problem) + beyond)
+    weights = problem.groups * up(problem.Kg, W) * problem.reduction if packs_few(problem) else 0
+    worker_bytes = worker_span(weights_at + weights * item)
     numbers = (
         bands, filter_tasks, int(copies(problem)), row_numbers(problem), row_bytes(problem), bias_at, scratch_at,
-        panel_at, worker_bytes,
+        panel_at, weights_at, worker_bytes,
     )  # fmt: skip
     return numbers, problem.N * bands * filter_tasks
 
