@@ -2,7 +2,7 @@
 
 On maps of few pixels a bad cut costs more than any other part: 320 filters in tiles of 48 are 7 tiles, of which two
 threads do 4 and 3, an eighth of the time lost. So every cut worth a thought is played through: tasks in their order,
-each taken by the thread that is free first, and the one done soonest is taken.
+each taken by the thread that takes it in threads.py, and the one done soonest is taken.
 """
 
 import heapq
