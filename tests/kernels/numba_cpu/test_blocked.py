@@ -52,6 +52,8 @@ def result(kernel, problem, x, w, threads, packed):
     workspace = empty_aligned((kernel.workspace_bytes(problem, device),), np.uint8)
     workspace[:] = 255  # NaN, wherever it is read before it is written
     y = np.full(problem.y_shape, np.nan, np.float32)
+    if problem.layout == "NHWC":
+        y = np.ascontiguousarray(y.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     kernel.run(problem, device, x, w, y, workspace=workspace)
     return y
 
