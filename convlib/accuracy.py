@@ -107,9 +107,12 @@ def of_sums(problem, algorithm: str) -> float:
     u = UNIT_ROUNDOFF[problem.accumulate.name]
     if algorithm in BY_WINOGRAD:
         return u * np.sqrt(winograd_noise(problem, algorithm))
-    if algorithm == "fft" or algorithm in BY_STRASSEN:
-        transforms, sums = FFT_NOISE if algorithm == "fft" else STRASSEN_NOISE
+    if algorithm == "fft":
+        transforms, sums = FFT_NOISE
         return u * np.sqrt(transforms + sums * problem.Cg)
+    if algorithm in BY_STRASSEN:
+        products, sums = STRASSEN_NOISE
+        return u * np.sqrt(products + sums * problem.reduction)
     rounded = TF32 if algorithm in ON_TENSOR_CORES and problem.precision == "tf32" else 0.0
     return GROWTH[algorithm] * u * np.sqrt(problem.reduction + 2) + rounded
 

@@ -46,7 +46,7 @@ import numba
 import numpy as np
 from numba import from_dtype
 
-from . import few_channels, few_pixels, target, weight_rows
+from . import few_channels, few_pixels, patches, target, weight_rows
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
@@ -450,6 +450,8 @@ def copy_cycles(problem) -> float:
     """Copying one group's x into planes: by vectors, each within a row, or by numbers."""
     if reads_x_in_place(problem):
         return 0.0
+    if patches.serves(problem):
+        return patches.SPLIT_CYCLES * problem.reduction * problem.P * problem.Q
     rows = problem.Cg * problem.S * row_phases(problem) * problem.P
     if problem.layout != "NCHW" or problem.dtype != problem.accumulate or problem.stride[1] > 2:
         return 2.0 * rows * problem.Q

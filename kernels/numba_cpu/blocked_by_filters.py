@@ -27,18 +27,20 @@ layer took 1.4 times as long in every other process, as addresses happened to fa
 """
 
 import struct
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import few_channels_last, filter_columns, target, tracing
+from . import filter_columns, pixels_in_place, target, tracing
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
 from .filter_cuts import best_cut, filter_vectors, tile_pixels, up
-from .job import job_of
+from .job import Job, job_of
 from .microkernel import (
     CALL_SECONDS,
     CLOCK,
@@ -358,7 +360,7 @@ def build(dtype_name, tile_pixels, layout):
 
 def channel_block(problem) -> int:
     """Channels whose weights, for one tile of filters, fill about three quarters of the L1 cache; at least one."""
-    if few_channels_last.serves(problem):
+    if pixels_in_place.serves(problem):
         return problem.Cg
     depth = target.cache_bytes(1) * 3 // 4 // (VECTORS * target.vector_bytes())
     blocks = -(-problem.reduction // max(depth, problem.R * problem.S))
@@ -403,8 +405,15 @@ def why_not(problem, device):
 
 def workspace_bytes(problem, device):
     own = blocking(problem, device.threads)[-1]
-    few = few_channels_last.serves(problem)
-    return max(own, few_channels_last.workspace_bytes(problem, device.threads)) if few else own
+    if not pixels_in_place.serves(problem):
+        return own
+    packed = packed_bytes(problem, device) if pixels_in_place.packs_few(problem) else 0
+    return max(up(packed, 64) + own, pixels_in_place.workspace_bytes(problem, device.threads))
+
+
+def reads_in_place(problem, w):
+    """Contiguous weights so few that tasks pack them for themselves."""
+    return w.flags.c_contiguous and pixels_in_place.packs_few(problem)
 
 
 def packed_bytes(problem, device):
@@ -420,8 +429,8 @@ def pack(problem, device, w, packed):
 
 
 def predicted_seconds(problem, device):
-    if few_channels_last.serves(problem):
-        return predicted(problem, device, problem.N * few_channels_last.cycles(problem))
+    if pixels_in_place.serves(problem):
+        return predicted(problem, device, problem.N * pixels_in_place.cycles(problem))
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
     multiply = multiply_cycles(
         up(pixels, tile_pixels(problem) or panel_rows()), problem.Kg, problem.reduction, problem.accumulate
@@ -443,21 +452,39 @@ def copy_cycles(problem) -> float:
 
 
 def pack_seconds(problem, device):
+    if pixels_in_place.packs_few(problem):
+        return 0.0
     cycles = 0.7 if problem.dtype == problem.accumulate else 3.0  # contiguous weights are transposed in registers
     return CALL_SECONDS + cycles * problem.K * problem.reduction / CLOCK / device.threads
 
 
 def job(problem, device, x, w, y, bias, residual):
     """`run` for arrays of these strides."""
-    if few_channels_last.serves(problem) and few_channels_last.takes(x, y, residual):
-        fields, loop, tasks = few_channels_last.prepared(problem, device.threads)
+    if pixels_in_place.serves(problem) and pixels_in_place.takes(x, y, residual, problem.layout):
+        fields, loop, tasks = pixels_in_place.prepared(problem, device.threads)
         return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
     fields, loop, copies, tasks = prepared(problem, device.threads)
-    return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual, before=copies)
+    packed = w if w.ndim == 1 else np.empty(0, np.uint8)
+    multiply = job_of(fields, loop, tasks, device.threads, x, packed, y, bias, residual, before=copies)
+    return multiply if w.ndim == 1 else PackingJob(problem, device, multiply)
+
+
+@dataclass(slots=True)
+class PackingJob:
+    """A job whose weights are packed into its workspace first."""
+
+    problem: Any
+    device: Any
+    multiply: Job
+
+    def run(self, x, w, y, bias=None, residual=None, workspace=None):
+        count = packed_bytes(self.problem, self.device)
+        pack(self.problem, self.device, w, workspace[:count])
+        self.multiply.run(x, workspace[:count], y, bias, residual, workspace[up(count, 64) :])
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical
-    order.
+    """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; x (N, C, H, W), y (N, K, P, Q) in
+    logical order.
     """
     job(problem, device, x, w, y, bias, residual).run(x, w, y, bias, residual, workspace)

@@ -30,7 +30,7 @@ import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import target, weight_rows
+from . import patches, target, weight_rows
 from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled, inlined
 from .depthwise import panel_row
@@ -58,7 +58,7 @@ CALL_FEW = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOM
 def serves(problem) -> bool:
     """Is this the faster way, for outputs whose rows are contiguous?"""
     few = problem.Cg <= MOST_CHANNELS or has_few_filters(problem)
-    return few and problem.layout == "NCHW" and lanes(problem.accumulate) <= problem.Q
+    return few and problem.layout == "NCHW" and lanes(problem.accumulate) <= problem.Q and not patches.serves(problem)
 
 
 @lru_cache(maxsize=1024)

@@ -2,10 +2,11 @@
 
 On maps of few pixels a bad cut costs more than any other part: 320 filters in tiles of 48 are 7 tiles, of which two
 threads do 4 and 3, an eighth of the time lost. So every cut worth a thought is played through: tasks in their order,
-each taken by the thread that is free first, and the one done soonest is taken.
+each taken by the thread that takes it in threads.py, and the one done soonest is taken.
 """
 
 import heapq
+from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -89,15 +90,23 @@ def cut_cycles(problem, threads, copy_cycles, cut) -> float:
 
 
 def until_all_done(tasks, threads, late=0.0) -> float:
-    """When the last thread is done, if each task is taken by the first one that is free. late: when all but the first
-    thread are there.
+    """When the last thread is done: each has a range of the tasks, and when these are done helps with the others', as
+    threads.py does. late: when all but the first thread are there.
     """
     if len(tasks) > MOST_PLAYED:
         return sum(tasks) / threads + max(tasks)
-    free = [0.0] + [late] * (threads - 1)
-    for length in tasks:
-        heapq.heapreplace(free, free[0] + length)
-    return max(free)
+    bounds = [len(tasks) * i // threads for i in range(threads + 1)]
+    ranges = [deque(tasks[first:end]) for first, end in pairwise(bounds)]
+    free = [(late if worker else 0.0, worker) for worker in range(threads)]
+    done = 0.0
+    while free:
+        now, worker = heapq.heappop(free)
+        own = next((r for r in ranges[worker:] + ranges[:worker] if r), None)
+        if own:
+            heapq.heappush(free, (now + own.popleft(), worker))
+        else:
+            done = max(done, now)
+    return done
 
 
 def filter_vectors(problem) -> int:

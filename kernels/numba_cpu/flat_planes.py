@@ -18,6 +18,7 @@ from numba.core import types
 
 from .compilation import inlined
 from .microkernel import vector_type
+from .patches import are_patches, copy_patches_function
 from .row_pieces import every_second, neighbours
 from .short_floats import memory_functions
 from .tracing import I64, loop, store, traced
@@ -29,7 +30,17 @@ X_BYTES = 12 << 10  # of x: so many channels make their planes in turn, for x to
 def copy_planes_function(dtype_name):
     """`planes_function` for arrays of that dtype, whose numbers become float32 or float64."""
     real = np.float64 if dtype_name == "float64" else np.float32
-    return planes_function(copy_inside_function(dtype_name), real)
+    item, same = np.dtype(real).itemsize, dtype_name == np.dtype(real).name
+    copy_any, copy_patches = planes_function(copy_inside_function(dtype_name), real), copy_patches_function(real)
+
+    @inlined
+    def copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last):
+        if same and call.x_w == item and are_patches(call):
+            copy_patches(call, to, plane_bytes, x, 0, channels * call.R, p0, rows, first, last)
+        else:
+            copy_any(call, to, plane_bytes, x, p0, phases, channels, rows, first, last)
+
+    return copy_planes
 
 
 def copy_inside_function(dtype_name):

@@ -376,6 +376,18 @@ def interleave(rows):
     return interleave(low) + interleave(high)
 
 
+def split(vectors):
+    """The inverse of `interleave`: of the numbers of n vectors, one after the other, every n-th from the first, the
+    second, ... on: n vectors again; n a power of two.
+    """
+    n = len(vectors)
+    if n == 1:
+        return vectors
+    count = vectors[0].type.count
+    halves = [[shuffle(a, b, range(i, 2 * count, 2)) for a, b in zip(vectors[::2], vectors[1::2])] for i in (0, 1)]
+    return [vector for pair in zip(*map(split, halves)) for vector in pair]
+
+
 def transpose(rows):
     """The columns of a square of vectors: n vectors of n lanes, in log2(n) rounds of two-vector shuffles."""
     n = len(rows)

@@ -9,7 +9,15 @@ import pytest
 import convlib
 from convlib.device import Device
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import blocked, blocked_by_filters, few_channels, few_channels_last, few_pixels, target
+from convlib.kernels.numba_cpu import (
+    blocked,
+    blocked_by_filters,
+    few_channels,
+    few_pixels,
+    patches,
+    pixels_in_place,
+    target,
+)
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
@@ -30,6 +38,9 @@ PROBLEMS = {
     "filters left over": ((1, 300, 7, 7), (107, 300, 1, 1), {}),
     "filters left over of groups": ((1, 40, 9, 11), (10, 20, 3, 3), {"padding": 1, "groups": 2}),
     "few channels": ((2, 3, 61, 67), (40, 3, 7, 7), {"padding": 3, "stride": 2}),
+    "patches of 2 x 2": ((1, 40, 14, 45), (32, 40, 2, 2), {"stride": 2}),
+    "patches of 4 x 4": ((2, 3, 24, 74), (32, 3, 4, 4), {"stride": 4}),
+    "patches of 3 x 17": ((1, 5, 9, 290), (16, 5, 3, 17), {"stride": (3, 17)}),
     "few channels, dilated": ((1, 8, 50, 70), (16, 4, 3, 5), {"groups": 2, "dilation": 2, "padding": (2, 0)}),
 }
 
@@ -50,6 +61,8 @@ def result(kernel, problem, x, w, threads, packed):
     workspace = empty_aligned((kernel.workspace_bytes(problem, device),), np.uint8)
     workspace[:] = 255  # NaN, wherever it is read before it is written
     y = np.full(problem.y_shape, np.nan, np.float32)
+    if problem.layout == "NHWC":
+        y = np.ascontiguousarray(y.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     kernel.run(problem, device, x, w, y, workspace=workspace)
     return y
 
@@ -114,6 +127,15 @@ def test_few_pixels_are_dot_products(name, dtype):
     assert np.isnan(around[-1]).all()
 
 
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if name.startswith("patches")])
+@pytest.mark.parametrize("kernel", [blocked, blocked_by_filters], ids=lambda k: k.__name__.rpartition(".")[2])
+def test_nothing_is_read_behind_patches(kernel, name):
+    problem, x, w = arrays(name)
+    assert patches.serves(problem)
+    exact = reference.conv2d(problem, x, w, None, None)
+    np.testing.assert_array_equal(result(kernel, problem, before_a_guard(x), w, 2, packed=True), exact)
+
+
 # one tile, several of which the last begins within the one before, and a stride
 FEW_FILTERS = {
     "one": ((2, 9, 6, 40), (1, 9, 3, 3), {"padding": 1}),
@@ -161,19 +183,21 @@ def test_workspace_stays_under_64_mb_on_every_layer_of_the_tables(kernel):
 
 
 # rows longer and shorter than a tile of pixels, with and without padding, groups, vectors of filters that are not full
-FEW_CHANNELS_LAST = {
+CHANNELS_LAST = {
     "stride 2": ((1, 23, 37, 3), (32, 3, 3, 3), {"padding": 1, "stride": 2}),
     "rows shorter than a tile": ((2, 9, 5, 3), (70, 3, 3, 3), {"padding": 1}),
     "read in place": ((1, 16, 36, 3), (50, 3, 4, 4), {"stride": 4}),
+    "patches of many channels": ((1, 8, 28, 150), (66, 150, 2, 2), {"stride": 2}),
+    "1x1 of many channels": ((2, 3, 14, 300), (40, 300, 1, 1), {}),
     "groups, dilated": ((1, 13, 17, 10), (24, 5, 3, 2), {"padding": (1, 2), "dilation": 2, "groups": 2}),
 }
 
 
 @pytest.mark.parametrize("activation", [None, "silu"])
-@pytest.mark.parametrize("name", FEW_CHANNELS_LAST)
-def test_few_channels_last_are_read_where_they_lie(name, activation):
+@pytest.mark.parametrize("name", CHANNELS_LAST)
+def test_pixels_are_read_where_they_lie(name, activation):
     """Exactly, if nothing is rounded; with a residual; nothing is read behind x nor written around y."""
-    x_shape, w_shape, keywords = FEW_CHANNELS_LAST[name]
+    x_shape, w_shape, keywords = CHANNELS_LAST[name]
     problem = make_problem(
         x_shape, w_shape, np.dtype(np.float32), layout="NHWC", has_bias=True, has_residual=True, activation=activation,
         **keywords,
@@ -186,8 +210,8 @@ def test_few_channels_last_are_read_where_they_lie(name, activation):
     x, residual = (before_a_guard(array).transpose(0, 3, 1, 2) for array in (x, residual))
     wider = np.full((problem.N, problem.P, problem.Q, problem.K + 2), np.nan, np.float32)
     y = wider[..., :-2].transpose(0, 3, 1, 2)
-    assert few_channels_last.serves(problem)
-    assert few_channels_last.takes(x, y, residual)
+    assert pixels_in_place.serves(problem)
+    assert pixels_in_place.takes(x, y, residual, "NHWC")
 
     device = Device("cpu", threads=2)
     packed = empty_aligned((blocked_by_filters.packed_bytes(problem, device),), np.uint8)
@@ -195,7 +219,21 @@ def test_few_channels_last_are_read_where_they_lie(name, activation):
     workspace = empty_aligned((blocked_by_filters.workspace_bytes(problem, device),), np.uint8)
     workspace[:] = 255
     blocked_by_filters.run(problem, device, x, packed, y, bias, residual, workspace)
-    np.testing.assert_allclose(
-        y, reference.conv2d(problem, x, w, bias, residual), rtol=0 if activation is None else 2e-6
-    )
+    rtol, atol = (0, 0) if activation is None else (2e-6, 1e-30)
+    np.testing.assert_allclose(y, reference.conv2d(problem, x, w, bias, residual), rtol=rtol, atol=atol)
     assert np.isnan(wider[..., -2:]).all()
+
+
+@pytest.mark.parametrize("step", [1, 2], ids=["side by side", "apart"])
+@pytest.mark.parametrize("name", ["stride 2", "groups, dilated", "read in place"])
+def test_a_call_takes_few_weights_as_they_lie(name, step):
+    """By every task for itself; or packed within the call, for an x that cannot be read in place."""
+    x_shape, w_shape, keywords = CHANNELS_LAST[name]
+    problem = make_problem(x_shape, w_shape, np.dtype(np.float32), layout="NHWC", **keywords)
+    random = np.random.default_rng(0)
+    x, w = (random.integers(-3, 4, shape).astype(np.float32) for shape in (x_shape, w_shape))
+    x = np.repeat(x, step, axis=3)[..., ::step].transpose(0, 3, 1, 2)
+    assert blocked_by_filters.reads_in_place(problem, w)
+    assert pixels_in_place.takes(x, x, None, "NHWC") == (step == 1)
+    exact = reference.conv2d(problem, x, w, None, None)
+    np.testing.assert_array_equal(result(blocked_by_filters, problem, x, w, 2, packed=False), exact)

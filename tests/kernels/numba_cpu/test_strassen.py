@@ -16,6 +16,7 @@ PROBLEMS = {
     "batch": ((2, 38, 17, 13), (64, 38, 1, 1), {}),
     "groups": ((1, 24, 12, 16), (64, 12, 1, 1), {"groups": 2}),
     "stride 2": ((1, 40, 28, 27), (32, 40, 1, 1), {"stride": 2}),
+    "patches": ((1, 5, 40, 46), (32, 5, 4, 4), {"stride": 4}),
     "channels last": ((1, 40, 14, 14), (32, 40, 1, 1), {"layout": "NHWC"}),
 }
 
@@ -56,7 +57,7 @@ def test_is_right_wherever_the_numbers_lie(name):
     assert error < accuracy.norm_relative(problem, "strassen")
 
 
-@pytest.mark.parametrize("name", ["14 x 14", "groups"])
+@pytest.mark.parametrize("name", ["14 x 14", "groups", "patches"])
 def test_the_bits_depend_neither_on_threads_nor_on_who_packs_nor_on_the_cut(name, monkeypatch):
     y = computed(name, 1)
     np.testing.assert_array_equal(y, computed(name, 3))

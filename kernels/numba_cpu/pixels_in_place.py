@@ -1,0 +1,404 @@
+"""Filters in the lanes, pixels read where they lie: channels last, and patches in either layout.
+
+    a row of x    . . . r g b r g b r g b r g b . . .      pixels are as far apart as the stride says, so every number
+                        [--- 8 pixels, stride apart        of every tap lies at  pixel + offset[d],  d = (c, r, s)
+    at step d:  24 filters in 3 vectors, loaded once, times 8 numbers of x, each in every lane
+
+Why beside blocked_by_filters.py's panels: a number of x is read by itself here, so it need not lie beside its
+neighbour's, and no copy is made but of rows, for their padding. The panels cost about 20 cycles for every pixel and
+tap, which took most of the time where channels are few, and every range of filters made them again. All groups share
+the copied rows.
+
+What is served: channels last, where the weights of 3 vectors fit the L1 cache, and of any depth where nothing is
+copied: 1x1 layers, and patches, windows as wide as their stride. Deep weights stream from the L2 cache, 16 bytes a
+cycle, which costs nothing measurable: filters are the outer loop, rows of pixels the inner one. Patches in NCHW too:
+sums are then transposed in registers on their way out (column_stores.py).
+
+The last tile of a row starts early enough to end with it: some outputs are computed twice, alike. With 32 registers
+tiles have 7 pixels where 8 would waste more: rows of 7, 14, 28 pixels.
+
+Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s. Beside panels, plans of 3
+channels of 224 x 224: 3 x 3 with stride 2 57 instead of 429 microseconds, with stride 1 and 64 filters 0.6 instead of
+1.9 ms, 16 x 16 with stride 16 and 768 filters 454 instead of 775; 32 groups of 4 channels of 56 x 56 0.36 instead of
+4.3 ms, though they fill a quarter of the lanes. 1x1 layers, channels last, 1024 -> 512 of 14 x 14 408 instead of 465,
+512 -> 2048 of 7 x 7 as before. Patches in NCHW, beside blocked.py: 32 x 32, 768 filters 470 instead of 525, 2 x 2 on
+384 channels of 14 x 14 240 instead of 276, 4 x 4 with 96 filters, where storing costs more, the same.
+What was learned there:
+- Tiles of 8 on rows of 14 took 1.14 times as long, just what they compute twice.
+- A call whose 900 weights were packed by a job of their own took 84 microseconds, 73 where every task packs them.
+
+Weights are packed as filter_columns.py has them, all depths in one block.
+Source: the table of offsets as in Dukhan, The Indirect Convolution Algorithm, 2019.
+"""
+
+import struct
+from functools import lru_cache
+
+import numpy as np
+from numba import from_dtype
+from numba.core import types
+
+from . import patches, target
+from .call import CALL_DTYPE, problem_fields
+from .column_stores import store_columns
+from .compilation import compiled, inlined
+from .epilogue import CLAMP, activated, activation_fields
+from .filter_columns import pack_vector_function
+from .filter_cuts import until_all_done, up
+from .microkernel import VECTORS, multiply_cycles, tile_rows, vector_type
+from .sliding_window import panel_filling, store_some
+from .threads import lines, task_loop, worker_span
+from .tracing import (
+    I64,
+    broadcast,
+    choose,
+    convert,
+    first_lanes,
+    fma,
+    load,
+    load_lanes,
+    loop,
+    maximum,
+    minimum,
+    select,
+    store,
+    traced,
+    when,
+)
+from .vectors import lanes, record_at
+
+BANDS_PER_THREAD, PARTS_PER_THREAD = (1, 2, 4), (1, 2)  # of rows, of filters: the cuts that are tried
+CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_000, 4_000
+CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
+FEW_WEIGHTS = 8192  # which every task of a single call packs for itself: a job of their own takes longer
+COPY_CYCLES = 0.25  # a number
+STORE_CYCLES = {"NHWC": 0.25, "NCHW": 0.35}  # an output
+
+GEOMETRY = (
+    "bands", "filter_tasks", "copied", "columns", "row_bytes", "bias_at", "scratch_at", "panel_at", "weights_at",
+    "worker_bytes",
+)  # fmt: skip
+CALL_LAST = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
+
+
+@lru_cache(maxsize=1024)
+def serves(problem) -> bool:
+    """Is this the faster way, for arrays that `takes`?"""
+    if problem.dtype != problem.accumulate:
+        return False
+    if problem.layout == "NHWC":
+        point = problem.R * problem.S == 1 and not any(map(any, problem.padding))
+        shallow = problem.reduction * VECTORS * target.vector_bytes() <= target.cache_bytes(1)
+        return point or shallow or patches.apart(problem)
+    whole = problem.Kg % lanes(problem.accumulate) == 0 and max(heights(problem)) <= problem.Q
+    return patches.apart(problem) and whole and activation_fields(problem)[0] == CLAMP
+
+
+def takes(x, y, residual, layout) -> bool:
+    """Do channels lie side by side in these arrays, and pixels in x? In NCHW: the pixels of a row, in all of them?"""
+    item, axis = x.itemsize, 1 if layout == "NHWC" else 3
+    side_by_side = all(array is None or array.strides[axis] == item for array in (x, y, residual))
+    return side_by_side and (layout == "NCHW" or x.strides[3] == x.shape[1] * item)
+
+
+def packs_few(problem) -> bool:
+    """Are there so few weights that a single call needs no step for packing them?"""
+    return serves(problem) and problem.K * problem.reduction <= FEW_WEIGHTS
+
+
+def tile_function(dtype_name, rows, vectors, layout):
+    """The traced function for `rows` pixels of a row times `vectors` vectors of filters, from bias to store."""
+    V = vector_type(dtype_name)
+
+    @traced(types.void)
+    def tile(
+        x, pixel_bytes, offsets, depth, w, w_vector, y, y_q, residual, residual_q, has_residual, left, kept, bias,
+        scratch, kind, low, high, slope,
+    ):  # fmt: skip
+        """left: pixels that are outputs. kept: lanes of the last vector that are. y_q, residual_q: from pixel to pixel;
+        in NCHW from filter to filter.
+        """
+
+        def step(d, carried):
+            sums, w = carried
+            here = x + load(I64, offsets + d * I64.bytes)
+            filters = [load(V, w + w_vector * j) for j in range(vectors)]
+            added = []
+            for i, row in enumerate(sums):
+                number = broadcast(V, load(V.scalar, here + pixel_bytes * i))
+                added.append([fma(number, some, total) for some, total in zip(filters, row)])
+            return [added, w + V.bytes]
+
+        start = [load(V, bias + V.bytes * j) for j in range(vectors)]
+        sums = loop(depth, step, [[start] * rows, w])[0]
+
+        def with_residual(totals, i):
+            def added():
+                here = [residual + residual_q * i + V.bytes * j for j in range(vectors)]
+                more = [load(V, at) for at in here[:-1]] + [load_lanes(V, here[-1], first_lanes(V, kept))]
+                return [total + number for total, number in zip(totals, more)]
+
+            return choose(has_residual.differs(0), added, lambda: totals)
+
+        def put(totals, i):
+            for j, total in enumerate(totals[:-1]):
+                store(y + y_q * i + V.bytes * j, total)
+            store_some(y + y_q * i + V.bytes * (vectors - 1), totals[-1], kept)
+
+        def clamped():
+            least, most = (broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
+            for i in range(rows):
+                with when(left > i):
+                    put([maximum(least, minimum(most, total)) for total in with_residual(sums[i], i)], i)
+
+        def in_columns():
+            least, most = (broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
+            for j in range(vectors):
+                store_columns(
+                    [row[j] for row in sums], left, y + y_q * (V.count * j), y_q,
+                    select(has_residual.differs(0), residual + residual_q * (V.count * j), 0), residual_q,
+                    lambda total: maximum(least, minimum(most, total)),
+                )  # fmt: skip
+
+        def others():
+            """Pixel after pixel from memory, so that the activation is written out once only."""
+            for i in range(rows):
+                for j in range(vectors):
+                    store(scratch + V.bytes * (vectors * i + j), sums[i][j])
+
+            def row(i):
+                totals = [load(V, scratch + V.bytes * (i * vectors + j)) for j in range(vectors)]
+                put(activated(with_residual(totals, i), kind, low, high, slope), i)
+
+            loop(select(left < rows, left, rows), row)
+
+        if layout == "NCHW":
+            in_columns()
+        else:
+            choose(kind.equals(CLAMP), clamped, others)
+
+    return tile
+
+
+def build(dtype_name, rows, layout):
+    """rows: pixels of a tile, as `heights` says."""
+    W = lanes(dtype_name)
+    one_rows, two_rows, three_rows = rows
+    one, two, three = (tile_function(dtype_name, rows[vectors - 1], vectors, layout) for vectors in (1, 2, 3))
+    last = layout == "NHWC"
+    fill_columns, _, number_at, put_number = panel_filling(dtype_name)
+    pack_vector = pack_vector_function(dtype_name)
+    real = np.float64 if dtype_name == "float64" else np.float32
+    item, zero = np.dtype(real).itemsize, real(0)
+
+    @traced(types.void)
+    def put_offset(address, number):
+        store(address, number)
+
+    @inlined
+    def fill_offsets(call, to, x_row):
+        for c in range(call.Cg):
+            for r in range(call.R):
+                for s in range(call.S):
+                    pixel = r * call.dilation_h * x_row + s * call.dilation_w * (call.C * item if last else item)
+                    put_offset(to, pixel + c * (item if last else call.x_c))
+                    to += 8
+
+    @inlined
+    def fill_biases(call, biases, padded):
+        for g in range(call.groups):
+            for i in range(padded):
+                inside = call.has_bias and i < call.Kg
+                number = number_at(call.bias + (g * call.Kg + i) * call.bias_k) if inside else zero
+                put_number(biases + (g * padded + i) * item, number)
+
+    @inlined
+    def pack_weights(call, to, begin, end, padded):
+        """Vectors begin .. end-1 of every group's filters, where they would lie among packed ones."""
+        vector = call.Cg * call.R * call.S * W * item
+        for g in range(call.groups):
+            for i in range(begin, end):
+                w = call.w + (g * call.Kg + i * W) * call.w_k
+                pack_vector(call, to + (g * padded // W + i) * vector, w, min(W, call.Kg - i * W), 0, call.Cg)
+
+    def task(call_address, index, worker):
+        call = record_at(CALL_LAST, call_address)
+        band, rest = index % call.bands, index // call.bands
+        filter_task, n = rest % call.filter_tasks, rest // call.filter_tasks
+        p0, p1 = call.P * band // call.bands, call.P * (band + 1) // call.bands
+        offsets = call.workspace + worker * call.worker_bytes
+        biases, scratch, panel = offsets + call.bias_at, offsets + call.scratch_at, offsets + call.panel_at
+        first_row = p0 * call.stride_h - call.top
+        x, x_row = call.x + n * call.x_n, call.x_h
+        if call.copied:
+            row_count = (p1 - p0 - 1) * call.stride_h + (call.R - 1) * call.dilation_h + 1
+            fill_columns(
+                panel, call.row_bytes, 0, x, call.x_h, item, call.H, call.W * call.C, first_row, row_count,
+                -call.left * call.C, call.columns, 1,
+            )  # fmt: skip
+            x, x_row = panel, call.row_bytes
+        else:
+            x += first_row * x_row
+        vectors_padded = (call.Kg + W - 1) // W
+        tiles = (vectors_padded + VECTORS - 1) // VECTORS
+        begin = tiles * filter_task // call.filter_tasks * VECTORS
+        end = min(tiles * (filter_task + 1) // call.filter_tasks * VECTORS, vectors_padded)
+        padded, depth = vectors_padded * W, call.Cg * call.R * call.S
+        fill_offsets(call, offsets, x_row)
+        fill_biases(call, biases, padded)
+        weights = call.w
+        if call.w_k != 0:
+            weights = offsets + call.weights_at
+            pack_weights(call, weights, begin, end, padded)
+        pixel_bytes = call.stride_w * (call.C * item if last else item)
+        y_q, residual_q = (call.y_q, call.residual_q) if last else (call.y_k, call.residual_k)
+
+        for g in range(call.groups):
+            done = begin
+            while done < end:
+                left = end - done
+                vectors = 2 if left == 4 else min(left, VECTORS)
+                height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
+                kept = min(W, call.Kg - (done + vectors - 1) * W)
+                w = weights + (g * padded + done * W) * depth * item
+                bias, k0 = biases + (g * padded + done * W) * item, g * call.Kg + done * W
+                for p in range(p0, p1):
+                    row = x + (p - p0) * call.stride_h * x_row
+                    y = call.y + n * call.y_n + p * call.y_p + k0 * call.y_k
+                    residual = call.residual + n * call.residual_n + p * call.residual_p + k0 * call.residual_k
+                    for i in range(0, call.Q, height):
+                        q = max(min(i, call.Q - height), 0)
+                        here = row + q * pixel_bytes + g * call.Cg * (item if last else call.x_c)
+                        to, more = y + q * call.y_q, residual + q * call.residual_q
+                        if vectors == 3:
+                            three(
+                                here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more,
+                                residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
+                                call.low, call.high, call.slope,
+                            )  # fmt: skip
+                        elif vectors == 2:
+                            two(
+                                here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more,
+                                residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
+                                call.low, call.high, call.slope,
+                            )  # fmt: skip
+                        else:
+                            one(
+                                here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more,
+                                residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
+                                call.low, call.high, call.slope,
+                            )  # fmt: skip
+                done += vectors
+
+    return task_loop(task)
+
+
+# ---- how a problem is cut ----
+
+
+@lru_cache(maxsize=1024)
+def heights(problem):
+    """Pixels of tiles of one, two and three vectors: 7 where 8 would compute many of a row twice."""
+    Q = problem.Q
+    if target.register_count() == 32 and 1.02 * up(Q, 7) < up(Q, 8):
+        return 7, 7, 7
+    return tuple(tile_rows(vectors) for vectors in (1, 2, 3))
+
+
+def copies(problem) -> bool:
+    """Must rows be copied: for padding, or since a tile would read beyond their end?"""
+    return max(heights(problem)) > problem.Q or any(map(any, problem.padding))
+
+
+def row_numbers(problem):
+    """Numbers of x that a row of outputs reads from each row of x."""
+    return ((problem.Q - 1) * problem.stride[1] + (problem.S - 1) * problem.dilation[1] + 1) * problem.C
+
+
+def row_bytes(problem):
+    return lines(row_numbers(problem) * problem.accumulate.itemsize) + 64
+
+
+def rows_read(problem, rows):
+    """By so many rows of outputs."""
+    return (rows - 1) * problem.stride[0] + (problem.R - 1) * problem.dilation[0] + 1
+
+
+def fewest_bands(problem):
+    """So many that their copied rows fit half the L2 cache."""
+    if not copies(problem):
+        return 1
+    fitting = target.cache_bytes(2) // 2 // row_bytes(problem) - rows_read(problem, 1)
+    return min(-(-problem.P // max(fitting // problem.stride[0], 1)), problem.P)
+
+
+def filter_tiles(problem):
+    return -(-problem.Kg // (VECTORS * lanes(problem.accumulate)))
+
+
+def possible_cuts(problem, threads):
+    """(bands of rows, ranges of filters)"""
+    fewest = fewest_bands(problem)
+    if threads == 1:
+        return [(fewest, 1)]
+    bands = {min(max(fewest, threads * n), problem.P) for n in BANDS_PER_THREAD}
+    parts = {min(threads * n, filter_tiles(problem)) for n in PARTS_PER_THREAD}
+    return [(band, part) for band in sorted({fewest, *bands}) for part in sorted({1, *parts})]
+
+
+def cut_cycles(problem, threads, bands, filter_tasks) -> float:
+    """Predicted cycles until the last thread is done."""
+    width, tiles = VECTORS * lanes(problem.accumulate), filter_tiles(problem)
+    rows = [problem.P * (band + 1) // bands - problem.P * band // bands for band in range(bands)]
+    parts = [tiles * (part + 1) // filter_tasks - tiles * part // filter_tasks for part in range(filter_tasks)]
+    tasks = [task_cycles(problem, row, min(part * width, problem.Kg)) for part in parts for row in rows]
+    return until_all_done(tasks * problem.N, threads, CYCLES_TO_WAKE)
+
+
+def task_cycles(problem, rows, filters) -> float:
+    """Of so many rows of outputs: the multiply-adds, what comes from afar, and copying rows."""
+    W, depth = lanes(problem.accumulate), problem.reduction
+    pixels = rows * up(problem.Q, heights(problem)[VECTORS - 1])
+    multiply = multiply_cycles(pixels, up(filters, W), depth, problem.accumulate) * problem.groups
+    numbers = rows_read(problem, rows) * row_numbers(problem)
+    copy = COPY_CYCLES * numbers if copies(problem) else 0.0
+    return CYCLES_PER_TASK + multiply + copy + CYCLES_TO_COME * (numbers + problem.groups * filters * depth)
+
+
+@lru_cache(maxsize=1024)
+def geometry(problem, threads):
+    """The numbers of GEOMETRY, and how many tasks there are."""
+    item, W = problem.accumulate.itemsize, lanes(problem.accumulate)
+    bands, filter_tasks = min(possible_cuts(problem, threads), key=lambda cut: cut_cycles(problem, threads, *cut))
+    rows = rows_read(problem, -(-problem.P // bands)) if copies(problem) else 0
+    bias_at = lines(8 * problem.reduction)
+    scratch_at = bias_at + lines(problem.groups * up(problem.Kg, W) * item)
+    panel_at = scratch_at + 8 * VECTORS * target.vector_bytes()
+    beyond = 8 * problem.stride[1] * problem.C * item + 64  # what a tile wider than a row reads
+    weights_at = panel_at + lines(rows * row_bytes(problem) + beyond)
+    weights = problem.groups * up(problem.Kg, W) * problem.reduction if packs_few(problem) else 0
+    worker_bytes = worker_span(weights_at + weights * item)
+    numbers = (
+        bands, filter_tasks, int(copies(problem)), row_numbers(problem), row_bytes(problem), bias_at, scratch_at,
+        panel_at, weights_at, worker_bytes,
+    )  # fmt: skip
+    return numbers, problem.N * bands * filter_tasks
+
+
+def workspace_bytes(problem, threads):
+    numbers, _ = geometry(problem, threads)
+    return threads * numbers[-1]
+
+
+@lru_cache(maxsize=1024)
+def prepared(problem, threads):
+    """The record's fixed part, the compiled loop and the number of tasks."""
+    numbers, tasks = geometry(problem, threads)
+    fields = problem_fields(problem) + struct.pack(f"{len(GEOMETRY)}q", *numbers)
+    return fields, compiled(build, problem.dtype.name, heights(problem), problem.layout), tasks
+
+
+def cycles(problem) -> float:
+    """Of one image."""
+    stores = STORE_CYCLES[problem.layout] * problem.K * problem.P * problem.Q
+    return task_cycles(problem, problem.P, problem.Kg) + stores
