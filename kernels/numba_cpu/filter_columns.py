@@ -29,8 +29,10 @@ def packed_items(problem) -> int:
     return problem.groups * padded_filters(problem) * problem.reduction
 
 
-def build(dtype_name, channel_block):
-    """Task: one vector of filters, all depths. call.w: the weights, call.y: where they go."""
+def pack_vector_function(dtype_name):
+    """A Numba function pack_vector(call, to, w, filters, c0, channels): up to a vector of filters, w: the first one's
+    address, of so many channels from c0 on.
+    """
     real = np.float64 if dtype_name == "float64" else np.float32
     V = vector_type(real)
     W, item = V.count, V.item_bytes
@@ -52,8 +54,7 @@ def build(dtype_name, channel_block):
         return count // W * W
 
     @inlined
-    def pack_block(call, to, w, filters, c0, channels):
-        """One vector of filters' channels c0 .. c0 + channels - 1."""
+    def pack_vector(call, to, w, filters, c0, channels):
         taps = call.R * call.S
         done = 0
         contiguous = call.w_s == item and call.w_r == call.S * item and call.w_c == taps * item
@@ -67,6 +68,15 @@ def build(dtype_name, channel_block):
             for i in range(filters, W):
                 write(to + d * row + i * item, 0.0)
 
+    return pack_vector
+
+
+def build(dtype_name, channel_block):
+    """Task: one vector of filters, all depths. call.w: the weights, call.y: where they go."""
+    real = np.float64 if dtype_name == "float64" else np.float32
+    W, item = lanes(real), np.dtype(real).itemsize
+    pack_vector = pack_vector_function(dtype_name)
+
     def pack(call_address, index, worker):
         call = record_at(CALL, call_address)
         padded = (call.Kg + W - 1) // W * W
@@ -78,6 +88,6 @@ def build(dtype_name, channel_block):
             channels = min(channel_block, call.Cg - c0)
             block = group + c0 * taps * padded * item
             to = block + k * channels * taps * item
-            pack_block(call, to, w, min(W, call.Kg - k), c0, channels)
+            pack_vector(call, to, w, min(W, call.Kg - k), c0, channels)
 
     return task_loop(pack)
