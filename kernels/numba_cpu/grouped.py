@@ -33,7 +33,7 @@ from .column_stores import store_columns
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activated, store_one_function
 from .filter_columns import pack_vector_function
-from .microkernel import CLOCK, predicted, vector_type
+from .microkernel import predicted, vector_type
 from .sliding_window import store_some
 from .threads import lines, run_tasks, task_loop, worker_span
 from .tracing import (
@@ -55,6 +55,7 @@ from .tracing import (
     store_lanes,
     traced,
     transpose,
+    when,
     zeros,
 )
 from .vectors import lanes, record_at
@@ -63,11 +64,15 @@ passes = ("forward",)
 
 MOST_VECTORS = 3  # of filters that share a channel's load
 MOST_COLUMNS = 16  # of outputs at once, which a transposed store takes together
-TASKS_PER_THREAD = 2
+
+CYCLES_PER_TASK = 500
+COPY_CYCLES = {"NHWC": 0.2, "NCHW": 0.4}  # of a number of x
+STORE_CYCLES = {"NHWC": 0.1, "NCHW": 0.3}  # of a number of y
+PACK_CYCLES = 1.0  # of a weight
 
 GEOMETRY = (
-    "bands", "block_tasks", "blocks", "parts", "filters", "channels", "pitch", "columns", "row_bytes", "bias_at",
-    "scratch_at", "panel_at", "worker_bytes",
+    "packed", "bands", "strips", "block_tasks", "blocks", "at_once", "parts", "filters", "channels", "pitch", "columns",
+    "row_bytes", "block_bytes", "scratch_at", "weights_at", "panel_at", "worker_bytes",
 )  # fmt: skip
 CALL_GROUPED = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
 
@@ -195,9 +200,10 @@ def tile_function(dtype_name, tile):
 
 
 def fill_function(dtype_name):
-    """A Numba function fill(call, panel, x, first_row, rows): the panel of one image and block, padding included.
+    """A Numba function fill(call, panel, x, first_row, rows, blocks, last): the panels of some blocks, with padding.
 
-    x: address of the block's first channel. What is written runs over the end of a row, and so over the last one's.
+    x: address of the first block's first channel. last: how many channels behind it the last block begins, which may
+    overlap the one before. What is written runs over the end of a row, and so over the last one's.
     """
     V = vector_type(dtype_name)
     item, W = V.item_bytes, V.count
@@ -207,20 +213,20 @@ def fill_function(dtype_name):
         loop((count + (W - 1)) // W, lambda i: store(to + i * V.bytes, zeros(V, to)))
 
     @traced(types.void)
-    def copy_pixels(to, pitch, x, x_w, count, channels):
-        """Pixels whose channels are neighbours."""
+    def copy_pixels(to, to_block, pitch, x, x_w, count, channels, blocks, last):
+        """Pixels whose channels are neighbours, of all blocks in turn. last: how far behind the first the last is."""
         whole = channels // W
         some = first_lanes(V, channels - whole * W)
 
         def pixel(i):
-            here, there = x + x_w * i, to + pitch * i
-            loop(whole, lambda j: store(there + j * V.bytes, load(V, here + j * V.bytes)))
-            last = whole * V.bytes
-            choose(
-                channels > whole * W,
-                lambda: store(there + last, load_lanes(V, here + last, some)),
-                lambda: None,
-            )
+            def block(b):
+                here = x + x_w * i + minimum(b * channels * item, last)
+                there = to + pitch * i + to_block * b
+                loop(whole, lambda j: store(there + j * V.bytes, load(V, here + j * V.bytes)))
+                with when(channels > whole * W):
+                    store(there + whole * V.bytes, load_lanes(V, here + whole * V.bytes, some))
+
+            loop(blocks, block)
 
         loop(count, pixel)
 
@@ -246,30 +252,37 @@ def fill_function(dtype_name):
         store(to, load(V.scalar, x))
 
     @inlined
-    def copy_row(call, to, x, count):
+    def copy_row(call, to, x, count, blocks, last):
         """`count` pixels of a row, wherever they lie."""
-        if call.x_c == item or call.channels == 1:
-            copy_pixels(to, call.pitch, x, call.x_w, count, call.channels)
-        elif call.x_w == item:
-            turn_pixels(to, call.pitch, x, call.x_c, count, call.channels)
-        else:
+        if call.x_c == item:
+            copy_pixels(to, call.block_bytes, call.pitch, x, call.x_w, count, call.channels, blocks, last * item)
+            return
+        for b in range(blocks):
+            here, there = x + min(b * call.channels, last) * call.x_c, to + b * call.block_bytes
+            if call.x_w == item:
+                turn_pixels(there, call.pitch, here, call.x_c, count, call.channels)
+                continue
             for i in range(count):
                 for c in range(call.channels):
-                    copy_number(to + i * call.pitch + c * item, x + i * call.x_w + c * call.x_c)
+                    copy_number(there + i * call.pitch + c * item, here + i * call.x_w + c * call.x_c)
 
     @inlined
-    def fill(call, panel, x, first_row, rows):
-        pitch = call.pitch
+    def clear_row(call, to, blocks, count):
+        for b in range(blocks):
+            clear(to + b * call.block_bytes, count * call.pitch // item)
+
+    @inlined
+    def fill(call, panel, x, first_row, rows, blocks, last):
         start = min(call.left, call.columns)
         end = max(start, min(call.columns, call.W + call.left))
         for i in range(rows):
             h, to = first_row + i, panel + i * call.row_bytes
             if h < 0 or h >= call.H:
-                clear(to, call.columns * pitch // item)
+                clear_row(call, to, blocks, call.columns)
                 continue
-            clear(to, start * pitch // item)
-            copy_row(call, to + start * pitch, x + h * call.x_h, end - start)
-            clear(to + end * pitch, (call.columns - end) * pitch // item)
+            clear_row(call, to, blocks, start)
+            copy_row(call, to + start * call.pitch, x + h * call.x_h, end - start, blocks, last)
+            clear_row(call, to + end * call.pitch, blocks, call.columns - end)
 
     return fill
 
@@ -306,6 +319,7 @@ def build(dtype_name, *numbers):
     step_w, last, storable = tile.step, tile.layout == "NHWC", tile.layout == "NHWC" or tile.whole
     multiply, fill = tile_function(dtype_name, tile), fill_function(dtype_name)
     finish_line, store_one = finish_function(dtype_name), store_one_function(dtype_name)
+    pack_vector = pack_vector_function(dtype_name)
 
     @traced(types.float64)
     def number_at(address):
@@ -313,9 +327,7 @@ def build(dtype_name, *numbers):
 
     @traced(types.void)
     def copy_bias(to, address, present):
-        value = choose(
-            present.differs(0), lambda: [load(V.scalar, address)], lambda: [constant(to, 0.0, V.scalar)]
-        )[0]
+        value = choose(present.differs(0), lambda: [load(V.scalar, address)], lambda: [constant(to, 0.0, V.scalar)])[0]
         store(to, value)
 
     @inlined
@@ -341,49 +353,77 @@ def build(dtype_name, *numbers):
                     number = number_at(scratch + ((t * columns + j) * vectors * W + k) * item)
                     store_one(call, n, k0 + k, (p + t) * call.Q + q + j, number)
 
+    @inlined
+    def first_group(call, block):
+        return min(block * side_by_side, call.groups - side_by_side)
+
+    @inlined
+    def pack_block(call, to, block):
+        depth = call.Cg * call.R * call.S
+        for v in range(call.parts * vectors):
+            w = call.w + (first_group(call, block) * call.Kg + v * W) * call.w_k
+            filters = max(0, min(W, call.filters - v * W))
+            pack_vector(call, to + v * depth * vector_bytes, w, filters, 0, call.Cg)
+
+    @inlined
+    def one_block(call, n, k0, p0, p1, panel, weights, biases, scratch, direct, low, high):
+        """Rows p0 .. p1 - 1 of a block's outputs."""
+        part_bytes = vectors * call.Cg * call.R * call.S * vector_bytes
+        for k in range(call.parts * vectors * W):
+            copy_bias(biases + k * item, call.bias + (k0 + k) * call.bias_k, call.has_bias and k < call.filters)
+        for part in range(call.parts):
+            k = part * vectors * W
+            for i in range(p0, p1, rows):
+                p = min(i, p1 - rows)
+                for j in range(0, call.Q, columns):
+                    q = min(j, call.Q - columns)
+                    y = call.y + n * call.y_n + (k0 + k) * call.y_k + p * call.y_p + q * call.y_q
+                    multiply(
+                        panel + (p - p0) * call.stride_h * call.row_bytes + q * step_w * call.pitch,
+                        call.stride_h * call.row_bytes, call.dilation_h * call.row_bytes, call.pitch, call.R, call.Cg,
+                        weights + part * part_bytes, part_bytes // vectors, biases + k * item, y if direct else 0,
+                        call.y_p, call.y_q, call.y_k, call.filters - k, low, high, scratch,
+                    )  # fmt: skip
+                    if not direct:
+                        store_numbers(call, n, k0 + k, p, q, call.filters - k, scratch)
+
     def task(call_address, index, worker):
         call = record_at(CALL_GROUPED, call_address)
         block_task, rest = index % call.block_tasks, index // call.block_tasks
         band, n = rest % call.bands, rest // call.bands
         p0, p1 = call.P * band // call.bands, call.P * (band + 1) // call.bands
-        own = call.workspace + worker * call.worker_bytes
-        biases, scratch, panel = own + call.bias_at, own + call.scratch_at, own + call.panel_at
+        b0, b1 = call.blocks * block_task // call.block_tasks, call.blocks * (block_task + 1) // call.block_tasks
+        biases = call.workspace + worker * call.worker_bytes
+        scratch, panel = biases + call.scratch_at, biases + call.panel_at
         neighbours = call.y_k == item if last else call.y_q == item
         if call.has_residual:
             neighbours = neighbours and (call.residual_k if last else call.residual_q) == item
         direct = neighbours and storable
         plain = call.activation == CLAMP and not call.has_residual
         low, high = (call.low, call.high) if plain else (-math.inf, math.inf)
-        first_row = p0 * call.stride_h - call.top
-        panel_rows = (p1 - p0 - 1) * call.stride_h + (call.R - 1) * call.dilation_h + 1
-        depth = call.Cg * call.R * call.S
-        begin = call.blocks * block_task // call.block_tasks
-        for block in range(begin, call.blocks * (block_task + 1) // call.block_tasks):
-            g = min(block * side_by_side, call.groups - side_by_side)
-            k0 = g * call.Kg
+
+        block_weights = call.parts * vectors * call.Cg * call.R * call.S * vector_bytes
+        weights = call.w + b0 * block_weights
+        if not call.packed:
+            weights = biases + call.weights_at
+            for b in range(b0, b1):
+                pack_block(call, weights + (b - b0) * block_weights, b)
+        for b in range(b0, b1, call.at_once):
+            g, blocks = first_group(call, b), min(call.at_once, b1 - b)
             x = call.x + n * call.x_n + g * call.Cg * call.x_c
-            fill(call, panel, x, first_row, panel_rows)
-            for k in range(call.parts * vectors * W):
-                here = call.bias + (k0 + k) * call.bias_k
-                copy_bias(biases + k * item, here, call.has_bias and k < call.filters)
-            for part in range(call.parts):
-                k = part * vectors * W
-                w = call.w + (block * call.parts + part) * vectors * depth * vector_bytes
-                for i in range(p0, p1, rows):
-                    p = min(i, p1 - rows)
-                    for j in range(0, call.Q, columns):
-                        q = min(j, call.Q - columns)
-                        y = call.y + n * call.y_n + (k0 + k) * call.y_k + p * call.y_p + q * call.y_q
-                        multiply(
-                            panel + (p - p0) * call.stride_h * call.row_bytes + q * step_w * call.pitch,
-                            call.stride_h * call.row_bytes, call.dilation_h * call.row_bytes, call.pitch, call.R,
-                            call.Cg, w, depth * vector_bytes, biases + k * item, y if direct else 0, call.y_p, call.y_q,
-                            call.y_k, call.filters - k, low, high, scratch,
-                        )  # fmt: skip
-                        if not direct:
-                            store_numbers(call, n, k0 + k, p, q, call.filters - k, scratch)
-            if direct and not plain:
-                finish_rows(call, n, k0, p0, p1)
+            behind = (first_group(call, b + blocks - 1) - g) * call.Cg
+            for i in range(call.strips):
+                first, end = p0 + (p1 - p0) * i // call.strips, p0 + (p1 - p0) * (i + 1) // call.strips
+                some = (end - first - 1) * call.stride_h + (call.R - 1) * call.dilation_h + 1
+                fill(call, panel, x, first * call.stride_h - call.top, some, blocks, behind)
+                for j in range(blocks):
+                    k0 = first_group(call, b + j) * call.Kg
+                    one_block(
+                        call, n, k0, first, end, panel + j * call.block_bytes,
+                        weights + (b + j - b0) * block_weights, biases, scratch, direct, low, high,
+                    )  # fmt: skip
+                    if direct and not plain:
+                        finish_rows(call, n, k0, first, end)
 
     return task_loop(task)
 
@@ -421,27 +461,86 @@ def vectors_and_parts(problem):
     return -(-total // parts), parts
 
 
+@dataclass(frozen=True)
+class Cut:
+    """bands: of rows, times block_tasks: ranges of blocks, make the tasks of an image. at_once: blocks whose panels are
+    filled together, for one strip of a band after the other.
+    """
+
+    bands: int
+    block_tasks: int
+    strips: int
+    at_once: int
+
+
 @lru_cache(maxsize=1024)
-def tile_of(problem, threads) -> Tile:
-    side_by_side, (vectors, parts) = groups_side_by_side(problem), vectors_and_parts(problem)
-    several = side_by_side > 1
-    whole = parts * vectors * lanes(problem.accumulate) == side_by_side * problem.Kg
-    rows, columns = min(possible_sizes(problem, threads), key=lambda size: tiles_cycles(problem, *size))
+def cut_of(problem, threads, packed) -> Cut:
+    """The cut whose thread with most to do has least. packed: whether each task need not pack its weights first."""
+    return min(possible_cuts(problem, threads), key=lambda cut: cut_cycles(problem, threads, packed, cut))
+
+
+def possible_cuts(problem, threads):
+    blocks = block_count(problem)
+    few = sorted({1, 2, threads, 2 * threads, -(-threads // problem.N)})
+    for bands in (n for n in few if n <= min(problem.P, 2 * threads)):
+        for block_tasks in (n for n in few if n <= min(blocks, 2 * threads)):
+            if problem.layout == "NCHW":
+                yield Cut(bands, block_tasks, strip_count(problem, bands, 1), 1)
+            else:
+                at_once = -(-blocks // block_tasks)
+                yield Cut(bands, block_tasks, strip_count(problem, bands, at_once), at_once)
+
+
+def strip_count(problem, bands, at_once) -> int:
+    """Strips of a band whose panels stay in half of the L2 cache."""
+    halo, rows = (problem.R - 1) * problem.dilation[0] + 1, -(-problem.P // bands)
+    fitting = target.cache_bytes(2) // 2 // (at_once * row_bytes(problem)) - halo
+    return -(-rows // max(1, min(rows, fitting // problem.stride[0] + 1)))
+
+
+def cut_cycles(problem, threads, packed, cut) -> float:
+    """Predicted, of the thread with most to do."""
+    tasks = problem.N * cut.bands * cut.block_tasks
+    rows, blocks = -(-problem.P // cut.bands), -(-block_count(problem) // cut.block_tasks)
+    weights = 0 if packed else PACK_CYCLES * vector_filters(problem) * problem.reduction
+    read = min(problem.H + 2, rows * problem.stride[0] + cut.strips * (problem.R - 1) * problem.dilation[0])
+    multiply = tiles_cycles(problem, *tile_size(problem, 1)) * rows / problem.P
+    copy = COPY_CYCLES[problem.layout] * read * problem.W * groups_side_by_side(problem) * problem.Cg
+    return -(-tasks // threads) * (CYCLES_PER_TASK + blocks * (multiply + copy + weights))
+
+
+def vector_filters(problem) -> int:
+    """Filters of a block, filled up to whole vectors."""
+    vectors, parts = vectors_and_parts(problem)
+    return vectors * parts * lanes(problem.accumulate)
+
+
+@lru_cache(maxsize=1024)
+def tile_of(problem, threads, packed) -> Tile:
+    cut, side_by_side = cut_of(problem, threads, packed), groups_side_by_side(problem)
+    several, whole = side_by_side > 1, vector_filters(problem) == side_by_side * problem.Kg
+    rows, columns = tile_size(problem, problem.P // cut.bands // cut.strips)
     return Tile(
-        rows, columns, vectors, side_by_side, problem.Cg if several else 0, problem.Kg if several else 0, problem.S,
-        problem.stride[1], problem.dilation[1], whole, problem.layout,
+        rows, columns, vectors_and_parts(problem)[0], side_by_side, problem.Cg if several else 0,
+        problem.Kg if several else 0, problem.S, problem.stride[1], problem.dilation[1], whole, problem.layout,
     )  # fmt: skip
 
 
-def possible_sizes(problem, threads):
-    """(rows, columns) of outputs whose sums fit the registers, beside a row of weights if there are enough."""
+def tile_size(problem, fewest_rows):
+    """(rows, columns) of outputs whose sums fit the registers, beside a row of weights if there are enough.
+
+    fewest_rows: of a strip.
+    """
     vectors, _ = vectors_and_parts(problem)
     weights = min(problem.S * vectors, target.register_count() // 4)
     most = max(1, (target.register_count() - weights - 2) // vectors)
-    for rows in (1, 2):
-        if rows == 1 or problem.P // band_count(problem, threads) >= rows:
-            for columns in range(1, min(MOST_COLUMNS, problem.Q, most // rows) + 1):
-                yield rows, columns
+    sizes = [
+        (rows, columns)
+        for rows in (1, 2)
+        for columns in range(1, min(MOST_COLUMNS, problem.Q, most // rows) + 1)
+        if rows <= max(fewest_rows, 1)
+    ]
+    return min(sizes, key=lambda size: tiles_cycles(problem, *size))
 
 
 def tiles_cycles(problem, rows, columns) -> float:
@@ -460,14 +559,6 @@ def block_count(problem) -> int:
     return -(-problem.groups // groups_side_by_side(problem))
 
 
-def band_count(problem, threads) -> int:
-    """Bands of rows: enough for the threads where blocks alone are not, and panels that stay in the L2 cache."""
-    wanted = -(-threads // (problem.N * block_count(problem)))
-    halo = (problem.R - 1) * problem.dilation[0] + 1
-    fitting = max(1, (target.cache_bytes(2) // 2 // row_bytes(problem) - halo) // problem.stride[0])
-    return max(1, min(max(wanted, -(-problem.P // fitting)), problem.P))
-
-
 def pitch(problem) -> int:
     """Bytes from pixel to pixel of a panel: whole vectors, where channels fill more than one."""
     W, channels = lanes(problem.accumulate), groups_side_by_side(problem) * problem.Cg
@@ -484,31 +575,34 @@ def row_bytes(problem) -> int:
 
 
 @lru_cache(maxsize=1024)
-def geometry(problem, threads):
+def geometry(problem, threads, packed):
     """The numbers of GEOMETRY, and how many tasks there are."""
-    W, item, tile = lanes(problem.accumulate), problem.accumulate.itemsize, tile_of(problem, threads)
+    W, item, tile = lanes(problem.accumulate), problem.accumulate.itemsize, tile_of(problem, threads, packed)
+    cut, blocks = cut_of(problem, threads, packed), block_count(problem)
     vectors, parts = vectors_and_parts(problem)
-    bands, blocks = band_count(problem, threads), block_count(problem)
-    wanted = -(-TASKS_PER_THREAD * threads // (problem.N * bands)) if threads > 1 else 1
-    block_tasks = min(blocks, wanted)
-    panel_rows = (-(-problem.P // bands) - 1) * problem.stride[0] + (problem.R - 1) * problem.dilation[0] + 1
-    scratch_at = lines(parts * vectors * W * item)
-    panel_at = scratch_at + lines(tile.rows * tile.columns * vectors * W * item)
+    band = -(-problem.P // cut.bands)
+    strip = -(-band // cut.strips)
+    panel_rows = (strip - 1) * problem.stride[0] + (problem.R - 1) * problem.dilation[0] + 1
     beyond = (W + 1) * pitch(problem) + target.vector_bytes()  # what filling the last row, and loading, runs over
-    worker_bytes = worker_span(panel_at + panel_rows * row_bytes(problem) + beyond)
+    block_bytes = lines(panel_rows * row_bytes(problem) + beyond) + 64
+    weights = 0 if packed else -(-blocks // cut.block_tasks) * vector_filters(problem) * problem.reduction * item
+    scratch_at = lines(parts * vectors * W * item)
+    weights_at = scratch_at + lines(tile.rows * tile.columns * vectors * W * item)
+    panel_at = weights_at + weights
     side_by_side = groups_side_by_side(problem)
     numbers = (
-        bands, block_tasks, blocks, parts, side_by_side * problem.Kg, side_by_side * problem.Cg, pitch(problem),
-        panel_columns(problem), row_bytes(problem), 0, scratch_at, panel_at, worker_bytes,
+        int(packed), cut.bands, cut.strips, cut.block_tasks, blocks, cut.at_once, parts, side_by_side * problem.Kg,
+        side_by_side * problem.Cg, pitch(problem), panel_columns(problem), row_bytes(problem), block_bytes, scratch_at,
+        weights_at, panel_at, worker_span(panel_at + cut.at_once * block_bytes),
     )  # fmt: skip
-    return numbers, problem.N * bands * block_tasks
+    return numbers, problem.N * cut.bands * cut.block_tasks
 
 
 @lru_cache(maxsize=1024)
-def prepared(problem, threads):
+def prepared(problem, threads, packed):
     """The record's fixed part, the compiled loop and the number of tasks."""
-    numbers, tasks = geometry(problem, threads)
-    tile = tile_of(problem, threads)
+    numbers, tasks = geometry(problem, threads, packed)
+    tile = tile_of(problem, threads, packed)
     fields = problem_fields(problem) + struct.pack(f"{len(GEOMETRY)}q", *numbers)
     return fields, compiled(build, problem.dtype.name, *vars(tile).values()), tasks
 
@@ -529,43 +623,50 @@ def why_not(problem, device):
 
 
 def workspace_bytes(problem, device):
-    numbers, _ = geometry(problem, device.threads)
+    numbers, _ = geometry(problem, device.threads, packed=True)
+    return device.threads * numbers[-1]
+
+
+def one_call_bytes(problem, device):
+    """The workspace of a `run` whose tasks pack the weights that they need."""
+    numbers, _ = geometry(problem, device.threads, packed=False)
     return device.threads * numbers[-1]
 
 
 def packed_bytes(problem, device):
-    vectors, parts = vectors_and_parts(problem)
-    return block_count(problem) * parts * vectors * problem.reduction * target.vector_bytes()
+    return block_count(problem) * vector_filters(problem) * problem.reduction * problem.accumulate.itemsize
 
 
 def pack(problem, device, w, packed):
     """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), as vectors of filters."""
-    loop_ = compiled(build_pack, problem.dtype.name, groups_side_by_side(problem), *vectors_and_parts(problem))
+    task_loop_ = compiled(build_pack, problem.dtype.name, groups_side_by_side(problem), *vectors_and_parts(problem))
     call = pack_call(problem_fields(problem), packed, w, packed, None, None, None)
-    run_tasks(loop_, call, block_count(problem), device.threads)
+    run_tasks(task_loop_, call, block_count(problem), device.threads)
 
 
 def predicted_seconds(problem, device):
-    return predicted(problem, device, problem.N * block_count(problem) * block_cycles(problem, device.threads))
-
-
-def block_cycles(problem, threads) -> float:
-    tile = tile_of(problem, threads)
-    channels, filters = tile.groups * problem.Cg, tile.groups * problem.Kg
-    copied, stored = problem.H * problem.W * channels, problem.P * problem.Q * filters
-    moved = 0.2 * copied if problem.layout == "NHWC" else 0.4 * copied + 0.3 * stored
-    if problem.layout == "NCHW" and not tile.whole:
-        moved += 8.0 * stored
-    return tiles_cycles(problem, tile.rows, tile.columns) / 0.9 + moved
+    return seconds(problem, device, packed=True)
 
 
 def pack_seconds(problem, device):
-    return 8e-6 + 0.7 * problem.K * problem.reduction / CLOCK / device.threads
+    """What a single call takes longer, whose tasks pack their weights."""
+    return seconds(problem, device, packed=False) - seconds(problem, device, packed=True)
+
+
+def seconds(problem, device, packed) -> float:
+    cut = cut_of(problem, device.threads, packed)
+    filters = block_count(problem) * groups_side_by_side(problem) * problem.Kg
+    stores = STORE_CYCLES[problem.layout] * problem.N * problem.P * problem.Q * filters
+    if problem.layout == "NCHW" and not tile_of(problem, device.threads, packed).whole:
+        stores *= 20.0
+    cycles = cut_cycles(problem, device.threads, packed, cut) * device.threads
+    return predicted(problem, device, cycles / 0.9 + stores)
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical
-    order.
+    """Write the convolution of x with w into y; x (N, C, H, W), y (N, K, P, Q) in logical order.
+
+    w: packed, or as it is, (K, C/groups, R, S): then `workspace` has one_call_bytes.
     """
-    fields, loop_, tasks = prepared(problem, device.threads)
+    fields, loop_, tasks = prepared(problem, device.threads, w.ndim == 1)
     run_tasks(loop_, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
