@@ -33,7 +33,7 @@ from .column_stores import store_columns
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activated, store_one_function
 from .filter_columns import pack_vector_function
-from .microkernel import predicted, vector_type
+from .microkernel import CALL_SECONDS, CLOCK, predicted, vector_type
 from .sliding_window import store_some
 from .threads import lines, run_tasks, task_loop, worker_span
 from .tracing import (
@@ -66,9 +66,13 @@ MOST_VECTORS = 3  # of filters that share a channel's load
 MOST_COLUMNS = 16  # of outputs at once, which a transposed store takes together
 
 CYCLES_PER_TASK = 500
-COPY_CYCLES = {"NHWC": 0.2, "NCHW": 0.4}  # of a number of x
-STORE_CYCLES = {"NHWC": 0.1, "NCHW": 0.3}  # of a number of y
-PACK_CYCLES = 1.0  # of a weight
+
+# Cycles of the Zen 3 that microkernel.CLOCK is of, where kernels compare as on the Zen 5 that these were fitted to.
+COPY_CYCLES = {"NHWC": 0.95, "NCHW": 0.8}  # of a number of x
+STORE_CYCLES = {"NHWC": 0.4, "NCHW": 0.25}  # of a number of y
+LANE_CYCLES = 6.0  # of a number of y, where lanes left empty keep vectors from being stored in NCHW
+PACK_CYCLES = 0.9  # of a weight
+EFFICIENCY = 0.92
 
 GEOMETRY = (
     "packed", "bands", "strips", "block_tasks", "blocks", "at_once", "parts", "filters", "channels", "pitch", "columns",
@@ -504,7 +508,7 @@ def cut_cycles(problem, threads, packed, cut) -> float:
     rows, blocks = -(-problem.P // cut.bands), -(-block_count(problem) // cut.block_tasks)
     weights = 0 if packed else PACK_CYCLES * vector_filters(problem) * problem.reduction
     read = min(problem.H + 2, rows * problem.stride[0] + cut.strips * (problem.R - 1) * problem.dilation[0])
-    multiply = tiles_cycles(problem, *tile_size(problem, 1)) * rows / problem.P
+    multiply = tiles_cycles(problem, *tile_size(problem, rows // cut.strips)) * rows / problem.P / EFFICIENCY
     copy = COPY_CYCLES[problem.layout] * read * problem.W * groups_side_by_side(problem) * problem.Cg
     return -(-tasks // threads) * (CYCLES_PER_TASK + blocks * (multiply + copy + weights))
 
@@ -518,12 +522,18 @@ def vector_filters(problem) -> int:
 @lru_cache(maxsize=1024)
 def tile_of(problem, threads, packed) -> Tile:
     cut, side_by_side = cut_of(problem, threads, packed), groups_side_by_side(problem)
-    several, whole = side_by_side > 1, vector_filters(problem) == side_by_side * problem.Kg
+    several = side_by_side > 1
     rows, columns = tile_size(problem, problem.P // cut.bands // cut.strips)
     return Tile(
         rows, columns, vectors_and_parts(problem)[0], side_by_side, problem.Cg if several else 0,
-        problem.Kg if several else 0, problem.S, problem.stride[1], problem.dilation[1], whole, problem.layout,
+        problem.Kg if several else 0, problem.S, problem.stride[1], problem.dilation[1],
+        fills_vectors(problem), problem.layout,
     )  # fmt: skip
+
+
+def fills_vectors(problem) -> bool:
+    """Is no lane of a block's vectors left empty?"""
+    return vector_filters(problem) == groups_side_by_side(problem) * problem.Kg
 
 
 def tile_size(problem, fewest_rows):
@@ -654,13 +664,15 @@ def pack_seconds(problem, device):
 
 
 def seconds(problem, device, packed) -> float:
-    cut = cut_of(problem, device.threads, packed)
-    filters = block_count(problem) * groups_side_by_side(problem) * problem.Kg
-    stores = STORE_CYCLES[problem.layout] * problem.N * problem.P * problem.Q * filters
-    if problem.layout == "NCHW" and not tile_of(problem, device.threads, packed).whole:
-        stores *= 20.0
-    cycles = cut_cycles(problem, device.threads, packed, cut) * device.threads
-    return predicted(problem, device, cycles / 0.9 + stores)
+    threads = device.threads
+    stored = problem.N * problem.K * problem.P * problem.Q / threads
+    cycles = cut_cycles(problem, threads, packed, cut_of(problem, threads, packed))
+    cycles += stored * STORE_CYCLES[problem.layout]
+    if problem.layout == "NCHW" and not fills_vectors(problem):
+        cycles += stored * LANE_CYCLES
+    if problem.R * problem.S == 1:  # as the other kernels predict it, whose times are mostly those of moving x and y
+        return predicted(problem, device, cycles * threads)
+    return CALL_SECONDS + cycles / CLOCK
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
