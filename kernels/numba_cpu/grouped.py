@@ -28,12 +28,12 @@ from numba import from_dtype
 from numba.core import types
 
 from . import target
-from .call import CALL, CALL_DTYPE, pack_call, problem_fields
+from .call import CALL_DTYPE, pack_call, problem_fields
 from .column_stores import store_columns
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activated, store_one_function
 from .filter_columns import pack_vector_function
-from .microkernel import CALL_SECONDS, CLOCK, predicted, vector_type
+from .microkernel import CALL_SECONDS, CLOCK, vector_type
 from .sliding_window import store_some
 from .threads import lines, run_tasks, task_loop, worker_span
 from .tracing import (
@@ -79,6 +79,7 @@ GEOMETRY = (
     "row_bytes", "block_bytes", "scratch_at", "weights_at", "panel_at", "worker_bytes",
 )  # fmt: skip
 CALL_GROUPED = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
+CALL_PACK = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in ("side_by_side", "vectors")]))
 
 
 @dataclass(frozen=True)
@@ -432,17 +433,17 @@ def build(dtype_name, *numbers):
     return task_loop(task)
 
 
-def build_pack(dtype_name, side_by_side, vectors, parts):
+def build_pack(dtype_name):
     """Task: one block of groups. call.w: the weights, call.y: where they go."""
     W, row = lanes(dtype_name), vector_type(dtype_name).bytes
     pack_vector = pack_vector_function(dtype_name)
 
     def pack(call_address, index, worker):
-        call = record_at(CALL, call_address)
-        g = min(index * side_by_side, call.groups - side_by_side)
-        filters, depth = side_by_side * call.Kg, call.Cg * call.R * call.S
-        for v in range(parts * vectors):
-            to = call.y + (index * parts * vectors + v) * depth * row
+        call = record_at(CALL_PACK, call_address)
+        g = min(index * call.side_by_side, call.groups - call.side_by_side)
+        filters, depth = call.side_by_side * call.Kg, call.Cg * call.R * call.S
+        for v in range(call.vectors):
+            to = call.y + (index * call.vectors + v) * depth * row
             w = call.w + (g * call.Kg + v * W) * call.w_k
             pack_vector(call, to, w, max(0, min(W, filters - v * W)), 0, call.Cg)
 
@@ -627,6 +628,10 @@ def why_not(problem, device):
     reasons = []
     if problem.groups == 1:
         reasons.append("several groups needed, got groups = 1")
+    elif problem.Cg == problem.Kg == 1:
+        reasons.append("several channels or filters per group needed, got one of each")
+    if problem.R * problem.S == 1:
+        reasons.append("windows larger than 1 x 1 needed, whose taps share what is copied")
     if problem.dtype != problem.accumulate:
         reasons.append(f"float32 or float64 needed, got {problem.dtype}")
     return reasons
@@ -649,9 +654,10 @@ def packed_bytes(problem, device):
 
 def pack(problem, device, w, packed):
     """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), as vectors of filters."""
-    task_loop_ = compiled(build_pack, problem.dtype.name, groups_side_by_side(problem), *vectors_and_parts(problem))
-    call = pack_call(problem_fields(problem), packed, w, packed, None, None, None)
-    run_tasks(task_loop_, call, block_count(problem), device.threads)
+    vectors = vector_filters(problem) // lanes(problem.accumulate)
+    fields = problem_fields(problem) + struct.pack("2q", groups_side_by_side(problem), vectors)
+    call = pack_call(fields, packed, w, packed, None, None, None)
+    run_tasks(compiled(build_pack, problem.dtype.name), call, block_count(problem), device.threads)
 
 
 def predicted_seconds(problem, device):
@@ -670,8 +676,6 @@ def seconds(problem, device, packed) -> float:
     cycles += stored * STORE_CYCLES[problem.layout]
     if problem.layout == "NCHW" and not fills_vectors(problem):
         cycles += stored * LANE_CYCLES
-    if problem.R * problem.S == 1:  # as the other kernels predict it, whose times are mostly those of moving x and y
-        return predicted(problem, device, cycles * threads)
     return CALL_SECONDS + cycles / CLOCK
 
 
@@ -680,5 +684,5 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
 
     w: packed, or as it is, (K, C/groups, R, S): then `workspace` has one_call_bytes.
     """
-    fields, loop_, tasks = prepared(problem, device.threads, w.ndim == 1)
-    run_tasks(loop_, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
+    fields, tasks_loop, tasks = prepared(problem, device.threads, w.ndim == 1)
+    run_tasks(tasks_loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
