@@ -72,7 +72,7 @@ COPY_CYCLES = {"NHWC": 0.95, "NCHW": 0.8}  # of a number of x
 STORE_CYCLES = {"NHWC": 0.4, "NCHW": 0.25}  # of a number of y
 LANE_CYCLES = 6.0  # of a number of y, where lanes left empty keep vectors from being stored in NCHW
 PACK_CYCLES = 0.9  # of a weight
-EFFICIENCY = 0.92
+EFFICIENCY = {16: 0.62, 32: 0.92}  # of the core's multiply-adds, with so many registers
 
 GEOMETRY = (
     "packed", "bands", "strips", "block_tasks", "blocks", "at_once", "parts", "filters", "channels", "pitch", "columns",
@@ -509,7 +509,8 @@ def cut_cycles(problem, threads, packed, cut) -> float:
     rows, blocks = -(-problem.P // cut.bands), -(-block_count(problem) // cut.block_tasks)
     weights = 0 if packed else PACK_CYCLES * vector_filters(problem) * problem.reduction
     read = min(problem.H + 2, rows * problem.stride[0] + cut.strips * (problem.R - 1) * problem.dilation[0])
-    multiply = tiles_cycles(problem, *tile_size(problem, rows // cut.strips)) * rows / problem.P / EFFICIENCY
+    multiply = tiles_cycles(problem, *tile_size(problem, rows // cut.strips)) * rows / problem.P
+    multiply /= EFFICIENCY[target.register_count()]
     copy = COPY_CYCLES[problem.layout] * read * problem.W * groups_side_by_side(problem) * problem.Cg
     return -(-tasks // threads) * (CYCLES_PER_TASK + blocks * (multiply + copy + weights))
 
