@@ -45,7 +45,7 @@ import numba
 import numpy as np
 from numba import from_dtype
 
-from . import few_channels, target, weight_rows
+from . import few_channels, target, turned, weight_rows
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
@@ -391,7 +391,11 @@ def why_not(problem, device):
 def workspace_bytes(problem, device):
     numbers, _ = blocking(problem, device.threads)
     own = device.threads * numbers[BLOCKING.index("worker_bytes")]
-    return max(own, few_channels.workspace_bytes(problem, device.threads)) if few_channels.serves(problem) else own
+    if few_channels.serves(problem):
+        own = max(own, few_channels.workspace_bytes(problem, device.threads))
+    if turned.serves(problem):
+        own = max(own, sum(turned.array_bytes(problem)) + workspace_bytes(turned.in_nchw(problem), device))
+    return own
 
 
 def reads_in_place(problem, w):
@@ -422,6 +426,8 @@ def pack(problem, device, w, packed):
 
 
 def predicted_seconds(problem, device):
+    if turned.serves(problem):
+        return predicted_seconds(turned.in_nchw(problem), device) + turned.seconds(problem, device)
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
     if few_channels.serves(problem):
         return predicted(problem, device, maps * few_channels.cycles(problem))
@@ -458,6 +464,13 @@ def store_cycles(problem) -> float:
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
+    if turned.serves(problem) and turned.takes(x, y, residual):
+
+        def in_nchw(problem, x, y, residual, workspace):
+            run(problem, device, x, w, y, bias, residual, workspace)
+
+        turned.run(problem, device, x, y, residual, workspace, in_nchw)
+        return
     few = few_channels.serves(problem) and few_channels.takes(y, residual)
     fields, loop, tasks = few_channels.prepared(problem, device.threads) if few else prepared(problem, device.threads)
     run_tasks(loop, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
