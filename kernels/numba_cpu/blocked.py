@@ -394,7 +394,7 @@ def workspace_bytes(problem, device):
     if few_channels.serves(problem):
         own = max(own, few_channels.workspace_bytes(problem, device.threads))
     if turned.serves(problem):
-        own = max(own, sum(turned.array_bytes(problem)) + workspace_bytes(turned.in_nchw(problem), device))
+        own = max(own, turned.places(problem)[-1] + workspace_bytes(turned.in_nchw(problem), device))
     return own
 
 

@@ -9,6 +9,7 @@ of 7 x 7, and to pack the weights for blocked_by_filters.py takes longer than to
 The last square of a row or column overlaps the one before, so nothing is masked: maps and channels fill a vector.
 """
 
+import math
 import struct
 from dataclasses import replace
 from functools import lru_cache
@@ -72,40 +73,38 @@ def build(dtype_name):
     return task_loop(task)
 
 
+@lru_cache(maxsize=1024)
 def in_nchw(problem):
     return replace(problem, layout="NCHW")
 
 
-def array_bytes(problem):
-    """Of x, y and residual in NCHW, in whole cache lines."""
+@lru_cache(maxsize=1024)
+def places(problem):
+    """Where in the workspace x, y and residual lie in NCHW, and where they end; each begins on a cache line."""
     item = problem.dtype.itemsize
-    x, y = (lines(item * int(np.prod(shape))) for shape in (problem.x_shape, problem.y_shape))
-    return x, y, y if problem.has_residual else 0
+    x_bytes, y_bytes = (lines(item * math.prod(shape)) for shape in (problem.x_shape, problem.y_shape))
+    return 0, x_bytes, x_bytes + y_bytes, x_bytes + y_bytes * (2 if problem.has_residual else 1)
 
 
 def seconds(problem, device) -> float:
     """Predicted, of turning x, y and residual."""
-    numbers = sum(array_bytes(problem)) / problem.dtype.itemsize
+    numbers = places(problem)[-1] / problem.dtype.itemsize
     jobs = 3 if problem.has_residual else 2
     return jobs * JOB_SECONDS + CYCLES_PER_NUMBER * numbers / CLOCK / device.threads
 
 
 def run(problem, device, x, y, residual, workspace, run_in_nchw):
     """Turn what comes, call run_in_nchw(problem, x, y, residual, workspace) in NCHW, turn what it wrote."""
-    plain, sizes = in_nchw(problem), array_bytes(problem)
-    ends = np.cumsum(sizes)
-
-    def own(index, shape):
-        numbers = workspace[ends[index] - sizes[index] : ends[index]].view(problem.dtype)
-        return numbers[: int(np.prod(shape))].reshape(shape)
-
-    turned_x, turned_y = own(0, problem.x_shape), own(1, problem.y_shape)
-    turned_residual = None if residual is None else own(2, problem.y_shape)
-    to_nchw(x, turned_x, device)
+    x_at, y_at, residual_at, end = places(problem)
+    own_x = np.ndarray(problem.x_shape, problem.dtype, workspace, x_at)
+    own_y = np.ndarray(problem.y_shape, problem.dtype, workspace, y_at)
+    own_residual = None
+    to_nchw(x, own_x, device)
     if residual is not None:
-        to_nchw(residual, turned_residual, device)
-    run_in_nchw(plain, turned_x, turned_y, turned_residual, workspace[ends[-1] :])
-    from_nchw(turned_y, y, device)
+        own_residual = np.ndarray(problem.y_shape, problem.dtype, workspace, residual_at)
+        to_nchw(residual, own_residual, device)
+    run_in_nchw(in_nchw(problem), own_x, own_y, own_residual, workspace[end:])
+    from_nchw(own_y, y, device)
 
 
 def to_nchw(array, turned, device):
