@@ -43,22 +43,22 @@ Direct Convolutions, ICML 2018.
 
 import math
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import target
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .column_stores import store_columns
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activated, store_one_function
 from .filter_columns import pack_vector_function
-from .microkernel import CALL_SECONDS, CLOCK, vector_type
+from .grouped_cuts import Tile, block_count, geometry, groups_side_by_side, seconds, tile_of, vector_filters
+from .grouped_panels import fill_function
+from .microkernel import vector_type
 from .sliding_window import store_some
-from .threads import lines, run_tasks, task_loop, worker_span
+from .threads import run_tasks, task_loop
 from .tracing import (
     broadcast,
     choose,
@@ -77,25 +77,10 @@ from .tracing import (
     store,
     store_lanes,
     traced,
-    transpose,
-    when,
-    zeros,
 )
 from .vectors import lanes, record_at
 
 passes = ("forward",)
-
-MOST_VECTORS = 3  # of filters that share a channel's load
-MOST_COLUMNS = 16  # of outputs at once, which a transposed store takes together
-
-CYCLES_PER_TASK = 500
-
-# Cycles of the Zen 3 that microkernel.CLOCK is of, where kernels compare as on the Zen 5 that these were fitted to.
-COPY_CYCLES = {"NHWC": 0.95, "NCHW": 0.8}  # of a number of x
-STORE_CYCLES = {"NHWC": 0.4, "NCHW": 0.25}  # of a number of y
-LANE_CYCLES = 6.0  # of a number of y, where lanes left empty keep vectors from being stored in NCHW
-PACK_CYCLES = 0.9  # of a weight
-EFFICIENCY = {16: 0.62, 32: 0.92}  # of the core's multiply-adds, with so many registers
 
 GEOMETRY = (
     "packed", "bands", "strips", "block_tasks", "blocks", "at_once", "parts", "filters", "channels", "pitch", "columns",
@@ -103,28 +88,6 @@ GEOMETRY = (
 )  # fmt: skip
 CALL_GROUPED = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
 CALL_PACK = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in ("side_by_side", "vectors")]))
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What is compiled for: rows x columns outputs times `vectors` vectors of filters.
-
-    groups: side by side in a vector, each of Cg channels and Kg filters; 1 where a group fills vectors by itself, and
-    Cg and Kg are known only when running. step, apart: columns of the panel from output to output and tap to tap.
-    whole: no lane is left empty.
-    """
-
-    rows: int
-    columns: int
-    vectors: int
-    groups: int
-    Cg: int
-    Kg: int
-    S: int
-    step: int
-    apart: int
-    whole: bool
-    layout: str
 
 
 # ---- one tile ----
@@ -222,97 +185,6 @@ def tile_function(dtype_name, tile):
             choose(y.differs(0), stored, to_scratch)
 
     return multiply
-
-
-# ---- filling the panel ----
-
-
-def fill_function(dtype_name):
-    """A Numba function fill(call, panel, x, first_row, rows, blocks, last): the panels of some blocks, with padding.
-
-    x: address of the first block's first channel. last: how many channels behind it the last block begins, which may
-    overlap the one before. What is written runs over the end of a row, and so over the last one's.
-    """
-    V = vector_type(dtype_name)
-    item, W = V.item_bytes, V.count
-
-    @traced(types.void)
-    def clear(to, count):
-        loop((count + (W - 1)) // W, lambda i: store(to + i * V.bytes, zeros(V, to)))
-
-    @traced(types.void)
-    def copy_pixels(to, to_block, pitch, x, x_w, count, channels, blocks, last):
-        """Pixels whose channels are neighbours, of all blocks in turn. last: how far behind the first the last is."""
-        whole = channels // W
-        some = first_lanes(V, channels - whole * W)
-
-        def pixel(i):
-            def block(b):
-                here = x + x_w * i + minimum(b * channels * item, last)
-                there = to + pitch * i + to_block * b
-                loop(whole, lambda j: store(there + j * V.bytes, load(V, here + j * V.bytes)))
-                with when(channels > whole * W):
-                    store(there + whole * V.bytes, load_lanes(V, here + whole * V.bytes, some))
-
-            loop(blocks, block)
-
-        loop(count, pixel)
-
-    @traced(types.void)
-    def turn_pixels(to, pitch, x, x_c, count, channels):
-        """Pixels that are neighbours, W of them and of their channels at a time."""
-
-        def square(i):
-            some = first_lanes(V, count - i * W)
-
-            def part(j):
-                here = x + i * V.bytes
-                rows = [load_lanes(V, here + x_c * minimum(j * W + k, channels - 1), some) for k in range(W)]
-                for k, pixel in enumerate(transpose(rows)):
-                    store(to + pitch * (i * W + k) + j * V.bytes, pixel)
-
-            loop((channels + (W - 1)) // W, part)
-
-        loop((count + (W - 1)) // W, square)
-
-    @traced(types.void)
-    def copy_number(to, x):
-        store(to, load(V.scalar, x))
-
-    @inlined
-    def copy_row(call, to, x, count, blocks, last):
-        """`count` pixels of a row, wherever they lie."""
-        if call.x_c == item:
-            copy_pixels(to, call.block_bytes, call.pitch, x, call.x_w, count, call.channels, blocks, last * item)
-            return
-        for b in range(blocks):
-            here, there = x + min(b * call.channels, last) * call.x_c, to + b * call.block_bytes
-            if call.x_w == item:
-                turn_pixels(there, call.pitch, here, call.x_c, count, call.channels)
-                continue
-            for i in range(count):
-                for c in range(call.channels):
-                    copy_number(there + i * call.pitch + c * item, here + i * call.x_w + c * call.x_c)
-
-    @inlined
-    def clear_row(call, to, blocks, count):
-        for b in range(blocks):
-            clear(to + b * call.block_bytes, count * call.pitch // item)
-
-    @inlined
-    def fill(call, panel, x, first_row, rows, blocks, last):
-        start = min(call.left, call.columns)
-        end = max(start, min(call.columns, call.W + call.left))
-        for i in range(rows):
-            h, to = first_row + i, panel + i * call.row_bytes
-            if h < 0 or h >= call.H:
-                clear_row(call, to, blocks, call.columns)
-                continue
-            clear_row(call, to, blocks, start)
-            copy_row(call, to + start * call.pitch, x + h * call.x_h, end - start, blocks, last)
-            clear_row(call, to + end * call.pitch, blocks, call.columns - end)
-
-    return fill
 
 
 # ---- what one call does ----
@@ -473,164 +345,7 @@ def build_pack(dtype_name):
     return task_loop(pack)
 
 
-# ---- how a problem is cut ----
-
-
-def groups_side_by_side(problem) -> int:
-    """How many groups' filters, and channels, one vector holds."""
-    W = lanes(problem.accumulate)
-    return max(1, min(W // max(problem.Kg, problem.Cg), problem.groups))
-
-
-def vectors_and_parts(problem):
-    """Vectors of filters of a tile, and how many such parts a block has."""
-    total = -(-groups_side_by_side(problem) * problem.Kg // lanes(problem.accumulate))
-    parts = -(-total // MOST_VECTORS)
-    return -(-total // parts), parts
-
-
-@dataclass(frozen=True)
-class Cut:
-    """bands: of rows, times block_tasks: ranges of blocks, make the tasks of an image. at_once: blocks whose panels are
-    filled together, for one strip of a band after the other.
-    """
-
-    bands: int
-    block_tasks: int
-    strips: int
-    at_once: int
-
-
-@lru_cache(maxsize=1024)
-def cut_of(problem, threads, packed) -> Cut:
-    """The cut whose thread with most to do has least. packed: whether each task need not pack its weights first."""
-    return min(possible_cuts(problem, threads), key=lambda cut: cut_cycles(problem, threads, packed, cut))
-
-
-def possible_cuts(problem, threads):
-    blocks = block_count(problem)
-    few = sorted({1, 2, threads, 2 * threads, -(-threads // problem.N)})
-    for bands in (n for n in few if n <= min(problem.P, 2 * threads)):
-        for block_tasks in (n for n in few if n <= min(blocks, 2 * threads)):
-            if problem.layout == "NCHW":
-                yield Cut(bands, block_tasks, strip_count(problem, bands, 1), 1)
-            else:
-                at_once = -(-blocks // block_tasks)
-                yield Cut(bands, block_tasks, strip_count(problem, bands, at_once), at_once)
-
-
-def strip_count(problem, bands, at_once) -> int:
-    """Strips of a band whose panels stay in half of the L2 cache."""
-    halo, rows = (problem.R - 1) * problem.dilation[0] + 1, -(-problem.P // bands)
-    fitting = target.cache_bytes(2) // 2 // (at_once * row_bytes(problem)) - halo
-    return -(-rows // max(1, min(rows, fitting // problem.stride[0] + 1)))
-
-
-def cut_cycles(problem, threads, packed, cut) -> float:
-    """Predicted, of the thread with most to do."""
-    tasks = problem.N * cut.bands * cut.block_tasks
-    rows, blocks = -(-problem.P // cut.bands), -(-block_count(problem) // cut.block_tasks)
-    weights = 0 if packed else PACK_CYCLES * vector_filters(problem) * problem.reduction
-    read = min(problem.H + 2, rows * problem.stride[0] + cut.strips * (problem.R - 1) * problem.dilation[0])
-    multiply = tiles_cycles(problem, *tile_size(problem, rows // cut.strips)) * rows / problem.P
-    multiply /= EFFICIENCY[target.register_count()]
-    copy = COPY_CYCLES[problem.layout] * read * problem.W * groups_side_by_side(problem) * problem.Cg
-    return -(-tasks // threads) * (CYCLES_PER_TASK + blocks * (multiply + copy + weights))
-
-
-def vector_filters(problem) -> int:
-    """Filters of a block, filled up to whole vectors."""
-    vectors, parts = vectors_and_parts(problem)
-    return vectors * parts * lanes(problem.accumulate)
-
-
-@lru_cache(maxsize=1024)
-def tile_of(problem, threads, packed) -> Tile:
-    cut, side_by_side = cut_of(problem, threads, packed), groups_side_by_side(problem)
-    several = side_by_side > 1
-    rows, columns = tile_size(problem, problem.P // cut.bands // cut.strips)
-    return Tile(
-        rows, columns, vectors_and_parts(problem)[0], side_by_side, problem.Cg if several else 0,
-        problem.Kg if several else 0, problem.S, problem.stride[1], problem.dilation[1],
-        fills_vectors(problem), problem.layout,
-    )  # fmt: skip
-
-
-def fills_vectors(problem) -> bool:
-    """Is no lane of a block's vectors left empty?"""
-    return vector_filters(problem) == groups_side_by_side(problem) * problem.Kg
-
-
-def tile_size(problem, fewest_rows):
-    """(rows, columns) of outputs whose sums fit the registers, beside a row of weights if there are enough.
-
-    fewest_rows: of a strip.
-    """
-    vectors, _ = vectors_and_parts(problem)
-    weights = min(problem.S * vectors, target.register_count() // 4)
-    most = max(1, (target.register_count() - weights - 2) // vectors)
-    sizes = [
-        (rows, columns)
-        for rows in (1, 2)
-        for columns in range(1, min(MOST_COLUMNS, problem.Q, most // rows) + 1)
-        if rows <= max(fewest_rows, 1)
-    ]
-    return min(sizes, key=lambda size: tiles_cycles(problem, *size))
-
-
-def tiles_cycles(problem, rows, columns) -> float:
-    """Predicted, of one block's outputs."""
-    vectors, parts = vectors_and_parts(problem)
-    multiply_adds = rows * columns * vectors * problem.S
-    read = min(columns * problem.S, (columns - 1) * problem.stride[1] + (problem.S - 1) * problem.dilation[1] + 1)
-    loads = rows * read + problem.S * vectors
-    waiting = 4.0 * problem.S  # each sum's chain of multiply-adds
-    step = max(multiply_adds / target.multiply_adds_per_cycle() + 0.1 * loads, waiting)
-    tiles = -(-problem.P // rows) * -(-problem.Q // columns) * parts
-    return tiles * (step * problem.R * problem.Cg + 25.0 + 2.0 * rows * columns * vectors)
-
-
-def block_count(problem) -> int:
-    return -(-problem.groups // groups_side_by_side(problem))
-
-
-def pitch(problem) -> int:
-    """Bytes from pixel to pixel of a panel: whole vectors, where channels fill more than one."""
-    W, channels = lanes(problem.accumulate), groups_side_by_side(problem) * problem.Cg
-    return (channels if channels <= W else -(-channels // W) * W) * problem.accumulate.itemsize
-
-
-def panel_columns(problem) -> int:
-    return (problem.Q - 1) * problem.stride[1] + (problem.S - 1) * problem.dilation[1] + 1
-
-
-def row_bytes(problem) -> int:
-    """With a line between rows, which would share lines of the L1 cache if they lay a power of two apart."""
-    return lines(panel_columns(problem) * pitch(problem)) + 64
-
-
-@lru_cache(maxsize=1024)
-def geometry(problem, threads, packed):
-    """The numbers of GEOMETRY, and how many tasks there are."""
-    W, item, tile = lanes(problem.accumulate), problem.accumulate.itemsize, tile_of(problem, threads, packed)
-    cut, blocks = cut_of(problem, threads, packed), block_count(problem)
-    vectors, parts = vectors_and_parts(problem)
-    band = -(-problem.P // cut.bands)
-    strip = -(-band // cut.strips)
-    panel_rows = (strip - 1) * problem.stride[0] + (problem.R - 1) * problem.dilation[0] + 1
-    beyond = (W + 1) * pitch(problem) + target.vector_bytes()  # what filling the last row, and loading, runs over
-    block_bytes = lines(panel_rows * row_bytes(problem) + beyond) + 64
-    weights = 0 if packed else -(-blocks // cut.block_tasks) * vector_filters(problem) * problem.reduction * item
-    scratch_at = lines(parts * vectors * W * item)
-    weights_at = scratch_at + lines(tile.rows * tile.columns * vectors * W * item)
-    panel_at = weights_at + weights
-    side_by_side = groups_side_by_side(problem)
-    numbers = (
-        int(packed), cut.bands, cut.strips, cut.block_tasks, blocks, cut.at_once, parts, side_by_side * problem.Kg,
-        side_by_side * problem.Cg, pitch(problem), panel_columns(problem), row_bytes(problem), block_bytes, scratch_at,
-        weights_at, panel_at, worker_span(panel_at + cut.at_once * block_bytes),
-    )  # fmt: skip
-    return numbers, problem.N * cut.bands * cut.block_tasks
+# ---- the kernel ----
 
 
 @lru_cache(maxsize=1024)
@@ -640,9 +355,6 @@ def prepared(problem, threads, packed):
     tile = tile_of(problem, threads, packed)
     fields = problem_fields(problem) + struct.pack(f"{len(GEOMETRY)}q", *numbers)
     return fields, compiled(build, problem.dtype.name, *vars(tile).values()), tasks
-
-
-# ---- the kernel ----
 
 
 def why_not(problem, device):
@@ -691,16 +403,6 @@ def predicted_seconds(problem, device):
 def pack_seconds(problem, device):
     """What a single call takes longer, whose tasks pack their weights."""
     return seconds(problem, device, packed=False) - seconds(problem, device, packed=True)
-
-
-def seconds(problem, device, packed) -> float:
-    threads = device.threads
-    stored = problem.N * problem.K * problem.P * problem.Q / threads
-    cycles = cut_cycles(problem, threads, packed, cut_of(problem, threads, packed))
-    cycles += stored * STORE_CYCLES[problem.layout]
-    if problem.layout == "NCHW" and not fills_vectors(problem):
-        cycles += stored * LANE_CYCLES
-    return CALL_SECONDS + cycles / CLOCK
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
