@@ -33,6 +33,7 @@ GROWTH = {
     "tensor_core": 1.0,
     "blocked": 1.0,
     "blocked_by_filters": 1.0,
+    "grouped": 1.0,
     "bfloat16_dot": 1.0,
     "input_grad": 1.0,
     "weight_grad": 1.0,

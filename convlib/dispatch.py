@@ -41,6 +41,7 @@ KERNELS: tuple[str, ...] = (
     "numba_cpu.depthwise",
     "numba_cpu.blocked",
     "numba_cpu.blocked_by_filters",
+    "numba_cpu.grouped",
     "numba_cpu.bfloat16_dot",
     "numba_cpu.strassen",
     "numba_cpu.strassen_by_filters",

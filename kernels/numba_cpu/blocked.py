@@ -14,7 +14,7 @@ planes in which output rows follow each other without a gap, once for all rows o
 padding matter only there. No patch matrix is made, not even in the cache. Contiguous weights are taken where they lie
 as well, so a single call packs none; a plan aligns them (weight_rows.py). The one to four pixels that are left of a map
 of 7 x 7 or 14 x 14 are dot products (lone_pixels.py), and so are all of a map of up to nine (few_pixels.py). Up to 4
-channels with long rows are few_channels.py's.
+channels with long rows are few_channels.py's. Channels last go by way of NCHW (turned.py).
 
 Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s: ResNet-50's 1x1 layers 430
 to 500, strided 430 to 460, its strided 3x3 layers 390 to 420.
@@ -40,13 +40,15 @@ table of offsets as in Dukhan, The Indirect Convolution Algorithm, 2019.
 """
 
 import struct
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numba
 import numpy as np
 from numba import from_dtype
 
-from . import few_channels, few_pixels, patches, target, weight_rows
+from . import few_channels, few_pixels, patches, target, turned, weight_rows
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
@@ -395,7 +397,11 @@ def workspace_bytes(problem, device):
     most = device.threads * numbers[BLOCKING.index("worker_bytes")]
     if few_channels.serves(problem):
         most = max(most, few_channels.workspace_bytes(problem, device.threads))
-    return max(most, few_pixels.workspace_bytes(problem)) if few_pixels.serves(problem) else most
+    if few_pixels.serves(problem):
+        most = max(most, few_pixels.workspace_bytes(problem))
+    if turned.serves(problem):
+        most = max(most, turned.places(problem)[-1] + workspace_bytes(turned.in_nchw(problem), device))
+    return most
 
 
 def reads_in_place(problem, w):
@@ -426,9 +432,11 @@ def pack(problem, device, w, packed):
 
 
 def predicted_seconds(problem, device):
-    pixels, maps = problem.P * problem.Q, problem.N * problem.groups
     if few_pixels.serves(problem):
         return few_pixels.predicted_seconds(problem, device.threads)
+    if turned.serves(problem):
+        return predicted_seconds(turned.in_nchw(problem), device) + turned.seconds(problem, device)
+    pixels, maps = problem.P * problem.Q, problem.N * problem.groups
     if few_channels.serves(problem):
         return predicted(problem, device, maps * few_channels.cycles(problem))
     filters = weight_rows.padded_filters(problem.Kg)
@@ -469,9 +477,25 @@ def job(problem, device, x, w, y, bias, residual):
     if few_pixels.serves(problem) and few_pixels.takes(x, w, y, bias, residual):
         fields, loop, tasks, copies = few_pixels.prepared(problem, device.threads)
         return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual, before=copies)
+    if turned.serves(problem) and turned.takes(x, y, residual):
+        return TurnedJob(problem, device)
     few = few_channels.serves(problem) and few_channels.takes(y, residual)
     fields, loop, tasks = few_channels.prepared(problem, device.threads) if few else prepared(problem, device.threads)
     return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
+
+
+@dataclass(slots=True)
+class TurnedJob:
+    """`run` in NCHW, between turning what comes and what leaves."""
+
+    problem: Any
+    device: Any
+
+    def run(self, x, w, y, bias=None, residual=None, workspace=None):
+        def in_nchw(problem, x, y, residual, workspace):
+            run(problem, self.device, x, w, y, bias, residual, workspace)
+
+        turned.run(self.problem, self.device, x, y, residual, workspace, in_nchw)
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):

@@ -454,7 +454,7 @@ def copy_cycles(problem) -> float:
 def pack_seconds(problem, device):
     if pixels_in_place.packs_few(problem):
         return 0.0
-    cycles = 0.7 if problem.dtype == problem.accumulate else 3.0  # contiguous weights are transposed in registers
+    cycles = 1.2 if problem.dtype == problem.accumulate else 3.0  # contiguous weights are transposed in registers
     return CALL_SECONDS + cycles * problem.K * problem.reduction / CLOCK / device.threads
 
 

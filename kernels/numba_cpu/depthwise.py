@@ -47,6 +47,7 @@ TASKS = 16  # at least so many, where rows suffice, or threads wait for the last
 
 # Measured on a Zen 3 at 3 GHz: a call through the pool, a task before its first row, x and y through the caches.
 CALL_SECONDS, CYCLES_PER_TASK, CYCLES_PER_SECOND, SECONDS_PER_BYTE = 6e-6, 250, 3e9, 4e-11
+LANE_CYCLES = 4.0  # of an output that is stored by itself
 
 GEOMETRY = (
     "blocks", "bands", "strips", "spacing", "row_bytes", "phase_bytes", "scratch_at", "panel_at",
@@ -325,6 +326,8 @@ def predicted_seconds(problem, device):
         compute = direct_rows.cycles(problem) / CYCLES_PER_SECOND
     if stacked_rows.serves(problem):
         compute = stacked_rows.cycles(problem) / CYCLES_PER_SECOND
+    if problem.layout == "NHWC" and problem.Kg > 1:  # a channel's outputs lie apart: each lane is stored by itself
+        compute += LANE_CYCLES * problem.N * problem.K * problem.P * problem.Q / CYCLES_PER_SECOND
     moved = (problem.N * problem.C * problem.H * problem.W + problem.N * problem.K * problem.P * problem.Q) * (
         problem.dtype.itemsize
     )

@@ -17,6 +17,7 @@ from convlib.kernels.numba_cpu import (
     patches,
     pixels_in_place,
     target,
+    turned,
 )
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
@@ -237,3 +238,27 @@ def test_a_call_takes_few_weights_as_they_lie(name, step):
     assert pixels_in_place.takes(x, x, None, "NHWC") == (step == 1)
     exact = reference.conv2d(problem, x, w, None, None)
     np.testing.assert_array_equal(result(blocked_by_filters, problem, x, w, 2, packed=False), exact)
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_channels_last_are_turned(size):
+    """Exactly, if nothing is rounded, with a residual, several images; nothing but y is written nor read beyond it."""
+    problem = make_problem(
+        (2, size, size, 50), (37, 50, 1, 1), np.dtype(np.float32), layout="NHWC", has_bias=True, has_residual=True,
+        activation="relu",
+    )  # fmt: skip
+    random = np.random.default_rng(0)
+    shapes = ((2, size, size, 50), (2, size, size, 37), problem.w_shape, (37,))
+    x, residual, w, bias = (before_a_guard(random.integers(-3, 4, shape).astype(np.float32)) for shape in shapes)
+    wider = np.full((2, size, size, 39), np.nan, np.float32)
+    x, residual, y = (array.transpose(0, 3, 1, 2) for array in (x, residual, wider[..., :-2]))
+    assert turned.serves(problem)
+    assert turned.takes(x, y, residual)
+    assert not turned.takes(x[:, ::2], y, residual)
+
+    device = Device("cpu", threads=2)
+    workspace = empty_aligned((blocked.workspace_bytes(problem, device),), np.uint8)
+    workspace[:] = 255
+    blocked.run(problem, device, x, w, y, bias, residual, workspace)
+    np.testing.assert_array_equal(y, reference.conv2d(problem, x, w, bias, residual))
+    assert np.isnan(wider[..., -2:]).all()
