@@ -20,9 +20,9 @@ tiles have 7 pixels where 8 would waste more: rows of 7, 14, 28 pixels.
 Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s. Beside panels, plans of 3
 channels of 224 x 224: 3 x 3 with stride 2 57 instead of 429 microseconds, with stride 1 and 64 filters 0.6 instead of
 1.9 ms, 16 x 16 with stride 16 and 768 filters 454 instead of 775; 32 groups of 4 channels of 56 x 56 0.36 instead of
-4.3 ms, a quarter of the lanes filled (0.09 in grouped.py). 1x1 layers, channels last, 1024 -> 512 of 14 x 14 408 instead of 465,
-512 -> 2048 of 7 x 7 as before. Patches in NCHW, beside blocked.py: 32 x 32, 768 filters 470 instead of 525, 2 x 2 on
-384 channels of 14 x 14 240 instead of 276, 4 x 4 with 96 filters, where storing costs more, the same.
+4.3 ms, a quarter of the lanes filled (0.09 in grouped.py). 1x1 layers, channels last, 1024 -> 512 of 14 x 14 408
+instead of 465, 512 -> 2048 of 7 x 7 as before. Patches in NCHW, beside blocked.py: 32 x 32, 768 filters 470 instead of
+525, 2 x 2 on 384 channels of 14 x 14 240 instead of 276, 4 x 4 with 96 filters, where storing costs more, the same.
 What was learned there:
 - Tiles of 8 on rows of 14 took 1.14 times as long, just what they compute twice.
 - A call whose 900 weights were packed by a job of their own took 84 microseconds, 73 where every task packs them.
