@@ -34,7 +34,9 @@ from . import direct_pixels, direct_rows, interleaved, stacked_rows, target
 from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled, inlined
 from .job import job_of
-from .sliding_window import Window, lanes_for, panel_filling, real_of, stored_kind, window_tile
+from .panel import panel_filling
+from .short_floats import lanes_for, real_of, stored_kind
+from .sliding_window import Window, window_tile
 from .threads import task_loop, worker_span
 from .vectors import record_at
 

@@ -7,12 +7,12 @@ import pytest
 
 from convlib import device
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import depthwise, sliding_window
+from convlib.kernels.numba_cpu import depthwise, short_floats, sliding_window
 from convlib.problem import make_problem
 
 from .guarded_pages import before_a_guard
 
-L = sliding_window.lanes_for("float32")
+L = short_floats.lanes_for("float32")
 
 
 def problem_of(x_shape, filters, window, **keywords):
