@@ -446,7 +446,9 @@ def call_address(address, *arguments):
 
 
 def flatten(tree):
-    """The Values in nested lists, in order, and a function that puts others into the same nesting."""
+    """The Values in nested lists, in order, and a function that puts others into the same nesting. None stays None."""
+    if tree is None:
+        return [], lambda values: None
     if isinstance(tree, Value):
         return [tree], lambda values: values.pop(0)
     parts = [flatten(item) for item in tree]
