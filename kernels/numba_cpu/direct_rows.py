@@ -42,7 +42,7 @@ from numba.core import types
 from . import target
 from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled
-from .epilogue import CLAMP, activated
+from .epilogue import CLAMP, activated, finished_before_rounding
 from .short_floats import as_numbers, as_stored, stored_kind, vector_of
 from .sliding_window import store_first
 from .threads import task_loop, worker_span
@@ -153,8 +153,10 @@ def row_loads(problem, vectors):
     return tuple(kind(c - left) for c in columns), True
 
 
-def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, kinds, whole_row):
-    """kinds: what the loads of a row are (row_loads); whole_row: whether one tile holds the whole row."""
+def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_first, kinds, whole_row):
+    """finishes_first: whether the result is finished before it is stored, which takes registers, and not afterwards.
+    kinds: what the loads of a row are (row_loads); whole_row: whether one tile holds the whole row.
+    """
     V = vector_of(dtype_name)
     stored = V.of(stored_kind(dtype_name))
     L, item = V.count, stored.item_bytes
@@ -251,7 +253,7 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, kinds, whol
                 else:
                     some = minimum(count, dilation_h)
                     loop(some, lambda i: comb(q, kinds, masks, p0 + i, (count - i + (dilation_h - 1)) // dilation_h))
-                if stored == V:
+                if not finishes_first:
                     with when(plain.equals(False)):
                         loop(count, lambda j: others(q, j))
 
@@ -282,11 +284,10 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, kinds, whol
 
                 def finish(j, totals):
                     row = j * dilation_h
-                    if stored == V:
-                        totals = limited(totals)
-                    else:  # what is rounded when it is stored cannot be finished from memory
-                        more = residual + residual_p * (first + row) + q * item
-                        totals = choose(plain, lambda: limited(totals), lambda: other(totals, more))
+                    if finishes_first:
+                        totals = other(totals, residual + residual_p * (first + row) + q * item)
+                    else:
+                        totals = [maximum(least, minimum(most, total)) for total in totals]
                     for v, total in enumerate(totals):
                         put(y_first + y_p * row + v * stored.bytes, v, total)
 
@@ -302,9 +303,6 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, kinds, whol
                 for j in range(live - 1):
                     *carried, done = add_rows(count + j, [None] * (j + 1) + carried)[j + 1 :]
                     finish(count + j - (live - 1), done)
-
-            def limited(totals):
-                return [maximum(least, minimum(most, total)) for total in totals]
 
             def others(q, j):
                 """What is not a clamp of the sums, from memory."""
@@ -389,7 +387,7 @@ def prepared(problem, threads):
     tasks = min(planes * bands, tasks)
     loop = compiled(
         build, problem.dtype.name, problem.R, problem.S, problem.stride[0], *problem.dilation, vectors,
-        *row_loads(problem, vectors),
+        finished_before_rounding(problem), *row_loads(problem, vectors),
     )  # fmt: skip
     return problem_fields(problem) + struct.pack("3q", tasks, bands, worker_bytes(problem)), loop, tasks
 

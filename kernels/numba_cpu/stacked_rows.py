@@ -27,21 +27,20 @@ from functools import cache, lru_cache
 from itertools import product
 
 import numpy as np
-from llvmlite import ir
 from numba import from_dtype
 from numba.core import types
 
 from . import target
 from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled
-from .epilogue import CLAMP, activated
+from .epilogue import CLAMP, activated, finished_before_rounding
 from .short_floats import as_numbers, as_stored, stored_kind, vector_of
 from .threads import task_loop, worker_span
 from .tracing import (
-    Value,
     broadcast,
     choose,
     constant,
+    constant_mask,
     convert,
     fma,
     hidden,
@@ -103,12 +102,8 @@ def without_gaps(maps) -> bool:
     return maps.strides[2:] == (maps.shape[3] * maps.itemsize, maps.itemsize)
 
 
-def constant_mask(V, like, lanes_of_it):
-    """A mask known while compiling."""
-    return Value(like.builder, ir.Constant(V.of("i1").ir, [int(bool(lane)) for lane in lanes_of_it]), V.of("i1"))
-
-
-def build(dtype_name, R, S, stride, dilation_h, dilation_w, rows, H, W, P, Q, top, left):
+def build(dtype_name, R, S, stride, dilation_h, dilation_w, rows, H, W, P, Q, top, left, finishes_first):
+    """finishes_first: whether the result is finished before it is stored, which takes registers, and not afterwards."""
     V = vector_of(dtype_name)
     stored = V.of(stored_kind(dtype_name))
     L, item = V.count, stored.item_bytes
@@ -202,7 +197,7 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, rows, H, W, P, Q, to
                     if last[u] == i:
                         finish(y, residual, u, sums.pop(u))
 
-            if stored == V:
+            if not finishes_first:
                 with when(plain.equals(False)):
                     for u in range(units):
                         put(y, u, other(take(y + u * rows * Q * item, kept_lanes(u)), residual, u))
@@ -229,10 +224,7 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, rows, H, W, P, Q, to
             return lambda r, s: broadcast(V, load(V.scalar, hidden(table) + (r * S + s) * V.item_bytes))
 
         def finish(y, residual, u, total):
-            limited = maximum(least, minimum(most, total))
-            if stored != V:  # what is rounded when it is stored cannot be finished from memory
-                limited = choose(plain, lambda: [limited], lambda: [other(total, residual, u)])[0]
-            put(y, u, limited)
+            put(y, u, other(total, residual, u) if finishes_first else maximum(least, minimum(most, total)))
 
         def other(total, residual, u):
             """What is not a clamp of the sums."""
@@ -280,7 +272,7 @@ def prepared(problem, threads):
     (top, _), (left, _) = problem.padding
     loop = compiled(
         build, problem.dtype.name, problem.R, problem.S, problem.stride[0], *problem.dilation, stacked(problem),
-        problem.H, problem.W, problem.P, problem.Q, top, left,
+        problem.H, problem.W, problem.P, problem.Q, top, left, finished_before_rounding(problem),
     )  # fmt: skip
     return problem_fields(problem) + struct.pack("2q", tasks, worker_bytes(problem)), loop, tasks
 
