@@ -15,8 +15,9 @@ The last tile of a row or column starts early enough to end with the image: some
 same thread and in the same order, and none are masked unless a whole row is shorter than a vector. Sums are taken in
 the same order whatever the number of threads.
 
-For small windows, processors with masked loads do without the panel: direct_rows.py, stacked_rows.py where several rows
-of a map fit a vector, and direct_pixels.py where lanes are channels.
+Processors with masked loads do without the panel for small windows, direct_rows.py, stacked_rows.py where several rows
+of a map fit a vector, and direct_pixels.py where lanes are channels; whole_maps.py for windows twice as large as the
+map.
 
 An image filter (C = K = 1, up to any window) is the same problem with one large plane, cut into bands of rows.
 Source: the tile is sliding_window.py's; depthwise layers are from Howard et al., MobileNets, 2017.
