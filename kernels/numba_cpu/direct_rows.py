@@ -11,8 +11,8 @@
                 multiply it into the sums of the output rows that it belongs to: 3 x 3 has 3 of them
                 the oldest of these is done: clamp and store; the others move on to the next row
 
-Dilated, every d-th row of outputs from the first on reads every d-th row of x, so do those from the second on, ...: each
-such comb is a plane without dilation. Columns a dilation apart are loads as any others.
+Dilated, every d-th row of outputs from the first on reads every d-th row of x, so do those from the second on, ...:
+each such comb is a plane without dilation. Columns a dilation apart are loads as any others.
 
 Every row is loaded once for all rows of outputs (three times for the taps of a row). What is more than a clamp, other
 activations and residuals, is done to y afterwards, row by row, so that its code takes no registers here.
