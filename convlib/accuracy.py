@@ -13,6 +13,11 @@ float16 and bfloat16 are summed in float32, u = 2^-24, as they are given, and ro
 by at most 2^-11 and 2^-8 of it, which makes norm-relative errors of 2.1e-4 and 1.7e-3. So the algorithms hardly differ
 there; `max_error` holds them by the sums that they round.
 
+Neither bound speaks of NaN and infinities. Plain sums keep them to the outputs that read them. One thing is left to
+each kernel: a weight that is infinite or NaN over padding is either multiplied by that zero, which gives NaN, as in
+reference.py, or left out; the same kernel may do one above the image and the other beside it. Held to by
+test_operations.py.
+
 GROWTH says how much an algorithm multiplies these over plain summation.
 """
 

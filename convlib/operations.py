@@ -81,6 +81,9 @@ def conv2d(
     results are rounded; plain sums of products, than which nothing is more accurate, are always allowed. float16 and
     bfloat16 are summed in float32 and rounded once, to the nearest; where a processor multiplies bfloat16 by itself
     ("bfloat16_dot") numbers below 2^-126 count as zero.
+    NaN and infinities, in x or in w over x, reach the outputs that read them, and by plain sums no others; transforms
+    (Winograd, Fourier, Strassen) spoil more. Padding is no data: where a weight that is infinite or NaN meets it, its
+    product is left out or gives NaN, as suits the kernel.
     workspace_limit: the most scratch memory in bytes. tune: run what was measured to be the fastest on this machine
     instead of what is predicted to be; see `convlib.tune`. out: where to write; it must not overlap an input.
 

@@ -15,8 +15,9 @@ The last tile of a row or column starts early enough to end with the image: some
 same thread and in the same order, and none are masked unless a whole row is shorter than a vector. Sums are taken in
 the same order whatever the number of threads.
 
-For small windows, processors with masked loads do without the panel: direct_rows.py, stacked_rows.py where several rows
-of a map fit a vector, and direct_pixels.py where lanes are channels.
+Processors with masked loads do without the panel for small windows, direct_rows.py, stacked_rows.py where several rows
+of a map fit a vector, and direct_pixels.py where lanes are channels; whole_maps.py for windows twice as large as the
+map.
 
 An image filter (C = K = 1, up to any window) is the same problem with one large plane, cut into bands of rows.
 Source: the tile is sliding_window.py's; depthwise layers are from Howard et al., MobileNets, 2017.
@@ -30,15 +31,24 @@ from typing import NamedTuple
 import numpy as np
 from numba import from_dtype
 
-from . import direct_pixels, direct_rows, interleaved, stacked_rows, target
+from . import direct_pixels, direct_rows, interleaved, stacked_rows, target, whole_maps
 from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled, inlined
 from .job import job_of
-from .sliding_window import Window, lanes_for, panel_filling, real_of, stored_kind, window_tile
+from .panel import panel_filling
+from .short_floats import lanes_for, real_of, stored_kind
+from .sliding_window import Window, window_tile
 from .threads import task_loop, worker_span
 from .vectors import record_at
 
 passes = ("forward",)
+
+STRAIGHT = (
+    whole_maps,
+    stacked_rows,
+    direct_rows,
+    direct_pixels,
+)  # straight from x to y; the first that serves is taken
 
 STRIP = 512  # columns a task takes at most: some rows of that many fit the first-level cache
 MOST_SUMS = 16  # vectors of a tile of interleaved channels: with 24, 3 x 3 to 7 x 7 took 10 to 20 % longer on a Zen 5
@@ -305,12 +315,7 @@ def why_not(problem, device):
 
 def workspace_bytes(problem, device):
     needed = [blocking(problem).geometry[-1]]
-    if direct_rows.serves(problem):
-        needed.append(direct_rows.worker_bytes(problem))
-    if stacked_rows.serves(problem):
-        needed.append(stacked_rows.worker_bytes(problem))
-    if direct_pixels.serves(problem):
-        needed.append(direct_pixels.worker_bytes(problem))
+    needed += [way.worker_bytes(problem) for way in STRAIGHT if way.serves(problem)]
     if interleaved.serves(problem):
         needed.append(blocking(interleaved.as_planes(problem), problem.C).geometry[-1])
     return device.threads * max(needed)
@@ -322,10 +327,9 @@ def predicted_seconds(problem, device):
     flat = interleaved.serves(problem)
     cut = blocking(interleaved.as_planes(problem), problem.C) if flat else blocking(problem)
     compute = (cut.cycles + cut.tasks * CYCLES_PER_TASK) / CYCLES_PER_SECOND
-    if direct_rows.serves(problem):
-        compute = direct_rows.cycles(problem) / CYCLES_PER_SECOND
-    if stacked_rows.serves(problem):
-        compute = stacked_rows.cycles(problem) / CYCLES_PER_SECOND
+    way = straight_way(problem)
+    if way and way is not direct_pixels:  # whose multiply-adds take about as long as a tile's
+        compute = way.cycles(problem) / CYCLES_PER_SECOND
     if problem.layout == "NHWC" and problem.Kg > 1:  # a channel's outputs lie apart: each lane is stored by itself
         compute += LANE_CYCLES * problem.N * problem.K * problem.P * problem.Q / CYCLES_PER_SECOND
     moved = (problem.N * problem.C * problem.H * problem.W + problem.N * problem.K * problem.P * problem.Q) * (
@@ -342,25 +346,25 @@ def prepared(problem, C=1):
     return problem_fields(problem) + np.array(cut.geometry, np.int64).tobytes(), loop, cut.tasks
 
 
+def straight_way(problem):
+    """The fastest that needs no panel; None where none serves the problem."""
+    return next((way for way in STRAIGHT if way.serves(problem)), None)
+
+
 @lru_cache(maxsize=1024)
 def faster_ways(problem, threads):
-    """As `prepared`, where arrays allow it, or None: rows stacked, rows, pixels, planes of interleaved channels."""
-    stacked = stacked_rows.prepared(problem, threads) if stacked_rows.serves(problem) else None
-    direct = direct_rows.prepared(problem, threads) if direct_rows.serves(problem) and not stacked else None
-    pixels = direct_pixels.prepared(problem, threads) if direct_pixels.serves(problem) else None
+    """(takes, as `prepared`) of the straight way, and `prepared` of planes of interleaved channels; each or None."""
+    way = straight_way(problem)
+    straight = (way.takes, way.prepared(problem, threads)) if way else None
     flat = prepared(interleaved.as_planes(problem), problem.C) if interleaved.serves(problem) else None
-    return stacked, direct, pixels, flat
+    return straight, flat
 
 
 def job(problem, device, x, w, y, bias, residual):
     """`run` for arrays of these strides."""
-    stacked, direct, pixels, flat = faster_ways(problem, device.threads)
-    if stacked and stacked_rows.takes(x, y, residual):
-        fields, loop, tasks = stacked
-    elif direct and direct_rows.takes(x, y, residual):
-        fields, loop, tasks = direct
-    elif pixels and direct_pixels.takes(x, y, residual):
-        fields, loop, tasks = pixels
+    straight, flat = faster_ways(problem, device.threads)
+    if straight and straight[0](x, y, residual):
+        fields, loop, tasks = straight[1]
     elif flat and interleaved.takes(x, y, residual):
         fields, loop, tasks = flat
         x, y, residual = (interleaved.plane_of(array, problem.C) for array in (x, y, residual))

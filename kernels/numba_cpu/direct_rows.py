@@ -7,9 +7,12 @@
 
     for every plane, or band of one, of a task
         for every few vectors of columns                          weights in registers, where they fit
-            for every row of x, from top to bottom                a row of padding is read from a row of zeros
+            for every row of x, from top to bottom                a row of padding is left out
                 multiply it into the sums of the output rows that it belongs to: 3 x 3 has 3 of them
                 the oldest of these is done: clamp and store; the others move on to the next row
+
+Dilated, every d-th row of outputs from the first on reads every d-th row of x, so do those from the second on, ...:
+each such comb is a plane without dilation. Columns a dilation apart are loads as any others.
 
 Every row is loaded once for all rows of outputs (three times for the taps of a row). What is more than a clamp, other
 activations and residuals, is done to y afterwards, row by row, so that its code takes no registers here.
@@ -26,13 +29,17 @@ What was learned there:
 - A row of 16 lanes takes 7 to 8 cycles for 9 multiply-adds, loads masked or not: lines of the cache crossed, not masks.
 - 7 x 7 of ConvNeXt, whose weights come from the L1 cache: 28 x 28 50 microseconds instead of 69, 56 x 56 84 instead of
   104. Longer windows' sums fill no registers: 49 x 1 took 3 times as long as through a panel.
-It wants masked loads, so it serves processors with AVX2 and more; float32 or float64, NCHW, rows contiguous in memory.
+- Dilated 3 x 3, 960 channels of 33 x 33: 90 to 100 microseconds for dilations of 2 to 12, through a panel 240 to 380.
+- 16-bit numbers are widened as they are loaded, once for each tap column, and take 1.0 to 1.4 times float32's time;
+  through a panel 1.4 to 8 times (576 channels of 14 x 14, stride 2: 14 microseconds instead of 90). A branch at the end
+  of each row between a clamp and silu cost a third of that, so which of them it is was made a constant.
+It wants masked loads, so it serves processors with AVX2 and more, 16-bit types with AVX-512; NCHW, rows contiguous.
 Source: Zhang, Franchetti and Low, High Performance Zero-Memory Overhead Direct Convolutions, ICML 2018.
 """
 
 import math
 import struct
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, pairwise
 
 import numpy as np
@@ -42,8 +49,8 @@ from numba.core import types
 from . import target
 from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled
-from .epilogue import CLAMP, activated
-from .microkernel import vector_type
+from .epilogue import CLAMP, activated, finished_before_rounding
+from .short_floats import as_numbers, as_stored, stored_kind, vector_of
 from .sliding_window import store_first
 from .threads import task_loop, worker_span
 from .tracing import (
@@ -80,14 +87,15 @@ CALL_DIRECT = from_dtype(np.dtype(CALL_DTYPE.descr + [("tasks", "i8"), ("bands",
 
 def serves(problem) -> bool:
     """Is this the faster way, for arrays whose rows are contiguous?"""
-    if target.vector_bytes() < 32 or problem.layout != "NCHW" or problem.dtype != problem.accumulate:
+    if target.vector_bytes() < 32 or problem.layout != "NCHW":
         return False
+    if problem.dtype != problem.accumulate and target.vector_bytes() < 64:
+        return False  # AVX2 masks words of 32 and 64 bits only
     small = problem.R * problem.S <= MOST_TAPS or max(problem.R, problem.S) <= LONGEST_SIDE
-    small = small and max(problem.padding[1]) < lanes(problem.dtype)
-    small = small and live_rows(problem.R, problem.stride[0]) <= problem.P
+    small = small and fewest_rows(problem) <= problem.P
     if problem.stride[1] == 2:  # the one load beyond a tile's has half as many columns of either kind as it has lanes
-        small = small and lanes(problem.dtype) + 2 >= problem.S
-    return small and problem.dilation == (1, 1) and problem.stride in ((1, 1), (2, 2))
+        small = small and lanes(problem.accumulate) + 2 >= problem.S
+    return small and (problem.stride == (1, 1) or (problem.stride == (2, 2) and problem.dilation == (1, 1)))
 
 
 def takes(x, y, residual) -> bool:
@@ -99,6 +107,11 @@ def takes(x, y, residual) -> bool:
 def live_rows(R, stride) -> int:
     """How many output rows an input row belongs to."""
     return -(-R // stride)
+
+
+def fewest_rows(problem) -> int:
+    """Of a plane or a band of one: for every remainder by the dilation those that are not done before the last one."""
+    return max(1, live_rows(problem.R, problem.stride[0]) - 1) * problem.dilation[0]
 
 
 def weights_fit(R, S, stride, vectors) -> bool:
@@ -118,42 +131,49 @@ def row_vectors(problem):
     most = [
         v for v in range(1, MOST_VECTORS + 1) if registers_beside_weights(R, S, stride, v) < target.register_count()
     ]
-    enough = -(-problem.Q // lanes(problem.dtype))
+    enough = -(-problem.Q // lanes(problem.accumulate))
     return min(most or [1], key=lambda vectors: row_cycles(problem, min(vectors, enough)))
 
 
-def load_columns(S, stride, vectors, L):
+def load_columns(S, stride, dilation, vectors, L):
     """Where each load of a row begins, in columns from the tile's first."""
     if stride == 1:
-        return [s + v * L for s in range(S) for v in range(vectors)]
+        return [s * dilation + v * L for s in range(S) for v in range(vectors)]
     return [h * L for h in range(2 * vectors + (S > 2))]
 
 
-def short_row_loads(problem):
-    """What each load of a row is, where one tile holds the whole row."""
-    vectors = row_vectors(problem)
-    L, left = lanes(problem.dtype), problem.padding[1][0]
-    starts = [column - left for column in load_columns(problem.S, problem.stride[1], vectors, L)]
-    return tuple(
-        WHOLE if start >= 0 and start + L <= problem.W else OUTSIDE if start >= problem.W else CUT for start in starts
-    )
+def row_loads(problem, vectors):
+    """(what each load of a row is, whether one tile holds the whole row). A tile of a longer row may lie at either end
+    of it: what is cut at one is cut.
+    """
+    L, (left, _), W = lanes(problem.accumulate), problem.padding[1], problem.W
+    columns = load_columns(problem.S, problem.stride[1], problem.dilation[1], vectors, L)
+    to_last = (problem.Q - vectors * L) * problem.stride[1]
+    if to_last >= 0:
+        return tuple(WHOLE if c >= left and to_last + c - left + L <= W else CUT for c in columns), False
+
+    def kind(start):
+        if start >= 0 and start + L <= W:
+            return WHOLE
+        return OUTSIDE if start >= W or start + L <= 0 else CUT
+
+    return tuple(kind(c - left) for c in columns), True
 
 
-def end_loads(S, stride, vectors, L):
-    """What each load of a tile's row may be at either end of a long row: its first and last ones are cut."""
-    columns = load_columns(S, stride, vectors, L)
-    inner = range(L, vectors * L * stride - L - S + 1)
-    return tuple(WHOLE if column in inner else CUT for column in columns)
-
-
-def build(dtype_name, R, S, stride, vectors, short_row):
-    """short_row: what a row's loads are, where a tile holds the whole row; () where rows are longer than tiles."""
-    V = vector_type(dtype_name)
-    L, item = V.count, V.item_bytes
-    starts = load_columns(S, stride, vectors, L)
+def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_first, kinds, whole_row):
+    """finishes_first: whether the result is finished before it is stored, which takes registers, and not afterwards.
+    kinds: what the loads of a row are (row_loads); whole_row: whether one tile holds the whole row.
+    """
+    V = vector_of(dtype_name)
+    stored = V.of(stored_kind(dtype_name))
+    L, item = V.count, stored.item_bytes
+    starts = load_columns(S, stride, dilation_w, vectors, L)
     reach = max(starts) + L
     live = live_rows(R, stride)
     in_registers = weights_fit(R, S, stride, vectors)
+
+    def number_at(address):
+        return as_numbers(load(stored.scalar, address), dtype_name)
 
     def tap_columns(loads):
         """For each tap column the vectors that it multiplies, from a row's loads, which are made as they are needed."""
@@ -171,32 +191,28 @@ def build(dtype_name, R, S, stride, vectors, short_row):
             else:
                 yield [shuffle(a, b, range(moved, moved + L)) for a, b in pairwise(columns)]
 
-    def row_loads(row, kinds, masks):
+    def loads_of(row, kinds, masks):
         """The loads of a row whose first column, which may be padding, has the address `row`."""
         for start, kind, mask in zip(starts, kinds, masks):
             here = row + start * item
             if kind == WHOLE:
-                yield load(V, here)
+                yield as_numbers(load(stored, here), dtype_name)
             elif kind == CUT:
-                yield load_lanes(V, here, mask)
+                yield as_numbers(load_lanes(stored, here, mask), dtype_name)
             else:
-                yield zeros(V, row)
-
-    @traced(types.void)
-    def clear(address):
-        for offset in range(0, reach * item, V.bytes):
-            store(address + offset, zeros(V, address))
+                yield None if stride == 1 else zeros(V, row)
 
     @traced(types.void)
     def some_planes(
         x, x_c, x_h, w, w_k, w_r, w_s, y, y_k, y_p, residual, residual_k, residual_p, has_residual, bias, bias_k,
         has_bias, H, W, Q, top, left, scratch, kind, low, high, slope, planes, m, Kg, p0, count,
     ):  # fmt: skip
-        """`count` output rows from row p0 on of `planes` planes. scratch: a row of zeros, and room for the weights.
+        """`count` output rows from row p0 on of `planes` planes. scratch: room for a zero, and for the weights.
 
         m: which of its channel's Kg filters the first plane belongs to.
         """
-        no_row, taps = scratch, scratch + reach_bytes(S, stride, vectors, L, item)
+        no_bias, taps = scratch, scratch + V.bytes
+        store(no_bias, zeros(V.scalar, scratch))
         kept = Q - (vectors - 1) * L
         plain = kind.equals(CLAMP) & has_residual.equals(0)
         least, most = (
@@ -207,54 +223,80 @@ def build(dtype_name, R, S, stride, vectors, short_row):
         def masks_of(first_column, kinds):
             return [what == CUT and lanes_between(V, first_column + at, 0, W) for at, what in zip(starts, kinds)]
 
-        masks_of_short_row = short_row and masks_of(constant(x, 0) - left, short_row)
+        masks_of_row = whole_row and masks_of(constant(x, 0) - left, kinds)
 
         def is_cut(v):
-            return short_row and v == vectors - 1
+            return whole_row and v == vectors - 1
 
         def put(to, v, total):
+            number = as_stored(total, dtype_name)
             if is_cut(v):
-                store_first(to, total, kept)
+                store_first(to, number, kept)
             else:
-                store(to, total)
+                store(to, number)
 
         def take(address, v):
-            return load_lanes(V, address, first_lanes(V, kept)) if is_cut(v) else load(V, address)
+            raw = load_lanes(stored, address, first_lanes(V, kept)) if is_cut(v) else load(stored, address)
+            return as_numbers(raw, dtype_name)
 
         def plane(x, w, y, residual, bias):
-            numbers = [[load(V.scalar, w + w_r * r + w_s * s) for s in range(S)] for r in range(R)]
+            numbers = [[number_at(w + w_r * r + w_s * s) for s in range(S)] for r in range(R)]
             if in_registers:
                 weights = [[broadcast(V, number) for number in row] for row in numbers]
             else:
                 for i, number in enumerate(chain.from_iterable(numbers)):
-                    store(taps + i * item, number)
-            start = broadcast(V, load(V.scalar, select(has_bias.differs(0), bias, no_row)))
+                    store(taps + i * V.item_bytes, number)
+            start = broadcast(V, number_at(select(has_bias.differs(0), bias, no_bias)))
 
             def weight(r, s):
-                return weights[r][s] if in_registers else broadcast(V, load(V.scalar, taps + (r * S + s) * item))
+                if in_registers:
+                    return weights[r][s]
+                return broadcast(V, load(V.scalar, taps + (r * S + s) * V.item_bytes))
 
             def strip(q, kinds, masks):
+                """Every dilation_h-th row, from the first on, from the second on, ...: there taps are neighbours."""
+                if dilation_h == 1:
+                    comb(q, kinds, masks, p0, count)
+                else:
+                    some = minimum(count, dilation_h)
+                    loop(some, lambda i: comb(q, kinds, masks, p0 + i, (count - i + (dilation_h - 1)) // dilation_h))
+                if not finishes_first:
+                    with when(plain.equals(False)):
+                        loop(count, lambda j: others(q, j))
+
+            def comb(q, kinds, masks, first, count):
+                """`count` rows of outputs, `first` and every dilation_h-th after it."""
                 x_first = x + (q * stride - left) * item
+                h_first, y_first = first * stride - top, y + y_p * first + q * item
 
                 def add_rows(j, sums):
-                    """Add to the sums of rows p, p - 1, ... the taps of the x rows that p = p0 + j reads first."""
-                    sums = list(sums)
+                    """Add to the sums of rows j, j - 1, ... the taps of the x rows that row j reads first."""
                     for a in range(stride):
-                        if not any(total and a + stride * m < R for m, total in enumerate(sums)):
-                            continue
-                        h = (p0 + j) * stride - top + a
-                        row = select((h >= 0) & (h < H), x_first + x_h * h, no_row)
-                        for s, columns in enumerate(tap_columns(row_loads(row, kinds, masks))):
-                            for m, totals in enumerate(sums):
-                                r = a + stride * m
-                                if totals and r < R:
-                                    sums[m] = [fma(c, weight(r, s), total) for c, total in zip(columns, totals)]
+                        if any(total and a + stride * m < R for m, total in enumerate(sums)):
+                            h = h_first + (j * stride + a) * dilation_h
+                            sums = choose((h >= 0) & (h < H), partial(add_row, a, h, sums), partial(list, sums))
+                    return sums
+
+                def add_row(a, h, sums):
+                    sums = list(sums)
+                    for s, columns in enumerate(tap_columns(loads_of(x_first + x_h * h, kinds, masks))):
+                        for m, totals in enumerate(sums):
+                            r = a + stride * m
+                            if totals and r < R:
+                                sums[m] = [
+                                    total if c is None else fma(c, weight(r, s), total)
+                                    for c, total in zip(columns, totals)
+                                ]
                     return sums
 
                 def finish(j, totals):
-                    to = y + y_p * (p0 + j) + q * item
+                    row = j * dilation_h
+                    if finishes_first:
+                        totals = other(totals, residual + residual_p * (first + row) + q * item)
+                    else:
+                        totals = [maximum(least, minimum(most, total)) for total in totals]
                     for v, total in enumerate(totals):
-                        put(to + v * V.bytes, v, maximum(least, minimum(most, total)))
+                        put(y_first + y_p * row + v * stored.bytes, v, total)
 
                 def one_row(j, carried):
                     *carried, done = add_rows(j, [[start] * vectors, *carried])
@@ -269,32 +311,34 @@ def build(dtype_name, R, S, stride, vectors, short_row):
                     *carried, done = add_rows(count + j, [None] * (j + 1) + carried)[j + 1 :]
                     finish(count + j - (live - 1), done)
 
-                def others(j):
-                    """What is not a clamp of the sums, from memory."""
-                    to, more = y + y_p * (p0 + j) + q * item, residual + residual_p * (p0 + j) + q * item
-                    for v in range(vectors):
-                        put(to + v * V.bytes, v, other(take(to + v * V.bytes, v), more + v * V.bytes, v))
+            def others(q, j):
+                """What is not a clamp of the sums, from memory."""
+                to, more = y + y_p * (p0 + j) + q * item, residual + residual_p * (p0 + j) + q * item
+                for v in range(vectors):
+                    there = to + v * stored.bytes
+                    put(there, v, other([take(there, v)], more + v * stored.bytes, v)[0])
 
-                def other(total, more, v):
-                    total = choose(has_residual.differs(0), lambda: [total + take(more, v)], lambda: [total])
-                    return activated(total, kind, low, high, slope)[0]
+            def other(totals, more, first=0):
+                """Of vectors `first`, ... of a row; more: where the residual of these lies."""
 
-                with when(plain.equals(False)):
-                    loop(count, others)
+                def with_residual():
+                    return [total + take(more + v * stored.bytes, first + v) for v, total in enumerate(totals)]
+
+                totals = choose(has_residual.differs(0), with_residual, lambda: totals)
+                return activated(totals, kind, low, high, slope)
 
             def strip_of_long_rows(i):
                 q = minimum(i * (vectors * L), Q - vectors * L)
                 first = q * stride - left
                 inside = (first >= 0) & (first + reach <= W)
-                ends = end_loads(S, stride, vectors, L)
                 choose(
                     inside,
                     lambda: strip(q, (WHOLE,) * len(starts), [None] * len(starts)),
-                    lambda: strip(q, ends, masks_of(first, ends)),
+                    lambda: strip(q, kinds, masks_of(first, kinds)),
                 )
 
-            if short_row:
-                strip(constant(x, 0), short_row, masks_of_short_row)
+            if whole_row:
+                strip(constant(x, 0), kinds, masks_of_row)
             else:
                 loop((Q + (vectors * L - 1)) // (vectors * L), strip_of_long_rows)
 
@@ -310,7 +354,6 @@ def build(dtype_name, R, S, stride, vectors, short_row):
     def task(call_address, index, worker):
         call = record_at(CALL_DIRECT, call_address)
         scratch = call.workspace + worker * call.worker_bytes
-        clear(scratch)
         bands = call.bands
         total = call.N * call.K * bands
         place, end = total * index // call.tasks, total * (index + 1) // call.tasks
@@ -336,17 +379,9 @@ def build(dtype_name, R, S, stride, vectors, short_row):
     return task_loop(task)
 
 
-def reach_bytes(S, stride, vectors, L, item) -> int:
-    """Of what a tile reads of one row, in whole vectors."""
-    reach = max(load_columns(S, stride, vectors, L)) + L
-    return -(-reach // L) * L * item
-
-
 def worker_bytes(problem) -> int:
-    """A row of zeros as long as a tile reads, and the weights of a window."""
-    L, item = lanes(problem.dtype), problem.dtype.itemsize
-    row = reach_bytes(problem.S, problem.stride[1], row_vectors(problem), L, item)
-    return worker_span(row + problem.R * problem.S * item)
+    """A vector with a zero in it, and the weights of a window."""
+    return worker_span(target.vector_bytes() + problem.R * problem.S * problem.accumulate.itemsize)
 
 
 @lru_cache(maxsize=1024)
@@ -354,11 +389,13 @@ def prepared(problem, threads):
     """The record's fixed part, the compiled loop and the number of tasks."""
     vectors = row_vectors(problem)
     planes, tasks = problem.N * problem.K, TASKS_PER_THREAD * threads if threads > 1 else 1
-    rows = max(FEWEST_ROWS, live_rows(problem.R, problem.stride[0]))
+    rows = max(FEWEST_ROWS, fewest_rows(problem))
     bands = max(1, min(-(-tasks // planes), problem.P // rows))
     tasks = min(planes * bands, tasks)
-    short_row = short_row_loads(problem) if vectors * lanes(problem.dtype) > problem.Q else ()
-    loop = compiled(build, problem.dtype.name, problem.R, problem.S, problem.stride[0], vectors, short_row)
+    loop = compiled(
+        build, problem.dtype.name, problem.R, problem.S, problem.stride[0], *problem.dilation, vectors,
+        finished_before_rounding(problem), *row_loads(problem, vectors),
+    )  # fmt: skip
     return problem_fields(problem) + struct.pack("3q", tasks, bands, worker_bytes(problem)), loop, tasks
 
 
@@ -370,7 +407,7 @@ def cycles(problem) -> float:
 
 def row_cycles(problem, vectors) -> float:
     """Of one row of outputs: loads, shuffles and multiply-adds, two a cycle each, and its stores."""
-    strips, stride = -(-problem.Q // (vectors * lanes(problem.dtype))), problem.stride[0]
+    strips, stride = -(-problem.Q // (vectors * lanes(problem.accumulate))), problem.stride[0]
     loads = stride * vectors * (problem.S if stride == 1 else 2 + problem.S / 2)
     if not weights_fit(problem.R, problem.S, stride, vectors):
         loads += problem.R * problem.S / 2

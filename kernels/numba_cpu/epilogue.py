@@ -25,6 +25,12 @@ def activation_fields(problem):
     return kind, *LIMITS.get(problem.activation, (-math.inf, math.inf)), problem.slope
 
 
+def finished_before_rounding(problem) -> bool:
+    """Is the end more than a clamp, and the result rounded when it is stored? Then it cannot be finished in memory."""
+    clamped = activation_fields(problem)[0] == CLAMP and not problem.has_residual
+    return problem.dtype != problem.accumulate and not clamped
+
+
 def activated(values, kind, low, high, slope):
     """The activation of a list of Values (numbers or vectors of one type)."""
     like = values[0]

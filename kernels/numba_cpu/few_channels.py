@@ -36,7 +36,8 @@ from .compilation import compiled, inlined
 from .depthwise import panel_row
 from .epilogue import CLAMP, activated
 from .microkernel import VECTORS, multiply_cycles, panel_rows, tile_rows
-from .sliding_window import as_numbers, as_stored, lanes_for, panel_filling, real_of, stored_kind, vector_of
+from .panel import panel_filling
+from .short_floats import as_numbers, as_stored, lanes_for, real_of, stored_kind, vector_of
 from .threads import lines, task_loop, worker_span
 from .tracing import Lanes, broadcast, choose, convert, fma, load, loop, maximum, minimum, select, store, traced, when
 from .vectors import lanes, record_at

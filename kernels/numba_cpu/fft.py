@@ -41,8 +41,8 @@ from .call import CALL_DTYPE, address, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import activate, store_one_function
 from .fft_passes import strip_functions, tables, transform_functions
-from .short_floats import memory_functions, strided_functions
-from .sliding_window import lanes_for, panel_filling, real_of, vector_of
+from .panel import panel_filling
+from .short_floats import lanes_for, memory_functions, real_of, strided_functions, vector_of
 from .threads import lines, run_tasks, task_loop, worker_span
 from .vectors import Vector, broadcast, load, record_at
 

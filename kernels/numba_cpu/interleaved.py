@@ -26,7 +26,7 @@ sliding_window.py's.
 from dataclasses import replace
 from functools import lru_cache
 
-from .sliding_window import lanes_for
+from .short_floats import lanes_for
 
 
 def serves(problem) -> bool:

@@ -46,7 +46,8 @@ from .epilogue import CLAMP, activated, activation_fields
 from .filter_columns import pack_vector_function
 from .filter_cuts import until_all_done, up
 from .microkernel import VECTORS, multiply_cycles, tile_rows, vector_type
-from .sliding_window import panel_filling, store_some
+from .panel import panel_filling
+from .sliding_window import store_some
 from .threads import lines, task_loop, worker_span
 from .tracing import (
     I64,

@@ -123,3 +123,33 @@ def strided_functions(dtype_name):
             store(address + step * i, extract(stored, i))
 
     return read, write
+
+
+# ---- by the name of a dtype: what lies in memory, and the sums in registers ----
+
+
+def real_of(dtype_name):
+    """The Numba type that sums are kept in."""
+    return types.float64 if dtype_name == "float64" else types.float32
+
+
+def lanes_for(dtype_name):
+    """How many sums one vector register holds."""
+    return target.lanes("float64" if dtype_name == "float64" else "float32")
+
+
+def vector_of(dtype_name):
+    return Lanes("f64" if dtype_name == "float64" else "f32", lanes_for(dtype_name))
+
+
+def stored_kind(dtype_name):
+    """What an element is in memory; 16-bit floats come as integers."""
+    return {"float32": "f32", "float64": "f64"}.get(dtype_name, "i16")
+
+
+def as_numbers(raw, dtype_name):
+    return widen(raw, dtype_name) if raw.type.kind == "i16" else raw
+
+
+def as_stored(numbers, dtype_name):
+    return narrow(numbers, dtype_name) if stored_kind(dtype_name) == "i16" else numbers

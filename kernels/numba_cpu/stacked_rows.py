@@ -14,32 +14,35 @@ multiplied into all sums that it belongs to. Sizes are constants, so rows of pad
 
 Measured on two Zen 5 cores, cycles a plane on one of them: 3 x 3 on 7 x 7 50, direct_rows.py 74, since it fills 7 of 16
 lanes; 14 x 14 to 7 x 7 with stride 2 53 instead of 93; 5 x 5 on 7 x 7 95 instead of 172.
+Where weights are too many for registers but all sums are not, tap columns are the outer loop: a column of weights is
+kept while it is wanted. 5 x 5 on 14 x 14 takes 21 microseconds instead of 28 so (672 channels), 7 x 7 22 instead of 27.
 Of maps of which a row fills a vector the plane is written out as well, for its rows of padding: two threads take 33
 microseconds instead of 39 for 672 channels of 14 x 14 under 5 x 5, 26 instead of 36 for 384 under 7 x 7.
-It wants maps whose rows follow each other without a gap; float32 or float64, NCHW; with stride 1 as many columns of
-outputs as of inputs, with stride 2 rows of x no longer than a vector.
+It wants maps whose rows follow each other without a gap, NCHW, for 16-bit types AVX-512; with stride 1 as many columns
+of outputs as of inputs, with stride 2 rows of x no longer than a vector.
 Source: as direct_rows.py, Zhang, Franchetti and Low 2018.
 """
 
 import math
 import struct
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import accumulate, product
 
 import numpy as np
-from llvmlite import ir
 from numba import from_dtype
 from numba.core import types
 
 from . import target
 from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled
-from .epilogue import CLAMP, activated
-from .microkernel import vector_type
+from .epilogue import CLAMP, activated, finished_before_rounding
+from .short_floats import as_numbers, as_stored, stored_kind, vector_of
 from .threads import task_loop, worker_span
 from .tracing import (
-    Value,
     broadcast,
     choose,
+    constant,
+    constant_mask,
     convert,
     fma,
     hidden,
@@ -69,18 +72,21 @@ CALL_STACKED = from_dtype(np.dtype(CALL_DTYPE.descr + [("tasks", "i8"), ("worker
 @lru_cache(maxsize=1024)
 def serves(problem) -> bool:
     """Is this the faster way, for maps without gaps between their rows?"""
-    if target.vector_bytes() < 32 or problem.layout != "NCHW" or problem.dtype != problem.accumulate:
+    if target.vector_bytes() < 32 or problem.layout != "NCHW":
         return False
-    if problem.dilation != (1, 1) or problem.stride not in ((1, 1), (2, 2)):
-        return False
-    fits = problem.Q == problem.W if problem.stride == (1, 1) else lanes(problem.dtype) >= problem.W
+    if problem.dtype != problem.accumulate and target.vector_bytes() < 64:
+        return False  # AVX2 masks words of 32 and 64 bits only
+    if problem.stride == (1, 1):
+        fits = problem.Q == problem.W
+    else:
+        fits = problem.stride == (2, 2) and problem.dilation == (1, 1) and lanes(problem.accumulate) >= problem.W
     most = MOST_MULTIPLY_ADDS if stacked(problem) > 1 else MOST_OF_ONE_ROW
     return fits and stacked(problem) > 0 and multiply_adds(problem) <= most
 
 
 def stacked(problem) -> int:
     """How many rows of outputs one vector holds; with stride 2 no more than two, which one shuffle can sort."""
-    fitting = lanes(problem.dtype) // problem.Q
+    fitting = lanes(problem.accumulate) // problem.Q
     return fitting if problem.stride == (1, 1) else min(fitting, 2)
 
 
@@ -98,34 +104,35 @@ def without_gaps(maps) -> bool:
     return maps.strides[2:] == (maps.shape[3] * maps.itemsize, maps.itemsize)
 
 
-def constant_mask(V, like, lanes_of_it):
-    """A mask known while compiling."""
-    return Value(like.builder, ir.Constant(V.of("i1").ir, [int(bool(lane)) for lane in lanes_of_it]), V.of("i1"))
-
-
-def build(dtype_name, R, S, stride, rows, H, W, P, Q, top, left):
-    V = vector_type(dtype_name)
-    L, item = V.count, V.item_bytes
+def build(dtype_name, R, S, stride, dilation_h, dilation_w, rows, H, W, P, Q, top, left, finishes_first):
+    """finishes_first: whether the result is finished before it is stored, which takes registers, and not afterwards."""
+    V = vector_of(dtype_name)
+    stored = V.of(stored_kind(dtype_name))
+    L, item = V.count, stored.item_bytes
     units, step = -(-P // rows), rows * stride
     in_registers = R * S + -(-R // step) + 2 * stride + 4 <= target.register_count()
+    by_columns = not in_registers and units + R + 3 <= target.register_count()
 
     def place_of(lane, h, s):
         """The row and column of x that a lane of the vector at row h and tap column s is; None outside the plane."""
-        row, column = h + lane // Q * stride, lane % Q * stride + s - left
+        row, column = h + lane // Q * stride, lane % Q * stride + s * dilation_w - left
         return (row, column) if lane < rows * Q and 0 <= row < H and 0 <= column < W else None
 
+    def take(address, wanted=None):
+        """The vector at `address`, or those of its lanes that are wanted."""
+        if wanted is None:
+            return as_numbers(load(stored, address), dtype_name)
+        return as_numbers(load_lanes(stored, address, constant_mask(V, address, wanted)), dtype_name)
+
     def neighbours(x, h, s):
-        first, wanted = h * W + s - left, [place_of(lane, h, s) for lane in range(L)]
-        if all(wanted[: rows * Q]) and first >= 0 and first + L <= H * W:
-            return load(V, x + first * item)
-        return load_lanes(V, x + first * item, constant_mask(V, x, wanted))
+        first, wanted = h * W + s * dilation_w - left, [place_of(lane, h, s) for lane in range(L)]
+        whole = all(wanted[: rows * Q]) and first >= 0 and first + L <= H * W
+        return take(x + first * item, None if whole else wanted)
 
     def whole_row(x, h):
         if not 0 <= h < H:
             return zeros(V, x)
-        if h * W + L <= H * W:
-            return load(V, x + h * W * item)
-        return load_lanes(V, x + h * W * item, constant_mask(V, x, [lane < W for lane in range(L)]))
+        return take(x + h * W * item, None if h * W + L <= H * W else [lane < W for lane in range(L)])
 
     def every_second(x, h, s):
         places = [place_of(lane, h, s) for lane in range(L)]
@@ -137,14 +144,33 @@ def build(dtype_name, R, S, stride, rows, H, W, P, Q, top, left):
 
     def put(y, u, total):
         """A vector's last lanes may write where the next one will, but not beyond the plane."""
-        first = u * rows * Q
+        first, number = u * rows * Q, as_stored(total, dtype_name)
         if first + L <= P * Q:
-            store(y + first * item, total)
+            store(y + first * item, number)
         else:
-            store_lanes(y + first * item, total, constant_mask(V, y, kept_lanes(u)))
+            store_lanes(y + first * item, number, constant_mask(V, y, kept_lanes(u)))
 
     def kept_lanes(u):
         return [lane < min(rows, P - u * rows) * Q for lane in range(L)]
+
+    def tap_row(h, u):
+        """Which row of taps multiplies the vector at row h for the sums u; None where none does."""
+        r, between = divmod(h + top - step * u, dilation_h)
+        return r if not between and 0 <= r < R else None
+
+    def vectors_of_x():
+        """(row, tap column, {sums: tap row}) of each vector of x, row by row or tap column by tap column."""
+        heights, columns = range(-top, step * (units - 1) + (R - 1) * dilation_h + 1 - top), range(S)
+        places = [(h, s) for s in columns for h in heights] if by_columns else product(heights, columns)
+        for h, s in places:
+            reached = {u: tap_row(h, u) for u in range(units) if tap_row(h, u) is not None}
+            if reached and any(place_of(lane, h, s) for lane in range(L)):
+                yield h, s, reached
+
+    def when_done(vectors):
+        """For each vector of sums which vector of x is its last, and not before its predecessor's: see `put`."""
+        last = {u: i for i, (_, _, reached) in enumerate(vectors) for u in reached}
+        return list(accumulate((last.get(u, -1) for u in range(units)), max))
 
     @traced(types.void)
     def some_planes(
@@ -154,8 +180,8 @@ def build(dtype_name, R, S, stride, rows, H, W, P, Q, top, left):
         """taps: room for the weights of a window, and a zero behind them. m: which of its channel's Kg filters the
         first plane belongs to.
         """
-        no_bias = taps + R * S * item
-        store(no_bias, convert(no_bias - no_bias, V.scalar))
+        no_bias = taps + R * S * V.item_bytes
+        store(no_bias, zeros(V.scalar, no_bias))
         plain = kind.equals(CLAMP) & has_residual.equals(0)
         least, most = (
             broadcast(V, convert(select(plain, limit, infinity), V.scalar))
@@ -164,43 +190,57 @@ def build(dtype_name, R, S, stride, rows, H, W, P, Q, top, left):
         in_order = w_s.equals(item) & w_r.equals(S * item)
 
         def plane(x, w, y, residual, bias):
-            start = broadcast(V, load(V.scalar, select(has_bias.differs(0), bias, no_bias)))
-            weight = weights_in_registers(w) if in_registers else weights_in_memory(w)
-            sums = {}
-            for h in range(-top, step * (units - 1) + R - top):
-                reached = [u for u in range(units) if 0 <= h + top - step * u < R]
-                for s in range(S if reached else 0):
-                    if any(place_of(lane, h, s) for lane in range(L)):
-                        column = column_at(x, h, s)
-                        for u in reached:
-                            sums[u] = fma(column, weight(h + top - step * u, s), sums.get(u, start))
-                for u in reached:
-                    if h + top - step * u == R - 1:
-                        put(y, u, maximum(least, minimum(most, sums.pop(u, start))))
+            start = broadcast(V, number_at(select(has_bias.differs(0), bias, no_bias)))
+            weight = weights_in_memory(w) if not in_registers and not by_columns else weights_in_registers(w)
+            vectors, sums = list(vectors_of_x()), dict.fromkeys(range(units), start)
+            done = when_done(vectors)
 
-            with when(plain.equals(False)):
+            def finish_those_of(i):
                 for u in range(units):
-                    finish_other(y, residual, u)
+                    if done[u] == i:
+                        finish(y, residual, u, sums.pop(u))
+
+            finish_those_of(-1)
+            for i, (h, s, reached) in enumerate(vectors):
+                column = column_at(x, h, s)
+                for u, r in reached.items():
+                    sums[u] = fma(column, weight(r, s), sums[u])
+                finish_those_of(i)
+
+            if not finishes_first:
+                with when(plain.equals(False)):
+                    for u in range(units):
+                        put(y, u, other(take(y + u * rows * Q * item, kept_lanes(u)), residual, u))
+
+        def number_at(address):
+            return as_numbers(load(stored.scalar, address), dtype_name)
 
         def weights_in_registers(w):
-            found = [[broadcast(V, load(V.scalar, w + w_r * r + w_s * s)) for s in range(S)] for r in range(R)]
-            return lambda r, s: found[r][s]
+            """Placed where each is wanted first, and kept."""
+
+            @cache
+            def weight(r, s):
+                return broadcast(V, number_at(w + w_r * r + w_s * s))
+
+            return weight
 
         def weights_in_memory(w):
-            with when(in_order.equals(False)):
+            placed = in_order if stored == V else constant(in_order, False)
+            with when(placed.equals(False)):
                 for r in range(R):
                     for s in range(S):
-                        store(taps + (r * S + s) * item, load(V.scalar, w + w_r * r + w_s * s))
-            table = select(in_order, w, taps)
-            return lambda r, s: broadcast(V, load(V.scalar, hidden(table) + (r * S + s) * item))
+                        store(taps + (r * S + s) * V.item_bytes, number_at(w + w_r * r + w_s * s))
+            table = select(placed, w, taps)
+            return lambda r, s: broadcast(V, load(V.scalar, hidden(table) + (r * S + s) * V.item_bytes))
 
-        def finish_other(y, residual, u):
-            """What is not a clamp of the sums, from memory."""
-            kept = constant_mask(V, y, kept_lanes(u))
-            to, more = y + u * rows * Q * item, residual + u * rows * Q * item
-            total = load_lanes(V, to, kept)
-            total = choose(has_residual.differs(0), lambda: [total + load_lanes(V, more, kept)], lambda: [total])
-            store_lanes(to, activated(total, kind, low, high, slope)[0], kept)
+        def finish(y, residual, u, total):
+            put(y, u, other(total, residual, u) if finishes_first else maximum(least, minimum(most, total)))
+
+        def other(total, residual, u):
+            """What is not a clamp of the sums."""
+            more = residual + u * rows * Q * item
+            total = choose(has_residual.differs(0), lambda: [total + take(more, kept_lanes(u))], lambda: [total])
+            return activated(total, kind, low, high, slope)[0]
 
         def one_plane(i, carried):
             x, w, y, residual, bias, m = carried
@@ -232,7 +272,7 @@ def build(dtype_name, R, S, stride, rows, H, W, P, Q, top, left):
 
 
 def worker_bytes(problem) -> int:
-    return worker_span((problem.R * problem.S + 1) * problem.dtype.itemsize)
+    return worker_span((problem.R * problem.S + 1) * problem.accumulate.itemsize)
 
 
 @lru_cache(maxsize=1024)
@@ -241,8 +281,8 @@ def prepared(problem, threads):
     tasks = min(problem.N * problem.K, TASKS_PER_THREAD * threads if threads > 1 else 1)
     (top, _), (left, _) = problem.padding
     loop = compiled(
-        build, problem.dtype.name, problem.R, problem.S, problem.stride[0], stacked(problem), problem.H, problem.W,
-        problem.P, problem.Q, top, left,
+        build, problem.dtype.name, problem.R, problem.S, problem.stride[0], *problem.dilation, stacked(problem),
+        problem.H, problem.W, problem.P, problem.Q, top, left, finished_before_rounding(problem),
     )  # fmt: skip
     return problem_fields(problem) + struct.pack("2q", tasks, worker_bytes(problem)), loop, tasks
 

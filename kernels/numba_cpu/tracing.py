@@ -244,6 +244,12 @@ def lanes_between(V, number, first, end):
     return (numbers >= bound(first)) & (numbers < bound(end))
 
 
+def constant_mask(V, like, wanted):
+    """A mask known while compiling: true in the lanes whose entry in `wanted` is true."""
+    mask = V.of("i1")
+    return Value(like.builder, ir.Constant(mask.ir, [int(bool(lane)) for lane in wanted]), mask)
+
+
 def fma(a, b, c):
     """a * b + c, rounded once."""
     if "fma" in target.features() or target.vector_bytes() == 64 or target.architecture() == "aarch64":
@@ -446,7 +452,9 @@ def call_address(address, *arguments):
 
 
 def flatten(tree):
-    """The Values in nested lists, in order, and a function that puts others into the same nesting."""
+    """The Values in nested lists, in order, and a function that puts others into the same nesting. None stays None."""
+    if tree is None:
+        return [], lambda values: None
     if isinstance(tree, Value):
         return [tree], lambda values: values.pop(0)
     parts = [flatten(item) for item in tree]

@@ -46,7 +46,8 @@ from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled, inlined
 from .depthwise import panel_row
 from .few_channels import MOST_CHANNELS
-from .sliding_window import as_numbers, lanes_for, panel_filling, stored_kind, vector_of
+from .panel import panel_filling
+from .short_floats import as_numbers, lanes_for, stored_kind, vector_of
 from .threads import LINE, lines, task_loop, worker_span
 from .tracing import (
     I64,

@@ -7,12 +7,12 @@ import pytest
 
 from convlib import device
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import depthwise, sliding_window
-from convlib.problem import make_problem
+from convlib.kernels.numba_cpu import depthwise, short_floats, sliding_window
+from convlib.problem import make_problem, named_dtype
 
 from .guarded_pages import before_a_guard
 
-L = sliding_window.lanes_for("float32")
+L = short_floats.lanes_for("float32")
 
 
 def problem_of(x_shape, filters, window, **keywords):
@@ -34,6 +34,13 @@ def arrays_of(problem, integers=True):
     return x, w, y
 
 
+def like(y, numbers):
+    """`numbers`, as many of them as y has, lying in memory as y does."""
+    result = np.empty_like(y)
+    result[...] = np.resize(numbers, y.shape)
+    return result
+
+
 def run(problem, x, w, y, threads=2, bias=None, residual=None):
     cpu = replace(device.cpu(), threads=threads)
     workspace = np.full(depthwise.workspace_bytes(problem, cpu), 255, np.uint8)  # NaN in every float type
@@ -49,6 +56,12 @@ PROBLEMS = {
     "rows_stacked_stride_2": problem_of((2, 5, L - 3, L - 2), 1, (3, 3), padding=1, stride=2),
     "rows_stacked_stride_2_even": problem_of((1, 3, 8, L), 2, (5, 5), padding=((1, 2), (1, 2)), stride=2),
     "rows_alone_written_out": problem_of((2, 3, 9, L - 2), 1, (7, 7), padding=3),
+    "rows_stacked_dilated": problem_of((2, 3, 7, 7), 1, (3, 3), padding=2, dilation=2),
+    "rows_alone_dilated": problem_of((2, 3, 7, L - 1), 1, (3, 3), padding=2, dilation=2),
+    "rows_dilated_apart": problem_of((1, 2, 13, 2 * L + 5), 1, (3, 3), padding=(2, 4), dilation=(2, 4)),
+    "rows_dilated_past_a_vector": problem_of((1, 1, 27, 9 * L + 7), 2, (3, 3), padding=(12, L), dilation=(12, L)),
+    "rows_of_a_whole_map": problem_of((2, 3, 7, 7), 1, (13, 13), padding=6),
+    "rows_of_a_whole_map_of_two_vectors": problem_of((1, 2, 8, L + 3), 2, (16, 5), padding=((8, 7), (1, 3))),
     "rows_of_7_x_7_taps": problem_of((1, 2, 11, 5 * L + 1), 1, (7, 7), padding=3),
     "rows_of_pixels": problem_of((2, 9, 11, 2 * L + 3), 1, (3, 3), padding=1, layout="NHWC"),
     "rows_of_pixels_stride_2": problem_of((1, 13, 8, L), 1, (5, 3), padding=((2, 0), (4, 1)), stride=2, layout="NHWC"),
@@ -82,6 +95,24 @@ def test_equals_the_reference_exactly(problem):
     np.testing.assert_array_equal(run(problem, x, w, y), reference.conv2d(problem, x, w, None, None))
 
 
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize(
+    "name", ["rows_stacked_stride_2_even", "rows_dilated_apart", "rows_of_a_whole_map", "rows_of_pixels"]
+)
+def test_16_bit_results_are_rounded_once(name, activation):
+    """Sums of integers are the reference's, rounded; residual and silu come before the rounding, not after it too."""
+    problem = replace(PROBLEMS[name], dtype=named_dtype("bfloat16"), activation=activation)
+    problem = replace(problem, has_residual=activation is not None)
+    x, w, y = (a.astype(problem.dtype) for a in arrays_of(problem, integers=activation is None))
+    residual = like(y, x) if problem.has_residual else None
+    exact = reference.conv2d(problem, x, w, None, residual)
+    stored = [None if a is None else a.view(np.uint16) for a in (x, w, y, residual)]
+    run(problem, *stored[:3], residual=stored[3])
+    if activation is None:
+        np.testing.assert_array_equal(y, exact.astype(problem.dtype))
+    np.testing.assert_allclose(y.astype(np.float64), exact, rtol=2.0**-8, atol=2.0**-16)
+
+
 def test_gives_the_same_bits_for_any_number_of_threads():
     problem = PROBLEMS["bands_of_a_tall_window"]
     x, w, y = arrays_of(problem, integers=False)
@@ -110,7 +141,7 @@ def test_bias_residual_and_activation_of_rows(name, activation):
     problem = replace(PROBLEMS[name], has_bias=True, has_residual=True, activation=activation)
     x, w, y = arrays_of(problem)
     bias, residual = np.arange(problem.K, dtype=np.float32) - 2, np.roll(arrays_of(problem, integers=False)[0], 1)
-    residual = np.resize(residual, problem.y_shape)
+    residual = like(y, residual)
     run(problem, x, w, y, bias=bias, residual=residual)
     np.testing.assert_allclose(y, reference.conv2d(problem, x, w, bias, residual), rtol=1e-5, atol=1e-5)
 
