@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from convlib import accuracy, device, dispatch, strided
-from convlib.kernels.numba_cpu import winograd, winograd_stages
+from convlib.kernels.numba_cpu import winograd, winograd_record
 from convlib.kernels.numba_cpu.call import pack_call
 from convlib.kernels.numba_cpu.compilation import compiled
 from convlib.kernels.numba_cpu.threads import run_tasks
@@ -90,5 +90,5 @@ def empty_bytes(count: int):
 
 def without(fields: bytes, leaf: str) -> bytes:
     """A Winograd call's fields with one leaf's address replaced; the leaves' addresses come last in the record."""
-    at = len(fields) - POINTER * (len(winograd_stages.LEAVES) - winograd_stages.LEAVES.index(leaf))
+    at = len(fields) - POINTER * (len(winograd_record.LEAVES) - winograd_record.LEAVES.index(leaf))
     return fields[:at] + struct.pack("q", compiled(build_nothing).address) + fields[at + POINTER :]

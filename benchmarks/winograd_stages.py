@@ -13,8 +13,10 @@ from convlib.kernels.numba_cpu import winograd
 from convlib.kernels.numba_cpu.call import pack_call
 from convlib.kernels.numba_cpu.compilation import compiled
 from convlib.kernels.numba_cpu.microkernel import peak_gflops
+from convlib.kernels.numba_cpu.winograd_input import build_input_stage
 from convlib.kernels.numba_cpu.winograd_matrices import tile_of
-from convlib.kernels.numba_cpu.winograd_stages import build_input_stage, build_multiply_stage, build_output_stage
+from convlib.kernels.numba_cpu.winograd_multiply import build_multiply_stage
+from convlib.kernels.numba_cpu.winograd_output import build_output_stage
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 

@@ -8,7 +8,7 @@ import pytest
 import convlib
 from convlib import accuracy, device, dispatch
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import winograd
+from convlib.kernels.numba_cpu import winograd, winograd_cuts
 from convlib.problem import make_problem
 
 TILES = {"winograd_f2": 2, "winograd_f4": 4, "winograd_f6": 6}
@@ -43,7 +43,7 @@ def other_cut(monkeypatch):
 
     def change(**constants):
         for name, value in constants.items():
-            monkeypatch.setattr(winograd, name, value)
+            monkeypatch.setattr(winograd_cuts, name, value)
         forget()
 
     def forget():

@@ -1,0 +1,163 @@
+"""Winograd's output stage: sums of a strip transformed, and finished on their way into y."""
+
+from numba import types
+
+from . import tracing
+from .column_stores import store_columns
+from .compilation import inlined
+from .epilogue import CLAMP, activate
+from .short_floats import memory_functions
+from .tracing import convert, load, loop, maximum, minimum, select, store, traced
+from .vectors import array_at, broadcast, record_at
+from .winograd_record import RECORD, STRIP_VECTORS, Numbers, call_leaf, strip_functions
+from .winograd_transforms import output_transform, transposed_copy
+
+
+def finish_columns_function(V, store_vector):
+    """finish_columns(y, y_row, y_filter, residual, residual_row, residual_filter, source, rows, columns, biases, low,
+    high): a vector of filters' outputs, from a vector for each pixel to a row for each filter, in blocks of V.count
+    columns; the last two may overlap.
+    """
+
+    @traced(types.void)
+    def finish_columns(
+        y, y_row, y_filter, residual, residual_row, residual_filter, source, source_row, rows, columns, biases,
+        low, high,
+    ):  # fmt: skip
+        add = load(V, biases)
+        least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
+
+        def clamp(total):
+            return select(total < least, least, select(total > most, most, total))
+
+        def block(row, number):
+            at = maximum(minimum(number * V.count, columns - V.count), 0)
+            here = source + source_row * row + V.bytes * at
+            pixels = [load(V, here + V.bytes * i) + add for i in range(V.count)]
+            other = residual + residual_row * row + V.item_bytes * at
+            store_columns(
+                pixels, columns - at, y + y_row * row + V.item_bytes * at, y_filter,
+                select(residual.differs(0), other, 0), residual_filter, clamp, store_vector,
+            )  # fmt: skip
+
+        blocks = (columns + (V.count - 1)) // V.count
+        loop(rows, lambda row: loop(blocks, lambda number: block(row, number)))
+
+    return finish_columns
+
+
+def build_output_stage(dtype_name):
+    """Some filters of a strip, from their planes in its slot to y."""
+    numbers = Numbers(dtype_name)
+    real, V, lanes, item, stored_item = numbers.real, numbers.vector, numbers.count, numbers.item, numbers.stored_item
+    vector_bytes, plain = numbers.bytes, numbers.item == numbers.stored_item
+    staging_at, square_at = numbers.staging_at, numbers.segments_bytes + numbers.pieces_bytes
+    _, _, find_segments = strip_functions(numbers)
+    read, write, read_vector, write_vector = memory_functions(dtype_name)
+    read_sum, write_bias, read_sums, _ = memory_functions(real.name)
+    copy_square = transposed_copy(real.name, numbers.lanes)
+    finish_columns, finish_columns_past = (
+        finish_columns_function(numbers.lanes, how) for how in (store, tracing.store_past_cache)
+    )
+
+    @inlined
+    def finish_vector(call, sums, y, residual):
+        if call.has_residual:
+            sums = sums + read_vector(residual)
+        write_vector(y, activate(sums, call.activation, call.low, call.high, call.slope))
+
+    @inlined
+    def finish_row(call, source, y, residual, count, bias):
+        """y = activation(sums + bias + residual) for `count` outputs of a filter in a row, `lanes` at most."""
+        together = call.y_q == stored_item and (call.has_residual == 0 or call.residual_q == stored_item)
+        if together and count == lanes:
+            finish_vector(call, read_sums(source) + broadcast(V, bias), y, residual)
+            return
+        for i in range(count):
+            total = read_sum(source + i * item) + bias
+            if call.has_residual:
+                total += read(residual + i * call.residual_q)
+            write(y + i * call.y_q, activate(total, call.activation, call.low, call.high, call.slope))
+
+    @inlined
+    def finish_pixels(call, staged, y, residual, rows, columns, biases):
+        """A vector of filters that lie side by side in y and residual (NHWC)."""
+        bias = read_sums(biases)
+        for i in range(rows):
+            for j in range(columns):
+                sums = read_sums(staged + i * call.output_pitch + j * vector_bytes) + bias
+                to, other = y + i * call.y_p + j * call.y_q, residual + i * call.residual_p + j * call.residual_q
+                finish_vector(call, sums, to, other)
+
+    @inlined
+    def finish_filters(call, staged, y, residual, rows, columns, filters, biases, square):
+        """Any filters, wherever their outputs lie."""
+        for i in range(rows):
+            for j in range(0, columns, lanes):
+                at = max(0, min(j, columns - lanes))
+                copy_square(staged + i * call.output_pitch + at * vector_bytes, vector_bytes, square, vector_bytes)
+                to, other = y + i * call.y_p + at * call.y_q, residual + i * call.residual_p + at * call.residual_q
+                for k in range(filters):
+                    bias, count = read_sum(biases + k * item), min(lanes, columns - at)
+                    there = other + k * call.residual_k
+                    finish_row(call, square + k * vector_bytes, to + k * call.y_k, there, count, bias)
+
+    @inlined
+    def finish(call, staged, image, k, p, q, columns, filters, biases, square):
+        """The staged outputs of some tiles in a row, from row p and column q on, to y."""
+        y = call.y + image * call.y_n + k * call.y_k + p * call.y_p + q * call.y_q
+        residual = call.residual + image * call.residual_n + k * call.residual_k
+        residual += p * call.residual_p + q * call.residual_q
+        rows, columns = min(call.m_h, call.P - p), min(columns, call.Q - q)
+        alone, whole = call.has_residual == 0, filters == lanes
+        if whole and call.y_k == stored_item and (alone or call.residual_k == stored_item):
+            finish_pixels(call, staged, y, residual, rows, columns, biases)
+        elif whole and plain and call.activation == CLAMP and call.y_q == item and (alone or call.residual_q == item):
+            other, pitch = 0 if alone else residual, call.output_pitch
+            if call.streaming and (y | call.y_p | call.y_k) % vector_bytes == 0 and columns % lanes == 0:
+                finish_columns_past(
+                    y, call.y_p, call.y_k, other, call.residual_p, call.residual_k, staged, pitch, rows, columns,
+                    biases, call.low, call.high,
+                )  # fmt: skip
+            else:
+                finish_columns(
+                    y, call.y_p, call.y_k, other, call.residual_p, call.residual_k, staged, pitch, rows, columns,
+                    biases, call.low, call.high,
+                )  # fmt: skip
+        else:
+            finish_filters(call, staged, y, residual, rows, columns, filters, biases, square)
+
+    def output_stage(call_address, scratch, strip, k, filters, slot, unused, unused_2):
+        """k: the first filter, counted through all groups; slot: its planes."""
+        call = record_at(RECORD, call_address)
+        segments, square, staged = scratch, scratch + square_at, scratch + staging_at
+        biases = staged + call.m_h * call.output_pitch
+        count = find_segments(call, strip, segments)
+        table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
+        for done in range(0, filters, lanes):
+            source, here = slot + done // lanes * call.output_vector, min(lanes, filters - done)
+            for i in range(here):
+                write_bias(biases + i * item, read(call.bias + (k + done + i) * call.bias_k) if call.has_bias else 0.0)
+            for s in range(count):
+                image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
+                for t in range(0, tiles, call.piece):
+                    some = min(call.piece, tiles - t)
+                    call_leaf(
+                        call.transform_output, source, call.output_plane, staged, call.output_pitch, some, 0, 0, 0
+                    )
+                    source += some * vector_bytes
+                    p, q = row * call.m_h, (column + t) * call.m_w
+                    finish(call, staged, image, k + done, p, q, some * call.m_w, here, biases, square)
+
+    return output_stage
+
+
+def build_output_transform(tile, real_name):
+    numbers = Numbers(real_name)
+    transform, vector_bytes, m_w = output_transform(tile, numbers.lanes), numbers.bytes, tile.columns.m
+
+    def transform_output(source, plane, staged, pitch, tiles, unused, unused_2, unused_3):
+        for i in range(tiles):
+            transform(source + i * vector_bytes, plane, staged + i * m_w * vector_bytes, pitch)
+
+    return transform_output
