@@ -97,7 +97,7 @@ from .winograd_cuts import MOST_WORKSPACE, PACK_CYCLES, cut, cycles, streams_wei
 from .winograd_filters import build_filter_stage, build_pack
 from .winograd_input import build_input_stage, build_input_transform, build_spread
 from .winograd_matrices import tile_of
-from .winograd_multiply import build_multiply_stage
+from .winograd_multiply import build_multiply_stage, build_tile_lists
 from .winograd_output import build_output_stage, build_output_transform
 from .winograd_record import LEAVES, Numbers
 from .winograd_stages import build
@@ -247,7 +247,8 @@ def prepared(m, problem, threads, packed=True):
     name, real = problem.dtype.name, problem.accumulate.name
     leaves = {
         "input_stage": compiled(build_input_stage, name),
-        "multiply_stage": compiled(build_multiply_stage, real, chosen.unit),
+        "multiply_stage": compiled(build_multiply_stage, real),
+        "tile_lists": compiled(build_tile_lists, real),
         "output_stage": compiled(build_output_stage, name),
         "spread_pixels": compiled(build_spread, tile, real),
         "transform_input": compiled(build_input_transform, tile, real),

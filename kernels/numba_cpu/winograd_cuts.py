@@ -8,12 +8,13 @@ from . import target
 from .microkernel import VECTORS, tile_rows
 from .threads import worker_span
 from .vectors import lanes
-from .winograd_matrices import summed_at_a_time, tile_of
-from .winograd_record import FIELDS, PIECE_TILES, PLANE_PADDING, STRIP_VECTORS, Numbers
+from .winograd_matrices import has_infinity, summed_at_a_time, tile_of
+from .winograd_record import FIELDS, PIECE_TILES, PLANE_KINDS, PLANE_PADDING, STRIP_VECTORS, Numbers, tile_list_words
 
 ALL_FILTERS = 5  # in sizes of the L2 cache: a thread's own filters up to this are transformed at once, not by chunks
 SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading V more often costs more
 SPREAD_BYTES, MOST_SPREAD = 24 << 10, 4  # what stays in L1 of spread pixels, and channels at a time
+MOST_SPARING = 10  # tiles in a line: of more, what those at its ends save is less than what lists of tiles take
 MOST_WORKSPACE = 48 << 20  # of all threads, where a cut is possible that needs no more
 PAST_CACHE_BYTES = 8 << 20  # outputs this large are stored past the cache
 PAST_CACHE_WEIGHTS = 16 << 20  # transformed weights this large are, where a plan packs them
@@ -57,10 +58,12 @@ class Cut:
     tile_rows: int
     tile_columns: int
     tiles: int
-    unit: int
-    units: int
     strips: int
     runs: int
+    shift_h: int
+    shift_w: int
+    spared_h: int
+    spared_w: int
     parts: int
     panel: int
     panels: int
@@ -79,6 +82,7 @@ class Cut:
     inputs_at: int
     outputs_at: int
     filters_at: int
+    tiles_at: int
     input_pitch: int
     output_pitch: int
     input_staging: int
@@ -120,17 +124,44 @@ def cut(m, problem, threads, packed=True) -> Cut:
 
 
 def possible_cuts(m, problem, threads, packed):
+    down, across = lines_of_tiles(m, problem)
+    tiles = problem.N * down.tiles * across.tiles
+    for width in range(1, STRIP_VECTORS + 1):
+        fewest = ceil_div(tiles, width * lanes(problem.accumulate))
+        for strips in {fewest, min(tiles, ceil_div(fewest, threads) * threads)}:
+            for parts in part_counts(problem, threads):
+                wanted = ceil_div(threads, parts * problem.groups)
+                for runs in [None] if packed else run_counts(strips, wanted):
+                    yield cut_into(m, problem, strips, parts, runs)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Tiles over one line of outputs. shift: outputs that the first tile has before the line, 0 or 1.
+
+    spared: whether the last tile does without the products at infinity. products: of all tiles.
+    """
+
+    tiles: int
+    shift: int
+    spared: int
+    products: int
+
+
+@lru_cache(maxsize=1024)
+def line_of_tiles(axis, outputs) -> Line:
+    """As few tiles as cover the outputs. Those beyond save products, at both ends of the line one each."""
+    tiles = ceil_div(outputs, axis.m)
+    beyond = tiles * axis.m - outputs if tiles <= MOST_SPARING else 0
+    shift = int(beyond > has_infinity(axis))
+    spared = int(beyond > shift and has_infinity(axis))
+    return Line(tiles, shift, spared, tiles * axis.products - shift * axis.long_phases - spared * axis.phases)
+
+
+def lines_of_tiles(m, problem):
+    """Down and across."""
     tile = tile_of(m, problem)
-    tiles = problem.N * ceil_div(problem.P, tile.rows.m) * ceil_div(problem.Q, tile.columns.m)
-    for unit in tile_units():
-        units = ceil_div(tiles, unit)
-        for width in range(1, STRIP_VECTORS + 1):
-            fewest = ceil_div(units, max(1, width * lanes(problem.accumulate) // unit))
-            for strips in {fewest, min(units, ceil_div(fewest, threads) * threads)}:
-                for parts in part_counts(problem, threads):
-                    wanted = ceil_div(threads, parts * problem.groups)
-                    for runs in [None] if packed else run_counts(strips, wanted):
-                        yield cut_into(tile, problem, unit, strips, parts, runs)
+    return line_of_tiles(tile.rows, problem.P), line_of_tiles(tile.columns, problem.Q)
 
 
 def run_counts(strips, wanted):
@@ -145,26 +176,20 @@ def part_counts(problem, threads):
     )
 
 
-def tile_units():
-    """How many tiles the micro-kernel may take at a time: as many as its registers hold, or of 8 one less."""
-    rows = tile_rows(VECTORS)
-    return (8, 7) if rows == 8 else (rows,)
-
-
-def cut_into(tile, problem, unit, strips, parts, runs=None) -> Cut:
+def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     """runs: of strips, for each of which a thread transforms its filters itself; None where they come packed."""
-    numbers, (rows, columns), depth_block = Numbers(problem.dtype.name), tile, channels_at_a_time(tile)
-    W = numbers.count
-    tile_rows, tile_columns = ceil_div(problem.P, rows.m), ceil_div(problem.Q, columns.m)
-    tiles = problem.N * tile_rows * tile_columns
-    units, panels = ceil_div(tiles, unit), ceil_div(problem.Kg, W)
+    numbers, tile = Numbers(problem.dtype.name), tile_of(m, problem)
+    (rows, columns), depth_block, W = tile, channels_at_a_time(tile), numbers.count
+    down, across = lines_of_tiles(m, problem)
+    tiles, panels = problem.N * down.tiles * across.tiles, ceil_div(problem.Kg, W)
     part = ceil_div(panels, parts)
     parts = ceil_div(panels, part)
 
-    strip_tiles = min(tiles, ceil_div(units, strips) * unit)
+    strip_tiles = ceil_div(tiles, strips)
     strip_vectors = ceil_div(strip_tiles, W)
-    input_slot = tile.products * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
-    output_vector = ceil_div(strip_tiles, unit) * unit * numbers.bytes
+    tiles_at = tile.products * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
+    input_slot = lines(tiles_at + 8 * PLANE_KINDS**2 * tile_list_words(numbers))
+    output_vector = strip_tiles * numbers.bytes
     chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (tile.planes * output_vector)))
     depth_step, panel_bytes = problem.Cg, tile.products * problem.Cg * numbers.bytes
     if runs and part * panel_bytes > ALL_FILTERS * target.cache_bytes(2):
@@ -175,8 +200,8 @@ def cut_into(tile, problem, unit, strips, parts, runs=None) -> Cut:
     row_panels = chunk if runs else panels
     filter_plane = row_panels * depth_step * numbers.bytes + PLANE_PADDING
 
-    in_a_row = min(tile_columns, strip_tiles)
-    segments = min(strip_tiles, ceil_div(strip_tiles - 1, tile_columns) + 1)
+    in_a_row = min(across.tiles, strip_tiles)
+    segments = min(strip_tiles, ceil_div(strip_tiles - 1, across.tiles) + 1)
     input_pitch = lines(((in_a_row - 1) * columns.step + columns.span + W) * numbers.item)
     piece = max(PIECE_TILES, W // columns.m)  # a vector of outputs in a row, at least
     output_pitch = piece * columns.m * numbers.bytes
@@ -196,11 +221,13 @@ def cut_into(tile, problem, unit, strips, parts, runs=None) -> Cut:
     return Cut(
         rows.m, columns.m, rows.step, columns.step, rows.span, columns.span, rows.points, columns.points,
         rows.phases, columns.phases, rows.long_phases, columns.long_phases,
-        tile_rows, tile_columns, tiles, unit, units, strips, runs or strips, parts, W, panels, part, chunk,
+        down.tiles, across.tiles, tiles, strips, runs or strips,
+        down.shift, across.shift, down.spared, across.spared, parts, W, panels, part, chunk,
         row_panels, depth_block, depth_step, filter_plane, filter_group, output_plane, output_vector,
         input_slot if input_slots > 1 else 0, output_slot if output_slots > 1 else 0,
         worker_span(filters_at + (filter_group if runs else 0)), inputs_at, outputs_at,
-        filters_at if runs else 0, input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
+        filters_at if runs else 0, tiles_at,
+        input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
         piece,
         int(y_bytes >= PAST_CACHE_BYTES),
     )  # fmt: skip
@@ -208,14 +235,16 @@ def cut_into(tile, problem, unit, strips, parts, runs=None) -> Cut:
 
 def cycles(m, problem, threads, cut) -> float:
     """Predicted cycles of the thread with the most work, with its share of the memory traffic."""
-    tile, units = tile_of(m, problem), ceil_div(cut.units, cut.strips)
-    tiles = min(cut.tiles, units * cut.unit)
+    tile, tiles = tile_of(m, problem), ceil_div(cut.tiles, cut.strips)
+    units = ceil_div(tiles, tile_rows(VECTORS))
     vectors = problem.Cg * ceil_div(tiles, cut.panel)
     stored = cut.part + problem.Kg % cut.panel / cut.panel  # a vector that is not full takes the long way
     inputs, outputs = (count / (m + 2) ** 2 for count in (tile.products, tile.planes))
     transforms = INPUT_CYCLES[m] * inputs * vectors + OUTPUT_CYCLES[m] * outputs * tiles * stored_share(cut) * stored
     weights = tile.products * problem.Cg * cut.part  # vectors
-    multiply = weights * units * (cut.unit + LOADED) / target.multiply_adds_per_cycle() / EFFICIENCY
+    multiply = (
+        weights * (tiles * kept_share(m, problem) + units * LOADED) / target.multiply_adds_per_cycle() / EFFICIENCY
+    )
     if cut.outputs_at - cut.inputs_at > INPUTS_IN_CACHE * target.cache_bytes(2):
         multiply *= BEYOND_CACHE
     if cut.filters_at and threads * (cut.filters_at - cut.inputs_at) > WAITING_BYTES:
@@ -227,6 +256,12 @@ def cycles(m, problem, threads, cut) -> float:
         multiply += tile.products * (CYCLES_PER_PLANE + CYCLES_PER_UNIT * units)
     memory = memory_cycles(problem, cut) / threads
     return tasks * (strips * (transforms * vector_share() + multiply) + filters) + memory
+
+
+def kept_share(m, problem) -> float:
+    """Of the tiles' products, those that y needs."""
+    down, across = lines_of_tiles(m, problem)
+    return down.products * across.products / (tile_of(m, problem).products * down.tiles * across.tiles)
 
 
 def vector_share() -> float:

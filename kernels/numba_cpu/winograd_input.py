@@ -22,6 +22,12 @@ def build_input_stage(dtype_name):
     plain = item == stored_item
 
     @inlined
+    def first_pixel(call, row, column):
+        """Where in x the pixels of a tile begin."""
+        h = (row * call.m_h - call.shift_h) * call.stride_h - call.top
+        return h, (column * call.m_w - call.shift_w) * call.stride_w - call.left
+
+    @inlined
     def find_pieces(call, segments, count, pieces, in_place):
         """Write (lane, tiles, offset, top, bottom, left, right) of each segment, and no tiles behind the last.
 
@@ -33,7 +39,7 @@ def build_input_stage(dtype_name):
         lane = 0
         for s in range(count):
             image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
-            h, v = row * call.step_h - call.top, column * call.step_w - call.left
+            h, v = first_pixel(call, row, column)
             width = tiles * call.step_w + call.span_w - call.step_w
             places[s, 0], places[s, 1] = lane, tiles
             if in_place:
@@ -76,7 +82,7 @@ def build_input_stage(dtype_name):
         table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
         for s in range(count):
             image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
-            h, v = row * call.step_h - call.top, column * call.step_w - call.left
+            h, v = first_pixel(call, row, column)
             left, right = max(0, -v), min(tiles * call.step_w + call.span_w - call.step_w, call.W - v)
             source = x + image * call.x_n + h * call.x_h + (v + left) * call.x_w
             line = target + s * call.span_h * call.input_pitch + left * item

@@ -14,7 +14,8 @@ behind.
     A^T[j, i] = p_i^j          G[i, k] = p_i^k / prod over j != i of (p_i - p_j)
     B^T[i, :] = coefficients of prod over j != i of (z - p_j)        infinity: of prod over all j of (z - p_j)
 
-Points come as 0 and pairs +-p, and infinity where their number is even: then half the coefficients of a pair's rows
+Points come as 0 and pairs +-p, and infinity where their number is even (of three: 0, 1
+and infinity): then half the coefficients of a pair's rows
 agree and the others differ in sign only, which halves the work (winograd_transforms.py). Which pairs decides the
 rounding error, since large and small powers of p meet in one sum (`amplification`). Measured error at C = 64 in
 float32, norm-relative: F(4,3) with 0, +-1, +-2: 1.7e-6; with 0, +-sqrt(1/2), +-sqrt(2): 8.3e-7.
@@ -84,7 +85,7 @@ def rational(*numbers) -> tuple[Root2, ...]:
 PAIRS = {
     1: (),
     2: (),
-    3: rational(1),  # roots of 2 amplify a tenth less, which their own rounding takes back
+    3: (),  # 1 and infinity instead: an output at the end of y then needs two products, not three
     4: rational(1),
     5: rational("3/4", "5/2"),
     6: (Root2(Fraction(0), Fraction(1, 2)), Root2(Fraction(0), Fraction(1))),  # sqrt(1/2), sqrt(2)
@@ -93,6 +94,7 @@ PAIRS = {
     9: rational("1/2", "9/10", "3/2", 3),
     10: rational("2/5", "4/5", "5/4", "5/2"),
 }
+LONE = 3  # of so many points one is neither 0 nor infinity nor of a pair
 
 
 @dataclass(frozen=True)
@@ -168,11 +170,12 @@ def tile_of(m, problem) -> Tile:
 @cache
 def finite_points(axis) -> tuple[Root2, ...]:
     """0, p, -p, q, -q, ..."""
-    return (ZERO, *(signed for p in PAIRS[axis.points] for signed in (p, -p)))
+    lone = (ONE,) if axis.points == LONE else ()
+    return (ZERO, *(signed for p in PAIRS[axis.points] for signed in (p, -p)), *lone)
 
 
 def has_infinity(axis) -> bool:
-    return axis.points % 2 == 0
+    return axis.points % 2 == 0 or axis.points == LONE
 
 
 @cache

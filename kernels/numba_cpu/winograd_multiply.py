@@ -1,52 +1,119 @@
-"""Winograd's products: all planes of a strip times some filters."""
+"""Winograd's products: all planes of a strip times some filters.
+
+Tiles at the edge of y may have outputs beyond it. The first output of a tile alone needs the products at the point 0,
+the last one alone those at infinity. So where tiles of 4 x 4 cover 14 rows, the first ones begin a row above them and
+neither these nor the last ones have those products:
+
+    14 rows of y:   . 0 1 2 | 3 4 5 6 | 7 8 9 10 | 11 12 13 .        6 + 6 - 1 + 6 + 6 - 1 = 22 of 24 products,
+                                                                    484 instead of 576 both ways
+
+Each plane so has a list of its tiles (tiles_of_planes): all, or those without the first or last row or column of
+tiles. The lists are divided among as few register tiles as hold them, all alike to one tile.
+"""
 
 from numba import types
 
 from . import tracing
 from .compilation import inlined
-from .microkernel import VECTORS, accumulate
-from .tracing import choose, load, store, traced, zeros
-from .vectors import record_at
-from .winograd_record import PLANE_PADDING, RECORD, Numbers, plane_phases, strip_functions
+from .microkernel import VECTORS, accumulate, tile_rows
+from .tracing import I64, choose, load, store, traced, when, zeros
+from .vectors import array_at, record_at
+from .winograd_record import PLANE_KINDS, PLANE_PADDING, RECORD, Numbers, plane_phases, strip_functions, tile_list_words
 
 
-def tile_function(V, rows, vectors):
-    """tile(a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step): `rows` tiles x `vectors` of
-    filters, set in c or added to it.
+def tile_function(V, vectors):
+    """tile(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step): so many tiles x
+    `vectors` of filters, set in c or added to it.
 
-    a: the first tile's number of a channel, a_step bytes from channel to channel. b: a vector of filters for every
-    channel. b_vector, c_vector: from one vector of filters to the next. Each block of channels is summed from zero:
-    shorter sums, smaller rounding errors.
+    tiles: the address of their numbers; those may repeat. a: the first tile's number of a channel, a_step bytes from
+    channel to channel. b: a vector of filters for every channel. b_vector, c_vector: from one vector of filters to the
+    next. Each block of channels is summed from zero: shorter sums, smaller rounding errors.
     """
 
-    @traced(types.void)
-    def tile(a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step):
-        item, step = tracing.constant(a, V.item_bytes), tracing.constant(a, V.bytes)
+    def multiply(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step):
+        step = tracing.constant(a, V.bytes)
+        numbers = [load(I64, tiles + I64.bytes * i) for i in range(rows)]
         nothing = [[zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
         sums = accumulate(
-            V, rows, vectors, a, item, item, a_step, b, step, depth, nothing, ahead, ahead_step, b_vector,
-            fetched=vectors,
+            V, rows, vectors, a, [number * V.item_bytes for number in numbers], None, a_step, b, step, depth, nothing,
+            ahead, ahead_step, b_vector, fetched=vectors,
         )  # fmt: skip
-
-        def address(i, j):
-            return c + c_vector * j + V.bytes * i
+        places = [[c + number * V.bytes + c_vector * j for j in range(vectors)] for number in numbers]
 
         def added():
-            return [[load(V, address(i, j)) + sums[i][j] for j in range(vectors)] for i in range(rows)]
+            return [
+                [load(V, place) + total for place, total in zip(*both, strict=True)]
+                for both in zip(places, sums, strict=True)
+            ]
 
-        for i, row in enumerate(choose(continued > 0, added, lambda: sums)):
-            for j, total in enumerate(row):
-                store(address(i, j), total)
+        for row, totals in zip(places, choose(continued > 0, added, lambda: sums), strict=True):
+            for place, total in zip(row, totals, strict=True):
+                store(place, total)
+
+    @traced(types.void)
+    def tile(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step):
+        for count in range(fewest_tiles(), tile_rows(VECTORS) + 1):
+            with when(rows.equals(count)):
+                multiply(count, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step)
 
     return tile
 
 
-def build_multiply_stage(real_name, unit):
-    """All planes of a strip: its tiles, `unit` at a time, times some filters, up to 3 vectors at a time."""
+def fewest_tiles():
+    """Of a register tile: what is left of any two whole ones and one tile more, shared."""
+    return tile_rows(VECTORS) // 2
+
+
+def build_tile_lists(real_name):
+    """The tiles of a strip that each kind of plane has: how many, then their numbers in the strip.
+
+    A list ends with its last tile again, as often as the smallest register tile may need.
+    """
     numbers = Numbers(real_name)
-    item, vector_bytes = numbers.item, numbers.bytes
-    first_tile, strip_width, _ = strip_functions(numbers)
-    tile_3, tile_2, tile_1 = (tile_function(numbers.lanes, unit, vectors) for vectors in (3, 2, 1))
+    first_tile, _, _ = strip_functions(numbers)
+    words, fewest = tile_list_words(numbers), fewest_tiles()
+
+    @inlined
+    def is_missing(kind, tile, behind):
+        """Of a row or column of tiles: whether this kind of plane has no products there."""
+        return (kind == 1 and tile == 0) or (kind == 2 and tile == behind - 1)
+
+    def tile_lists(call_address, strip, address, unused, unused_2, unused_3, unused_4, unused_5):
+        call = record_at(RECORD, call_address)
+        lists = array_at(types.int64, address, (PLANE_KINDS * PLANE_KINDS, words), (8 * words, 8))
+        begin, end = first_tile(call, strip), first_tile(call, strip + 1)
+        for kind in range(PLANE_KINDS * PLANE_KINDS):
+            down, across, count = kind % PLANE_KINDS, kind // PLANE_KINDS, 0
+            if (down == 1 and not call.shift_h) or (down == 2 and not call.spared_h):
+                continue
+            if (across == 1 and not call.shift_w) or (across == 2 and not call.spared_w):
+                continue
+            row, column = begin // call.tile_columns % call.tile_rows, begin % call.tile_columns
+            for number in range(end - begin):
+                if not (is_missing(down, row, call.tile_rows) or is_missing(across, column, call.tile_columns)):
+                    count += 1
+                    lists[kind, count] = number
+                column += 1
+                if column == call.tile_columns:
+                    column, row = 0, row + 1
+                    if row == call.tile_rows:
+                        row = 0
+            lists[kind, 0] = count
+            for i in range(count, fewest):
+                lists[kind, i + 1] = lists[kind, count]
+
+    return tile_lists
+
+
+def build_multiply_stage(real_name):
+    """All planes of a strip: their tiles, as many at a time as the registers hold, times some filters, up to 3
+    vectors at a time.
+    """
+    numbers = Numbers(real_name)
+    vector_bytes = numbers.bytes
+    _, strip_width, _ = strip_functions(numbers)
+    words, most, fewest = tile_list_words(numbers), tile_rows(VECTORS), fewest_tiles()
+    tile_3, tile_2, tile_1 = (tile_function(numbers.lanes, vectors) for vectors in (3, 2, 1))
 
     @inlined
     def tile_vectors(left):
@@ -54,29 +121,47 @@ def build_multiply_stage(real_name, unit):
         return 2 if left == 4 else min(left, VECTORS)
 
     @inlined
-    def multiply_strip(vectors, tiles, a, a_step, b, depth, c, c_vector, continued, ahead, share):
-        """share: bytes of each vector of the weights at `ahead` that every unit fetches at every step."""
-        b_vector = depth * vector_bytes
-        for t in range(0, tiles, unit):
-            here, to, soon = a + t * item, c + t * vector_bytes, ahead + t // unit * share * depth
-            if vectors == 3:
-                tile_3(here, a_step, b, b_vector, depth, to, c_vector, continued, soon, share)
-            elif vectors == 2:
-                tile_2(here, a_step, b, b_vector, depth, to, c_vector, continued, soon, share)
-            else:
-                tile_1(here, a_step, b, b_vector, depth, to, c_vector, continued, soon, share)
+    def axis_kind(point, points, shift, spared):
+        return 1 if shift and point == 0 else 2 if spared and point == points - 1 else 0
 
     @inlined
-    def following(call, plane, filters, c, first, behind, j, vectors, panel, end):
+    def tiles_of_plane(call, inputs, plane):
+        """Where the plane's list of tiles is."""
+        down = axis_kind(plane % call.points_h, call.points_h, call.shift_h, call.spared_h)
+        across = axis_kind(plane // call.points_h, call.points_w, call.shift_w, call.spared_w)
+        return inputs + call.tiles_at + (across * PLANE_KINDS + down) * 8 * words
+
+    @inlined
+    def count_at(address):
+        return array_at(types.int64, address, (1,), (8,))[0]
+
+    @inlined
+    def multiply_strip(vectors, tiles, a, a_step, b, depth, c, c_vector, continued, ahead):
+        b_vector, count = depth * vector_bytes, count_at(tiles)
+        units = (count + most - 1) // most
+        some, more, here = count // units, count % units, tiles + 8
+        share = vector_bytes // units  # of each vector of the weights at `ahead`, that a unit fetches at every step
+        for unit in range(units):
+            rows, soon = some + (unit < more), ahead + unit * share * depth
+            if vectors == 3:
+                tile_3(max(rows, fewest), here, a, a_step, b, b_vector, depth, c, c_vector, continued, soon, share)
+            elif vectors == 2:
+                tile_2(max(rows, fewest), here, a, a_step, b, b_vector, depth, c, c_vector, continued, soon, share)
+            else:
+                tile_1(max(rows, fewest), here, a, a_step, b, b_vector, depth, c, c_vector, continued, soon, share)
+            here += 8 * rows
+
+    @inlined
+    def following(call, inputs, plane, filters, c, first, behind, j, vectors, panel, end):
         """Where the weights begin that are needed next: of channel c, or of the next filters, or of the next plane."""
-        phases = plane_phases(call, plane)
         if c == behind:
             c, j = first, j + vectors
         if j == end:
-            filters, j = filters + phases * call.filter_plane, panel
-            phases = plane_phases(call, plane + 1)
+            filters, j, plane = filters + plane_phases(call, plane) * call.filter_plane, panel, plane + 1
+            while plane < call.points_h * call.points_w and count_at(tiles_of_plane(call, inputs, plane)) == 0:
+                filters, plane = filters + plane_phases(call, plane) * call.filter_plane, plane + 1
         channels = min(call.depth_block, call.Cg - c)
-        return filters + phases * ((c - first) * call.row_panels + j * channels) * vector_bytes
+        return filters + plane_phases(call, plane) * ((c - first) * call.row_panels + j * channels) * vector_bytes
 
     def multiply_stage(call_address, weights, panel, end, strip, inputs, outputs, first):
         """The next depth_step channels, from `first` on, times the vectors of filters panel .. end-1 of `weights`.
@@ -84,11 +169,11 @@ def build_multiply_stage(real_name, unit):
         outputs: where the sums of the first of these vectors are, or shall be.
         """
         call = record_at(RECORD, call_address)
-        tiles, row = first_tile(call, strip + 1) - first_tile(call, strip), strip_width(call, strip) * vector_bytes
-        filters, a, share = weights, inputs, vector_bytes // ((tiles + unit - 1) // unit)
+        row, filters, a = strip_width(call, strip) * vector_bytes, weights, inputs
         behind = min(first + call.depth_step, call.Cg)
         for plane in range(call.points_h * call.points_w):
-            phases, j = plane_phases(call, plane), panel
+            phases, tiles = plane_phases(call, plane), tiles_of_plane(call, inputs, plane)
+            j = panel if count_at(tiles) else end
             while j < end:
                 vectors = tile_vectors(end - j)
                 to = outputs + plane * call.output_plane + (j - panel) * call.output_vector
@@ -96,8 +181,8 @@ def build_multiply_stage(real_name, unit):
                     channels = min(call.depth_block, call.Cg - c)
                     depth, pixels = phases * channels, a + phases * c * row
                     b = filters + (phases * (c - first) * call.row_panels + j * depth) * vector_bytes
-                    ahead = following(call, plane, filters, c + channels, first, behind, j, vectors, panel, end)
-                    multiply_strip(vectors, tiles, pixels, row, b, depth, to, call.output_vector, c, ahead, share)
+                    ahead = following(call, inputs, plane, filters, c + channels, first, behind, j, vectors, panel, end)
+                    multiply_strip(vectors, tiles, pixels, row, b, depth, to, call.output_vector, c, ahead)
                 j += vectors
             a, filters = a + phases * (call.Cg * row + PLANE_PADDING), filters + phases * call.filter_plane
 

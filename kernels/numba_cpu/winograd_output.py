@@ -104,11 +104,16 @@ def build_output_stage(dtype_name):
 
     @inlined
     def finish(call, staged, image, k, p, q, columns, filters, biases, square):
-        """The staged outputs of some tiles in a row, from row p and column q on, to y."""
+        """The staged outputs of some tiles in a row, from row p and column q on, to y.
+
+        Those before the first row and column are left out, as are those behind the last.
+        """
+        above, before = max(0, -p), max(0, -q)
+        staged, p, q = staged + above * call.output_pitch + before * vector_bytes, p + above, q + before
         y = call.y + image * call.y_n + k * call.y_k + p * call.y_p + q * call.y_q
         residual = call.residual + image * call.residual_n + k * call.residual_k
         residual += p * call.residual_p + q * call.residual_q
-        rows, columns = min(call.m_h, call.P - p), min(columns, call.Q - q)
+        rows, columns = min(call.m_h - above, call.P - p), min(columns - before, call.Q - q)
         alone, whole = call.has_residual == 0, filters == lanes
         if whole and call.y_k == stored_item and (alone or call.residual_k == stored_item):
             finish_pixels(call, staged, y, residual, rows, columns, biases)
@@ -146,7 +151,7 @@ def build_output_stage(dtype_name):
                         call.transform_output, source, call.output_plane, staged, call.output_pitch, some, 0, 0, 0
                     )
                     source += some * vector_bytes
-                    p, q = row * call.m_h, (column + t) * call.m_w
+                    p, q = row * call.m_h - call.shift_h, (column + t) * call.m_w - call.shift_w
                     finish(call, staged, image, k + done, p, q, some * call.m_w, here, biases, square)
 
     return output_stage

@@ -14,21 +14,23 @@ from .winograd_transforms import QUAD
 FIELDS = (
     "m_h", "m_w", "step_h", "step_w", "span_h", "span_w",  # of a tile: outputs, inputs to the next one, inputs
     "points_h", "points_w", "phases_h", "phases_w", "long_phases_h", "long_phases_w",  # of its planes
-    "tile_rows", "tile_columns", "tiles", "unit", "units", "strips", "runs",  # of the whole problem
+    "tile_rows", "tile_columns", "tiles", "strips", "runs",  # of the whole problem
+    "shift_h", "shift_w", "spared_h", "spared_w",  # outputs before y; no products at infinity in the last tiles
     "parts", "panel", "panels", "part", "chunk", "row_panels", "depth_block", "depth_step",  # of filters, channels
     "filter_plane", "filter_group", "output_plane", "output_vector", "input_slot", "output_slot",  # bytes
-    "worker_bytes", "inputs_at", "outputs_at", "filters_at",
+    "worker_bytes", "inputs_at", "outputs_at", "filters_at", "tiles_at",
     "input_pitch", "output_pitch", "input_staging", "spread_at", "spread_pitch", "spread_channels", "piece",
     "streaming",
 )  # fmt: skip
 LEAVES = (  # addresses of machine code
-    "input_stage", "filter_stage", "multiply_stage", "output_stage",
+    "input_stage", "tile_lists", "filter_stage", "multiply_stage", "output_stage",
     "spread_pixels", "transform_input", "transform_output",
 )  # fmt: skip
 RECORD_DTYPE = np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in FIELDS + LEAVES])
 RECORD = from_dtype(RECORD_DTYPE)
 STRIP_VECTORS = 4  # at most
 PIECE_TILES = 8  # in a row, that are transformed and then stored: their outputs stay in L1
+PLANE_KINDS = 3  # each way: with all tiles, without the first, without the last
 PLANE_PADDING = 64  # bytes: without, the planes of a tile fall into the same cache sets
 
 
@@ -56,13 +58,18 @@ class Numbers:
         return self.item * QUAD * -(-taps // QUAD)
 
 
+def tile_list_words(numbers):
+    """Of one list of a strip's tiles: how many, and their numbers."""
+    return 8 + STRIP_VECTORS * numbers.count
+
+
 def strip_functions(numbers):
     """Numba functions for where a strip's tiles are: (first_tile, strip_width, find_segments)."""
     lanes = numbers.count
 
     @inlined
     def first_tile(call, strip):
-        return min(strip * call.units // call.strips * call.unit, call.tiles)
+        return strip * call.tiles // call.strips
 
     @inlined
     def strip_width(call, strip):

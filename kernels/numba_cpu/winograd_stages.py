@@ -57,6 +57,7 @@ def build(real_name):
                     outputs = scratch + call.outputs_at + (strip - first) * call.output_slot
                     if panel == begin and c == 0:
                         call_leaf(call.input_stage, call_address, scratch, group, strip, inputs, 0, 0, 0)
+                        call_leaf(call.tile_lists, call_address, strip, inputs + call.tiles_at, 0, 0, 0, 0, 0)
                     call_leaf(call.multiply_stage, call_address, weights, at, at + count, strip, inputs, outputs, c)
                     if c + call.depth_step >= call.Cg:
                         call_leaf(call.output_stage, call_address, scratch, strip, k, filters, outputs, 0, 0)

@@ -35,7 +35,7 @@ from .tracing import (
     transpose,
     zeros,
 )
-from .winograd_matrices import HALF, ONE, filter_matrix, input_matrix, output_matrix
+from .winograd_matrices import HALF, LONE, ONE, filter_matrix, input_matrix, output_matrix
 
 QUAD = 4
 
@@ -62,7 +62,7 @@ def combine(coefficients, values):
 
 def pairs(count):
     """Index pairs of the points p, -p among `count` points that begin with 0 and may end with infinity."""
-    return [(i, i + 1) for i in range(1, count - 1, 2)]
+    return [(i, i + 1) for i in range(1, count - 1, 2)] if count != LONE else []
 
 
 def times_paired_rows(matrix, values):
