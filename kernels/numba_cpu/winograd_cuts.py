@@ -9,7 +9,16 @@ from .microkernel import VECTORS, tile_rows
 from .threads import worker_span
 from .vectors import lanes
 from .winograd_matrices import has_infinity, summed_at_a_time, tile_of
-from .winograd_record import FIELDS, PIECE_TILES, PLANE_KINDS, PLANE_PADDING, STRIP_VECTORS, Numbers, tile_list_words
+from .winograd_record import (
+    FIELDS,
+    PIECE_TILES,
+    PLANE_KINDS,
+    PLANE_PADDING,
+    STRIP_VECTORS,
+    Numbers,
+    fewest_tiles,
+    tile_list_words,
+)
 
 ALL_FILTERS = 5  # in sizes of the L2 cache: a thread's own filters up to this are transformed at once, not by chunks
 SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading V more often costs more
@@ -189,7 +198,7 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     strip_vectors = ceil_div(strip_tiles, W)
     tiles_at = tile.products * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
     input_slot = lines(tiles_at + 8 * PLANE_KINDS**2 * tile_list_words(numbers))
-    output_vector = strip_tiles * numbers.bytes
+    output_vector = max(strip_tiles, fewest_tiles()) * numbers.bytes
     chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (tile.planes * output_vector)))
     depth_step, panel_bytes = problem.Cg, tile.products * problem.Cg * numbers.bytes
     if runs and part * panel_bytes > ALL_FILTERS * target.cache_bytes(2):

@@ -18,21 +18,36 @@ from .compilation import inlined
 from .microkernel import VECTORS, accumulate, tile_rows
 from .tracing import I64, choose, load, store, traced, when, zeros
 from .vectors import array_at, record_at
-from .winograd_record import PLANE_KINDS, PLANE_PADDING, RECORD, Numbers, plane_phases, strip_functions, tile_list_words
+from .winograd_record import (
+    LIST_HEAD,
+    PLANE_KINDS,
+    PLANE_PADDING,
+    RECORD,
+    Numbers,
+    fewest_tiles,
+    plane_phases,
+    strip_functions,
+    tile_list_words,
+)
 
 
-def tile_function(V, vectors):
+def tile_function(V, vectors, listed):
     """tile(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step): so many tiles x
     `vectors` of filters, set in c or added to it.
 
-    tiles: the address of their numbers; those may repeat. a: the first tile's number of a channel, a_step bytes from
-    channel to channel. b: a vector of filters for every channel. b_vector, c_vector: from one vector of filters to the
-    next. Each block of channels is summed from zero: shorter sums, smaller rounding errors.
+    tiles: the first one's number, which the others follow; or, where they are `listed`, the address of their numbers,
+    which may repeat. a: tile 0 of a channel, a_step bytes from channel to channel. b: a vector of filters for every
+    channel. b_vector, c_vector: from one vector of filters to the next. Each block of channels is summed from zero:
+    shorter sums, smaller rounding errors.
     """
 
     def multiply(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step):
         step = tracing.constant(a, V.bytes)
-        numbers = [load(I64, tiles + I64.bytes * i) for i in range(rows)]
+        if listed:
+            numbers = [load(I64, tiles + I64.bytes * i) for i in range(rows)]
+        else:  # constants: with few channels, what precedes the sums counts
+            numbers = [tracing.constant(a, i) for i in range(rows)]
+            a, c = a + tiles * V.item_bytes, c + tiles * V.bytes
         nothing = [[zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
         sums = accumulate(
             V, rows, vectors, a, [number * V.item_bytes for number in numbers], None, a_step, b, step, depth, nothing,
@@ -52,26 +67,22 @@ def tile_function(V, vectors):
 
     @traced(types.void)
     def tile(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step):
-        for count in range(fewest_tiles(), tile_rows(VECTORS) + 1):
+        for count in range(tile_rows(VECTORS), fewest_tiles() - 1, -1):
             with when(rows.equals(count)):
                 multiply(count, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step)
 
     return tile
 
 
-def fewest_tiles():
-    """Of a register tile: what is left of any two whole ones and one tile more, shared."""
-    return tile_rows(VECTORS) // 2
-
-
 def build_tile_lists(real_name):
-    """The tiles of a strip that each kind of plane has: how many, then their numbers in the strip.
+    """The tiles of a strip that each kind of plane has: in how many register tiles, of how many tiles each, and how many
+    have one more; then the tiles' numbers in the strip.
 
     A list ends with its last tile again, as often as the smallest register tile may need.
     """
     numbers = Numbers(real_name)
     first_tile, _, _ = strip_functions(numbers)
-    words, fewest = tile_list_words(numbers), fewest_tiles()
+    words, fewest, most = tile_list_words(numbers), fewest_tiles(), tile_rows(VECTORS)
 
     @inlined
     def is_missing(kind, tile, behind):
@@ -91,16 +102,17 @@ def build_tile_lists(real_name):
             row, column = begin // call.tile_columns % call.tile_rows, begin % call.tile_columns
             for number in range(end - begin):
                 if not (is_missing(down, row, call.tile_rows) or is_missing(across, column, call.tile_columns)):
+                    lists[kind, LIST_HEAD + count] = number
                     count += 1
-                    lists[kind, count] = number
                 column += 1
                 if column == call.tile_columns:
                     column, row = 0, row + 1
                     if row == call.tile_rows:
                         row = 0
-            lists[kind, 0] = count
+            units = (count + most - 1) // most
+            lists[kind, 0], lists[kind, 1], lists[kind, 2] = units, count // max(units, 1), count % max(units, 1)
             for i in range(count, fewest):
-                lists[kind, i + 1] = lists[kind, count]
+                lists[kind, LIST_HEAD + i] = lists[kind, LIST_HEAD + count - 1]
 
     return tile_lists
 
@@ -113,7 +125,8 @@ def build_multiply_stage(real_name):
     vector_bytes = numbers.bytes
     _, strip_width, _ = strip_functions(numbers)
     words, most, fewest = tile_list_words(numbers), tile_rows(VECTORS), fewest_tiles()
-    tile_3, tile_2, tile_1 = (tile_function(numbers.lanes, vectors) for vectors in (3, 2, 1))
+    tile_3, tile_2, tile_1 = (tile_function(numbers.lanes, vectors, listed=False) for vectors in (3, 2, 1))
+    listed_3, listed_2, listed_1 = (tile_function(numbers.lanes, vectors, listed=True) for vectors in (3, 2, 1))
 
     @inlined
     def tile_vectors(left):
@@ -121,47 +134,72 @@ def build_multiply_stage(real_name):
         return 2 if left == 4 else min(left, VECTORS)
 
     @inlined
-    def axis_kind(point, points, shift, spared):
+    def plane_kind(point, points, shift, spared):
         return 1 if shift and point == 0 else 2 if spared and point == points - 1 else 0
 
     @inlined
     def tiles_of_plane(call, inputs, plane):
         """Where the plane's list of tiles is."""
-        down = axis_kind(plane % call.points_h, call.points_h, call.shift_h, call.spared_h)
-        across = axis_kind(plane // call.points_h, call.points_w, call.shift_w, call.spared_w)
+        down = plane_kind(plane % call.points_h, call.points_h, call.shift_h, call.spared_h)
+        across = plane_kind(plane // call.points_h, call.points_w, call.shift_w, call.spared_w)
         return inputs + call.tiles_at + (across * PLANE_KINDS + down) * 8 * words
 
     @inlined
-    def count_at(address):
-        return array_at(types.int64, address, (1,), (8,))[0]
+    def units_of(tiles):
+        """Of a list: how many register tiles, how many tiles in each, how many of these have one more."""
+        head = array_at(types.int64, tiles, (LIST_HEAD,), (8,))
+        return head[0], head[1], head[2]
 
     @inlined
-    def multiply_strip(vectors, tiles, a, a_step, b, depth, c, c_vector, continued, ahead):
-        b_vector, count = depth * vector_bytes, count_at(tiles)
-        units = (count + most - 1) // most
-        some, more, here = count // units, count % units, tiles + 8
+    def multiply_tiles(vectors, rows, tiles, all_tiles, a, a_step, b, depth, c, c_vector, continued, ahead, share):
+        b_vector = depth * vector_bytes
+        if all_tiles:
+            if vectors == 3:
+                tile_3(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+            elif vectors == 2:
+                tile_2(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+            else:
+                tile_1(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+        elif vectors == 3:
+            listed_3(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+        elif vectors == 2:
+            listed_2(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+        else:
+            listed_1(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+
+    @inlined
+    def multiply_strip(vectors, tiles, all_tiles, a, a_step, b, depth, c, c_vector, continued, ahead):
+        units, some, more = units_of(tiles)
+        here, size = (0, 1) if all_tiles else (tiles + 8 * LIST_HEAD, 8)
         share = vector_bytes // units  # of each vector of the weights at `ahead`, that a unit fetches at every step
         for unit in range(units):
             rows, soon = some + (unit < more), ahead + unit * share * depth
-            if vectors == 3:
-                tile_3(max(rows, fewest), here, a, a_step, b, b_vector, depth, c, c_vector, continued, soon, share)
-            elif vectors == 2:
-                tile_2(max(rows, fewest), here, a, a_step, b, b_vector, depth, c, c_vector, continued, soon, share)
-            else:
-                tile_1(max(rows, fewest), here, a, a_step, b, b_vector, depth, c, c_vector, continued, soon, share)
-            here += 8 * rows
+            multiply_tiles(
+                vectors, max(rows, fewest), here, all_tiles, a, a_step, b, depth, c, c_vector, continued, soon, share
+            )
+            here += size * rows
 
     @inlined
-    def following(call, inputs, plane, filters, c, first, behind, j, vectors, panel, end):
-        """Where the weights begin that are needed next: of channel c, or of the next filters, or of the next plane."""
+    def next_plane(call, inputs, plane, filters):
+        """The next one that has tiles, and where its filters are."""
+        planes = call.points_h * call.points_w
+        filters, plane = filters + plane_phases(call, plane) * call.filter_plane, plane + 1
+        while plane < planes and units_of(tiles_of_plane(call, inputs, plane))[0] == 0:
+            filters, plane = filters + plane_phases(call, plane) * call.filter_plane, plane + 1
+        return plane, filters
+
+    @inlined
+    def following(call, filters, phases, then, then_phases, c, first, behind, j, vectors, panel, end):
+        """Where the weights begin that are needed next: of channel c, or of the next filters, or of the next plane.
+
+        then, then_phases: of the next plane, as filters and phases of this one.
+        """
         if c == behind:
             c, j = first, j + vectors
         if j == end:
-            filters, j, plane = filters + plane_phases(call, plane) * call.filter_plane, panel, plane + 1
-            while plane < call.points_h * call.points_w and count_at(tiles_of_plane(call, inputs, plane)) == 0:
-                filters, plane = filters + plane_phases(call, plane) * call.filter_plane, plane + 1
+            filters, phases, j = then, then_phases, panel
         channels = min(call.depth_block, call.Cg - c)
-        return filters + plane_phases(call, plane) * ((c - first) * call.row_panels + j * channels) * vector_bytes
+        return filters + phases * ((c - first) * call.row_panels + j * channels) * vector_bytes
 
     def multiply_stage(call_address, weights, panel, end, strip, inputs, outputs, first):
         """The next depth_step channels, from `first` on, times the vectors of filters panel .. end-1 of `weights`.
@@ -173,7 +211,9 @@ def build_multiply_stage(real_name):
         behind = min(first + call.depth_step, call.Cg)
         for plane in range(call.points_h * call.points_w):
             phases, tiles = plane_phases(call, plane), tiles_of_plane(call, inputs, plane)
-            j = panel if count_at(tiles) else end
+            j, all_tiles = panel if units_of(tiles)[0] else end, tiles == inputs + call.tiles_at
+            after, then = next_plane(call, inputs, plane, filters)
+            then_phases = plane_phases(call, after)
             while j < end:
                 vectors = tile_vectors(end - j)
                 to = outputs + plane * call.output_plane + (j - panel) * call.output_vector
@@ -181,8 +221,10 @@ def build_multiply_stage(real_name):
                     channels = min(call.depth_block, call.Cg - c)
                     depth, pixels = phases * channels, a + phases * c * row
                     b = filters + (phases * (c - first) * call.row_panels + j * depth) * vector_bytes
-                    ahead = following(call, inputs, plane, filters, c + channels, first, behind, j, vectors, panel, end)
-                    multiply_strip(vectors, tiles, pixels, row, b, depth, to, call.output_vector, c, ahead)
+                    ahead = following(
+                        call, filters, phases, then, then_phases, c + channels, first, behind, j, vectors, panel, end
+                    )
+                    multiply_strip(vectors, tiles, all_tiles, pixels, row, b, depth, to, call.output_vector, c, ahead)
                 j += vectors
             a, filters = a + phases * (call.Cg * row + PLANE_PADDING), filters + phases * call.filter_plane
 

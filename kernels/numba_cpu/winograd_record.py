@@ -6,7 +6,7 @@ from numba import from_dtype, types
 from . import tracing
 from .call import CALL_DTYPE
 from .compilation import inlined
-from .microkernel import vector_type
+from .microkernel import VECTORS, tile_rows, vector_type
 from .tracing import traced
 from .vectors import Vector, array_at
 from .winograd_transforms import QUAD
@@ -31,6 +31,7 @@ RECORD = from_dtype(RECORD_DTYPE)
 STRIP_VECTORS = 4  # at most
 PIECE_TILES = 8  # in a row, that are transformed and then stored: their outputs stay in L1
 PLANE_KINDS = 3  # each way: with all tiles, without the first, without the last
+LIST_HEAD = 3  # words before the numbers in a list of tiles
 PLANE_PADDING = 64  # bytes: without, the planes of a tile fall into the same cache sets
 
 
@@ -58,9 +59,14 @@ class Numbers:
         return self.item * QUAD * -(-taps // QUAD)
 
 
+def fewest_tiles():
+    """Of a register tile: what is left of any two whole ones and one tile more, shared."""
+    return tile_rows(VECTORS) // 2
+
+
 def tile_list_words(numbers):
-    """Of one list of a strip's tiles: how many, and their numbers."""
-    return 8 + STRIP_VECTORS * numbers.count
+    """Of one list of a strip's tiles."""
+    return LIST_HEAD + max(STRIP_VECTORS * numbers.count, fewest_tiles())
 
 
 def strip_functions(numbers):
