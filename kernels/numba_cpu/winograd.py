@@ -244,15 +244,15 @@ def prepared(m, problem, threads, packed=True):
     packed: whether the weights have been transformed before.
     """
     chosen, tile = cut(m, problem, threads, packed), tile_of(m, problem)
-    name, real = problem.dtype.name, problem.accumulate.name
+    name, real, dilated = problem.dtype.name, problem.accumulate.name, problem.dilation[1] > 1
     leaves = {
         "input_stage": compiled(build_input_stage, name),
         "multiply_stage": compiled(build_multiply_stage, real),
         "tile_lists": compiled(build_tile_lists, real),
         "output_stage": compiled(build_output_stage, name),
-        "spread_pixels": compiled(build_spread, tile, real),
+        "spread_pixels": compiled(build_spread, tile, real, dilated),
         "transform_input": compiled(build_input_transform, tile, real),
-        "transform_output": compiled(build_output_transform, tile, real),
+        "transform_output": compiled(build_output_transform, tile, real, dilated),
     }
     if not packed:
         leaves["filter_stage"] = compiled(build_filter_stage, tile, name)

@@ -54,8 +54,6 @@ class Cut:
 
     m_h: int
     m_w: int
-    step_h: int
-    step_w: int
     span_h: int
     span_w: int
     points_h: int
@@ -64,8 +62,11 @@ class Cut:
     phases_w: int
     long_phases_h: int
     long_phases_w: int
+    images_h: int
     tile_rows: int
-    tile_columns: int
+    line_columns: int
+    line_tiles: int
+    line_step: int
     tiles: int
     strips: int
     runs: int
@@ -133,8 +134,7 @@ def cut(m, problem, threads, packed=True) -> Cut:
 
 
 def possible_cuts(m, problem, threads, packed):
-    down, across = lines_of_tiles(m, problem)
-    tiles = problem.N * down.tiles * across.tiles
+    tiles = count_of_tiles(m, problem)
     for width in range(1, STRIP_VECTORS + 1):
         fewest = ceil_div(tiles, width * lanes(problem.accumulate))
         for strips in {fewest, min(tiles, ceil_div(fewest, threads) * threads)}:
@@ -168,9 +168,20 @@ def line_of_tiles(axis, outputs) -> Line:
 
 
 def lines_of_tiles(m, problem):
-    """Down and across."""
-    tile = tile_of(m, problem)
-    return line_of_tiles(tile.rows, problem.P), line_of_tiles(tile.columns, problem.Q)
+    """Down and across; of one of the images that a dilated problem is made of."""
+    tile, (down, across) = tile_of(m, problem), problem.dilation
+    return line_of_tiles(tile.rows, ceil_div(problem.P, down)), line_of_tiles(tile.columns, ceil_div(problem.Q, across))
+
+
+def dilated_images(problem):
+    """How many that are not empty a dilated problem is made of, down and across."""
+    return min(problem.dilation[0], problem.P), min(problem.dilation[1], problem.Q)
+
+
+def count_of_tiles(m, problem):
+    down, across = lines_of_tiles(m, problem)
+    images_down, images_across = dilated_images(problem)
+    return problem.N * images_down * images_across * down.tiles * across.tiles
 
 
 def run_counts(strips, wanted):
@@ -190,7 +201,10 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     numbers, tile = Numbers(problem.dtype.name), tile_of(m, problem)
     (rows, columns), depth_block, W = tile, channels_at_a_time(tile), numbers.count
     down, across = lines_of_tiles(m, problem)
-    tiles, panels = problem.N * down.tiles * across.tiles, ceil_div(problem.Kg, W)
+    tiles, panels = count_of_tiles(m, problem), ceil_div(problem.Kg, W)
+    images_down, images_across = dilated_images(problem)
+    beside = problem.dilation[1] > 1  # lanes are images, not tiles of one
+    line_tiles, line_columns = (images_across, across.tiles) if beside else (across.tiles, 1)
     part = ceil_div(panels, parts)
     parts = ceil_div(panels, part)
 
@@ -209,10 +223,10 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     row_panels = chunk if runs else panels
     filter_plane = row_panels * depth_step * numbers.bytes + PLANE_PADDING
 
-    in_a_row = min(across.tiles, strip_tiles)
-    segments = min(strip_tiles, ceil_div(strip_tiles - 1, across.tiles) + 1)
+    in_a_row = min(line_tiles, strip_tiles)
+    segments = min(strip_tiles, ceil_div(strip_tiles - 1, line_tiles) + 1)
     input_pitch = lines(((in_a_row - 1) * columns.step + columns.span + W) * numbers.item)
-    piece = max(PIECE_TILES, W // columns.m)  # a vector of outputs in a row, at least
+    piece = max(PIECE_TILES, W // (1 if beside else columns.m))  # a vector of outputs in a row, at least
     output_pitch = piece * columns.m * numbers.bytes
     input_staging = segments * rows.span * input_pitch
     spread_at = lines(numbers.staging_at + max(W * input_staging, rows.m * output_pitch + numbers.bytes))
@@ -228,9 +242,9 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     filters_at = lines(outputs_at + output_slots * output_slot)
     y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
     return Cut(
-        rows.m, columns.m, rows.step, columns.step, rows.span, columns.span, rows.points, columns.points,
+        rows.m, columns.m, rows.span, columns.span, rows.points, columns.points,
         rows.phases, columns.phases, rows.long_phases, columns.long_phases,
-        down.tiles, across.tiles, tiles, strips, runs or strips,
+        images_down, down.tiles, line_columns, line_tiles, 1 if beside else columns.m, tiles, strips, runs or strips,
         down.shift, across.shift, down.spared, across.spared, parts, W, panels, part, chunk,
         row_panels, depth_block, depth_step, filter_plane, filter_group, output_plane, output_vector,
         input_slot if input_slots > 1 else 0, output_slot if output_slots > 1 else 0,
@@ -280,7 +294,7 @@ def vector_share() -> float:
 
 def stored_share(cut) -> float:
     """Columns that are stored in vectors, of those that there are."""
-    columns = cut.tile_columns * cut.m_w
+    columns = cut.line_tiles * cut.line_step
     return ceil_div(columns, cut.panel) * cut.panel / columns
 
 

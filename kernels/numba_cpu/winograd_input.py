@@ -6,8 +6,8 @@ from .compilation import inlined
 from .short_floats import memory_functions
 from .tracing import Lanes
 from .vectors import array_at, broadcast, record_at
-from .winograd_record import PLANE_PADDING, RECORD, STRIP_VECTORS, Numbers, call_leaf, strip_functions
-from .winograd_transforms import input_transform, spread_rows, transposed_copy
+from .winograd_record import PLANE_PADDING, RECORD, STRIP_VECTORS, Numbers, call_leaf, steps, strip_functions
+from .winograd_transforms import input_transform, spread_images, spread_rows, transposed_copy
 
 
 def build_input_stage(dtype_name):
@@ -22,10 +22,13 @@ def build_input_stage(dtype_name):
     plain = item == stored_item
 
     @inlined
-    def first_pixel(call, row, column):
-        """Where in x the pixels of a tile begin."""
-        h = (row * call.m_h - call.shift_h) * call.stride_h - call.top
-        return h, (column * call.m_w - call.shift_w) * call.stride_w - call.left
+    def first_pixel(call, p, q):
+        """Where in x the pixels of the tile of output (p, q) begin."""
+        return p * call.stride_h - call.top, q * call.stride_w - call.left
+
+    @inlined
+    def segment_width(call, tiles):
+        return (tiles - 1) * call.line_step * call.stride_w + (call.span_w - 1) * call.dilation_w + 1
 
     @inlined
     def find_pieces(call, segments, count, pieces, in_place):
@@ -38,14 +41,14 @@ def build_input_stage(dtype_name):
         places = array_at(types.int64, pieces, (STRIP_VECTORS * lanes + 1, 8), (64, 8))
         lane = 0
         for s in range(count):
-            image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
-            h, v = first_pixel(call, row, column)
-            width = tiles * call.step_w + call.span_w - call.step_w
+            image, p, q, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
+            h, v = first_pixel(call, p, q)
+            width = segment_width(call, tiles)
             places[s, 0], places[s, 1] = lane, tiles
             if in_place:
                 places[s, 2] = image * call.x_n + h * call.x_h + v * call.x_w
-                places[s, 3] = max(0, min(call.span_h, -h))
-                places[s, 4] = max(places[s, 3], min(call.span_h, call.H - h))
+                places[s, 3] = max(0, min(call.span_h, steps(-h, call.dilation_h)))
+                places[s, 4] = max(places[s, 3], min(call.span_h, steps(call.H - h, call.dilation_h)))
                 places[s, 5], places[s, 6] = max(0, -v), min(width, call.W - v)
             else:
                 places[s, 2], places[s, 3], places[s, 4] = s * call.span_h * call.input_pitch, 0, call.span_h
@@ -81,9 +84,9 @@ def build_input_stage(dtype_name):
         """The pixels under a strip of one channel, or of as many as there are lanes (`together`). x: the channel."""
         table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
         for s in range(count):
-            image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
-            h, v = first_pixel(call, row, column)
-            left, right = max(0, -v), min(tiles * call.step_w + call.span_w - call.step_w, call.W - v)
+            image, p, q, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
+            h, v = first_pixel(call, p, q)
+            left, right = max(0, -v), min(segment_width(call, tiles), call.W - v)
             source = x + image * call.x_n + h * call.x_h + (v + left) * call.x_w
             line = target + s * call.span_h * call.input_pitch + left * item
             if left < right:
@@ -112,7 +115,8 @@ def build_input_stage(dtype_name):
         if not in_place:
             clear(staged, lanes * call.input_staging)
         plane = call.Cg * width * vector_bytes + PLANE_PADDING
-        x, row, c = call.x + group * call.Cg * call.x_c, call.x_h if in_place else call.input_pitch, 0
+        x, c = call.x + group * call.Cg * call.x_c, 0
+        row = call.dilation_h * call.x_h if in_place else call.input_pitch
         while c < call.Cg:
             source, step, some = x + c * call.x_c, call.x_c, min(call.spread_channels, call.Cg - c)
             if not in_place:
@@ -132,26 +136,27 @@ def build_input_stage(dtype_name):
     return input_stage
 
 
-def build_spread(tile, real_name):
+def build_spread(tile, real_name, dilated):
     numbers = Numbers(real_name)
     lanes, item, half = numbers.count, numbers.item, numbers.count // 2
-    spread, spread_few = (spread_rows(tile, V) for V in (numbers.lanes, Lanes(numbers.lanes.kind, half)))
-    step = tile.columns.step
+    rows_of = spread_images if dilated else spread_rows
+    spread, spread_few = (rows_of(tile, V) for V in (numbers.lanes, Lanes(numbers.lanes.kind, half)))
+    step = 1 if dilated else tile.columns.step
 
     def spread_pixels(call_address, pieces, source, row, channel, channels, target, unused):
         """`channels` channels, `channel` bytes apart, each to a square of its own."""
         call = record_at(RECORD, call_address)
         places = array_at(types.int64, pieces, (STRIP_VECTORS * lanes + 1, 8), (64, 8))
-        pitch, s = call.spread_pitch, 0
+        pitch, pixel, s = call.spread_pitch, call.dilation_w, 0
         while places[s, 1] > 0:
             here, to, top, bottom = source + places[s, 2], target + places[s, 0] * item, places[s, 3], places[s, 4]
             for t in range(0, places[s, 1], lanes):
                 of, into = here + t * step * item, to + t * item
                 left, right = places[s, 5] - t * step, places[s, 6] - t * step
                 if places[s, 1] - t <= half:
-                    spread_few(of, row, channel, channels, top, bottom, left, right, into, pitch)
+                    spread_few(of, row, pixel, channel, channels, top, bottom, left, right, into, pitch)
                 else:
-                    spread(of, row, channel, channels, top, bottom, left, right, into, pitch)
+                    spread(of, row, pixel, channel, channels, top, bottom, left, right, into, pitch)
             s += 1
 
     return spread_pixels

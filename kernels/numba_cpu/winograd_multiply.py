@@ -75,8 +75,8 @@ def tile_function(V, vectors, listed):
 
 
 def build_tile_lists(real_name):
-    """The tiles of a strip that each kind of plane has: in how many register tiles, of how many tiles each, and how many
-    have one more; then the tiles' numbers in the strip.
+    """The tiles of a strip that each kind of plane has: in how many register tiles, of how many tiles each, how many of
+    these have one more; then the tiles' numbers in the strip.
 
     A list ends with its last tile again, as often as the smallest register tile may need.
     """
@@ -99,16 +99,20 @@ def build_tile_lists(real_name):
                 continue
             if (across == 1 and not call.shift_w) or (across == 2 and not call.spared_w):
                 continue
-            row, column = begin // call.tile_columns % call.tile_rows, begin % call.tile_columns
+            line, at = begin // call.line_tiles, begin % call.line_tiles
+            row, column = line // call.line_columns % call.tile_rows, line % call.line_columns
             for number in range(end - begin):
-                if not (is_missing(down, row, call.tile_rows) or is_missing(across, column, call.tile_columns)):
+                place, places = (column, call.line_columns) if call.dilation_w > 1 else (at, call.line_tiles)
+                if not (is_missing(down, row, call.tile_rows) or is_missing(across, place, places)):
                     lists[kind, LIST_HEAD + count] = number
                     count += 1
-                column += 1
-                if column == call.tile_columns:
+                at += 1
+                if at == call.line_tiles:
+                    at, column = 0, column + 1
+                if column == call.line_columns:
                     column, row = 0, row + 1
-                    if row == call.tile_rows:
-                        row = 0
+                if row == call.tile_rows:
+                    row = 0
             units = (count + most - 1) // most
             lists[kind, 0], lists[kind, 1], lists[kind, 2] = units, count // max(units, 1), count % max(units, 1)
             for i in range(count, fewest):
@@ -124,7 +128,7 @@ def build_multiply_stage(real_name):
     numbers = Numbers(real_name)
     vector_bytes = numbers.bytes
     _, strip_width, _ = strip_functions(numbers)
-    words, most, fewest = tile_list_words(numbers), tile_rows(VECTORS), fewest_tiles()
+    words, fewest = tile_list_words(numbers), fewest_tiles()
     tile_3, tile_2, tile_1 = (tile_function(numbers.lanes, vectors, listed=False) for vectors in (3, 2, 1))
     listed_3, listed_2, listed_1 = (tile_function(numbers.lanes, vectors, listed=True) for vectors in (3, 2, 1))
 

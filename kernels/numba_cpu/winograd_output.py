@@ -9,7 +9,7 @@ from .epilogue import CLAMP, activate
 from .short_floats import memory_functions
 from .tracing import convert, load, loop, maximum, minimum, select, store, traced
 from .vectors import array_at, broadcast, record_at
-from .winograd_record import RECORD, STRIP_VECTORS, Numbers, call_leaf, strip_functions
+from .winograd_record import RECORD, STRIP_VECTORS, Numbers, call_leaf, steps, strip_functions
 from .winograd_transforms import output_transform, transposed_copy
 
 
@@ -80,23 +80,23 @@ def build_output_stage(dtype_name):
             write(y + i * call.y_q, activate(total, call.activation, call.low, call.high, call.slope))
 
     @inlined
-    def finish_pixels(call, staged, y, residual, rows, columns, biases):
+    def finish_pixels(call, staged, y, y_row, residual, residual_row, rows, columns, biases):
         """A vector of filters that lie side by side in y and residual (NHWC)."""
         bias = read_sums(biases)
         for i in range(rows):
             for j in range(columns):
                 sums = read_sums(staged + i * call.output_pitch + j * vector_bytes) + bias
-                to, other = y + i * call.y_p + j * call.y_q, residual + i * call.residual_p + j * call.residual_q
+                to, other = y + i * y_row + j * call.y_q, residual + i * residual_row + j * call.residual_q
                 finish_vector(call, sums, to, other)
 
     @inlined
-    def finish_filters(call, staged, y, residual, rows, columns, filters, biases, square):
+    def finish_filters(call, staged, y, y_row, residual, residual_row, rows, columns, filters, biases, square):
         """Any filters, wherever their outputs lie."""
         for i in range(rows):
             for j in range(0, columns, lanes):
                 at = max(0, min(j, columns - lanes))
                 copy_square(staged + i * call.output_pitch + at * vector_bytes, vector_bytes, square, vector_bytes)
-                to, other = y + i * call.y_p + at * call.y_q, residual + i * call.residual_p + at * call.residual_q
+                to, other = y + i * y_row + at * call.y_q, residual + i * residual_row + at * call.residual_q
                 for k in range(filters):
                     bias, count = read_sum(biases + k * item), min(lanes, columns - at)
                     there = other + k * call.residual_k
@@ -104,33 +104,35 @@ def build_output_stage(dtype_name):
 
     @inlined
     def finish(call, staged, image, k, p, q, columns, filters, biases, square):
-        """The staged outputs of some tiles in a row, from row p and column q on, to y.
+        """The staged outputs of some tiles in a row, from row p and column q on, to y; rows as far apart as images are.
 
         Those before the first row and column are left out, as are those behind the last.
         """
-        above, before = max(0, -p), max(0, -q)
-        staged, p, q = staged + above * call.output_pitch + before * vector_bytes, p + above, q + before
+        above, before = max(0, steps(-p, call.dilation_h)), max(0, -q)
+        rows, columns = min(call.m_h, steps(call.P - p, call.dilation_h)) - above, min(columns, call.Q - q) - before
+        staged += above * call.output_pitch + before * vector_bytes
+        p, q = p + above * call.dilation_h, q + before
         y = call.y + image * call.y_n + k * call.y_k + p * call.y_p + q * call.y_q
         residual = call.residual + image * call.residual_n + k * call.residual_k
         residual += p * call.residual_p + q * call.residual_q
-        rows, columns = min(call.m_h - above, call.P - p), min(columns - before, call.Q - q)
+        y_row, residual_row = call.dilation_h * call.y_p, call.dilation_h * call.residual_p
         alone, whole = call.has_residual == 0, filters == lanes
         if whole and call.y_k == stored_item and (alone or call.residual_k == stored_item):
-            finish_pixels(call, staged, y, residual, rows, columns, biases)
+            finish_pixels(call, staged, y, y_row, residual, residual_row, rows, columns, biases)
         elif whole and plain and call.activation == CLAMP and call.y_q == item and (alone or call.residual_q == item):
             other, pitch = 0 if alone else residual, call.output_pitch
-            if call.streaming and (y | call.y_p | call.y_k) % vector_bytes == 0 and columns % lanes == 0:
+            if call.streaming and (y | y_row | call.y_k) % vector_bytes == 0 and columns % lanes == 0:
                 finish_columns_past(
-                    y, call.y_p, call.y_k, other, call.residual_p, call.residual_k, staged, pitch, rows, columns,
+                    y, y_row, call.y_k, other, residual_row, call.residual_k, staged, pitch, rows, columns,
                     biases, call.low, call.high,
                 )  # fmt: skip
             else:
                 finish_columns(
-                    y, call.y_p, call.y_k, other, call.residual_p, call.residual_k, staged, pitch, rows, columns,
+                    y, y_row, call.y_k, other, residual_row, call.residual_k, staged, pitch, rows, columns,
                     biases, call.low, call.high,
                 )  # fmt: skip
         else:
-            finish_filters(call, staged, y, residual, rows, columns, filters, biases, square)
+            finish_filters(call, staged, y, y_row, residual, residual_row, rows, columns, filters, biases, square)
 
     def output_stage(call_address, scratch, strip, k, filters, slot, unused, unused_2):
         """k: the first filter, counted through all groups; slot: its planes."""
@@ -144,25 +146,33 @@ def build_output_stage(dtype_name):
             for i in range(here):
                 write_bias(biases + i * item, read(call.bias + (k + done + i) * call.bias_k) if call.has_bias else 0.0)
             for s in range(count):
-                image, row, column, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
+                image, p, q, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
                 for t in range(0, tiles, call.piece):
                     some = min(call.piece, tiles - t)
                     call_leaf(
                         call.transform_output, source, call.output_plane, staged, call.output_pitch, some, 0, 0, 0
                     )
                     source += some * vector_bytes
-                    p, q = row * call.m_h - call.shift_h, (column + t) * call.m_w - call.shift_w
-                    finish(call, staged, image, k + done, p, q, some * call.m_w, here, biases, square)
+                    if call.dilation_w > 1:
+                        for j in range(call.m_w):
+                            pixels, column = staged + j * call.piece * vector_bytes, q + t + j * call.dilation_w
+                            finish(call, pixels, image, k + done, p, column, some, here, biases, square)
+                    else:
+                        column = q + t * call.m_w
+                        finish(call, staged, image, k + done, p, column, some * call.m_w, here, biases, square)
 
     return output_stage
 
 
-def build_output_transform(tile, real_name):
+def build_output_transform(tile, real_name, dilated):
+    """The outputs of some tiles: row by row; of dilated images pixel by pixel, with those of all tiles side by side."""
     numbers = Numbers(real_name)
     transform, vector_bytes, m_w = output_transform(tile, numbers.lanes), numbers.bytes, tile.columns.m
+    beside = 1 if dilated else m_w
 
     def transform_output(source, plane, staged, pitch, tiles, unused, unused_2, unused_3):
+        column = pitch // m_w if dilated else vector_bytes
         for i in range(tiles):
-            transform(source + i * vector_bytes, plane, staged + i * m_w * vector_bytes, pitch)
+            transform(source + i * vector_bytes, plane, staged + i * beside * vector_bytes, pitch, column)
 
     return transform_output

@@ -12,9 +12,9 @@ from .vectors import Vector, array_at
 from .winograd_transforms import QUAD
 
 FIELDS = (
-    "m_h", "m_w", "step_h", "step_w", "span_h", "span_w",  # of a tile: outputs, inputs to the next one, inputs
+    "m_h", "m_w", "span_h", "span_w",  # of a tile: outputs, inputs
     "points_h", "points_w", "phases_h", "phases_w", "long_phases_h", "long_phases_w",  # of its planes
-    "tile_rows", "tile_columns", "tiles", "strips", "runs",  # of the whole problem
+    "images_h", "tile_rows", "line_columns", "line_tiles", "line_step", "tiles", "strips", "runs",  # of all
     "shift_h", "shift_w", "spared_h", "spared_w",  # outputs before y; no products at infinity in the last tiles
     "parts", "panel", "panels", "part", "chunk", "row_panels", "depth_block", "depth_step",  # of filters, channels
     "filter_plane", "filter_group", "output_plane", "output_vector", "input_slot", "output_slot",  # bytes
@@ -84,22 +84,36 @@ def strip_functions(numbers):
 
     @inlined
     def find_segments(call, strip, segments):
-        """Write (image, row, column, tiles) of each of the strip's segments; returns how many there are."""
+        """Write (image, p, q, tiles) of each segment, (p, q) its first output; returns how many there are."""
         tile, end = first_tile(call, strip), first_tile(call, strip + 1)
         table = array_at(types.int64, segments, (STRIP_VECTORS * lanes, 4), (32, 8))
-        line, column, count = tile // call.tile_columns, tile % call.tile_columns, 0
-        image, row = line // call.tile_rows, line % call.tile_rows
+        line, at, count = tile // call.line_tiles, tile % call.line_tiles, 0
+        line, column = line // call.line_columns, line % call.line_columns
+        line, row = line // call.tile_rows, line % call.tile_rows
+        image, above = line // call.images_h, line % call.images_h
         while tile < end:
-            tiles = min(call.tile_columns - column, end - tile)
-            table[count, 0], table[count, 1], table[count, 2], table[count, 3] = image, row, column, tiles
+            tiles = min(call.line_tiles - at, end - tile)
+            table[count, 0], table[count, 3] = image, tiles
+            table[count, 1] = (row * call.m_h - call.shift_h) * call.dilation_h + above
+            table[count, 2] = (column * call.m_w - call.shift_w) * call.dilation_w + at * call.line_step
             tile += tiles
             count += 1
-            column, row = 0, row + 1
+            at, column = 0, column + 1
+            if column == call.line_columns:
+                column, row = 0, row + 1
             if row == call.tile_rows:
-                image, row = image + 1, 0
+                row, above = 0, above + 1
+            if above == call.images_h:
+                above, image = 0, image + 1
         return count
 
     return first_tile, strip_width, find_segments
+
+
+@inlined
+def steps(distance, step):
+    """How many steps lead so far, or beyond."""
+    return distance if step == 1 else -(-distance // step)
 
 
 @inlined
