@@ -80,22 +80,24 @@ def build_output_stage(dtype_name):
             write(y + i * call.y_q, activate(total, call.activation, call.low, call.high, call.slope))
 
     @inlined
-    def finish_pixels(call, staged, y, y_row, residual, residual_row, rows, columns, biases):
+    def finish_pixels(call, staged, pitch, y, y_row, residual, residual_row, rows, columns, biases):
         """A vector of filters that lie side by side in y and residual (NHWC)."""
         bias = read_sums(biases)
         for i in range(rows):
             for j in range(columns):
-                sums = read_sums(staged + i * call.output_pitch + j * vector_bytes) + bias
+                sums = read_sums(staged + i * pitch + j * vector_bytes) + bias
                 to, other = y + i * y_row + j * call.y_q, residual + i * residual_row + j * call.residual_q
                 finish_vector(call, sums, to, other)
 
     @inlined
-    def finish_filters(call, staged, y, y_row, residual, residual_row, rows, columns, filters, biases, square):
+    def finish_filters(
+        call, staged, pitch, y, y_row, residual, residual_row, rows, columns, filters, biases, square
+    ):  # fmt: skip
         """Any filters, wherever their outputs lie."""
         for i in range(rows):
             for j in range(0, columns, lanes):
                 at = max(0, min(j, columns - lanes))
-                copy_square(staged + i * call.output_pitch + at * vector_bytes, vector_bytes, square, vector_bytes)
+                copy_square(staged + i * pitch + at * vector_bytes, vector_bytes, square, vector_bytes)
                 to, other = y + i * y_row + at * call.y_q, residual + i * residual_row + at * call.residual_q
                 for k in range(filters):
                     bias, count = read_sum(biases + k * item), min(lanes, columns - at)
@@ -103,14 +105,14 @@ def build_output_stage(dtype_name):
                     finish_row(call, square + k * vector_bytes, to + k * call.y_k, there, count, bias)
 
     @inlined
-    def finish(call, staged, image, k, p, q, columns, filters, biases, square):
+    def finish(call, staged, pitch, image, k, p, q, columns, filters, biases, square):
         """The staged outputs of some tiles in a row, from row p and column q on, to y; rows as far apart as images are.
 
         Those before the first row and column are left out, as are those behind the last.
         """
         above, before = max(0, steps(-p, call.dilation_h)), max(0, -q)
         rows, columns = min(call.m_h, steps(call.P - p, call.dilation_h)) - above, min(columns, call.Q - q) - before
-        staged += above * call.output_pitch + before * vector_bytes
+        staged += above * pitch + before * vector_bytes
         p, q = p + above * call.dilation_h, q + before
         y = call.y + image * call.y_n + k * call.y_k + p * call.y_p + q * call.y_q
         residual = call.residual + image * call.residual_n + k * call.residual_k
@@ -118,9 +120,9 @@ def build_output_stage(dtype_name):
         y_row, residual_row = call.dilation_h * call.y_p, call.dilation_h * call.residual_p
         alone, whole = call.has_residual == 0, filters == lanes
         if whole and call.y_k == stored_item and (alone or call.residual_k == stored_item):
-            finish_pixels(call, staged, y, y_row, residual, residual_row, rows, columns, biases)
+            finish_pixels(call, staged, pitch, y, y_row, residual, residual_row, rows, columns, biases)
         elif whole and plain and call.activation == CLAMP and call.y_q == item and (alone or call.residual_q == item):
-            other, pitch = 0 if alone else residual, call.output_pitch
+            other = 0 if alone else residual
             if call.streaming and (y | y_row | call.y_k) % vector_bytes == 0 and columns % lanes == 0:
                 finish_columns_past(
                     y, y_row, call.y_k, other, residual_row, call.residual_k, staged, pitch, rows, columns,
@@ -132,7 +134,9 @@ def build_output_stage(dtype_name):
                     biases, call.low, call.high,
                 )  # fmt: skip
         else:
-            finish_filters(call, staged, y, y_row, residual, residual_row, rows, columns, filters, biases, square)
+            finish_filters(
+                call, staged, pitch, y, y_row, residual, residual_row, rows, columns, filters, biases, square
+            )  # fmt: skip
 
     def output_stage(call_address, scratch, strip, k, filters, slot, unused, unused_2):
         """k: the first filter, counted through all groups; slot: its planes."""
@@ -147,32 +151,37 @@ def build_output_stage(dtype_name):
                 write_bias(biases + i * item, read(call.bias + (k + done + i) * call.bias_k) if call.has_bias else 0.0)
             for s in range(count):
                 image, p, q, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
+                beside = call.dilation_w if call.dilation_w == tiles and tiles <= call.piece else call.piece
                 for t in range(0, tiles, call.piece):
                     some = min(call.piece, tiles - t)
-                    call_leaf(
-                        call.transform_output, source, call.output_plane, staged, call.output_pitch, some, 0, 0, 0
-                    )
-                    source += some * vector_bytes
-                    if call.dilation_w > 1:
-                        for j in range(call.m_w):
-                            pixels, column = staged + j * call.piece * vector_bytes, q + t + j * call.dilation_w
-                            finish(call, pixels, image, k + done, p, column, some, here, biases, square)
+                    if call.dilation_w == 1:
+                        pitch, column = call.output_pitch, vector_bytes
                     else:
-                        column = q + t * call.m_w
-                        finish(call, staged, image, k + done, p, column, some * call.m_w, here, biases, square)
+                        pitch, column = call.m_w * beside * vector_bytes, beside * vector_bytes
+                    call_leaf(call.transform_output, source, call.output_plane, staged, pitch, some, column, 0, 0)
+                    source += some * vector_bytes
+                    if call.dilation_w == 1 or beside == call.dilation_w:  # outputs lie side by side
+                        first, columns = q + t * call.line_step, some * call.m_w
+                        finish(call, staged, pitch, image, k + done, p, first, columns, here, biases, square)
+                    else:
+                        for j in range(call.m_w):
+                            first = q + t + j * call.dilation_w
+                            finish(
+                                call, staged + j * column, pitch, image, k + done, p, first, some, here, biases, square
+                            )
 
     return output_stage
 
 
 def build_output_transform(tile, real_name, dilated):
-    """The outputs of some tiles: row by row; of dilated images pixel by pixel, with those of all tiles side by side."""
+    """The outputs of some tiles; those of dilated images between each other, `column` bytes from one to its next."""
     numbers = Numbers(real_name)
-    transform, vector_bytes, m_w = output_transform(tile, numbers.lanes), numbers.bytes, tile.columns.m
-    beside = 1 if dilated else m_w
+    transform, vector_bytes = output_transform(tile, numbers.lanes), numbers.bytes
+    beside = 1 if dilated else tile.columns.m
 
-    def transform_output(source, plane, staged, pitch, tiles, unused, unused_2, unused_3):
-        column = pitch // m_w if dilated else vector_bytes
+    def transform_output(source, plane, staged, pitch, tiles, column, unused, unused_2):
         for i in range(tiles):
-            transform(source + i * vector_bytes, plane, staged + i * beside * vector_bytes, pitch, column)
+            to = staged + i * beside * vector_bytes
+            transform(source + i * vector_bytes, plane, to, pitch, column if dilated else vector_bytes)
 
     return transform_output
