@@ -24,8 +24,9 @@ What a thread does with a strip, some 7 to 64 tiles in a row (winograd_stages.py
                           +-------------+         +----------------+   the next filters
                            stays in L2, or a core's L3
 
-The multiply takes the tiles one number at a time, 7 or 8 (with 16 registers 4) at once, and filters by vectors: so 49
-tiles are 7 times 7, where lanes of tiles would make them 64. A plan has U transformed and packed ahead (`pack`), and it
+The multiply takes the tiles one number at a time, up to 8 (with 16 registers 4) at once, and filters by vectors: so 49
+tiles are 7 times 7, where lanes of tiles would make them 64. Tiles that stick out of y leave out the products of
+outputs that nobody wants (winograd_multiply.py). A plan has U transformed and packed ahead (`pack`), and it
 streams by once per strip. V and M never hold more than a strip, so nothing of the size of the image is written but y.
 
 A single call transforms the filters where they are multiplied, and never stores the whole of U: each thread has a run
@@ -48,6 +49,17 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
   against transposing them on their way into M, 2 % to 8 % on 64 and 128 channels.
 - Pixels are put into lanes by whole vectors of a row (`every` in winograd_transforms.py), four channels at a time, and
   the next four are fetched meanwhile: the input stage takes 0.65 to 0.85 of what single tiles' rows took.
+- Products left out at the ends of y, 22 of 24 each way on maps of 14 x 14 and 15 of 16 on 7 x 7: plans of 256 channels
+  of 14 x 14 take 0.91 of the time, of 512 of 7 x 7 0.93, of 512 of 14 x 14 with stride 2 0.88 (18 of 20 each way: with
+  the points 0, 1 and infinity; 0 and +-1 leave out one product, not two).
+- What these are above their multiplications at the micro-kernel's peak (117, 218 and 315 microseconds of 165, 272 and
+  412) is the input, 24, 20 and 30, which both threads transform, and the multiply, 20, 30 and 55: the
+  weights of so few tiles are due every 6 to 8 cycles a line, about what one core can fetch from L3.
+- Strips of any number of tiles, 25 and 24 of 49 instead of 28 and 21: each thread then transforms half of the input and
+  has half of the products: 128 channels of 28 x 28 0.92, 128 of 56 x 56 with stride 2 0.93, 256 of 28 x 28 with
+  stride 2 0.96 of the time, of plans. A single call would transform the filters twice.
+- Tiles by a list of their numbers, where all are multiplied anyhow, cost 3 % on 64 channels and 20 % of the multiply of
+  7 x 7 / 2 with 3 channels, whose sums are of 12; half of it were divisions for every run of the micro-kernel.
 - How wide a strip is hardly matters, several strips for one pass over U never paid.
 - Threads share nothing but x and U. V made by all for all, in a round before, cost up to 1.5 times as much: a line
   written by one core and read by another is far slower than one from its own L2. So it was with AVX2 on Zen 3.

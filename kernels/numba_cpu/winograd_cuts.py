@@ -32,6 +32,7 @@ PAST_CACHE_WEIGHTS = 16 << 20  # transformed weights this large are, where a pla
 # that it was fitted to (two threads, AVX-512 and AVX2, 16 to 512 channels and filters, maps of 7 to 112).
 # F(6,3)'s transforms are taken for more than they are: it errs more.
 INPUT_CYCLES = {2: 160, 4: 340, 6: 950}  # 3 x 3, per channel and vector of 64 bytes of tiles; others by their products
+STRIDED = 1.5  # times as long as its products say F(4)'s input takes with a stride, of more than a few channels
 OUTPUT_CYCLES = {2: 80, 4: 220, 6: 650}  # 3 x 3, per tile and vector of 64 bytes of filters; others by their planes
 FILTER_CYCLES = 0.35  # per product, filter and channel
 PACK_CYCLES = 1.05  # likewise, of filters that are stored for all threads and then read by them
@@ -263,6 +264,7 @@ def cycles(m, problem, threads, cut) -> float:
     vectors = problem.Cg * ceil_div(tiles, cut.panel)
     stored = cut.part + problem.Kg % cut.panel / cut.panel  # a vector that is not full takes the long way
     inputs, outputs = (count / (m + 2) ** 2 for count in (tile.products, tile.planes))
+    inputs *= STRIDED if m == 4 and tile.phases > 1 and problem.Cg > FEW_CHANNELS else 1
     transforms = INPUT_CYCLES[m] * inputs * vectors + OUTPUT_CYCLES[m] * outputs * tiles * stored_share(cut) * stored
     weights = tile.products * problem.Cg * cut.part  # vectors
     multiply = (

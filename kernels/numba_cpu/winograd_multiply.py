@@ -76,13 +76,13 @@ def tile_function(V, vectors, listed):
 
 def build_tile_lists(real_name):
     """The tiles of a strip that each kind of plane has: in how many register tiles, of how many tiles each, how many of
-    these have one more; then the tiles' numbers in the strip.
+    these have one more, how many bytes of a vector of weights each fetches ahead; then the tiles' numbers in the strip.
 
     A list ends with its last tile again, as often as the smallest register tile may need.
     """
     numbers = Numbers(real_name)
     first_tile, _, _ = strip_functions(numbers)
-    words, fewest, most = tile_list_words(numbers), fewest_tiles(), tile_rows(VECTORS)
+    words, fewest, most, vector_bytes = tile_list_words(numbers), fewest_tiles(), tile_rows(VECTORS), numbers.bytes
 
     @inlined
     def is_missing(kind, tile, behind):
@@ -115,6 +115,7 @@ def build_tile_lists(real_name):
                     row = 0
             units = (count + most - 1) // most
             lists[kind, 0], lists[kind, 1], lists[kind, 2] = units, count // max(units, 1), count % max(units, 1)
+            lists[kind, 3] = vector_bytes // max(units, 1)
             for i in range(count, fewest):
                 lists[kind, LIST_HEAD + i] = lists[kind, LIST_HEAD + count - 1]
 
@@ -150,9 +151,9 @@ def build_multiply_stage(real_name):
 
     @inlined
     def units_of(tiles):
-        """Of a list: how many register tiles, how many tiles in each, how many of these have one more."""
+        """The head of a list."""
         head = array_at(types.int64, tiles, (LIST_HEAD,), (8,))
-        return head[0], head[1], head[2]
+        return head[0], head[1], head[2], head[3]
 
     @inlined
     def multiply_tiles(vectors, rows, tiles, all_tiles, a, a_step, b, depth, c, c_vector, continued, ahead, share):
@@ -173,9 +174,8 @@ def build_multiply_stage(real_name):
 
     @inlined
     def multiply_strip(vectors, tiles, all_tiles, a, a_step, b, depth, c, c_vector, continued, ahead):
-        units, some, more = units_of(tiles)
+        units, some, more, share = units_of(tiles)
         here, size = (0, 1) if all_tiles else (tiles + 8 * LIST_HEAD, 8)
-        share = vector_bytes // units  # of each vector of the weights at `ahead`, that a unit fetches at every step
         for unit in range(units):
             rows, soon = some + (unit < more), ahead + unit * share * depth
             multiply_tiles(

@@ -31,7 +31,7 @@ RECORD = from_dtype(RECORD_DTYPE)
 STRIP_VECTORS = 4  # at most
 PIECE_TILES = 8  # in a row, that are transformed and then stored: their outputs stay in L1
 PLANE_KINDS = 3  # each way: with all tiles, without the first, without the last
-LIST_HEAD = 3  # words before the numbers in a list of tiles
+LIST_HEAD = 4  # words before the numbers in a list of tiles
 PLANE_PADDING = 64  # bytes: without, the planes of a tile fall into the same cache sets
 
 
