@@ -12,13 +12,13 @@ of d neighbouring images, a pixel of theirs is a vector of x as it lies, and an 
     tile (0, 0) of a and b, pixel (0, 0): x[0, 0:2]      pixel (0, 1): x[0, 2:4]      pixel (1, 0): x[2, 0:2]
 
 Each image brings its padding along, which leaves small ones without the products of outputs that they do not have:
-of 3 x 3, 25 of F(4 x 4)'s 36.
+of 3 x 3, 25 of F(4 x 4)'s 36. Images of 2 x 2 have 9 (winograd_matrices.py). F(4 x 4), or F(2 x 2) where images are so
+small that it is predicted to be faster, saves more.
 
-Measured on two Zen 5 cores with AVX-512, plans: 512 -> 256 channels of 33 x 33 at dilation 12 in 2.55 ms, at 6 in 3.3,
-at 18 in 3.2; 512 -> 512 at dilation 4 in 5.8; 256 -> 256 of 65 x 65 at dilation 2 in 4.5 (`blocked`: 6.5, 6.1, 6.6,
-12, 11). Images gathered and outputs scattered beforehand and afterwards made these 5.9, 3.9, 5.3, 7.9 and 4.5.
-PyTorch takes 3.4 to 4 at dilation 12 and 2.6 to 3 at 18: it leaves out taps that meet only padding, 0.4 and 0.6 of all.
-Not tried: images of 2 x 2 need 9 products, not F(2 x 2)'s 16, since two of a tile's four inputs each way are padding.
+Measured on two Zen 5 cores with AVX-512, plans: 512 -> 256 channels of 33 x 33 at dilation 6 in 3.3 ms, at 12 in 2.5,
+at 18 in 1.8; 512 -> 512 at dilation 4 in 5.8; 256 -> 256 of 65 x 65 at dilation 2 in 4.5 (`blocked`: 6.1, 6.5, 6.6,
+12, 11). Images gathered beforehand and outputs scattered afterwards made these 3.9, 5.9, 5.3, 7.9 and 4.5. PyTorch,
+which leaves out taps that meet only padding, takes 3.4 to 4 at dilation 12 and 2.6 to 3 at 18.
 Lesson: outputs stored at every second column, 2 numbers at a time, took 1.2 ms at dilation 2, side by side 0.7.
 Source: the images are the "atrous" decomposition of Chen et al., DeepLab, TPAMI 2018, section 3.1; winograd.py's below.
 """
