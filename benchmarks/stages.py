@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from convlib import accuracy, device, dispatch, strided
-from convlib.kernels.numba_cpu import winograd, winograd_stages
+from convlib.kernels.numba_cpu import winograd, winograd_dilated, winograd_record
 from convlib.kernels.numba_cpu.call import pack_call
 from convlib.kernels.numba_cpu.compilation import compiled
 from convlib.kernels.numba_cpu.threads import run_tasks
@@ -77,7 +77,9 @@ def kernel_calls(case: Case, name: str) -> dict:
         calls["pack"]()
     calls["run"] = partial(kernel.run, problem, place, x, weights, y, bias, workspace=workspace)
     if name in WINOGRAD_TILES:
-        fields, loop, tasks = winograd.prepared(WINOGRAD_TILES[name], problem, place.threads)
+        dilated = problem.dilation != (1, 1)
+        m = winograd_dilated.tile_side(problem, place) if dilated else WINOGRAD_TILES[name]
+        fields, loop, tasks = winograd.prepared(m, problem, place.threads)
         for part, leaf in WINOGRAD_STAGES.items():
             record = pack_call(without(fields, leaf), x, weights, y, bias, None, workspace)
             calls[part] = partial(run_tasks, loop, record, tasks, place.threads)
@@ -90,5 +92,5 @@ def empty_bytes(count: int):
 
 def without(fields: bytes, leaf: str) -> bytes:
     """A Winograd call's fields with one leaf's address replaced; the leaves' addresses come last in the record."""
-    at = len(fields) - POINTER * (len(winograd_stages.LEAVES) - winograd_stages.LEAVES.index(leaf))
+    at = len(fields) - POINTER * (len(winograd_record.LEAVES) - winograd_record.LEAVES.index(leaf))
     return fields[:at] + struct.pack("q", compiled(build_nothing).address) + fields[at + POINTER :]

@@ -9,12 +9,14 @@ import time
 import numpy as np
 
 from convlib import device
-from convlib.kernels.numba_cpu import winograd
+from convlib.kernels.numba_cpu import winograd, winograd_cuts
 from convlib.kernels.numba_cpu.call import pack_call
 from convlib.kernels.numba_cpu.compilation import compiled
 from convlib.kernels.numba_cpu.microkernel import peak_gflops
+from convlib.kernels.numba_cpu.winograd_input import build_input_stage
 from convlib.kernels.numba_cpu.winograd_matrices import tile_of
-from convlib.kernels.numba_cpu.winograd_stages import build_input_stage, build_multiply_stage, build_output_stage
+from convlib.kernels.numba_cpu.winograd_multiply import build_multiply_stage, build_tile_lists
+from convlib.kernels.numba_cpu.winograd_output import build_output_stage
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
@@ -62,9 +64,10 @@ def stage_seconds(m, problem):
 def run_strip(cut, problem, call, weights, scratch, strip, timed):
     """What `winograd` in winograd_stages.py does for all filters of a problem without groups."""
     input_stage, output_stage = (compiled(build, "float32").call for build in (build_input_stage, build_output_stage))
-    multiply_stage = compiled(build_multiply_stage, "float32", cut.unit).call
+    multiply_stage, tile_lists = (compiled(build, "float32").call for build in (build_multiply_stage, build_tile_lists))
     inputs, outputs = scratch + cut.inputs_at, scratch + cut.outputs_at
     timed("input", input_stage, call, scratch, 0, strip, inputs, 0, 0, 0)
+    timed("multiply", tile_lists, call, strip, inputs + cut.tiles_at, 0, 0, 0, 0, 0)
     for panel in range(0, cut.panels, cut.chunk):
         end = min(panel + cut.chunk, cut.panels)
         timed("multiply", multiply_stage, call, weights, panel, end, strip, inputs, outputs, 0)
@@ -85,7 +88,8 @@ def report(m=4, rounds=5):
             continue
         runs = [stage_seconds(m, problem) for _ in range(rounds)]
         seconds = {stage: float(np.median([run[stage] for run in runs])) for stage in STAGES}
-        flops = 2 * tile_of(m, problem).products * C * K * winograd.cut(m, problem, 1).tiles
+        products = tile_of(m, problem).products * winograd_cuts.kept_share(m, problem)
+        flops = 2 * products * C * K * winograd.cut(m, problem, 1).tiles
         row = "".join(f"{1e3 * seconds[stage]:10.2f}" for stage in STAGES)
         layer = f"{C}x{size}x{size}->{K} {R}x{S}/{stride}"
         print(f"{layer:>24}{row}{flops / seconds['multiply'] / 1e9 / peak:14.0%}")

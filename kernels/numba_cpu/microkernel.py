@@ -101,6 +101,8 @@ def accumulate(
 ):  # fmt: skip
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
 
+    a_row: from row to row, in panels; or a list, of where each row lies.
+
     indirect: b_step is the address of a table that says how far behind b each step's vectors lie.
 
     ahead: memory that will be needed soon, fetched into the cache `ahead_step` bytes further at every step; A, if
@@ -120,7 +122,7 @@ def accumulate(
         columns = [load(V, here + b_vector * j) for j in range(vectors)]
         added = []
         for i in range(rows):
-            where = a + a_row * (i % panel) + a_panel * (i // panel)
+            where = a + (a_row[i] if isinstance(a_row, list) else a_row * (i % panel) + a_panel * (i // panel))
             weight = tracing.broadcast(V, load(V.scalar, where))
             added.append([multiply_add(weight, columns[j], sums[i][j]) for j in range(vectors)])
         for j in range(fetched):

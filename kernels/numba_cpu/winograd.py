@@ -24,8 +24,9 @@ What a thread does with a strip, some 7 to 64 tiles in a row (winograd_stages.py
                           +-------------+         +----------------+   the next filters
                            stays in L2, or a core's L3
 
-The multiply takes the tiles one number at a time, 7 or 8 (with 16 registers 4) at once, and filters by vectors: so 49
-tiles are 7 times 7, where lanes of tiles would make them 64. A plan has U transformed and packed ahead (`pack`), and it
+The multiply takes the tiles one number at a time, up to 8 (with 16 registers 4) at once, and filters by vectors: so 49
+tiles are 7 times 7, where lanes of tiles would make them 64. Tiles that stick out of y leave out the products of
+outputs that nobody wants (winograd_multiply.py). A plan has U transformed and packed ahead (`pack`), and it
 streams by once per strip. V and M never hold more than a strip, so nothing of the size of the image is written but y.
 
 A single call transforms the filters where they are multiplied, and never stores the whole of U: each thread has a run
@@ -48,6 +49,17 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
   against transposing them on their way into M, 2 % to 8 % on 64 and 128 channels.
 - Pixels are put into lanes by whole vectors of a row (`every` in winograd_transforms.py), four channels at a time, and
   the next four are fetched meanwhile: the input stage takes 0.65 to 0.85 of what single tiles' rows took.
+- Products left out at the ends of y, 22 of 24 each way on maps of 14 x 14 and 15 of 16 on 7 x 7: plans of 256 channels
+  of 14 x 14 take 0.91 of the time, of 512 of 7 x 7 0.93, of 512 of 14 x 14 with stride 2 0.88 (18 of 20 each way: with
+  the points 0, 1 and infinity; 0 and +-1 leave out one product, not two).
+- What these are above their multiplications at the micro-kernel's peak (117, 218 and 315 microseconds of 165, 272 and
+  412) is the input, 24, 20 and 30, which both threads transform, and the multiply, 20, 30 and 55: the
+  weights of so few tiles are due every 6 to 8 cycles a line, about what one core can fetch from L3.
+- Strips of any number of tiles, 25 and 24 of 49 instead of 28 and 21: each thread then transforms half of the input and
+  has half of the products: 128 channels of 28 x 28 0.92, 128 of 56 x 56 with stride 2 0.93, 256 of 28 x 28 with
+  stride 2 0.96 of the time, of plans. A single call would transform the filters twice.
+- Tiles by a list of their numbers, where all are multiplied anyhow, cost 3 % on 64 channels and 20 % of the multiply of
+  7 x 7 / 2 with 3 channels, whose sums are of 12; half of it were divisions for every run of the micro-kernel.
 - How wide a strip is hardly matters, several strips for one pass over U never paid.
 - Threads share nothing but x and U. V made by all for all, in a round before, cost up to 1.5 times as much: a line
   written by one core and read by another is far slower than one from its own L2. So it was with AVX2 on Zen 3.
@@ -84,286 +96,30 @@ Acceleration, AAAI 2020, but with one domain for all parts.
 """
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 from . import target
 from .call import pack_call, problem_fields
 from .compilation import compiled
 from .job import job_of
-from .microkernel import CLOCK, VECTORS, tile_rows, vector_type
+from .microkernel import CLOCK, vector_type
 from .threads import run_tasks, task_loop, worker_span
-from .vectors import lanes
-from .winograd_matrices import summed_at_a_time, tile_of
-from .winograd_stages import (
-    FIELDS,
-    LEAVES,
-    PIECE_TILES,
-    PLANE_PADDING,
-    STRIP_VECTORS,
-    Numbers,
-    build,
-    build_filter_stage,
-    build_input_stage,
-    build_input_transform,
-    build_multiply_stage,
-    build_output_stage,
-    build_output_transform,
-    build_pack,
-    build_spread,
-)  # fmt: skip
+from .winograd_cuts import MOST_WORKSPACE, PACK_CYCLES, cut, cycles, streams_weights
+from .winograd_filters import build_filter_stage, build_pack
+from .winograd_input import build_input_stage, build_input_transform, build_spread
+from .winograd_matrices import tile_of
+from .winograd_multiply import build_multiply_stage, build_tile_lists
+from .winograd_output import build_output_stage, build_output_transform
+from .winograd_record import LEAVES, Numbers
+from .winograd_stages import build
 
 passes = ("forward",)
 
 MOST_POINTS, MOST_POINTS_OF_A_LINE = 8, 10  # more would err more than F(6,3); a window of one row or column errs once
 MOST_TAPS, MOST_STRIDE = 11, 4  # the transforms are straight code: that of 11 x 11 with stride 4 compiles in 9 s
-ALL_FILTERS = 5  # in sizes of the L2 cache: a thread's own filters up to this are transformed at once, not by chunks
-SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading V more often costs more
-SPREAD_BYTES, MOST_SPREAD = 24 << 10, 4  # what stays in L1 of spread pixels, and channels at a time
-MOST_WORKSPACE = 48 << 20  # of all threads, where a cut is possible that needs no more
-PAST_CACHE_BYTES = 8 << 20  # outputs this large are stored past the cache
-PAST_CACHE_WEIGHTS = 16 << 20  # transformed weights this large are, where a plan packs them
 
-# The cost model, in cycles of the Zen 3 that microkernel.CLOCK is of, where kernels compare as they do on the Zen 5
-# that it was fitted to (two threads, AVX-512 and AVX2, 16 to 512 channels and filters, maps of 7 to 112).
-# F(6,3)'s transforms are taken for more than they are: it errs more.
-CALL_CYCLES = 26_000
-INPUT_CYCLES = {2: 160, 4: 340, 6: 950}  # 3 x 3, per channel and vector of 64 bytes of tiles; others by their products
-OUTPUT_CYCLES = {2: 80, 4: 220, 6: 650}  # 3 x 3, per tile and vector of 64 bytes of filters; others by their planes
-FILTER_CYCLES = 0.35  # per product, filter and channel
-PACK_CYCLES = 1.05  # likewise, of filters that are stored for all threads and then read by them
-EFFICIENCY = 0.88  # of the core's multiply-adds
-INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
-WAITING_BYTES, BEYOND_ALL_CACHES = 16 << 20, 1.6  # and where V and M of all threads, waiting for other filters, are
-CYCLES_PER_PLANE, CYCLES_PER_UNIT = 150, 30  # of a group's strip beside the multiply-adds, which are few there
-LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
-CACHED_WEIGHTS = 19 << 20  # U up to this size comes from the L3 cache
-STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 17.0, 400.0  # U, from memory and from L3, beside the multiply
-FIRST_BYTES_PER_CYCLE = 50.0  # U, when it is read first
-TAPS_BYTES_PER_CYCLE = 4.0  # w in a single call with a stride, whose smaller y repays its transforms less
-MEMORY_BYTES_PER_CYCLE = 2.5  # x and y, where no cache holds them
-FEW_CHANNELS = 4  # up to so many, y is most of the work, and x and y count wherever they are
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How a problem is cut among threads and caches: the numbers of winograd_stages.FIELDS."""
-
-    m_h: int
-    m_w: int
-    step_h: int
-    step_w: int
-    span_h: int
-    span_w: int
-    points_h: int
-    points_w: int
-    phases_h: int
-    phases_w: int
-    long_phases_h: int
-    long_phases_w: int
-    tile_rows: int
-    tile_columns: int
-    tiles: int
-    unit: int
-    units: int
-    strips: int
-    runs: int
-    parts: int
-    panel: int
-    panels: int
-    part: int
-    chunk: int
-    row_panels: int
-    depth_block: int
-    depth_step: int
-    filter_plane: int
-    filter_group: int
-    output_plane: int
-    output_vector: int
-    input_slot: int
-    output_slot: int
-    worker_bytes: int
-    inputs_at: int
-    outputs_at: int
-    filters_at: int
-    input_pitch: int
-    output_pitch: int
-    input_staging: int
-    spread_at: int
-    spread_pitch: int
-    spread_channels: int
-    piece: int
-    streaming: int
-
-    def packed(self) -> bytes:
-        return struct.pack(f"{len(FIELDS)}q", *(getattr(self, name) for name in FIELDS))
-
-
-def channels_at_a_time(tile):
-    """How many channels are summed at a time: fewer where a plane's sum has several phases of each."""
-    return summed_at_a_time(tile) // tile.phases
-
-
-def ceil_div(a, b):
-    return -(-a // b)
-
-
-def lines(count):
-    """Bytes in whole cache lines."""
-    return ceil_div(count, 64) * 64
-
-
-# ---- how a problem is cut ----
-
-
-@lru_cache(maxsize=1024)
-def cut(m, problem, threads, packed=True) -> Cut:
-    """The split into strips of tiles and parts of filters that the cost model finds fastest.
-
-    packed: whether the filters have been transformed before.
-    """
-
-    def cost(cut):
-        return max(MOST_WORKSPACE, threads * cut.worker_bytes), cycles(m, problem, threads, cut)
-
-    return min(possible_cuts(m, problem, threads, packed), key=cost)
-
-
-def possible_cuts(m, problem, threads, packed):
-    tile = tile_of(m, problem)
-    tiles = problem.N * ceil_div(problem.P, tile.rows.m) * ceil_div(problem.Q, tile.columns.m)
-    for unit in tile_units():
-        units = ceil_div(tiles, unit)
-        for width in range(1, STRIP_VECTORS + 1):
-            fewest = ceil_div(units, max(1, width * lanes(problem.accumulate) // unit))
-            for strips in {fewest, min(units, ceil_div(fewest, threads) * threads)}:
-                for parts in part_counts(problem, threads):
-                    wanted = ceil_div(threads, parts * problem.groups)
-                    for runs in [None] if packed else run_counts(strips, wanted):
-                        yield cut_into(tile, problem, unit, strips, parts, runs)
-
-
-def run_counts(strips, wanted):
-    """Runs of strips: as few as keep the threads busy, or more, which are shorter."""
-    return sorted({min(strips, wanted * n) for n in (1, 2, 4)})
-
-
-def part_counts(problem, threads):
-    panels = ceil_div(problem.Kg, lanes(problem.accumulate))
-    return sorted(
-        {min(parts, panels) for parts in (1, 2, 3, threads // 4, threads // 2, threads) if 0 < parts <= threads}
-    )
-
-
-def tile_units():
-    """How many tiles the micro-kernel may take at a time: as many as its registers hold, or of 8 one less."""
-    rows = tile_rows(VECTORS)
-    return (8, 7) if rows == 8 else (rows,)
-
-
-def cut_into(tile, problem, unit, strips, parts, runs=None) -> Cut:
-    """runs: of strips, for each of which a thread transforms its filters itself; None where they come packed."""
-    numbers, (rows, columns), depth_block = Numbers(problem.dtype.name), tile, channels_at_a_time(tile)
-    W = numbers.count
-    tile_rows, tile_columns = ceil_div(problem.P, rows.m), ceil_div(problem.Q, columns.m)
-    tiles = problem.N * tile_rows * tile_columns
-    units, panels = ceil_div(tiles, unit), ceil_div(problem.Kg, W)
-    part = ceil_div(panels, parts)
-    parts = ceil_div(panels, part)
-
-    strip_tiles = min(tiles, ceil_div(units, strips) * unit)
-    strip_vectors = ceil_div(strip_tiles, W)
-    input_slot = tile.products * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
-    output_vector = ceil_div(strip_tiles, unit) * unit * numbers.bytes
-    chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (tile.planes * output_vector)))
-    depth_step, panel_bytes = problem.Cg, tile.products * problem.Cg * numbers.bytes
-    if runs and part * panel_bytes > ALL_FILTERS * target.cache_bytes(2):
-        depth_step = min(depth_block, problem.Cg)
-        chunk = min(chunk, max(2, target.cache_bytes(2) * problem.Cg // depth_step // panel_bytes))
-    chunk = ceil_div(part, ceil_div(part, chunk))
-    output_plane = chunk * output_vector + PLANE_PADDING
-    row_panels = chunk if runs else panels
-    filter_plane = row_panels * depth_step * numbers.bytes + PLANE_PADDING
-
-    in_a_row = min(tile_columns, strip_tiles)
-    segments = min(strip_tiles, ceil_div(strip_tiles - 1, tile_columns) + 1)
-    input_pitch = lines(((in_a_row - 1) * columns.step + columns.span + W) * numbers.item)
-    piece = max(PIECE_TILES, W // columns.m)  # a vector of outputs in a row, at least
-    output_pitch = piece * columns.m * numbers.bytes
-    input_staging = segments * rows.span * input_pitch
-    spread_at = lines(numbers.staging_at + max(W * input_staging, rows.m * output_pitch + numbers.bytes))
-    spread_pitch, pixels = (strip_vectors + 1) * numbers.bytes, rows.span * columns.span
-    spread_channels = max(1, min(MOST_SPREAD, SPREAD_BYTES // (pixels * spread_pitch)))
-
-    run_strips = ceil_div(strips, runs) if runs else 1  # whose V waits for other filters, and M for other channels
-    output_slots = run_strips if depth_step < problem.Cg else 1
-    input_slots = run_strips if output_slots > 1 or chunk < part else 1
-    output_slot, filter_group = tile.planes * output_plane, tile.products * filter_plane
-    inputs_at = spread_at + spread_channels * pixels * spread_pitch
-    outputs_at = inputs_at + input_slots * input_slot
-    filters_at = lines(outputs_at + output_slots * output_slot)
-    y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
-    return Cut(
-        rows.m, columns.m, rows.step, columns.step, rows.span, columns.span, rows.points, columns.points,
-        rows.phases, columns.phases, rows.long_phases, columns.long_phases,
-        tile_rows, tile_columns, tiles, unit, units, strips, runs or strips, parts, W, panels, part, chunk,
-        row_panels, depth_block, depth_step, filter_plane, filter_group, output_plane, output_vector,
-        input_slot if input_slots > 1 else 0, output_slot if output_slots > 1 else 0,
-        worker_span(filters_at + (filter_group if runs else 0)), inputs_at, outputs_at,
-        filters_at if runs else 0, input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
-        piece,
-        int(y_bytes >= PAST_CACHE_BYTES),
-    )  # fmt: skip
-
-
-def cycles(m, problem, threads, cut) -> float:
-    """Predicted cycles of the thread with the most work, with its share of the memory traffic."""
-    tile, units = tile_of(m, problem), ceil_div(cut.units, cut.strips)
-    tiles = min(cut.tiles, units * cut.unit)
-    vectors = problem.Cg * ceil_div(tiles, cut.panel)
-    stored = cut.part + problem.Kg % cut.panel / cut.panel  # a vector that is not full takes the long way
-    inputs, outputs = (count / (m + 2) ** 2 for count in (tile.products, tile.planes))
-    transforms = INPUT_CYCLES[m] * inputs * vectors + OUTPUT_CYCLES[m] * outputs * tiles * stored_share(cut) * stored
-    weights = tile.products * problem.Cg * cut.part  # vectors
-    multiply = weights * units * (cut.unit + LOADED) / target.multiply_adds_per_cycle() / EFFICIENCY
-    if cut.outputs_at - cut.inputs_at > INPUTS_IN_CACHE * target.cache_bytes(2):
-        multiply *= BEYOND_CACHE
-    if cut.filters_at and threads * (cut.filters_at - cut.inputs_at) > WAITING_BYTES:
-        multiply *= BEYOND_ALL_CACHES
-    filters = FILTER_CYCLES * weights * cut.panel if cut.filters_at else stream_cycles(problem, cut, weights)
-    strips = ceil_div(cut.strips, cut.runs)
-    tasks = ceil_div(problem.groups * cut.runs * cut.parts, threads)
-    if problem.groups > 1:
-        multiply += tile.products * (CYCLES_PER_PLANE + CYCLES_PER_UNIT * units)
-    memory = memory_cycles(problem, cut) / threads
-    return tasks * (strips * (transforms * vector_share() + multiply) + filters) + memory
-
-
-def vector_share() -> float:
-    """What transforming a vector takes, of what one of 64 bytes takes."""
-    return (target.vector_bytes() + 12) / 76
-
-
-def stored_share(cut) -> float:
-    """Columns that are stored in vectors, of those that there are."""
-    columns = cut.tile_columns * cut.m_w
-    return ceil_div(columns, cut.panel) * cut.panel / columns
-
-
-def stream_cycles(problem, cut, weights) -> float:
-    """What packed weights, so many vectors, add to a strip's multiplications."""
-    cached = problem.groups * cut.filter_group <= CACHED_WEIGHTS
-    return weights * target.vector_bytes() / (CACHE_BYTES_PER_CYCLE if cached else STREAM_BYTES_PER_CYCLE)
-
-
-def memory_cycles(problem, cut) -> float:
-    """Of all threads: reading weights for the first time; and x and writing y, where no cache holds them."""
-    numbers = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
-    count, weights = numbers * problem.dtype.itemsize, problem.groups * cut.filter_group
-    counts = count > PAST_CACHE_BYTES or problem.Cg <= FEW_CHANNELS
-    pixels = count / MEMORY_BYTES_PER_CYCLE if counts else 0.0
-    taps = problem.K * problem.reduction * problem.dtype.itemsize if problem.stride != (1, 1) else 0
-    return pixels + (taps / TAPS_BYTES_PER_CYCLE if cut.filters_at else weights / FIRST_BYTES_PER_CYCLE)
+CALL_CYCLES = 26_000  # of the cost model of winograd_cuts.py
 
 
 # ---- the kernel; winograd_f2.py, winograd_f4.py and winograd_f6.py give m ----
@@ -447,8 +203,7 @@ def pack(m, problem, device, w, packed):
 def prepared_pack(m, problem, device):
     """What every packing for this problem shares: the record's fields, the compiled loop and the number of tasks."""
     chosen = cut(m, problem, device.threads)
-    streaming = int(weight_bytes(m, problem, device) >= PAST_CACHE_WEIGHTS)
-    own = replace(chosen, worker_bytes=pack_scratch_bytes(problem), streaming=streaming)
+    own = replace(chosen, worker_bytes=pack_scratch_bytes(problem), streaming=streams_weights(problem, chosen))
     addresses = leaf_addresses(filter_stage=compiled(build_filter_stage, tile_of(m, problem), problem.dtype.name))
     fields = problem_fields(problem) + own.packed() + addresses
     return fields, compiled(build_pack_loop, problem.accumulate.name), problem.groups * chosen.panels
@@ -501,14 +256,15 @@ def prepared(m, problem, threads, packed=True):
     packed: whether the weights have been transformed before.
     """
     chosen, tile = cut(m, problem, threads, packed), tile_of(m, problem)
-    name, real = problem.dtype.name, problem.accumulate.name
+    name, real, dilated = problem.dtype.name, problem.accumulate.name, problem.dilation[1] > 1
     leaves = {
         "input_stage": compiled(build_input_stage, name),
-        "multiply_stage": compiled(build_multiply_stage, real, chosen.unit),
+        "multiply_stage": compiled(build_multiply_stage, real),
+        "tile_lists": compiled(build_tile_lists, real),
         "output_stage": compiled(build_output_stage, name),
-        "spread_pixels": compiled(build_spread, tile, real),
+        "spread_pixels": compiled(build_spread, tile, real, dilated),
         "transform_input": compiled(build_input_transform, tile, real),
-        "transform_output": compiled(build_output_transform, tile, real),
+        "transform_output": compiled(build_output_transform, tile, real, dilated),
     }
     if not packed:
         leaves["filter_stage"] = compiled(build_filter_stage, tile, name)

@@ -14,7 +14,8 @@ behind.
     A^T[j, i] = p_i^j          G[i, k] = p_i^k / prod over j != i of (p_i - p_j)
     B^T[i, :] = coefficients of prod over j != i of (z - p_j)        infinity: of prod over all j of (z - p_j)
 
-Points come as 0 and pairs +-p, and infinity where their number is even: then half the coefficients of a pair's rows
+Points come as 0 and pairs +-p, and infinity where their number is even (of three: 0, 1
+and infinity): then half the coefficients of a pair's rows
 agree and the others differ in sign only, which halves the work (winograd_transforms.py). Which pairs decides the
 rounding error, since large and small powers of p meet in one sum (`amplification`). Measured error at C = 64 in
 float32, norm-relative: F(4,3) with 0, +-1, +-2: 1.7e-6; with 0, +-sqrt(1/2), +-sqrt(2): 8.3e-7.
@@ -27,6 +28,11 @@ A stride of 2 leaves two phases of inputs and taps, the even and the odd ones, e
 Both use the points of the longer one, so their products are summed before the one A^T. A phase with a tap less gets a
 zero as its first: its value at the point 0 is that zero, so that product is not computed: 5 + 4 instead of 12
 multiplications for 4 outputs of 3 taps, and 81 instead of 144 both ways.
+
+Images of two pixels between padding need three products instead of four, as x and the taps change places:
+
+    0 d1 d2 0        y_0 = d1 g1 + d2 g2       y_1, y_0 are F(2, 2) of the taps d1, d2 over the inputs g0, g1, g2
+                     y_1 = d1 g0 + d2 g1
 
 Sources: Winograd, Arithmetic Complexity of Computations, SIAM 1980; Lavin and Gray, Fast Algorithms for Convolutional
 Neural Networks, CVPR 2016; on the points: Barabasz et al., Error Analysis and Improving the Accuracy of Winograd
@@ -84,7 +90,7 @@ def rational(*numbers) -> tuple[Root2, ...]:
 PAIRS = {
     1: (),
     2: (),
-    3: rational(1),  # roots of 2 amplify a tenth less, which their own rounding takes back
+    3: (),  # 1 and infinity instead: an output at the end of y then needs two products, not three
     4: rational(1),
     5: rational("3/4", "5/2"),
     6: (Root2(Fraction(0), Fraction(1, 2)), Root2(Fraction(0), Fraction(1))),  # sqrt(1/2), sqrt(2)
@@ -93,15 +99,20 @@ PAIRS = {
     9: rational("1/2", "9/10", "3/2", 3),
     10: rational("2/5", "4/5", "5/4", "5/2"),
 }
+LONE = 3  # of so many points one is neither 0 nor infinity nor of a pair
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One direction of a tile: m outputs of a filter of `taps` taps, `stride` inputs apart."""
+    """One direction of a tile: m outputs of a filter of `taps` taps, `stride` inputs apart.
+
+    closed: two outputs of three taps whose first and last input are padding, always.
+    """
 
     m: int
     taps: int
     stride: int = 1
+    closed: bool = False
 
     @property
     def phases(self) -> int:
@@ -119,7 +130,7 @@ class Axis:
 
     @property
     def points(self) -> int:
-        return self.m + self.most_taps - 1
+        return CLOSED.points if self.closed else self.m + self.most_taps - 1
 
     @property
     def products(self) -> int:
@@ -135,6 +146,9 @@ class Axis:
     def span(self) -> int:
         """Inputs that a tile reads."""
         return self.step + self.taps - self.stride
+
+
+CLOSED = Axis(2, 2)  # of which a closed one has the points
 
 
 class Tile(NamedTuple):
@@ -161,23 +175,37 @@ class Tile(NamedTuple):
 @cache
 def tile_of(m, problem) -> Tile:
     """F(m x m) of a problem's window and stride; where a window has one row or column, so has the tile."""
-    windows = zip((problem.R, problem.S), problem.stride, strict=True)
-    return Tile(*(Axis(m if taps > 1 else 1, taps, stride) for taps, stride in windows))
+    windows = zip((problem.R, problem.S), problem.stride, both_closed(m, problem), strict=True)
+    return Tile(*(Axis(m if taps > 1 else 1, taps, stride, closed) for taps, stride, closed in windows))
+
+
+def both_closed(m, problem):
+    """Whether, down and across, a dilated problem's images have two pixels and no more than padding beside them."""
+    sides = zip(
+        (problem.R, problem.S), (problem.H, problem.W), (problem.P, problem.Q), problem.dilation, problem.padding,
+        strict=True,
+    )  # fmt: skip
+    for taps, size, outputs, apart, (before, _) in sides:
+        two = m == 2 and taps == 3 and apart < outputs <= 2 * apart
+        yield two and apart > 1 and before >= apart and 3 * apart - before >= size
 
 
 @cache
 def finite_points(axis) -> tuple[Root2, ...]:
     """0, p, -p, q, -q, ..."""
-    return (ZERO, *(signed for p in PAIRS[axis.points] for signed in (p, -p)))
+    lone = (ONE,) if axis.points == LONE else ()
+    return (ZERO, *(signed for p in PAIRS[axis.points] for signed in (p, -p)), *lone)
 
 
 def has_infinity(axis) -> bool:
-    return axis.points % 2 == 0
+    return axis.points % 2 == 0 or axis.points == LONE
 
 
 @cache
 def output_matrix(axis):
     """A^T: m rows, one column for every point."""
+    if axis.closed:
+        return output_matrix(CLOSED)[::-1]
     last = axis.m - 1
     infinity = [(ONE if j == last else ZERO,) if has_infinity(axis) else () for j in range(axis.m)]
     return tuple((*(power(p, j) for p in finite_points(axis)), *infinity[j]) for j in range(axis.m))
@@ -186,6 +214,8 @@ def output_matrix(axis):
 @cache
 def filter_matrix(axis, phase=0):
     """G: a row for every point, a column for every tap of the phase."""
+    if axis.closed:
+        return input_matrix(CLOSED)
     finite, taps = finite_points(axis), axis.most_taps
     rows = []
     for p in finite:
@@ -201,6 +231,8 @@ def filter_matrix(axis, phase=0):
 @cache
 def input_matrix(axis, phase=0):
     """B^T: a row for every point, a column for every input of the phase."""
+    if axis.closed:
+        return tuple((ZERO, *row, ZERO) for row in filter_matrix(CLOSED))
     finite = finite_points(axis)
     beyond = (ZERO,) if has_infinity(axis) else ()
     rows = [(*with_roots(other for other in finite if other != p), *beyond) for p in finite]

@@ -35,7 +35,7 @@ from .tracing import (
     transpose,
     zeros,
 )
-from .winograd_matrices import HALF, ONE, filter_matrix, input_matrix, output_matrix
+from .winograd_matrices import HALF, LONE, ONE, filter_matrix, input_matrix, output_matrix
 
 QUAD = 4
 
@@ -62,7 +62,7 @@ def combine(coefficients, values):
 
 def pairs(count):
     """Index pairs of the points p, -p among `count` points that begin with 0 and may end with infinity."""
-    return [(i, i + 1) for i in range(1, count - 1, 2)]
+    return [(i, i + 1) for i in range(1, count - 1, 2)] if count != LONE else []
 
 
 def times_paired_rows(matrix, values):
@@ -197,7 +197,7 @@ def shifted(columns, beyond, number):
 
 
 def spread_rows(tile, V):
-    """spread(source, source_row, source_channel, channels, top, bottom, left, right, target, pitch): the pixels of
+    """spread(source, source_row, 1, source_channel, channels, top, bottom, left, right, target, pitch): the pixels of
     V.count tiles in a row, one tile per lane: pixel (i, j) of every tile to the vector at
     target + (i * tile.columns.span + j) * pitch, and so on for `channels` channels.
 
@@ -207,7 +207,7 @@ def spread_rows(tile, V):
     loads = step - (step - width) // V.count  # the pixels of all tiles, and what the last tile reads of later ones
 
     @traced(types.void)
-    def spread(source, source_row, source_channel, channels, top, bottom, left, right, target, pitch):
+    def spread(source, source_row, _, source_channel, channels, top, bottom, left, right, target, pitch):
         masks = [lanes_between(V, constant(left, k * V.count), left, right) for k in range(loads)]
 
         def write(to, row, columns):
@@ -231,6 +231,36 @@ def spread_rows(tile, V):
             loop(constant(top, height) - bottom, lambda i: blank(to, i + bottom))
 
         ahead = source_channel * channels
+        loop(channels, channel)
+
+    return spread
+
+
+def spread_images(tile, V):
+    """spread(source, source_row, apart, ...): the same of V.count tiles of as many dilated images, whose pixels lie
+    `apart` columns apart: a pixel of theirs is a vector as it lies.
+    """
+    height, width = tile.rows.span, tile.columns.span
+
+    @traced(types.void)
+    def spread(source, source_row, apart, source_channel, channels, top, bottom, left, right, target, pitch):
+        masks = [lanes_between(V, apart * j, left, right) for j in range(width)]
+
+        def copy(here, to, row):
+            for j, mask in enumerate(masks):
+                store(to + pitch * (row * width + j), load_lanes(V, here + apart * (j * V.item_bytes), mask))
+                prefetch(here + source_channel * channels + apart * (j * V.item_bytes))
+
+        def blank(to, row):
+            for j in range(width):
+                store(to + pitch * (row * width + j), zeros(V, source))
+
+        def channel(c):
+            here, to = source + source_channel * c, target + pitch * (height * width) * c
+            loop(top, lambda i: blank(to, i))
+            loop(bottom - top, lambda i: copy(here + source_row * (i + top), to, i + top))
+            loop(constant(top, height) - bottom, lambda i: blank(to, i + bottom))
+
         loop(channels, channel)
 
     return spread
@@ -327,11 +357,11 @@ def filter_planes(tile, taps):
 
 
 def output_transform(tile, V):
-    """transform(source, plane, target, pitch): planes to rows of outputs, `pitch` apart, a vector for each."""
+    """transform(source, plane, target, row, column): planes to a vector for each output, so far apart."""
     down, across = output_matrix(tile.rows), output_matrix(tile.columns)
 
     @traced(types.void)
-    def transform(source, plane, target, pitch):
+    def transform(source, plane, target, row, column):
         columns = []
         for _ in range(tile.columns.points):
             sums = []
@@ -340,7 +370,7 @@ def output_transform(tile, V):
                 source = source + plane
             columns.append(times_paired_columns(down, sums))
         for i in range(tile.rows.m):
-            for j, output in enumerate(times_paired_columns(across, [column[i] for column in columns])):
-                store(target + pitch * i + V.bytes * j, output)
+            for j, output in enumerate(times_paired_columns(across, [sums[i] for sums in columns])):
+                store(target + row * i + column * j, output)
 
     return transform

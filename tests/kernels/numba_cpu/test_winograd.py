@@ -8,7 +8,7 @@ import pytest
 import convlib
 from convlib import accuracy, device, dispatch
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import winograd
+from convlib.kernels.numba_cpu import winograd, winograd_cuts
 from convlib.problem import make_problem
 
 TILES = {"winograd_f2": 2, "winograd_f4": 4, "winograd_f6": 6}
@@ -43,7 +43,7 @@ def other_cut(monkeypatch):
 
     def change(**constants):
         for name, value in constants.items():
-            monkeypatch.setattr(winograd, name, value)
+            monkeypatch.setattr(winograd_cuts, name, value)
         forget()
 
     def forget():
@@ -88,7 +88,7 @@ def test_the_bits_do_not_depend_on_threads_or_cuts(other_cut, algorithm, window,
     np.testing.assert_array_equal(y, compute(threads=3))
     other_cut(SUMS_IN_CACHE=0, STRIP_VECTORS=1)
     np.testing.assert_array_equal(y, compute(threads=2))
-    other_cut(tile_units=lambda: [3])
+    other_cut(STRIP_VECTORS=3)
     np.testing.assert_array_equal(y, compute(threads=2))
 
 
@@ -113,6 +113,25 @@ def test_where_the_weights_lie_changes_no_bit(to_layout, stride):
     layout = "".join("OIHW"[axis] for axis in to_layout)
     there = np.ascontiguousarray(w.transpose(to_layout))
     np.testing.assert_array_equal(convolve(x, w), convolve(x, there, weight_layout=layout))
+
+
+@pytest.mark.parametrize(
+    ("m", "size", "stride", "products"),
+    [
+        (4, 14, 1, 22),  # 3 + 4 + 4 + 3 outputs: the first tile without the point 0, the last without infinity
+        (2, 7, 1, 15),  # 2 + 2 + 2 + 1
+        (2, 14, 2, 18),  # 5 + 5 + 5 + 3
+        (4, 14, 2, 17),  # 3 + 4: of 5 points none is infinity
+        (4, 5, 1, 10),
+        (4, 56, 1, 84),
+    ],
+)
+def test_products_are_left_out_that_no_output_needs(m, size, stride, products):
+    shape, w_shape = (2, 20, size, size), (20, 20, 3, 3)  # two images: what is left out lies in the middle too
+    problem = make_problem(shape, w_shape, np.float32, padding=1, stride=stride)
+    assert [line.products for line in winograd_cuts.lines_of_tiles(m, problem)] == [products] * 2
+    exact = reference.conv2d(problem, normal(*shape), weights(20, 20))
+    np.testing.assert_allclose(computed(2, m, shape, K=20, stride=stride), exact, atol=1e-5)
 
 
 def test_a_single_call_packs_first_where_many_threads_would_transform_the_same_filters():

@@ -14,6 +14,7 @@ PROBLEMS = {
     "uneven images": ((2, 5, 13, 17), (7, 5, 3, 3), {"padding": 2, "dilation": 2}),
     "a dilation each way": ((1, 8, 9, 11), (20, 8, 3, 3), {"padding": (6, 1), "dilation": (6, 1)}),
     "larger than the image": ((1, 8, 5, 5), (4, 8, 3, 3), {"padding": 18, "dilation": 18}),
+    "images of 2 x 2": ((1, 8, 7, 8), (20, 8, 3, 3), {"padding": 4, "dilation": 4}),
     "groups": ((1, 6, 11, 8), (6, 3, 3, 3), {"padding": 3, "dilation": 3, "groups": 2}),
 }
 

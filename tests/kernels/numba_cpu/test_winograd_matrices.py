@@ -42,6 +42,17 @@ def test_the_three_matrices_correlate_exactly(axis):
                     assert product == (ONE if d == axis.stride * j + tap else ZERO), (tap, d, j)
 
 
+def test_two_pixels_between_padding_need_three_products():
+    axis = Axis(2, 3, closed=True)
+    A, G, B = output_matrix(axis), filter_matrix(axis), input_matrix(axis)
+    assert axis.points == axis.products == len(G) == len(B) == 3
+    for tap in range(3):
+        for d in (1, 2):
+            for j in range(2):
+                product = total(A[j][n] * G[n][tap] * B[n][d] for n in range(3))
+                assert product == (ONE if d == j + tap else ZERO), (tap, d, j)
+
+
 @pytest.mark.parametrize("axis", AXES, ids="{0.m} of {0.taps} by {0.stride}".format)
 def test_products_of_zeros_are_not_counted(axis):
     rows = [row for phase in range(axis.phases) for row in filter_matrix(axis, phase)]

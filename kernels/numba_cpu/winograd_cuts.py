@@ -1,0 +1,321 @@
+"""How a Winograd convolution is cut into strips of tiles, parts of filters and blocks of channels; what that costs."""
+
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+
+from . import target
+from .microkernel import VECTORS, tile_rows
+from .threads import worker_span
+from .vectors import lanes
+from .winograd_matrices import has_infinity, summed_at_a_time, tile_of
+from .winograd_record import (
+    FIELDS,
+    PIECE_TILES,
+    PLANE_KINDS,
+    PLANE_PADDING,
+    STRIP_VECTORS,
+    Numbers,
+    fewest_tiles,
+    tile_list_words,
+)
+
+ALL_FILTERS = 5  # in sizes of the L2 cache: a thread's own filters up to this are transformed at once, not by chunks
+SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading V more often costs more
+SPREAD_BYTES, MOST_SPREAD = 24 << 10, 4  # what stays in L1 of spread pixels, and channels at a time
+MOST_SPARING = 10  # tiles in a line: of more, what those at its ends save is less than what lists of tiles take
+MOST_WORKSPACE = 48 << 20  # of all threads, where a cut is possible that needs no more
+PAST_CACHE_BYTES = 8 << 20  # outputs this large are stored past the cache
+PAST_CACHE_WEIGHTS = 16 << 20  # transformed weights this large are, where a plan packs them
+
+# The cost model, in cycles of the Zen 3 that microkernel.CLOCK is of, where kernels compare as they do on the Zen 5
+# that it was fitted to (two threads, AVX-512 and AVX2, 16 to 512 channels and filters, maps of 7 to 112).
+# F(6,3)'s transforms are taken for more than they are: it errs more.
+INPUT_CYCLES = {2: 160, 4: 340, 6: 950}  # 3 x 3, per channel and vector of 64 bytes of tiles; others by their products
+STRIDED = 1.5  # times as long as its products say F(4)'s input takes with a stride, of more than a few channels
+OUTPUT_CYCLES = {2: 80, 4: 220, 6: 650}  # 3 x 3, per tile and vector of 64 bytes of filters; others by their planes
+FILTER_CYCLES = 0.35  # per product, filter and channel
+PACK_CYCLES = 1.05  # likewise, of filters that are stored for all threads and then read by them
+EFFICIENCY = 0.88  # of the core's multiply-adds
+INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
+WAITING_BYTES, BEYOND_ALL_CACHES = 16 << 20, 1.6  # and where V and M of all threads, waiting for other filters, are
+CYCLES_PER_PLANE, CYCLES_PER_UNIT = 150, 30  # of a group's strip beside the multiply-adds, which are few there
+LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
+CACHED_WEIGHTS = 19 << 20  # U up to this size comes from the L3 cache
+STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 17.0, 400.0  # U, from memory and from L3, beside the multiply
+FIRST_BYTES_PER_CYCLE = 50.0  # U, when it is read first
+TAPS_BYTES_PER_CYCLE = 4.0  # w in a single call with a stride, whose smaller y repays its transforms less
+MEMORY_BYTES_PER_CYCLE = 2.5  # x and y, where no cache holds them
+FEW_CHANNELS = 4  # up to so many, y is most of the work, and x and y count wherever they are
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a problem is cut among threads and caches: the numbers of winograd_record.FIELDS."""
+
+    m_h: int
+    m_w: int
+    span_h: int
+    span_w: int
+    points_h: int
+    points_w: int
+    phases_h: int
+    phases_w: int
+    long_phases_h: int
+    long_phases_w: int
+    images_h: int
+    tile_rows: int
+    line_columns: int
+    line_tiles: int
+    line_step: int
+    tiles: int
+    strips: int
+    runs: int
+    shift_h: int
+    shift_w: int
+    spared_h: int
+    spared_w: int
+    parts: int
+    panel: int
+    panels: int
+    part: int
+    chunk: int
+    row_panels: int
+    depth_block: int
+    depth_step: int
+    filter_plane: int
+    filter_group: int
+    output_plane: int
+    output_vector: int
+    input_slot: int
+    output_slot: int
+    worker_bytes: int
+    inputs_at: int
+    outputs_at: int
+    filters_at: int
+    tiles_at: int
+    input_pitch: int
+    output_pitch: int
+    input_staging: int
+    spread_at: int
+    spread_pitch: int
+    spread_channels: int
+    piece: int
+    streaming: int
+
+    def packed(self) -> bytes:
+        return struct.pack(f"{len(FIELDS)}q", *(getattr(self, name) for name in FIELDS))
+
+
+def channels_at_a_time(tile):
+    """How many channels are summed at a time: fewer where a plane's sum has several phases of each."""
+    return summed_at_a_time(tile) // tile.phases
+
+
+def ceil_div(a, b):
+    return -(-a // b)
+
+
+def lines(count):
+    """Bytes in whole cache lines."""
+    return ceil_div(count, 64) * 64
+
+
+@lru_cache(maxsize=1024)
+def cut(m, problem, threads, packed=True) -> Cut:
+    """The split into strips of tiles and parts of filters that the cost model finds fastest.
+
+    packed: whether the filters have been transformed before.
+    """
+
+    def cost(cut):
+        return max(MOST_WORKSPACE, threads * cut.worker_bytes), cycles(m, problem, threads, cut)
+
+    return min(possible_cuts(m, problem, threads, packed), key=cost)
+
+
+def possible_cuts(m, problem, threads, packed):
+    tiles = count_of_tiles(m, problem)
+    for width in range(1, STRIP_VECTORS + 1):
+        fewest = ceil_div(tiles, width * lanes(problem.accumulate))
+        for strips in {fewest, min(tiles, ceil_div(fewest, threads) * threads)}:
+            for parts in part_counts(problem, threads):
+                wanted = ceil_div(threads, parts * problem.groups)
+                for runs in [None] if packed else run_counts(strips, wanted):
+                    yield cut_into(m, problem, strips, parts, runs)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Tiles over one line of outputs. shift: outputs that the first tile has before the line, 0 or 1.
+
+    spared: whether the last tile does without the products at infinity. products: of all tiles.
+    """
+
+    tiles: int
+    shift: int
+    spared: int
+    products: int
+
+
+@lru_cache(maxsize=1024)
+def line_of_tiles(axis, outputs) -> Line:
+    """As few tiles as cover the outputs. Those beyond save products, at both ends of the line one each."""
+    tiles = ceil_div(outputs, axis.m)
+    beyond = tiles * axis.m - outputs if tiles <= MOST_SPARING else 0
+    shift = int(beyond > has_infinity(axis))
+    spared = int(beyond > shift and has_infinity(axis))
+    return Line(tiles, shift, spared, tiles * axis.products - shift * axis.long_phases - spared * axis.phases)
+
+
+def lines_of_tiles(m, problem):
+    """Down and across; of one of the images that a dilated problem is made of."""
+    tile, (down, across) = tile_of(m, problem), problem.dilation
+    return line_of_tiles(tile.rows, ceil_div(problem.P, down)), line_of_tiles(tile.columns, ceil_div(problem.Q, across))
+
+
+def dilated_images(problem):
+    """How many that are not empty a dilated problem is made of, down and across."""
+    return min(problem.dilation[0], problem.P), min(problem.dilation[1], problem.Q)
+
+
+def count_of_tiles(m, problem):
+    down, across = lines_of_tiles(m, problem)
+    images_down, images_across = dilated_images(problem)
+    return problem.N * images_down * images_across * down.tiles * across.tiles
+
+
+def run_counts(strips, wanted):
+    """Runs of strips: as few as keep the threads busy, or more, which are shorter."""
+    return sorted({min(strips, wanted * n) for n in (1, 2, 4)})
+
+
+def part_counts(problem, threads):
+    panels = ceil_div(problem.Kg, lanes(problem.accumulate))
+    return sorted(
+        {min(parts, panels) for parts in (1, 2, 3, threads // 4, threads // 2, threads) if 0 < parts <= threads}
+    )
+
+
+def cut_into(m, problem, strips, parts, runs=None) -> Cut:
+    """runs: of strips, for each of which a thread transforms its filters itself; None where they come packed."""
+    numbers, tile = Numbers(problem.dtype.name), tile_of(m, problem)
+    (rows, columns), depth_block, W = tile, channels_at_a_time(tile), numbers.count
+    down, across = lines_of_tiles(m, problem)
+    tiles, panels = count_of_tiles(m, problem), ceil_div(problem.Kg, W)
+    images_down, images_across = dilated_images(problem)
+    beside = problem.dilation[1] > 1  # lanes are images, not tiles of one
+    line_tiles, line_columns = (images_across, across.tiles) if beside else (across.tiles, 1)
+    part = ceil_div(panels, parts)
+    parts = ceil_div(panels, part)
+
+    strip_tiles = ceil_div(tiles, strips)
+    strip_vectors = ceil_div(strip_tiles, W)
+    tiles_at = tile.products * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
+    input_slot = lines(tiles_at + 8 * PLANE_KINDS**2 * tile_list_words(numbers))
+    output_vector = max(strip_tiles, fewest_tiles()) * numbers.bytes
+    chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (tile.planes * output_vector)))
+    depth_step, panel_bytes = problem.Cg, tile.products * problem.Cg * numbers.bytes
+    if runs and part * panel_bytes > ALL_FILTERS * target.cache_bytes(2):
+        depth_step = min(depth_block, problem.Cg)
+        chunk = min(chunk, max(2, target.cache_bytes(2) * problem.Cg // depth_step // panel_bytes))
+    chunk = ceil_div(part, ceil_div(part, chunk))
+    output_plane = chunk * output_vector + PLANE_PADDING
+    row_panels = chunk if runs else panels
+    filter_plane = row_panels * depth_step * numbers.bytes + PLANE_PADDING
+
+    in_a_row = min(line_tiles, strip_tiles)
+    segments = min(strip_tiles, ceil_div(strip_tiles - 1, line_tiles) + 1)
+    input_pitch = lines(((in_a_row - 1) * columns.step + columns.span + W) * numbers.item)
+    piece = max(PIECE_TILES, W // (1 if beside else columns.m))  # a vector of outputs in a row, at least
+    output_pitch = piece * columns.m * numbers.bytes
+    input_staging = segments * rows.span * input_pitch
+    spread_at = lines(numbers.staging_at + max(W * input_staging, rows.m * output_pitch + numbers.bytes))
+    spread_pitch, pixels = (strip_vectors + 1) * numbers.bytes, rows.span * columns.span
+    spread_channels = max(1, min(MOST_SPREAD, SPREAD_BYTES // (pixels * spread_pitch)))
+
+    run_strips = ceil_div(strips, runs) if runs else 1  # whose V waits for other filters, and M for other channels
+    output_slots = run_strips if depth_step < problem.Cg else 1
+    input_slots = run_strips if output_slots > 1 or chunk < part else 1
+    output_slot, filter_group = tile.planes * output_plane, tile.products * filter_plane
+    inputs_at = spread_at + spread_channels * pixels * spread_pitch
+    outputs_at = inputs_at + input_slots * input_slot
+    filters_at = lines(outputs_at + output_slots * output_slot)
+    y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
+    return Cut(
+        rows.m, columns.m, rows.span, columns.span, rows.points, columns.points,
+        rows.phases, columns.phases, rows.long_phases, columns.long_phases,
+        images_down, down.tiles, line_columns, line_tiles, 1 if beside else columns.m, tiles, strips, runs or strips,
+        down.shift, across.shift, down.spared, across.spared, parts, W, panels, part, chunk,
+        row_panels, depth_block, depth_step, filter_plane, filter_group, output_plane, output_vector,
+        input_slot if input_slots > 1 else 0, output_slot if output_slots > 1 else 0,
+        worker_span(filters_at + (filter_group if runs else 0)), inputs_at, outputs_at,
+        filters_at if runs else 0, tiles_at,
+        input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
+        piece,
+        int(y_bytes >= PAST_CACHE_BYTES),
+    )  # fmt: skip
+
+
+def cycles(m, problem, threads, cut) -> float:
+    """Predicted cycles of the thread with the most work, with its share of the memory traffic."""
+    tile, tiles = tile_of(m, problem), ceil_div(cut.tiles, cut.strips)
+    units = ceil_div(tiles, tile_rows(VECTORS))
+    vectors = problem.Cg * ceil_div(tiles, cut.panel)
+    stored = cut.part + problem.Kg % cut.panel / cut.panel  # a vector that is not full takes the long way
+    inputs, outputs = (count / (m + 2) ** 2 for count in (tile.products, tile.planes))
+    inputs *= STRIDED if m == 4 and tile.phases > 1 and problem.Cg > FEW_CHANNELS else 1
+    transforms = INPUT_CYCLES[m] * inputs * vectors + OUTPUT_CYCLES[m] * outputs * tiles * stored_share(cut) * stored
+    weights = tile.products * problem.Cg * cut.part  # vectors
+    multiply = (
+        weights * (tiles * kept_share(m, problem) + units * LOADED) / target.multiply_adds_per_cycle() / EFFICIENCY
+    )
+    if cut.outputs_at - cut.inputs_at > INPUTS_IN_CACHE * target.cache_bytes(2):
+        multiply *= BEYOND_CACHE
+    if cut.filters_at and threads * (cut.filters_at - cut.inputs_at) > WAITING_BYTES:
+        multiply *= BEYOND_ALL_CACHES
+    filters = FILTER_CYCLES * weights * cut.panel if cut.filters_at else stream_cycles(problem, cut, weights)
+    strips = ceil_div(cut.strips, cut.runs)
+    tasks = ceil_div(problem.groups * cut.runs * cut.parts, threads)
+    if problem.groups > 1:
+        multiply += tile.products * (CYCLES_PER_PLANE + CYCLES_PER_UNIT * units)
+    memory = memory_cycles(problem, cut) / threads
+    return tasks * (strips * (transforms * vector_share() + multiply) + filters) + memory
+
+
+def kept_share(m, problem) -> float:
+    """Of the tiles' products, those that y needs."""
+    down, across = lines_of_tiles(m, problem)
+    return down.products * across.products / (tile_of(m, problem).products * down.tiles * across.tiles)
+
+
+def vector_share() -> float:
+    """What transforming a vector takes, of what one of 64 bytes takes."""
+    return (target.vector_bytes() + 12) / 76
+
+
+def stored_share(cut) -> float:
+    """Columns that are stored in vectors, of those that there are."""
+    columns = cut.line_tiles * cut.line_step
+    return ceil_div(columns, cut.panel) * cut.panel / columns
+
+
+def stream_cycles(problem, cut, weights) -> float:
+    """What packed weights, so many vectors, add to a strip's multiplications."""
+    cached = problem.groups * cut.filter_group <= CACHED_WEIGHTS
+    return weights * target.vector_bytes() / (CACHE_BYTES_PER_CYCLE if cached else STREAM_BYTES_PER_CYCLE)
+
+
+def memory_cycles(problem, cut) -> float:
+    """Of all threads: reading weights for the first time; and x and writing y, where no cache holds them."""
+    numbers = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
+    count, weights = numbers * problem.dtype.itemsize, problem.groups * cut.filter_group
+    counts = count > PAST_CACHE_BYTES or problem.Cg <= FEW_CHANNELS
+    pixels = count / MEMORY_BYTES_PER_CYCLE if counts else 0.0
+    taps = problem.K * problem.reduction * problem.dtype.itemsize if problem.stride != (1, 1) else 0
+    return pixels + (taps / TAPS_BYTES_PER_CYCLE if cut.filters_at else weights / FIRST_BYTES_PER_CYCLE)
+
+
+def streams_weights(problem, cut) -> int:
+    """Whether packed weights go past the caches."""
+    return int(problem.groups * cut.filter_group >= PAST_CACHE_WEIGHTS)

@@ -1,0 +1,235 @@
+"""Winograd's products: all planes of a strip times some filters.
+
+Tiles at the edge of y may have outputs beyond it. The first output of a tile alone needs the products at the point 0,
+the last one alone those at infinity. So where tiles of 4 x 4 cover 14 rows, the first ones begin a row above them and
+neither these nor the last ones have those products:
+
+    14 rows of y:   . 0 1 2 | 3 4 5 6 | 7 8 9 10 | 11 12 13 .        6 + 6 - 1 + 6 + 6 - 1 = 22 of 24 products,
+                                                                    484 instead of 576 both ways
+
+Each plane so has a list of its tiles (tiles_of_planes): all, or those without the first or last row or column of
+tiles. The lists are divided among as few register tiles as hold them, all alike to one tile.
+"""
+
+from numba import types
+
+from . import tracing
+from .compilation import inlined
+from .microkernel import VECTORS, accumulate, tile_rows
+from .tracing import I64, choose, load, store, traced, when, zeros
+from .vectors import array_at, record_at
+from .winograd_record import (
+    LIST_HEAD,
+    PLANE_KINDS,
+    PLANE_PADDING,
+    RECORD,
+    Numbers,
+    fewest_tiles,
+    plane_phases,
+    strip_functions,
+    tile_list_words,
+)
+
+
+def tile_function(V, vectors, listed):
+    """tile(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step): so many tiles x
+    `vectors` of filters, set in c or added to it.
+
+    tiles: the first one's number, which the others follow; or, where they are `listed`, the address of their numbers,
+    which may repeat. a: tile 0 of a channel, a_step bytes from channel to channel. b: a vector of filters for every
+    channel. b_vector, c_vector: from one vector of filters to the next. Each block of channels is summed from zero:
+    shorter sums, smaller rounding errors.
+    """
+
+    def multiply(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step):
+        step = tracing.constant(a, V.bytes)
+        if listed:
+            numbers = [load(I64, tiles + I64.bytes * i) for i in range(rows)]
+        else:  # constants: with few channels, what precedes the sums counts
+            numbers = [tracing.constant(a, i) for i in range(rows)]
+            a, c = a + tiles * V.item_bytes, c + tiles * V.bytes
+        nothing = [[zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
+        sums = accumulate(
+            V, rows, vectors, a, [number * V.item_bytes for number in numbers], None, a_step, b, step, depth, nothing,
+            ahead, ahead_step, b_vector, fetched=vectors,
+        )  # fmt: skip
+        places = [[c + number * V.bytes + c_vector * j for j in range(vectors)] for number in numbers]
+
+        def added():
+            return [
+                [load(V, place) + total for place, total in zip(*both, strict=True)]
+                for both in zip(places, sums, strict=True)
+            ]
+
+        for row, totals in zip(places, choose(continued > 0, added, lambda: sums), strict=True):
+            for place, total in zip(row, totals, strict=True):
+                store(place, total)
+
+    @traced(types.void)
+    def tile(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step):
+        for count in range(tile_rows(VECTORS), fewest_tiles() - 1, -1):
+            with when(rows.equals(count)):
+                multiply(count, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step)
+
+    return tile
+
+
+def build_tile_lists(real_name):
+    """The tiles of a strip that each kind of plane has: in how many register tiles, of how many tiles each, how many of
+    these have one more, how many bytes of a vector of weights each fetches ahead; then the tiles' numbers in the strip.
+
+    A list ends with its last tile again, as often as the smallest register tile may need.
+    """
+    numbers = Numbers(real_name)
+    first_tile, _, _ = strip_functions(numbers)
+    words, fewest, most, vector_bytes = tile_list_words(numbers), fewest_tiles(), tile_rows(VECTORS), numbers.bytes
+
+    @inlined
+    def is_missing(kind, tile, behind):
+        """Of a row or column of tiles: whether this kind of plane has no products there."""
+        return (kind == 1 and tile == 0) or (kind == 2 and tile == behind - 1)
+
+    def tile_lists(call_address, strip, address, unused, unused_2, unused_3, unused_4, unused_5):
+        call = record_at(RECORD, call_address)
+        lists = array_at(types.int64, address, (PLANE_KINDS * PLANE_KINDS, words), (8 * words, 8))
+        begin, end = first_tile(call, strip), first_tile(call, strip + 1)
+        for kind in range(PLANE_KINDS * PLANE_KINDS):
+            down, across, count = kind % PLANE_KINDS, kind // PLANE_KINDS, 0
+            if (down == 1 and not call.shift_h) or (down == 2 and not call.spared_h):
+                continue
+            if (across == 1 and not call.shift_w) or (across == 2 and not call.spared_w):
+                continue
+            line, at = begin // call.line_tiles, begin % call.line_tiles
+            row, column = line // call.line_columns % call.tile_rows, line % call.line_columns
+            for number in range(end - begin):
+                place, places = (column, call.line_columns) if call.dilation_w > 1 else (at, call.line_tiles)
+                if not (is_missing(down, row, call.tile_rows) or is_missing(across, place, places)):
+                    lists[kind, LIST_HEAD + count] = number
+                    count += 1
+                at += 1
+                if at == call.line_tiles:
+                    at, column = 0, column + 1
+                if column == call.line_columns:
+                    column, row = 0, row + 1
+                if row == call.tile_rows:
+                    row = 0
+            units = (count + most - 1) // most
+            lists[kind, 0], lists[kind, 1], lists[kind, 2] = units, count // max(units, 1), count % max(units, 1)
+            lists[kind, 3] = vector_bytes // max(units, 1)
+            for i in range(count, fewest):
+                lists[kind, LIST_HEAD + i] = lists[kind, LIST_HEAD + count - 1]
+
+    return tile_lists
+
+
+def build_multiply_stage(real_name):
+    """All planes of a strip: their tiles, as many at a time as the registers hold, times some filters, up to 3
+    vectors at a time.
+    """
+    numbers = Numbers(real_name)
+    vector_bytes = numbers.bytes
+    _, strip_width, _ = strip_functions(numbers)
+    words, fewest = tile_list_words(numbers), fewest_tiles()
+    tile_3, tile_2, tile_1 = (tile_function(numbers.lanes, vectors, listed=False) for vectors in (3, 2, 1))
+    listed_3, listed_2, listed_1 = (tile_function(numbers.lanes, vectors, listed=True) for vectors in (3, 2, 1))
+
+    @inlined
+    def tile_vectors(left):
+        """Of the next tile, where so many are left: 3, but 2 and 2 rather than 3 and 1."""
+        return 2 if left == 4 else min(left, VECTORS)
+
+    @inlined
+    def plane_kind(point, points, shift, spared):
+        return 1 if shift and point == 0 else 2 if spared and point == points - 1 else 0
+
+    @inlined
+    def tiles_of_plane(call, inputs, plane):
+        """Where the plane's list of tiles is."""
+        down = plane_kind(plane % call.points_h, call.points_h, call.shift_h, call.spared_h)
+        across = plane_kind(plane // call.points_h, call.points_w, call.shift_w, call.spared_w)
+        return inputs + call.tiles_at + (across * PLANE_KINDS + down) * 8 * words
+
+    @inlined
+    def units_of(tiles):
+        """The head of a list."""
+        head = array_at(types.int64, tiles, (LIST_HEAD,), (8,))
+        return head[0], head[1], head[2], head[3]
+
+    @inlined
+    def multiply_tiles(vectors, rows, tiles, all_tiles, a, a_step, b, depth, c, c_vector, continued, ahead, share):
+        b_vector = depth * vector_bytes
+        if all_tiles:
+            if vectors == 3:
+                tile_3(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+            elif vectors == 2:
+                tile_2(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+            else:
+                tile_1(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+        elif vectors == 3:
+            listed_3(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+        elif vectors == 2:
+            listed_2(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+        else:
+            listed_1(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+
+    @inlined
+    def multiply_strip(vectors, tiles, all_tiles, a, a_step, b, depth, c, c_vector, continued, ahead):
+        units, some, more, share = units_of(tiles)
+        here, size = (0, 1) if all_tiles else (tiles + 8 * LIST_HEAD, 8)
+        for unit in range(units):
+            rows, soon = some + (unit < more), ahead + unit * share * depth
+            multiply_tiles(
+                vectors, max(rows, fewest), here, all_tiles, a, a_step, b, depth, c, c_vector, continued, soon, share
+            )
+            here += size * rows
+
+    @inlined
+    def next_plane(call, inputs, plane, filters):
+        """The next one that has tiles, and where its filters are."""
+        planes = call.points_h * call.points_w
+        filters, plane = filters + plane_phases(call, plane) * call.filter_plane, plane + 1
+        while plane < planes and units_of(tiles_of_plane(call, inputs, plane))[0] == 0:
+            filters, plane = filters + plane_phases(call, plane) * call.filter_plane, plane + 1
+        return plane, filters
+
+    @inlined
+    def following(call, filters, phases, then, then_phases, c, first, behind, j, vectors, panel, end):
+        """Where the weights begin that are needed next: of channel c, or of the next filters, or of the next plane.
+
+        then, then_phases: of the next plane, as filters and phases of this one.
+        """
+        if c == behind:
+            c, j = first, j + vectors
+        if j == end:
+            filters, phases, j = then, then_phases, panel
+        channels = min(call.depth_block, call.Cg - c)
+        return filters + phases * ((c - first) * call.row_panels + j * channels) * vector_bytes
+
+    def multiply_stage(call_address, weights, panel, end, strip, inputs, outputs, first):
+        """The next depth_step channels, from `first` on, times the vectors of filters panel .. end-1 of `weights`.
+
+        outputs: where the sums of the first of these vectors are, or shall be.
+        """
+        call = record_at(RECORD, call_address)
+        row, filters, a = strip_width(call, strip) * vector_bytes, weights, inputs
+        behind = min(first + call.depth_step, call.Cg)
+        for plane in range(call.points_h * call.points_w):
+            phases, tiles = plane_phases(call, plane), tiles_of_plane(call, inputs, plane)
+            j, all_tiles = panel if units_of(tiles)[0] else end, tiles == inputs + call.tiles_at
+            after, then = next_plane(call, inputs, plane, filters)
+            then_phases = plane_phases(call, after)
+            while j < end:
+                vectors = tile_vectors(end - j)
+                to = outputs + plane * call.output_plane + (j - panel) * call.output_vector
+                for c in range(first, behind, call.depth_block):
+                    channels = min(call.depth_block, call.Cg - c)
+                    depth, pixels = phases * channels, a + phases * c * row
+                    b = filters + (phases * (c - first) * call.row_panels + j * depth) * vector_bytes
+                    ahead = following(
+                        call, filters, phases, then, then_phases, c + channels, first, behind, j, vectors, panel, end
+                    )
+                    multiply_strip(vectors, tiles, all_tiles, pixels, row, b, depth, to, call.output_vector, c, ahead)
+                j += vectors
+            a, filters = a + phases * (call.Cg * row + PLANE_PADDING), filters + phases * call.filter_plane
+
+    return multiply_stage
