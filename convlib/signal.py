@@ -137,7 +137,7 @@ def sums(in1, in2, mode, boundary, fillvalue, convolving, options):
     return real_sums(library, image, kernel, padding, convolving, options), swapped
 
 
-# ---- what SciPy means ----
+# What SciPy means.
 
 
 def of_one_library(in1, in2):
@@ -262,7 +262,7 @@ def surrounded(library, image, padding, mode, fill):
     return image[..., rows, :][..., columns], ((0, 0), (0, 0))
 
 
-# ---- numbers that no kernel takes ----
+# Numbers that no kernel takes.
 
 
 def complex_sums(library, image, kernel, padding, convolving, options):
@@ -338,7 +338,7 @@ def pieces(array, most, width):
     return [cast((words >> shift) & mask, np.dtype(np.float64)) for shift in range(0, 64, width)]
 
 
-# ---- pairs as batch, groups and filters ----
+# Pairs as batch, groups and filters.
 
 
 def real_sums(library, image, kernel, padding, convolving, options):
@@ -371,7 +371,7 @@ def convolved(library, x, w, groups, padding, convolving, options):
     return library.finished(result)
 
 
-# ---- the few functions whose names differ between the libraries ----
+# The few functions whose names differ between the libraries.
 
 
 def module_of(library):

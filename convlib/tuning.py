@@ -171,7 +171,7 @@ def worth_trying(names, problem, place, planned):
     return [name for name in names if predicted[name] <= FAR * least]
 
 
-# ---- measuring ----
+# Measuring.
 
 
 def measured(names, problem, place, planned) -> dict[str, float]:

@@ -180,7 +180,7 @@ def build():
     return task_loop(task_function())
 
 
-# ---- how a problem is cut ----
+# How a problem is cut.
 
 
 @lru_cache(maxsize=1024)
@@ -256,7 +256,7 @@ def prepared(problem, threads, panels):
     return fields, compiled(build), tasks
 
 
-# ---- the kernel ----
+# The kernel.
 
 
 def why_not(problem, device):

@@ -271,7 +271,7 @@ def build(dtype_name):
     return task_loop(task_function(dtype_name))
 
 
-# ---- how a problem is cut ----
+# How a problem is cut.
 
 
 def real_bytes(problem):
@@ -384,7 +384,7 @@ def prepared(problem, threads):
     return fields, compiled(build, problem.dtype.name), tasks
 
 
-# ---- the kernel ----
+# The kernel.
 
 
 def why_not(problem, device):

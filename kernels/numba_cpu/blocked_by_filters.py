@@ -355,7 +355,7 @@ def build(dtype_name, tile_pixels, layout):
     return two_round_loop(pack_shared, task)
 
 
-# ---- how a problem is cut ----
+# How a problem is cut.
 
 
 def channel_block(problem) -> int:
@@ -395,7 +395,7 @@ def prepared(problem, threads):
     return fields, compiled(build, problem.dtype.name, tile_pixels(problem), problem.layout), copies, tasks
 
 
-# ---- the kernel ----
+# The kernel.
 
 
 def why_not(problem, device):

@@ -55,7 +55,7 @@ def multiplies_pairs() -> bool:
     return "avx512bf16" in target.features() and target.vector_bytes() == SUMS.bytes
 
 
-# ---- the two instructions ----
+# The two instructions.
 
 
 class BFloat(ir.Type):
@@ -104,7 +104,7 @@ def write_results(address, sums):
 PAIRED = Arithmetic(dot_pairs, read_results, write_results, SHORT_BYTES)
 
 
-# ---- words of two channels' numbers ----
+# Words of two channels' numbers.
 
 
 def joined(low, high):
@@ -157,7 +157,7 @@ def copy_word_function(paired):
     return copy_word
 
 
-# ---- x as planes and as panels of words ----
+# X as planes and as panels of words.
 
 
 def copy_pair_planes_function(paired):
@@ -235,7 +235,7 @@ def fill_panel_offsets(to, pairs):
         put_word(to, c, c * PANEL_ROW)
 
 
-# ---- weights as rows of words ----
+# Weights as rows of words.
 
 
 def build_rows(padding):

@@ -136,7 +136,7 @@ def load(code):
     return engine
 
 
-# ---- the disk ----
+# The disk.
 
 
 @cache

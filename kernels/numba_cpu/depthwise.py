@@ -197,7 +197,7 @@ def build(*constants):
     return task_loop(depthwise)
 
 
-# ---- how a problem is cut ----
+# How a problem is cut.
 
 
 @lru_cache(maxsize=1024)
@@ -301,7 +301,7 @@ def plane_cycles(problem, spacing, step, C, tile):
     return tiles * (max(0.45 * multiply_adds + 0.36 * loads, waiting / 2) + 15 + 3 * rows * vectors)
 
 
-# ---- the kernel ----
+# The kernel.
 
 
 def why_not(problem, device):

@@ -241,7 +241,7 @@ def build(dtype_name, rows, width):
     return task_loop(task)
 
 
-# ---- how a problem is cut ----
+# How a problem is cut.
 
 
 def halo_of(problem):

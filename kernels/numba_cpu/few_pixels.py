@@ -215,7 +215,7 @@ def build(dtype_name, rows, pixels):
     return two_round_loop(copy, multiply)
 
 
-# ---- how a problem is cut ----
+# How a problem is cut.
 
 
 def part_count(problem, threads) -> int:

@@ -216,7 +216,7 @@ def build(dtype_name):
     return task_loop(convolve_pair)
 
 
-# ---- how a problem is cut ----
+# How a problem is cut.
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ def transform_cycles(problem, tile_h, tile_w):
     return rate * size * log2(size) * 16 / lanes_for(problem.dtype.name)
 
 
-# ---- the kernel ----
+# The kernel.
 
 
 def why_not(problem, device):

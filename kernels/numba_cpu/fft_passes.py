@@ -34,7 +34,7 @@ PASS_BYTES = 8 * len(PASS_FIELDS)
 HALF = sqrt(0.5)
 
 
-# ---- which passes a length takes ----
+# Which passes a length takes.
 
 
 def radices(length):
@@ -67,7 +67,7 @@ def tables(length, dtype_name):
     return np.array(rows, np.int64), np.concatenate(factors).astype(dtype_name)
 
 
-# ---- one small transform in registers; numbers are pairs (real, imaginary) ----
+# One small transform in registers; numbers are pairs (real, imaginary).
 
 
 def dft(numbers, sign):
@@ -118,7 +118,7 @@ def times_conjugate(a, b):
     return fma(ar, br, ai * bi), fma(ai, br, negative(ar * bi))
 
 
-# ---- the passes, as Numba functions ----
+# The passes, as Numba functions.
 
 
 def numbers_at(V, address, apart, distance, count):

@@ -90,7 +90,7 @@ CALL_GROUPED = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in 
 CALL_PACK = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in ("side_by_side", "vectors")]))
 
 
-# ---- one tile ----
+# One tile.
 
 
 def tile_function(dtype_name, tile):
@@ -187,7 +187,7 @@ def tile_function(dtype_name, tile):
     return multiply
 
 
-# ---- what one call does ----
+# What one call does.
 
 
 def finish_function(dtype_name):
@@ -345,7 +345,7 @@ def build_pack(dtype_name):
     return task_loop(pack)
 
 
-# ---- the kernel ----
+# The kernel.
 
 
 @lru_cache(maxsize=1024)

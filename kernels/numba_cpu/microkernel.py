@@ -138,7 +138,7 @@ def accumulate(
     return (sums, alone[0]) if lone else sums
 
 
-# ---- a whole tile: sums from where the last depth block left them, to where the next or the result needs them ----
+# A whole tile: sums from where the last depth block left them, to where the next or the result needs them.
 
 
 def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=False, arithmetic=None):
@@ -258,7 +258,7 @@ def multiply_function(dtype, bias_of, rows=None, transposed=False, indirect=Fals
     return multiply
 
 
-# ---- what it costs ----
+# What it costs.
 
 CLOCK = 3.05e9  # cycles a second, for predictions: the Zen 3 they were fitted on; kernels compare alike on others
 MEMORY_BYTES = 12e9  # a second, from and to memory that is no longer in the L2 cache
@@ -287,7 +287,7 @@ def predicted(problem, device, cycles) -> float:
     return CALL_SECONDS + cycles / CLOCK / device.threads + numbers * problem.dtype.itemsize / MEMORY_BYTES / 2
 
 
-# ---- what the core can do at most ----
+# What the core can do at most.
 
 
 def build_peak(dtype_name):

@@ -294,7 +294,7 @@ def build(dtype_name, rows, layout):
     return task_loop(task)
 
 
-# ---- how a problem is cut ----
+# How a problem is cut.
 
 
 @lru_cache(maxsize=1024)

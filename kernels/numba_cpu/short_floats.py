@@ -125,7 +125,7 @@ def strided_functions(dtype_name):
     return read, write
 
 
-# ---- by the name of a dtype: what lies in memory, and the sums in registers ----
+# By the name of a dtype: what lies in memory, and the sums in registers.
 
 
 def real_of(dtype_name):

@@ -437,7 +437,7 @@ def build(dtype_name, lone):
     return two_round_loop(pack_round, task)
 
 
-# ---- how a problem is cut ----
+# How a problem is cut.
 
 
 def vector_pixels(problem) -> int:
@@ -555,7 +555,7 @@ def prepared(problem, threads):
     return fields, compiled(build, problem.dtype.name, lone_pixels(problem)), packs, tasks
 
 
-# ---- the kernel ----
+# The kernel.
 
 
 def why_not(problem, device):

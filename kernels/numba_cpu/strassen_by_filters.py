@@ -381,7 +381,7 @@ def build_pack(dtype_name, width, channels):
     return task_loop(pack)
 
 
-# ---- how a problem is cut ----
+# How a problem is cut.
 
 
 @lru_cache(maxsize=1024)
@@ -452,7 +452,7 @@ def prepared(problem, threads):
     return fields, compiled(build, problem.dtype.name, *tile_of(problem)), tasks
 
 
-# ---- the kernel ----
+# The kernel.
 
 
 def why_not(problem, device):

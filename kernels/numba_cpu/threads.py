@@ -148,7 +148,7 @@ def run_tasks(loop, call, tasks, threads, before=0):
     loop.call(call, job, 0)
 
 
-# ---- compiled: what threads do without the GIL ----
+# Compiled: what threads do without the GIL.
 
 
 def build_open():
@@ -249,7 +249,7 @@ def spins_for(seconds) -> int:
     return max(1, int(seconds * 2_000 / (time.perf_counter() - start)))
 
 
-# ---- the pool ----
+# The pool.
 
 
 def aligned_words(count):

@@ -197,7 +197,7 @@ def call(like, name, result, arguments):
     return Value(like.builder, like.builder.call(function, [a.ir for a in arguments]), result)
 
 
-# ---- vectors ----
+# Vectors.
 
 
 def broadcast(V, scalar):
@@ -313,7 +313,7 @@ def hidden(number):
     return Value(number.builder, number.builder.asm(empty, "", "=r,0", [number.ir], False), number.type)
 
 
-# ---- memory: addresses are 64-bit integers ----
+# Memory: addresses are 64-bit integers.
 
 
 def pointer(address, type_):
@@ -411,7 +411,7 @@ def transpose(rows):
     return rows
 
 
-# ---- several threads ----
+# Several threads.
 
 
 def fetch_add(address, amount):
@@ -448,7 +448,7 @@ def call_address(address, *arguments):
     address.builder.call(function, [a.ir for a in arguments])
 
 
-# ---- control flow of the running kernel ----
+# Control flow of the running kernel.
 
 
 def flatten(tree):
@@ -520,7 +520,7 @@ def choose(condition, yes, no):
     return rebuild(phis)
 
 
-# ---- from Numba's types, and into them ----
+# From Numba's types, and into them.
 
 
 def lanes_of(numba_type):

@@ -57,7 +57,7 @@ def value(builder, raw, numba_type):
     return Value(builder, raw, lanes_of(numba_type))
 
 
-# ---- functions whose first argument is the vector type ----
+# Functions whose first argument is the vector type.
 
 
 def any_arguments(vector, *arguments):
@@ -126,7 +126,7 @@ def first(V, count):
     return tracing.first_lanes(V, count)
 
 
-# ---- functions of vectors and addresses ----
+# Functions of vectors and addresses.
 
 
 @traced(types.void)
@@ -219,7 +219,7 @@ def call_task_loop(address, call, job, worker):
     tracing.call_address(address, call, job, worker)
 
 
-# ---- operators ----
+# Operators.
 
 
 def define_operator(function, traced_function, returns=same_type):
@@ -246,7 +246,7 @@ for function in (operator.lt, operator.le, operator.gt, operator.ge):
     define_operator(function, function, mask_of)
 
 
-# ---- views of memory as records and arrays ----
+# Views of memory as records and arrays.
 
 
 @intrinsic

@@ -308,7 +308,7 @@ def build(dtype_name, filters, taps):
     return task_loop(task)
 
 
-# ---- how a problem is cut ----
+# How a problem is cut.
 
 
 @lru_cache(maxsize=1024)

@@ -122,7 +122,7 @@ MOST_TAPS, MOST_STRIDE = 11, 4  # the transforms are straight code: that of 11 x
 CALL_CYCLES = 26_000  # of the cost model of winograd_cuts.py
 
 
-# ---- the kernel; winograd_f2.py, winograd_f4.py and winograd_f6.py give m ----
+# The kernel; winograd_f2.py, winograd_f4.py and winograd_f6.py give m.
 
 
 def build_loop(real_name):

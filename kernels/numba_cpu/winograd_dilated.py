@@ -74,7 +74,7 @@ def undilated(problem):
     return replace(problem, dilation=(1, 1))
 
 
-# ---- the kernel ----
+# The kernel.
 
 
 def why_not(problem, device):

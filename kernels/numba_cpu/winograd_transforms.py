@@ -40,7 +40,7 @@ from .winograd_matrices import HALF, LONE, ONE, filter_matrix, input_matrix, out
 QUAD = 4
 
 
-# ---- small matrices times lists of vectors ----
+# Small matrices times lists of vectors.
 
 
 def combine(coefficients, values):
@@ -96,7 +96,7 @@ def times_paired_columns(matrix, values):
     return [combine(row, values) for row in matrix]
 
 
-# ---- quads of many addresses as vectors ----
+# Quads of many addresses as vectors.
 
 
 def join(parts):
@@ -176,7 +176,7 @@ def transposed_copy(dtype_name, V):
     return copy
 
 
-# ---- the three transforms; planes are numbered column by column, each `plane` bytes after the last ----
+# The three transforms; planes are numbered column by column, each `plane` bytes after the last.
 
 
 def tile_addresses(V, base, table):

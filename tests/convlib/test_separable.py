@@ -27,7 +27,7 @@ def products(count, R, S, dtype="f4", seed=0):
     return np.einsum("kr,ks->krs", random.standard_normal((count, R)), random.standard_normal((count, S))).astype(dtype)
 
 
-# ---- which are products ----
+# Which are products.
 
 
 def test_what_is_nearly_a_product_is_none():
@@ -63,7 +63,7 @@ def test_a_window_is_split_only_where_that_is_predicted_to_be_faster_and_exact_e
     assert not worthwhile(512, 21, dtype="float64", max_error=signal.PLAIN_SUMS_ONLY), "integers must stay exact"
 
 
-# ---- plans ----
+# Plans.
 
 SPLIT = {
     "image filter": ((1, 1, 60, 70), (1, 21, 21), {"padding": 10}),
@@ -135,7 +135,7 @@ def test_workspace_holds_what_lies_between_and_obeys_the_limit(always_worthwhile
     assert "+" not in plan((1, 1, 512, 512), w, padding=10, workspace_limit=needed - 1).name
 
 
-# ---- convlib.signal ----
+# Convlib.signal.
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])

@@ -198,7 +198,7 @@ def test_integers_are_exact_where_floats_are_not():
     np.testing.assert_array_equal(convolve2d(large, large), scipy_signal.convolve2d(large, large))
 
 
-# ---- other libraries ----
+# Other libraries.
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_cupys_arrays_stay_cupys(dtypes, boundary, cupy):
         convolve2d(in1.view(Marked), in2)
 
 
-# ---- refusals ----
+# Refusals.
 
 
 @pytest.mark.parametrize(

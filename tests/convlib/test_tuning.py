@@ -177,7 +177,7 @@ def test_complex_numbers_and_modes_of_padding_take_it(measurements):
     assert len(measurements) == 2
 
 
-# ---- what goes wrong ----
+# What goes wrong.
 
 
 def test_a_flag_is_a_flag():
@@ -261,7 +261,7 @@ def test_threads_measure_once(measurements):
     assert len(measurements) == 1
 
 
-# ---- on a GPU ----
+# On a GPU.
 
 GPU = Device("cuda", 0, "a card", (9, 0), 132)
 GPU_KERNELS = ("cupy_raw.direct", "cupy_raw.tiled", "cupy_raw.im2col")
@@ -333,7 +333,7 @@ def test_a_block_on_a_gpu_lies_between_two_events(monkeypatch):
     assert happened[2:] == ["record event 0", "call", "call", "call", "record event 1", "wait for event 1"]
 
 
-# ---- the command ----
+# The command.
 
 
 def test_the_command_prints_what_was_measured(measurements):
