@@ -157,7 +157,7 @@ def copy_word_function(paired):
     return copy_word
 
 
-# X as planes and as panels of words.
+# x as planes and as panels of words.
 
 
 def copy_pair_planes_function(paired):

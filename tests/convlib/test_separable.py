@@ -135,7 +135,7 @@ def test_workspace_holds_what_lies_between_and_obeys_the_limit(always_worthwhile
     assert "+" not in plan((1, 1, 512, 512), w, padding=10, workspace_limit=needed - 1).name
 
 
-# Convlib.signal.
+# convlib.signal.
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])
