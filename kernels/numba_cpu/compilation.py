@@ -31,6 +31,7 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,7 @@ import llvmlite.binding as llvm
 import numba
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.errors import NumbaExperimentalFeatureWarning
 
 from . import target
 
@@ -120,7 +122,10 @@ def compile_with_numba(function):
     """
     parameters = function.__code__.co_argcount
     signature = numba.void(*[numba.int64] * parameters)
-    return numba.cfunc(signature, nopython=True, error_model="numpy")(function), parameters
+    with warnings.catch_warnings():
+        # A record with fields of its own behind call.py's goes to functions that read call.py's.
+        warnings.simplefilter("ignore", NumbaExperimentalFeatureWarning)
+        return numba.cfunc(signature, nopython=True, error_model="numpy")(function), parameters
 
 
 def load(code):

@@ -45,7 +45,7 @@ CACHED_WEIGHTS = 19 << 20  # U up to this size comes from the L3 cache
 STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 17.0, 400.0  # U, from memory and from L3, beside the multiply
 FIRST_BYTES_PER_CYCLE = 50.0  # U, when it is read first
 TAPS_BYTES_PER_CYCLE = 4.0  # w in a single call with a stride, whose smaller y repays its transforms less
-MEMORY_BYTES_PER_CYCLE = 2.5  # x and y, where no cache holds them
+MEMORY_BYTES_PER_CYCLE = 3.2  # x and y, where no cache holds them
 FEW_CHANNELS = 4  # up to so many, y is most of the work, and x and y count wherever they are
 
 
