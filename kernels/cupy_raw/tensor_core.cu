@@ -73,13 +73,9 @@
 
 constexpr int CHUNKS = 4;                         // of a row of a stage
 constexpr int DEPTH = CHUNKS * CHUNK;             // reduction steps per stage
-constexpr int STEPS = 2;                          // of 32 bytes, which the tensor cores take at once
 constexpr int TAPS = R * S;
 
-constexpr int WARPS_K = TILE_K / WARP_K, WARPS = TILE_M / WARP_M * WARPS_K;
-constexpr int THREADS = 32 * WARPS;
 constexpr int PIXEL_BYTES = TILE_M * CHUNKS * 16, STAGE_BYTES = PIXEL_BYTES + TILE_K * CHUNKS * 16;
-constexpr int BLOCKS_PER_SM = WARPS_PER_SM / WARPS;
 
 // A thread's part of a stage of pixels: OWN of them, COLUMNS chunks of each.
 constexpr int OWN = TOGETHER ? TILE_M * CHUNKS / THREADS : TILE_M > THREADS ? TILE_M / THREADS : 1;
@@ -110,8 +106,11 @@ struct Spot {
     __device__ __forceinline__ void advance(int steps, const Cut& cut)
     {
         channel += steps;
-        if constexpr (!TAPS_INNER)
+        if constexpr (ONE_TAP && !TAPS_INNER) {
+            if (channel >= cut.channels) channel = 0, ++tap;
+        } else if constexpr (!TAPS_INNER) {
             for (; channel >= cut.channels; ++tap) channel -= cut.channels;
+        }
     }
 };
 
@@ -173,41 +172,65 @@ struct Walk {
             spot.advance(DEPTH, cut);
         } else {
             Spot at = spot;
+            Window windows[OWN];
             #pragma unroll
             for (int i = 0; i < COLUMNS; ++i) {
                 #pragma unroll
-                for (int j = 0; j < OWN; ++j) held[j * COLUMNS + i] = gathered(j, at, x, problem);
+                for (int j = 0; j < OWN; ++j) {
+                    uint4& chunk = held[j * COLUMNS + i];
+                    if constexpr (TAPS_INNER) {
+                        chunk = of_taps(j, at.channel, x, problem);
+                    } else {
+                        if (i == 0 || !ONE_TAP) windows[j] = window_of(j, at, problem);
+                        chunk = gathered(windows[j], ONE_TAP ? i * CHUNK : 0, problem.Cg - 1 - at.channel, x);
+                    }
+                }
                 at.advance(CHUNK, cut);
             }
             spot.advance(DEPTH, cut);
         }
     }
 
-    __device__ __forceinline__ uint4 gathered(int j, const Spot& at, const Element* __restrict__ x,
-                                              const Problem& problem) const
+    __device__ __forceinline__ uint4 of_taps(int j, int first, const Element* __restrict__ x,
+                                             const Problem& problem) const
     {
         Chunk chunk;
-        if constexpr (TAPS_INNER) {
-            #pragma unroll
-            for (int i = 0; i < CHUNK; ++i) {
-                const unsigned step = at.channel + i, c = step / TAPS, r = step % TAPS / S, s = step % S;
-                const bool wanted = c < problem.Cg && contains(problem, j, r, s);
-                chunk.lane[i] = wanted ? x[corner[j] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)]
-                                       : Element{};
-            }
-            return reinterpret_cast<const uint4&>(chunk);
-        }
-        // Loads need no conditions if what is outside is taken from x's first element, and dropped afterwards.
-        const int r = at.tap / S, s = at.tap % S, last = WHOLE ? CHUNK : problem.Cg - 1 - at.channel;
-        const bool inside = at.tap < TAPS && contains(problem, j, r, s);
-        const Offset first = corner[j] + offset(problem.x, 0, at.channel, r * DILATION_H, s * DILATION_W);
-        const Offset from = inside ? first : 0, apart = inside ? (Offset)problem.x.c : 0;
         #pragma unroll
         for (int i = 0; i < CHUNK; ++i) {
-            const Element element = x[from + min(i, last) * apart];
-            chunk.lane[i] = i <= last ? element : Element{};
+            const unsigned step = first + i, c = step / TAPS, r = step % TAPS / S, s = step % S;
+            const bool wanted = c < problem.Cg && contains(problem, j, r, s);
+            chunk.lane[i] = wanted ? x[corner[j] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)]
+                                   : Element{};
         }
-        return inside ? reinterpret_cast<const uint4&>(chunk) : uint4{};
+        return reinterpret_cast<const uint4&>(chunk);
+    }
+
+    // Where a pixel's channels lie from `at` on. Loads need no conditions if what is outside is taken from x's first
+    // element, and dropped afterwards.
+    struct Window {
+        bool inside;
+        Offset first, apart;
+    };
+
+    __device__ __forceinline__ Window window_of(int j, const Spot& at, const Problem& problem) const
+    {
+        const int r = at.tap / S, s = at.tap % S;
+        const bool inside = at.tap < TAPS && contains(problem, j, r, s);
+        const Offset first = corner[j] + offset(problem.x, 0, at.channel, r * DILATION_H, s * DILATION_W);
+        return {inside, inside ? first : 0, inside ? (Offset)problem.x.c : 0};
+    }
+
+    // The chunk from channel `from` of the window on; the group's last is number `last` of it.
+    static __device__ __forceinline__ uint4 gathered(const Window& window, int from, int last,
+                                                     const Element* __restrict__ x)
+    {
+        Chunk chunk;
+        #pragma unroll
+        for (int i = 0; i < CHUNK; ++i) {
+            const Element element = x[window.first + (from + (WHOLE ? i : min(i, last))) * window.apart];
+            chunk.lane[i] = WHOLE || i <= last ? element : Element{};
+        }
+        return window.inside ? reinterpret_cast<const uint4&>(chunk) : uint4{};
     }
 
     __device__ __forceinline__ void put(unsigned char* stage) const
@@ -251,22 +274,45 @@ struct FilterWalk {
     }
 };
 
-// Where a lane points ldmatrix, within a stage: its row of the warp's first blocks, and its chunk of the first step.
+// What a thread brings of a stage to a place in shared memory, for multiply_stages.
+struct Bring {
+    const Element* __restrict__ x;
+    const Problem& problem;
+    const Cut& cut;
+    Walk pixels;
+    FilterWalk filters;
+
+    __device__ __forceinline__ void fetch(int place)
+    {
+        const unsigned stage = shared_address(memory) + place;
+        pixels.fetch(stage, x, problem, cut);
+        filters.fetch(stage + PIXEL_BYTES, cut.filters);
+    }
+
+    __device__ __forceinline__ void put(int place) const
+    {
+        pixels.put(memory + place);
+        filters.put(memory + place + PIXEL_BYTES);
+    }
+};
+
+// Where a lane points ldmatrix, within a stage: its row of the warp's first blocks, and its chunk of the warp's first
+// step.
 struct Aim {
     int pixels, filters;
 
-    __device__ __forceinline__ Aim(int warp_pixel, int warp_filter)
+    __device__ __forceinline__ explicit Aim(const Warp& warp)
     {
         const int lane = threadIdx.x % 32;
-        pixels = place_of(warp_pixel + lane % 16, lane / 16);
-        filters = PIXEL_BYTES + place_of(warp_filter + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+        pixels = place_of(warp.m + lane % 16, lane / 16 + warp.half * 2);
+        filters = PIXEL_BYTES + place_of(warp.k + lane / 16 * 8 + lane % 8, lane / 8 % 2 + warp.half * 2);
     }
 };
 
 __device__ __forceinline__ void multiply_stage(Sums& sums, unsigned stage, const Aim& aim)
 {
     #pragma unroll
-    for (int step = 0; step < STEPS; ++step) {
+    for (int step = 0; step < STEPS / HALVES; ++step) {
         unsigned a[BLOCKS_M][4], a_rest[BLOCKS_M][4];
         // Two columns further is the other bit of the swizzle's exclusive or.
         #pragma unroll
@@ -352,7 +398,7 @@ __device__ __forceinline__ void store_run(const Problem& problem, const Output& 
 
 // The block's sums to y, through shared memory, so that each thread stores RUN neighbours at once.
 __device__ __forceinline__ void finish(const Problem& problem, const Cut& cut, const Output& output, const Sums& sums,
-                                       Index first_pixel, int group, int first_filter, int warp_pixel, int warp_filter)
+                                       Index first_pixel, int group, int first_filter, const Warp& warp)
 {
     __syncthreads();  // nobody multiplies any more
     Place* const places = reinterpret_cast<Place*>(memory + SLICES_BYTES);
@@ -369,16 +415,17 @@ __device__ __forceinline__ void finish(const Problem& problem, const Cut& cut, c
         biases[i] = wanted ? widened(output.bias[(group * problem.Kg + k) * (Offset)problem.bias]) : Accumulator(0);
     }
     __syncthreads();
-    Slice& slice = reinterpret_cast<Slice*>(memory)[threadIdx.x / 32];
+    if (warp.half == 1) return;  // its sums are the other half's now
+    Slice& slice = reinterpret_cast<Slice*>(memory)[warp.number];
     constexpr int RUNS = LENGTH / RUN;
     #pragma unroll
     for (int number = 0; number < (ALONG_FILTERS ? WARP_M : WARP_K) / SLICE; ++number) {
-        spread(slice, sums, biases + warp_filter, number);
+        spread(slice, sums, biases + warp.k, number);
         __syncwarp();
         for (int i = threadIdx.x % 32; i < SLICE * RUNS; i += 32) {
             const int row = i / RUNS, column = i % RUNS * RUN;
-            const int m = warp_pixel + (ALONG_FILTERS ? number * SLICE + row : column);
-            const int k = first_filter + warp_filter + (ALONG_FILTERS ? column : number * SLICE + row);
+            const int m = warp.m + (ALONG_FILTERS ? number * SLICE + row : column);
+            const int k = first_filter + warp.k + (ALONG_FILTERS ? column : number * SLICE + row);
             if (first_pixel + m < cut.pixels && k < problem.Kg)
                 store_run(problem, output, slice[row], column, places[m / PIXELS_PER_PLACE], group * problem.Kg + k);
         }
@@ -395,53 +442,25 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
     const Job job(blockIdx.x, cut);
     const Tile tile(job.tile, cut);
     const int all = cut.depth / DEPTH, first = job.first_stage(cut), count = job.stages(cut, all);
-    const int warp = threadIdx.x / 32, warp_pixel = warp / WARPS_K * WARP_M, warp_filter = warp % WARPS_K * WARP_K;
 
-    Walk walk;
-    walk.start(problem, cut, tile.first_pixel, tile.group, first);
-    FilterWalk filters;
-    filters.next = reinterpret_cast<const uint4*>(packed)
-                 + (((int64)tile.group * all + first) * cut.filters + tile.first_filter) * CHUNKS + threadIdx.x;
+    Bring bring{x, problem, cut};
+    bring.pixels.start(problem, cut, tile.first_pixel, tile.group, first);
+    bring.filters.next = reinterpret_cast<const uint4*>(packed)
+                       + (((int64)tile.group * all + first) * cut.filters + tile.first_filter) * CHUNKS + threadIdx.x;
+    const Warp warp;
+    const Aim aim(warp);
     const unsigned start = shared_address(memory);
-
-    #pragma unroll
-    for (int stage = 0; stage < STAGES - 1; ++stage) {
-        if (stage < count) {
-            walk.fetch(start + stage * STAGE_BYTES, x, problem, cut);
-            filters.fetch(start + stage * STAGE_BYTES + PIXEL_BYTES, cut.filters);
-            walk.put(memory + stage * STAGE_BYTES);
-            filters.put(memory + stage * STAGE_BYTES + PIXEL_BYTES);
-        }
-        commit_copies();
-    }
-    const Aim aim(warp_pixel, warp_filter);
     Sums sums = {};
-    int now = 0, next = (STAGES - 1) * STAGE_BYTES;
-    for (int left = count; left > 0; --left) {
-        wait_for_copies<STAGES - 2>();
-        __syncthreads();  // everybody's copies have come, and nobody reads the oldest stage any more
-        const bool more = left >= STAGES;
-        if (more) {
-            walk.fetch(start + next, x, problem, cut);
-            filters.fetch(start + next + PIXEL_BYTES, cut.filters);
-        }
-        commit_copies();
-        multiply_stage(sums, start + now, aim);
-        if (more) {
-            walk.put(memory + next);
-            filters.put(memory + next + PIXEL_BYTES);
-        }
-        next = now;
-        now = now == (STAGES - 1) * STAGE_BYTES ? 0 : now + STAGE_BYTES;
-    }
+    multiply_stages<STAGE_BYTES>(count, bring, [&](int stage) { multiply_stage(sums, start + stage, aim); });
+    add_halves(sums, warp, memory);
 
     if (SPLIT && job.split != Job::WHOLE_TILE) {
+        if (warp.half == 1) return;
         partial += job.partial_tile(cut) * (TILE_K * TILE_M);
-        if constexpr (ALONG_FILTERS) leave_sums_along_filters(sums, partial + warp_pixel * TILE_K + warp_filter, TILE_K);
-        else leave_sums(sums, partial + warp_filter * TILE_M + warp_pixel, TILE_M);
+        if constexpr (ALONG_FILTERS) leave_sums_along_filters(sums, partial + warp.m * TILE_K + warp.k, TILE_K);
+        else leave_sums(sums, partial + warp.k * TILE_M + warp.m, TILE_M);
     } else {
-        finish(problem, cut, {y, bias, residual}, sums, tile.first_pixel, tile.group, tile.first_filter, warp_pixel,
-               warp_filter);
+        finish(problem, cut, {y, bias, residual}, sums, tile.first_pixel, tile.group, tile.first_filter, warp);
     }
 }
 

@@ -13,46 +13,32 @@ import numpy as np
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
 from .cut import Parts, Reduction, chosen, cut_struct, round_up, split_cut, whole_cut, with_splits
-from .implicit_gemm import address_of
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
+from .tensor_core_tile import (
+    Tile,
+    aligned,
+    blocks_per_sm,
+    chunk_of,
+    constants,
+    depth_of,
+    dtype_reasons,
+    other_slots,
+    stage_slots,
+    stages_held,
+)
 
-VECTOR = 16  # bytes that a thread copies, loads or stores at once
-CHUNKS = 4  # of them in a stage of one pixel or filter, as in tensor_core.cu
 THREADS = 256  # of pack_filters and sum_splits
-SHARED_BYTES = 49_152  # of a block, without asking the driver for more
-SHARED_PER_SM = 160 * 1024  # of sm_80, for its blocks' stages
-MOST_STAGES = 4
-WARPS_PER_SM = ((16, 8), (8, 12), (0, 16))  # above so many blocks of 16 x 8 sums of a warp, as in tensor_core.cu
-DTYPES = {"float16": (7, 5), "bfloat16": (8, 0), "float32": (8, 0)}  # since which compute capability they are taken
-
-
-class Tile(NamedTuple):
-    """Pixels and filters of a block, and of each of its warps."""
-
-    pixels: int
-    filters: int
-    warp_pixels: int
-    warp_filters: int
-
-    @property
-    def threads(self):
-        return self.pixels // self.warp_pixels * (self.filters // self.warp_filters) * 32
-
-    @property
-    def stage_bytes(self):
-        return (self.pixels + self.filters) * CHUNKS * VECTOR
-
-    @property
-    def matrix_bytes(self):
-        """What its warps load of a stage: each the rows of its own pixels and filters."""
-        return self.threads // 32 * (self.warp_pixels + self.warp_filters) * CHUNKS * VECTOR
-
 
 TILES = (
     Tile(128, 128, 64, 64),
-    Tile(128, 128, 64, 32),
+    Tile(128, 128, 64, 64, 2),
     Tile(128, 64, 64, 64),
+    Tile(128, 64, 64, 64, 2),
     Tile(64, 128, 64, 64),
+    Tile(64, 128, 64, 64, 2),
+)
+PRECISE_TILES = (
+    Tile(128, 128, 64, 32),
     Tile(128, 64, 64, 32),
     Tile(64, 128, 32, 64),
     Tile(64, 64, 32, 32),
@@ -63,23 +49,14 @@ TILES = (
 
 LOOP_SLOTS = 90  # of each thread and stage, beside multiplying: addresses, copies, ldmatrix, the barrier
 GATHER_SLOTS = (6, 22)  # of each element of x, where it is loaded by itself: channels inner, taps inner
-THREAD_SLOTS = 900  # of each thread of a block beside: addresses, the first stage's wait, the store
-SHARED_BYTES_PER_CYCLE = 128  # of one SM: all banks
 WAITING = cost.waiting("cupy_raw.tensor_core", like="cupy_raw.implicit_gemm")
 
 passes = ("forward",)
 
 
-def chunk_of(problem):
-    """Elements of VECTOR bytes."""
-    return VECTOR // problem.dtype.itemsize
-
-
 def tiles_of(problem):
     """Those for which a thread has registers enough: three products leave none for warps of 64 x 64."""
-    if problem.precision != "3xtf32":
-        return TILES
-    return tuple(tile for tile in TILES if tile.warp_pixels * tile.warp_filters < 64 * 64)
+    return PRECISE_TILES if problem.precision == "3xtf32" else TILES
 
 
 @lru_cache(maxsize=4096)
@@ -98,51 +75,28 @@ def cut_of(problem, tile, splits=1, first=0):
     return split_cut(all_whole, splits, first)
 
 
-def blocks_per_sm(tile, precision=None):
-    """For how many tensor_core.cu asks the compiler to leave registers."""
-    of_warp = tile[0] * tile[1] * 32 // tile.threads
-    need = of_warp // (16 * 8) * (2 if precision == "3xtf32" else 1)
-    warps = next(warps for least, warps in WARPS_PER_SM if need > least)
-    return warps * 32 // tile.threads
-
-
 def reduction_of(problem):
     """Channels inner where they fill a chunk: padding the last one costs less than the other order's divisions."""
     chunk = chunk_of(problem)
     taps_inner = problem.Cg < chunk
     channels = problem.Cg if taps_inner else round_up(problem.Cg, chunk)
-    depth = round_up(problem.R * problem.S * channels, CHUNKS * chunk)
-    return Reduction(depth, depth // (CHUNKS * chunk), channels, taps_inner)
-
-
-def stages_held(tile, device):
-    """How many stages lie in shared memory: two where registers bring them, else as many as fit beside other blocks."""
-    if device.compute_capability < (8, 0):
-        return 2
-    return min(min(SHARED_BYTES, SHARED_PER_SM // blocks_per_sm(tile)) // tile.stage_bytes, MOST_STAGES)
+    stage = depth_of(problem)
+    depth = round_up(problem.R * problem.S * channels, stage)
+    return Reduction(depth, depth // stage, channels, taps_inner)
 
 
 def parts(problem, device, cut):
-    """A stage takes what its slowest part does: multiplying, bringing it from L2, storing it and loading matrices of
-    it, or issuing its instructions.
-    """
-    tile, chunk = cut.tile, chunk_of(problem)
-    macs = tile.pixels * tile.filters * CHUNKS * chunk
-    multiplying = macs / cost.tensor_multiply_adds(problem, device)
-    bringing = tile.stage_bytes / cost.L2_BYTES_PER_CYCLE
-    sharing = (tile.stage_bytes + tile.matrix_bytes) / SHARED_BYTES_PER_CYCLE
-    multiplies = macs / (16 * 8 * (32 // problem.dtype.itemsize)) * (3 if problem.precision == "3xtf32" else 1)
-    issuing = multiplies * 32 + LOOP_SLOTS * tile.threads
+    tile = cut.tile
+    beside = LOOP_SLOTS * tile.threads
     if not vectors_of(problem):
-        issuing += GATHER_SLOTS[cut.taps_inner] * tile.pixels * CHUNKS * chunk
-    stage = max(multiplying, bringing, sharing, issuing / cost.SLOTS_PER_CYCLE) * cost.SLOTS_PER_CYCLE
+        beside += GATHER_SLOTS[cut.taps_inner] * tile.rows * depth_of(problem)
+    stage = stage_slots(problem, device, tile, beside)
 
     def of_blocks(blocks, stages):
-        return cost.block_seconds(device, blocks, tile.threads, stages * stage + THREAD_SLOTS * tile.threads)
+        return cost.block_seconds(device, blocks, tile.threads, stages * stage + other_slots(tile))
 
-    all_stages = cut.depth // (CHUNKS * chunk)
     return Parts(
-        WAITING * (of_blocks(cut.whole, all_stages) + of_blocks(cut.parts, cut.stages)),
+        WAITING * (of_blocks(cut.whole, cut.depth // depth_of(problem)) + of_blocks(cut.parts, cut.stages)),
         cost.passing_seconds(device, cut.partial_bytes),
         cost.memory_seconds(problem, device, 2 * cut.packed_bytes),
         (3 if cut.splits > 1 else 2) * cost.LAUNCH,
@@ -182,19 +136,6 @@ def packing_blocks(problem, cut):
 def summing_blocks(problem, cut):
     """A thread for every sum, those that pad a tile too."""
     return cut.partial_bytes // (cut.splits * problem.accumulate.itemsize * THREADS)
-
-
-def dtype_reasons(problem, device):
-    """Why the tensor cores do not take these numbers."""
-    name = problem.dtype.name
-    if name == "float32" and problem.precision is None:
-        return ['float32 only with precision "tf32" or "3xtf32"']
-    if name not in DTYPES:
-        return [f"{', '.join(DTYPES)} only, got {name}"]
-    if device.compute_capability < DTYPES[name]:
-        needed, has = (".".join(map(str, version)) for version in (DTYPES[name], device.compute_capability))
-        return [f"{name} from compute capability {needed} on, {device} has {has}"]
-    return []
 
 
 def packed_bytes(problem, device):
@@ -240,15 +181,13 @@ def lying_as_planned(problem):
 
 @lru_cache(maxsize=4096)
 def sources_of(problem, cut, stages, wide, lying):
-    tile = cut.tile
     shared = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
-    shared += (("TILE_M", tile.pixels), ("TILE_K", tile.filters), ("SPLIT", int(cut.splits > 1)))
-    shared += (("ALONG_FILTERS", int(lying.along_filters)),)
-    constants = (*shared, ("WARP_M", tile.warp_pixels), ("WARP_K", tile.warp_filters))
-    constants += (("STAGES", stages), ("TOGETHER", int(lying.together)), ("TAPS_INNER", int(cut.taps_inner)))
-    constants += (("WHOLE", int(problem.Cg % chunk_of(problem) == 0)),)
-    constants += (("RUN", lying.run), ("PRECISE", int(problem.precision == "3xtf32")))
-    multiplying = (CudaSource("tensor_core.cu", name, constants) for name in ("pack_filters", "conv2d_tensor_core"))
+    shared += (("SPLIT", int(cut.splits > 1)), ("ALONG_FILTERS", int(lying.along_filters)))
+    whole = tuple(int(problem.Cg % channels == 0) for channels in (chunk_of(problem), depth_of(problem)))
+    own = (*shared, *constants(problem, cut.tile, stages), *zip(("WHOLE", "ONE_TAP"), whole, strict=True))
+    own += (("TOGETHER", int(lying.together)), ("TAPS_INNER", int(cut.taps_inner)), ("RUN", lying.run))
+    shared += (("TILE_M", cut.tile.rows), ("TILE_K", cut.tile.filters))
+    multiplying = (CudaSource("tensor_core.cu", name, own) for name in ("pack_filters", "conv2d_tensor_core"))
     return (*multiplying, CudaSource("sum_splits.cu", "sum_splits", shared))
 
 
@@ -264,11 +203,6 @@ def lying_of(problem, x, y, residual):
         a.strides[2:] == (problem.Q * a.itemsize, a.itemsize) and aligned(a, (0, 1)) for a in outputs
     )
     return Lying(together, False, chunk if runs else 1)
-
-
-def aligned(array, axes):
-    """Whether vectors begin where the array does, and a step along any of `axes` further."""
-    return address_of(array) % VECTOR == 0 and all(array.strides[axis] % VECTOR == 0 for axis in axes)
 
 
 def pack(problem, device, w, packed, stream=None):

@@ -58,17 +58,15 @@
 #include "weight_grad_splits.cuh"
 
 constexpr int DEPTH = 64 / sizeof(Element);  // pixels per stage
-constexpr int STEPS = 2;                     // of 32 bytes of pixels, which the tensor cores take at once
-constexpr int STEP = DEPTH / STEPS;
 constexpr int TAPS = R * S;
 
 enum { NONE, CHANNELS, PIXELS };  // of which 16 bytes lie together in memory
 
-constexpr int WARPS_K = TILE_K / WARP_K, WARPS = TILE_M / WARP_M * WARPS_K;
-constexpr int THREADS = 32 * WARPS;
-constexpr int BLOCKS_PER_SM = WARPS_PER_SM / WARPS;
 constexpr int COLUMN_BYTES = DEPTH * TILE_M * sizeof(Element);
 constexpr int STAGE_BYTES = COLUMN_BYTES + DEPTH * TILE_K * sizeof(Element);
+
+constexpr int STEP_OF_COLUMNS = COLUMN_BYTES / STEPS;  // how far steps of CHANNELS and NONE lie apart
+constexpr int STEP_OF_FILTERS = (STAGE_BYTES - COLUMN_BYTES) / STEPS;
 
 // So that an exclusive or with the place of a chunk in its row leaves the rest of an address alone.
 alignas(1024) __shared__ unsigned char memory[STAGES * STAGE_BYTES];
@@ -251,12 +249,36 @@ struct Filters : Share<TILE_K, Y_TOGETHER> {
     }
 };
 
-// Where a lane finds its part of a warp's first matrices in the first step of a stage.
+// What a thread brings of a stage to a place in shared memory, for multiply_stages.
+struct Bring {
+    const Element* __restrict__ x;
+    const Element* __restrict__ grad_y;
+    Pixels pixels;
+    Columns columns;
+    Filters filters;
+
+    __device__ __forceinline__ void fetch(int place)
+    {
+        const unsigned stage = shared_address(memory) + place;
+        columns.fetch(stage, x, pixels);
+        filters.fetch(stage + COLUMN_BYTES, grad_y, pixels);
+        pixels.next += DEPTH;
+    }
+
+    __device__ __forceinline__ void put(int place) const
+    {
+        columns.put(memory + place);
+        filters.put(memory + place + COLUMN_BYTES);
+    }
+};
+
+// Where a lane finds its part of a warp's first matrices in the first step of a stage that is the warp's.
 struct Aim {
     int columns, filters;
 
-    __device__ __forceinline__ Aim(int warp_column, int warp_filter)
+    __device__ __forceinline__ explicit Aim(const Warp& warp)
     {
+        const int warp_column = warp.m, warp_filter = warp.k;
         const int lane = threadIdx.x % 32, eight = lane / 8 % 2, sixteen = lane / 16, g = lane / 4, t = lane % 4;
         if constexpr (X_TOGETHER == PIXELS) columns = place_of_pixels(warp_column + lane % 16, sixteen);
         else if constexpr (sizeof(Element) == 2)
@@ -268,6 +290,10 @@ struct Aim {
             filters = place_of<TILE_K>(eight * 8 + lane % 8, warp_filter / CHUNK + sixteen);
         else filters = place_of<TILE_K>(t, warp_filter / CHUNK + g / 4) + g % 4 * 4;
         filters += COLUMN_BYTES;
+        if constexpr (HALVES == 2) {  // as load_columns and load_filters find the second step
+            columns = X_TOGETHER == PIXELS ? columns ^ warp.half * 32 : columns + warp.half * STEP_OF_COLUMNS;
+            filters = Y_TOGETHER == PIXELS ? filters ^ warp.half * 32 : filters + warp.half * STEP_OF_FILTERS;
+        }
     }
 };
 
@@ -286,7 +312,7 @@ __device__ __forceinline__ void load_columns(unsigned (&a)[4], int place, int i,
         load_matrices(a, shared_address(memory) + (place ^ step * 32) + i * ROWS_OF_16);
         return;
     }
-    place = (place ^ i * BYTES_OF_16) + step * STEP * PITCH;
+    place = (place ^ i * BYTES_OF_16) + step * STEP_OF_COLUMNS;
     if constexpr (sizeof(Element) == 2) {
         load_transposed(a, shared_address(memory) + place);
     } else {
@@ -303,7 +329,7 @@ __device__ __forceinline__ void load_filters(unsigned (&b)[4], int place, int i,
         load_matrices(b, shared_address(memory) + (place ^ step * 32) + i * ROWS_OF_16);
         return;
     }
-    place = (place ^ i * BYTES_OF_16) + step * STEP * PITCH;
+    place = (place ^ i * BYTES_OF_16) + step * STEP_OF_FILTERS;
     if constexpr (sizeof(Element) == 2) {
         load_transposed(b, shared_address(memory) + place);
     } else {
@@ -315,7 +341,7 @@ __device__ __forceinline__ void load_filters(unsigned (&b)[4], int place, int i,
 __device__ __forceinline__ void multiply_stage(Sums& sums, int stage, const Aim& aim)
 {
     #pragma unroll
-    for (int step = 0; step < STEPS; ++step) {
+    for (int step = 0; step < STEPS / HALVES; ++step) {
         unsigned a[BLOCKS_M][4], a_rest[BLOCKS_M][4];
         #pragma unroll
         for (int i = 0; i < BLOCKS_M; ++i) {
@@ -365,49 +391,18 @@ conv2d_tensor_core_weight_grad(const Element* __restrict__ x, const Element* __r
     const int first_filter = block % across_k * TILE_K; block /= across_k;
     const int first_column = block % across_m * TILE_M;
     const int group = block / across_m, count = splits.stages_of(blockIdx.y, DEPTH);
-    const int warp = threadIdx.x / 32, warp_column = warp / WARPS_K * WARP_M, warp_filter = warp % WARPS_K * WARP_K;
 
-    Pixels pixels{problem, (Index)(blockIdx.y * splits.pixels), (Index)splits.all_pixels, by_q, by_p};
-    Columns columns;
-    columns.start(problem, first_column, group);
-    Filters filters;
-    filters.filter = first_filter, filters.group = group;
-    const unsigned start = shared_address(memory);
-
-    #pragma unroll
-    for (int stage = 0; stage < STAGES - 1; ++stage) {
-        if (stage < count) {
-            columns.fetch(start + stage * STAGE_BYTES, x, pixels);
-            filters.fetch(start + stage * STAGE_BYTES + COLUMN_BYTES, grad_y, pixels);
-            pixels.next += DEPTH;
-            columns.put(memory + stage * STAGE_BYTES);
-            filters.put(memory + stage * STAGE_BYTES + COLUMN_BYTES);
-        }
-        commit_copies();
-    }
-    const Aim aim(warp_column, warp_filter);
+    Bring bring{x, grad_y, {problem, (Index)(blockIdx.y * splits.pixels), (Index)splits.all_pixels, by_q, by_p}};
+    bring.columns.start(problem, first_column, group);
+    bring.filters.filter = first_filter, bring.filters.group = group;
+    const Warp warp;
+    const Aim aim(warp);
     Sums sums = {};
-    int now = 0, next = (STAGES - 1) * STAGE_BYTES;
-    for (int left = count; left > 0; --left) {
-        wait_for_copies<STAGES - 2>();
-        __syncthreads();  // everybody's copies have come, and nobody reads the oldest stage any more
-        const bool more = left >= STAGES;
-        if (more) {
-            columns.fetch(start + next, x, pixels);
-            filters.fetch(start + next + COLUMN_BYTES, grad_y, pixels);
-            pixels.next += DEPTH;
-        }
-        commit_copies();
-        multiply_stage(sums, now, aim);
-        if (more) {
-            columns.put(memory + next);
-            filters.put(memory + next + COLUMN_BYTES);
-        }
-        next = now;
-        now = now == (STAGES - 1) * STAGE_BYTES ? 0 : now + STAGE_BYTES;
-    }
+    multiply_stages<STAGE_BYTES>(count, bring, [&](int stage) { multiply_stage(sums, stage, aim); });
+    add_halves(sums, warp, memory);
+    if (warp.half == 1) return;
 
-    const int filter = group * splits.filters + first_filter + warp_filter;
+    const int filter = group * splits.filters + first_filter + warp.k;
     const int64 row = (int64)blockIdx.y * problem.groups * splits.filters + filter;
-    leave(sums, partial + row * splits.columns + first_column + warp_column, splits.columns);
+    leave(sums, partial + row * splits.columns + first_column + warp.m, splits.columns);
 }

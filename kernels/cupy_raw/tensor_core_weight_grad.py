@@ -15,51 +15,33 @@ from .. import gpu_cost as cost
 from ..launching import CudaSource, ceil_div, launch
 from .cut import DIVISOR, divisor, round_up
 from .parameters import is_wide, problem_struct, type_constants, window_constants
-from .tensor_core import (
-    SHARED_BYTES_PER_CYCLE,
-    THREAD_SLOTS,
+from .tensor_core_tile import (
     VECTOR,
+    Tile,
     aligned,
     chunk_of,
+    constants,
+    depth_of,
     dtype_reasons,
+    other_slots,
+    stage_slots,
     stages_held,
 )
 from .weight_grad import MOST_SPLITS, PARTIAL_BYTES, THREADS, cut_reasons, splits_struct
 
-STAGE_BYTES = 64  # of the pixels of one column or filter, as in tensor_core_weight_grad.cu
 FEWEST_STAGES = 8  # of one split: its prologue and its sums must pay
-
-
-class Tile(NamedTuple):
-    """Columns and filters of a block, and of each of its warps."""
-
-    columns: int
-    filters: int
-    warp_columns: int
-    warp_filters: int
-
-    @property
-    def threads(self):
-        return self.columns // self.warp_columns * (self.filters // self.warp_filters) * 32
-
-    @property
-    def stage_bytes(self):
-        return (self.columns + self.filters) * STAGE_BYTES
-
-    @property
-    def matrix_bytes(self):
-        """What its warps load of a stage: each its own columns and filters."""
-        return self.threads // 32 * (self.warp_columns + self.warp_filters) * STAGE_BYTES
-
 
 TILES = (
     Tile(128, 128, 64, 64),
+    Tile(128, 128, 64, 64, 2),
+    Tile(128, 64, 64, 64, 2),
+    Tile(64, 128, 64, 64, 2),
+)
+PRECISE_TILES = (  # three products and 64-bit offsets leave too few registers for larger warps
     Tile(128, 128, 64, 32),
-    Tile(128, 64, 64, 32),
     Tile(64, 128, 32, 64),
     Tile(64, 64, 32, 32),
 )
-PRECISE_TILES = TILES[1], *TILES[3:]  # three products and 64-bit offsets leave too few registers for the others
 
 # Instructions beside multiplying, read from the machine code: of each thread and stage; of each chunk that it copies;
 # of each element gathered by itself, channels inner, taps inner; of each word of shared memory that it rounds to TF32.
@@ -82,7 +64,7 @@ class Cut(NamedTuple):
     partial_bytes: int
 
     def grid(self, problem):
-        return problem.groups * (self.columns // self.tile.columns) * (self.filters // self.tile.filters), self.splits
+        return problem.groups * (self.columns // self.tile.rows) * (self.filters // self.tile.filters), self.splits
 
 
 class Lying(NamedTuple):
@@ -105,11 +87,6 @@ def cut_for(problem, device):
     return min(affordable, key=lambda cut: seconds(problem, device, cut))
 
 
-def depth_of(problem):
-    """Pixels of a stage."""
-    return STAGE_BYTES // problem.dtype.itemsize
-
-
 def possible_splits(problem):
     """1, and more by about a tenth each time, as long as each split has FEWEST_STAGES."""
     most = min(ceil_div(problem.reduction, depth_of(problem)) // FEWEST_STAGES, MOST_SPLITS)
@@ -122,31 +99,21 @@ def cut_of(problem, tile, splits):
     stages = ceil_div(all_stages, splits)
     splits = ceil_div(all_stages, stages)
     channels = problem.Cg if taps_inner else round_up(problem.Cg, chunk_of(problem))
-    filters, columns = round_up(problem.Kg, tile.filters), round_up(problem.R * problem.S * channels, tile.columns)
+    filters, columns = round_up(problem.Kg, tile.filters), round_up(problem.R * problem.S * channels, tile.rows)
     partial = splits * problem.groups * filters * columns * problem.accumulate.itemsize
     return Cut(tile, taps_inner, filters, columns, stages * depth, splits, partial)
 
 
 def seconds(problem, device, cut):
-    """The busiest SM's blocks, or x and grad_y out of memory, then what splits write and read again.
-
-    A stage takes what its slowest part does: multiplying, bringing it from L2, storing it and loading matrices of it,
-    or issuing its instructions.
-    """
+    """The busiest SM's blocks, or x and grad_y out of memory, then what splits write and read again."""
     tile, depth, lying = cut.tile, depth_of(problem), lying_as_planned(problem)
-    macs = tile.columns * tile.filters * depth
-    multiplying = macs / cost.tensor_multiply_adds(problem, device)
-    bringing = tile.stage_bytes / cost.L2_BYTES_PER_CYCLE
-    sharing = (tile.stage_bytes + tile.matrix_bytes) / SHARED_BYTES_PER_CYCLE
-    multiplies = macs / (16 * 8 * (32 // problem.dtype.itemsize)) * (3 if problem.precision == "3xtf32" else 1)
-    issuing = multiplies * 32 + LOOP_SLOTS * tile.threads + CHUNK_SLOTS * tile.stage_bytes / VECTOR
-    issuing += ROUND_SLOTS[problem.precision] * tile.matrix_bytes / 4
+    beside = LOOP_SLOTS * tile.threads + CHUNK_SLOTS * tile.stage_bytes / VECTOR
+    beside += ROUND_SLOTS[problem.precision] * tile.matrix_bytes / 4
     if lying.x_together == "NONE":
-        issuing += GATHER_SLOTS[cut.taps_inner] * tile.columns * depth
+        beside += GATHER_SLOTS[cut.taps_inner] * tile.rows * depth
     if lying.y_together == "NONE":
-        issuing += GATHER_SLOTS[0] * tile.filters * depth
-    stage = max(multiplying, bringing, sharing, issuing / cost.SLOTS_PER_CYCLE) * cost.SLOTS_PER_CYCLE
-    slots = cut.pixels / depth * stage + THREAD_SLOTS * tile.threads
+        beside += GATHER_SLOTS[0] * tile.filters * depth
+    slots = cut.pixels / depth * stage_slots(problem, device, tile, beside) + other_slots(tile)
     multiply = WAITING * cost.block_seconds(device, math.prod(cut.grid(problem)), tile.threads, slots)
     least = cost.memory_seconds(problem, device)
     return max(multiply, least) + cost.memory_seconds(problem, device, 2 * cut.partial_bytes) - least
@@ -202,14 +169,12 @@ def sources(problem, device, wide=False, lying=None):
 
 @lru_cache(maxsize=4096)
 def sources_of(problem, cut, stages, wide, lying):
-    tile, chunk = cut.tile, chunk_of(problem)
+    chunk = chunk_of(problem)
     shared = type_constants(problem, wide) + window_constants(problem)
-    constants = (*shared, ("TILE_M", tile.columns), ("TILE_K", tile.filters))
-    constants += (("WARP_M", tile.warp_columns), ("WARP_K", tile.warp_filters), ("STAGES", stages))
-    constants += (("X_TOGETHER", lying.x_together), ("Y_TOGETHER", lying.y_together))
-    constants += (("X_WHOLE", int(problem.Cg % chunk == 0)), ("Y_WHOLE", int(problem.Kg % chunk == 0)))
-    constants += (("TAPS_INNER", int(cut.taps_inner)), ("PRECISE", int(problem.precision == "3xtf32")))
-    multiply = CudaSource("tensor_core_weight_grad.cu", "conv2d_tensor_core_weight_grad", constants)
+    own = (*shared, *constants(problem, cut.tile, stages), ("TAPS_INNER", int(cut.taps_inner)))
+    own += (("X_TOGETHER", lying.x_together), ("Y_TOGETHER", lying.y_together))
+    own += (("X_WHOLE", int(problem.Cg % chunk == 0)), ("Y_WHOLE", int(problem.Kg % chunk == 0)))
+    multiply = CudaSource("tensor_core_weight_grad.cu", "conv2d_tensor_core_weight_grad", own)
     shared += () if cut.taps_inner else (("CHANNELS_INNER", chunk),)
     return multiply, CudaSource("finish_weight_grad.cu", "finish_weight_grad", shared)
 
