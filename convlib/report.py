@@ -201,8 +201,8 @@ INTEGER = ("IMAD", "IADD", "IADD3", "LEA", "LOP3", "SHF", "ISETP", "IMNMX", "IAB
            "ULEA", "ULOP3", "USHF")  # fmt: skip
 SHARED_MEMORY = ("LDS", "LDSM", "STS", "LDGSTS")
 TENSOR = re.compile(r"HMMA\.168(16|8|4)\.F32(\.TF32)?")  # 16 x 8 x that
-INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
-NEVER = "@!PT"  # issued, and does nothing: the assembler's LDS between copies and a barrier
+INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
+NEVER = re.compile(r"\*/\s+@!PT\s")  # issued, and does nothing: the assembler's LDS between copies and a barrier
 LABEL = re.compile(r"^(\.L_x_\d+):")
 
 
@@ -294,10 +294,9 @@ def loops_of(sass, function):
             labels[label.group(1)] = len(names)
         found = INSTRUCTION.search(line)
         if found:
-            predicate, name, operands = found.groups()[1:]
-            names.append("NOP" if (predicate or "").strip() == NEVER else name)
-            goal = re.search(r"\.L_x_\d+", operands)
-            if name.startswith("BRA") and goal:
+            names.append("NOP" if NEVER.search(line) else found.group(2))
+            goal = re.search(r"\.L_x_\d+", found.group(3))
+            if found.group(2).startswith("BRA") and goal:
                 jumps.append((len(names) - 1, goal.group(0)))
     loops = [(labels[goal], at) for at, goal in jumps if goal in labels and labels[goal] < at]
     return names, loops

@@ -119,6 +119,7 @@ struct Walk {
     int h[OWN], w[OWN];    // top left of each window; far outside where there is no such pixel
     Offset corner[OWN];    // its address
     Spot spot;             // of the thread's first column in the next stage to fetch
+    int first_place;       // of its first chunk, in a stage
     uint4 held[OWN * COLUMNS];
 
     static __device__ __forceinline__ int own_pixel(int j)
@@ -128,6 +129,11 @@ struct Walk {
     static __device__ __forceinline__ int own_column(int i)
     {
         return TOGETHER ? threadIdx.x % CHUNKS : threadIdx.x / TILE_M * COLUMNS + i;
+    }
+    // Its pixels lie a multiple of 8 rows apart, which are swizzled alike, and its columns differ in their last bits.
+    __device__ __forceinline__ int own_place(int stage, int j, int i) const
+    {
+        return (stage + first_place ^ i * 16) + j * (TOGETHER ? THREADS / CHUNKS : THREADS) * CHUNKS * 16;
     }
 
     __device__ __forceinline__ void start(const Problem& problem, const Cut& cut, Index first_pixel, int group,
@@ -145,6 +151,8 @@ struct Walk {
         }
         const int d = stage * DEPTH + own_column(0) * CHUNK;
         spot = TAPS_INNER ? Spot{0, d} : Spot{d / cut.channels, d % cut.channels};
+        first_place = place_of(own_pixel(0), own_column(0));
+        asm volatile("" : "+r"(first_place));  // or it is worked out anew in each stage
     }
 
     __device__ __forceinline__ bool contains(const Problem& problem, int j, int r, int s) const
@@ -164,7 +172,7 @@ struct Walk {
                 const bool wanted = spot.tap < TAPS && contains(problem, j, r, s);
                 const Element* from = x + corner[j] + step;
 #if __CUDA_ARCH__ >= 800
-                copy_async(stage + place_of(own_pixel(j), own_column(0)), from, wanted);
+                copy_async(own_place(stage, j, 0), from, wanted);
 #else
                 held[j] = wanted ? *reinterpret_cast<const uint4*>(from) : uint4{};
 #endif
@@ -233,44 +241,48 @@ struct Walk {
         return window.inside ? reinterpret_cast<const uint4&>(chunk) : uint4{};
     }
 
-    __device__ __forceinline__ void put(unsigned char* stage) const
+    __device__ __forceinline__ void put(int stage) const
     {
         if constexpr (TOGETHER && __CUDA_ARCH__ >= 800) return;
         #pragma unroll
         for (int j = 0; j < OWN; ++j)
             #pragma unroll
             for (int i = 0; i < COLUMNS; ++i)
-                *reinterpret_cast<uint4*>(stage + place_of(own_pixel(j), own_column(i))) = held[j * COLUMNS + i];
+                *reinterpret_cast<uint4*>(memory + own_place(stage, j, i)) = held[j * COLUMNS + i];
     }
 };
 
 // The packed weights of the block's filters, in the order in which they lie in a stage, but for the swizzle.
 struct FilterWalk {
     const uint4* next;  // this thread's first chunk of the next stage to fetch
+    int first_place;    // in a stage's filters
     uint4 held[OWN_FILTERS];
+
+    __device__ __forceinline__ void start(const uint4* first)
+    {
+        next = first + threadIdx.x;
+        first_place = place_of(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS);
+        asm volatile("" : "+r"(first_place));
+    }
 
     __device__ __forceinline__ void fetch(unsigned stage, int filters)
     {
         #pragma unroll
         for (int j = 0; j < OWN_FILTERS; ++j)
 #if __CUDA_ARCH__ >= 800
-            copy_async(stage + own_place(j), next + j * THREADS, true);
+            copy_async(stage + first_place + j * THREADS * 16, next + j * THREADS, true);
 #else
             held[j] = next[j * THREADS];
 #endif
         next += filters * CHUNKS;
     }
 
-    __device__ __forceinline__ void put(unsigned char* stage) const
+    __device__ __forceinline__ void put(int stage) const
     {
         if constexpr (__CUDA_ARCH__ >= 800) return;
         #pragma unroll
-        for (int j = 0; j < OWN_FILTERS; ++j) *reinterpret_cast<uint4*>(stage + own_place(j)) = held[j];
-    }
-
-    static __device__ __forceinline__ int own_place(int j)
-    {
-        return place_of(threadIdx.x / CHUNKS + j * (THREADS / CHUNKS), threadIdx.x % CHUNKS);
+        for (int j = 0; j < OWN_FILTERS; ++j)
+            *reinterpret_cast<uint4*>(memory + stage + first_place + j * THREADS * 16) = held[j];
     }
 };
 
@@ -291,8 +303,8 @@ struct Bring {
 
     __device__ __forceinline__ void put(int place) const
     {
-        pixels.put(memory + place);
-        filters.put(memory + place + PIXEL_BYTES);
+        pixels.put(place);
+        filters.put(place + PIXEL_BYTES);
     }
 };
 
@@ -445,8 +457,8 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
 
     Bring bring{x, problem, cut};
     bring.pixels.start(problem, cut, tile.first_pixel, tile.group, first);
-    bring.filters.next = reinterpret_cast<const uint4*>(packed)
-                       + (((int64)tile.group * all + first) * cut.filters + tile.first_filter) * CHUNKS + threadIdx.x;
+    bring.filters.start(reinterpret_cast<const uint4*>(packed)
+                        + (((int64)tile.group * all + first) * cut.filters + tile.first_filter) * CHUNKS);
     const Warp warp;
     const Aim aim(warp);
     const unsigned start = shared_address(memory);
