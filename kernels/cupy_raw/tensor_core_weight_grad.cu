@@ -128,17 +128,29 @@ struct Share {
     {
         return TOGETHER == CHANNELS ? across() * CHUNK : TOGETHER == PIXELS ? down(j) : down(j) * CHUNK;
     }
-    static __device__ __forceinline__ int place(int j)
+    int first_place;  // of number 0, in a stage
+
+    __device__ __forceinline__ void find_place()
     {
-        if constexpr (TOGETHER == PIXELS) return place_of_pixels(down(j), across());
-        return place_of<WIDTH>(pixel(j), element(j) / CHUNK);
+        first_place = TOGETHER == PIXELS ? place_of_pixels(down(0), across())
+                                         : place_of<WIDTH>(pixel(0), element(0) / CHUNK);
+        asm volatile("" : "+r"(first_place));  // or it is worked out anew in each stage
+    }
+
+    // Chunks of one pixel differ in their last bits. Rows are swizzled alike if they lie eight apart, and otherwise with
+    // four between, which is the swizzle's lowest bit.
+    __device__ __forceinline__ int place(int stage, int j) const
+    {
+        if constexpr (TOGETHER == NONE) return stage + first_place ^ j * APART * 16;
+        static_assert(TOGETHER == NONE || APART % 8 == 0 || (TOGETHER == CHANNELS && APART == 4));
+        return (stage + first_place ^ (APART == 4 ? j % 2 * 16 : 0)) + j * APART * ACROSS * 16;
     }
 
     // Bring number j, a chunk that lies together: into `stage` at once, by cp.async, or into a register.
     __device__ __forceinline__ void copy(int j, unsigned stage, const Element* from, bool wanted)
     {
 #if __CUDA_ARCH__ >= 800
-        copy_async(stage + place(j), from, wanted);
+        copy_async(place(stage, j), from, wanted);
 #else
         held[j] = wanted ? *reinterpret_cast<const uint4*>(from) : uint4{};
 #endif
@@ -159,11 +171,11 @@ struct Share {
         held[j] = wanted ? reinterpret_cast<const uint4&>(chunk) : uint4{};
     }
 
-    __device__ __forceinline__ void put(unsigned char* stage) const
+    __device__ __forceinline__ void put(int stage) const
     {
         if constexpr (TOGETHER != NONE && __CUDA_ARCH__ >= 800) return;
         #pragma unroll
-        for (int j = 0; j < OWN; ++j) *reinterpret_cast<uint4*>(stage + place(j)) = held[j];
+        for (int j = 0; j < OWN; ++j) *reinterpret_cast<uint4*>(memory + place(stage, j)) = held[j];
     }
 };
 
@@ -176,6 +188,7 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
 
     __device__ __forceinline__ void start(const Problem& problem, int first_column, int group)
     {
+        find_place();
         const int channels = ceil_div(problem.Cg, CHUNK) * CHUNK;
         #pragma unroll
         for (int j = 0; j < COLUMNS; ++j) {
@@ -234,6 +247,12 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
 struct Filters : Share<TILE_K, Y_TOGETHER> {
     int filter, group;  // the block's first, and its group's number
 
+    __device__ __forceinline__ void start(int first_filter, int its_group)
+    {
+        find_place();
+        filter = first_filter, group = its_group;
+    }
+
     __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ grad_y, const Pixels& pixels)
     {
         const Problem& problem = pixels.problem;
@@ -267,8 +286,8 @@ struct Bring {
 
     __device__ __forceinline__ void put(int place) const
     {
-        columns.put(memory + place);
-        filters.put(memory + place + COLUMN_BYTES);
+        columns.put(place);
+        filters.put(place + COLUMN_BYTES);
     }
 };
 
@@ -394,7 +413,7 @@ conv2d_tensor_core_weight_grad(const Element* __restrict__ x, const Element* __r
 
     Bring bring{x, grad_y, {problem, (Index)(blockIdx.y * splits.pixels), (Index)splits.all_pixels, by_q, by_p}};
     bring.columns.start(problem, first_column, group);
-    bring.filters.filter = first_filter, bring.filters.group = group;
+    bring.filters.start(first_filter, group);
     const Warp warp;
     const Aim aim(warp);
     Sums sums = {};
