@@ -48,7 +48,9 @@ PRECISE_TILES = (
 )
 
 LOOP_SLOTS = 90  # of each thread and stage, beside multiplying: addresses, copies, ldmatrix, the barrier
-GATHER_SLOTS = (6, 22)  # of each element of x, where it is loaded by itself: channels inner, taps inner
+# Of each element of x, where it is loaded by itself: from a stage of one tap, chunks of one, chunks that end amid the
+# channels, taps inner.
+ONE_TAP_SLOTS, WHOLE_SLOTS, PART_SLOTS, TAPS_SLOTS = 4, 6, 10, 22
 WAITING = cost.waiting("cupy_raw.tensor_core", like="cupy_raw.implicit_gemm")
 
 passes = ("forward",)
@@ -89,7 +91,7 @@ def parts(problem, device, cut):
     tile = cut.tile
     beside = LOOP_SLOTS * tile.threads
     if not vectors_of(problem):
-        beside += GATHER_SLOTS[cut.taps_inner] * tile.rows * depth_of(problem)
+        beside += gather_slots(problem, cut) * tile.rows * depth_of(problem)
     stage = stage_slots(problem, device, tile, beside)
 
     def of_blocks(blocks, stages):
@@ -101,6 +103,14 @@ def parts(problem, device, cut):
         cost.memory_seconds(problem, device, 2 * cut.packed_bytes),
         (3 if cut.splits > 1 else 2) * cost.LAUNCH,
     )
+
+
+def gather_slots(problem, cut):
+    if cut.taps_inner:
+        return TAPS_SLOTS
+    if problem.Cg % chunk_of(problem):
+        return PART_SLOTS
+    return WHOLE_SLOTS if problem.Cg % depth_of(problem) else ONE_TAP_SLOTS
 
 
 def seconds(problem, device, cut):

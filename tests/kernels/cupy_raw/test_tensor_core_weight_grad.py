@@ -10,7 +10,7 @@ import convlib
 from convlib import accuracy, compiling, device, dispatch, emulator, layers, report, strided
 from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import tensor_core_weight_grad as kernel
-from convlib.kernels.cupy_raw.tensor_core import SHARED_BYTES, chunk_of, stages_held
+from convlib.kernels.cupy_raw.tensor_core_tile import SHARED_BYTES, chunk_of, stages_held
 from convlib.problem import make_problem, named_dtype
 from convlib.verification.problems import Case, in_memory
 from tests.kernels import stand_in_cupy
@@ -18,6 +18,7 @@ from tests.kernels.cupy_raw import test_launches
 from tests.kernels.cupy_raw.test_tensor_core import TYPES, of_type
 
 GPU = device.emulator_of(80)
+ALL_TILES = kernel.TILES + kernel.PRECISE_TILES
 NONE, CHANNELS, PIXELS = "NONE", "CHANNELS", "PIXELS"
 
 # Each way in which x and grad_y can lie, on problems that stick out of a tile of columns, of filters and of a stage.
@@ -150,7 +151,7 @@ def test_every_layer_of_resnet_fills_its_wave_or_is_split_as_far_as_pays(images)
         assert full or cut.splits == max(kernel.possible_splits(problem)) or cut.tile == kernel.TILES[-1], layer.name
 
 
-@pytest.mark.parametrize("tile", kernel.TILES, ids=str)
+@pytest.mark.parametrize("tile", ALL_TILES, ids=str)
 def test_three_stages_or_more_lie_in_shared_memory_where_copies_are_asynchronous(tile):
     assert stages_held(tile, device.emulator_of(75)) == 2
     for target in (80, 90, 120):
@@ -191,13 +192,9 @@ class TestMachineCode:
         assert (used.stack, used.local) == (0, 0), f"{source.function} spills registers: {used}"
         assert used.shared <= 48 * 1024 + (1024 if target >= 90 else 0)
 
-    @pytest.mark.parametrize("type_", ["float16", "3xtf32"])
-    @pytest.mark.parametrize("tile", kernel.TILES, ids=str)
-    def test_every_tile_compiles_without_spills(self, tile, type_):
-        if type_ == "3xtf32" and tile not in kernel.PRECISE_TILES:
-            problem = make_problem((1, 4, 4, 4), (1, 4, 1, 1), "float32", precision=type_, pass_="weight_grad")
-            assert tile not in kernel.tiles_of(problem)
-            return
+    @pytest.mark.parametrize("tile", ALL_TILES, ids=str)
+    def test_every_tile_compiles_without_spills(self, tile):
+        type_ = "float16" if tile in kernel.TILES else "3xtf32"
         self.check(self.source(tile, type_, (CHANNELS, CHANNELS), 120), 120)  # its compiler wants the most registers
 
     @pytest.mark.parametrize("lying", sorted(set(EXPECTED.values())), ids=" ".join)
@@ -210,19 +207,23 @@ class TestMachineCode:
         self.check(self.source(kernel.TILES[0], "float16", (NONE, NONE), 120, channels=3), 120)
 
     @pytest.mark.parametrize(
-        ("lying", "target"),
-        [((CHANNELS, CHANNELS), 80), ((CHANNELS, CHANNELS), 90), ((NONE, PIXELS), 90), ((NONE, NONE), 90)],
+        ("lying", "target", "tile"),
+        [*((lying, 90, tile) for lying in ((CHANNELS, CHANNELS), (PIXELS, PIXELS)) for tile in kernel.TILES),
+         ((CHANNELS, CHANNELS), 80, kernel.TILES[0]), ((NONE, NONE), 90, kernel.TILES[0]),
+         *(((NONE, PIXELS), target, tile) for target, tile in ((90, kernel.TILES[0]), (90, kernel.TILES[1]),
+                                                               (80, kernel.TILES[2]), (90, kernel.TILES[3])))],
         ids=str,
-    )
-    def test_the_tensor_cores_are_kept_busy(self, lying, target):
+    )  # fmt: skip
+    def test_the_tensor_cores_are_kept_busy(self, lying, target, tile):
         """At least 85 % of the time in which instructions issue and shared memory answers, in the main loop."""
-        source = self.source(kernel.TILES[0], "float16", lying, target)
+        source = self.source(tile, "float16", lying, target)
         loop = report.Loop.of(compiling.sass(compiling.cuda_source_cubin(source, target)), source.function)
-        assert len(loop.tensor) == 64
+        assert len(loop.tensor) == 64 // tile.halves
         assert loop.issue_bound(report.MULTIPROCESSORS[target]) >= 0.85
         assert loop.roots["BAR"] == 1, "one barrier per stage"
-        assert loop.roots["LDG"] == 32 * lying.count(NONE)
-        assert loop.roots["LDSM"] == 16, "four matrices at once"
+        gathered = [size for size, how in zip((tile.rows, tile.filters), lying, strict=True) if how == NONE]
+        assert loop.roots["LDG"] == sum(gathered) * 32 // tile.threads
+        assert loop.roots["LDSM"] == 16 // tile.halves, "four matrices at once"
 
     def test_nothing_is_added_by_atomics(self):
         problem = LYING["pixels"].problem("weight_grad")
@@ -248,7 +249,7 @@ class TestEmulated:
         force_cut(monkeypatch, problem, tiles[(2 * number + turn) % len(tiles)], splits=1 + 2 * turn)
         check(case)
 
-    @pytest.mark.parametrize("tile", kernel.TILES, ids=str)
+    @pytest.mark.parametrize("tile", ALL_TILES, ids=str)
     def test_every_tile_runs_without_a_fault(self, tile, monkeypatch):
         case = of_type(LYING["channels"], "3xtf32" if tile in kernel.PRECISE_TILES else "tf32")
         force_cut(monkeypatch, case.problem("weight_grad"), tile, splits=2)
@@ -266,7 +267,7 @@ class TestEmulated:
         problem = case.problem("weight_grad")
         if name == "gathered":
             monkeypatch.setattr(kernel, "lying_of", lambda *given: kernel.Lying(NONE, NONE))
-        force_cut(monkeypatch, problem, kernel.Tile(128, 64, 64, 32))  # rows of both widths
+        force_cut(monkeypatch, problem, kernel.Tile(128, 64, 64, 64, 2))  # rows of both widths
         *_, (found, _) = watched(case)
         shared = [access for access in found.counters.traffic if access.space == "shared"]
         loads = {"ldmatrix"} if type_ == "float16" or name == "pixels" else {"load"}
@@ -305,7 +306,7 @@ class TestEmulated:
 
         monkeypatch.setattr(emulator, "ptx_of_source", mutated)
         case = replace(LYING[name], dtype="float16")
-        force_cut(monkeypatch, case.problem("weight_grad"), kernel.TILES[0])
+        force_cut(monkeypatch, case.problem("weight_grad"), kernel.TILES[1])
         with pytest.raises(emulator.EmulationError, match=fault):
             check(case)
 
