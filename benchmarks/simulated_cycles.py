@@ -38,6 +38,7 @@ LANES = 64  # float32 multiply-adds of an SM in a cycle
 LAUNCH_CYCLES = 5000  # of each launch, in SM75_RTX2060/gpgpusim.config
 ALIGNMENT = 256  # of the simulator's allocations
 PTX_VERSION = "6.4"
+CUTLASS = "CUTLASS"  # how the names of its kernels begin
 SENTINEL, SENTINELS_APART = 0x1234567800000000, 0x1000000  # simulated/cutlass.cu: addresses of x, w, y, semaphores
 
 
@@ -221,14 +222,29 @@ def launches_in(log: str, plan: list[str]) -> list[Launched]:
     return [Launched(name, n, int(c) - LAUNCH_CYCLES) for (name, c), n in zip(said, blocks, strict=True)]
 
 
-def table(found: list[tuple[str, Simulated]]) -> Table:
-    """A row for each."""
+def table(found: list[tuple[str, str, Simulated]]) -> Table:
+    """A row for each kernel's name, layer and result; ours beside the fastest of CUTLASS's tiles on the same layer."""
     drawn = Table(title=f"{PLACE.name}, {PLACE.sm_count} SMs: simulated, not measured", title_justify="left")
-    drawn.add_column("kernel and layer")
-    for name in ("cycles", "of peak", "launches: blocks, cycles", "error"):
+    for name in ("kernel", "layer"):
+        drawn.add_column(name)
+    for name in ("cycles", "of CUTLASS's fastest", "of peak", "launches: blocks, cycles", "error"):
         drawn.add_column(name, justify="right")
-    for name, one in found:
+    for name, layer, one in found:
         launches = "; ".join(f"{launch.blocks}, {launch.cycles:,}" for launch in one.launches)
         error = "" if one.error is None else f"{one.error:.1e}"
-        drawn.add_row(name, f"{one.cycles:,}", f"{one.share:.1%}", launches, error)
+        fastest = fastest_of_cutlass(found, layer)
+        beside = f"{one.cycles / fastest:.2f}" if fastest else ""
+        drawn.add_row(name, layer, f"{one.cycles:,}", beside, f"{one.share:.1%}", launches, error)
     return drawn
+
+
+def fastest_of_cutlass(found: list[tuple[str, str, Simulated]], layer: str) -> int | None:
+    """The fewest cycles of CUTLASS's tiles on `layer`; None where none was simulated.
+
+    >>> problem = ConvProblem(1, 1, 1, 1, 1, 1, 1, (1, 1), ((0, 0), (0, 0)))
+    >>> one, other = (Simulated(problem, (Launched("f", 1, cycles),), None) for cycles in (7, 9))
+    >>> fastest_of_cutlass([("CUTLASS 64x64", "a", other), ("CUTLASS 128x64", "a", one)], "a")
+    7
+    """
+    cycles = [one.cycles for name, of, one in found if of == layer and name.startswith(CUTLASS)]
+    return min(cycles, default=None)

@@ -20,52 +20,58 @@
 // chunk one by one, 32 lanes 32 neighbouring pixels, while the block multiplies, and stores them afterwards as one
 // chunk: the layout changes on the way. Weights are packed first by pack_filters, stage by stage in the order in which
 // they are copied.
-// Stages: cp.async says when its bytes have come only by groups, in order. Each turn waits until at most STAGES - 2
-// groups are under way, so that this stage's have come; the barrier after it makes everybody's visible, and says that
-// nobody reads the stage of the turn before, which is filled next. One barrier per stage. sm_75 has no cp.async: two
-// stages, filled through registers.
+// Stages: tensor_core_tile.cuh tells them; one barrier each. sm_75 has no cp.async: two, filled through registers.
 // Bank conflicts: none in the loop. Rows are 64 bytes, two to the 128 of all banks; chunk c of row r lies at place
 // c ^ (r / 2 % 4) of its row, so that ldmatrix, which reads one chunk of eight rows at a time, meets eight different
 // places, and eight threads that copy or store two rows, or one chunk of eight rows, do too.
 // The way out: sums, with their biases, pass through shared memory, a slice of each warp's at a time, so that a thread
 // stores 16 bytes of neighbours: filters, or pixels in NCHW. With warps of 64 without conflicts, else of two lanes.
-// Small problems, and the last wave of others: SPLIT, as in implicit_gemm.cu; sums lie as y does (of 64 x 14 x
-// 14 outputs, channels last: 784 sectors stored by sum_splits instead of 12,544 with lanes along the pixels). Layers of 8
+// Small problems, and the last wave of others: SPLIT, as in implicit_gemm.cu; sums lie as y does (of 64 x 14 x 14
+// outputs, channels last: 784 sectors stored by sum_splits instead of 12,544 with lanes along the pixels). Layers of 8
 // to 11 microseconds at one image pay a launch for it: all of them together are predicted to take 7 to 9 % longer than
 // with the fastest cuts, 0.5 to 2 % at 32 images.
 // float32: rounded to TF32, 11 significant bits, the weights once by pack_filters, x in registers. PRECISE ("3xtf32")
 // keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
 // cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
 // infinity becomes NaN there: it leaves infinity minus infinity.
-// Registers, of warps of 64 x 64: 211 to 225 in 16-bit types (128 of them sums), eight warps on a multiprocessor.
+// Registers, of warps of 64 x 64: 186 to 242 in 16-bit types (128 of them sums), eight warps on a multiprocessor.
 // What bounds the loop. An mma keeps the tensor core of a scheduler busy for 8 cycles on sm_80, 6.1 on sm_90. In that
 // time shared memory, which the four share, has 2 and 1.5 wavefronts of 128 bytes for each warp; ldmatrix takes four,
-// and so does the copy of 512 bytes. For a warp and a stage, channels last, cycles and instructions:
+// and so does the copy of 512 bytes. For a warp and a stage of float16, cycles and instructions, channels last and
+// gathered, and the tensor cores' share of the time on sm_80 and sm_90:
 //
-//     block     warp      mma   on sm_80, sm_90   ldmatrix, copies: shared memory   instructions   tensor cores busy
-//     128 x 128  64 x 64   64    512      392      16         8       4 * 99 = 396   206 to 225     100 %  99 %
-//     128 x  64  64 x 64   64    512      392      16        12       4 * 115 = 460  279 to 291     100 %  85 %
-//      64 x 128  64 x 64   64    512      392      16        12       4 * 115 = 460  234 to 253     100 %  85 %
-//     128 x  64  64 x 32   32    256      196      12         6       4 * 75 = 300   135 to 154      85 %  65 %
-//      64 x  64  32 x 32   16    128       98       8         4       4 * 51 = 204    89 to 104      63 %  48 %
+//     block     halves  mma   on sm_80, sm_90   ldmatrix, copies: shared   instructions  gathered     share
+//     128 x 128    1     64    512      392       16         8       384    164 to 172   258 to 261    100 %  100 %
+//     128 x  64    1     64    512      392       16        12       448    212 to 214   399 to 403    100 %   87 %
+//      64 x 128    1     64    512      392       16        12       448    167 to 175   262 to 265    100 %   87 %
+//     128 x 128    2     32    256      196        8         4       192    101 to 110   162 to 168    100 %  100 %
+//     128 x  64    2     32    256      196        8         6       224    121 to 129   213 to 219    100 %   87 %
+//      64 x 128    2     32    256      196        8         6       224    105 to 114   165 to 169    100 %   87 %
 //
-// So instructions never bound them; what does is how often a byte of shared memory is multiplied, and that grows with
-// the warp's tile, which 255 registers end at 64 x 64. The smaller tiles cannot be kept busier: they serve problems
-// that have no more blocks, and would leave multiprocessors idle with larger ones. Two warps to a block keep the ratio of 64 x
-// 64 in half a tile; where so few blocks come to an SM that its four schedulers have no warp each, the launcher takes
-// four smaller ones. Channels first, gathered, has 376 to 397 instructions at 128 x 128, 402 to 425 at 64 x 128, and
-// hides behind the mma as well (85 % at least); 540 to 569 at 128 x 64, whose two warps gather 128 pixels: 95 and 69 %.
-// TF32 has the same cycles, and 286 to 354 instructions.
+// What counts is how often a byte of shared memory is multiplied. It grows with the warp's tile, which 255 registers
+// end at 64 x 64, and with the block's: a tile of M x K stores M + K rows of 64 bytes in each stage and reads each at
+// least once, in M + K cycles, in which sm_90 does 1,337 (M + K) of its 32 M K multiply-adds. So 64 x 64 ends at 77 %
+// there (100 % on sm_80) and 64 x 32 at 51 % (67 %) with any warps, and L2 has 47 of the 84 bytes a cycle that 64 x 64
+// would want: no tile is smaller. Where there are too few tiles to give each scheduler a warp, HALVES double the warps,
+// not what they load; eight of 64 x 32 in 128 x 128 would end at 77 % on sm_90, four of 64 x 32 in 128 x 64 at 68 %,
+// four of 32 x 32 in 64 x 64 at 51 %. All of ResNet-50 and VGG-16 is predicted to take as long as with those on sm_80,
+// at 1 and at 32 images, and 1 to 2 % less on sm_90.
+// Gathered, it needs stages of one tap. With several (channels not a multiple of 32) 128 x 64 falls to 64 to 78 % on
+// sm_90, 64 x 128 stays at 87 %; if chunks end amid the channels, 128 x 128 falls to 72 to 81 %, 64 x 128 too, 128 x 64
+// to 44 to 56 %: each element is 10 instructions then, and the launcher counts them. TF32 has the same cycles, and 230
+// to 357 instructions at most. PRECISE, whose warps are of 64 x 32 and less, is bound by its rounding: 87 to 92 % on
+// sm_90 at 128 x 128, 45 to 69 % with blocks of 64 x 64 and less.
+// What was learned: places in shared memory, worked out once and kept from the compiler (which holds them for cheap and
+// works them out anew in each stage), took 10 to 30 % of the instructions; one look at a stage's tap, not four, 20 %.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
 // Limits: float16 from sm_75 on, bfloat16 and float32 from sm_80 on.
 // Source: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020 (stages, swizzle, multistage loop); NVIDIA, PTX ISA;
 // three products: CUTLASS, 3xTF32; sums outside: Ootomo and Yokota, Recovering single precision accuracy from tensor
 // cores while surpassing the FP32 theoretical peak performance, 2022.
 //
-// Compiled with problem.cuh's and epilogue.cuh's constants, -DTILE_M -DTILE_K of a block, -DWARP_M -DWARP_K of a warp,
-// -DSTAGES, -DTOGETHER (x's channels lie side by side in aligned chunks), -DTAPS_INNER, -DWHOLE (no chunk ends amid
-// the channels), -DALONG_FILTERS (y's filters lie side by side, not its pixels), -DRUN (how many a thread stores at
-// once), -DSPLIT, -DPRECISE.
+// Compiled with problem.cuh's, epilogue.cuh's and tensor_core_tile.cuh's constants, -DTOGETHER (x's channels lie side
+// by side in aligned chunks), -DTAPS_INNER, -DWHOLE (no chunk ends amid the channels), -DONE_TAP (nor does a stage),
+// -DALONG_FILTERS (y's filters lie side by side, not its pixels), -DRUN (how many a thread stores at once), -DSPLIT.
 
 #include "cut_job.cuh"
 #include "epilogue.cuh"
@@ -130,7 +136,7 @@ struct Walk {
     {
         return TOGETHER ? threadIdx.x % CHUNKS : threadIdx.x / TILE_M * COLUMNS + i;
     }
-    // Its pixels lie a multiple of 8 rows apart, which are swizzled alike, and its columns differ in their last bits.
+    // Its pixels lie a multiple of 8 rows apart, which are swizzled alike; its columns differ in their last bits.
     __device__ __forceinline__ int own_place(int stage, int j, int i) const
     {
         return (stage + first_place ^ i * 16) + j * (TOGETHER ? THREADS / CHUNKS : THREADS) * CHUNKS * 16;

@@ -1,5 +1,5 @@
-// What the products on tensor cores have in common: a warp's WARP_M x WARP_K sums, what is added to them, and the stages
-// in shared memory from which that comes.
+// What the products on tensor cores have in common: a warp's WARP_M x WARP_K sums, what is added to them, and the
+// stages in shared memory from which that comes.
 //
 //                           filters: BLOCKS_K blocks of 8        a lane has four sums of each 16 x 8 block, and adds to
 //                        +---+---+---                            them 32 bytes of the reduction at a time
@@ -9,10 +9,10 @@
 //     of 16      | a |   |   |   |        registers
 //                +---+   +---+---+---
 //
-// A stage has 64 bytes of the reduction, two steps of 32. HALVES == 2: twice as many warps, of which one half takes each
-// stage's first step and the other its second. Their tiles are as large, so that shared memory is read as seldom, and
-// there are warps for every scheduler where few blocks come to a multiprocessor; what it costs is that the sums of one
-// half go through shared memory to the other in the end. CUTLASS calls it sliced-K.
+// A stage has 64 bytes of the reduction, two steps of 32. HALVES == 2: twice as many warps, of which one half takes
+// each stage's first step and the other its second. Their tiles are as large, so that shared memory is read as seldom,
+// and there are warps for every scheduler where few blocks come to a multiprocessor; what it costs is that the sums of
+// one half go through shared memory to the other in the end. CUTLASS calls it sliced-K.
 //
 // Compiled with problem.cuh's constants, -DTILE_M -DTILE_K of a block, -DWARP_M -DWARP_K of a warp, -DHALVES, -DSTAGES,
 // -DPRECISE (float32 in three products of TF32).
@@ -84,8 +84,8 @@ __device__ __forceinline__ void multiply_blocks(Sums& sums, const unsigned (&a)[
     }
 }
 
-// Multiply `count` stages. bring.fetch(n) begins to bring the next stage to place n of STAGES, bring.put(n) stores there
-// what it brought into registers; multiply(n) takes the stage at place n.
+// Multiply `count` stages. bring.fetch(place) begins to bring the next stage there, bring.put(place) stores what it
+// brought into registers; multiply(place) takes the stage there. A place: in bytes, of STAGES in turn.
 //
 // cp.async says when its bytes have come only by groups, in order: each turn waits until at most STAGES - 2 of them are
 // under way, so that this stage's have come. The barrier after it makes everybody's visible, and says that nobody reads
@@ -121,7 +121,8 @@ __device__ __forceinline__ void add_halves(Sums& sums, const Warp& warp, unsigne
 {
     if constexpr (HALVES == 1) return;
     constexpr int AT_ONCE = BLOCKS_M / 2;
-    float4* const passed = reinterpret_cast<float4*>(memory) + warp.number * (AT_ONCE * BLOCKS_K * 32) + threadIdx.x % 32;
+    const int own = warp.number * (AT_ONCE * BLOCKS_K * 32) + threadIdx.x % 32;
+    float4* const passed = reinterpret_cast<float4*>(memory) + own;
     #pragma unroll
     for (int first = 0; first < BLOCKS_M; first += AT_ONCE) {
         __syncthreads();  // nobody multiplies any more, or adds what was passed before
@@ -134,8 +135,8 @@ __device__ __forceinline__ void add_halves(Sums& sums, const Warp& warp, unsigne
         for (int i = 0; i < AT_ONCE * BLOCKS_K; ++i)
             if (warp.half == 0) {
                 const float4 more = passed[i * 32];
-                Accumulator(&own)[4] = sums[first + i / BLOCKS_K][i % BLOCKS_K];
-                own[0] += more.x, own[1] += more.y, own[2] += more.z, own[3] += more.w;
+                Accumulator(&to)[4] = sums[first + i / BLOCKS_K][i % BLOCKS_K];
+                to[0] += more.x, to[1] += more.y, to[2] += more.z, to[3] += more.w;
             }
     }
 }

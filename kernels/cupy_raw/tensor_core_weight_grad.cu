@@ -34,12 +34,23 @@
 // one row. Words of floats: four pixels of 8 or 16 columns, or 8 filters, at once, hence pixels two places apart.
 // PIXELS: rows of 64 bytes, as in tensor_core.cu.
 // float32: both operands are rounded to TF32 in registers; PRECISE ("3xtf32") as in tensor_core.cu.
-// Registers, of 128 x 128: 200 with copies only, 239 where all is gathered (128 of them sums), two blocks on a
-// multiprocessor. Machine code, float16: 64 of the loop's instructions are HMMA, which keep a tensor core of sm_80 busy
-// for 512 cycles and one of sm_90 for 392, while shared memory needs 396. The loop has 243 instructions in all with
-// channels last, 358 with channels first, 218 in 1x1 layers there, 433 where all is gathered. TF32: 471, of which 128
-// round; on sm_90 82 % of the tensor cores' time at most. The smaller tiles load more of shared memory for each mma:
-// 85 % at most on sm_80 with warps of 64 x 32 in 128 x 64, 63 % with 32 x 32.
+// Registers, of 128 x 128: 195 with copies only, 250 where all is gathered (128 of them sums), two blocks on a
+// multiprocessor. Tiles, HALVES and what bounds the loop: as in tensor_core.cu. Instructions of the loop in float16 for
+// 64 HMMA, or 32 in HALVES, which take 392 and 196 cycles of sm_90, and the tensor cores' share there; on sm_80 it is
+// 100 %, but for gathering at 128 x 64 and 64 x 128: 78 to 95 %.
+//
+//     block      halves   channels last   channels first: x gathered   channels not a multiple of 8: both gathered
+//     128 x 128    1      236 to 240 100 %     330 to 331 100 %             419 to 421  94 %
+//     128 x 128    2      133 to 134 100 %     213 to 214  92 %             252 to 254  78 %
+//     128 x  64    2      211         87 %     286         69 %             325 to 327  60 %
+//      64 x 128    2      199         87 %     225 to 226  87 %             319 to 321  61 %
+//
+// An element gathered by itself takes three instructions: to find it, to load it, and a half each to pair it and to
+// drop it outside. 128 x 64 gathers 48 for its 32 HMMA, 176 instructions; 54 more are all that 85 % of 196 cycles
+// allow, fewer than windows, stores and ldmatrix take. The launcher counts them and takes 128 x 128, at 94 %, where
+// problems are large enough.
+// TF32: 313 with copies of pixels, 444 with copies of channels, of which 128 round: 88 % on sm_90 at 128 x 128, 63 to
+// 85 % in halves.
 // What was learned: 128-bit loads of floats give four words that belong to four matrices, and to bring them into
 // neighbouring registers took 200 moves; 64-bit loads, whose words are rows g and g + 8 of one, take none.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
@@ -49,9 +60,8 @@
 // ("ldmatrix", .trans); Osama et al., Stream-K, PPoPP 2023 (reduction in two steps); Ootomo and Yokota, 2022, as in
 // tensor_core.cu.
 //
-// Compiled with problem.cuh's constants (y is grad_y, w is grad_w), -DTILE_M -DTILE_K of a block, -DWARP_M -DWARP_K of
-// a warp, -DSTAGES, -DX_TOGETHER -DY_TOGETHER, -DX_WHOLE -DY_WHOLE (no chunk ends amid a group's channels, or filters),
-// -DTAPS_INNER, -DPRECISE.
+// Compiled with problem.cuh's constants (y is grad_y, w is grad_w), tensor_core_tile.cuh's, -DX_TOGETHER -DY_TOGETHER,
+// -DX_WHOLE -DY_WHOLE (no chunk ends amid a group's channels, or filters), -DTAPS_INNER.
 
 #include "cut.cuh"
 #include "tensor_core_tile.cuh"
@@ -137,8 +147,8 @@ struct Share {
         asm volatile("" : "+r"(first_place));  // or it is worked out anew in each stage
     }
 
-    // Chunks of one pixel differ in their last bits. Rows are swizzled alike if they lie eight apart, and otherwise with
-    // four between, which is the swizzle's lowest bit.
+    // Chunks of one pixel differ in bits that an exclusive or meets alone. Rows are swizzled alike if they lie eight
+    // apart; four apart they differ in the swizzle's lowest bit.
     __device__ __forceinline__ int place(int stage, int j) const
     {
         if constexpr (TOGETHER == NONE) return stage + first_place ^ j * APART * 16;

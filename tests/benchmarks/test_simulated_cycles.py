@@ -97,3 +97,16 @@ def test_what_cannot_run_is_named(stand_in, tmp_path):
     problem = make_problem((1, 3, 5, 6), (4, 3, 3, 3), dtype="float32", stride=2)
     with pytest.raises(ValueError, match="winograd_fused cannot run"):
         simulated_cycles.ours("cupy_raw.winograd_fused", problem, *stand_in, tmp_path / "plan")
+
+
+def test_ours_stands_beside_the_fastest_of_cutlass_on_its_layer():
+    problem = make_problem((1, 3, 5, 6), (4, 3, 3, 3), dtype="float32")
+
+    def row(name, layer, cycles):
+        return name, layer, simulated_cycles.Simulated(problem, (simulated_cycles.Launched("f", 2, cycles),), None)
+
+    found = [row("CUTLASS 64x64", "a", 300), row("CUTLASS 128x64", "a", 200), row("CUTLASS 128x64", "b", 50),
+             row("cupy_raw.implicit_gemm", "a", 150), row("cupy_raw.depthwise", "c", 70)]  # fmt: skip
+    drawn = simulated_cycles.table(found)
+    (beside,) = [column for column in drawn.columns if column.header == "of CUTLASS's fastest"]
+    assert list(beside.cells) == ["1.50", "1.00", "1.00", "0.75", ""]
