@@ -48,14 +48,16 @@
 //     128 x  64    2     32    256      196        8         6       224    121 to 129   213 to 219    100 %   87 %
 //      64 x 128    2     32    256      196        8         6       224    105 to 114   165 to 169    100 %   87 %
 //
+//      64 x  64    2      8       64       49        4         2        96     69 to  72    94 to  98     67 %   51 %
+//
 // What counts is how often a byte of shared memory is multiplied. It grows with the warp's tile, which 255 registers
 // end at 64 x 64, and with the block's: a tile of M x K stores M + K rows of 64 bytes in each stage and reads each at
 // least once, in M + K cycles, in which sm_90 does 1,337 (M + K) of its 32 M K multiply-adds. So 64 x 64 ends at 77 %
 // there (100 % on sm_80) and 64 x 32 at 51 % (67 %) with any warps, and L2 has 47 of the 84 bytes a cycle that 64 x 64
-// would want: no tile is smaller. Where there are too few tiles to give each scheduler a warp, HALVES double the warps,
-// not what they load; eight of 64 x 32 in 128 x 128 would end at 77 % on sm_90, four of 64 x 32 in 128 x 64 at 68 %,
-// four of 32 x 32 in 64 x 64 at 51 %. All of ResNet-50 and VGG-16 is predicted to take as long as with those on sm_80,
-// at 1 and at 32 images, and 1 to 2 % less on sm_90.
+// would want. Where there are too few tiles to give each scheduler a warp, HALVES double the warps, not what they load;
+// eight of 64 x 32 in 128 x 128 would end at 77 % on sm_90, four of 64 x 32 in 128 x 64 at 68 %.
+// One tile is smaller, 64 x 64 in eight warps, for problems of one image: all of ResNet-50 and VGG-16 is predicted to
+// take 10 % longer on sm_80 without it, 8 % on sm_90. At 32 images none of their layers takes it.
 // Gathered, it needs stages of one tap. With several (channels not a multiple of 32) 128 x 64 falls to 64 to 78 % on
 // sm_90, 64 x 128 stays at 87 %; if chunks end amid the channels, 128 x 128 falls to 72 to 81 %, 64 x 128 too, 128 x 64
 // to 44 to 56 %: each element is 10 instructions then, and the launcher counts them. TF32 has the same cycles, and 230

@@ -15,6 +15,7 @@ from ..launching import MAX_GRID, CudaSource, ceil_div, launch
 from .cut import Parts, Reduction, chosen, cut_struct, round_up, split_cut, whole_cut, with_splits
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 from .tensor_core_tile import (
+    SMALL,
     Tile,
     aligned,
     blocks_per_sm,
@@ -36,6 +37,7 @@ TILES = (
     Tile(128, 64, 64, 64, 2),
     Tile(64, 128, 64, 64),
     Tile(64, 128, 64, 64, 2),
+    SMALL,
 )
 PRECISE_TILES = (
     Tile(128, 128, 64, 32),

@@ -16,6 +16,7 @@ from ..launching import CudaSource, ceil_div, launch
 from .cut import DIVISOR, divisor, round_up
 from .parameters import is_wide, problem_struct, type_constants, window_constants
 from .tensor_core_tile import (
+    SMALL,
     VECTOR,
     Tile,
     aligned,
@@ -36,6 +37,7 @@ TILES = (
     Tile(128, 128, 64, 64, 2),
     Tile(128, 64, 64, 64, 2),
     Tile(64, 128, 64, 64, 2),
+    SMALL,
 )
 PRECISE_TILES = (  # three products and 64-bit offsets leave too few registers for larger warps
     Tile(128, 128, 64, 32),

@@ -40,6 +40,7 @@ EXPECTED = {
     "gathered_last": tensor_core.Lying(False, True, 1),
     "taps": tensor_core.Lying(False, False, 1),
 }
+BUSY_TILES = [tile for tile in tensor_core.TILES if tile != tensor_core.SMALL]
 ALL_TILES = tensor_core.TILES + tensor_core.PRECISE_TILES
 TYPES = {"float16": {}, "bfloat16": {}, "tf32": {"precision": "tf32"}, "3xtf32": {"precision": "3xtf32"}}
 
@@ -117,6 +118,17 @@ def test_three_stages_or_more_lie_in_shared_memory_where_copies_are_asynchronous
         assert stages * tile.stage_bytes <= tensor_core_tile.SHARED_BYTES
 
 
+@pytest.mark.parametrize("target", [80, 90])
+def test_the_small_tile_is_for_small_problems(target):
+    def tiles(images):
+        problems = (make_problem((images, 256, size, size), (256, 256, 3, 3), np.dtype(np.float16), padding=1)
+                    for size in (7, 14, 28))  # fmt: skip
+        return [tensor_core.cut_for(problem, device.emulator_of(target)).tile for problem in problems]
+
+    assert tensor_core.SMALL in tiles(1)
+    assert tensor_core.SMALL not in tiles(32)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_predicted_times_grow_with_the_problem(dtype):
     seconds = [
@@ -170,8 +182,8 @@ class TestMachineCode:
 
     @pytest.mark.parametrize(
         ("tile", "type_", "together"),
-        [*((tile, "float16", together) for tile in tensor_core.TILES for together in (True, False)),
-         *((tile, "tf32", True) for tile in tensor_core.TILES), (tensor_core.TILES[0], "bfloat16", True),
+        [*((tile, "float16", together) for tile in BUSY_TILES for together in (True, False)),
+         *((tile, "tf32", True) for tile in BUSY_TILES), (tensor_core.TILES[0], "bfloat16", True),
          *((tile, "3xtf32", True) for tile in tensor_core.PRECISE_TILES[:1])],
         ids=str,
     )  # fmt: skip
@@ -185,6 +197,13 @@ class TestMachineCode:
         assert loop.roots["BAR"] == 1, "one barrier per stage"
         assert loop.roots["LDG"] == (0 if together else tile.rows * 32 // tile.threads)
         assert loop.load_bits("LDGSTS") == loop.load_bits("LDSM") == 128
+
+
+    def test_only_shared_memory_bounds_the_small_tile(self):
+        """It stores and loads 384 rows of 64 bytes, three wavefronts where tensor cores want time for two."""
+        source = self.source(tensor_core.SMALL, "float16", tensor_core.Lying(True, True, 8))[1]
+        loop = report.Loop.of(compiling.sass(compiling.cuda_source_cubin(source, 80)), source.function)
+        assert loop.issue_bound(report.MULTIPROCESSORS[80]) == pytest.approx(2 / 3)
 
 
 class TestEmulated:
@@ -240,7 +259,9 @@ class TestEmulated:
         shared = [access for access in found.counters.traffic if access.space == "shared"]
         assert {access.kind for access in shared} == {"copy", "ldmatrix", "load", "store"}
         for access in shared:
-            assert access.cost <= access.requests * max(access.size // 4, 1), access
+            in_loop = access.kind in ("copy", "ldmatrix") or access.size == 16
+            if in_loop or tile != tensor_core.SMALL:
+                assert access.cost <= access.requests * max(access.size // 4, 1), access
 
     def test_copies_move_each_chunk_once_and_whole_sectors(self, monkeypatch):
         case = Case("sectors", (1, 16, 16, 64), (128, 64, 1, 1), {"layout": "NHWC"}, dtype="float16")

@@ -208,7 +208,7 @@ class TestMachineCode:
 
     @pytest.mark.parametrize(
         ("lying", "target", "tile"),
-        [*((lying, 90, tile) for lying in ((CHANNELS, CHANNELS), (PIXELS, PIXELS)) for tile in kernel.TILES),
+        [*((lying, 90, tile) for lying in ((CHANNELS, CHANNELS), (PIXELS, PIXELS)) for tile in kernel.TILES[:4]),
          ((CHANNELS, CHANNELS), 80, kernel.TILES[0]), ((NONE, NONE), 90, kernel.TILES[0]),
          *(((NONE, PIXELS), target, tile) for target, tile in ((90, kernel.TILES[0]), (90, kernel.TILES[1]),
                                                                (80, kernel.TILES[2]), (90, kernel.TILES[3])))],
@@ -271,7 +271,8 @@ class TestEmulated:
         *_, (found, _) = watched(case)
         shared = [access for access in found.counters.traffic if access.space == "shared"]
         loads = {"ldmatrix"} if type_ == "float16" or name == "pixels" else {"load"}
-        assert {access.kind for access in shared} == loads | {"store" if name == "gathered" else "copy"}
+        passed = {"load", "store"}  # from half to half
+        assert {access.kind for access in shared} == loads | passed | ({"copy"} if name != "gathered" else set())
         for access in shared:
             assert access.cost <= access.requests * max(access.size // 4, 1), access
 
