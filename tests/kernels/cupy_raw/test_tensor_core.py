@@ -30,6 +30,9 @@ LYING = {
                            dtype="float16", memory="slices"),
     "gathered_last": Case("gathered_last", (2, 9, 11, 22), (34, 22, 3, 3), {"padding": 2, "layout": "NHWC"},
                           residual=True, dtype="float16"),
+    "copied_stages": Case("copied_stages", (1, 7, 9, 32), (34, 32, 3, 3), {"padding": 1, "layout": "NHWC"},
+                          dtype="float16"),
+    "gathered_stages": Case("gathered_stages", (1, 64, 7, 9), (34, 64, 3, 2), {"padding": 1}, dtype="float16"),
     "taps": Case("taps", (2, 3, 13, 11), (35, 3, 5, 5), {"padding": 2, "stride": 2}, bias=True, dtype="float16"),
 }  # fmt: skip
 EXPECTED = {
@@ -38,6 +41,8 @@ EXPECTED = {
     "gathered": tensor_core.Lying(False, False, 8),
     "gathered_whole": tensor_core.Lying(False, False, 1),
     "gathered_last": tensor_core.Lying(False, True, 1),
+    "copied_stages": tensor_core.Lying(True, True, 1),
+    "gathered_stages": tensor_core.Lying(False, False, 8),
     "taps": tensor_core.Lying(False, False, 1),
 }
 BUSY_TILES = [tile for tile in tensor_core.TILES if tile != tensor_core.SMALL]
@@ -197,7 +202,6 @@ class TestMachineCode:
         assert loop.roots["BAR"] == 1, "one barrier per stage"
         assert loop.roots["LDG"] == (0 if together else tile.rows * 32 // tile.threads)
         assert loop.load_bits("LDGSTS") == loop.load_bits("LDSM") == 128
-
 
     def test_only_shared_memory_bounds_the_small_tile(self):
         """It stores and loads 384 rows of 64 bytes, three wavefronts where tensor cores want time for two."""
