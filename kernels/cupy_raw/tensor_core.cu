@@ -115,7 +115,7 @@ struct Spot {
     {
         channel += steps;
         if constexpr (ONE_TAP && !TAPS_INNER) {
-            if (channel >= cut.channels) channel = 0, ++tap;
+            if (channel >= cut.channels) channel -= cut.channels, ++tap;
         } else if constexpr (!TAPS_INNER) {
             for (; channel >= cut.channels; ++tap) channel -= cut.channels;
         }

@@ -32,7 +32,7 @@ LYING = {
                           residual=True, dtype="float16"),
     "copied_stages": Case("copied_stages", (1, 7, 9, 32), (34, 32, 3, 3), {"padding": 1, "layout": "NHWC"},
                           dtype="float16"),
-    "gathered_stages": Case("gathered_stages", (1, 64, 7, 9), (34, 64, 3, 2), {"padding": 1}, dtype="float16"),
+    "gathered_stages": Case("gathered_stages", (1, 64, 8, 9), (34, 64, 3, 2), {"padding": 1}, dtype="float16"),
     "taps": Case("taps", (2, 3, 13, 11), (35, 3, 5, 5), {"padding": 2, "stride": 2}, bias=True, dtype="float16"),
 }  # fmt: skip
 EXPECTED = {
