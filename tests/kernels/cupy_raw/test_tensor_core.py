@@ -301,6 +301,23 @@ class TestEmulated:
         with pytest.raises(test_emulated.emulator.EmulationError, match=fault):
             test_emulated.check(tensor_core, "tensor_core", LYING[name])
 
+    @pytest.mark.parametrize("name", ["copied", "gathered"])
+    def test_an_infinity_reaches_the_outputs_of_its_windows_alone(self, name, monkeypatch):
+        """What pads a stage is zero in x too: zero weights times infinity would be NaN."""
+        x_shape, w_shape, layout = {
+            "copied": ((1, 9, 9, 40), (8, 40, 3, 3), "NHWC"),
+            "gathered": ((1, 20, 9, 9), (8, 20, 3, 3), "NCHW"),
+        }[name]
+        problem = make_problem(x_shape, w_shape, np.dtype(np.float16), layout=layout)
+        force_cut(monkeypatch, problem, tensor_core.TILES[-2])
+        x, w = strided.empty_aligned(x_shape, np.float16), np.ones(w_shape, np.float16)
+        x[...] = 1
+        x = x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
+        x[0, -1, 5, 5] = np.inf
+        y = np.full((1, 8, 7, 7), np.nan, np.float16)
+        test_emulated.watched(tensor_core, problem, x, w, y)
+        np.testing.assert_array_equal(y.astype(float), reference.conv2d(problem, x, w))
+
     @pytest.mark.parametrize("type_", TYPES)
     def test_the_error_keeps_to_the_contract(self, type_):
         """On normal numbers, which are rounded; the emulator rounds sums, too, where tensor cores cut them off."""
