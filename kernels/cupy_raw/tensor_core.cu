@@ -48,21 +48,32 @@
 //     128 x  64    2     32    256      196        8         6       224    121 to 129   213 to 219    100 %   87 %
 //      64 x 128    2     32    256      196        8         6       224    105 to 114   165 to 169    100 %   87 %
 //
-//      64 x  64    2      8       64       49        4         2        96     69 to  72    94 to  98     67 %   51 %
+// with smaller warps (32 x 64 in 64 x 128 with two halves, 32 x 32 in the last two of 64 x 64, else 64 x 32):
+//
+//     128 x  64    1     32    256      196       12         6       288    125 to 133   218 to 222     89 %   68 %
+//      64 x 128    2     16    128       98        6         3       144     74 to  78   118 to 124     89 %   68 %
+//      64 x  64    2     16    128       98        6         4       160     85 to  94   142 to 148     80 %   61 %
+//      64 x  64    1     16    128       98        8         4       192     86 to  95   125 to 127     67 %   51 %
+//      64 x  64    2      8     64       49        4         2        96     69 to  73    95 to  99     67 %   50 %
 //
 // What counts is how often a byte of shared memory is multiplied. It grows with the warp's tile, which 255 registers
 // end at 64 x 64, and with the block's: a tile of M x K stores M + K rows of 64 bytes in each stage and reads each at
 // least once, in M + K cycles, in which sm_90 does 1,337 (M + K) of its 32 M K multiply-adds. So 64 x 64 ends at 77 %
 // there (100 % on sm_80) and 64 x 32 at 51 % (67 %) with any warps, and L2 has 47 of the 84 bytes a cycle that 64 x 64
-// would want. Where there are too few tiles to give each scheduler a warp, HALVES double the warps, not what they load;
-// eight of 64 x 32 in 128 x 128 would end at 77 % on sm_90, four of 64 x 32 in 128 x 64 at 68 %.
-// One tile is smaller, 64 x 64 in eight warps, for problems of one image: all of ResNet-50 and VGG-16 is predicted to
-// take 10 % longer on sm_80 without it, 8 % on sm_90. At 32 images none of their layers takes it.
+// would want. Where there are too few tiles to give each scheduler a warp, HALVES double the warps, not what they load.
+// So the six tiles above stand over 85 %, and the five below under it: all on sm_90, those of 64 x 64 on sm_80 too.
+// They are kept because they fill waves which the six leave half empty, and spare the launch that adds splits: 64 x 128
+// in eight warps takes 18.2 instead of 22.3 microseconds for 128x56x56-256-3x3 on sm_80, 15.8 instead of 18.0 on sm_90.
+// With the six alone all of ResNet-50 and VGG-16, one image, is predicted to take 1,067 microseconds on sm_80 and 914
+// on sm_90, with all eleven 984 to 989 and 852 to 858; 32 images 6,815 and 3,891, and 6,799 and 3,884. With the ten
+// tiles that these replaced, most of warps of 64 x 32 and less: 1,002 and 863, 6,793 and 3,882. Tiles of 128 x 32 and
+// less fill fewer waves: three of them, and the last one beside the six, left up to 10 of 52 layers a last wave under
+// four fifths, these 7.
 // Gathered, it needs stages of one tap. With several (channels not a multiple of 32) 128 x 64 falls to 64 to 78 % on
 // sm_90, 64 x 128 stays at 87 %; if chunks end amid the channels, 128 x 128 falls to 72 to 81 %, 64 x 128 too, 128 x 64
 // to 44 to 56 %: each element is 10 instructions then, and the launcher counts them. TF32 has the same cycles, and 230
-// to 357 instructions at most. PRECISE, whose warps are of 64 x 32 and less, is bound by its rounding: 87 to 92 % on
-// sm_90 at 128 x 128, 45 to 69 % with blocks of 64 x 64 and less.
+// to 357 instructions at most, 114 to 118 of the last of 64 x 64: 56 and 42 % there. PRECISE, whose warps are of 64 x 32
+// and less, is bound by its rounding: 87 to 92 % on sm_90 at 128 x 128, 45 to 69 % with blocks of 64 x 64 and less.
 // What was learned: places in shared memory, worked out once and kept from the compiler (which holds them for cheap and
 // works them out anew in each stage), took 10 to 30 % of the instructions; one look at a stage's tap, not four, 20 %.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.

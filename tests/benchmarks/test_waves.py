@@ -99,4 +99,4 @@ def test_the_command_names_a_layer_that_is_left():
     command = ["waves", "--device", "sm_80", "--product", "tensor_core", "--batch", "1"]
     done = CliRunner().invoke(main, command, env={"COLUMNS": "200"})
     assert done.exit_code == 1
-    assert "2 layers fill less than 80%; the first: 24x56x56-144-1x1" in done.output
+    assert "1 layer fills less than 80%; the first: 32x28x28-192-1x1" in done.output
