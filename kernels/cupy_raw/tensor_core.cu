@@ -72,8 +72,8 @@
 // Gathered, it needs stages of one tap. With several (channels not a multiple of 32) 128 x 64 falls to 64 to 78 % on
 // sm_90, 64 x 128 stays at 87 %; if chunks end amid the channels, 128 x 128 falls to 72 to 81 %, 64 x 128 too, 128 x 64
 // to 44 to 56 %: each element is 10 instructions then, and the launcher counts them. TF32 has the same cycles, and 230
-// to 357 instructions at most, 114 to 118 of the last of 64 x 64: 56 and 42 % there. PRECISE, whose warps are of 64 x 32
-// and less, is bound by its rounding: 87 to 92 % on sm_90 at 128 x 128, 45 to 69 % with blocks of 64 x 64 and less.
+// to 357 instructions at most, 114 to 118 of the last of 64 x 64: 56 and 42 % there. PRECISE, whose warps are of 64 x
+// 32 and less, is bound by its rounding: 87 to 92 % on sm_90 at 128 x 128, 45 to 69 % with blocks of 64 x 64 and less.
 // What was learned: places in shared memory, worked out once and kept from the compiler (which holds them for cheap and
 // works them out anew in each stage), took 10 to 30 % of the instructions; one look at a stage's tap, not four, 20 %.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
