@@ -39,7 +39,7 @@ BUSY_TILES = (
     Tile(64, 128, 64, 64, 2),
 )
 # Shared memory keeps these under 85 % of the tensor cores' time on sm_90, most on sm_80 too, as tensor_core.cu says.
-# They fill waves that those above leave half empty, and none is taken where that is predicted to cost much.
+# They fill waves that those above leave half empty, where that costs no more than waves.DEARER allows.
 WAVE_TILES = (Tile(128, 64, 64, 32), Tile(64, 128, 32, 64, 2), Tile(64, 64, 64, 32, 2), Tile(64, 64, 32, 32), SMALL)
 TILES = BUSY_TILES + WAVE_TILES
 PRECISE_TILES = (
