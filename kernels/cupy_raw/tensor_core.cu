@@ -28,8 +28,8 @@
 // stores 16 bytes of neighbours: filters, or pixels in NCHW. With warps of 64 without conflicts, else of two lanes.
 // Small problems, and the last wave of others: SPLIT, as in implicit_gemm.cu; sums lie as y does (of 64 x 14 x 14
 // outputs, channels last: 784 sectors stored by sum_splits instead of 12,544 with lanes along the pixels). Layers of 8
-// to 11 microseconds at one image pay a launch for it: all of them together are predicted to take 7 to 9 % longer than
-// with the fastest cuts, 0.5 to 2 % at 32 images.
+// to 19 microseconds at one image pay a launch for it: all of them together are predicted to take 8 to 11 % longer than
+// with the fastest cuts, 0.3 to 3 % at 32 images.
 // float32: rounded to TF32, 11 significant bits, the weights once by pack_filters, x in registers. PRECISE ("3xtf32")
 // keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
 // cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
