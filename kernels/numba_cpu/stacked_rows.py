@@ -210,7 +210,7 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, rows, H, W, P, Q, to
             if not finishes_first:
                 with when(plain.equals(False)):
                     for u in range(units):
-                        put(y, u, other(take(y + u * rows * Q * item, kept_lanes(u)), residual, u))
+                        finish_stored(y, residual, u)
 
         def number_at(address):
             return as_numbers(load(stored.scalar, address), dtype_name)
@@ -235,6 +235,12 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, rows, H, W, P, Q, to
 
         def finish(y, residual, u, total):
             put(y, u, other(total, residual, u) if finishes_first else maximum(least, minimum(most, total)))
+
+        def finish_stored(y, residual, u):
+            """Writes no lane of the next vector, which has been stored already."""
+            here, kept = y + u * rows * Q * item, kept_lanes(u)
+            total = other(take(here, kept), residual, u)
+            store_lanes(here, as_stored(total, dtype_name), constant_mask(V, y, kept))
 
         def other(total, residual, u):
             """What is not a clamp of the sums."""

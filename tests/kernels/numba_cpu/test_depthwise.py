@@ -136,7 +136,7 @@ def test_nothing_is_read_or_written_behind_rows(name):
 
 
 @pytest.mark.parametrize("activation", ["relu6", "silu"])
-@pytest.mark.parametrize("name", ["rows_stacked_two_filters", "rows_of_pixels", "bands_of_rows"])
+@pytest.mark.parametrize("name", ["rows_stacked", "rows_stacked_two_filters", "rows_of_pixels", "bands_of_rows"])
 def test_bias_residual_and_activation_of_rows(name, activation):
     problem = replace(PROBLEMS[name], has_bias=True, has_residual=True, activation=activation)
     x, w, y = arrays_of(problem)
