@@ -243,7 +243,7 @@ PATCHES = {
         Case("tiny_planes", (3, 10, 1, 2), (10, 1, 2, 3), {"groups": 10, "padding": (1, 2)}),
         Case("strided", (1, 6, 25, 18), (6, 1, 5, 5), {"groups": 6, "stride": 2, "padding": 2}),
         Case("dilated", (1, 1, 23, 21), (1, 1, 3, 2), {"stride": (2, 3), "dilation": (3, 2), "padding": 4}),
-        Case("filters", (2, 3, 9, 10), (12, 1, 3, 3), {"groups": 3, "padding": 1}, bias=True),
+        Case("filters", (2, 4, 9, 10), (16, 1, 3, 3), {"groups": 4, "padding": 1}, bias=True),
         Case("several_filters", (1, 1, 19, 17), (5, 1, 4, 3), bias=True),
         Case("tall", (1, 2, 37, 5), (2, 1, 33, 3), {"groups": 2, "padding": (2, 1)}),
         Case("rgb", (2, 13, 12, 3), (3, 1, 3, 3), {"groups": 3, "padding": 1, "layout": "NHWC"}, bias=True),
