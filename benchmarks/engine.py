@@ -5,7 +5,10 @@
 
 Why the sleep: thread pools spin after their last call and take the cores from whoever is measured next; OpenMP's for
 about 10 ms, ONNX Runtime's for about 40 (measured as the process's own time during a sleep). So it lasts until this
-process uses no processor any more, at least 10 ms and at most 200. Why the warm-up: after it the candidate's own
+process uses no processor any more, at least 10 ms and at most 200; it listens for several ticks of the scheduler, since
+that is when time is put down to whoever is running: listening for less heard nothing of a spinning thread every other
+time, and whoever came after ONNX Runtime took twice as long. The order goes on from one case to the next, so that no
+candidate has the same neighbour in all of them. Why the warm-up: after it the candidate's own
 threads must be awake again. A block's time is the median of its calls, a candidate's the median of its blocks, with
 p20 and p80. A ratio is the median of the rounds' ratios, since the two were neighbours there.
 """
@@ -22,11 +25,12 @@ import numpy as np
 
 SLEEP_SECONDS = 0.010
 MOST_SLEEP_SECONDS = 0.200
-LISTEN_SECONDS = 0.003
+LISTEN_SECONDS = 0.012  # three ticks of a kernel at 250 Hz
 WARM_UP_SECONDS = 0.003
 LONG_SECONDS = 0.050  # a call as long as this needs no warm-up: waking threads costs less than 1 % of it
 BLOCK_SECONDS = 0.030
 MOST_CALLS = 2_000
+ORDER = random.Random(0)
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,11 @@ def measure(
     roughly = {c.name: call_seconds(c.call, block) for c in candidates}
     calls = {name: min(max(round(settings.block_seconds / s), 1), MOST_CALLS) for name, s in roughly.items()}
     seconds: dict[str, list[float]] = {c.name: [] for c in candidates}
-    order = random.Random(0)
     gc.collect()
     gc.disable()
     try:
         for _ in range(settings.rounds):
-            for candidate in order.sample(candidates, len(candidates)):
+            for candidate in ORDER.sample(candidates, len(candidates)):
                 name, so_far = candidate.name, seconds[candidate.name]
                 if sum(so_far) * calls[name] < settings.most_seconds:
                     if settings.settles:
