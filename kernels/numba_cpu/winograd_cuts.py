@@ -38,6 +38,7 @@ FILTER_CYCLES = 0.35  # per product, filter and channel
 PACK_CYCLES = 1.05  # likewise, of filters that are stored for all threads and then read by them
 EFFICIENCY = 0.88  # of the core's multiply-adds
 INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
+DEEP_CHANNELS, DEEP = 256, 1.08  # of F(6,3): from so many on its products take longer, whatever the strip (measured)
 WAITING_BYTES, BEYOND_ALL_CACHES = 16 << 20, 1.6  # and where V and M of all threads, waiting for other filters, are
 CYCLES_PER_PLANE, CYCLES_PER_UNIT = 150, 30  # of a group's strip beside the multiply-adds, which are few there
 LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
@@ -272,6 +273,8 @@ def cycles(m, problem, threads, cut) -> float:
     )
     if cut.outputs_at - cut.inputs_at > INPUTS_IN_CACHE * target.cache_bytes(2):
         multiply *= BEYOND_CACHE
+    if m == 6 and problem.Cg >= DEEP_CHANNELS:
+        multiply *= DEEP
     if cut.filters_at and threads * (cut.filters_at - cut.inputs_at) > WAITING_BYTES:
         multiply *= BEYOND_ALL_CACHES
     filters = FILTER_CYCLES * weights * cut.panel if cut.filters_at else stream_cycles(problem, cut, weights)
