@@ -146,8 +146,8 @@ MOST_TAPS = 200_000  # for which the reference takes a few seconds
 # For --quick: one and two images, both layouts, groups, strides, and sizes under and past a tile.
 QUICK = (
     "one_output", "3x3_same", "nhwc", "depthwise", "depthwise_one_image", "depthwise_stride_2_two_filters",
-    "depthwise_5x4", "first_layer", "nhwc_wide", "1x1_in_halves", "1x1_in_halves_groups", "dilation", "nhwc_5_dilated",
-    "tf32", "3xtf32",
+    "depthwise_5x4", "first_layer", "nhwc_wide", "groups_wide", "1x1_in_halves", "1x1_in_halves_groups", "dilation",
+    "nhwc_5_dilated", "tf32", "3xtf32",
 )  # fmt: skip
 QUICK_EMULATED = (
     "3x3_same", "nhwc", "depthwise", "depthwise_one_image", "depthwise_5x4", "groups", "tf32", "3xtf32",
