@@ -307,15 +307,23 @@ def ranked(problem, device, backend, algorithm, max_error, workspace_limit, plan
     """The kernels that can run `problem` and were asked for, the fastest predicted first.
 
     For a single call on the CPU, those whose scratch memory would be fresh pages every time come last: touching them
-    takes longer than most convolutions.
+    takes longer than most convolutions. Memory for weights that are not packed, lying as most do, is not touched.
     """
     problem = with_an_image(problem)
     asked = asked_for(problem, device, backend, algorithm, max_error, workspace_limit, planned)
     possible = [c for c in asked if c.possible]
     if not possible:
         raise UnsupportedError(refusal(problem, device, backend, algorithm, asked))
-    kept = math.inf if planned or device.kind != "cpu" else KEPT_BYTES
-    return [c.name for c in sorted(possible, key=lambda c: (c.workspace_bytes > kept, c.seconds))]
+    if planned or device.kind != "cpu":
+        return [c.name for c in sorted(possible, key=lambda c: c.seconds)]
+    return [c.name for c in sorted(possible, key=lambda c: (touched_bytes(c, problem, device) > KEPT_BYTES, c.seconds))]
+
+
+def touched_bytes(candidate, problem, device) -> int:
+    """Scratch memory that a single call with contiguous weights uses."""
+    module = kernel(candidate.name)
+    reads_weights_in_place = hasattr(module, "pack_seconds") and module.pack_seconds(problem, device) == 0.0
+    return candidate.workspace_bytes - (module.packed_bytes(problem, device) if reads_weights_in_place else 0)
 
 
 def possible(problem, device, backend, algorithm, max_error, workspace_limit) -> list[Candidate]:

@@ -42,6 +42,7 @@ table of offsets as in Dukhan, The Indirect Convolution Algorithm, 2019.
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
+from math import gcd
 from typing import Any
 
 import numba
@@ -53,7 +54,7 @@ from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
 from .filter_cuts import until_all_done, up
-from .flat_planes import copy_planes_function, fill_offsets, put_word, row_phases, rows_below
+from .flat_planes import copy_planes_function, copy_runs_function, fill_offsets, put_word, row_phases, rows_below
 from .job import job_of
 from .lone_pixels import MOST as MOST_LONE
 from .lone_pixels import gather_function, lone_pixels_function
@@ -74,11 +75,13 @@ FEWEST_ROWS = 4  # of outputs, for which a block's planes fit half the L2 cache:
 FEWEST_DEPTHS = 64  # but of these no fewer, or sums wait too often
 FEW_TILES = 5  # of a map: their planes are read from the L2 cache anyhow
 OFFSET_BYTES, LINE = 8, 64
+L2_WAYS = 16  # of Zen's cache and, for the most part, of Intel's
+RUN_CYCLES = 0.4  # a number
 
 BLOCKING = (
     "first_pixel", "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases",
     "plane_bytes", "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at",
-    "tail_at",
+    "tail_at", "filter_block", "by_runs",
 )  # fmt: skip
 CALL_BLOCKED = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
 
@@ -163,7 +166,7 @@ def task_function(dtype_name):
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
     copy_rows = copy_rows_function(dtype_name)
     multiply = multiply_function(real, "row", indirect=True)
-    copy_planes = copy_planes_function(dtype_name)
+    copy_planes, copy_runs = copy_planes_function(dtype_name), copy_runs_function(real)
     gather, lone_pixels = gather_function(real), lone_pixels_function(real)
     padding = weight_rows.padded_filters(1)
 
@@ -187,7 +190,9 @@ def task_function(dtype_name):
         copy_biases(call, k0, filters, biases)
 
         point = taps == 1 and call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
-        in_place = point and same and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
+        flat = point and same and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
+        by_runs = flat and call.by_runs
+        in_place = flat and not by_runs
         plane_bytes = call.plane_bytes
         places = offsets + call.channel_block * taps * OFFSET_BYTES
         if not in_place or (pixels - call.first_pixel) % W:
@@ -215,12 +220,14 @@ def task_function(dtype_name):
             if in_place:  # but for a narrow tile whose last vector would end outside x
                 there = whole if (whole - start) % W == 0 else start + (whole - start) // width * width
             row0 = there // call.Q
-            copied = planes - (row0 * call.Q) * item  # where pixel 0 would lie
+            copied = planes - (start if by_runs else row0 * call.Q) * item  # where pixel 0 would lie
             for c0 in range(0, call.Cg, call.channel_block):
                 channels = min(call.channel_block, call.Cg - c0)
                 depth, x = channels * taps, x_image + c0 * call.x_c
                 last = c0 + channels == call.Cg
-                if not in_place or there < whole:
+                if by_runs:
+                    copy_runs(planes, plane_bytes, x + start * item, call.x_c, channels, stop - start)
+                elif not in_place or there < whole:
                     rows_read = (stop - 1) // call.Q - row0 + 1 + below
                     one_row = rows_read == 1 + below
                     column, behind = (there % call.Q, (stop - 1) % call.Q + 1) if one_row else (0, call.Q)
@@ -233,7 +240,7 @@ def task_function(dtype_name):
                 f, some = 0, 0
                 while f < filters:
                     weights, from_row_to_row, bias = w + f * w_row, w_row, biases + f * item
-                    some = min(FILTER_BLOCK, filters - f)
+                    some = min(call.filter_block, filters - f)
                     if not packed and some > padding:
                         some -= some % padding
                     elif not packed and some < padding:  # behind them no whole tile of rows may be read
@@ -338,6 +345,27 @@ def pixels_cycles(columns, depth, dtype) -> float:
     return multiply_cycles(1, columns - lone, depth, dtype) + lone * LONE_CYCLES * depth / lanes(dtype)
 
 
+def collide(pixels, maps, item) -> bool:
+    """Do so many maps lie so that the lines of one tile of pixels share too few places of the L2 cache?"""
+    period = target.cache_bytes(2) // L2_WAYS
+    return maps > L2_WAYS * (period // gcd(pixels * item, period))
+
+
+def stores_collide(problem) -> bool:
+    return collide(problem.P * problem.Q, min(problem.Kg, FILTER_BLOCK), real_bytes(problem))
+
+
+def copies_runs(problem) -> bool:
+    """Is x to be copied although it could be read in place?"""
+    collides = collide(problem.H * problem.W, problem.Cg, real_bytes(problem)) or stores_collide(problem)
+    return reads_x_in_place(problem) and collides
+
+
+def run_bytes(problem, pixels) -> int:
+    """From channel to channel of copied runs: an odd number of lines, so that they share no place of the caches."""
+    return (up(pixels * real_bytes(problem) + target.vector_bytes(), LINE) // LINE | 1) * LINE
+
+
 def plane_bytes(problem, pixels) -> int:
     """Of a plane from which `pixels` neighbouring pixels, wherever they begin, are read."""
     rows = min((pixels - 2) // problem.Q + 2, problem.P) + rows_below(problem)
@@ -345,8 +373,9 @@ def plane_bytes(problem, pixels) -> int:
 
 
 @lru_cache(maxsize=1024)
-def blocking(problem, threads, first=0):
+def blocking(problem, threads, first=0, by_runs=False):
     """The numbers of BLOCKING, and the number of tasks. first: the first pixel."""
+    plane_of, copies = run_bytes if by_runs else plane_bytes, not reads_x_in_place(problem)
     width, pixels = VECTORS * lanes(problem.accumulate), problem.P * problem.Q - first
     rows = weight_rows.padded_filters(1)
     cuts = possible_cuts(problem, threads, pixels)
@@ -360,9 +389,9 @@ def blocking(problem, threads, first=0):
     fitting = target.cache_bytes(2) // 2 // (filters * sums_row)
     group = max(1, min(group, fitting) if block < problem.Cg else group)
     planes = block * row_phases(problem) * problem.S
-    while group > 1 and planes * plane_bytes(problem, group * width) > target.cache_bytes(2) // 2:
+    while group > 1 and planes * plane_of(problem, group * width) > target.cache_bytes(2) // (8 if by_runs else 2):
         group -= 1
-    partial_at = up(planes * plane_bytes(problem, group * width) + sums_row, LINE)  # a tile may read past their end
+    partial_at = up(planes * plane_of(problem, group * width) + sums_row, LINE)  # a tile may read past their end
     bias_at = partial_at + group * filters * sums_row
     gathered_at = up(bias_at + (filters + rows) * item, 64)
     offsets_at = gathered_at + up(MOST_LONE * depth * item, 64)
@@ -370,16 +399,16 @@ def blocking(problem, threads, first=0):
     worker_bytes = worker_span(tail_at + rows * depth * item)
     numbers = (
         first, filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
-        plane_bytes(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
-        tail_at,
+        plane_of(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
+        tail_at, rows if by_runs or copies and stores_collide(problem) else FILTER_BLOCK, by_runs,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks
 
 
 @lru_cache(maxsize=1024)
-def prepared(problem, threads):
+def prepared(problem, threads, by_runs):
     """What every call for this problem shares: the packed sizes, the compiled loop and the number of tasks."""
-    numbers, tasks = blocking(problem, threads)
+    numbers, tasks = blocking(problem, threads, by_runs=by_runs)
     fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING)}q", *numbers)
     return fields, compiled(build, problem.dtype.name), tasks
 
@@ -393,8 +422,8 @@ def why_not(problem, device):
 
 
 def workspace_bytes(problem, device):
-    numbers, _ = blocking(problem, device.threads)
-    most = device.threads * numbers[BLOCKING.index("worker_bytes")]
+    blockings = [blocking(problem, device.threads, by_runs=by_runs)[0] for by_runs in {False, copies_runs(problem)}]
+    most = device.threads * max(numbers[BLOCKING.index("worker_bytes")] for numbers in blockings)
     if few_channels.serves(problem):
         most = max(most, few_channels.workspace_bytes(problem, device.threads))
     if few_pixels.serves(problem):
@@ -457,7 +486,7 @@ def pack_seconds(problem, device):
 def copy_cycles(problem) -> float:
     """Copying one group's x into planes: by vectors, each within a row, or by numbers."""
     if reads_x_in_place(problem):
-        return 0.0
+        return RUN_CYCLES * problem.Cg * problem.P * problem.Q if copies_runs(problem) else 0.0
     if patches.serves(problem):
         return patches.SPLIT_CYCLES * problem.reduction * problem.P * problem.Q
     rows = problem.Cg * problem.S * row_phases(problem) * problem.P
@@ -479,8 +508,11 @@ def job(problem, device, x, w, y, bias, residual):
         return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual, before=copies)
     if turned.serves(problem) and turned.takes(x, y, residual):
         return TurnedJob(problem, device)
-    few = few_channels.serves(problem) and few_channels.takes(y, residual)
-    fields, loop, tasks = few_channels.prepared(problem, device.threads) if few else prepared(problem, device.threads)
+    if few_channels.serves(problem) and few_channels.takes(y, residual):
+        fields, loop, tasks = few_channels.prepared(problem, device.threads)
+    else:
+        by_runs = copies_runs(problem) and x.strides[2] == problem.W * x.itemsize and x.strides[3] == x.itemsize
+        fields, loop, tasks = prepared(problem, device.threads, by_runs)
     return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
 
 

@@ -234,9 +234,11 @@ def columns_bytes(problem) -> int:
 
 
 def depth_block(problem) -> int:
-    """Depths of which the columns fill less than a third of the L1 cache, in whole vectors, all blocks about equal."""
-    depth, W = problem.reduction, lanes(problem.dtype)
-    most = target.cache_bytes(1) * 3 // 10 // (problem.P * problem.Q * problem.dtype.itemsize)
+    """Depths of which the columns fill less than a third of the L1 cache, or, of one column that several filters share,
+    of the L2 cache; in whole vectors, all blocks about equal.
+    """
+    depth, W, pixels = problem.reduction, lanes(problem.dtype), problem.P * problem.Q
+    most = target.cache_bytes(1 if pixels > 1 else 2) * 3 // 10 // (pixels * problem.dtype.itemsize)
     return -(-depth // -(-depth // most) // W) * W
 
 

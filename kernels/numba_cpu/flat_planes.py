@@ -21,7 +21,7 @@ from .microkernel import vector_type
 from .patches import are_patches, copy_patches_function
 from .row_pieces import every_second, neighbours
 from .short_floats import memory_functions
-from .tracing import I64, loop, store, traced
+from .tracing import I64, first_lanes, load, load_lanes, loop, prefetch, store, traced
 from .vectors import lanes
 
 X_BYTES = 12 << 10  # of x: so many channels make their planes in turn, for x to stay in the L1 cache for all taps
@@ -104,6 +104,32 @@ def copy_inside_function(dtype_name):
                 clear(there + end * item, last - end)
 
     return copy_inside
+
+
+def copy_runs_function(real):
+    """A Numba function copy_runs(to, to_channel, x, x_channel, channels, count): of each channel `count` neighbouring
+    numbers, and zeros behind them up to a vector's end.
+    """
+    V = vector_type(real)
+
+    @traced(types.void)
+    def copy_runs(to, to_channel, x, x_channel, channels, count):
+        whole = count // V.count
+        rest = first_lanes(V, count - whole * V.count)
+
+        def channel(c):
+            here, there = x + c * x_channel, to + c * to_channel
+
+            def vector(i):  # and ask for the next channel's: a run ends before the processor has begun to fetch ahead
+                prefetch(here + x_channel + i * V.bytes)
+                store(there + i * V.bytes, load(V, here + i * V.bytes))
+
+            loop(whole, vector)
+            store(there + whole * V.bytes, load_lanes(V, here + whole * V.bytes, rest))
+
+        loop(channels, channel)
+
+    return copy_runs
 
 
 def clear_function(real):
