@@ -21,7 +21,6 @@ and its name is "family.algorithm", the module's path.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import import_module
@@ -322,8 +321,9 @@ def ranked(problem, device, backend, algorithm, max_error, workspace_limit, plan
 def touched_bytes(candidate, problem, device) -> int:
     """Scratch memory that a single call with contiguous weights uses."""
     module = kernel(candidate.name)
+    packed, workspace = scratch_bytes(module, problem, device, planned=False)
     reads_weights_in_place = hasattr(module, "pack_seconds") and module.pack_seconds(problem, device) == 0.0
-    return candidate.workspace_bytes - (module.packed_bytes(problem, device) if reads_weights_in_place else 0)
+    return workspace if reads_weights_in_place else packed + workspace
 
 
 def possible(problem, device, backend, algorithm, max_error, workspace_limit) -> list[Candidate]:

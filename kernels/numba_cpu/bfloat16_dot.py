@@ -34,7 +34,7 @@ from math import prod
 import numpy as np
 from numba import from_dtype
 
-from . import blocked, target, weight_rows
+from . import blocked_cuts, target, weight_rows
 from .blocked import copy_biases_function, finish_tile_function, flat_rows
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .channel_pairs import (
@@ -207,7 +207,7 @@ def is_point(problem) -> bool:
 def pair_block(words, panels) -> int:
     """Pairs whose words, for one tile, fill half the L1 cache, all blocks about equal; of planes blocked.py's."""
     if not panels:
-        return blocked.channel_block(words)
+        return blocked_cuts.channel_block(words)
     blocks = -(-words.Cg // (target.cache_bytes(1) // 2 // PANEL_ROW))
     return -(-words.Cg // blocks)
 
@@ -218,8 +218,8 @@ def blocking(problem, threads, panels):
     words = in_words(problem)
     width, pixels = VECTORS * lanes(np.float32), problem.P * problem.Q
     padding = weight_rows.padded_filters(1)
-    cuts = blocked.possible_cuts(words, threads, pixels)
-    tile_tasks, filter_tasks = min(cuts, key=lambda cut: blocked.cut_cycles(words, threads, pixels, *cut))
+    cuts = blocked_cuts.possible_cuts(words, threads, pixels)
+    tile_tasks, filter_tasks = min(cuts, key=lambda cut: blocked_cuts.cut_cycles(words, threads, pixels, *cut))
     filters = up(-(-problem.Kg // filter_tasks), padding)
     filter_tasks = -(-problem.Kg // filters)
 
@@ -229,7 +229,7 @@ def blocking(problem, threads, panels):
     def copied_bytes(group):
         if panels:
             return group * block * PANEL_ROW
-        return block * phases * problem.S * blocked.plane_bytes(words, group * width) + PANEL_ROW
+        return block * phases * problem.S * blocked_cuts.plane_bytes(words, group * width) + PANEL_ROW
 
     group = -(-pixels // (width * tile_tasks)) + 1
     fitting = target.cache_bytes(2) // 2 // (filters * PANEL_ROW)
@@ -243,7 +243,7 @@ def blocking(problem, threads, panels):
     worker_bytes = worker_span(offsets_at + depth * OFFSET_BYTES)
     numbers = (
         filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(words), panels, phases,
-        blocked.plane_bytes(words, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
+        blocked_cuts.plane_bytes(words, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks
 
@@ -307,10 +307,10 @@ def predicted_seconds(problem, device):
     """
     words, maps = in_words(problem), problem.N * problem.groups
     filters = weight_rows.padded_filters(problem.Kg)
-    multiply = filters * blocked.pixels_cycles(problem.P * problem.Q, words.reduction, np.float32) * MORE_CYCLES
+    multiply = filters * blocked_cuts.pixels_cycles(problem.P * problem.Q, words.reduction, np.float32) * MORE_CYCLES
     numbers, tasks = blocking(problem, device.threads, False)
     copy = numbers[BLOCKING.index("filter_tasks")] * copy_cycles(problem)  # each copies x for itself
-    cycles = maps * (multiply + copy + store_cycles(problem)) + tasks * blocked.CYCLES_PER_TASK
+    cycles = maps * (multiply + copy + store_cycles(problem)) + tasks * blocked_cuts.CYCLES_PER_TASK
     sizes = (prod(shape) for shape in problem.operand_shapes)
     return CALL_SECONDS + cycles / CLOCK / device.threads + sum(sizes) * SHORT_BYTES / NEAR_BYTES
 

@@ -31,7 +31,14 @@ What was learned there:
 - Fetching the next tile's rows of weights, a line a step: 1.0 to 1.07 of the time, and once 1.9, since rows that lie a
   multiple of 2,048 bytes apart, 16 of them now, share a few places of the L1 cache.
 - Tasks of 5 tiles, 14 of them, left one thread idle for 7 % of the time: runs of tiles must be cut evenly, and every
-  possible cut is played through.
+  possible cut is played through (blocked_cuts.py).
+- Of maps of 128 x 128 or 256 x 256 all channels fall on the same places of a cache: of the lines of one tile the L2
+  cache holds 16, and a tile's x was fetched from L3 again for every 8 filters, and its outputs left half written. So x
+  is copied there, long runs of each channel, and 8 filters after the other are stored, long runs too: 64 -> 32 channels
+  of 256 x 256 760 instead of 1,050 microseconds, 1x1 of stride 2 to 128 x 128 725 instead of 830 to 1,290. Asking for
+  the next channel's run while one is copied gave a sixth of that; an eighth of the L2 cache is enough for copies, half
+  of it no better. What is left is that no copying goes on while tiles are multiplied: 0.8 to 0.9 of what PyTorch takes
+  with channels last, whose pixels lie side by side.
 
 Sums of one output are always made in the same order (blocks of channels, then c, r, s), so the split into tasks does
 not change a bit. Tasks are runs of pixel tiles times ranges of filters.
@@ -42,47 +49,28 @@ table of offsets as in Dukhan, The Indirect Convolution Algorithm, 2019.
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
-from math import gcd
 from typing import Any
 
 import numba
 import numpy as np
 from numba import from_dtype
 
-from . import few_channels, few_pixels, patches, target, turned, weight_rows
+from . import few_channels, few_pixels, turned, weight_rows
+from .blocked_cuts import BLOCKING, OFFSET_BYTES, blocking, copies_runs, copy_cycles, pixels_cycles
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
-from .filter_cuts import until_all_done, up
-from .flat_planes import copy_planes_function, copy_runs_function, fill_offsets, put_word, row_phases, rows_below
+from .flat_planes import copy_planes_function, copy_runs_function, fill_offsets, put_word
 from .job import job_of
 from .lone_pixels import MOST as MOST_LONE
 from .lone_pixels import gather_function, lone_pixels_function
-from .microkernel import CLOCK, VECTORS, multiply_cycles, multiply_function, panel_rows, predicted
+from .microkernel import CLOCK, VECTORS, multiply_function, panel_rows, predicted
 from .short_floats import memory_functions
-from .threads import run_tasks, task_loop, worker_span
+from .threads import run_tasks, task_loop
 from .vectors import Vector, broadcast, lanes, record_at
 
 passes = ("forward",)
-RUNS_PER_THREAD = (1, 2, 4, 6)  # of tiles: the cuts that are tried
-MANY_MAPS = 16  # for a thread: no cut is needed
-CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_500, 4_000
-CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
-LONE_CYCLES = 0.6  # for a vector of a lone pixel's depths
 
-FILTER_BLOCK = 64  # whose weights stay in the L2 cache while a group of tiles is multiplied with them
-FEWEST_ROWS = 4  # of outputs, for which a block's planes fit half the L2 cache: each row of x is copied for few others
-FEWEST_DEPTHS = 64  # but of these no fewer, or sums wait too often
-FEW_TILES = 5  # of a map: their planes are read from the L2 cache anyhow
-OFFSET_BYTES, LINE = 8, 64
-L2_WAYS = 16  # of Zen's cache and, for the most part, of Intel's
-RUN_CYCLES = 0.4  # a number
-
-BLOCKING = (
-    "first_pixel", "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases",
-    "plane_bytes", "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at",
-    "tail_at", "filter_block", "by_runs",
-)  # fmt: skip
 CALL_BLOCKED = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
 
 
@@ -278,131 +266,7 @@ def build(dtype_name):
     return task_loop(task_function(dtype_name))
 
 
-# How a problem is cut.
-
-
-def real_bytes(problem):
-    return problem.accumulate.itemsize
-
-
-def reads_x_in_place(problem) -> bool:
-    """May the micro-kernel read x where it lies, if its rows follow each other in memory? (Conditions as in `task`.)"""
-    point = problem.R * problem.S == 1 and problem.stride == (1, 1) and problem.padding == ((0, 0), (0, 0))
-    return point and problem.layout == "NCHW" and problem.dtype == problem.accumulate
-
-
-def channel_block(problem) -> int:
-    """Channels whose x, for one tile, fills about three quarters of the L1 cache, all blocks about equal; at least one.
-
-    Twice or four times as many where x comes from the L2 cache anyhow: sums then wait less often.
-    """
-    row_bytes = VECTORS * target.vector_bytes() + LINE  # of the cache lines that a tile's pixels touch
-    depth = target.cache_bytes(1) * 3 // 4 // row_bytes
-    if reads_x_in_place(problem):
-        depth *= 4
-    elif FEW_TILES * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
-        depth *= 2
-    else:
-        rows = FEWEST_ROWS + rows_below(problem)
-        channel_bytes = row_phases(problem) * problem.S * rows * problem.Q * real_bytes(problem)
-        fitting = target.cache_bytes(2) // 2 // channel_bytes * problem.R * problem.S
-        depth = min(depth, max(fitting, FEWEST_DEPTHS))
-    blocks = -(-problem.reduction // max(depth, problem.R * problem.S))
-    return -(-problem.Cg // blocks)
-
-
-def possible_cuts(problem, threads, pixels):
-    """(runs of tiles, ranges of filters)"""
-    if threads == 1 or problem.N * problem.groups >= MANY_MAPS * threads:
-        return [(1, 1)]
-    all_tiles = -(-pixels // (VECTORS * lanes(problem.accumulate)))
-    panels = weight_rows.padded_filters(problem.Kg) // weight_rows.padded_filters(1)
-    runs = [1, *(threads * n for n in RUNS_PER_THREAD)]
-    return [(t, f) for t in runs if t <= all_tiles for f in (1, threads, 2 * threads) if f <= panels]
-
-
-def cut_cycles(problem, threads, pixels, tile_tasks, filter_tasks) -> float:
-    """Predicted cycles until the last thread is done."""
-    width, rows = VECTORS * lanes(problem.accumulate), weight_rows.padded_filters(1)
-    all_tiles, depth = -(-pixels // width), problem.reduction
-    filters = up(-(-problem.Kg // filter_tasks), rows)
-    copy = copy_cycles(problem) / (problem.P * problem.Q)
-
-    def task(run, part):
-        columns = min(all_tiles * (run + 1) // tile_tasks * width, pixels) - all_tiles * run // tile_tasks * width
-        some = max(0, min(filters, up(problem.Kg, rows) - part * filters))
-        product = some * pixels_cycles(columns, depth, problem.accumulate)
-        return CYCLES_PER_TASK + product + columns * copy + CYCLES_TO_COME * depth * (some + columns)
-
-    tasks = [task(run, part) for run in range(tile_tasks) for part in range(filter_tasks)]
-    return until_all_done(tasks * (problem.N * problem.groups), threads, CYCLES_TO_WAKE)
-
-
-def pixels_cycles(columns, depth, dtype) -> float:
-    """Of one filter and so many pixels: tiles, and what is left, as lone pixels or a narrow tile."""
-    rest = columns % (VECTORS * lanes(dtype))
-    lone = rest if rest <= MOST_LONE else 0
-    return multiply_cycles(1, columns - lone, depth, dtype) + lone * LONE_CYCLES * depth / lanes(dtype)
-
-
-def collide(pixels, maps, item) -> bool:
-    """Do so many maps lie so that the lines of one tile of pixels share too few places of the L2 cache?"""
-    period = target.cache_bytes(2) // L2_WAYS
-    return maps > L2_WAYS * (period // gcd(pixels * item, period))
-
-
-def stores_collide(problem) -> bool:
-    return collide(problem.P * problem.Q, min(problem.Kg, FILTER_BLOCK), real_bytes(problem))
-
-
-def copies_runs(problem) -> bool:
-    """Is x to be copied although it could be read in place?"""
-    collides = collide(problem.H * problem.W, problem.Cg, real_bytes(problem)) or stores_collide(problem)
-    return reads_x_in_place(problem) and collides
-
-
-def run_bytes(problem, pixels) -> int:
-    """From channel to channel of copied runs: an odd number of lines, so that they share no place of the caches."""
-    return (up(pixels * real_bytes(problem) + target.vector_bytes(), LINE) // LINE | 1) * LINE
-
-
-def plane_bytes(problem, pixels) -> int:
-    """Of a plane from which `pixels` neighbouring pixels, wherever they begin, are read."""
-    rows = min((pixels - 2) // problem.Q + 2, problem.P) + rows_below(problem)
-    return rows * problem.Q * real_bytes(problem) + target.vector_bytes()
-
-
-@lru_cache(maxsize=1024)
-def blocking(problem, threads, first=0, by_runs=False):
-    """The numbers of BLOCKING, and the number of tasks. first: the first pixel."""
-    plane_of, copies = run_bytes if by_runs else plane_bytes, not reads_x_in_place(problem)
-    width, pixels = VECTORS * lanes(problem.accumulate), problem.P * problem.Q - first
-    rows = weight_rows.padded_filters(1)
-    cuts = possible_cuts(problem, threads, pixels)
-    tile_tasks, filter_tasks = min(cuts, key=lambda cut: cut_cycles(problem, threads, pixels, *cut))
-    filters = up(-(-problem.Kg // filter_tasks), rows)
-    filter_tasks = -(-problem.Kg // filters)
-
-    item, block = real_bytes(problem), channel_block(problem)
-    depth, sums_row = block * problem.R * problem.S, VECTORS * target.vector_bytes()
-    group = -(-pixels // (width * tile_tasks)) + 1
-    fitting = target.cache_bytes(2) // 2 // (filters * sums_row)
-    group = max(1, min(group, fitting) if block < problem.Cg else group)
-    planes = block * row_phases(problem) * problem.S
-    while group > 1 and planes * plane_of(problem, group * width) > target.cache_bytes(2) // (8 if by_runs else 2):
-        group -= 1
-    partial_at = up(planes * plane_of(problem, group * width) + sums_row, LINE)  # a tile may read past their end
-    bias_at = partial_at + group * filters * sums_row
-    gathered_at = up(bias_at + (filters + rows) * item, 64)
-    offsets_at = gathered_at + up(MOST_LONE * depth * item, 64)
-    tail_at = up(offsets_at + 2 * depth * OFFSET_BYTES, LINE)
-    worker_bytes = worker_span(tail_at + rows * depth * item)
-    numbers = (
-        first, filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
-        plane_of(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
-        tail_at, rows if by_runs or copies and stores_collide(problem) else FILTER_BLOCK, by_runs,
-    )  # fmt: skip
-    return numbers, problem.N * problem.groups * tile_tasks * filter_tasks
+# The kernel.
 
 
 @lru_cache(maxsize=1024)
@@ -411,9 +275,6 @@ def prepared(problem, threads, by_runs):
     numbers, tasks = blocking(problem, threads, by_runs=by_runs)
     fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING)}q", *numbers)
     return fields, compiled(build, problem.dtype.name), tasks
-
-
-# The kernel.
 
 
 def why_not(problem, device):
@@ -481,18 +342,6 @@ def pack_seconds(problem, device):
     if takes_rows(problem):
         return 0.0
     return 3.0 * problem.K * problem.reduction / CLOCK / device.threads
-
-
-def copy_cycles(problem) -> float:
-    """Copying one group's x into planes: by vectors, each within a row, or by numbers."""
-    if reads_x_in_place(problem):
-        return RUN_CYCLES * problem.Cg * problem.P * problem.Q if copies_runs(problem) else 0.0
-    if patches.serves(problem):
-        return patches.SPLIT_CYCLES * problem.reduction * problem.P * problem.Q
-    rows = problem.Cg * problem.S * row_phases(problem) * problem.P
-    if problem.layout != "NCHW" or problem.dtype != problem.accumulate or problem.stride[1] > 2:
-        return 2.0 * rows * problem.Q
-    return rows * (4.0 * -(-problem.Q // lanes(problem.accumulate)) + 0.375 * problem.Q)
 
 
 def store_cycles(problem) -> float:

@@ -60,8 +60,9 @@ import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import blocked, patches, target, tracing, weight_rows
-from .blocked import BLOCKING, copy_biases_function, finish_tile_function, flat_rows
+from . import blocked, blocked_cuts, patches, target, tracing, weight_rows
+from .blocked import copy_biases_function, finish_tile_function, flat_rows
+from .blocked_cuts import BLOCKING
 from .call import CALL, CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP
@@ -486,7 +487,7 @@ def pair_cycles(problem, filters) -> float:
     W, depth = lanes(problem.accumulate), problem.reduction // 2
     columns = tile_columns(problem, lone_pixels(problem))
     products = PRODUCTS * multiply_cycles(filters, VECTORS * W, depth, problem.accumulate) * columns / (VECTORS * W)
-    copy = blocked.copy_cycles(problem) / (problem.P * problem.Q) * 2 * tile_pixels(problem)
+    copy = blocked_cuts.copy_cycles(problem) / (problem.P * problem.Q) * 2 * tile_pixels(problem)
     sums = SUMS * VECTORS * depth * SUM_CYCLES
     return CYCLES_PER_TASK + products + copy + sums + PRODUCTS * VECTORS * filters * LEAVE_CYCLES
 
@@ -496,7 +497,7 @@ def cut_cycles(problem, threads, filter_tasks) -> float:
     half, rest = problem.Kg // 2, problem.P * problem.Q - paired_pixels(problem)
     filters = up(-(-half // filter_tasks), panel_rows())
     parts = [pair_cycles(problem, min(filters, half - begin)) for begin in range(0, half, filters)]
-    left = problem.Kg * blocked.pixels_cycles(rest, problem.reduction, problem.accumulate) / threads
+    left = problem.Kg * blocked_cuts.pixels_cycles(rest, problem.reduction, problem.accumulate) / threads
     maps = problem.N * problem.groups
     tasks = spread(parts * (pairs(problem) * maps), [left] * (threads * maps))
     return until_all_done(tasks, threads)
@@ -513,8 +514,8 @@ def channel_block(problem) -> int:
     """Channels of a half whose T's and x fill less than half the L2 cache, all blocks about equal."""
     depth, row_bytes = problem.reduction // 2, VECTORS * target.vector_bytes()
     x_bytes = 4 * (row_bytes + LINE)
-    if not blocked.reads_x_in_place(problem):
-        x_bytes = 2 * blocked.plane_bytes(problem, 2 * tile_pixels(problem))
+    if not blocked_cuts.reads_x_in_place(problem):
+        x_bytes = 2 * blocked_cuts.plane_bytes(problem, 2 * tile_pixels(problem))
     most = max(target.cache_bytes(2) // 2 // (SUMS * row_bytes + x_bytes), 1)
     return up(-(-depth // -(-depth // most)), problem.S)
 
@@ -525,14 +526,14 @@ def blocking(problem, threads):
     W, rows, item = lanes(problem.accumulate), panel_rows(), problem.accumulate.itemsize
     maps, half, depth = problem.N * problem.groups, problem.Kg // 2, problem.reduction // 2
     count, first = pairs(problem), paired_pixels(problem)
-    rest, left = blocked.blocking(problem, threads, first) if first < problem.P * problem.Q else (NOTHING_LEFT, 0)
+    rest, left = blocked_cuts.blocking(problem, threads, first) if first < problem.P * problem.Q else (NOTHING_LEFT, 0)
     rest = list(rest)
     filter_tasks = min(FILTER_CUTS, key=lambda tasks: cut_cycles(problem, threads, tasks))
     filters = up(-(-half // filter_tasks), rows)
     filter_tasks = -(-half // filters)
     gap = lone_pixels(problem) * LINE
     tile_bytes, wait_bytes = rows * VECTORS * W * item + gap, rows * (VECTORS * W * item + gap)
-    planes_bytes, channels = blocked.plane_bytes(problem, 2 * tile_pixels(problem)), channel_block(problem)
+    planes_bytes, channels = blocked_cuts.plane_bytes(problem, 2 * tile_pixels(problem)), channel_block(problem)
     sums_at = up(2 * channels * planes_bytes, 64)
     waiting_step = 4 * wait_bytes if channels < depth else 0
     alone_at = sums_at + SUMS * channels * VECTORS * W * item

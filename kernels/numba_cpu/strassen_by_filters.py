@@ -42,7 +42,7 @@ import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import blocked, target, tracing
+from . import blocked_cuts, target, tracing
 from .blocked import copy_biases_function, flat_rows
 from .call import CALL, CALL_DTYPE, pack_call, problem_fields
 from .column_stores import store_columns
@@ -435,7 +435,7 @@ def blocking(problem, threads):
     tile_bytes = height * width * target.vector_bytes()
     waiting_at = 2 * tiles * tile_bytes
     bias_at = waiting_at + 4 * tiles * tile_bytes
-    plane = blocked.plane_bytes(problem, problem.P * problem.Q)
+    plane = blocked_cuts.plane_bytes(problem, problem.P * problem.Q)
     planes = 2 * min(COPIED, channels) * plane + target.vector_bytes()
     own_at = up(problem.Cg // 2 * PRODUCTS * tiles * height * problem.accumulate.itemsize, LINE)
     worker_bytes = worker_span(own_at + max(bias_at + 2 * width * target.vector_bytes(), planes))

@@ -70,6 +70,15 @@ def test_a_single_call_avoids_scratch_memory_that_no_thread_keeps(listed):
     assert dispatch.chosen(PROBLEM, CPU, max_error=1.0).name == "numba_cpu.winograd"
 
 
+@pytest.mark.parametrize(("seconds", "chosen"), [(0.0, "numba_cpu.blocked"), (0.1, "numba_cpu.direct")])
+def test_a_single_call_does_not_avoid_memory_for_weights_that_it_does_not_pack(listed, seconds, chosen):
+    reading = kernel(1.0, packed=(64 << 20) + 1)
+    reading.pack_seconds = lambda problem, device: seconds
+    listed(direct=kernel(2.0), blocked=reading)
+    accuracy.GROWTH.update(blocked=1.0)
+    assert dispatch.chosen(PROBLEM, CPU).name == chosen
+
+
 @pytest.mark.parametrize(("alone", "single"), [(70, (0, 70)), (None, (128, 100))])
 def test_a_kernel_may_take_the_weights_of_a_single_call_as_they_lie(listed, alone, single):
     one = kernel(1.0, workspace=100, packed=65)

@@ -12,6 +12,7 @@ from convlib.kernels import reference
 from convlib.kernels.numba_cpu import (
     blocked,
     blocked_by_filters,
+    blocked_cuts,
     few_channels,
     few_pixels,
     patches,
@@ -42,6 +43,7 @@ PROBLEMS = {
     "patches of 2 x 2": ((1, 40, 14, 45), (32, 40, 2, 2), {"stride": 2}),
     "patches of 4 x 4": ((2, 3, 24, 74), (32, 3, 4, 4), {"stride": 4}),
     "patches of 3 x 17": ((1, 5, 9, 290), (16, 5, 3, 17), {"stride": (3, 17)}),
+    "few channels, long rows": ((1, 2, 3, 810), (17, 2, 3, 3), {"padding": 1}),
     "few channels, dilated": ((1, 8, 50, 70), (16, 4, 3, 5), {"groups": 2, "dilation": 2, "padding": (2, 0)}),
 }
 
@@ -158,6 +160,35 @@ def test_few_filters_have_tiles_of_their_own(name, monkeypatch):
     exact = reference.conv2d(problem, x, w, None, None)
     for threads in (1, 3):
         np.testing.assert_array_equal(result(blocked, problem, x, w, threads, packed=True), exact)
+
+
+@pytest.mark.parametrize("shape", [(12, 32), (13, 29), (30, 39)], ids="{0[0]} x {0[1]}".format)
+@pytest.mark.parametrize("filters", [18, 72])
+def test_channels_that_share_places_of_the_cache_are_copied(shape, filters, monkeypatch):
+    """Whole tiles of pixels, lone ones and narrow tiles; filters that fill no tile; nothing is read behind x."""
+    monkeypatch.setattr(blocked_cuts, "collide", lambda pixels, maps, item: True)
+    x_shape = (2, 150, *shape)
+    problem = make_problem(x_shape, (filters, 150, 1, 1), np.dtype(np.float32))
+    assert blocked_cuts.copies_runs(problem)
+    random = np.random.default_rng(0)
+    x, w = (random.integers(-3, 4, shape).astype(np.float32) for shape in (x_shape, problem.w_shape))
+    exact = reference.conv2d(problem, x, w, None, None)
+    for threads in (1, 3):
+        np.testing.assert_array_equal(result(blocked, problem, before_a_guard(x), w, threads, packed=False), exact)
+        np.testing.assert_array_equal(result(blocked, problem, x, w, threads, packed=True), exact)
+    wider = np.full((*x_shape[:3], x_shape[3] + 5), np.nan, np.float32)  # rows with gaps are no runs
+    wider[..., 2:-3] = x
+    np.testing.assert_array_equal(result(blocked, problem, wider[..., 2:-3], w, 2, packed=False), exact)
+
+
+def test_channels_collide_where_maps_are_as_large_as_the_caches_ways():
+    way = target.cache_bytes(2) // blocked_cuts.L2_WAYS // 4
+    most = blocked_cuts.L2_WAYS
+    assert blocked_cuts.collide(way, most + 1, 4)
+    assert blocked_cuts.collide(2 * way, most + 1, 4)
+    assert not blocked_cuts.collide(way, most, 4)
+    assert not blocked_cuts.collide(way // 2, 2 * most, 4)
+    assert not blocked_cuts.collide(way + 16, most + 1, 4)
 
 
 def test_other_weights_are_packed():

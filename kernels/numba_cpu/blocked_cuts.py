@@ -1,0 +1,181 @@
+"""How blocked.py shares a problem out: runs of pixel tiles times ranges of filters, and blocks of channels.
+
+Every cut worth a thought is played through (filter_cuts.py): tasks of 5 tiles, 14 of them, left one thread idle for 7 %
+of the time.
+
+Where the lines of one tile share too few places of the L2 cache, as in maps of 128 x 128 or 256 x 256, x is copied
+although a 1x1 layer could read it in place, runs of each channel, and the outputs leave filter after filter, long runs
+of each. Why, and what it gained, stands in blocked.py.
+"""
+
+from functools import lru_cache
+from math import gcd
+
+from . import patches, target, weight_rows
+from .filter_cuts import until_all_done, up
+from .flat_planes import row_phases, rows_below
+from .lone_pixels import MOST as MOST_LONE
+from .microkernel import VECTORS, multiply_cycles
+from .threads import worker_span
+from .vectors import lanes
+
+RUNS_PER_THREAD = (1, 2, 4, 6)  # of tiles: the cuts that are tried
+MANY_MAPS = 16  # for a thread: no cut is needed
+CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_500, 4_000
+CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
+LONE_CYCLES = 0.6  # for a vector of a lone pixel's depths
+
+FILTER_BLOCK = 64  # whose weights stay in the L2 cache while a group of tiles is multiplied with them
+FEWEST_ROWS = 4  # of outputs, for which a block's planes fit half the L2 cache: each row of x is copied for few others
+FEWEST_DEPTHS = 64  # but of these no fewer, or sums wait too often
+FEW_TILES = 5  # of a map: their planes are read from the L2 cache anyhow
+OFFSET_BYTES, LINE = 8, 64
+L2_WAYS = 16  # of Zen's cache and, for the most part, of Intel's
+RUN_CYCLES = 0.4  # a number
+RUNS_SHARE, PLANES_SHARE = 8, 2  # of the L2 cache, for copied x, is one part in so many
+
+BLOCKING = (
+    "first_pixel", "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases",
+    "plane_bytes", "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at",
+    "tail_at", "filter_block", "by_runs",
+)  # fmt: skip
+
+
+def real_bytes(problem):
+    return problem.accumulate.itemsize
+
+
+def reads_x_in_place(problem) -> bool:
+    """May the micro-kernel read x where it lies, if its rows follow each other in memory? (Conditions as in `task`.)"""
+    point = problem.R * problem.S == 1 and problem.stride == (1, 1) and problem.padding == ((0, 0), (0, 0))
+    return point and problem.layout == "NCHW" and problem.dtype == problem.accumulate
+
+
+def channel_block(problem) -> int:
+    """Channels whose x, for one tile, fills about three quarters of the L1 cache, all blocks about equal; at least one.
+
+    Twice or four times as many where x comes from the L2 cache anyhow: sums then wait less often.
+    """
+    row_bytes = VECTORS * target.vector_bytes() + LINE  # of the cache lines that a tile's pixels touch
+    depth = target.cache_bytes(1) * 3 // 4 // row_bytes
+    if reads_x_in_place(problem):
+        depth *= 4
+    elif FEW_TILES * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
+        depth *= 2
+    else:
+        rows = FEWEST_ROWS + rows_below(problem)
+        channel_bytes = row_phases(problem) * problem.S * rows * problem.Q * real_bytes(problem)
+        fitting = target.cache_bytes(2) // 2 // channel_bytes * problem.R * problem.S
+        depth = min(depth, max(fitting, FEWEST_DEPTHS))
+    blocks = -(-problem.reduction // max(depth, problem.R * problem.S))
+    return -(-problem.Cg // blocks)
+
+
+def possible_cuts(problem, threads, pixels):
+    """(runs of tiles, ranges of filters)"""
+    if threads == 1 or problem.N * problem.groups >= MANY_MAPS * threads:
+        return [(1, 1)]
+    all_tiles = -(-pixels // (VECTORS * lanes(problem.accumulate)))
+    panels = weight_rows.padded_filters(problem.Kg) // weight_rows.padded_filters(1)
+    runs = [1, *(threads * n for n in RUNS_PER_THREAD)]
+    return [(t, f) for t in runs if t <= all_tiles for f in (1, threads, 2 * threads) if f <= panels]
+
+
+def cut_cycles(problem, threads, pixels, tile_tasks, filter_tasks) -> float:
+    """Predicted cycles until the last thread is done."""
+    width, rows = VECTORS * lanes(problem.accumulate), weight_rows.padded_filters(1)
+    all_tiles, depth = -(-pixels // width), problem.reduction
+    filters = up(-(-problem.Kg // filter_tasks), rows)
+    copy = copy_cycles(problem) / (problem.P * problem.Q)
+
+    def task(run, part):
+        columns = min(all_tiles * (run + 1) // tile_tasks * width, pixels) - all_tiles * run // tile_tasks * width
+        some = max(0, min(filters, up(problem.Kg, rows) - part * filters))
+        product = some * pixels_cycles(columns, depth, problem.accumulate)
+        return CYCLES_PER_TASK + product + columns * copy + CYCLES_TO_COME * depth * (some + columns)
+
+    tasks = [task(run, part) for run in range(tile_tasks) for part in range(filter_tasks)]
+    return until_all_done(tasks * (problem.N * problem.groups), threads, CYCLES_TO_WAKE)
+
+
+def copy_cycles(problem) -> float:
+    """Copying one group's x into planes: by vectors, each within a row, or by numbers."""
+    if reads_x_in_place(problem):
+        return RUN_CYCLES * problem.Cg * problem.P * problem.Q if copies_runs(problem) else 0.0
+    if patches.serves(problem):
+        return patches.SPLIT_CYCLES * problem.reduction * problem.P * problem.Q
+    rows = problem.Cg * problem.S * row_phases(problem) * problem.P
+    if problem.layout != "NCHW" or problem.dtype != problem.accumulate or problem.stride[1] > 2:
+        return 2.0 * rows * problem.Q
+    return rows * (4.0 * -(-problem.Q // lanes(problem.accumulate)) + 0.375 * problem.Q)
+
+
+def pixels_cycles(columns, depth, dtype) -> float:
+    """Of one filter and so many pixels: tiles, and what is left, as lone pixels or a narrow tile."""
+    rest = columns % (VECTORS * lanes(dtype))
+    lone = rest if rest <= MOST_LONE else 0
+    return multiply_cycles(1, columns - lone, depth, dtype) + lone * LONE_CYCLES * depth / lanes(dtype)
+
+
+def collide(pixels, maps, item) -> bool:
+    """Do so many maps lie so that the lines of one tile of pixels share too few places of the L2 cache?"""
+    period = target.cache_bytes(2) // L2_WAYS
+    return maps > L2_WAYS * (period // gcd(pixels * item, period))
+
+
+def stores_collide(problem) -> bool:
+    """Do the outputs of one block of filters, if a tile of each leaves after the other?"""
+    return collide(problem.P * problem.Q, min(problem.Kg, FILTER_BLOCK), real_bytes(problem))
+
+
+def copies_runs(problem) -> bool:
+    """Is x to be copied although it could be read in place?"""
+    collides = collide(problem.H * problem.W, problem.Cg, real_bytes(problem)) or stores_collide(problem)
+    return reads_x_in_place(problem) and collides
+
+
+def run_bytes(problem, pixels) -> int:
+    """From channel to channel of copied runs: an odd number of lines, so that they share no place of the caches."""
+    return (up(pixels * real_bytes(problem) + target.vector_bytes(), LINE) // LINE | 1) * LINE
+
+
+def plane_bytes(problem, pixels) -> int:
+    """Of a plane from which `pixels` neighbouring pixels, wherever they begin, are read."""
+    rows = min((pixels - 2) // problem.Q + 2, problem.P) + rows_below(problem)
+    return rows * problem.Q * real_bytes(problem) + target.vector_bytes()
+
+
+@lru_cache(maxsize=1024)
+def blocking(problem, threads, first=0, by_runs=False):
+    """The numbers of BLOCKING, and the number of tasks. first: the first pixel. by_runs: x is copied as `copies_runs`
+    asks, and its rows follow each other in memory.
+    """
+    plane_of, copies = run_bytes if by_runs else plane_bytes, not reads_x_in_place(problem)
+    width, pixels = VECTORS * lanes(problem.accumulate), problem.P * problem.Q - first
+    rows = weight_rows.padded_filters(1)
+    cuts = possible_cuts(problem, threads, pixels)
+    tile_tasks, filter_tasks = min(cuts, key=lambda cut: cut_cycles(problem, threads, pixels, *cut))
+    filters = up(-(-problem.Kg // filter_tasks), rows)
+    filter_tasks = -(-problem.Kg // filters)
+
+    item, block = real_bytes(problem), channel_block(problem)
+    depth, sums_row = block * problem.R * problem.S, VECTORS * target.vector_bytes()
+    group = -(-pixels // (width * tile_tasks)) + 1
+    fitting = target.cache_bytes(2) // 2 // (filters * sums_row)
+    group = max(1, min(group, fitting) if block < problem.Cg else group)
+    planes = block * row_phases(problem) * problem.S
+    room = target.cache_bytes(2) // (RUNS_SHARE if by_runs else PLANES_SHARE)
+    while group > 1 and planes * plane_of(problem, group * width) > room:
+        group -= 1
+    partial_at = up(planes * plane_of(problem, group * width) + sums_row, LINE)  # a tile may read past their end
+    bias_at = partial_at + group * filters * sums_row
+    gathered_at = up(bias_at + (filters + rows) * item, 64)
+    offsets_at = gathered_at + up(MOST_LONE * depth * item, 64)
+    tail_at = up(offsets_at + 2 * depth * OFFSET_BYTES, LINE)
+    worker_bytes = worker_span(tail_at + rows * depth * item)
+    numbers = (
+        first, filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
+        plane_of(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
+        tail_at, rows if by_runs or (copies and stores_collide(problem)) else FILTER_BLOCK, by_runs,
+    )  # fmt: skip
+    return numbers, problem.N * problem.groups * tile_tasks * filter_tasks
