@@ -43,7 +43,7 @@ PROBLEMS = {
     "patches of 2 x 2": ((1, 40, 14, 45), (32, 40, 2, 2), {"stride": 2}),
     "patches of 4 x 4": ((2, 3, 24, 74), (32, 3, 4, 4), {"stride": 4}),
     "patches of 3 x 17": ((1, 5, 9, 290), (16, 5, 3, 17), {"stride": (3, 17)}),
-    "few channels, long rows": ((1, 2, 3, 810), (17, 2, 3, 3), {"padding": 1}),
+    "few channels, long rows": ((1, 2, 3, 810), (24, 2, 3, 3), {"padding": 1}),
     "few channels, dilated": ((1, 8, 50, 70), (16, 4, 3, 5), {"groups": 2, "dilation": 2, "padding": (2, 0)}),
 }
 
