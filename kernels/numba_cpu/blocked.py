@@ -33,12 +33,15 @@ What was learned there:
 - Tasks of 5 tiles, 14 of them, left one thread idle for 7 % of the time: runs of tiles must be cut evenly, and every
   possible cut is played through (blocked_cuts.py).
 - Of maps of 128 x 128 or 256 x 256 all channels fall on the same places of a cache: of the lines of one tile the L2
-  cache holds 16, and a tile's x was fetched from L3 again for every 8 filters, and its outputs left half written. So x
-  is copied there, long runs of each channel, and 8 filters after the other are stored, long runs too: 64 -> 32 channels
-  of 256 x 256 760 instead of 1,050 microseconds, 1x1 of stride 2 to 128 x 128 725 instead of 830 to 1,290. Asking for
-  the next channel's run while one is copied gave a sixth of that; an eighth of the L2 cache is enough for copies, half
-  of it no better. What is left is that no copying goes on while tiles are multiplied: 0.8 to 0.9 of what PyTorch takes
-  with channels last, whose pixels lie side by side.
+  cache holds 16, and a tile's x was fetched from L3 again for every 8 filters, and its outputs left half written. From
+  memory, 192 bytes of each of 64 channels come slowly too, whatever the map's size. In both cases x is copied, long
+  runs of each channel, and 8 filters after the other are stored, long runs too: 64 -> 32 channels of 256 x 256 760 to
+  900 instead of 1,050 microseconds, 32 -> 64 of 300 x 300 1,020 instead of 1,830, 32 images of 24 -> 144 of 56 x 56
+  2,020 instead of 3,000 to 3,200, 1x1 of stride 2 to 128 x 128 725 to 770 instead of 830 to 1,290. Asking for the next
+  channel's run while one is copied gave a sixth of that; an eighth of the L2 cache is enough for copies, half of it no
+  better. Copying the next runs between the products of these was no faster. From the L3 cache x is better read in place
+  (64 -> 32 of 208 x 208 420 instead of 500). What is left: 0.75 to 0.95 of PyTorch's speed with channels last, where a
+  pixel's channels lie side by side.
 
 Sums of one output are always made in the same order (blocks of channels, then c, r, s), so the split into tasks does
 not change a bit. Tasks are runs of pixel tiles times ranges of filters.

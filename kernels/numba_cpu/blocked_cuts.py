@@ -3,9 +3,9 @@
 Every cut worth a thought is played through (filter_cuts.py): tasks of 5 tiles, 14 of them, left one thread idle for 7 %
 of the time.
 
-Where the lines of one tile share too few places of the L2 cache, as in maps of 128 x 128 or 256 x 256, x is copied
-although a 1x1 layer could read it in place, runs of each channel, and the outputs leave filter after filter, long runs
-of each. Why, and what it gained, stands in blocked.py.
+Where the lines of one tile share too few places of the L2 cache, as in maps of 128 x 128 or 256 x 256, or where x and y
+are larger than the L3 cache, x is copied although a 1x1 layer could read it in place, runs of each channel, and the
+outputs leave filter after filter, long runs of each. Why, and what it gained, stands in blocked.py.
 """
 
 from functools import lru_cache
@@ -123,15 +123,22 @@ def collide(pixels, maps, item) -> bool:
     return maps > L2_WAYS * (period // gcd(pixels * item, period))
 
 
-def stores_collide(problem) -> bool:
-    """Do the outputs of one block of filters, if a tile of each leaves after the other?"""
-    return collide(problem.P * problem.Q, min(problem.Kg, FILTER_BLOCK), real_bytes(problem))
+def from_memory(problem) -> bool:
+    """Do x and y together come from memory, and not from the L3 cache?"""
+    numbers = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
+    return numbers * real_bytes(problem) > target.cache_bytes(3) * 3 // 4
+
+
+def stores_runs(problem) -> bool:
+    """Are long runs of few filters to be stored one after another, and not a tile of each?"""
+    filters = min(problem.Kg, FILTER_BLOCK)
+    return from_memory(problem) or collide(problem.P * problem.Q, filters, real_bytes(problem))
 
 
 def copies_runs(problem) -> bool:
     """Is x to be copied although it could be read in place?"""
-    collides = collide(problem.H * problem.W, problem.Cg, real_bytes(problem)) or stores_collide(problem)
-    return reads_x_in_place(problem) and collides
+    collides = collide(problem.H * problem.W, problem.Cg, real_bytes(problem))
+    return reads_x_in_place(problem) and (collides or stores_runs(problem))
 
 
 def run_bytes(problem, pixels) -> int:
@@ -176,6 +183,6 @@ def blocking(problem, threads, first=0, by_runs=False):
     numbers = (
         first, filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
         plane_of(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
-        tail_at, rows if by_runs or (copies and stores_collide(problem)) else FILTER_BLOCK, by_runs,
+        tail_at, rows if by_runs or (copies and stores_runs(problem)) else FILTER_BLOCK, by_runs,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks

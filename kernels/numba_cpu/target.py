@@ -82,4 +82,4 @@ def cache_bytes(level: int) -> int:
             continue
         if found == str(level) and kind != "Instruction" and size[:-1].isdigit() and size[-1] in units:
             return int(size[:-1]) * units[size[-1]]
-    return {1: 32_768, 2: 524_288}[level]
+    return {1: 32_768, 2: 524_288, 3: 16 << 20}[level]

@@ -191,6 +191,13 @@ def test_channels_collide_where_maps_are_as_large_as_the_caches_ways():
     assert not blocked_cuts.collide(way + 16, most + 1, 4)
 
 
+def test_x_is_copied_where_it_comes_from_memory():
+    images = target.cache_bytes(3) // (4 * 8 * 31 * 31)
+    few, many = (make_problem((N, 8, 31, 31), (8, 8, 1, 1), np.dtype(np.float32)) for N in (images // 8, images))
+    assert not blocked_cuts.copies_runs(few)
+    assert blocked_cuts.copies_runs(many)
+
+
 def test_other_weights_are_packed():
     problem, _, w = arrays("window")
     assert not blocked.reads_in_place(problem, w[:, :, ::-1])
