@@ -44,7 +44,7 @@ from .column_stores import store_columns
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activated, activation_fields
 from .filter_columns import pack_vector_function
-from .filter_cuts import until_all_done, up
+from .filter_cuts import filter_vectors, until_all_done, up
 from .microkernel import VECTORS, multiply_cycles, tile_rows, vector_type
 from .panel import panel_filling
 from .sliding_window import store_some
@@ -71,7 +71,7 @@ from .vectors import lanes, record_at
 BANDS_PER_THREAD, PARTS_PER_THREAD = (1, 2, 4), (1, 2)  # of rows, of filters: the cuts that are tried
 CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_000, 4_000
 CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
-FEW_WEIGHTS = 8192  # which every task of a single call packs for itself: a job of their own takes longer
+PACK_CYCLES = 0.4  # a weight, by every task that multiplies with it
 COPY_CYCLES = 0.25  # a number
 STORE_CYCLES = {"NHWC": 0.25, "NCHW": 0.35}  # an output
 
@@ -100,11 +100,6 @@ def takes(x, y, residual, layout) -> bool:
     item, axis = x.itemsize, 1 if layout == "NHWC" else 3
     side_by_side = all(array is None or array.strides[axis] == item for array in (x, y, residual))
     return side_by_side and (layout == "NCHW" or x.strides[3] == x.shape[1] * item)
-
-
-def packs_few(problem) -> bool:
-    """Are there so few weights that a single call needs no step for packing them?"""
-    return serves(problem) and problem.K * problem.reduction <= FEW_WEIGHTS
 
 
 def tile_function(dtype_name, rows, vectors, layout):
@@ -214,13 +209,12 @@ def build(dtype_name, rows, layout):
                 put_number(biases + (g * padded + i) * item, number)
 
     @inlined
-    def pack_weights(call, to, begin, end, padded):
-        """Vectors begin .. end-1 of every group's filters, where they would lie among packed ones."""
-        vector = call.Cg * call.R * call.S * W * item
-        for g in range(call.groups):
-            for i in range(begin, end):
-                w = call.w + (g * call.Kg + i * W) * call.w_k
-                pack_vector(call, to + (g * padded // W + i) * vector, w, min(W, call.Kg - i * W), 0, call.Cg)
+    def pack_tile(call, to, g, first, vectors):
+        """So many vectors of group g's filters from `first` on, as packed ones lie."""
+        for i in range(first, first + vectors):
+            w = call.w + (g * call.Kg + i * W) * call.w_k
+            pack_vector(call, to, w, min(W, call.Kg - i * W), 0, call.Cg)
+            to += call.Cg * call.R * call.S * W * item
 
     def task(call_address, index, worker):
         call = record_at(CALL_LAST, call_address)
@@ -241,16 +235,11 @@ def build(dtype_name, rows, layout):
         else:
             x += first_row * x_row
         vectors_padded = (call.Kg + W - 1) // W
-        tiles = (vectors_padded + VECTORS - 1) // VECTORS
-        begin = tiles * filter_task // call.filter_tasks * VECTORS
-        end = min(tiles * (filter_task + 1) // call.filter_tasks * VECTORS, vectors_padded)
+        begin = vectors_padded * filter_task // call.filter_tasks
+        end = vectors_padded * (filter_task + 1) // call.filter_tasks
         padded, depth = vectors_padded * W, call.Cg * call.R * call.S
         fill_offsets(call, offsets, x_row)
         fill_biases(call, biases, padded)
-        weights = call.w
-        if call.w_k != 0:
-            weights = offsets + call.weights_at
-            pack_weights(call, weights, begin, end, padded)
         pixel_bytes = call.stride_w * (call.C * item if last else item)
         y_q, residual_q = (call.y_q, call.residual_q) if last else (call.y_k, call.residual_k)
 
@@ -261,7 +250,10 @@ def build(dtype_name, rows, layout):
                 vectors = 2 if left == 4 else min(left, VECTORS)
                 height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
                 kept = min(W, call.Kg - (done + vectors - 1) * W)
-                w = weights + (g * padded + done * W) * depth * item
+                w = call.w + (g * padded + done * W) * depth * item
+                if call.w_k != 0:
+                    w = offsets + call.weights_at
+                    pack_tile(call, w, g, done, vectors)
                 bias, k0 = biases + (g * padded + done * W) * item, g * call.Kg + done * W
                 for p in range(p0, p1):
                     row = x + (p - p0) * call.stride_h * x_row
@@ -333,52 +325,54 @@ def fewest_bands(problem):
     return min(-(-problem.P // max(fitting // problem.stride[0], 1)), problem.P)
 
 
-def filter_tiles(problem):
-    return -(-problem.Kg // (VECTORS * lanes(problem.accumulate)))
-
-
 def possible_cuts(problem, threads):
     """(bands of rows, ranges of filters)"""
     fewest = fewest_bands(problem)
     if threads == 1:
         return [(fewest, 1)]
     bands = {min(max(fewest, threads * n), problem.P) for n in BANDS_PER_THREAD}
-    parts = {min(threads * n, filter_tiles(problem)) for n in PARTS_PER_THREAD}
+    parts = {min(threads * n, filter_vectors(problem)) for n in PARTS_PER_THREAD}
     return [(band, part) for band in sorted({fewest, *bands}) for part in sorted({1, *parts})]
 
 
-def cut_cycles(problem, threads, bands, filter_tasks) -> float:
+def cut_cycles(problem, threads, packs, bands, filter_tasks) -> float:
     """Predicted cycles until the last thread is done."""
-    width, tiles = VECTORS * lanes(problem.accumulate), filter_tiles(problem)
+    W, vectors = lanes(problem.accumulate), filter_vectors(problem)
     rows = [problem.P * (band + 1) // bands - problem.P * band // bands for band in range(bands)]
-    parts = [tiles * (part + 1) // filter_tasks - tiles * part // filter_tasks for part in range(filter_tasks)]
-    tasks = [task_cycles(problem, row, min(part * width, problem.Kg)) for part in parts for row in rows]
+    parts = [vectors * (part + 1) // filter_tasks - vectors * part // filter_tasks for part in range(filter_tasks)]
+    tasks = [task_cycles(problem, row, part * W, packs) for part in parts for row in rows]
     return until_all_done(tasks * problem.N, threads, CYCLES_TO_WAKE)
 
 
-def task_cycles(problem, rows, filters) -> float:
-    """Of so many rows of outputs: the multiply-adds, what comes from afar, and copying rows."""
-    W, depth = lanes(problem.accumulate), problem.reduction
+def task_cycles(problem, rows, filters, packs) -> float:
+    """Of so many rows of outputs: the multiply-adds, what comes from afar, copying rows and packing weights."""
+    depth, weights = problem.reduction, problem.groups * filters * problem.reduction
     pixels = rows * up(problem.Q, heights(problem)[VECTORS - 1])
-    multiply = multiply_cycles(pixels, up(filters, W), depth, problem.accumulate) * problem.groups
+    multiply = multiply_cycles(pixels, filters, depth, problem.accumulate) * problem.groups
     numbers = rows_read(problem, rows) * row_numbers(problem)
     copy = COPY_CYCLES * numbers if copies(problem) else 0.0
-    return CYCLES_PER_TASK + multiply + copy + CYCLES_TO_COME * (numbers + problem.groups * filters * depth)
+    pack = PACK_CYCLES * weights if packs else 0.0
+    return CYCLES_PER_TASK + multiply + copy + pack + CYCLES_TO_COME * (numbers + weights)
 
 
 @lru_cache(maxsize=1024)
-def geometry(problem, threads):
-    """The numbers of GEOMETRY, and how many tasks there are."""
+def best_cut(problem, threads, packs):
+    return min(possible_cuts(problem, threads), key=lambda cut: cut_cycles(problem, threads, packs, *cut))
+
+
+@lru_cache(maxsize=1024)
+def geometry(problem, threads, packs):
+    """The numbers of GEOMETRY, and how many tasks there are. packs: tasks pack the weights."""
     item, W = problem.accumulate.itemsize, lanes(problem.accumulate)
-    bands, filter_tasks = min(possible_cuts(problem, threads), key=lambda cut: cut_cycles(problem, threads, *cut))
+    bands, filter_tasks = best_cut(problem, threads, packs)
     rows = rows_read(problem, -(-problem.P // bands)) if copies(problem) else 0
     bias_at = lines(8 * problem.reduction)
     scratch_at = bias_at + lines(problem.groups * up(problem.Kg, W) * item)
     panel_at = scratch_at + 8 * VECTORS * target.vector_bytes()
     beyond = 8 * problem.stride[1] * problem.C * item + 64  # what a tile wider than a row reads
     weights_at = panel_at + lines(rows * row_bytes(problem) + beyond)
-    weights = problem.groups * up(problem.Kg, W) * problem.reduction if packs_few(problem) else 0
-    worker_bytes = worker_span(weights_at + weights * item)
+    tile_weights = VECTORS * target.vector_bytes() * problem.reduction if packs else 0
+    worker_bytes = worker_span(weights_at + tile_weights)
     numbers = (
         bands, filter_tasks, int(copies(problem)), row_numbers(problem), row_bytes(problem), bias_at, scratch_at,
         panel_at, weights_at, worker_bytes,
@@ -386,15 +380,15 @@ def geometry(problem, threads):
     return numbers, problem.N * bands * filter_tasks
 
 
-def workspace_bytes(problem, threads):
-    numbers, _ = geometry(problem, threads)
+def workspace_bytes(problem, threads, packs=False):
+    numbers, _ = geometry(problem, threads, packs)
     return threads * numbers[-1]
 
 
 @lru_cache(maxsize=1024)
-def prepared(problem, threads):
+def prepared(problem, threads, packs):
     """The record's fixed part, the compiled loop and the number of tasks."""
-    numbers, tasks = geometry(problem, threads)
+    numbers, tasks = geometry(problem, threads, packs)
     fields = problem_fields(problem) + struct.pack(f"{len(GEOMETRY)}q", *numbers)
     return fields, compiled(build, problem.dtype.name, heights(problem), problem.layout), tasks
 
@@ -402,4 +396,11 @@ def prepared(problem, threads):
 def cycles(problem) -> float:
     """Of one image."""
     stores = STORE_CYCLES[problem.layout] * problem.K * problem.P * problem.Q
-    return task_cycles(problem, problem.P, problem.Kg) + stores
+    filters = up(problem.Kg, lanes(problem.accumulate))
+    return task_cycles(problem, problem.P, filters, False) + stores
+
+
+def pack_cycles(problem, threads) -> float:
+    """Of a single call beside a plan's, by all threads together."""
+    bands, _ = best_cut(problem, threads, True)
+    return PACK_CYCLES * problem.N * bands * problem.K * problem.reduction

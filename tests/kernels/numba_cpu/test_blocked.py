@@ -59,7 +59,8 @@ def result(kernel, problem, x, w, threads, packed):
         memory = empty_aligned((kernel.packed_bytes(problem, device),), np.uint8)
         kernel.pack(problem, device, w, memory)
         w = memory
-    workspace = empty_aligned((kernel.workspace_bytes(problem, device),), np.uint8)
+    bytes_of = kernel.workspace_bytes if packed else getattr(kernel, "one_call_bytes", kernel.workspace_bytes)
+    workspace = empty_aligned((bytes_of(problem, device),), np.uint8)
     workspace[:] = 255  # NaN, wherever it is read before it is written
     y = np.full(problem.y_shape, np.nan, np.float32)
     if problem.layout == "NHWC":
@@ -227,14 +228,14 @@ def test_pixels_are_read_where_they_lie(name, activation):
 
 @pytest.mark.parametrize("step", [1, 2], ids=["side by side", "apart"])
 @pytest.mark.parametrize("name", ["stride 2", "groups, dilated", "read in place"])
-def test_a_call_takes_few_weights_as_they_lie(name, step):
-    """By every task for itself; or packed within the call, for an x that cannot be read in place."""
+def test_a_call_takes_weights_as_they_lie(name, step):
+    """Packed by every task for itself; or within the call, for an x that cannot be read in place."""
     x_shape, w_shape, keywords = CHANNELS_LAST[name]
     problem = make_problem(x_shape, w_shape, np.dtype(np.float32), layout="NHWC", **keywords)
     random = np.random.default_rng(0)
     x, w = (random.integers(-3, 4, shape).astype(np.float32) for shape in (x_shape, w_shape))
     x = np.repeat(x, step, axis=3)[..., ::step].transpose(0, 3, 1, 2)
-    assert blocked_by_filters.reads_in_place(problem, w)
+    assert pixels_in_place.serves(problem)
     assert pixels_in_place.takes(x, x, None, "NHWC") == (step == 1)
     exact = reference.conv2d(problem, x, w, None, None)
     np.testing.assert_array_equal(result(blocked_by_filters, problem, x, w, 2, packed=False), exact)
