@@ -71,13 +71,16 @@ from .vectors import lanes, record_at
 BANDS_PER_THREAD, PARTS_PER_THREAD = (1, 2, 4), (1, 2)  # of rows, of filters: the cuts that are tried
 CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_000, 4_000
 CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
-PACK_CYCLES = 0.4  # a weight, by every task that multiplies with it
+SHARED_CYCLES = 100  # a pixel whose filters several threads store, in lines that they take from each other
+FEWEST_PIXELS, MOST_PIXELS = 7, (16, 12, 8)  # of tiles of one, two and three vectors, with 32 registers
+BEGIN_PIXELS = 0.25  # to begin and end a tile takes as long as so many pixels
+PACK_CYCLES = 0.3  # a weight, by every task that multiplies with it
 COPY_CYCLES = 0.25  # a number
 STORE_CYCLES = {"NHWC": 0.25, "NCHW": 0.35}  # an output
 
 GEOMETRY = (
-    "bands", "filter_tasks", "copied", "columns", "row_bytes", "bias_at", "scratch_at", "panel_at", "weights_at",
-    "worker_bytes",
+    "bands", "filter_tasks", "rows", "copied", "columns", "row_bytes", "bias_at", "scratch_at", "panel_at",
+    "weights_at", "worker_bytes",
 )  # fmt: skip
 CALL_LAST = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
 
@@ -216,6 +219,41 @@ def build(dtype_name, rows, layout):
             pack_vector(call, to, w, min(W, call.Kg - i * W), 0, call.Cg)
             to += call.Cg * call.R * call.S * W * item
 
+    @inlined
+    def multiply_rows(call, x, x_row, w, bias, scratch, offsets, n, g, done, vectors, p0, first, end):
+        """Rows first .. end - 1 of the outputs of `vectors` vectors of group g's filters; x: where row p0 reads."""
+        depth, k0 = call.Cg * call.R * call.S, g * call.Kg + done * W
+        height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
+        kept = min(W, call.Kg - (done + vectors - 1) * W)
+        pixel_bytes = call.stride_w * (call.C * item if last else item)
+        y_q, residual_q = (call.y_q, call.residual_q) if last else (call.y_k, call.residual_k)
+        for p in range(first, end):
+            row = x + (p - p0) * call.stride_h * x_row
+            y = call.y + n * call.y_n + p * call.y_p + k0 * call.y_k
+            residual = call.residual + n * call.residual_n + p * call.residual_p + k0 * call.residual_k
+            for i in range(0, call.Q, height):
+                q = max(min(i, call.Q - height), 0)
+                here = row + q * pixel_bytes + g * call.Cg * (item if last else call.x_c)
+                to, more = y + q * call.y_q, residual + q * call.residual_q
+                if vectors == 3:
+                    three(
+                        here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more, residual_q,
+                        call.has_residual, call.Q - q, kept, bias, scratch, call.activation, call.low, call.high,
+                        call.slope,
+                    )  # fmt: skip
+                elif vectors == 2:
+                    two(
+                        here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more, residual_q,
+                        call.has_residual, call.Q - q, kept, bias, scratch, call.activation, call.low, call.high,
+                        call.slope,
+                    )  # fmt: skip
+                else:
+                    one(
+                        here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more, residual_q,
+                        call.has_residual, call.Q - q, kept, bias, scratch, call.activation, call.low, call.high,
+                        call.slope,
+                    )  # fmt: skip
+
     def task(call_address, index, worker):
         call = record_at(CALL_LAST, call_address)
         band, rest = index % call.bands, index // call.bands
@@ -240,48 +278,22 @@ def build(dtype_name, rows, layout):
         padded, depth = vectors_padded * W, call.Cg * call.R * call.S
         fill_offsets(call, offsets, x_row)
         fill_biases(call, biases, padded)
-        pixel_bytes = call.stride_w * (call.C * item if last else item)
-        y_q, residual_q = (call.y_q, call.residual_q) if last else (call.y_k, call.residual_k)
-
-        for g in range(call.groups):
-            done = begin
-            while done < end:
-                left = end - done
-                vectors = 2 if left == 4 else min(left, VECTORS)
-                height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
-                kept = min(W, call.Kg - (done + vectors - 1) * W)
-                w = call.w + (g * padded + done * W) * depth * item
-                if call.w_k != 0:
-                    w = offsets + call.weights_at
-                    pack_tile(call, w, g, done, vectors)
-                bias, k0 = biases + (g * padded + done * W) * item, g * call.Kg + done * W
-                for p in range(p0, p1):
-                    row = x + (p - p0) * call.stride_h * x_row
-                    y = call.y + n * call.y_n + p * call.y_p + k0 * call.y_k
-                    residual = call.residual + n * call.residual_n + p * call.residual_p + k0 * call.residual_k
-                    for i in range(0, call.Q, height):
-                        q = max(min(i, call.Q - height), 0)
-                        here = row + q * pixel_bytes + g * call.Cg * (item if last else call.x_c)
-                        to, more = y + q * call.y_q, residual + q * call.residual_q
-                        if vectors == 3:
-                            three(
-                                here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more,
-                                residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
-                                call.low, call.high, call.slope,
-                            )  # fmt: skip
-                        elif vectors == 2:
-                            two(
-                                here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more,
-                                residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
-                                call.low, call.high, call.slope,
-                            )  # fmt: skip
-                        else:
-                            one(
-                                here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more,
-                                residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
-                                call.low, call.high, call.slope,
-                            )  # fmt: skip
-                done += vectors
+        for first in range(p0, p1, call.rows):
+            for g in range(call.groups):
+                done = begin
+                while done < end:
+                    vectors = 2 if end - done == 4 else min(end - done, VECTORS)
+                    w = call.w + (g * padded + done * W) * depth * item
+                    if call.w_k != 0:
+                        w = offsets + call.weights_at
+                        if call.rows < p1 - p0:  # each tile comes again
+                            w += (g * (end - begin) + done - begin) * depth * W * item
+                        if first == p0:
+                            pack_tile(call, w, g, done, vectors)
+                    bias = biases + (g * padded + done * W) * item
+                    behind = min(first + call.rows, p1)
+                    multiply_rows(call, x, x_row, w, bias, scratch, offsets, n, g, done, vectors, p0, first, behind)
+                    done += vectors
 
     return task_loop(task)
 
@@ -291,11 +303,15 @@ def build(dtype_name, rows, layout):
 
 @lru_cache(maxsize=1024)
 def heights(problem):
-    """Pixels of tiles of one, two and three vectors: 7 where 8 would compute many of a row twice."""
-    Q = problem.Q
-    if target.register_count() == 32 and 1.02 * up(Q, 7) < up(Q, 8):
-        return 7, 7, 7
-    return tuple(tile_rows(vectors) for vectors in (1, 2, 3))
+    """Pixels of tiles of one, two and three vectors: those that compute fewest of a row twice, and begin seldom."""
+    Q, own = problem.Q, tuple(tile_rows(vectors) for vectors in (1, 2, 3))
+    if target.register_count() < 32 or Q < FEWEST_PIXELS:
+        return own
+    tall = MOST_PIXELS if problem.layout == "NHWC" else (8, 8, 8)
+    return tuple(
+        min(range(FEWEST_PIXELS, min(most, Q) + 1), key=lambda height: up(Q, height) * (1 + BEGIN_PIXELS / height))
+        for most in tall
+    )
 
 
 def copies(problem) -> bool:
@@ -352,7 +368,20 @@ def task_cycles(problem, rows, filters, packs) -> float:
     numbers = rows_read(problem, rows) * row_numbers(problem)
     copy = COPY_CYCLES * numbers if copies(problem) else 0.0
     pack = PACK_CYCLES * weights if packs else 0.0
-    return CYCLES_PER_TASK + multiply + copy + pack + CYCLES_TO_COME * (numbers + weights)
+    shared = SHARED_CYCLES * pixels if filters < problem.Kg and problem.layout == "NHWC" else 0.0
+    return CYCLES_PER_TASK + multiply + copy + pack + shared + CYCLES_TO_COME * (numbers + weights)
+
+
+def rows_at_once(problem, bands, filter_tasks) -> int:
+    """So many rows of a task's outputs, with what they read, as half the L2 cache holds: all filters of some pixels are
+    stored before their lines leave it. Of deep weights all rows: they come once.
+    """
+    item, most = problem.accumulate.itemsize, -(-problem.P // bands)
+    vectors = problem.groups * -(-filter_vectors(problem) // filter_tasks)
+    if vectors * target.vector_bytes() * problem.reduction > target.cache_bytes(2) // 2:
+        return most
+    numbers = problem.Q * problem.K // filter_tasks + problem.stride[0] * row_numbers(problem)
+    return max(1, min(most, target.cache_bytes(2) // 2 // (numbers * item)))
 
 
 @lru_cache(maxsize=1024)
@@ -371,11 +400,15 @@ def geometry(problem, threads, packs):
     panel_at = scratch_at + 8 * VECTORS * target.vector_bytes()
     beyond = 8 * problem.stride[1] * problem.C * item + 64  # what a tile wider than a row reads
     weights_at = panel_at + lines(rows * row_bytes(problem) + beyond)
-    tile_weights = VECTORS * target.vector_bytes() * problem.reduction if packs else 0
-    worker_bytes = worker_span(weights_at + tile_weights)
+    at_once = rows_at_once(problem, bands, filter_tasks)
+    vectors = VECTORS
+    if at_once < -(-problem.P // bands):  # all weights of the task are kept
+        vectors = problem.groups * -(-filter_vectors(problem) // filter_tasks)
+    weights = vectors * target.vector_bytes() * problem.reduction if packs else 0
+    worker_bytes = worker_span(weights_at + weights)
     numbers = (
-        bands, filter_tasks, int(copies(problem)), row_numbers(problem), row_bytes(problem), bias_at, scratch_at,
-        panel_at, weights_at, worker_bytes,
+        bands, filter_tasks, at_once, int(copies(problem)), row_numbers(problem), row_bytes(problem), bias_at,
+        scratch_at, panel_at, weights_at, worker_bytes,
     )  # fmt: skip
     return numbers, problem.N * bands * filter_tasks
 

@@ -25,7 +25,7 @@ from .threads import lines, run_tasks, task_loop
 from .tracing import load, loop, minimum, store, traced, transpose
 from .vectors import lanes, record_at
 
-CYCLES_PER_NUMBER = 2.0
+CYCLES_PER_NUMBER = 4.0
 JOB_SECONDS = 3e-6
 
 FIELDS = ("source", "source_image", "source_row", "to", "to_image", "to_row", "rows", "columns", "blocks")
