@@ -101,8 +101,13 @@ def serves(problem) -> bool:
 def takes(x, y, residual, layout) -> bool:
     """Do channels lie side by side in these arrays, and pixels in x? In NCHW: the pixels of a row, in all of them?"""
     item, axis = x.itemsize, 1 if layout == "NHWC" else 3
-    side_by_side = all(array is None or array.strides[axis] == item for array in (x, y, residual))
-    return side_by_side and (layout == "NCHW" or x.strides[3] == x.shape[1] * item)
+    side_by_side = all(array is None or apart(array, axis, item) for array in (x, y, residual))
+    return side_by_side and (layout == "NCHW" or apart(x, 3, x.shape[1] * item))
+
+
+def apart(array, axis, step) -> bool:
+    """Do numbers along the axis lie so many bytes apart? Where there is one only, its stride says nothing."""
+    return array.shape[axis] == 1 or array.strides[axis] == step
 
 
 def tile_function(dtype_name, rows, vectors, layout):
@@ -183,6 +188,7 @@ def build(dtype_name, rows, layout):
     """rows: pixels of a tile, as `heights` says."""
     W = lanes(dtype_name)
     one_rows, two_rows, three_rows = rows
+    tallest = max(rows)
     one, two, three = (tile_function(dtype_name, rows[vectors - 1], vectors, layout) for vectors in (1, 2, 3))
     last = layout == "NHWC"
     fill_columns, _, number_at, put_number = panel_filling(dtype_name)
@@ -220,36 +226,91 @@ def build(dtype_name, rows, layout):
             to += call.Cg * call.R * call.S * W * item
 
     @inlined
-    def multiply_rows(call, x, x_row, w, bias, scratch, offsets, n, g, done, vectors, p0, first, end):
-        """Rows first .. end - 1 of the outputs of `vectors` vectors of group g's filters; x: where row p0 reads."""
+    def inside(size, reach, before, stride, count):
+        """(first, end) of the outputs of a row or column of x whose windows do not leave it."""
+        return (before + stride - 1) // stride, max(min((size - 1 - reach + before) // stride + 1, count), 0)
+
+    @inlined
+    def rows_inside(call):
+        return inside(call.H, (call.R - 1) * call.dilation_h, call.top, call.stride_h, call.P)
+
+    @inlined
+    def pixels_inside(call):
+        return inside(call.W, (call.S - 1) * call.dilation_w, call.left, call.stride_w, call.Q)
+
+    @inlined
+    def copy_edges(call, panel, x, p0, p1):
+        """Of what rows p0 .. p1 - 1 of outputs read: whole rows where windows leave x above or below, and else what
+        those tiles read, of any height, that leave it at a side.
+        """
+        above, below = rows_inside(call)
+        before, behind = pixels_inside(call)
+        count = (p1 - p0 - 1) * call.stride_h + (call.R - 1) * call.dilation_h + 1
+        upper = (min(above, p1) - 1 - p0) * call.stride_h + (call.R - 1) * call.dilation_h + 1 if p0 < above else 0
+        lower = (max(below, p0) - p0) * call.stride_h if below < p1 else count
+        left = 0
+        if before > 0:
+            left = ((before + tallest - 2) * call.stride_w + (call.S - 1) * call.dilation_w + 1) * call.C
+        right = max(behind - tallest + 1, 0) * call.stride_w * call.C if behind < call.Q else call.columns
+        if behind < tallest or upper >= lower or left >= right:
+            copy_some(call, panel, x, p0, 0, count, 0, call.columns)
+            return
+        copy_some(call, panel, x, p0, 0, upper, 0, call.columns)
+        copy_some(call, panel, x, p0, upper, lower, 0, left)
+        copy_some(call, panel, x, p0, upper, lower, right, call.columns)
+        copy_some(call, panel, x, p0, lower, count, 0, call.columns)
+
+    @inlined
+    def copy_some(call, panel, x, p0, first_row, end_row, first, end):
+        """Rows and numbers of a panel. Whole vectors are written, over numbers behind them that come later."""
+        if first_row < end_row and first < end:
+            fill_columns(
+                panel + first_row * call.row_bytes + first * item, call.row_bytes, 0, x, call.x_h, item, call.H,
+                call.W * call.C, p0 * call.stride_h - call.top + first_row, end_row - first_row,
+                first - call.left * call.C, end - first, 1,
+            )  # fmt: skip
+
+    @inlined
+    def multiply_rows(call, x, panel, w, bias, scratch, offsets, g, done, vectors, y_image, more_image, p0, first, end):
+        """Rows first .. end - 1 of the outputs of `vectors` vectors of group g's filters; p0 is the first of the panel.
+
+        x, y_image, more_image: of one image. offsets: for windows in x, and behind them for those in the panel.
+        """
+        above, below = rows_inside(call)
+        before, behind = pixels_inside(call)
         depth, k0 = call.Cg * call.R * call.S, g * call.Kg + done * W
         height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
         kept = min(W, call.Kg - (done + vectors - 1) * W)
-        pixel_bytes = call.stride_w * (call.C * item if last else item)
+        pixel = call.C * item if last else item
+        pixel_bytes = call.stride_w * pixel
         y_q, residual_q = (call.y_q, call.residual_q) if last else (call.y_k, call.residual_k)
         for p in range(first, end):
-            row = x + (p - p0) * call.stride_h * x_row
-            y = call.y + n * call.y_n + p * call.y_p + k0 * call.y_k
-            residual = call.residual + n * call.residual_n + p * call.residual_p + k0 * call.residual_k
+            row = x + (p * call.stride_h - call.top) * call.x_h - call.left * pixel
+            panel_row = panel + (p - p0) * call.stride_h * call.row_bytes
+            y = y_image + p * call.y_p + k0 * call.y_k
+            residual = more_image + p * call.residual_p + k0 * call.residual_k
             for i in range(0, call.Q, height):
                 q = max(min(i, call.Q - height), 0)
-                here = row + q * pixel_bytes + g * call.Cg * (item if last else call.x_c)
+                here, taps = row, offsets
+                if call.copied and (p < above or p >= below or q < before or q + height > behind):
+                    here, taps = panel_row, offsets + depth * 8
+                here += q * pixel_bytes + g * call.Cg * (item if last else call.x_c)
                 to, more = y + q * call.y_q, residual + q * call.residual_q
                 if vectors == 3:
                     three(
-                        here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more, residual_q,
+                        here, pixel_bytes, taps, depth, w, depth * W * item, to, y_q, more, residual_q,
                         call.has_residual, call.Q - q, kept, bias, scratch, call.activation, call.low, call.high,
                         call.slope,
                     )  # fmt: skip
                 elif vectors == 2:
                     two(
-                        here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more, residual_q,
+                        here, pixel_bytes, taps, depth, w, depth * W * item, to, y_q, more, residual_q,
                         call.has_residual, call.Q - q, kept, bias, scratch, call.activation, call.low, call.high,
                         call.slope,
                     )  # fmt: skip
                 else:
                     one(
-                        here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more, residual_q,
+                        here, pixel_bytes, taps, depth, w, depth * W * item, to, y_q, more, residual_q,
                         call.has_residual, call.Q - q, kept, bias, scratch, call.activation, call.low, call.high,
                         call.slope,
                     )  # fmt: skip
@@ -261,22 +322,16 @@ def build(dtype_name, rows, layout):
         p0, p1 = call.P * band // call.bands, call.P * (band + 1) // call.bands
         offsets = call.workspace + worker * call.worker_bytes
         biases, scratch, panel = offsets + call.bias_at, offsets + call.scratch_at, offsets + call.panel_at
-        first_row = p0 * call.stride_h - call.top
-        x, x_row = call.x + n * call.x_n, call.x_h
+        x, y = call.x + n * call.x_n, call.y + n * call.y_n
+        more = call.residual + n * call.residual_n
         if call.copied:
-            row_count = (p1 - p0 - 1) * call.stride_h + (call.R - 1) * call.dilation_h + 1
-            fill_columns(
-                panel, call.row_bytes, 0, x, call.x_h, item, call.H, call.W * call.C, first_row, row_count,
-                -call.left * call.C, call.columns, 1,
-            )  # fmt: skip
-            x, x_row = panel, call.row_bytes
-        else:
-            x += first_row * x_row
+            copy_edges(call, panel, x, p0, p1)
         vectors_padded = (call.Kg + W - 1) // W
         begin = vectors_padded * filter_task // call.filter_tasks
         end = vectors_padded * (filter_task + 1) // call.filter_tasks
         padded, depth = vectors_padded * W, call.Cg * call.R * call.S
-        fill_offsets(call, offsets, x_row)
+        fill_offsets(call, offsets, call.x_h)
+        fill_offsets(call, offsets + depth * 8, call.row_bytes)
         fill_biases(call, biases, padded)
         for first in range(p0, p1, call.rows):
             for g in range(call.groups):
@@ -292,7 +347,9 @@ def build(dtype_name, rows, layout):
                             pack_tile(call, w, g, done, vectors)
                     bias = biases + (g * padded + done * W) * item
                     behind = min(first + call.rows, p1)
-                    multiply_rows(call, x, x_row, w, bias, scratch, offsets, n, g, done, vectors, p0, first, behind)
+                    multiply_rows(
+                        call, x, panel, w, bias, scratch, offsets, g, done, vectors, y, more, p0, first, behind
+                    )
                     done += vectors
 
     return task_loop(task)
@@ -315,7 +372,7 @@ def heights(problem):
 
 
 def copies(problem) -> bool:
-    """Must rows be copied: for padding, or since a tile would read beyond their end?"""
+    """Must rows be copied, or their ends: for padding, or since a tile would read beyond them?"""
     return max(heights(problem)) > problem.Q or any(map(any, problem.padding))
 
 
@@ -395,7 +452,7 @@ def geometry(problem, threads, packs):
     item, W = problem.accumulate.itemsize, lanes(problem.accumulate)
     bands, filter_tasks = best_cut(problem, threads, packs)
     rows = rows_read(problem, -(-problem.P // bands)) if copies(problem) else 0
-    bias_at = lines(8 * problem.reduction)
+    bias_at = lines(16 * problem.reduction)
     scratch_at = bias_at + lines(problem.groups * up(problem.Kg, W) * item)
     panel_at = scratch_at + 8 * VECTORS * target.vector_bytes()
     beyond = 8 * problem.stride[1] * problem.C * item + 64  # what a tile wider than a row reads
