@@ -35,7 +35,7 @@ import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import filter_columns, pixels_in_place, target, tracing
+from . import filter_columns, pixel_cuts, pixels_in_place, target, tracing
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
@@ -432,7 +432,7 @@ def pack(problem, device, w, packed):
 
 def predicted_seconds(problem, device):
     if pixels_in_place.serves(problem):
-        return predicted(problem, device, problem.N * pixels_in_place.cycles(problem))
+        return predicted(problem, device, problem.N * pixel_cuts.cycles(problem))
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
     multiply = multiply_cycles(
         up(pixels, tile_pixels(problem) or panel_rows()), problem.Kg, problem.reduction, problem.accumulate
@@ -455,7 +455,7 @@ def copy_cycles(problem) -> float:
 
 def pack_seconds(problem, device):
     if pixels_in_place.serves(problem):
-        return pixels_in_place.pack_cycles(problem, device.threads) / CLOCK / device.threads
+        return pixel_cuts.pack_cycles(problem, device.threads) / CLOCK / device.threads
     cycles = 1.2 if problem.dtype == problem.accumulate else 3.0  # contiguous weights are transposed in registers
     return CALL_SECONDS + cycles * problem.K * problem.reduction / CLOCK / device.threads
 

@@ -11,11 +11,14 @@ the copied rows.
 
 What is served: channels last, where the weights of 3 vectors fit the L1 cache, and of any depth where nothing is
 copied: 1x1 layers, and patches, windows as wide as their stride. Deep weights stream from the L2 cache, 16 bytes a
-cycle, which costs nothing measurable: filters are the outer loop, rows of pixels the inner one. Patches in NCHW too:
-sums are then transposed in registers on their way out (column_stores.py).
+cycle, which costs nothing measurable: filters are the outer loop, rows of pixels the inner one, as many rows at a time
+as the L2 cache holds with their outputs. Patches in NCHW too: sums are then transposed in registers on their way out
+(column_stores.py).
 
-The last tile of a row starts early enough to end with it: some outputs are computed twice, alike. With 32 registers
-tiles have 7 pixels where 8 would waste more: rows of 7, 14, 28 pixels.
+Of padded rows only the ends are copied, for the tiles whose windows leave x there, and whole rows at the top and the
+bottom. The last tile of a row starts early enough to end with it: some outputs are computed twice, alike. With 32
+registers tiles are as tall as divides a row well: 7 for rows of 7, 14 and 28 pixels; of one vector of filters up to
+16, of two up to 12 (pixel_cuts.py).
 
 Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s. Beside panels, plans of 3
 channels of 224 x 224: 3 x 3 with stride 2 57 instead of 429 microseconds, with stride 1 and 64 filters 0.6 instead of
@@ -25,7 +28,14 @@ instead of 465, 512 -> 2048 of 7 x 7 as before. Patches in NCHW, beside blocked.
 525, 2 x 2 on 384 channels of 14 x 14 240 instead of 276, 4 x 4 with 96 filters, where storing costs more, the same.
 What was learned there:
 - Tiles of 8 on rows of 14 took 1.14 times as long, just what they compute twice.
-- A call whose 900 weights were packed by a job of their own took 84 microseconds, 73 where every task packs them.
+- Weights packed by a round of their own went through the L3 cache: 1024 -> 256 channels of 14 x 14 took 100
+  microseconds more than a plan's 208, 576 -> 160 of 7 x 7 33 more by way of NCHW (turned.py). Packed by the task that
+  wants them, a tile's at a time in its own L2 cache, they cost 14 and 6.
+- Copying whole rows for a column of padding took 80 of 565 microseconds for 16 channels of 320 x 320, 3 x 3 with
+  stride 2, 40 of 295 for 3 channels of 640 x 640.
+- All rows of y for one tile of filters after the other: lines of y left the cache half written, and 25 taps of one
+  channel of 256 x 256, 64 filters, took 630 microseconds instead of 470.
+- One channel is channels last however its array says so: NumPy's stride of an axis of length one may be anything.
 
 Weights are packed as filter_columns.py has them, all depths in one block.
 Source: the table of offsets as in Dukhan, The Indirect Convolution Algorithm, 2019.
@@ -42,18 +52,19 @@ from . import patches, target
 from .call import CALL_DTYPE, problem_fields
 from .column_stores import store_columns
 from .compilation import compiled, inlined
-from .epilogue import CLAMP, activated, activation_fields
+from .epilogue import CLAMP, activation_fields
 from .filter_columns import pack_vector_function
-from .filter_cuts import filter_vectors, until_all_done, up
-from .microkernel import VECTORS, multiply_cycles, tile_rows, vector_type
+from .filter_cuts import filter_vectors, up
+from .microkernel import VECTORS, vector_type
 from .panel import panel_filling
+from .pixel_cuts import best_cut, copies, heights, row_bytes, row_numbers, rows_at_once, rows_read
 from .sliding_window import store_some
 from .threads import lines, task_loop, worker_span
+from .tile_end import finish_rows, limits
 from .tracing import (
     I64,
     broadcast,
     choose,
-    convert,
     first_lanes,
     fma,
     load,
@@ -64,19 +75,8 @@ from .tracing import (
     select,
     store,
     traced,
-    when,
 )
 from .vectors import lanes, record_at
-
-BANDS_PER_THREAD, PARTS_PER_THREAD = (1, 2, 4), (1, 2)  # of rows, of filters: the cuts that are tried
-CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_000, 4_000
-CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
-SHARED_CYCLES = 100  # a pixel whose filters several threads store, in lines that they take from each other
-FEWEST_PIXELS, MOST_PIXELS = 7, (16, 12, 8)  # of tiles of one, two and three vectors, with 32 registers
-BEGIN_PIXELS = 0.25  # to begin and end a tile takes as long as so many pixels
-PACK_CYCLES = 0.3  # a weight, by every task that multiplies with it
-COPY_CYCLES = 0.25  # a number
-STORE_CYCLES = {"NHWC": 0.25, "NCHW": 0.35}  # an output
 
 GEOMETRY = (
     "bands", "filter_tasks", "rows", "copied", "columns", "row_bytes", "bias_at", "scratch_at", "panel_at",
@@ -149,14 +149,8 @@ def tile_function(dtype_name, rows, vectors, layout):
                 store(y + y_q * i + V.bytes * j, total)
             store_some(y + y_q * i + V.bytes * (vectors - 1), totals[-1], kept)
 
-        def clamped():
-            least, most = (broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
-            for i in range(rows):
-                with when(left > i):
-                    put([maximum(least, minimum(most, total)) for total in with_residual(sums[i], i)], i)
-
         def in_columns():
-            least, most = (broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
+            least, most = limits(V, low, high)
             for j in range(vectors):
                 store_columns(
                     [row[j] for row in sums], left, y + y_q * (V.count * j), y_q,
@@ -164,22 +158,10 @@ def tile_function(dtype_name, rows, vectors, layout):
                     lambda total: maximum(least, minimum(most, total)),
                 )  # fmt: skip
 
-        def others():
-            """Pixel after pixel from memory, so that the activation is written out once only."""
-            for i in range(rows):
-                for j in range(vectors):
-                    store(scratch + V.bytes * (vectors * i + j), sums[i][j])
-
-            def row(i):
-                totals = [load(V, scratch + V.bytes * (i * vectors + j)) for j in range(vectors)]
-                put(activated(with_residual(totals, i), kind, low, high, slope), i)
-
-            loop(select(left < rows, left, rows), row)
-
         if layout == "NCHW":
             in_columns()
         else:
-            choose(kind.equals(CLAMP), clamped, others)
+            finish_rows(sums, left, (kind, low, high, slope), scratch, with_residual, put)
 
     return tile
 
@@ -359,94 +341,6 @@ def build(dtype_name, rows, layout):
 
 
 @lru_cache(maxsize=1024)
-def heights(problem):
-    """Pixels of tiles of one, two and three vectors: those that compute fewest of a row twice, and begin seldom."""
-    Q, own = problem.Q, tuple(tile_rows(vectors) for vectors in (1, 2, 3))
-    if target.register_count() < 32 or Q < FEWEST_PIXELS:
-        return own
-    tall = MOST_PIXELS if problem.layout == "NHWC" else (8, 8, 8)
-    return tuple(
-        min(range(FEWEST_PIXELS, min(most, Q) + 1), key=lambda height: up(Q, height) * (1 + BEGIN_PIXELS / height))
-        for most in tall
-    )
-
-
-def copies(problem) -> bool:
-    """Must rows be copied, or their ends: for padding, or since a tile would read beyond them?"""
-    return max(heights(problem)) > problem.Q or any(map(any, problem.padding))
-
-
-def row_numbers(problem):
-    """Numbers of x that a row of outputs reads from each row of x."""
-    return ((problem.Q - 1) * problem.stride[1] + (problem.S - 1) * problem.dilation[1] + 1) * problem.C
-
-
-def row_bytes(problem):
-    return lines(row_numbers(problem) * problem.accumulate.itemsize) + 64
-
-
-def rows_read(problem, rows):
-    """By so many rows of outputs."""
-    return (rows - 1) * problem.stride[0] + (problem.R - 1) * problem.dilation[0] + 1
-
-
-def fewest_bands(problem):
-    """So many that their copied rows fit half the L2 cache."""
-    if not copies(problem):
-        return 1
-    fitting = target.cache_bytes(2) // 2 // row_bytes(problem) - rows_read(problem, 1)
-    return min(-(-problem.P // max(fitting // problem.stride[0], 1)), problem.P)
-
-
-def possible_cuts(problem, threads):
-    """(bands of rows, ranges of filters)"""
-    fewest = fewest_bands(problem)
-    if threads == 1:
-        return [(fewest, 1)]
-    bands = {min(max(fewest, threads * n), problem.P) for n in BANDS_PER_THREAD}
-    parts = {min(threads * n, filter_vectors(problem)) for n in PARTS_PER_THREAD}
-    return [(band, part) for band in sorted({fewest, *bands}) for part in sorted({1, *parts})]
-
-
-def cut_cycles(problem, threads, packs, bands, filter_tasks) -> float:
-    """Predicted cycles until the last thread is done."""
-    W, vectors = lanes(problem.accumulate), filter_vectors(problem)
-    rows = [problem.P * (band + 1) // bands - problem.P * band // bands for band in range(bands)]
-    parts = [vectors * (part + 1) // filter_tasks - vectors * part // filter_tasks for part in range(filter_tasks)]
-    tasks = [task_cycles(problem, row, part * W, packs) for part in parts for row in rows]
-    return until_all_done(tasks * problem.N, threads, CYCLES_TO_WAKE)
-
-
-def task_cycles(problem, rows, filters, packs) -> float:
-    """Of so many rows of outputs: the multiply-adds, what comes from afar, copying rows and packing weights."""
-    depth, weights = problem.reduction, problem.groups * filters * problem.reduction
-    pixels = rows * up(problem.Q, heights(problem)[VECTORS - 1])
-    multiply = multiply_cycles(pixels, filters, depth, problem.accumulate) * problem.groups
-    numbers = rows_read(problem, rows) * row_numbers(problem)
-    copy = COPY_CYCLES * numbers if copies(problem) else 0.0
-    pack = PACK_CYCLES * weights if packs else 0.0
-    shared = SHARED_CYCLES * pixels if filters < problem.Kg and problem.layout == "NHWC" else 0.0
-    return CYCLES_PER_TASK + multiply + copy + pack + shared + CYCLES_TO_COME * (numbers + weights)
-
-
-def rows_at_once(problem, bands, filter_tasks) -> int:
-    """So many rows of a task's outputs, with what they read, as half the L2 cache holds: all filters of some pixels are
-    stored before their lines leave it. Of deep weights all rows: they come once.
-    """
-    item, most = problem.accumulate.itemsize, -(-problem.P // bands)
-    vectors = problem.groups * -(-filter_vectors(problem) // filter_tasks)
-    if vectors * target.vector_bytes() * problem.reduction > target.cache_bytes(2) // 2:
-        return most
-    numbers = problem.Q * problem.K // filter_tasks + problem.stride[0] * row_numbers(problem)
-    return max(1, min(most, target.cache_bytes(2) // 2 // (numbers * item)))
-
-
-@lru_cache(maxsize=1024)
-def best_cut(problem, threads, packs):
-    return min(possible_cuts(problem, threads), key=lambda cut: cut_cycles(problem, threads, packs, *cut))
-
-
-@lru_cache(maxsize=1024)
 def geometry(problem, threads, packs):
     """The numbers of GEOMETRY, and how many tasks there are. packs: tasks pack the weights."""
     item, W = problem.accumulate.itemsize, lanes(problem.accumulate)
@@ -481,16 +375,3 @@ def prepared(problem, threads, packs):
     numbers, tasks = geometry(problem, threads, packs)
     fields = problem_fields(problem) + struct.pack(f"{len(GEOMETRY)}q", *numbers)
     return fields, compiled(build, problem.dtype.name, heights(problem), problem.layout), tasks
-
-
-def cycles(problem) -> float:
-    """Of one image."""
-    stores = STORE_CYCLES[problem.layout] * problem.K * problem.P * problem.Q
-    filters = up(problem.Kg, lanes(problem.accumulate))
-    return task_cycles(problem, problem.P, filters, False) + stores
-
-
-def pack_cycles(problem, threads) -> float:
-    """Of a single call beside a plan's, by all threads together."""
-    bands, _ = best_cut(problem, threads, True)
-    return PACK_CYCLES * problem.N * bands * problem.K * problem.reduction

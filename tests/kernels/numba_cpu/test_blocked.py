@@ -241,6 +241,40 @@ def test_a_call_takes_weights_as_they_lie(name, step):
     np.testing.assert_array_equal(result(blocked_by_filters, problem, x, w, 2, packed=False), exact)
 
 
+@pytest.fixture
+def two_rows_at_a_time(monkeypatch):
+    """As in maps whose outputs the L2 cache does not hold."""
+    monkeypatch.setattr(pixels_in_place, "rows_at_once", lambda *arguments: 2)
+    for cached in (pixels_in_place.geometry, pixels_in_place.prepared):
+        cached.cache_clear()
+    yield
+    for cached in (pixels_in_place.geometry, pixels_in_place.prepared):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("order", ["OIHW", "HWIO"])
+@pytest.mark.parametrize("name", CHANNELS_LAST)
+def test_weights_that_rows_share_are_packed_once(name, order, two_rows_at_a_time):
+    x_shape, w_shape, keywords = CHANNELS_LAST[name]
+    problem = make_problem(x_shape, w_shape, np.dtype(np.float32), layout="NHWC", **keywords)
+    random = np.random.default_rng(0)
+    x, w = (random.integers(-3, 4, shape).astype(np.float32) for shape in (x_shape, w_shape))
+    x = x.transpose(0, 3, 1, 2)
+    if order == "HWIO":
+        w = np.ascontiguousarray(w.transpose(2, 3, 1, 0)).transpose(3, 2, 0, 1)
+    exact = reference.conv2d(problem, x, w, None, None)
+    for packed in (False, True):
+        np.testing.assert_array_equal(result(blocked_by_filters, problem, x, w, 2, packed), exact)
+
+
+def test_one_channel_lies_side_by_side_whatever_its_stride_says():
+    x = np.zeros((1, 1, 9, 11), np.float32)
+    assert x.strides[1] != x.itemsize
+    y = np.zeros((1, 9, 11, 20), np.float32).transpose(0, 3, 1, 2)
+    assert pixels_in_place.takes(x, y, None, "NHWC")
+    assert not pixels_in_place.takes(np.zeros((1, 2, 9, 11), np.float32), y, None, "NHWC")
+
+
 @pytest.mark.parametrize("size", [7, 8])
 def test_channels_last_are_turned(size):
     """Exactly, if nothing is rounded, with a residual, several images; nothing but y is written nor read beyond it."""
