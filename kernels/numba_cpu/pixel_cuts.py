@@ -18,8 +18,6 @@ BANDS_PER_THREAD, PARTS_PER_THREAD = (1, 2, 4), (1, 2)  # of rows, of filters: t
 CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_000, 4_000
 CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
 SHARED_CYCLES = 100  # a pixel whose filters several threads store, in lines that they take from each other
-FEWEST_PIXELS, MOST_PIXELS = 7, (16, 12, 8)  # of tiles of one, two and three vectors, with 32 registers
-BEGIN_PIXELS = 0.25  # to begin and end a tile takes as long as so many pixels
 PACK_CYCLES = 0.3  # a weight, by every task that multiplies with it
 COPY_CYCLES = 0.25  # a number
 STORE_CYCLES = {"NHWC": 0.25, "NCHW": 0.35}  # an output
@@ -27,15 +25,11 @@ STORE_CYCLES = {"NHWC": 0.25, "NCHW": 0.35}  # an output
 
 @lru_cache(maxsize=1024)
 def heights(problem):
-    """Pixels of tiles of one, two and three vectors: those that compute fewest of a row twice, and begin seldom."""
-    Q, own = problem.Q, tuple(tile_rows(vectors) for vectors in (1, 2, 3))
-    if target.register_count() < 32 or Q < FEWEST_PIXELS:
-        return own
-    tall = MOST_PIXELS if problem.layout == "NHWC" else (8, 8, 8)
-    return tuple(
-        min(range(FEWEST_PIXELS, min(most, Q) + 1), key=lambda height: up(Q, height) * (1 + BEGIN_PIXELS / height))
-        for most in tall
-    )
+    """Pixels of tiles of one, two and three vectors: 7 where 8 would compute many of a row twice."""
+    Q = problem.Q
+    if target.register_count() == 32 and 1.02 * up(Q, 7) < up(Q, 8):
+        return 7, 7, 7
+    return tuple(tile_rows(vectors) for vectors in (1, 2, 3))
 
 
 def copies(problem) -> bool:

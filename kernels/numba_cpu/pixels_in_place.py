@@ -5,7 +5,7 @@
     at step d:  24 filters in 3 vectors, loaded once, times 8 numbers of x, each in every lane
 
 Why beside blocked_by_filters.py's panels: a number of x is read by itself here, so it need not lie beside its
-neighbour's, and no copy is made but of rows, for their padding. The panels cost about 20 cycles for every pixel and
+neighbour's, and no copy is made but of rows' ends, for their padding. The panels cost about 20 cycles for every pixel and
 tap, which took most of the time where channels are few, and every range of filters made them again. All groups share
 the copied rows.
 
@@ -17,8 +17,7 @@ as the L2 cache holds with their outputs. Patches in NCHW too: sums are then tra
 
 Of padded rows only the ends are copied, for the tiles whose windows leave x there, and whole rows at the top and the
 bottom. The last tile of a row starts early enough to end with it: some outputs are computed twice, alike. With 32
-registers tiles are as tall as divides a row well: 7 for rows of 7, 14 and 28 pixels; of one vector of filters up to
-16, of two up to 12 (pixel_cuts.py).
+registers tiles have 7 pixels where 8 would waste more: rows of 7, 14, 28 pixels (pixel_cuts.py).
 
 Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s. Beside panels, plans of 3
 channels of 224 x 224: 3 x 3 with stride 2 57 instead of 429 microseconds, with stride 1 and 64 filters 0.6 instead of
@@ -28,6 +27,7 @@ instead of 465, 512 -> 2048 of 7 x 7 as before. Patches in NCHW, beside blocked.
 525, 2 x 2 on 384 channels of 14 x 14 240 instead of 276, 4 x 4 with 96 filters, where storing costs more, the same.
 What was learned there:
 - Tiles of 8 on rows of 14 took 1.14 times as long, just what they compute twice.
+- Tiles of one vector of filters times up to 16 pixels, and of two times 12, were no faster than of 8.
 - Weights packed by a round of their own went through the L3 cache: 1024 -> 256 channels of 14 x 14 took 100
   microseconds more than a plan's 208, 576 -> 160 of 7 x 7 33 more by way of NCHW (turned.py). Packed by the task that
   wants them, a tile's at a time in its own L2 cache, they cost 14 and 6.
