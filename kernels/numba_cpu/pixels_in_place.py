@@ -5,9 +5,9 @@
     at step d:  24 filters in 3 vectors, loaded once, times 8 numbers of x, each in every lane
 
 Why beside blocked_by_filters.py's panels: a number of x is read by itself here, so it need not lie beside its
-neighbour's, and no copy is made but of rows' ends, for their padding. The panels cost about 20 cycles for every pixel and
-tap, which took most of the time where channels are few, and every range of filters made them again. All groups share
-the copied rows.
+neighbour's, and no copy is made but of rows' ends, for their padding. The panels cost about 20 cycles for every pixel
+and tap, which took most of the time where channels are few, and every range of filters made them again. All groups
+share the copied rows.
 
 What is served: channels last, where the weights of 3 vectors fit the L1 cache, and of any depth where nothing is
 copied: 1x1 layers, and patches, windows as wide as their stride. Deep weights stream from the L2 cache, 16 bytes a
