@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from convlib import layers
 from convlib.device import TARGETS, named
 from convlib.explain import visible_gpus
-from convlib.problem import DTYPES
+from convlib.problem import DTYPES, LAYOUTS
 
 from . import (
     cases,
@@ -77,6 +77,7 @@ def options(command):
             click.option("--rounds", type=click.IntRange(1), default=None, help="Rounds of the engine."),
             click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Times as many images."),
             click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="Of all arrays [float32]."),
+            click.option("--layout", type=click.Choice(LAYOUTS), default=None, help="Of x and y [each case's own]."),
             click.option("--minutes", type=float, default=None, help="Begin no case after so many minutes."),
             click.option("--add", is_flag=True, help="Keep the other suites' rows that are in the folder already."),
             OUTPUT,
@@ -343,13 +344,16 @@ def first_gpu():
 
 def run_on(
     place, peers_of: Callable, block: Callable, about_run, *, quick, suites, backward, names, each_kernel, rounds, add,
-    output, minutes, batch, dtype, exact=gate.exact, settings=None,
+    output, minutes, batch, dtype, layout, exact=gate.exact, settings=None,
 ):  # fmt: skip
     """Measure the chosen cases with ours and their peers at one place, and write and show the results."""
     console = tables.console()
     suites = suites or (default_suites(backward) if backward else ())
     chosen = [case for case in chosen_cases(quick, suites) if not names or any(name in case.name for name in names)]
-    chosen = [cases.in_dtype(cases.batch_of(case, batch), dtype) for case in chosen]
+    if layout and any(case.problem.pass_ != "forward" for case in chosen):
+        raise click.UsageError("--layout: forward passes needed, got gradients")
+    chosen = [cases.in_dtype(cases.batch_of(cases.in_layout(case, layout), batch), dtype) for case in chosen]
+    chosen = list(dict.fromkeys(chosen))  # a case that was there in both layouts is now there twice
     if not chosen:
         raise click.UsageError(f"--case: no case has {' or '.join(names)} in its name")
     settings = engine_settings(QUICK if quick else settings or engine.Settings(), rounds)

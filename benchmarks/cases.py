@@ -107,6 +107,14 @@ def in_dtype(case: Case, dtype: str) -> Case:
     return replace(case, problem=replace(case.problem, dtype=named_dtype(dtype)))
 
 
+def in_layout(case: Case, layout: str | None) -> Case:
+    """The case with x and y in another layout, which its name says; None leaves each case its own."""
+    if layout is None:
+        return case
+    name = case.name.removesuffix("-NHWC") + ("-NHWC" if layout == "NHWC" else "")
+    return replace(case, name=name, problem=replace(case.problem, layout=layout))
+
+
 def gradient_cases(suite: str) -> list[Case]:
     """A network's layers, each as the problem of one gradient on a batch; without bias: its gradient is a plain sum."""
     batches = [batch_of(case, GRADIENT_BATCH) for case in network_cases(suite.partition("-")[0])]

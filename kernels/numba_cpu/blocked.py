@@ -59,7 +59,7 @@ import numpy as np
 from numba import from_dtype
 
 from . import few_channels, few_pixels, turned, weight_rows
-from .blocked_cuts import BLOCKING, OFFSET_BYTES, blocking, copies_runs, copy_cycles, pixels_cycles
+from .blocked_cuts import BLOCKING, LAST_CYCLES, OFFSET_BYTES, blocking, copies_runs, copy_cycles, pixels_cycles
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
@@ -349,8 +349,8 @@ def pack_seconds(problem, device):
 
 def store_cycles(problem) -> float:
     """What storing one group's outputs costs beyond the micro-kernel's own stores."""
-    direct = problem.layout == "NCHW" and problem.dtype == problem.accumulate
-    return problem.Kg * problem.P * problem.Q * (0.25 if direct else 4.0)
+    cycles = 0.25 if problem.dtype == problem.accumulate else 4.0
+    return problem.Kg * problem.P * problem.Q * (cycles if problem.layout == "NCHW" else LAST_CYCLES)
 
 
 def job(problem, device, x, w, y, bias, residual):

@@ -35,7 +35,7 @@ import numpy as np
 from numba import from_dtype
 from numba.core import types
 
-from . import filter_columns, pixels_in_place, target, tracing
+from . import filter_columns, pixel_cuts, pixels_in_place, target, tracing
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
@@ -295,13 +295,15 @@ def workspace_bytes(problem, device):
     own = blocking(problem, device.threads)[-1]
     if not pixels_in_place.serves(problem):
         return own
-    packed = packed_bytes(problem, device) if pixels_in_place.packs_few(problem) else 0
-    return max(up(packed, 64) + own, pixels_in_place.workspace_bytes(problem, device.threads))
+    return max(own, pixels_in_place.workspace_bytes(problem, device.threads))
 
 
-def reads_in_place(problem, w):
-    """Contiguous weights so few that tasks pack them for themselves."""
-    return w.flags.c_contiguous and pixels_in_place.packs_few(problem)
+def one_call_bytes(problem, device):
+    """For weights as they lie, which tasks pack for themselves; None where they are packed beforehand."""
+    if not pixels_in_place.serves(problem):
+        return None
+    packed_before = up(packed_bytes(problem, device), 64) + blocking(problem, device.threads)[-1]
+    return max(packed_before, pixels_in_place.workspace_bytes(problem, device.threads, packs=True))
 
 
 def packed_bytes(problem, device):
@@ -318,7 +320,7 @@ def pack(problem, device, w, packed):
 
 def predicted_seconds(problem, device):
     if pixels_in_place.serves(problem):
-        return predicted(problem, device, problem.N * pixels_in_place.cycles(problem))
+        return predicted(problem, device, problem.N * pixel_cuts.cycles(problem))
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
     multiply = multiply_cycles(
         up(pixels, tile_pixels(problem) or panel_rows()), problem.Kg, problem.reduction, problem.accumulate
@@ -340,8 +342,8 @@ def copy_cycles(problem) -> float:
 
 
 def pack_seconds(problem, device):
-    if pixels_in_place.packs_few(problem):
-        return 0.0
+    if pixels_in_place.serves(problem):
+        return pixel_cuts.pack_cycles(problem, device.threads) / CLOCK / device.threads
     cycles = 1.2 if problem.dtype == problem.accumulate else 3.0  # contiguous weights are transposed in registers
     return CALL_SECONDS + cycles * problem.K * problem.reduction / CLOCK / device.threads
 
@@ -349,7 +351,7 @@ def pack_seconds(problem, device):
 def job(problem, device, x, w, y, bias, residual):
     """`run` for arrays of these strides."""
     if pixels_in_place.serves(problem) and pixels_in_place.takes(x, y, residual, problem.layout):
-        fields, loop, tasks = pixels_in_place.prepared(problem, device.threads)
+        fields, loop, tasks = pixels_in_place.prepared(problem, device.threads, w.ndim > 1)
         return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
     fields, loop, copies, tasks = prepared(problem, device.threads)
     packed = w if w.ndim == 1 else np.empty(0, np.uint8)
@@ -372,7 +374,8 @@ class PackingJob:
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; x (N, C, H, W), y (N, K, P, Q) in
-    logical order.
+    """Write the convolution of x with w into y; x (N, C, H, W), y (N, K, P, Q) in logical order.
+
+    w: packed, or as it is, (K, C/groups, R, S): then `workspace` has one_call_bytes.
     """
     job(problem, device, x, w, y, bias, residual).run(x, w, y, bias, residual, workspace)

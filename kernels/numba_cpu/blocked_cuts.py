@@ -23,6 +23,7 @@ RUNS_PER_THREAD = (1, 2, 4, 6)  # of tiles: the cuts that are tried
 MANY_MAPS = 16  # for a thread: no cut is needed
 CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_500, 4_000
 CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
+LAST_CYCLES = 8.0  # a number of x or y with channels last, read or stored by itself
 LONE_CYCLES = 0.6  # for a vector of a lone pixel's depths
 
 FILTER_BLOCK = 64  # whose weights stay in the L2 cache while a group of tiles is multiplied with them
@@ -105,7 +106,9 @@ def copy_cycles(problem) -> float:
     if patches.serves(problem):
         return patches.SPLIT_CYCLES * problem.reduction * problem.P * problem.Q
     rows = problem.Cg * problem.S * row_phases(problem) * problem.P
-    if problem.layout != "NCHW" or problem.dtype != problem.accumulate or problem.stride[1] > 2:
+    if problem.layout != "NCHW":
+        return LAST_CYCLES * rows * problem.Q
+    if problem.dtype != problem.accumulate or problem.stride[1] > 2:
         return 2.0 * rows * problem.Q
     return rows * (4.0 * -(-problem.Q // lanes(problem.accumulate)) + 0.375 * problem.Q)
 

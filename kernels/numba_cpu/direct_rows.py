@@ -37,27 +37,20 @@ It wants masked loads, so it serves processors with AVX2 and more, 16-bit types 
 Source: Zhang, Franchetti and Low, High Performance Zero-Memory Overhead Direct Convolutions, ICML 2018.
 """
 
-import math
-import struct
 from functools import lru_cache, partial
 from itertools import chain, pairwise
 
-import numpy as np
-from numba import from_dtype
-from numba.core import types
-
 from . import target
-from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled
-from .epilogue import CLAMP, activated, finished_before_rounding
+from .epilogue import activated, finished_before_rounding
+from .planes import fields, masks, most_tasks, planes_loop
 from .short_floats import as_numbers, as_stored, stored_kind, vector_of
 from .sliding_window import store_first
-from .threads import task_loop, worker_span
+from .threads import worker_span
 from .tracing import (
     broadcast,
     choose,
     constant,
-    convert,
     first_lanes,
     fma,
     lanes_between,
@@ -69,28 +62,22 @@ from .tracing import (
     select,
     shuffle,
     store,
-    traced,
     when,
     zeros,
 )
-from .vectors import lanes, record_at
+from .vectors import lanes
 
 MOST_TAPS, LONGEST_SIDE = 25, 7  # of a window, one or the other: a row of x is written out for each tap
 MOST_VECTORS = 4  # of a row of outputs computed at once
 FEWEST_ROWS = 8  # of a band of a plane: those above and below it are read twice
-TASKS_PER_THREAD = 2
 CYCLES_PER_PLANE = 40.0
 WHOLE, CUT, OUTSIDE = "whole", "cut", "outside"  # what a load's lanes are: inside the row all, some, none
-
-CALL_DIRECT = from_dtype(np.dtype(CALL_DTYPE.descr + [("tasks", "i8"), ("bands", "i8"), ("worker_bytes", "i8")]))
 
 
 def serves(problem) -> bool:
     """Is this the faster way, for arrays whose rows are contiguous?"""
-    if target.vector_bytes() < 32 or problem.layout != "NCHW":
+    if not masks(problem) or problem.layout != "NCHW":
         return False
-    if problem.dtype != problem.accumulate and target.vector_bytes() < 64:
-        return False  # AVX2 masks words of 32 and 64 bits only
     small = problem.R * problem.S <= MOST_TAPS or max(problem.R, problem.S) <= LONGEST_SIDE
     small = small and fewest_rows(problem) <= problem.P
     if problem.stride[1] == 2:  # the one load beyond a tile's has half as many columns of either kind as it has lanes
@@ -202,28 +189,19 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_fi
             else:
                 yield None if stride == 1 else zeros(V, row)
 
-    @traced(types.void)
-    def some_planes(
-        x, x_c, x_h, w, w_k, w_r, w_s, y, y_k, y_p, residual, residual_k, residual_p, has_residual, bias, bias_k,
-        has_bias, H, W, Q, top, left, scratch, kind, low, high, slope, planes, m, Kg, p0, count,
-    ):  # fmt: skip
-        """`count` output rows from row p0 on of `planes` planes. scratch: room for a zero, and for the weights.
-
-        m: which of its channel's Kg filters the first plane belongs to.
-        """
-        no_bias, taps = scratch, scratch + V.bytes
-        store(no_bias, zeros(V.scalar, scratch))
+    def begin(shared):
+        """In scratch: room for a zero, and for the weights."""
+        p0, count, top, left = shared.p0, shared.rows, shared.top, shared.left
+        H, W, Q = shared.H, shared.W, shared.Q
+        no_bias, taps = shared.scratch, shared.scratch + V.bytes
+        store(no_bias, zeros(V.scalar, shared.scratch))
         kept = Q - (vectors - 1) * L
-        plain = kind.equals(CLAMP) & has_residual.equals(0)
-        least, most = (
-            broadcast(V, convert(select(plain, limit, infinity), V.scalar))
-            for limit, infinity in ((low, -math.inf), (high, math.inf))
-        )
+        plain, (least, most) = shared.plain, shared.limits(V)
 
         def masks_of(first_column, kinds):
             return [what == CUT and lanes_between(V, first_column + at, 0, W) for at, what in zip(starts, kinds)]
 
-        masks_of_row = whole_row and masks_of(constant(x, 0) - left, kinds)
+        masks_of_row = whole_row and masks_of(constant(left, 0) - left, kinds)
 
         def is_cut(v):
             return whole_row and v == vectors - 1
@@ -240,13 +218,13 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_fi
             return as_numbers(raw, dtype_name)
 
         def plane(x, w, y, residual, bias):
-            numbers = [[number_at(w + w_r * r + w_s * s) for s in range(S)] for r in range(R)]
+            numbers = [[number_at(w + shared.w_r * r + shared.w_s * s) for s in range(S)] for r in range(R)]
             if in_registers:
                 weights = [[broadcast(V, number) for number in row] for row in numbers]
             else:
                 for i, number in enumerate(chain.from_iterable(numbers)):
                     store(taps + i * V.item_bytes, number)
-            start = broadcast(V, number_at(select(has_bias.differs(0), bias, no_bias)))
+            start = broadcast(V, number_at(select(shared.has_bias.differs(0), bias, no_bias)))
 
             def weight(r, s):
                 if in_registers:
@@ -267,7 +245,7 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_fi
             def comb(q, kinds, masks, first, count):
                 """`count` rows of outputs, `first` and every dilation_h-th after it."""
                 x_first = x + (q * stride - left) * item
-                h_first, y_first = first * stride - top, y + y_p * first + q * item
+                h_first, y_first = first * stride - top, y + shared.y_p * first + q * item
 
                 def add_rows(j, sums):
                     """Add to the sums of rows j, j - 1, ... the taps of the x rows that row j reads first."""
@@ -279,7 +257,7 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_fi
 
                 def add_row(a, h, sums):
                     sums = list(sums)
-                    for s, columns in enumerate(tap_columns(loads_of(x_first + x_h * h, kinds, masks))):
+                    for s, columns in enumerate(tap_columns(loads_of(x_first + shared.x_h * h, kinds, masks))):
                         for m, totals in enumerate(sums):
                             r = a + stride * m
                             if totals and r < R:
@@ -292,11 +270,11 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_fi
                 def finish(j, totals):
                     row = j * dilation_h
                     if finishes_first:
-                        totals = other(totals, residual + residual_p * (first + row) + q * item)
+                        totals = other(totals, residual + shared.residual_p * (first + row) + q * item)
                     else:
                         totals = [maximum(least, minimum(most, total)) for total in totals]
                     for v, total in enumerate(totals):
-                        put(y_first + y_p * row + v * stored.bytes, v, total)
+                        put(y_first + shared.y_p * row + v * stored.bytes, v, total)
 
                 def one_row(j, carried):
                     *carried, done = add_rows(j, [[start] * vectors, *carried])
@@ -313,7 +291,7 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_fi
 
             def others(q, j):
                 """What is not a clamp of the sums, from memory."""
-                to, more = y + y_p * (p0 + j) + q * item, residual + residual_p * (p0 + j) + q * item
+                to, more = y + shared.y_p * (p0 + j) + q * item, residual + shared.residual_p * (p0 + j) + q * item
                 for v in range(vectors):
                     there = to + v * stored.bytes
                     put(there, v, other([take(there, v)], more + v * stored.bytes, v)[0])
@@ -324,8 +302,8 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_fi
                 def with_residual():
                     return [total + take(more + v * stored.bytes, first + v) for v, total in enumerate(totals)]
 
-                totals = choose(has_residual.differs(0), with_residual, lambda: totals)
-                return activated(totals, kind, low, high, slope)
+                totals = choose(shared.has_residual.differs(0), with_residual, lambda: totals)
+                return activated(totals, shared.kind, shared.low, shared.high, shared.slope)
 
             def strip_of_long_rows(i):
                 q = minimum(i * (vectors * L), Q - vectors * L)
@@ -342,41 +320,9 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_fi
             else:
                 loop((Q + (vectors * L - 1)) // (vectors * L), strip_of_long_rows)
 
-        def one_plane(i, carried):
-            x, w, y, residual, bias, m = carried
-            plane(x, w, y, residual, bias)
-            last = (m + 1).equals(Kg)
-            x, m = select(last, x + x_c, x), select(last, 0, m + 1)
-            return [x, w + w_k, y + y_k, residual + residual_k, bias + bias_k, m]
+        return plane
 
-        loop(planes, one_plane, [x, w, y, residual, bias, m])
-
-    def task(call_address, index, worker):
-        call = record_at(CALL_DIRECT, call_address)
-        scratch = call.workspace + worker * call.worker_bytes
-        bands = call.bands
-        total = call.N * call.K * bands
-        place, end = total * index // call.tasks, total * (index + 1) // call.tasks
-        while place < end:
-            band, k, n = place % bands, place // bands % call.K, place // bands // call.K
-            if bands == 1:
-                planes, p0, p1 = min(call.K - k, end - place), 0, call.P
-                place += planes
-            else:
-                some = min(bands - band, end - place)
-                planes, p0, p1 = 1, call.P * band // bands, call.P * (band + some) // bands
-                place += some
-            c = k // call.Kg
-            some_planes(
-                call.x + n * call.x_n + c * call.x_c, call.x_c, call.x_h, call.w + k * call.w_k, call.w_k, call.w_r,
-                call.w_s, call.y + n * call.y_n + k * call.y_k, call.y_k, call.y_p,
-                call.residual + n * call.residual_n + k * call.residual_k, call.residual_k, call.residual_p,
-                call.has_residual, call.bias + k * call.bias_k, call.bias_k, call.has_bias, call.H, call.W, call.Q,
-                call.top, call.left, scratch, call.activation, call.low, call.high, call.slope, planes, k % call.Kg,
-                call.Kg, p0, p1 - p0,
-            )  # fmt: skip
-
-    return task_loop(task)
+    return planes_loop(begin)
 
 
 def worker_bytes(problem) -> int:
@@ -388,7 +334,7 @@ def worker_bytes(problem) -> int:
 def prepared(problem, threads):
     """The record's fixed part, the compiled loop and the number of tasks."""
     vectors = row_vectors(problem)
-    planes, tasks = problem.N * problem.K, TASKS_PER_THREAD * threads if threads > 1 else 1
+    planes, tasks = problem.N * problem.K, most_tasks(threads)
     rows = max(FEWEST_ROWS, fewest_rows(problem))
     bands = max(1, min(-(-tasks // planes), problem.P // rows))
     tasks = min(planes * bands, tasks)
@@ -396,7 +342,7 @@ def prepared(problem, threads):
         build, problem.dtype.name, problem.R, problem.S, problem.stride[0], *problem.dilation, vectors,
         finished_before_rounding(problem), *row_loads(problem, vectors),
     )  # fmt: skip
-    return problem_fields(problem) + struct.pack("3q", tasks, bands, worker_bytes(problem)), loop, tasks
+    return fields(problem, tasks, bands, worker_bytes(problem)), loop, tasks
 
 
 def cycles(problem) -> float:

@@ -39,12 +39,12 @@ from . import patches, target, weight_rows
 from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled, inlined
 from .depthwise import panel_row
-from .epilogue import CLAMP, activated
 from .microkernel import VECTORS, multiply_cycles, panel_rows, tile_rows
 from .panel import panel_filling
 from .short_floats import as_numbers, as_stored, lanes_for, real_of, stored_kind, vector_of
 from .threads import lines, task_loop, worker_span
-from .tracing import Lanes, broadcast, choose, convert, fma, load, loop, maximum, minimum, select, store, traced, when
+from .tile_end import finish_rows
+from .tracing import Lanes, broadcast, choose, fma, load, loop, store, traced
 from .vectors import lanes, record_at
 from .weight_rows import padded_filters
 
@@ -126,26 +126,7 @@ def tile_function(dtype_name, rows, vectors):
             for j, total in enumerate(totals):
                 store(y + y_k * i + stored.bytes * j, as_stored(total, dtype_name))
 
-        def clamped():
-            least, most = (broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
-            for i in range(rows):
-                with when(left > i):
-                    totals = with_residual(sums[i], i)
-                    put([maximum(least, minimum(most, t)) for t in totals], i)
-
-        def others():
-            """Row after row from memory, so that the activation is written out once only."""
-            for i in range(rows):
-                for j in range(vectors):
-                    store(scratch + V.bytes * (vectors * i + j), sums[i][j])
-
-            def row(i):
-                totals = [load(V, scratch + V.bytes * (i * vectors + j)) for j in range(vectors)]
-                put(activated(with_residual(totals, i), kind, low, high, slope), i)
-
-            loop(select(left < rows, left, rows), row)
-
-        choose(kind.equals(CLAMP), clamped, others)
+        finish_rows(sums, left, (kind, low, high, slope), scratch, with_residual, put)
 
     return tile
 

@@ -53,16 +53,25 @@ def pack_vector_function(dtype_name):
         loop(count // W, step)
         return count // W * W
 
+    @traced(types.void)
+    def copy_filters(to, w):
+        """A depth's W filters, which lie side by side."""
+        store(to, load(V, w))
+
     @inlined
     def pack_vector(call, to, w, filters, c0, channels):
         taps = call.R * call.S
         done = 0
         contiguous = call.w_s == item and call.w_r == call.S * item and call.w_c == taps * item
-        if contiguous and filters == W and not narrow_type:
+        whole = filters == W and not narrow_type
+        if contiguous and whole:
             done = transpose_filters(to, w + c0 * call.w_c, call.w_k, channels * taps)
         for d in range(done, channels * taps):
             c, r, s = c0 + d // taps, d % taps // call.S, d % call.S
             here = w + c * call.w_c + r * call.w_r + s * call.w_s
+            if whole and call.w_k == item:
+                copy_filters(to + d * row, here)
+                continue
             for i in range(filters):
                 write(to + d * row + i * item, read(here + i * call.w_k))
             for i in range(filters, W):

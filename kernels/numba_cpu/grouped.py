@@ -30,6 +30,8 @@ What was learned there:
 - With channels last, panels of one block after the other read every line of x for itself, and 128 x 56 x 56 took 102
   to 105 microseconds; panels of all blocks at once, a strip of rows after the other, read x as it lies. NCHW wants the
   opposite: a block's planes are neighbours.
+- Panels of 4 blocks of 64 bytes at once are enough, and with AVX2 of 2 of 32: with 8 and 16, as many streams of stores,
+  256 x 56 x 56 took 229 instead of 164 microseconds, 1024 x 14 x 14 103 instead of 71.
 - A round of packing for a single call cost 20 to 40 microseconds; tasks that pack what they need 6 to 20.
 - Groups that leave lanes empty cannot be stored in whole columns: RegNet's groups of 24 take three times as long in
   NCHW as Winograd does, and with channels last, where a mask does, 0.9 to 1.2 times.

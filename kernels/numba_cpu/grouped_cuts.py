@@ -9,6 +9,7 @@ from .threads import lines, worker_span
 from .vectors import lanes
 
 MOST_VECTORS = 3  # of filters that share a channel's load
+MOST_AT_ONCE = {16: 2, 32: 4}  # blocks whose panels are filled together, with so many registers
 MOST_COLUMNS = 16  # of outputs at once, which a transposed store takes together
 
 CYCLES_PER_TASK = 500
@@ -87,9 +88,10 @@ def possible_cuts(problem, threads):
 
 
 def most_at_once(problem) -> int:
-    """Blocks of which the panels for one row of outputs fit half of the L2 cache."""
+    """Blocks of which the panels for one row of outputs fit half of the L2 cache, and no more than a few."""
     rows = (problem.R - 1) * problem.dilation[0] + problem.stride[0]
-    return max(1, target.cache_bytes(2) // 2 // (rows * row_bytes(problem)))
+    fitting = target.cache_bytes(2) // 2 // (rows * row_bytes(problem))
+    return max(1, min(fitting, MOST_AT_ONCE[target.register_count()]))
 
 
 def strip_count(problem, bands, at_once) -> int:

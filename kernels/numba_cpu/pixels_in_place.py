@@ -5,17 +5,19 @@
     at step d:  24 filters in 3 vectors, loaded once, times 8 numbers of x, each in every lane
 
 Why beside blocked_by_filters.py's panels: a number of x is read by itself here, so it need not lie beside its
-neighbour's, and no copy is made but of rows, for their padding. The panels cost about 20 cycles for every pixel and
-tap, which took most of the time where channels are few, and every range of filters made them again. All groups share
-the copied rows.
+neighbour's, and no copy is made but of rows' ends, for their padding. The panels cost about 20 cycles for every pixel
+and tap, which took most of the time where channels are few, and every range of filters made them again. All groups
+share the copied rows.
 
 What is served: channels last, where the weights of 3 vectors fit the L1 cache, and of any depth where nothing is
 copied: 1x1 layers, and patches, windows as wide as their stride. Deep weights stream from the L2 cache, 16 bytes a
-cycle, which costs nothing measurable: filters are the outer loop, rows of pixels the inner one. Patches in NCHW too:
-sums are then transposed in registers on their way out (column_stores.py).
+cycle, which costs nothing measurable: filters are the outer loop, rows of pixels the inner one, as many rows at a time
+as the L2 cache holds with their outputs. Patches in NCHW too: sums are then transposed in registers on their way out
+(column_stores.py).
 
-The last tile of a row starts early enough to end with it: some outputs are computed twice, alike. With 32 registers
-tiles have 7 pixels where 8 would waste more: rows of 7, 14, 28 pixels.
+Of padded rows only the ends are copied, for the tiles whose windows leave x there, and whole rows at the top and the
+bottom. The last tile of a row starts early enough to end with it: some outputs are computed twice, alike. With 32
+registers tiles have 7 pixels where 8 would waste more: rows of 7, 14, 28 pixels (pixel_cuts.py).
 
 Measured on two Zen 5 cores with AVX-512, N = 1, where two micro-kernels reach 530 GFLOP/s. Beside panels, plans of 3
 channels of 224 x 224: 3 x 3 with stride 2 57 instead of 429 microseconds, with stride 1 and 64 filters 0.6 instead of
@@ -25,7 +27,16 @@ instead of 465, 512 -> 2048 of 7 x 7 as before. Patches in NCHW, beside blocked.
 525, 2 x 2 on 384 channels of 14 x 14 240 instead of 276, 4 x 4 with 96 filters, where storing costs more, the same.
 What was learned there:
 - Tiles of 8 on rows of 14 took 1.14 times as long, just what they compute twice.
-- A call whose 900 weights were packed by a job of their own took 84 microseconds, 73 where every task packs them.
+- Tiles of one vector of filters times 16 pixels took 0.92 of the time of 8 on 3 channels of 640 x 640, 3 x 3, stride
+  2, 1.08 on 32 channels of 112 x 112, 1x1; of two vectors times 12 the same.
+- Weights packed by a round of their own went through the L3 cache: 1024 -> 256 channels of 14 x 14 took 100
+  microseconds more than a plan's 208, 576 -> 160 of 7 x 7 33 more by way of NCHW (turned.py). Packed by the task that
+  wants them, a tile's at a time in its own L2 cache, they cost 14 and 6.
+- Copying whole rows for a column of padding took 80 of 565 microseconds for 16 channels of 320 x 320, 3 x 3 with
+  stride 2, 40 of 295 for 3 channels of 640 x 640.
+- All rows of y for one tile of filters after the other: lines of y left the cache half written, and 25 taps of one
+  channel of 256 x 256, 64 filters, took 630 microseconds instead of 470.
+- One channel is channels last however its array says so: NumPy's stride of an axis of length one may be anything.
 
 Weights are packed as filter_columns.py has them, all depths in one block.
 Source: the table of offsets as in Dukhan, The Indirect Convolution Algorithm, 2019.
@@ -42,18 +53,19 @@ from . import patches, target
 from .call import CALL_DTYPE, problem_fields
 from .column_stores import store_columns
 from .compilation import compiled, inlined
-from .epilogue import CLAMP, activated, activation_fields
+from .epilogue import CLAMP, activation_fields
 from .filter_columns import pack_vector_function
-from .filter_cuts import until_all_done, up
-from .microkernel import VECTORS, multiply_cycles, tile_rows, vector_type
+from .filter_cuts import filter_vectors, up
+from .microkernel import VECTORS, vector_type
 from .panel import panel_filling
+from .pixel_cuts import best_cut, copies, heights, row_bytes, row_numbers, rows_at_once, rows_read
 from .sliding_window import store_some
 from .threads import lines, task_loop, worker_span
+from .tile_end import finish_rows, limits
 from .tracing import (
     I64,
     broadcast,
     choose,
-    convert,
     first_lanes,
     fma,
     load,
@@ -64,20 +76,12 @@ from .tracing import (
     select,
     store,
     traced,
-    when,
 )
 from .vectors import lanes, record_at
 
-BANDS_PER_THREAD, PARTS_PER_THREAD = (1, 2, 4), (1, 2)  # of rows, of filters: the cuts that are tried
-CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_000, 4_000
-CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
-FEW_WEIGHTS = 8192  # which every task of a single call packs for itself: a job of their own takes longer
-COPY_CYCLES = 0.25  # a number
-STORE_CYCLES = {"NHWC": 0.25, "NCHW": 0.35}  # an output
-
 GEOMETRY = (
-    "bands", "filter_tasks", "copied", "columns", "row_bytes", "bias_at", "scratch_at", "panel_at", "weights_at",
-    "worker_bytes",
+    "bands", "filter_tasks", "rows", "copied", "columns", "row_bytes", "bias_at", "scratch_at", "panel_at",
+    "weights_at", "worker_bytes",
 )  # fmt: skip
 CALL_LAST = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
 
@@ -98,13 +102,13 @@ def serves(problem) -> bool:
 def takes(x, y, residual, layout) -> bool:
     """Do channels lie side by side in these arrays, and pixels in x? In NCHW: the pixels of a row, in all of them?"""
     item, axis = x.itemsize, 1 if layout == "NHWC" else 3
-    side_by_side = all(array is None or array.strides[axis] == item for array in (x, y, residual))
-    return side_by_side and (layout == "NCHW" or x.strides[3] == x.shape[1] * item)
+    side_by_side = all(array is None or apart(array, axis, item) for array in (x, y, residual))
+    return side_by_side and (layout == "NCHW" or apart(x, 3, x.shape[1] * item))
 
 
-def packs_few(problem) -> bool:
-    """Are there so few weights that a single call needs no step for packing them?"""
-    return serves(problem) and problem.K * problem.reduction <= FEW_WEIGHTS
+def apart(array, axis, step) -> bool:
+    """Do numbers along the axis lie so many bytes apart? Where there is one only, its stride says nothing."""
+    return array.shape[axis] == 1 or array.strides[axis] == step
 
 
 def tile_function(dtype_name, rows, vectors, layout):
@@ -146,14 +150,8 @@ def tile_function(dtype_name, rows, vectors, layout):
                 store(y + y_q * i + V.bytes * j, total)
             store_some(y + y_q * i + V.bytes * (vectors - 1), totals[-1], kept)
 
-        def clamped():
-            least, most = (broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
-            for i in range(rows):
-                with when(left > i):
-                    put([maximum(least, minimum(most, total)) for total in with_residual(sums[i], i)], i)
-
         def in_columns():
-            least, most = (broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
+            least, most = limits(V, low, high)
             for j in range(vectors):
                 store_columns(
                     [row[j] for row in sums], left, y + y_q * (V.count * j), y_q,
@@ -161,22 +159,10 @@ def tile_function(dtype_name, rows, vectors, layout):
                     lambda total: maximum(least, minimum(most, total)),
                 )  # fmt: skip
 
-        def others():
-            """Pixel after pixel from memory, so that the activation is written out once only."""
-            for i in range(rows):
-                for j in range(vectors):
-                    store(scratch + V.bytes * (vectors * i + j), sums[i][j])
-
-            def row(i):
-                totals = [load(V, scratch + V.bytes * (i * vectors + j)) for j in range(vectors)]
-                put(activated(with_residual(totals, i), kind, low, high, slope), i)
-
-            loop(select(left < rows, left, rows), row)
-
         if layout == "NCHW":
             in_columns()
         else:
-            choose(kind.equals(CLAMP), clamped, others)
+            finish_rows(sums, left, (kind, low, high, slope), scratch, with_residual, put)
 
     return tile
 
@@ -185,6 +171,7 @@ def build(dtype_name, rows, layout):
     """rows: pixels of a tile, as `heights` says."""
     W = lanes(dtype_name)
     one_rows, two_rows, three_rows = rows
+    tallest = max(rows)
     one, two, three = (tile_function(dtype_name, rows[vectors - 1], vectors, layout) for vectors in (1, 2, 3))
     last = layout == "NHWC"
     fill_columns, _, number_at, put_number = panel_filling(dtype_name)
@@ -214,13 +201,102 @@ def build(dtype_name, rows, layout):
                 put_number(biases + (g * padded + i) * item, number)
 
     @inlined
-    def pack_weights(call, to, begin, end, padded):
-        """Vectors begin .. end-1 of every group's filters, where they would lie among packed ones."""
-        vector = call.Cg * call.R * call.S * W * item
-        for g in range(call.groups):
-            for i in range(begin, end):
-                w = call.w + (g * call.Kg + i * W) * call.w_k
-                pack_vector(call, to + (g * padded // W + i) * vector, w, min(W, call.Kg - i * W), 0, call.Cg)
+    def pack_tile(call, to, g, first, vectors):
+        """So many vectors of group g's filters from `first` on, as packed ones lie."""
+        for i in range(first, first + vectors):
+            w = call.w + (g * call.Kg + i * W) * call.w_k
+            pack_vector(call, to, w, min(W, call.Kg - i * W), 0, call.Cg)
+            to += call.Cg * call.R * call.S * W * item
+
+    @inlined
+    def inside(size, reach, before, stride, count):
+        """(first, end) of the outputs of a row or column of x whose windows do not leave it."""
+        return (before + stride - 1) // stride, max(min((size - 1 - reach + before) // stride + 1, count), 0)
+
+    @inlined
+    def rows_inside(call):
+        return inside(call.H, (call.R - 1) * call.dilation_h, call.top, call.stride_h, call.P)
+
+    @inlined
+    def pixels_inside(call):
+        return inside(call.W, (call.S - 1) * call.dilation_w, call.left, call.stride_w, call.Q)
+
+    @inlined
+    def copy_edges(call, panel, x, p0, p1):
+        """Of what rows p0 .. p1 - 1 of outputs read: whole rows where windows leave x above or below, and else what
+        those tiles read, of any height, that leave it at a side.
+        """
+        above, below = rows_inside(call)
+        before, behind = pixels_inside(call)
+        count = (p1 - p0 - 1) * call.stride_h + (call.R - 1) * call.dilation_h + 1
+        upper = (min(above, p1) - 1 - p0) * call.stride_h + (call.R - 1) * call.dilation_h + 1 if p0 < above else 0
+        lower = (max(below, p0) - p0) * call.stride_h if below < p1 else count
+        left = 0
+        if before > 0:
+            left = ((before + tallest - 2) * call.stride_w + (call.S - 1) * call.dilation_w + 1) * call.C
+        right = max(behind - tallest + 1, 0) * call.stride_w * call.C if behind < call.Q else call.columns
+        if behind < tallest or upper >= lower or left >= right:
+            copy_some(call, panel, x, p0, 0, count, 0, call.columns)
+            return
+        copy_some(call, panel, x, p0, 0, upper, 0, call.columns)
+        copy_some(call, panel, x, p0, upper, lower, 0, left)
+        copy_some(call, panel, x, p0, upper, lower, right, call.columns)
+        copy_some(call, panel, x, p0, lower, count, 0, call.columns)
+
+    @inlined
+    def copy_some(call, panel, x, p0, first_row, end_row, first, end):
+        """Rows and numbers of a panel. Whole vectors are written, over numbers behind them that come later."""
+        if first_row < end_row and first < end:
+            fill_columns(
+                panel + first_row * call.row_bytes + first * item, call.row_bytes, 0, x, call.x_h, item, call.H,
+                call.W * call.C, p0 * call.stride_h - call.top + first_row, end_row - first_row,
+                first - call.left * call.C, end - first, 1,
+            )  # fmt: skip
+
+    @inlined
+    def multiply_rows(call, x, panel, w, bias, scratch, offsets, g, done, vectors, y_image, more_image, p0, first, end):
+        """Rows first .. end - 1 of the outputs of `vectors` vectors of group g's filters; p0 is the first of the panel.
+
+        x, y_image, more_image: of one image. offsets: for windows in x, and behind them for those in the panel.
+        """
+        above, below = rows_inside(call)
+        before, behind = pixels_inside(call)
+        depth, k0 = call.Cg * call.R * call.S, g * call.Kg + done * W
+        height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
+        kept = min(W, call.Kg - (done + vectors - 1) * W)
+        pixel = call.C * item if last else item
+        pixel_bytes = call.stride_w * pixel
+        y_q, residual_q = (call.y_q, call.residual_q) if last else (call.y_k, call.residual_k)
+        for p in range(first, end):
+            row = x + (p * call.stride_h - call.top) * call.x_h - call.left * pixel
+            panel_row = panel + (p - p0) * call.stride_h * call.row_bytes
+            y = y_image + p * call.y_p + k0 * call.y_k
+            residual = more_image + p * call.residual_p + k0 * call.residual_k
+            for i in range(0, call.Q, height):
+                q = max(min(i, call.Q - height), 0)
+                here, taps = row, offsets
+                if call.copied and (p < above or p >= below or q < before or q + height > behind):
+                    here, taps = panel_row, offsets + depth * 8
+                here += q * pixel_bytes + g * call.Cg * (item if last else call.x_c)
+                to, more = y + q * call.y_q, residual + q * call.residual_q
+                if vectors == 3:
+                    three(
+                        here, pixel_bytes, taps, depth, w, depth * W * item, to, y_q, more, residual_q,
+                        call.has_residual, call.Q - q, kept, bias, scratch, call.activation, call.low, call.high,
+                        call.slope,
+                    )  # fmt: skip
+                elif vectors == 2:
+                    two(
+                        here, pixel_bytes, taps, depth, w, depth * W * item, to, y_q, more, residual_q,
+                        call.has_residual, call.Q - q, kept, bias, scratch, call.activation, call.low, call.high,
+                        call.slope,
+                    )  # fmt: skip
+                else:
+                    one(
+                        here, pixel_bytes, taps, depth, w, depth * W * item, to, y_q, more, residual_q,
+                        call.has_residual, call.Q - q, kept, bias, scratch, call.activation, call.low, call.high,
+                        call.slope,
+                    )  # fmt: skip
 
     def task(call_address, index, worker):
         call = record_at(CALL_LAST, call_address)
@@ -229,67 +305,35 @@ def build(dtype_name, rows, layout):
         p0, p1 = call.P * band // call.bands, call.P * (band + 1) // call.bands
         offsets = call.workspace + worker * call.worker_bytes
         biases, scratch, panel = offsets + call.bias_at, offsets + call.scratch_at, offsets + call.panel_at
-        first_row = p0 * call.stride_h - call.top
-        x, x_row = call.x + n * call.x_n, call.x_h
+        x, y = call.x + n * call.x_n, call.y + n * call.y_n
+        more = call.residual + n * call.residual_n
         if call.copied:
-            row_count = (p1 - p0 - 1) * call.stride_h + (call.R - 1) * call.dilation_h + 1
-            fill_columns(
-                panel, call.row_bytes, 0, x, call.x_h, item, call.H, call.W * call.C, first_row, row_count,
-                -call.left * call.C, call.columns, 1,
-            )  # fmt: skip
-            x, x_row = panel, call.row_bytes
-        else:
-            x += first_row * x_row
+            copy_edges(call, panel, x, p0, p1)
         vectors_padded = (call.Kg + W - 1) // W
-        tiles = (vectors_padded + VECTORS - 1) // VECTORS
-        begin = tiles * filter_task // call.filter_tasks * VECTORS
-        end = min(tiles * (filter_task + 1) // call.filter_tasks * VECTORS, vectors_padded)
+        begin = vectors_padded * filter_task // call.filter_tasks
+        end = vectors_padded * (filter_task + 1) // call.filter_tasks
         padded, depth = vectors_padded * W, call.Cg * call.R * call.S
-        fill_offsets(call, offsets, x_row)
+        fill_offsets(call, offsets, call.x_h)
+        fill_offsets(call, offsets + depth * 8, call.row_bytes)
         fill_biases(call, biases, padded)
-        weights = call.w
-        if call.w_k != 0:
-            weights = offsets + call.weights_at
-            pack_weights(call, weights, begin, end, padded)
-        pixel_bytes = call.stride_w * (call.C * item if last else item)
-        y_q, residual_q = (call.y_q, call.residual_q) if last else (call.y_k, call.residual_k)
-
-        for g in range(call.groups):
-            done = begin
-            while done < end:
-                left = end - done
-                vectors = 2 if left == 4 else min(left, VECTORS)
-                height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
-                kept = min(W, call.Kg - (done + vectors - 1) * W)
-                w = weights + (g * padded + done * W) * depth * item
-                bias, k0 = biases + (g * padded + done * W) * item, g * call.Kg + done * W
-                for p in range(p0, p1):
-                    row = x + (p - p0) * call.stride_h * x_row
-                    y = call.y + n * call.y_n + p * call.y_p + k0 * call.y_k
-                    residual = call.residual + n * call.residual_n + p * call.residual_p + k0 * call.residual_k
-                    for i in range(0, call.Q, height):
-                        q = max(min(i, call.Q - height), 0)
-                        here = row + q * pixel_bytes + g * call.Cg * (item if last else call.x_c)
-                        to, more = y + q * call.y_q, residual + q * call.residual_q
-                        if vectors == 3:
-                            three(
-                                here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more,
-                                residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
-                                call.low, call.high, call.slope,
-                            )  # fmt: skip
-                        elif vectors == 2:
-                            two(
-                                here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more,
-                                residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
-                                call.low, call.high, call.slope,
-                            )  # fmt: skip
-                        else:
-                            one(
-                                here, pixel_bytes, offsets, depth, w, depth * W * item, to, y_q, more,
-                                residual_q, call.has_residual, call.Q - q, kept, bias, scratch, call.activation,
-                                call.low, call.high, call.slope,
-                            )  # fmt: skip
-                done += vectors
+        for first in range(p0, p1, call.rows):
+            for g in range(call.groups):
+                done = begin
+                while done < end:
+                    vectors = 2 if end - done == 4 else min(end - done, VECTORS)
+                    w = call.w + (g * padded + done * W) * depth * item
+                    if call.w_k != 0:
+                        w = offsets + call.weights_at
+                        if call.rows < p1 - p0:  # each tile comes again
+                            w += (g * (end - begin) + done - begin) * depth * W * item
+                        if first == p0:
+                            pack_tile(call, w, g, done, vectors)
+                    bias = biases + (g * padded + done * W) * item
+                    behind = min(first + call.rows, p1)
+                    multiply_rows(
+                        call, x, panel, w, bias, scratch, offsets, g, done, vectors, y, more, p0, first, behind
+                    )
+                    done += vectors
 
     return task_loop(task)
 
@@ -298,108 +342,37 @@ def build(dtype_name, rows, layout):
 
 
 @lru_cache(maxsize=1024)
-def heights(problem):
-    """Pixels of tiles of one, two and three vectors: 7 where 8 would compute many of a row twice."""
-    Q = problem.Q
-    if target.register_count() == 32 and 1.02 * up(Q, 7) < up(Q, 8):
-        return 7, 7, 7
-    return tuple(tile_rows(vectors) for vectors in (1, 2, 3))
-
-
-def copies(problem) -> bool:
-    """Must rows be copied: for padding, or since a tile would read beyond their end?"""
-    return max(heights(problem)) > problem.Q or any(map(any, problem.padding))
-
-
-def row_numbers(problem):
-    """Numbers of x that a row of outputs reads from each row of x."""
-    return ((problem.Q - 1) * problem.stride[1] + (problem.S - 1) * problem.dilation[1] + 1) * problem.C
-
-
-def row_bytes(problem):
-    return lines(row_numbers(problem) * problem.accumulate.itemsize) + 64
-
-
-def rows_read(problem, rows):
-    """By so many rows of outputs."""
-    return (rows - 1) * problem.stride[0] + (problem.R - 1) * problem.dilation[0] + 1
-
-
-def fewest_bands(problem):
-    """So many that their copied rows fit half the L2 cache."""
-    if not copies(problem):
-        return 1
-    fitting = target.cache_bytes(2) // 2 // row_bytes(problem) - rows_read(problem, 1)
-    return min(-(-problem.P // max(fitting // problem.stride[0], 1)), problem.P)
-
-
-def filter_tiles(problem):
-    return -(-problem.Kg // (VECTORS * lanes(problem.accumulate)))
-
-
-def possible_cuts(problem, threads):
-    """(bands of rows, ranges of filters)"""
-    fewest = fewest_bands(problem)
-    if threads == 1:
-        return [(fewest, 1)]
-    bands = {min(max(fewest, threads * n), problem.P) for n in BANDS_PER_THREAD}
-    parts = {min(threads * n, filter_tiles(problem)) for n in PARTS_PER_THREAD}
-    return [(band, part) for band in sorted({fewest, *bands}) for part in sorted({1, *parts})]
-
-
-def cut_cycles(problem, threads, bands, filter_tasks) -> float:
-    """Predicted cycles until the last thread is done."""
-    width, tiles = VECTORS * lanes(problem.accumulate), filter_tiles(problem)
-    rows = [problem.P * (band + 1) // bands - problem.P * band // bands for band in range(bands)]
-    parts = [tiles * (part + 1) // filter_tasks - tiles * part // filter_tasks for part in range(filter_tasks)]
-    tasks = [task_cycles(problem, row, min(part * width, problem.Kg)) for part in parts for row in rows]
-    return until_all_done(tasks * problem.N, threads, CYCLES_TO_WAKE)
-
-
-def task_cycles(problem, rows, filters) -> float:
-    """Of so many rows of outputs: the multiply-adds, what comes from afar, and copying rows."""
-    W, depth = lanes(problem.accumulate), problem.reduction
-    pixels = rows * up(problem.Q, heights(problem)[VECTORS - 1])
-    multiply = multiply_cycles(pixels, up(filters, W), depth, problem.accumulate) * problem.groups
-    numbers = rows_read(problem, rows) * row_numbers(problem)
-    copy = COPY_CYCLES * numbers if copies(problem) else 0.0
-    return CYCLES_PER_TASK + multiply + copy + CYCLES_TO_COME * (numbers + problem.groups * filters * depth)
-
-
-@lru_cache(maxsize=1024)
-def geometry(problem, threads):
-    """The numbers of GEOMETRY, and how many tasks there are."""
+def geometry(problem, threads, packs):
+    """The numbers of GEOMETRY, and how many tasks there are. packs: tasks pack the weights."""
     item, W = problem.accumulate.itemsize, lanes(problem.accumulate)
-    bands, filter_tasks = min(possible_cuts(problem, threads), key=lambda cut: cut_cycles(problem, threads, *cut))
+    bands, filter_tasks = best_cut(problem, threads, packs)
     rows = rows_read(problem, -(-problem.P // bands)) if copies(problem) else 0
-    bias_at = lines(8 * problem.reduction)
+    bias_at = lines(16 * problem.reduction)
     scratch_at = bias_at + lines(problem.groups * up(problem.Kg, W) * item)
     panel_at = scratch_at + 8 * VECTORS * target.vector_bytes()
     beyond = 8 * problem.stride[1] * problem.C * item + 64  # what a tile wider than a row reads
     weights_at = panel_at + lines(rows * row_bytes(problem) + beyond)
-    weights = problem.groups * up(problem.Kg, W) * problem.reduction if packs_few(problem) else 0
-    worker_bytes = worker_span(weights_at + weights * item)
+    at_once = rows_at_once(problem, bands, filter_tasks)
+    vectors = VECTORS
+    if at_once < -(-problem.P // bands):  # all weights of the task are kept
+        vectors = problem.groups * -(-filter_vectors(problem) // filter_tasks)
+    weights = vectors * target.vector_bytes() * problem.reduction if packs else 0
+    worker_bytes = worker_span(weights_at + weights)
     numbers = (
-        bands, filter_tasks, int(copies(problem)), row_numbers(problem), row_bytes(problem), bias_at, scratch_at,
-        panel_at, weights_at, worker_bytes,
+        bands, filter_tasks, at_once, int(copies(problem)), row_numbers(problem), row_bytes(problem), bias_at,
+        scratch_at, panel_at, weights_at, worker_bytes,
     )  # fmt: skip
     return numbers, problem.N * bands * filter_tasks
 
 
-def workspace_bytes(problem, threads):
-    numbers, _ = geometry(problem, threads)
+def workspace_bytes(problem, threads, packs=False):
+    numbers, _ = geometry(problem, threads, packs)
     return threads * numbers[-1]
 
 
 @lru_cache(maxsize=1024)
-def prepared(problem, threads):
+def prepared(problem, threads, packs):
     """The record's fixed part, the compiled loop and the number of tasks."""
-    numbers, tasks = geometry(problem, threads)
+    numbers, tasks = geometry(problem, threads, packs)
     fields = problem_fields(problem) + struct.pack(f"{len(GEOMETRY)}q", *numbers)
     return fields, compiled(build, problem.dtype.name, heights(problem), problem.layout), tasks
-
-
-def cycles(problem) -> float:
-    """Of one image."""
-    stores = STORE_CYCLES[problem.layout] * problem.K * problem.P * problem.Q
-    return task_cycles(problem, problem.P, problem.Kg) + stores

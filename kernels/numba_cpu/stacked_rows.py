@@ -23,59 +23,45 @@ of outputs as of inputs, with stride 2 rows of x no longer than a vector.
 Source: as direct_rows.py, Zhang, Franchetti and Low 2018.
 """
 
-import math
-import struct
 from functools import cache, lru_cache
 from itertools import accumulate, product
 
-import numpy as np
-from numba import from_dtype
-from numba.core import types
-
 from . import target
-from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled
-from .epilogue import CLAMP, activated, finished_before_rounding
+from .epilogue import activated, finished_before_rounding
+from .planes import fields, masks, most_tasks, planes_loop
 from .short_floats import as_numbers, as_stored, stored_kind, vector_of
-from .threads import task_loop, worker_span
+from .threads import worker_span
 from .tracing import (
     broadcast,
     choose,
     constant,
     constant_mask,
-    convert,
     fma,
     hidden,
     load,
     load_lanes,
-    loop,
     maximum,
     minimum,
     select,
     shuffle,
     store,
     store_lanes,
-    traced,
     when,
     zeros,
 )
-from .vectors import lanes, record_at
+from .vectors import lanes
 
 MOST_MULTIPLY_ADDS = 200  # of one plane: it is written out
 MOST_OF_ONE_ROW = 700
-TASKS_PER_THREAD = 2
 CYCLES_PER_PLANE = 15.0
-
-CALL_STACKED = from_dtype(np.dtype(CALL_DTYPE.descr + [("tasks", "i8"), ("worker_bytes", "i8")]))
 
 
 @lru_cache(maxsize=1024)
 def serves(problem) -> bool:
     """Is this the faster way, for maps without gaps between their rows?"""
-    if target.vector_bytes() < 32 or problem.layout != "NCHW":
+    if not masks(problem) or problem.layout != "NCHW":
         return False
-    if problem.dtype != problem.accumulate and target.vector_bytes() < 64:
-        return False  # AVX2 masks words of 32 and 64 bits only
     if problem.stride == (1, 1):
         fits = problem.Q == problem.W
     else:
@@ -172,25 +158,16 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, rows, H, W, P, Q, to
         last = {u: i for i, (_, _, reached) in enumerate(vectors) for u in reached}
         return list(accumulate((last.get(u, -1) for u in range(units)), max))
 
-    @traced(types.void)
-    def some_planes(
-        x, x_c, w, w_k, w_r, w_s, y, y_k, residual, residual_k, has_residual, bias, bias_k, has_bias, taps,
-        kind, low, high, slope, planes, m, Kg,
-    ):  # fmt: skip
-        """taps: room for the weights of a window, and a zero behind them. m: which of its channel's Kg filters the
-        first plane belongs to.
-        """
+    def begin(shared):
+        """In scratch: room for the weights of a window, and a zero behind them."""
+        taps = shared.scratch
         no_bias = taps + R * S * V.item_bytes
         store(no_bias, zeros(V.scalar, no_bias))
-        plain = kind.equals(CLAMP) & has_residual.equals(0)
-        least, most = (
-            broadcast(V, convert(select(plain, limit, infinity), V.scalar))
-            for limit, infinity in ((low, -math.inf), (high, math.inf))
-        )
-        in_order = w_s.equals(item) & w_r.equals(S * item)
+        plain, (least, most) = shared.plain, shared.limits(V)
+        in_order = shared.w_s.equals(item) & shared.w_r.equals(S * item)
 
         def plane(x, w, y, residual, bias):
-            start = broadcast(V, number_at(select(has_bias.differs(0), bias, no_bias)))
+            start = broadcast(V, number_at(select(shared.has_bias.differs(0), bias, no_bias)))
             weight = weights_in_memory(w) if not in_registers and not by_columns else weights_in_registers(w)
             vectors, sums = list(vectors_of_x()), dict.fromkeys(range(units), start)
             done = when_done(vectors)
@@ -220,7 +197,7 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, rows, H, W, P, Q, to
 
             @cache
             def weight(r, s):
-                return broadcast(V, number_at(w + w_r * r + w_s * s))
+                return broadcast(V, number_at(w + shared.w_r * r + shared.w_s * s))
 
             return weight
 
@@ -229,7 +206,7 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, rows, H, W, P, Q, to
             with when(placed.equals(False)):
                 for r in range(R):
                     for s in range(S):
-                        store(taps + (r * S + s) * V.item_bytes, number_at(w + w_r * r + w_s * s))
+                        store(taps + (r * S + s) * V.item_bytes, number_at(w + shared.w_r * r + shared.w_s * s))
             table = select(placed, w, taps)
             return lambda r, s: broadcast(V, load(V.scalar, hidden(table) + (r * S + s) * V.item_bytes))
 
@@ -245,36 +222,12 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, rows, H, W, P, Q, to
         def other(total, residual, u):
             """What is not a clamp of the sums."""
             more = residual + u * rows * Q * item
-            total = choose(has_residual.differs(0), lambda: [total + take(more, kept_lanes(u))], lambda: [total])
-            return activated(total, kind, low, high, slope)[0]
+            total = choose(shared.has_residual.differs(0), lambda: [total + take(more, kept_lanes(u))], lambda: [total])
+            return activated(total, shared.kind, shared.low, shared.high, shared.slope)[0]
 
-        def one_plane(i, carried):
-            x, w, y, residual, bias, m = carried
-            plane(x, w, y, residual, bias)
-            last = (m + 1).equals(Kg)
-            x, m = select(last, x + x_c, x), select(last, 0, m + 1)
-            return [x, w + w_k, y + y_k, residual + residual_k, bias + bias_k, m]
+        return plane
 
-        loop(planes, one_plane, [x, w, y, residual, bias, m])
-
-    def task(call_address, index, worker):
-        call = record_at(CALL_STACKED, call_address)
-        total = call.N * call.K
-        place, end = total * index // call.tasks, total * (index + 1) // call.tasks
-        while place < end:
-            n, k = place // call.K, place % call.K
-            planes, c = min(call.K - k, end - place), k // call.Kg
-            some_planes(
-                call.x + n * call.x_n + c * call.x_c, call.x_c, call.w + k * call.w_k, call.w_k, call.w_r, call.w_s,
-                call.y + n * call.y_n + k * call.y_k, call.y_k,
-                call.residual + n * call.residual_n + k * call.residual_k, call.residual_k, call.has_residual,
-                call.bias + k * call.bias_k, call.bias_k, call.has_bias,
-                call.workspace + worker * call.worker_bytes, call.activation, call.low, call.high, call.slope,
-                planes, k % call.Kg, call.Kg,
-            )  # fmt: skip
-            place += planes
-
-    return task_loop(task)
+    return planes_loop(begin)
 
 
 def worker_bytes(problem) -> int:
@@ -284,13 +237,13 @@ def worker_bytes(problem) -> int:
 @lru_cache(maxsize=1024)
 def prepared(problem, threads):
     """The record's fixed part, the compiled loop and the number of tasks."""
-    tasks = min(problem.N * problem.K, TASKS_PER_THREAD * threads if threads > 1 else 1)
+    tasks = min(problem.N * problem.K, most_tasks(threads))
     (top, _), (left, _) = problem.padding
     loop = compiled(
         build, problem.dtype.name, problem.R, problem.S, problem.stride[0], *problem.dilation, stacked(problem),
         problem.H, problem.W, problem.P, problem.Q, top, left, finished_before_rounding(problem),
     )  # fmt: skip
-    return problem_fields(problem) + struct.pack("2q", tasks, worker_bytes(problem)), loop, tasks
+    return fields(problem, tasks, 1, worker_bytes(problem)), loop, tasks
 
 
 def cycles(problem) -> float:

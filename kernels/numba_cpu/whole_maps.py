@@ -15,27 +15,20 @@ It wants masked loads, so it serves processors with AVX2 and more (16-bit types 
 Source: as direct_rows.py, Zhang, Franchetti and Low 2018; the windows are from Ding et al., RepLKNet, CVPR 2022.
 """
 
-import math
-import struct
 from functools import lru_cache
 
-import numpy as np
-from numba import from_dtype
-from numba.core import types
-
 from . import target
-from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled
 from .direct_rows import takes  # noqa: F401  (the same arrays)
-from .epilogue import CLAMP, activated, finished_before_rounding
+from .epilogue import activated, finished_before_rounding
+from .planes import fields, masks, most_tasks, planes_loop
 from .short_floats import as_numbers, as_stored, stored_kind, vector_of
-from .threads import task_loop, worker_span
+from .threads import worker_span
 from .tracing import (
     broadcast,
     choose,
     constant,
     constant_mask,
-    convert,
     fma,
     hidden,
     load,
@@ -46,26 +39,20 @@ from .tracing import (
     select,
     store,
     store_lanes,
-    traced,
     when,
     zeros,
 )
-from .vectors import lanes, record_at
+from .vectors import lanes
 
 MOST_MULTIPLY_ADDS = 1000  # of one row of x: they are written out
-TASKS_PER_THREAD = 2
 CYCLES_PER_PLANE = 40.0
-
-CALL_WHOLE = from_dtype(np.dtype(CALL_DTYPE.descr + [("tasks", "i8"), ("worker_bytes", "i8")]))
 
 
 @lru_cache(maxsize=1024)
 def serves(problem) -> bool:
     """Does every row of outputs read every row of x, by some row of taps?"""
-    if target.vector_bytes() < 32 or problem.layout != "NCHW":
+    if not masks(problem) or problem.layout != "NCHW":
         return False
-    if problem.dtype != problem.accumulate and target.vector_bytes() < 64:
-        return False  # AVX2 masks words of 32 and 64 bits only
     if problem.stride != (1, 1) or problem.dilation != (1, 1) or row_vectors(problem) > 2 or problem.R < 9:
         return False
     top = problem.padding[0][0]
@@ -113,27 +100,18 @@ def build(dtype_name, R, S, rows, H, W, P, Q, left, finishes_first):
     def number_at(address):
         return as_numbers(load(stored.scalar, address), dtype_name)
 
-    @traced(types.void)
-    def some_planes(
-        x, x_c, x_h, w, w_k, w_r, w_s, y, y_k, y_p, residual, residual_k, residual_p, has_residual, bias, bias_k,
-        has_bias, top, scratch, kind, low, high, slope, planes, m, Kg,
-    ):  # fmt: skip
-        """scratch: room for a zero, and for the weights. m: which of its channel's Kg filters the first plane belongs
-        to.
-        """
-        no_bias, taps = scratch, scratch + V.bytes
-        store(no_bias, zeros(V.scalar, scratch))
-        plain = kind.equals(CLAMP) & has_residual.equals(0)
-        least, most = (
-            broadcast(V, convert(select(plain, limit, infinity), V.scalar))
-            for limit, infinity in ((low, -math.inf), (high, math.inf))
-        )
-        in_place = w_s.equals(item) & w_r.equals(S * item) if stored == V else constant(kind, 0).equals(1)
+    def begin(shared):
+        """In shared.scratch: room for a zero, and for the weights."""
+        no_bias, taps = shared.scratch, shared.scratch + V.bytes
+        store(no_bias, zeros(V.scalar, shared.scratch))
+        plain, (least, most) = shared.plain, shared.limits(V)
+        in_order = shared.w_s.equals(item) & shared.w_r.equals(S * item)
+        in_place = in_order if stored == V else constant(in_order, False)
 
         def place_weights(w):
             def one(r):
                 for s in range(S):
-                    store(taps + (r * S + s) * V.item_bytes, number_at(w + w_r * r + w_s * s))
+                    store(taps + (r * S + s) * V.item_bytes, number_at(w + shared.w_r * r + shared.w_s * s))
 
             loop(constant(w, R), one)
 
@@ -141,16 +119,17 @@ def build(dtype_name, R, S, rows, H, W, P, Q, left, finishes_first):
             with when(in_place.equals(False)):
                 place_weights(w)
             table = select(in_place, w, taps)
-            start = broadcast(V, number_at(select(has_bias.differs(0), bias, no_bias)))
+            start = broadcast(V, number_at(select(shared.has_bias.differs(0), bias, no_bias)))
 
             def tile(i):
                 p = minimum(i * rows, constant(i, P - rows))
 
                 def one_row(h, sums):
-                    weights = hidden(table + (h + top - p) * (S * V.item_bytes))
+                    weights = hidden(table + (h + shared.top - p) * (S * V.item_bytes))
                     for s in range(S):
                         reading = [v for v in range(vectors) if any(inside(s, v))]
-                        columns = {v: take(x + x_h * h + (v * L + s - left) * item, inside(s, v)) for v in reading}
+                        row = x + shared.x_h * h
+                        columns = {v: take(row + (v * L + s - left) * item, inside(s, v)) for v in reading}
                         for t in range(rows if reading else 0):
                             weight = broadcast(V, load(V.scalar, weights + (s - t * S) * V.item_bytes))
                             for v, column in columns.items():
@@ -169,46 +148,22 @@ def build(dtype_name, R, S, rows, H, W, P, Q, left, finishes_first):
 
         def finish(y, residual, p, v, total):
             limited = maximum(least, minimum(most, total))
-            put(y + y_p * p + v * stored.bytes, v, other(total, residual, p, v) if finishes_first else limited)
+            put(y + shared.y_p * p + v * stored.bytes, v, other(total, residual, p, v) if finishes_first else limited)
 
         def others(y, residual, p):
             for v in range(vectors):
-                there = y + y_p * p + v * stored.bytes
+                there = y + shared.y_p * p + v * stored.bytes
                 put(there, v, other(take(there, outputs(v)), residual, p, v))
 
         def other(total, residual, p, v):
             """What is not a clamp of the sums."""
-            more = residual + residual_p * p + v * stored.bytes
-            total = choose(has_residual.differs(0), lambda: [total + take(more, outputs(v))], lambda: [total])
-            return activated(total, kind, low, high, slope)[0]
+            more = residual + shared.residual_p * p + v * stored.bytes
+            total = choose(shared.has_residual.differs(0), lambda: [total + take(more, outputs(v))], lambda: [total])
+            return activated(total, shared.kind, shared.low, shared.high, shared.slope)[0]
 
-        def one_plane(i, carried):
-            x, w, y, residual, bias, m = carried
-            plane(x, w, y, residual, bias)
-            last = (m + 1).equals(Kg)
-            x, m = select(last, x + x_c, x), select(last, 0, m + 1)
-            return [x, w + w_k, y + y_k, residual + residual_k, bias + bias_k, m]
+        return plane
 
-        loop(planes, one_plane, [x, w, y, residual, bias, m])
-
-    def task(call_address, index, worker):
-        call = record_at(CALL_WHOLE, call_address)
-        total = call.N * call.K
-        place, end = total * index // call.tasks, total * (index + 1) // call.tasks
-        while place < end:
-            n, k = place // call.K, place % call.K
-            planes, c = min(call.K - k, end - place), k // call.Kg
-            some_planes(
-                call.x + n * call.x_n + c * call.x_c, call.x_c, call.x_h, call.w + k * call.w_k, call.w_k, call.w_r,
-                call.w_s, call.y + n * call.y_n + k * call.y_k, call.y_k, call.y_p,
-                call.residual + n * call.residual_n + k * call.residual_k, call.residual_k, call.residual_p,
-                call.has_residual, call.bias + k * call.bias_k, call.bias_k, call.has_bias, call.top,
-                call.workspace + worker * call.worker_bytes, call.activation, call.low, call.high, call.slope,
-                planes, k % call.Kg, call.Kg,
-            )  # fmt: skip
-            place += planes
-
-    return task_loop(task)
+    return planes_loop(begin)
 
 
 def worker_bytes(problem) -> int:
@@ -219,12 +174,12 @@ def worker_bytes(problem) -> int:
 @lru_cache(maxsize=1024)
 def prepared(problem, threads):
     """The record's fixed part, the compiled loop and the number of tasks."""
-    tasks = min(problem.N * problem.K, TASKS_PER_THREAD * threads if threads > 1 else 1)
+    tasks = min(problem.N * problem.K, most_tasks(threads))
     loop = compiled(
         build, problem.dtype.name, problem.R, problem.S, tile_rows(problem), problem.H, problem.W, problem.P,
         problem.Q, problem.padding[1][0], finished_before_rounding(problem),
     )  # fmt: skip
-    return problem_fields(problem) + struct.pack("2q", tasks, worker_bytes(problem)), loop, tasks
+    return fields(problem, tasks, 1, worker_bytes(problem)), loop, tasks
 
 
 def cycles(problem) -> float:

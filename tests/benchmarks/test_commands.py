@@ -65,6 +65,30 @@ def test_another_dtype_is_measured_beside_pytorchs(tmp_path):
     assert all(r["error_class"] == "accurate" and r["error"] > 1e-4 for r in found["rows"])
 
 
+def test_channels_last_are_measured_on_arrays_of_that_layout(tmp_path, monkeypatch):
+    honest, shapes = ours.convlib.conv2d, set()
+
+    def noted(x, w, *arguments, out, **keywords):
+        shapes.add((x.shape, out.shape, keywords["layout"]))
+        return honest(x, w, *arguments, out=out, **keywords)
+
+    monkeypatch.setattr(ours.convlib, "conv2d", noted)
+    done = run("cpu", *SMALL, "--layout", "NHWC", "--output", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert shapes == {((1, 5, 5, 64), (1, 3, 3, 64), "NHWC")}
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {row["case"] for row in found["rows"]} == {"64x5x5-64-3x3-NHWC"}
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_a_case_that_is_there_in_both_layouts_is_measured_once(layout):
+    both = [case for case in cases.cases("other_networks") if "3x224x224-32-3x3/2" in case.name]
+    assert len(both) == 2
+    (one,) = {cases.in_layout(case, layout) for case in both}
+    assert one.problem.layout == layout
+    assert one in both
+
+
 @pytest.mark.parametrize("gradient", cases.GRADIENTS)
 def test_gradients_are_measured_beside_pytorchs(gradient, tmp_path):
     pytest.importorskip("torch")
@@ -108,6 +132,7 @@ def test_further_measurements_join_the_report(tmp_path, monkeypatch):
     [
         (["--case", "no such layer"], "--case: no case has no such layer in its name"),
         (["--threads", "100000"], "--threads: at most"),
+        (["--backward", "--layout", "NHWC"], "--layout: forward passes needed, got gradients"),
         (["--suite", "alexnet"], "'alexnet' is not one of"),
     ],
 )

@@ -61,7 +61,8 @@ def result(kernel, problem, x, w, threads, packed):
         memory = empty_aligned((kernel.packed_bytes(problem, device),), np.uint8)
         kernel.pack(problem, device, w, memory)
         w = memory
-    workspace = empty_aligned((kernel.workspace_bytes(problem, device),), np.uint8)
+    bytes_of = kernel.workspace_bytes if packed else getattr(kernel, "one_call_bytes", kernel.workspace_bytes)
+    workspace = empty_aligned((bytes_of(problem, device),), np.uint8)
     workspace[:] = 255  # NaN, wherever it is read before it is written
     y = np.full(problem.y_shape, np.nan, np.float32)
     if problem.layout == "NHWC":
@@ -265,20 +266,54 @@ def test_pixels_are_read_where_they_lie(name, activation):
 
 @pytest.mark.parametrize("step", [1, 2], ids=["side by side", "apart"])
 @pytest.mark.parametrize("name", ["stride 2", "groups, dilated", "read in place"])
-def test_a_call_takes_few_weights_as_they_lie(name, step):
-    """By every task for itself; or packed within the call, for an x that cannot be read in place."""
+def test_a_call_takes_weights_as_they_lie(name, step):
+    """Packed by every task for itself; or within the call, for an x that cannot be read in place."""
     x_shape, w_shape, keywords = CHANNELS_LAST[name]
     problem = make_problem(x_shape, w_shape, np.dtype(np.float32), layout="NHWC", **keywords)
     random = np.random.default_rng(0)
     x, w = (random.integers(-3, 4, shape).astype(np.float32) for shape in (x_shape, w_shape))
     x = np.repeat(x, step, axis=3)[..., ::step].transpose(0, 3, 1, 2)
-    assert blocked_by_filters.reads_in_place(problem, w)
+    assert pixels_in_place.serves(problem)
     assert pixels_in_place.takes(x, x, None, "NHWC") == (step == 1)
     exact = reference.conv2d(problem, x, w, None, None)
     np.testing.assert_array_equal(result(blocked_by_filters, problem, x, w, 2, packed=False), exact)
 
 
-@pytest.mark.parametrize("size", [7, 8])
+@pytest.fixture
+def two_rows_at_a_time(monkeypatch):
+    """As in maps whose outputs the L2 cache does not hold."""
+    monkeypatch.setattr(pixels_in_place, "rows_at_once", lambda *arguments: 2)
+    for cached in (pixels_in_place.geometry, pixels_in_place.prepared):
+        cached.cache_clear()
+    yield
+    for cached in (pixels_in_place.geometry, pixels_in_place.prepared):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("order", ["OIHW", "HWIO"])
+@pytest.mark.parametrize("name", CHANNELS_LAST)
+def test_weights_that_rows_share_are_packed_once(name, order, two_rows_at_a_time):
+    x_shape, w_shape, keywords = CHANNELS_LAST[name]
+    problem = make_problem(x_shape, w_shape, np.dtype(np.float32), layout="NHWC", **keywords)
+    random = np.random.default_rng(0)
+    x, w = (random.integers(-3, 4, shape).astype(np.float32) for shape in (x_shape, w_shape))
+    x = x.transpose(0, 3, 1, 2)
+    if order == "HWIO":
+        w = np.ascontiguousarray(w.transpose(2, 3, 1, 0)).transpose(3, 2, 0, 1)
+    exact = reference.conv2d(problem, x, w, None, None)
+    for packed in (False, True):
+        np.testing.assert_array_equal(result(blocked_by_filters, problem, x, w, 2, packed), exact)
+
+
+def test_one_channel_lies_side_by_side_whatever_its_stride_says():
+    x = np.zeros((1, 1, 9, 11), np.float32)
+    assert x.strides[1] != x.itemsize
+    y = np.zeros((1, 9, 11, 20), np.float32).transpose(0, 3, 1, 2)
+    assert pixels_in_place.takes(x, y, None, "NHWC")
+    assert not pixels_in_place.takes(np.zeros((1, 2, 9, 11), np.float32), y, None, "NHWC")
+
+
+@pytest.mark.parametrize("size", [3, 7, 8])
 def test_channels_last_are_turned(size):
     """Exactly, if nothing is rounded, with a residual, several images; nothing but y is written nor read beyond it."""
     problem = make_problem(
