@@ -6,7 +6,7 @@ import pytest
 import convlib
 from convlib import accuracy, device, dispatch
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import strassen
+from convlib.kernels.numba_cpu import strassen, strassen_cuts
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
@@ -64,7 +64,7 @@ def test_the_bits_depend_neither_on_threads_nor_on_who_packs_nor_on_the_cut(name
     np.testing.assert_array_equal(y, computed(name, 2, packed=False))
     strassen.blocking.cache_clear()
     strassen.prepared.cache_clear()
-    monkeypatch.setattr(strassen, "FILTER_CUTS", (2,))
+    monkeypatch.setattr(strassen_cuts, "FILTER_CUTS", (2,))
     np.testing.assert_array_equal(y, computed(name, 1))
     strassen.blocking.cache_clear()
     strassen.prepared.cache_clear()
@@ -73,7 +73,7 @@ def test_the_bits_depend_neither_on_threads_nor_on_who_packs_nor_on_the_cut(name
 def test_blocks_of_channels_go_on_with_the_sums_before():
     x, w = normal(1, 1600, 14, 14), normal(32, 1600, 1, 1)
     problem = make_problem(x.shape, w.shape, np.float32)
-    assert strassen.channel_block(problem) < 800
+    assert strassen_cuts.channel_block(problem) < 800
     y = convlib.conv2d(x, w, algorithm="strassen")
     assert np.linalg.norm(y - reference.conv2d(problem, x, w)) < 1e-6 * np.linalg.norm(y)
 
