@@ -24,7 +24,7 @@ FILTER_CUTS = (1, 2, 3, 4)
 NOTHING_LEFT = (0,) * len(BLOCKING)
 SUM_CYCLES = 2.2  # for a vector of each T
 LEAVE_CYCLES = 1.5  # for a vector of a product that is added to others
-PACK_CYCLES = 0.4  # for a weight, of which a call makes the sums by itself
+PACK_CYCLES = 0.55  # for a weight, of which a call makes the sums by itself
 MOST_COPIED = 16 << 20  # bytes: no more of them in all where every thread has sums of its own
 
 PAIRS = (

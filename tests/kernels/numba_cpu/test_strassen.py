@@ -50,6 +50,11 @@ def computed(name, threads, packed=True):
     return y
 
 
+def forget_cuts():
+    for cached in (strassen_cuts.best_cut, strassen_cuts.blocking, strassen.prepared):
+        cached.cache_clear()
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_is_right_wherever_the_numbers_lie(name):
     *_, problem, exact = operands(name)
@@ -61,13 +66,14 @@ def test_is_right_wherever_the_numbers_lie(name):
 def test_the_bits_depend_neither_on_threads_nor_on_who_packs_nor_on_the_cut(name, monkeypatch):
     y = computed(name, 1)
     np.testing.assert_array_equal(y, computed(name, 3))
-    np.testing.assert_array_equal(y, computed(name, 2, packed=False))
-    strassen.blocking.cache_clear()
-    strassen.prepared.cache_clear()
+    for copies in (True, False):  # of the weights' sums, one for each thread, or each its filters'
+        forget_cuts()
+        monkeypatch.setattr(strassen_cuts, "MOST_COPIED", 16 << 20 if copies else 0)
+        np.testing.assert_array_equal(y, computed(name, 2, packed=False))
+    forget_cuts()
     monkeypatch.setattr(strassen_cuts, "FILTER_CUTS", (2,))
     np.testing.assert_array_equal(y, computed(name, 1))
-    strassen.blocking.cache_clear()
-    strassen.prepared.cache_clear()
+    forget_cuts()
 
 
 def test_blocks_of_channels_go_on_with_the_sums_before():
