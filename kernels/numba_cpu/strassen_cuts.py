@@ -24,7 +24,7 @@ FILTER_CUTS = (1, 2, 3, 4)
 NOTHING_LEFT = (0,) * len(BLOCKING)
 SUM_CYCLES = 2.2  # for a vector of each T
 LEAVE_CYCLES = 1.5  # for a vector of a product that is added to others
-PACK_CYCLES = 0.55  # for a weight, of which a call makes the sums by itself
+PACK_CYCLES, FAR_CYCLES = 0.45, 0.7  # for a weight whose sums a call makes by itself; where these leave the L2 cache
 MOST_COPIED = 16 << 20  # bytes: no more of them in all where every thread has sums of its own
 
 PAIRS = (
@@ -125,7 +125,16 @@ def cut_cycles(problem, threads, cut) -> float:
     each = pairs(problem) * problem.N
     tasks = [part for part in parts for _ in range(each)] * problem.groups
     tasks = spread(tasks, [left] * (threads * problem.N * problem.groups))
-    return PACK_CYCLES * problem.K * problem.reduction * cut.copies / threads + until_all_done(tasks, threads)
+    return pack_cycles(problem, cut.copies / threads) + until_all_done(tasks, threads)
+
+
+def pack_cycles(problem, share) -> float:
+    """Of a thread that makes the sums of that share of the weights. Where to it writes them has to come from L3 first,
+    unless that and the sums of x stay in the L2 cache from one call to the next.
+    """
+    sums_of_x = SUMS * channel_block(problem) * VECTORS * target.vector_bytes()
+    far = share * panel_bytes(problem) + sums_of_x > target.cache_bytes(2)
+    return (FAR_CYCLES if far else PACK_CYCLES) * share * problem.K * problem.reduction
 
 
 def spread(tasks, others):
