@@ -5,7 +5,7 @@ filters, channels and pixels, not eight.
                    [ A11 A12 ]            [ B11 B12 ]           [ Y11 Y12 ]
                    [ A21 A22 ]            [ B21 B22 ]           [ Y21 Y22 ]
 
-    S1 = A21 + A22    S2 = S1 - A11    S3 = A11 - A21    S4 = A12 - S2        of the weights, ahead in a plan
+    S1 = A21 + A22    S2 = S1 - A11    S3 = A11 - A21    S4 = A12 - S2        of the weights, ahead or first in a call
     T1 = B12 - B11    T2 = B22 - T1    T3 = B22 - B12    T4 = T2 - B21        of two tiles of pixels, by every task
 
     for every pair of neighbouring tiles of pixels, 3 vectors each and perhaps a lone one: the left is B's first half
@@ -29,24 +29,30 @@ Measured on two Zen 5 cores, plans of ResNet-50's 1x1 layers at N = 1, as times 
 to AVX2 1.06 to 1.11, and more where x's rows lie so that blocked.py reads them slowly. Seven products instead of eight
 would be 1.14: sums of pixels cost 2 to 9 %, most where there are few filters, and what is left over 2 to 5 %.
 What was learned there:
-- A single call has to make the weights' sums, and threads then read what the other wrote: with what that costs later,
-  9 microseconds for 65,536 weights, 19 for 131,072, 28 for 262,144, of layers that all take 200 to 400; and 150 for
-  262,144 in hours in which what one core writes comes slowly to the other. So a call takes this kernel up to about
-  131,072 weights: 0.92 to 0.97 of blocked.py's time.
+- A single call has to make the weights' sums, in a first round of tasks. When threads then read what the others wrote,
+  it took 9 microseconds more than a plan's for 65,536 weights, 28 for 262,144, of layers that take 200 to 400; and 37
+  and 118 to 150 in hours in which what one core writes comes slowly to the other. So each thread makes for itself what
+  it reads (strassen_cuts.py): where filters or weights are few the sums of all weights, and takes pairs of its own;
+  else the sums of its own filters, and takes all pairs, whose T's it makes again. That takes 12 to 20, and 22 to 40,
+  in such hours too. Half of it is writing the sums, 7/4 of the weights, where the L2 cache does not hold them from
+  call to call. Fetching ahead what is read or written changes nothing there; interleaving before summing, 5 %.
 - Products that begin with t or e in their registers, instead of being added to them, two at a time without a store
   between: 0.99 to 1.00 of the time, and 1.17 times the error, since each step is rounded at the sum's size.
 - Two threads had a pair each of a map of 14 x 14, and one of them the last four pixels as well: 12 % of the time. In
   tiles with a lone pixel such layers take 0.92 to 0.97 of that, of 28 x 28 0.98 to 1.02; 56 x 56, of which 64 pixels
   are left over, gains nothing.
 - The micro-kernel is at 0.97 of its best speed wherever the operands lie (L1, L2 or L3 cache, rows of x any number of
-  bytes apart), at 0.96 of that with 64 channels a product and sums to finish, and sums of pixels take 4 cycles a
-  vector. A second level, 49 products for 64, would so take 3 % (512 -> 256 channels of 28 x 28) to 7 % off (256 -> 1024
-  of 14 x 14) where channels and filters are many, nothing below 256 channels or 256 filters, and would cost 3 %
-  for 1024 -> 256 of 14 x 14, where both threads need the sums of the same pixels: by this account, which nobody has
-  measured, 1 % on the mean of ResNet-50, for weights 49/16 as large. It was not written.
+  bytes apart), at 0.96 of that with 64 channels a product and sums to finish. Sums of pixels take 3 cycles a vector
+  where x lies in the L2 cache and 5 where it comes from L3: 14 % of 256 -> 64 channels of 56 x 56, 4 % of 512 -> 256
+  of 28 x 28. A second level, 49 products for 64, would so take 3 % (512 -> 256 channels of 28 x 28) to 7 % off
+  (256 -> 1024 of 14 x 14) where channels and filters are many, nothing below 256 channels or 256 filters, and would
+  cost 3 % for 1024 -> 256 of 14 x 14, where both threads need the sums of the same pixels: by this account, which
+  nobody has measured, 1 % on the mean of ResNet-50, for weights 49/16 as large. It was not written. Nor was Laderman's
+  scheme of 23 products for 27, 0.97 of Winograd's 7 for 8 before its sums, of which there are several times as many.
 - Tasks of what is left over lie evenly among the pairs'. Behind them all they were one thread's, and 512 -> 384
   channels of 16 x 16 took 259 microseconds instead of 203.
-- Fetching x ahead for the sums, and walking a pair's filters in another order than the neighbour's, change nothing.
+- Fetching x ahead, for the sums or the next pair's during this pair's products, and walking a pair's filters in
+  another order than the neighbour's, change nothing.
 - Raw halves of x are read where they lie; copying them beside T1 .. T4 gains 1 % at best and costs 3 % for few filters.
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; sums made while packing and
 results added on leaving as in Huang et al., Strassen's Algorithm Reloaded, SC 2016.
