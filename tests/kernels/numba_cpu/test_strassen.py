@@ -6,7 +6,7 @@ import pytest
 import convlib
 from convlib import accuracy, device, dispatch
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import strassen, strassen_cuts
+from convlib.kernels.numba_cpu import microkernel, strassen, strassen_cuts, vectors
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
@@ -105,9 +105,12 @@ def test_stays_under_the_default_error_up_to_16384_channels():
     assert accuracy.norm_relative(problem, "strassen") < accuracy.DEFAULT_MAX_ERROR
 
 
+ONE_PAIR = 2, microkernel.VECTORS * vectors.lanes(np.float32)
+
+
 @pytest.mark.parametrize(
     ("x_shape", "K", "called"),
-    [((1, 512, 28, 28), 256, "numba_cpu.strassen"), ((1, 1024, 7, 14), 1024, "numba_cpu.blocked")],
+    [((1, 512, 28, 28), 256, "numba_cpu.strassen"), ((1, 1024, *ONE_PAIR), 1024, "numba_cpu.blocked")],
 )
 def test_plans_of_large_1x1_layers_choose_it_and_calls_that_would_pack_much_do_not(x_shape, K, called):
     w = normal(K, x_shape[1], 1, 1)
