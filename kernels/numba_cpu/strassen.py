@@ -125,13 +125,22 @@ def build(dtype_name, lone):
         """Where the weights' sums begin: behind the packed rows, or in the workspace where there are none."""
         return call.w + call.panels_at if call.w_k == 0 else call.workspace + call.made_at + worker * call.made_step
 
-    def pack_round(call_address, index, worker):
-        """Of one worker's copy, or the only one, a panel."""
-        call = record_at(CALL_STRASSEN, call_address)
+    @inlined
+    def pack_into(call, number, to):
         panels = call.Kg // 2 // rows
-        copy, number = index // (call.groups * panels), index % (call.groups * panels)
         w = call.w + (number // panels * call.Kg + number % panels * rows) * call.w_k
-        pack_panel(call, panels_of(call, copy) + number * (PRODUCTS * half_depth(call) * rows * item), w)
+        pack_panel(call, to + number * (PRODUCTS * half_depth(call) * rows * item), w)
+
+    def pack_round(call_address, index, worker):
+        call = record_at(CALL_STRASSEN, call_address)
+        pack_into(call, index, panels_of(call, 0))
+
+    def pack_own(call_address, worker):
+        """All panels, where each worker has its own."""
+        call = record_at(CALL_STRASSEN, call_address)
+        if call.w_k != 0 and call.made_step != 0:
+            for number in range(call.groups * (call.Kg // 2 // rows)):
+                pack_into(call, number, panels_of(call, worker))
 
     @inlined
     def copy_halves(call, planes, x, first, c0, channels):
@@ -257,7 +266,7 @@ def build(dtype_name, lone):
         else:
             left_over(call_address, before, worker)
 
-    return two_round_loop(pack_round, task)
+    return two_round_loop(pack_round, task, pack_own)
 
 
 @lru_cache(maxsize=1024)

@@ -177,13 +177,13 @@ def blocking(problem, threads, planned):
     bias_at = tiles_at + 2 * tile_bytes + 4 * wait_bytes + (filters // rows - 1) * waiting_step
     worker_bytes = worker_span(max(rest[BLOCKING.index("worker_bytes")], bias_at + (2 * filters + rows) * item))
     rest[BLOCKING.index("worker_bytes")] = worker_bytes
-    made_at, made_step = threads * worker_bytes, panel_bytes(problem) if cut.copies > 1 else 0
+    made_at, made_step = threads * worker_bytes, worker_span(panel_bytes(problem)) if cut.copies > 1 else 0
     own = (
         count, count * maps * filter_tasks, filters, filter_tasks, channels, waiting_step, planes_bytes, sums_at,
         alone_at, tiles_at, bias_at, rows_bytes(problem), left, made_at, made_step,
     )  # fmt: skip
-    packs = cut.copies * problem.groups * half // rows
-    return tuple(rest) + own, packs, own[1] + left, made_at + cut.copies * panel_bytes(problem)
+    packs = problem.groups * half // rows if cut.copies == 1 else 0
+    return tuple(rest) + own, packs, own[1] + left, made_at + cut.copies * max(made_step, panel_bytes(problem))
 
 
 def panel_bytes(problem):

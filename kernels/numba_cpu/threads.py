@@ -73,12 +73,14 @@ def task_loop(task):
     return loop
 
 
-def two_round_loop(first, second):
+def two_round_loop(first, second, prepare=None):
     """The same for two kinds of tasks, where all of the first must be done before any of the second begins.
 
     Nobody waits while a task of the first round is left, so who waits knows that the others are at work on the rest.
+    prepare(call, worker): what each worker does for itself before its first task of the second round, if one is left.
     """
     run_first, run_second = round_function(first), round_function(second)
+    prepare_worker = inlined(prepare or nothing)
 
     def loop(call, job, worker):
         before = load_shared(job + FIRST_ROUND)
@@ -86,9 +88,25 @@ def two_round_loop(first, second):
         fetch_add(job + DONE, done)
         while load_shared(job + DONE) < before:
             pause(1)
+        if any_left(job):
+            prepare_worker(call, worker)
         run_second(call, job, worker, load_shared(job + ROUND_COUNTERS), load_shared(job + TASKS))
 
     return loop
+
+
+def nothing(call, worker):
+    pass
+
+
+@inlined
+def any_left(job):
+    """Is a task of the second round left?"""
+    ranges, tasks, left = load_shared(job + RANGES), load_shared(job + TASKS), False
+    for i in range(ranges):
+        first, end = tasks * i // ranges, tasks * (i + 1) // ranges
+        left = left or first + load_shared(job + load_shared(job + ROUND_COUNTERS) + i * LINE) < end
+    return left
 
 
 def round_function(task):
