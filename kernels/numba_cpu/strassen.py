@@ -35,9 +35,8 @@ What was learned there:
   it reads (strassen_cuts.py): where filters or weights are few the sums of all weights, and takes pairs of its own;
   else the sums of its own filters, and takes all pairs, whose T's it makes again. That takes 8 to 12, and 22 to 40,
   in such hours too. (When threads helped each other with the former, 512 -> 128 channels of 28 x 28 took 219 instead
-  of 211, and 285 in one process of 15.) Half of it is writing the sums, 7/4 of the weights, where the L2 cache does
-  not hold them from call to call. Fetching ahead what is read or written changes nothing there; interleaving before
-  summing, 5 %.
+  of 211.) Half of it is writing the sums, 7/4 of the weights, where the L2 cache does not hold them from call to
+  call. Fetching ahead what is read or written changes nothing there; interleaving before summing, 5 %.
 - Products that begin with t or e in their registers, instead of being added to them, two at a time without a store
   between: 0.99 to 1.00 of the time, and 1.17 times the error, since each step is rounded at the sum's size.
 - Two threads had a pair each of a map of 14 x 14, and one of them the last four pixels as well: 12 % of the time. In
