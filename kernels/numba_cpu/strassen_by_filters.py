@@ -39,189 +39,32 @@ import struct
 from functools import lru_cache
 
 import numpy as np
-from numba import from_dtype
-from numba.core import types
 
-from . import blocked_cuts, target, tracing
 from .blocked import copy_biases_function, flat_rows
-from .call import CALL, CALL_DTYPE, pack_call, problem_fields
-from .column_stores import store_columns
+from .call import CALL, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, store_one_function
-from .filter_cuts import until_all_done, up
 from .flat_planes import copy_planes_function
-from .microkernel import CLOCK, MEMORY_BYTES, VECTORS, accumulate, multiply_cycles, panel_rows, predicted, vector_type
+from .microkernel import CLOCK, MEMORY_BYTES, predicted, vector_type
 from .short_floats import memory_functions
-from .threads import run_tasks, task_loop, worker_span
-from .tracing import (
-    Lanes,
-    choose,
-    constant,
-    convert,
-    first_lanes,
-    load,
-    load_lanes,
-    loop,
-    maximum,
-    minimum,
-    select,
-    shuffle,
-    store,
-    store_lanes,
-    traced,
-    when,
-    zeros,
+from .strassen_by_filters_cuts import (
+    BLOCKING,
+    CALL_STRASSEN,
+    COPIED,
+    WIDTHS,
+    blocking,
+    channel_block,
+    cycles,
+    filter_groups,
+    tile_of,
 )
+from .strassen_by_filters_products import STEPS, product_function, sum_pixels_function
+from .strassen_sums import PRODUCTS
+from .threads import run_tasks, task_loop
 from .vectors import lanes, record_at
 
 passes = ("forward",)
-PRODUCTS = 7
-HEIGHTS, WIDTHS = (4, 5), (5, 4, 3, 2)  # of a tile, in pixels and in vectors of filters
-COPIED = 32  # channels of each half, in turn, of an x whose pixels do not lie side by side
-MANY_MAPS = 4  # for a thread: their filters are not cut
-LINE = 64
 LARGE_PANELS = 16 << 20  # bytes: larger ones come from memory
-CYCLES_PER_GROUP = 1_500
-SUM_CYCLES = 1.0  # for each pixel of a half and channel of x
-LEAVE_CYCLES, FAR_CYCLES = 1.5, 20.0  # for a vector of a product, where t and e of all pixels fit the L1 cache and not
-
-BLOCKING = (
-    "channels", "tiles", "filter_groups", "filter_tasks", "worker_bytes", "own_at", "waiting_at", "bias_at",
-    "plane_bytes",
-)  # fmt: skip
-CALL_STRASSEN = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
-
-
-def seven_of_x(a11, a12, a21, a22):
-    """What of x the seven products take, in their order."""
-    s1 = a21 + a22
-    s2 = s1 - a11
-    return a11, a12, s2, s1, a12 - s2, a11 - a21, a22
-
-
-def product_function(real, height, width, added_to, becomes):
-    """A Numba function for one product: a tile of height pixels, `width` vectors of filters.
-
-    added_to: the names of the tiles to which it is added. becomes: from its sums and the tiles to what is stored.
-    """
-    V = vector_type(real)
-
-    @traced(types.void)
-    def product(
-        a, b, depth, ahead, ahead_step, t, e, waiting, goes_on, out, out_row, left, bias, residual,
-        residual_row, low, high,
-    ):  # fmt: skip
-        def tile(where):
-            return [[load(V, where + V.bytes * (width * i + j)) for j in range(width)] for i in range(height)]
-
-        def keep(where, sums):
-            for i, vectors in enumerate(sums):
-                for j, vector in enumerate(vectors):
-                    store(where + V.bytes * (width * i + j), vector)
-
-        def finish(sums):
-            sums = choose(goes_on.differs(0), lambda: added(sums, tile(waiting)), lambda: sums)
-            choose(out.differs(0), lambda: put(sums), lambda: keep(waiting, sums))
-
-        def put(sums):
-            least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
-            for j, columns in enumerate(zip(*sums)):
-                number, first = load(V, bias + V.bytes * j), V.count * j
-                store_columns(
-                    [column + number for column in columns], left, out + out_row * first, out_row,
-                    select(residual.differs(0), residual + residual_row * first, 0), residual_row,
-                    lambda total: maximum(least, minimum(most, total)),
-                )  # fmt: skip
-
-        waits = {"t": t, "e": e}
-        sums = [[zeros(V, a) for _ in range(width)] for _ in range(height)]
-        sums = accumulate(
-            V, height, width, a, V.item_bytes, panel_rows() * V.item_bytes, height * V.item_bytes, b, width * V.bytes,
-            depth, sums, ahead, ahead_step,
-        )  # fmt: skip
-        for name in added_to:  # after the loop: sums that begin with these would round each step at their size
-            sums = added(sums, tile(waits[name]))
-        becomes(sums, Tiles(tile, keep, finish, t, e))
-
-    return product
-
-
-def added(one, other):
-    return [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(one, other, strict=True)]
-
-
-class Tiles:
-    """What the sums of a product become: the tiles t and e, and the finished y."""
-
-    def __init__(self, tile, keep, finish, t, e):
-        self.tile, self.keep, self.finish, self.t, self.e = tile, keep, finish, t, e
-
-    def keep_t(self, sums):
-        self.keep(self.t, sums)
-
-    def keep_e(self, sums):
-        self.keep(self.e, sums)
-
-    def keep_t_and_finish_with_e(self, sums):
-        self.keep(self.t, sums)
-        self.finish(added(sums, self.tile(self.e)))
-
-
-# Of each product, in their order: to which tiles it is added, and what becomes of it.
-STEPS = (
-    ((), lambda sums, tiles: tiles.keep_t(sums)),
-    (("t",), lambda sums, tiles: tiles.finish(sums)),
-    (("t",), lambda sums, tiles: tiles.keep_t(sums)),
-    ((), lambda sums, tiles: tiles.keep_e(sums)),
-    (("t", "e"), lambda sums, tiles: tiles.finish(sums)),
-    (("t",), lambda sums, tiles: tiles.keep_t_and_finish_with_e(sums)),
-    (("t",), lambda sums, tiles: tiles.finish(sums)),
-)
-
-
-def sum_pixels_function(real, height):
-    """A Numba function sum_pixels(to, panel, tile, x, x_half, x_step, count, tiles, pixels): what the products take of
-    `count` channels whose pixels lie side by side; panel, tile: bytes from product to product and from tile to tile.
-    """
-    V = vector_type(real)
-    piece, at_once = Lanes(V.kind, 1 << (height - 1).bit_length()), V.count // height
-    row = height * V.item_bytes
-
-    def piece_of(vector, number):
-        order = range(number * height, number * height + piece.count)
-        return shuffle(vector, vector, [lane % V.count for lane in order])
-
-    @traced(types.void)
-    def sum_pixels(to, panel, tile, x, x_half, x_step, count, tiles, pixels):
-        half = tiles * height
-        whole = first_lanes(piece, constant(to, height))
-
-        def channel_by(put):
-            def channel(c):
-                def some(i):
-                    first = i * (at_once * height)
-                    here = x + c * x_step + first * V.item_bytes
-                    behind, inside = here + half * V.item_bytes, first_lanes(V, half - first)
-                    last = first_lanes(V, minimum(half, pixels - half) - first)
-                    a11, a12 = (load_lanes(V, where, inside) for where in (here, here + x_half))
-                    a21, a22 = (load_lanes(V, where, last) for where in (behind, behind + x_half))
-                    sums = seven_of_x(a11, a12, a21, a22)
-                    for number in range(at_once):
-                        there = to + c * row + (i * at_once + number) * tile
-                        with when(tiles > i * at_once + number):
-                            for p, vector in enumerate(sums):
-                                put(there + panel * p, piece_of(vector, number))
-
-                loop((tiles + (at_once - 1)) // at_once, some)
-
-            return channel
-
-        # What a piece is longer than a tile's row, the next channel's puts right, and the last may not write.
-        loop(count - 1, channel_by(store))
-        with when(count > 0):
-            channel_by(lambda where, part: store_lanes(where, part, whole))(count - 1)
-
-    return sum_pixels
 
 
 def build(dtype_name, height, width):
@@ -381,78 +224,11 @@ def build_pack(dtype_name, width, channels):
     return task_loop(pack)
 
 
-# How a problem is cut.
-
-
-@lru_cache(maxsize=1024)
-def tile_of(problem):
-    """(pixels, vectors of filters) of a tile: those that fill the registers and waste few pixels; None if half the
-    filters are no whole number of any.
-    """
-    vectors, rest = divmod(problem.Kg // 2, lanes(problem.accumulate))
-    fitting = [
-        (height, width)
-        for width in WIDTHS
-        for height in HEIGHTS
-        if rest == 0 and vectors % width == 0 and (height + 1) * width + 1 <= target.register_count()
-    ]
-
-    def cost(tile):
-        height, width = tile
-        return up(-(-problem.P * problem.Q // 2), height) * (1 + 2 / (height * width))
-
-    return min(fitting, key=cost, default=None)
-
-
-def tiles_of(problem) -> int:
-    """Tiles of half the pixels."""
-    return -(-problem.P * problem.Q // (2 * tile_of(problem)[0]))
-
-
-def channel_block(problem) -> int:
-    """Channels of a half whose weights, for one product, fill two thirds of the L1 cache, all blocks about equal."""
-    depth = problem.Cg // 2
-    most = max(target.cache_bytes(1) * 2 // 3 // (tile_of(problem)[1] * target.vector_bytes()), 1)
-    return -(-depth // -(-depth // most))
-
-
-def filter_groups(problem) -> int:
-    """Of `width` vectors, in half the filters."""
-    return problem.Kg // 2 // (tile_of(problem)[1] * lanes(problem.accumulate))
-
-
-def filter_tasks(problem, threads) -> int:
-    """Ranges of the filters, each of which makes x's sums for itself: no more than keep all threads at work."""
-    few = problem.N * problem.groups < MANY_MAPS * threads
-    return min(threads, filter_groups(problem)) if few else 1
-
-
-@lru_cache(maxsize=1024)
-def blocking(problem, threads):
-    """The numbers of BLOCKING, and the number of tasks."""
-    (height, width), tiles, channels = tile_of(problem), tiles_of(problem), channel_block(problem)
-    tasks = filter_tasks(problem, threads)
-    tile_bytes = height * width * target.vector_bytes()
-    waiting_at = 2 * tiles * tile_bytes
-    bias_at = waiting_at + 4 * tiles * tile_bytes
-    plane = blocked_cuts.plane_bytes(problem, problem.P * problem.Q)
-    planes = 2 * min(COPIED, channels) * plane + target.vector_bytes()
-    own_at = up(problem.Cg // 2 * PRODUCTS * tiles * height * problem.accumulate.itemsize, LINE)
-    worker_bytes = worker_span(own_at + max(bias_at + 2 * width * target.vector_bytes(), planes))
-    numbers = (
-        channels, tiles, filter_groups(problem), tasks, worker_bytes, own_at, waiting_at, bias_at, plane,
-    )  # fmt: skip
-    return numbers, problem.N * problem.groups * tasks
-
-
 @lru_cache(maxsize=1024)
 def prepared(problem, threads):
     numbers, tasks = blocking(problem, threads)
     fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING)}q", *numbers)
     return fields, compiled(build, problem.dtype.name, *tile_of(problem)), tasks
-
-
-# The kernel.
 
 
 def why_not(problem, device):
@@ -494,18 +270,7 @@ def pack(problem, device, w, packed):
 
 
 def predicted_seconds(problem, device):
-    (height, width), depth, threads = tile_of(problem), problem.Cg // 2, device.threads
-    rows, maps, tasks = tiles_of(problem) * height, problem.N * problem.groups, filter_tasks(problem, threads)
-    blocks = -(-depth // channel_block(problem))
-    wide = VECTORS * lanes(problem.accumulate)
-    product = multiply_cycles(rows, wide, depth, problem.accumulate) * width / VECTORS
-    near = 2 * rows * width * target.vector_bytes() < target.cache_bytes(1) // 2
-    leave = blocks * rows * width * (LEAVE_CYCLES if near else FAR_CYCLES)
-    group = CYCLES_PER_GROUP + PRODUCTS * (product + leave)
-    most = -(-filter_groups(problem) // tasks)
-    task = most * group + rows * problem.Cg * SUM_CYCLES
-    seconds = predicted(problem, device, until_all_done([task] * (maps * tasks), threads) * threads)
-    panels = packed_bytes(problem, device)
+    seconds, panels = predicted(problem, device, cycles(problem, device.threads)), packed_bytes(problem, device)
     return seconds + (panels / MEMORY_BYTES if panels > LARGE_PANELS else 0.0)
 
 

@@ -38,6 +38,7 @@ import numpy as np
 from .compilation import compiled, inlined
 from .vectors import call_task_loop, fetch_add, load_shared, pause, store_released, store_shared
 
+TIMED_SPINS = 200
 SPIN_SECONDS = 100e-6  # as long as Python usually needs between two layers; sleeping and waking costs about 50e-6
 LINE = 64  # bytes; each word that threads write has a cache line of its own
 
@@ -72,12 +73,14 @@ def task_loop(task):
     return loop
 
 
-def two_round_loop(first, second):
+def two_round_loop(first, second, prepare=None):
     """The same for two kinds of tasks, where all of the first must be done before any of the second begins.
 
     Nobody waits while a task of the first round is left, so who waits knows that the others are at work on the rest.
+    prepare(call, worker): what each worker does for itself before its first task of the second round, if one is left.
     """
     run_first, run_second = round_function(first), round_function(second)
+    prepare_worker = inlined(prepare or nothing)
 
     def loop(call, job, worker):
         before = load_shared(job + FIRST_ROUND)
@@ -85,9 +88,25 @@ def two_round_loop(first, second):
         fetch_add(job + DONE, done)
         while load_shared(job + DONE) < before:
             pause(1)
+        if any_left(job):
+            prepare_worker(call, worker)
         run_second(call, job, worker, load_shared(job + ROUND_COUNTERS), load_shared(job + TASKS))
 
     return loop
+
+
+def nothing(call, worker):
+    pass
+
+
+@inlined
+def any_left(job):
+    """Is a task of the second round left?"""
+    ranges, tasks, left = load_shared(job + RANGES), load_shared(job + TASKS), False
+    for i in range(ranges):
+        first, end = tasks * i // ranges, tasks * (i + 1) // ranges
+        left = left or first + load_shared(job + load_shared(job + ROUND_COUNTERS) + i * LINE) < end
+    return left
 
 
 def round_function(task):
@@ -240,13 +259,22 @@ def build_spin():
 
 @cache
 def spins_for(seconds) -> int:
-    """How many pauses take `seconds` on this processor (they differ by 20 times between models)."""
+    """How many pauses take `seconds` on this processor (they differ by 20 times between models).
+
+    The shortest of several times counts. Of a single one 1 or 2 % were interrupted where other processes wanted the
+    cores too: the workers then slept after 1 to 10 microseconds, and every call woke them until the process ended,
+    which on two Zen 5 cores made 64 -> 384 channels of 14 x 14 take 56 microseconds instead of 29.
+    """
     words = np.zeros(WORDS, np.int64)
     spin = compiled(build_spin).call
     spin(words.ctypes.data, 10)
+    return max(1, int(seconds * TIMED_SPINS / min(timed(spin, words.ctypes.data, TIMED_SPINS) for _ in range(20))))
+
+
+def timed(function, *arguments) -> float:
     start = time.perf_counter()
-    spin(words.ctypes.data, 2_000)
-    return max(1, int(seconds * 2_000 / (time.perf_counter() - start)))
+    function(*arguments)
+    return time.perf_counter() - start
 
 
 # The pool.

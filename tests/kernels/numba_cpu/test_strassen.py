@@ -6,7 +6,7 @@ import pytest
 import convlib
 from convlib import accuracy, device, dispatch
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import strassen
+from convlib.kernels.numba_cpu import microkernel, strassen, strassen_cuts, vectors
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
@@ -50,6 +50,11 @@ def computed(name, threads, packed=True):
     return y
 
 
+def forget_cuts():
+    for cached in (strassen_cuts.best_cut, strassen_cuts.blocking, strassen.prepared):
+        cached.cache_clear()
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_is_right_wherever_the_numbers_lie(name):
     *_, problem, exact = operands(name)
@@ -61,19 +66,20 @@ def test_is_right_wherever_the_numbers_lie(name):
 def test_the_bits_depend_neither_on_threads_nor_on_who_packs_nor_on_the_cut(name, monkeypatch):
     y = computed(name, 1)
     np.testing.assert_array_equal(y, computed(name, 3))
-    np.testing.assert_array_equal(y, computed(name, 2, packed=False))
-    strassen.blocking.cache_clear()
-    strassen.prepared.cache_clear()
-    monkeypatch.setattr(strassen, "FILTER_CUTS", (2,))
+    for copies in (True, False):  # of the weights' sums, one for each thread, or each its filters'
+        forget_cuts()
+        monkeypatch.setattr(strassen_cuts, "MOST_COPIED", 16 << 20 if copies else 0)
+        np.testing.assert_array_equal(y, computed(name, 2, packed=False))
+    forget_cuts()
+    monkeypatch.setattr(strassen_cuts, "FILTER_CUTS", (2,))
     np.testing.assert_array_equal(y, computed(name, 1))
-    strassen.blocking.cache_clear()
-    strassen.prepared.cache_clear()
+    forget_cuts()
 
 
 def test_blocks_of_channels_go_on_with_the_sums_before():
     x, w = normal(1, 1600, 14, 14), normal(32, 1600, 1, 1)
     problem = make_problem(x.shape, w.shape, np.float32)
-    assert strassen.channel_block(problem) < 800
+    assert strassen_cuts.channel_block(problem) < 800
     y = convlib.conv2d(x, w, algorithm="strassen")
     assert np.linalg.norm(y - reference.conv2d(problem, x, w)) < 1e-6 * np.linalg.norm(y)
 
@@ -99,9 +105,12 @@ def test_stays_under_the_default_error_up_to_16384_channels():
     assert accuracy.norm_relative(problem, "strassen") < accuracy.DEFAULT_MAX_ERROR
 
 
+ONE_PAIR = 2, microkernel.VECTORS * vectors.lanes(np.float32)
+
+
 @pytest.mark.parametrize(
     ("x_shape", "K", "called"),
-    [((1, 512, 28, 28), 256, "numba_cpu.strassen"), ((1, 1024, 7, 14), 1024, "numba_cpu.blocked")],
+    [((1, 512, 28, 28), 256, "numba_cpu.strassen"), ((1, 1024, *ONE_PAIR), 1024, "numba_cpu.blocked")],
 )
 def test_plans_of_large_1x1_layers_choose_it_and_calls_that_would_pack_much_do_not(x_shape, K, called):
     w = normal(K, x_shape[1], 1, 1)

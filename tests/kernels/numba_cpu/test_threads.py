@@ -93,6 +93,12 @@ def test_calls_from_inside_a_parallel_function_are_served(layer):
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=120, env=environment)
 
 
+def test_an_interruption_while_pauses_are_timed_does_not_shorten_the_workers_patience(monkeypatch):
+    seconds = iter([4e-3, 20e-6, 5e-6] + [6e-6] * 17)  # the first: another process had the core
+    monkeypatch.setattr(threads, "timed", lambda *arguments: next(seconds))
+    assert threads.spins_for.__wrapped__(100e-6) == pytest.approx(20 * threads.TIMED_SPINS, rel=0.01)
+
+
 def test_numba_says_how_many_threads():
     program = """
         import numba

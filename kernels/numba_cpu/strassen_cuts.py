@@ -1,0 +1,195 @@
+"""How strassen.py cuts a problem: pairs of tiles, ranges of filters, blocks of channels; and what that costs."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+from numba import from_dtype
+
+from . import blocked_cuts, target, weight_rows
+from .blocked_cuts import BLOCKING
+from .call import CALL_DTYPE
+from .filter_cuts import until_all_done, up
+from .microkernel import VECTORS, holds_lone, multiply_cycles, panel_rows
+from .strassen_sums import PRODUCTS
+from .threads import LINE, worker_span
+from .vectors import lanes
+
+SUMS = 4  # T1 .. T4
+CYCLES_PER_TASK = 1_500
+LEFT_PIXELS, LEFT_COSTS = 10, 2.6  # in pixels of a pair: beginning with what is left over, and each pixel of it
+LONE_COSTS = 1.02  # times what multiply-adds say: tiles with a lone pixel begin anywhere in a cache line
+FILTER_CUTS = (1, 2, 3, 4)
+NOTHING_LEFT = (0,) * len(BLOCKING)
+SUM_CYCLES = 2.2  # for a vector of each T
+LEAVE_CYCLES = 1.5  # for a vector of a product that is added to others
+PACK_CYCLES, FAR_CYCLES = 0.45, 0.7  # for a weight whose sums a call makes by itself; where these leave the L2 cache
+MOST_COPIED = 16 << 20  # bytes: no more of them in all where every thread has sums of its own
+
+PAIRS = (
+    "pairs", "pair_tasks", "pair_filters", "pair_filter_tasks", "pair_channels", "waiting_step", "planes_bytes",
+    "sums_at", "alone_at", "tiles_at", "pair_bias_at", "panels_at", "left_tasks", "made_at", "made_step",
+)  # fmt: skip
+CALL_STRASSEN = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING + PAIRS]))
+
+
+def vector_pixels(problem) -> int:
+    """Of a tile, without its lone one."""
+    return VECTORS * lanes(problem.accumulate)
+
+
+@lru_cache(maxsize=1024)
+def lone_pixels(problem) -> int:
+    """Of each tile: none, or one where the registers hold its sums too and less is then left over.
+
+    It costs a step one more multiply-add, as W / rows pixels do; what is left over fetches all weights again.
+    """
+    if not holds_lone(problem.accumulate):
+        return 0
+    pixels = problem.P * problem.Q
+
+    def cost(lone):
+        left = pixels % (2 * (vector_pixels(problem) + lone))
+        paired = (pixels - left) * tile_columns(problem, lone) / (vector_pixels(problem) + lone)
+        return (LONE_COSTS if lone else 1.0) * paired + (LEFT_COSTS * left + LEFT_PIXELS if left else 0.0)
+
+    return min((0, 1), key=cost)
+
+
+def tile_columns(problem, lone) -> float:
+    """Pixels in vectors that take as long as a tile."""
+    return vector_pixels(problem) + lone * lanes(problem.accumulate) / panel_rows()
+
+
+def tile_pixels(problem) -> int:
+    return vector_pixels(problem) + lone_pixels(problem)
+
+
+def pairs(problem) -> int:
+    """Pairs of tiles in a map."""
+    return problem.P * problem.Q // (2 * tile_pixels(problem))
+
+
+def paired_pixels(problem) -> int:
+    return pairs(problem) * 2 * tile_pixels(problem)
+
+
+def pair_cycles(problem, filters) -> float:
+    """Of one pair of tiles and so many filters of the first half and of the second."""
+    W, depth = lanes(problem.accumulate), problem.reduction // 2
+    columns = tile_columns(problem, lone_pixels(problem))
+    products = PRODUCTS * multiply_cycles(filters, VECTORS * W, depth, problem.accumulate) * columns / (VECTORS * W)
+    copy = blocked_cuts.copy_cycles(problem) / (problem.P * problem.Q) * 2 * tile_pixels(problem)
+    sums = SUMS * VECTORS * depth * SUM_CYCLES
+    return CYCLES_PER_TASK + products + copy + sums + PRODUCTS * VECTORS * filters * LEAVE_CYCLES
+
+
+@dataclass(frozen=True)
+class Cut:
+    """filter_tasks: ranges of the filters. copies: how often a call makes the weights' sums, once in all or once for
+    every thread; 0 in a plan, which has them.
+    """
+
+    filter_tasks: int
+    copies: int = 0
+
+
+@lru_cache(maxsize=1024)
+def best_cut(problem, threads, planned) -> Cut:
+    return min(possible_cuts(problem, threads, planned), key=lambda cut: cut_cycles(problem, threads, cut))
+
+
+def best_cycles(problem, threads, planned) -> float:
+    return cut_cycles(problem, threads, best_cut(problem, threads, planned))
+
+
+def possible_cuts(problem, threads, planned):
+    """In a call each thread makes the sums that it wants itself: of all weights, or of those filters that are its
+    tasks'. What another has just written takes longer to come than to make.
+    """
+    if planned:
+        return [Cut(tasks) for tasks in FILTER_CUTS]
+    ranges = [Cut(threads * tasks, 1) for tasks in FILTER_CUTS]
+    if threads * panel_bytes(problem) > MOST_COPIED:
+        return ranges
+    return ranges + [Cut(tasks, threads) for tasks in FILTER_CUTS]
+
+
+def cut_cycles(problem, threads, cut) -> float:
+    """Predicted cycles until the last thread is done."""
+    half, rest = problem.Kg // 2, problem.P * problem.Q - paired_pixels(problem)
+    filters = up(-(-half // cut.filter_tasks), panel_rows())
+    parts = [pair_cycles(problem, min(filters, half - begin)) for begin in range(0, half, filters)]
+    left = problem.Kg * blocked_cuts.pixels_cycles(rest, problem.reduction, problem.accumulate) / threads
+    each = pairs(problem) * problem.N
+    tasks = [part for part in parts for _ in range(each)] * problem.groups
+    tasks = spread(tasks, [left] * (threads * problem.N * problem.groups))
+    return pack_cycles(problem, cut.copies / threads) + until_all_done(tasks, threads)
+
+
+def pack_cycles(problem, share) -> float:
+    """Of a thread that makes the sums of that share of the weights. Where to it writes them has to come from L3 first,
+    unless that and the sums of x stay in the L2 cache from one call to the next.
+    """
+    sums_of_x = SUMS * channel_block(problem) * VECTORS * target.vector_bytes()
+    far = share * panel_bytes(problem) + sums_of_x > target.cache_bytes(2)
+    return (FAR_CYCLES if far else PACK_CYCLES) * share * problem.K * problem.reduction
+
+
+def spread(tasks, others):
+    """Both in their order, the others evenly among the tasks, as `task` has them."""
+    count, all_tasks = len(others), len(tasks) + len(others)
+    before = [index * count // all_tasks for index in range(all_tasks + 1)]
+    return [others[b] if after > b else tasks[i - b] for i, (b, after) in enumerate(pairwise(before))]
+
+
+def channel_block(problem) -> int:
+    """Channels of a half whose T's and x fill less than half the L2 cache, all blocks about equal."""
+    depth, row_bytes = problem.reduction // 2, VECTORS * target.vector_bytes()
+    x_bytes = 4 * (row_bytes + LINE)
+    if not blocked_cuts.reads_x_in_place(problem):
+        x_bytes = 2 * blocked_cuts.plane_bytes(problem, 2 * tile_pixels(problem))
+    most = max(target.cache_bytes(2) // 2 // (SUMS * row_bytes + x_bytes), 1)
+    return up(-(-depth // -(-depth // most)), problem.S)
+
+
+@lru_cache(maxsize=1024)
+def blocking(problem, threads, planned):
+    """The numbers of BLOCKING and of PAIRS, how many tasks there are, of packing and of all else, and the bytes of
+    workspace.
+    """
+    W, rows, item = lanes(problem.accumulate), panel_rows(), problem.accumulate.itemsize
+    maps, half, depth = problem.N * problem.groups, problem.Kg // 2, problem.reduction // 2
+    count, first = pairs(problem), paired_pixels(problem)
+    rest, left = blocked_cuts.blocking(problem, threads, first) if first < problem.P * problem.Q else (NOTHING_LEFT, 0)
+    rest = list(rest)
+    cut = best_cut(problem, threads, planned)
+    filters = up(-(-half // cut.filter_tasks), rows)
+    filter_tasks = -(-half // filters)
+    gap = lone_pixels(problem) * LINE
+    tile_bytes, wait_bytes = rows * VECTORS * W * item + gap, rows * (VECTORS * W * item + gap)
+    planes_bytes, channels = blocked_cuts.plane_bytes(problem, 2 * tile_pixels(problem)), channel_block(problem)
+    sums_at = up(2 * channels * planes_bytes, 64)
+    waiting_step = 4 * wait_bytes if channels < depth else 0
+    alone_at = sums_at + SUMS * channels * VECTORS * W * item
+    tiles_at = alone_at + up(SUMS * channels * item, LINE)
+    bias_at = tiles_at + 2 * tile_bytes + 4 * wait_bytes + (filters // rows - 1) * waiting_step
+    worker_bytes = worker_span(max(rest[BLOCKING.index("worker_bytes")], bias_at + (2 * filters + rows) * item))
+    rest[BLOCKING.index("worker_bytes")] = worker_bytes
+    made_at, made_step = threads * worker_bytes, worker_span(panel_bytes(problem)) if cut.copies > 1 else 0
+    own = (
+        count, count * maps * filter_tasks, filters, filter_tasks, channels, waiting_step, planes_bytes, sums_at,
+        alone_at, tiles_at, bias_at, rows_bytes(problem), left, made_at, made_step,
+    )  # fmt: skip
+    packs = problem.groups * half // rows if cut.copies == 1 else 0
+    return tuple(rest) + own, packs, own[1] + left, made_at + cut.copies * max(made_step, panel_bytes(problem))
+
+
+def panel_bytes(problem):
+    return PRODUCTS * problem.groups * problem.Kg // 2 * (problem.reduction // 2) * problem.accumulate.itemsize
+
+
+def rows_bytes(problem):
+    """Of the weights in rows, which what is left over wants."""
+    return weight_rows.packed_bytes(problem) if paired_pixels(problem) < problem.P * problem.Q else 0
