@@ -120,6 +120,14 @@ def passing_seconds(device, size):
     return 2 * size / (L2_BYTES_PER_CYCLE * clock(device) * sm_count(device))
 
 
+def adding_seconds(device, size, own):
+    """Seconds in which splits write sums of `size` bytes and the last of each tile adds them, in the same launch.
+
+    own: what the very last one reads, by itself.
+    """
+    return passing_seconds(device, size) + own / (L2_BYTES_PER_CYCLE * clock(device))
+
+
 def memory_seconds(problem, device, extra_bytes=0):
     """Seconds to read x and w and write y once, and to move `extra_bytes` more."""
     x = problem.N * problem.C * problem.H * problem.W

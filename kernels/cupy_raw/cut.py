@@ -17,7 +17,7 @@ from . import waves
 MOST_SPLITS = 32
 
 DIVISOR = np.dtype([("multiplier", "u4"), ("shift", "i4")])
-COUNTS = ("tiles_m", "filters", "depth", "channels", "stages", "whole", "split_tiles")
+COUNTS = ("tiles_m", "filters", "depth", "channels", "stages", "whole", "split_tiles", "splits")
 CUT = np.dtype([("pixels", "i8"), *((name, "i4") for name in COUNTS), ("by_q", DIVISOR), ("by_p", DIVISOR)], align=True)
 
 

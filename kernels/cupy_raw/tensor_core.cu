@@ -88,6 +88,7 @@
 
 #include "cut_job.cuh"
 #include "epilogue.cuh"
+#include "last_split.cuh"
 #include "tensor_core_tile.cuh"
 
 constexpr int CHUNKS = 4;                         // of a row of a stage
@@ -402,6 +403,43 @@ __device__ __forceinline__ void spread(Slice& slice, const Sums& sums, const Acc
     }
 }
 
+// The sums of splits, as lanes have them: 16 bytes of each 16 x 8 block of a warp beside its neighbour's. Halves have one
+// set, the first half's. `partial`: of the tile's first split, or of a block's own; `apart`: from split to split.
+constexpr int LANES = WARPS * 32;
+
+__device__ __forceinline__ int64 own_place(const Warp& warp) { return (warp.number * 32 + threadIdx.x % 32) * 4; }
+
+__device__ __forceinline__ void leave_split(const Sums& sums, const Warp& warp, Accumulator* partial)
+{
+    if (warp.half == 1) return;
+    partial += own_place(warp);
+    #pragma unroll
+    for (int i = 0; i < BLOCKS_M; ++i)
+        #pragma unroll
+        for (int j = 0; j < BLOCKS_K; ++j)
+            *reinterpret_cast<float4*>(partial + (i * BLOCKS_K + j) * LANES * 4) =
+                reinterpret_cast<const float4&>(sums[i][j]);
+}
+
+__device__ __forceinline__ void add_splits(Sums& sums, const Warp& warp, const Accumulator* partial, int splits,
+                                           int64 apart)
+{
+    if (warp.half == 1) return;
+    partial += own_place(warp);
+    #pragma unroll
+    for (int i = 0; i < BLOCKS_M * BLOCKS_K * 4; ++i) sums[i / 4 / BLOCKS_K][i / 4 % BLOCKS_K][i % 4] = 0;
+    for (int split = 0; split < splits; ++split, partial += apart)
+        #pragma unroll
+        for (int i = 0; i < BLOCKS_M; ++i)
+            #pragma unroll
+            for (int j = 0; j < BLOCKS_K; ++j) {
+                const float4* const from = reinterpret_cast<const float4*>(partial + (i * BLOCKS_K + j) * LANES * 4);
+                const float4 more = __ldcg(from);  // written by other multiprocessors: not in this one's L1 cache
+                Accumulator(&to)[4] = sums[i][j];
+                to[0] += more.x, to[1] += more.y, to[2] += more.z, to[3] += more.w;
+            }
+}
+
 struct alignas(RUN * sizeof(Element)) Run { Element lane[RUN]; };
 
 // Finish RUN sums, neighbours in memory, of which `column` is the first of its row, and store them.
@@ -468,7 +506,7 @@ __device__ __forceinline__ void finish(const Problem& problem, const Cut& cut, c
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ packed, Element* __restrict__ y,
                    const Element* __restrict__ bias, const Element* __restrict__ residual,
-                   Accumulator* __restrict__ partial, Problem problem, Cut cut)
+                   Accumulator* __restrict__ partial, unsigned* __restrict__ counts, Problem problem, Cut cut)
 {
     const Job job(blockIdx.x, cut);
     const Tile tile(job.tile, cut);
@@ -486,20 +524,23 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
     add_halves(sums, warp, memory);
 
     if (SPLIT && job.split != Job::WHOLE_TILE) {
-        if (warp.half == 1) return;
-        partial += job.partial_tile(cut) * (TILE_K * TILE_M);
-        if constexpr (ALONG_FILTERS) leave_sums_along_filters(sums, partial + warp.m * TILE_K + warp.k, TILE_K);
-        else leave_sums(sums, partial + warp.k * TILE_M + warp.m, TILE_M);
-    } else {
-        finish(problem, cut, {y, bias, residual}, sums, tile.first_pixel, tile.group, tile.first_filter, warp);
+        leave_split(sums, warp, partial + job.partial_tile(cut) * (TILE_K * TILE_M));
+        const unsigned number = job.tile - cut.whole;
+        if (!comes_last(counts + number, cut.splits, reinterpret_cast<bool&>(memory))) return;
+        partial += (int64)number * (TILE_K * TILE_M);
+        add_splits(sums, warp, partial, cut.splits, (int64)cut.split_tiles * (TILE_K * TILE_M));
     }
+    finish(problem, cut, {y, bias, residual}, sums, tile.first_pixel, tile.group, tile.first_filter, warp);
 }
 
-// Write w stage by stage: CHUNKS chunks of each filter. grid: over groups * depth * filters, one thread each.
+// Write w stage by stage: CHUNKS chunks of each filter; and zero into the count of every split tile.
+// grid: over groups * depth * filters, or the split tiles, one thread each.
 extern "C" __global__ void __launch_bounds__(256)
-pack_filters(const Element* __restrict__ w, Element* __restrict__ packed, Problem problem, Cut cut)
+pack_filters(const Element* __restrict__ w, Element* __restrict__ packed, unsigned* __restrict__ counts,
+             Problem problem, Cut cut)
 {
     const int64 index = (int64)blockIdx.x * 256 + threadIdx.x;
+    if (index < cut.split_tiles) counts[index] = 0;
     if (index >= (int64)problem.groups * cut.depth * cut.filters) return;
     const int k = index / DEPTH % cut.filters;
     const int64 stage = index / DEPTH / cut.filters;

@@ -67,7 +67,7 @@ def force_cut(monkeypatch, problem, tile, splits=1, whole=0):
 def test_arguments_fit_the_parameters_that_the_kernels_declare(name, splits, monkeypatch):
     force_cut(monkeypatch, LYING[name].problem(), tensor_core.TILES[-1], splits)
     launches = test_launches.launches_of(tensor_core, LYING[name])
-    assert len(launches) == (3 if splits > 1 else 2)
+    assert len(launches) == 2
     for launch in launches:
         declared = stand_in_cupy.declared_parameters(launch.kernel.text(), launch.kernel.function)
         passed = launching.with_null_pointers(launch.args)
@@ -317,6 +317,31 @@ class TestEmulated:
         force_cut(monkeypatch, LYING[name].problem(), tensor_core.TILES[1])
         with pytest.raises(test_emulated.emulator.EmulationError, match=fault):
             test_emulated.check(tensor_core, "tensor_core", LYING[name])
+
+    @pytest.mark.parametrize(
+        ("what", "which"),
+        [("membar.gl;", 0), ("membar.gl;", 1), (r"(?s)bar\.sync[^;]*;(?=((?!bar\.sync).)*membar)", 0)],
+        ids=["no_release", "no_acquire", "no_barrier"],
+    )
+    def test_the_emulator_sees_what_the_splits_need_to_find_each_others_sums(self, what, which, monkeypatch):
+        case = LYING["copied_stages"]
+        cut = force_cut(monkeypatch, case.problem(), tensor_core.TILES[1], 3)
+        assert (cut.whole, cut.splits) == (0, 3)
+        test_emulated.check(tensor_core, "tensor_core", case)
+        whole = test_emulated.emulator.ptx_of_source
+
+        def mutated(source, target):
+            text = whole(source, target)
+            if source.function != "conv2d_tensor_core":
+                return text
+            found = list(re.finditer(what, text))
+            assert len(found) > which
+            at = found[which]
+            return text[: at.start()] + text[at.end() :]
+
+        monkeypatch.setattr(test_emulated.emulator, "ptx_of_source", mutated)
+        with pytest.raises(test_emulated.emulator.EmulationError, match="race"):
+            test_emulated.check(tensor_core, "tensor_core", case)
 
     @pytest.mark.parametrize("name", ["copied", "gathered"])
     def test_an_infinity_reaches_the_outputs_of_its_windows_alone(self, name, monkeypatch):
