@@ -28,17 +28,15 @@ from .tensor_core_tile import (
 
 THREADS = 256  # of pack_filters
 
-BUSY_TILES = (
-    Tile(128, 128, 64, 64),
-    Tile(128, 128, 64, 64, 2),
-    Tile(128, 64, 64, 64),
-    Tile(128, 64, 64, 64, 2),
-    Tile(64, 128, 64, 64),
-    Tile(64, 128, 64, 64, 2),
+BUSY_TILES = (Tile(128, 128, 64, 64), Tile(128, 128, 64, 64, 2), Tile(128, 64, 64, 64))
+WAVE_TILES = (
+    Tile(128, 64, 64, 32),
+    Tile(64, 128, 32, 64, 2),
+    Tile(64, 64, 64, 32, 2),
+    SMALL,
+    Tile(32, 96, 32, 48, 2),
+    Tile(32, 64, 32, 32, 2),
 )
-# Shared memory keeps these under 85 % of the tensor cores' time on sm_90, most on sm_80 too, as tensor_core.cu says.
-# They fill waves that those above leave half empty, where that costs no more than waves.DEARER allows.
-WAVE_TILES = (Tile(128, 64, 64, 32), Tile(64, 128, 32, 64, 2), Tile(64, 64, 64, 32, 2), Tile(64, 64, 32, 32), SMALL)
 TILES = BUSY_TILES + WAVE_TILES
 PRECISE_TILES = (
     Tile(128, 128, 64, 32),
@@ -99,11 +97,12 @@ def parts(problem, device, cut):
     stage = stage_slots(problem, device, tile, beside)
 
     def of_blocks(blocks, stages):
-        return cost.block_seconds(device, blocks, tile.threads, stages * stage + other_slots(tile))
+        slots = stages * stage + other_slots(tile)
+        return cost.wave_seconds(device, blocks, cut.blocks_per_sm, tile.threads, slots)
 
     return Parts(
         WAITING * (of_blocks(cut.whole, cut.depth // depth_of(problem)) + of_blocks(cut.parts, cut.stages)),
-        cost.adding_seconds(device, cut.partial_bytes, cut.splits * cut.tile_bytes if cut.splits > 1 else 0),
+        cost.adding_seconds(device, cut.split_tiles, cut.splits, cut.tile_bytes),
         cost.memory_seconds(problem, device, 2 * cut.packed_bytes),
         2 * cost.LAUNCH,
     )
