@@ -421,13 +421,18 @@ __device__ __forceinline__ void leave_split(const Sums& sums, const Warp& warp, 
                 reinterpret_cast<const float4&>(sums[i][j]);
 }
 
-__device__ __forceinline__ void add_splits(Sums& sums, const Warp& warp, const Accumulator* partial, int splits,
+// Of two splits it is enough to add the other's to those in registers: a + b is b + a.
+__device__ __forceinline__ void add_splits(Sums& sums, const Warp& warp, const Accumulator* partial, int own, int splits,
                                            int64 apart)
 {
     if (warp.half == 1) return;
     partial += own_place(warp);
-    #pragma unroll
-    for (int i = 0; i < BLOCKS_M * BLOCKS_K * 4; ++i) sums[i / 4 / BLOCKS_K][i / 4 % BLOCKS_K][i % 4] = 0;
+    if (splits == 2) {
+        partial += (1 - own) * apart, splits = 1;
+    } else {
+        #pragma unroll
+        for (int i = 0; i < BLOCKS_M * BLOCKS_K * 4; ++i) sums[i / 4 / BLOCKS_K][i / 4 % BLOCKS_K][i % 4] = 0;
+    }
     for (int split = 0; split < splits; ++split, partial += apart)
         #pragma unroll
         for (int i = 0; i < BLOCKS_M; ++i)
@@ -528,7 +533,7 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
         const unsigned number = job.tile - cut.whole;
         if (!comes_last(counts + number, cut.splits, reinterpret_cast<bool&>(memory))) return;
         partial += (int64)number * (TILE_K * TILE_M);
-        add_splits(sums, warp, partial, cut.splits, (int64)cut.split_tiles * (TILE_K * TILE_M));
+        add_splits(sums, warp, partial, job.split, cut.splits, (int64)cut.split_tiles * (TILE_K * TILE_M));
     }
     finish(problem, cut, {y, bias, residual}, sums, tile.first_pixel, tile.group, tile.first_filter, warp);
 }

@@ -45,7 +45,7 @@ EXPECTED = {
     "gathered_stages": tensor_core.Lying(False, False, 8),
     "taps": tensor_core.Lying(False, False, 1),
 }
-NUMBERS = 7  # of cases to emulate for each way to lie
+NUMBERS = 6  # of cases to emulate for each way to lie
 ALL_TILES = tensor_core.TILES + tensor_core.PRECISE_TILES
 TYPES = {"float16": {}, "bfloat16": {}, "tf32": {"precision": "tf32"}, "3xtf32": {"precision": "3xtf32"}}
 
@@ -206,7 +206,7 @@ class TestMachineCode:
     @pytest.mark.parametrize("together", [True, False])
     @pytest.mark.parametrize(
         ("tile", "bound"),
-        list(zip(tensor_core.WAVE_TILES, (8 / 9, 8 / 9, 4 / 5, 2 / 3, 2 / 3), strict=True)),
+        list(zip(tensor_core.WAVE_TILES, (8 / 9, 8 / 9, 4 / 5, 2 / 3, 2 / 3, 4 / 7), strict=True)),
         ids=str,
     )
     def test_only_shared_memory_bounds_the_tiles_that_fill_waves(self, tile, bound, together):
@@ -229,7 +229,7 @@ class TestEmulated:
         way = list(LYING).index(name)
         case = of_type(LYING[name], list(TYPES)[(number + way) % len(TYPES)])
         tiles = tensor_core.tiles_of(case.problem())
-        return case, tiles[(3 * number + way) % len(tiles)]
+        return case, tiles[(2 * number + way) % len(tiles)]
 
     def test_every_tile_has_its_turn_of_copies_and_of_gathering(self):
         turns = (self.case_and_tile(number, name) + (name,) for number in range(NUMBERS) for name in LYING)
@@ -242,7 +242,7 @@ class TestEmulated:
     @pytest.mark.parametrize("number", range(NUMBERS))
     def test_every_tile_and_way_to_lie_runs_without_a_fault(self, number, name, monkeypatch):
         case, tile = self.case_and_tile(number, name)
-        splits = 1 + 2 * (number // 2 % 2)
+        splits = (1, 3, 2)[number % 3]
         taken, lying_of = [], tensor_core.lying_of
         monkeypatch.setattr(tensor_core, "lying_of", lambda *given: taken.append(lying_of(*given)) or taken[-1])
         assert force_cut(monkeypatch, case.problem(), tile, splits, case.problem().groups - 1).splits == splits
@@ -351,7 +351,7 @@ class TestEmulated:
             "gathered": ((1, 20, 9, 9), (8, 20, 3, 3), "NCHW"),
         }[name]
         problem = make_problem(x_shape, w_shape, np.dtype(np.float16), layout=layout)
-        force_cut(monkeypatch, problem, tensor_core.TILES[-2])
+        force_cut(monkeypatch, problem, tensor_core.TILES[-1])
         x, w = strided.empty_aligned(x_shape, np.float16), np.ones(w_shape, np.float16)
         x[...] = 1
         x = x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
