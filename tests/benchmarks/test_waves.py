@@ -56,7 +56,7 @@ def test_weight_gradients_fill_their_last_wave_or_are_split(images, product, pla
     assert len(found) == (62 if product == "implicit_gemm" else 52)
     left = [row for row in found if not row.passes]
     assert len(left) <= (3 if images == 1 else 0), left
-    assert all(row.busy >= 0.55 for row in left), left
+    assert all(row.busy >= 0.5 for row in left), left
 
 
 def test_a_strided_input_gradient_has_a_row_for_each_window_of_its_phases():
