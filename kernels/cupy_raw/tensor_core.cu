@@ -63,15 +63,16 @@
 // So the three tiles above stand over 85 %, and the six below under it: all on sm_90, the last four on sm_80 too. With the
 // three alone the layers at one image are predicted to take 802 and 665 microseconds, and 8 of 52 leave a last wave under
 // four fifths on sm_90; at 32 images 0.5 % more than with all nine. These were picked, of 47 that fit registers and three
-// stages, to leave as few last waves as possible under four fifths; all 47 would take another 1 %. Of 52 layers 1 to 6 are
-// left: those of one stage, which nothing splits, and those where every cut that fills costs more than waves.DEARER.
+// stages, to leave few last waves under four fifths; all 47 would save another 1 %. Of 52 layers up to 6 are left: those
+// of one stage, which nothing splits, and those where every cut that fills costs more than waves.DEARER.
 // Gathered, it needs stages of one tap. With several (channels not a multiple of 32) 128 x 64 falls to 64 to 78 % on
 // sm_90, 64 x 128 stays at 87 %; if chunks end amid the channels, 128 x 128 falls to 72 to 81 %, 64 x 128 too, 128 x 64
 // to 44 to 56 %: each element is 10 instructions then, and the launcher counts them. TF32 has the same cycles, and 230
-// to 357 instructions at most, 114 to 118 of those with warps of 32 x 32: 56 and 42 % there. PRECISE, whose warps are of 64 x
-// 32 and less, is bound by its rounding: 87 to 92 % on sm_90 at 128 x 128, 45 to 69 % with blocks of 64 x 64 and less.
-// What was learned: sums that two branches leave, zero or kept, spill at 64 x 64, a mask does not; places in shared memory, worked out once and kept from the compiler (which holds them for cheap and
+// to 357 instructions at most, 114 to 118 of those with warps of 32 x 32: 56 and 42 % there. PRECISE, whose warps are of
+// 64 x 32 and less, is bound by its rounding: 87 to 92 % on sm_90 at 128 x 128, 45 to 69 % with blocks of 64 x 64 and less.
+// What was learned: places in shared memory, worked out once and kept from the compiler (which holds them for cheap and
 // works them out anew in each stage), took 10 to 30 % of the instructions; one look at a stage's tap, not four, 20 %.
+// Sums that two branches leave, zero before they are added or kept, spill registers at 64 x 64; a mask does not.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
 // Limits: float16 from sm_75 on, bfloat16 and float32 from sm_80 on.
 // Source: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020 (stages, swizzle, multistage loop); NVIDIA, PTX ISA;
