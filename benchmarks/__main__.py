@@ -201,10 +201,11 @@ def training_command(output, rounds):
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images.")
 @click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", show_default=True)
 @click.option("--product", type=click.Choice(list(waves.PRODUCTS)), default="implicit_gemm", show_default=True)
-def waves_command(name, batch, layout, product):
+@click.option("--pass", "pass_", type=click.Choice(waves.PASSES), default="forward", show_default=True)
+def waves_command(name, batch, layout, product, pass_):
     """How every layer fills a GPU, its predicted time and what limits it; exit code 1 if one leaves too much idle."""
     place = named(name)
-    found = waves.rows(place, batch, layout, product=product)
+    found = waves.rows(place, batch, layout, product=product, pass_=pass_)
     tables.console().print(waves.table(found, place, batch, layout))
     idle = [row for row in found if not row.passes]
     if idle:

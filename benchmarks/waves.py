@@ -1,7 +1,9 @@
 """How the layers of networks fill a GPU's multiprocessors, the time predicted for them, and what limits each.
 
-For a product (implicit_gemm in float32, tensor_core in float16, winograd_fused where it is the one predicted to be the
-fastest) and for the depthwise layers, with the tile that their launchers choose:
+For a product (implicit_gemm in float32, tensor_core in float16, and Winograd's where one of them is predicted to be the
+fastest) and for the depthwise layers, with the tile that their launchers choose, in each pass: input gradients are
+forward products, one for each phase of the stride; weight gradients have kernels of their own. Winograd's batched
+product has a row for the slices of its tiles, and one for the last of them where that is smaller.
 
     tile       "64 x 64 in 2": two slices of a block share its reduction
     whole      tiles that are one block each, and how many others are split in how many parts
@@ -10,7 +12,8 @@ fastest) and for the depthwise layers, with the tile that their launchers choose
     busy       of the multiprocessors' time until the last is done, what blocks take, if all take equally long
 
 A product passes if its last wave fills four fifths of the slots or it is split; a depthwise layer if it is busy for
-four fifths, since its blocks are bound by memory, not by slots. A product that does not pass says in `dearer` how many
+four fifths, since its blocks are bound by memory, not by slots, and so does Winograd's batched product, of which a
+slice is several waves of small blocks. A product that does not pass says in `dearer` how many
 times as long the fastest cut that does is predicted to take. Predicted is not measured: no GPU is needed.
 """
 
@@ -25,19 +28,33 @@ from rich.table import Table
 
 from convlib import accuracy, dispatch, layers
 from convlib.device import Device
+from convlib.input_grad_phases import phases
 from convlib.kernels import gpu_cost
-from convlib.kernels.cupy_raw import depthwise, implicit_gemm, tensor_core, waves, winograd_fused
+from convlib.kernels.cupy_raw import (
+    depthwise,
+    depthwise_input_grad,
+    depthwise_weight_grad,
+    im2col,
+    implicit_gemm,
+    tensor_core,
+    tensor_core_weight_grad,
+    waves,
+    weight_grad,
+    winograd_batched,
+    winograd_fused,
+)
 from convlib.problem import ConvProblem
 
 NETWORKS = ("vgg16", "resnet50", "mobilenet_v2")
 PRODUCTS = {"implicit_gemm": (implicit_gemm, "float32"), "tensor_core": (tensor_core, "float16")}
-WINOGRAD = "cupy_raw.winograd_fused"
+WEIGHT_GRADS = {"implicit_gemm": weight_grad, "tensor_core": tensor_core_weight_grad}
+PASSES = ("forward", "input_grad", "weight_grad")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One layer on one GPU. tile: in words; last_wave: None for depthwise; dearer: None where it passes, or nothing
-    would."""
+    """One layer on one GPU. tile: in words; last_wave: None where `busy` counts; dearer: None where it passes, or
+    nothing would."""
 
     network: str
     layer: str
@@ -63,25 +80,88 @@ class Row:
 
 
 def rows(
-    place: Device, images: int, layout: str, networks: Iterable[str] = NETWORKS, product: str = "implicit_gemm"
+    place: Device,
+    images: int,
+    layout: str,
+    networks: Iterable[str] = NETWORKS,
+    product: str = "implicit_gemm",
+    pass_: str = "forward",
 ) -> list[Row]:
-    """A row for every layer of the networks, at `images` images in `layout`, and more for those Winograd is chosen for.
+    """A row for every launch that multiplies for the networks' layers, at `images` images in `layout`.
 
     Depthwise layers, and Winograd's, only beside implicit_gemm.
     """
-    module, dtype = PRODUCTS[product]
+    of_layer = {"forward": forward_rows, "input_grad": input_grad_rows, "weight_grad": weight_grad_rows}[pass_]
+    dtype = np.dtype(PRODUCTS[product][1])
     found = []
     for network in networks:
         for layer in layers.layers(network):
-            problem = replace(layer.problem, N=images, layout=layout, dtype=np.dtype(dtype))
-            names = (network, layer.name)
-            if problem.Cg > 1 or problem.groups == 1:
-                found.append(product_row(*names, product, module, problem, place))
-            elif module is implicit_gemm:
-                found.append(depthwise_row(*names, problem, place))
-            if module is implicit_gemm and predicted_fastest(problem, place) == WINOGRAD:
-                found.append(winograd_row(*names, problem, place))
+            problem = replace(layer.problem, N=images, layout=layout, dtype=dtype, pass_=pass_)
+            if pass_ != "forward":
+                problem = replace(problem, activation=None, has_bias=False, has_residual=False)
+            if not is_depthwise(problem) or product == "implicit_gemm":
+                found += of_layer(network, layer.name, product, problem, place)
     return found
+
+
+def is_depthwise(problem):
+    return problem.Cg == problem.Kg == 1 < problem.groups
+
+
+def forward_rows(network, layer, product, problem, place):
+    if is_depthwise(problem):
+        return [depthwise_row(network, layer, problem, place)]
+    found = [product_row(network, layer, product, PRODUCTS[product][0], problem, place)]
+    if product == "implicit_gemm":
+        fastest = predicted_fastest(problem, place)
+        if fastest == "cupy_raw.winograd_fused":
+            found.append(winograd_row(network, layer, problem, place))
+        if fastest == "cupy_raw.winograd_batched":
+            found += winograd_batched_rows(network, layer, problem, place)
+    return found
+
+
+def input_grad_rows(network, layer, product, problem, place):
+    """Of a strided depthwise layer all phases at once; else those of one window are one row."""
+    if is_depthwise(problem) and problem.stride != (1, 1):
+        tile, places = depthwise_input_grad.tile_for(problem, place), depthwise_input_grad.over_grad_y(problem)
+        seconds = depthwise_input_grad.predicted_seconds(problem, place)
+        return [of_memory(network, layer, "depthwise_input_grad", tile, tile.grid(places), seconds, problem, place)]
+    found = []
+    for part in dict.fromkeys(phase.problem for phase in phases(problem) if phase.problem is not None):
+        name = layer if problem.stride == (1, 1) else f"{layer}, {part.R}x{part.S} of it"
+        found += forward_rows(network, name, product, part, place)
+    return found
+
+
+def weight_grad_rows(network, layer, product, problem, place):
+    if is_depthwise(problem):
+        tile = depthwise_weight_grad.tile_for(problem, place)
+        seconds = depthwise_weight_grad.predicted_seconds(problem, place)
+        grid = tile.grid(problem)
+        return [of_memory(network, layer, "depthwise_weight_grad", tile, grid, seconds, problem, place, 2)]
+    module = WEIGHT_GRADS[product]
+    cut = module.cut_for(problem, place)
+    tiles, splits = cut.grid(problem)
+    whole, split = (tiles, 0) if splits == 1 else (0, tiles)
+    if module is weight_grad:
+        kernel, tile = "weight_grad", f"{cut.tile_k} x {cut.tile_m}"
+    else:
+        kernel, tile = "tensor_core_weight_grad", words(cut.tile)
+    return [Row(
+        network, layer, kernel, tile, whole, split, splits, waves.busy(tiles * splits, place.sm_count),
+        waves.last_wave(tiles * splits, place.sm_count * cut.blocks_per_sm), module.predicted_seconds(problem, place),
+        limit_of_weight_grad(module, problem, place, cut),
+    )]  # fmt: skip
+
+
+def limit_of_weight_grad(module, problem, place, cut):
+    memory = gpu_cost.memory_seconds(problem, place)
+    limits = {"launches": 2 * gpu_cost.LAUNCH, "memory": memory}
+    limits["the sums of splits"] = gpu_cost.passing_seconds(place, cut.partial_bytes)
+    rest = module.seconds(problem, place, cut) - limits["the sums of splits"]
+    limits["multiply-adds"] = rest - memory if module is weight_grad else rest * (rest > memory)
+    return max(limits, key=limits.get)
 
 
 def predicted_fastest(problem: ConvProblem, place: Device) -> str:
@@ -135,16 +215,38 @@ def winograd_row(network, layer, problem: ConvProblem, place: Device) -> Row:
     )  # fmt: skip
 
 
-def depthwise_row(network, layer, problem: ConvProblem, place: Device) -> Row:
-    tile = depthwise.tile_for(problem, place)
-    blocks = math.prod(tile.grid(problem))
-    predicted = depthwise.predicted_seconds(problem, place)
-    limits = {"launches": gpu_cost.LAUNCH, "memory": gpu_cost.memory_seconds(problem, place)}
+def winograd_batched_rows(network, layer, problem: ConvProblem, place: Device) -> list[Row]:
+    """Its matrix product's launches: of whole slices, and of the last one."""
+    sizes, products = winograd_batched.matrices(problem, place), winograd_batched.transformed(problem)
+    slices, rest = divmod(products.W, sizes.pixels)
+    found = []
+    for count, tiles in ((slices, sizes.pixels), (1, rest)):
+        if count == 0 or tiles == 0:
+            continue
+        blocks = im2col.gemm_blocks(products, sizes, im2col.round_up(tiles, sizes.tile_m))
+        name, tile = f"{layer}, slice of {tiles:,}", f"{sizes.tile_k} x {sizes.tile_m}"
+        found.append(Row(
+            network, name, "winograd_batched", tile, blocks, 0, 1, waves.busy(blocks, place.sm_count), None,
+            count * winograd_batched.multiply_seconds(problem, place, sizes, tiles), "multiply-adds",
+        ))  # fmt: skip
+    return found
+
+
+def of_memory(network, layer, kernel, tile, grid, predicted, problem: ConvProblem, place: Device, launches=1) -> Row:
+    """A row of a depthwise kernel, whose blocks are bound by memory."""
+    blocks, splits = math.prod(grid), grid[1] if launches == 2 else 1
+    limits = {"launches": launches * gpu_cost.LAUNCH, "memory": gpu_cost.memory_seconds(problem, place)}
     limits["instructions"] = predicted - sum(limits.values())
+    whole, split = (blocks, 0) if splits == 1 else (0, blocks // splits)
     return Row(
-        network, layer, "depthwise", f"{tile.rows} rows", blocks, 0, 1, waves.busy(blocks, place.sm_count), None,
+        network, layer, kernel, f"{tile.rows} rows", whole, split, splits, waves.busy(blocks, place.sm_count), None,
         predicted, max(limits, key=limits.get),
     )  # fmt: skip
+
+
+def depthwise_row(network, layer, problem: ConvProblem, place: Device) -> Row:
+    tile, predicted = depthwise.tile_for(problem, place), depthwise.predicted_seconds(problem, place)
+    return of_memory(network, layer, "depthwise", tile, tile.grid(problem), predicted, problem, place)
 
 
 def table(found: list[Row], place: Device, images: int, layout: str) -> Table:

@@ -100,6 +100,13 @@ def block_seconds(device, blocks, threads, slots):
     return busiest * slots / (SLOTS_PER_CYCLE * clock(device) * saturation)
 
 
+def wave_seconds(device, blocks, resident, threads, slots):
+    """The same for blocks of which an SM holds so many at once: the last wave has fewer warps to issue from."""
+    waves, rest = divmod(blocks, sm_count(device) * resident)
+    each = block_seconds(device, resident * sm_count(device), threads, slots)
+    return waves * each + block_seconds(device, rest, threads, slots)
+
+
 def bytes_per_second(device):
     """Of memory, for one SM."""
     return MEMORY_PER_SM.get(device.compute_capability, 10e9)
@@ -118,6 +125,18 @@ def passing_seconds(device, size):
     if 2 * size > L2_BYTES.get(device.compute_capability, 0):
         return moving_seconds(device, 2 * size)
     return 2 * size / (L2_BYTES_PER_CYCLE * clock(device) * sm_count(device))
+
+
+def adding_seconds(device, tiles, splits, tile_bytes):
+    """Seconds in which the splits of each tile write their sums and the last of them adds all, in the same launch.
+
+    Of two it reads the other's only. What the very last one reads it reads alone.
+    """
+    if splits == 1:
+        return 0
+    read = splits - (splits == 2)
+    alone = read * tile_bytes / (L2_BYTES_PER_CYCLE * clock(device))
+    return passing_seconds(device, tiles * (splits + read) * tile_bytes / 2) + alone
 
 
 def memory_seconds(problem, device, extra_bytes=0):

@@ -10,6 +10,7 @@
     accesses.py      every access of memory, checked, counted and carried out
     memory.py        buffers with red zones, shared and local memory
     copies.py        cp.async: copies in flight, which arrive when they are waited for
+    fences.py        fences and atomics: what one block knows of another's accesses
     checks.py        bounds, alignment, initialisation and races: the loops over lanes
     counters.py      instructions, bank conflicts, sectors, bytes
     arguments.py     from arrays and scalars to the kernel's parameters

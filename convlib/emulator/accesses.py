@@ -33,7 +33,7 @@ def check(machine, instruction, space, kind, size, address, lanes):
             address, lanes, size, kind, space.base, space.limit, space.copy_starts,
             space.flags.view(BITS[1 << unit_shift]), unit_shift, space.records, space.granule_shift,
             space.name == "global", machine.slot, machine.thread, machine.phase, machine.phase_block, machine.clock,
-            machine.known, instruction.line, index, good, found,
+            machine.known, machine.fences.knows, instruction.line, index, good, found,
         )  # fmt: skip
         if wrong:
             record(machine, instruction, space, size, found[: min(wrong, 8)], wrong)

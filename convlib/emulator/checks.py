@@ -8,7 +8,8 @@ Races. A block's life is cut into phases by its full barriers; every phase of ev
 
     same phase          the same block, no barrier in between: two accesses of different threads, one of them a
                         write, race, unless a warp-level barrier orders them: `known`
-    another phase       of the same block: ordered by the barrier; of another block: a race, in global memory
+    another phase       of the same block: ordered by the barrier; of another block: a race, in global memory, unless
+                        fences and atomics order them: `knows`, which fences.py fills
 
 Inside a phase, `clock[t]` counts the warp-level and partial barriers that thread t took part in, and known[t, u] is
 the clock of u that t has learnt there (a vector clock). An access of u at clock c happens before t's if
@@ -51,7 +52,7 @@ def every_byte(flag, unit_shift):
 @njit(cache=True, _nrt=False)
 def check_access(
     address, active, size, kind, base, limit, copy_starts, flags, unit_shift, records, granule_shift,
-    between_blocks, slots, threads, phase, phase_block, clock, known, line, index, good, faults,
+    between_blocks, slots, threads, phase, phase_block, clock, known, knows, line, index, good, faults,
 ):  # fmt: skip
     """Check `kind` of access to `size` bytes at address[lane] for every active lane; return the number of faults.
 
@@ -98,10 +99,11 @@ def check_access(
                 flags[word] |= (flags[word] & written) << 1 | written | ready
         if races:
             first, last = at >> granule_shift, (at + size - 1) >> granule_shift
-            thread, now = threads[lane], phase[slots[lane]]
+            thread, slot = threads[lane], slots[lane]
+            now = phase[slot]
             code = -1
             for g in range(first, last + 1):
-                found = race(records, g, kind, between_blocks, now, phase_block, lane, thread, known)
+                found = race(records, g, kind, between_blocks, now, phase_block, lane, thread, known, knows, slot)
                 if found >= 0 and code < 0:
                     code = found
                     to = R_PHASE if code == WRITE_AFTER_READ else W_PHASE
@@ -122,19 +124,19 @@ def note(faults, count, code, lane, address, phase, thread, line):
 
 
 @inlined
-def race(records, g, kind, between_blocks, phase, phase_block, lane, thread, known):
+def race(records, g, kind, between_blocks, phase, phase_block, lane, thread, known, knows, slot):
     """The code of the race between this access and those recorded for granule g, or -1."""
-    if write_races(records, g, kind, between_blocks, phase, phase_block, lane, thread, known):
+    if write_races(records, g, kind, between_blocks, phase, phase_block, lane, thread, known, knows, slot):
         if records[g, W_PHASE] < 0:
             return IN_FLIGHT
         return READ_AFTER_WRITE if kind == READS else WRITE_AFTER_WRITE
-    if kind != READS and readers_race(records, g, between_blocks, phase, phase_block, lane, thread, known):
+    if kind != READS and readers_race(records, g, between_blocks, phase, phase_block, lane, thread, known, knows, slot):
         return WRITE_AFTER_READ
     return -1
 
 
 @inlined
-def write_races(records, g, kind, between_blocks, phase, phase_block, lane, thread, known):
+def write_races(records, g, kind, between_blocks, phase, phase_block, lane, thread, known, knows, slot):
     before = records[g, W_PHASE]
     if before == 0 or (kind == UPDATES and records[g, W_ATOMIC]):
         return False
@@ -143,19 +145,28 @@ def write_races(records, g, kind, between_blocks, phase, phase_block, lane, thre
         return writer != thread and not happened_before(known, lane, writer, records[g, W_CLOCK])
     if before < 0:
         return True
-    return between_blocks and phase_block[before] != phase_block[phase]
+    return between_blocks and unordered(phase_block, before, phase, knows, slot)
 
 
 @inlined
-def readers_race(records, g, between_blocks, phase, phase_block, lane, thread, known):
+def readers_race(records, g, between_blocks, phase, phase_block, lane, thread, known, knows, slot):
     before = records[g, R_PHASE]
     if before == 0:
         return False
     if before != phase:
-        return between_blocks and (records[g, R_WARP] == SEVERAL_BLOCKS or phase_block[before] != phase_block[phase])
+        if not between_blocks:
+            return False
+        return records[g, R_WARP] == SEVERAL_BLOCKS or unordered(phase_block, before, phase, knows, slot)
     if records[g, R_WARP] < 0:
         return True
     return not readers_known(records, g, lane, thread, known)
+
+
+@inlined
+def unordered(phase_block, before, phase, knows, slot):
+    """Whether phase `before` is of another block, and nothing says that it came before this one."""
+    block = phase_block[before]
+    return block != phase_block[phase] and (knows.shape[0] == 0 or knows[slot, block] < before)
 
 
 @inlined

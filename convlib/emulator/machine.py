@@ -28,6 +28,7 @@ from . import checks, counters, opcodes, tensor_cores
 from .copies import Copies
 from .dtypes import BITS, DTYPES
 from .faults import Fault, Report
+from .fences import Fences, for_the_whole_gpu
 from .memory import SHARED_RED_ZONE, Space, up_to
 from .opcodes import parts, warps
 from .parser import SIZES, Instruction, PtxError, Register
@@ -116,6 +117,8 @@ class Machine:
         self.phase = np.zeros(self.slots, np.int32)
         self.phase_block = np.zeros(1024, np.int64)
         self.phases = 0
+        fenced = self.checked and any(map(for_the_whole_gpu, self.function.instructions))
+        self.fences = Fences(self, fenced)
 
     def lay_out_memory(self, shared_bytes):
         function, granule = self.function, narrowest_access(self.function)
@@ -252,6 +255,7 @@ class Machine:
                 self.shared.own(start, size)
             self.local.flags &= np.uint8(checks.OWNED)
             self.known[:] = 0
+            self.fences.start()
             self.new_phase(np.arange(self.slots))
         self.pending = {0: self.here.copy()}
         self.waiting = {}
@@ -328,6 +332,7 @@ class Machine:
         whole = self.checked and needed == self.threads
         if whole:
             self.report_several_barriers(waiting, complete)
+            self.fences.barrier(np.flatnonzero(complete))
             self.new_phase(np.flatnonzero(complete))
         released = complete[self.slot]
         if self.checked and not whole:

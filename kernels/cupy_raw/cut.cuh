@@ -20,6 +20,6 @@ struct Cut {
     int filters, depth;    // padded
     int channels;          // of a group, padded, where they are inner
     int stages;            // of one split
-    int whole, split_tiles;  // tiles that are one block each; those behind them, of one block for each split
+    int whole, split_tiles, splits;  // tiles that are one block each; those behind them, of so many splits each
     Divisor by_q, by_p;
 };

@@ -17,7 +17,7 @@ from . import waves
 MOST_SPLITS = 32
 
 DIVISOR = np.dtype([("multiplier", "u4"), ("shift", "i4")])
-COUNTS = ("tiles_m", "filters", "depth", "channels", "stages", "whole", "split_tiles")
+COUNTS = ("tiles_m", "filters", "depth", "channels", "stages", "whole", "split_tiles", "splits")
 CUT = np.dtype([("pixels", "i8"), *((name, "i4") for name in COUNTS), ("by_q", DIVISOR), ("by_p", DIVISOR)], align=True)
 
 
@@ -122,11 +122,12 @@ def with_splits(device, cuts):
                 yield split_cut(cut, ceil_div(cut.stages, stages), first)
 
 
-def chosen(device, predicted):
+def chosen(device, predicted, launch=0):
     """Of cuts, with their predicted seconds, the fastest that is split or fills its last wave; else, that keeps the GPU
-    busy; else, of all. One that costs more than waves.DEARER allows is none of them.
+    busy; else, of all. One that costs more than waves.DEARER allows is none of them; nor may it cost more than `launch`
+    beside, the seconds of the launch that adds splits where one does.
     """
-    allowed = waves.DEARER * min(predicted.values()) + cost.LAUNCH
+    allowed = waves.DEARER * min(predicted.values()) + launch
     taken = [cut for cut, seconds in predicted.items() if seconds <= allowed]
     return min(taken, key=lambda cut: (not cut.fills(device), not cut.is_busy(device), predicted[cut]))
 

@@ -50,7 +50,7 @@ class Tile(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    return chosen(device, {cut: seconds(problem, device, cut) for cut in cuts(problem, device)})
+    return chosen(device, {cut: seconds(problem, device, cut) for cut in cuts(problem, device)}, cost.LAUNCH)
 
 
 def cuts(problem, device):

@@ -26,10 +26,11 @@
 // places, and eight threads that copy or store two rows, or one chunk of eight rows, do too.
 // The way out: sums, with their biases, pass through shared memory, a slice of each warp's at a time, so that a thread
 // stores 16 bytes of neighbours: filters, or pixels in NCHW. With warps of 64 without conflicts, else of two lanes.
-// Small problems, and the last wave of others: SPLIT, as in implicit_gemm.cu; sums lie as y does (of 64 x 14 x 14
-// outputs, channels last: 784 sectors stored by sum_splits instead of 12,544 with lanes along the pixels). Layers of 8
-// to 19 microseconds at one image pay a launch for it: all of them together are predicted to take 8 to 11 % longer than
-// with the fastest cuts, 0.3 to 3 % at 32 images.
+// Small problems, and the last wave of others: SPLIT, as in implicit_gemm.cu, but the split of a tile that comes last adds
+// them all (last_split.cuh), and no launch follows. Splits leave their sums as lanes have them, 16 bytes beside the
+// neighbour's, so 512 of a warp at once. With a launch that added them the layers of VGG-16, ResNet-50 and MobileNetV2,
+// one image of float16, were predicted to take 728 microseconds on sm_80 and 642 on sm_90; now 635 and 551, of which what
+// is chosen to fill waves takes 1 to 2 % more than the fastest cuts would; 0.3 to 0.8 % at 32 images.
 // float32: rounded to TF32, 11 significant bits, the weights once by pack_filters, x in registers. PRECISE ("3xtf32")
 // keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
 // cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
@@ -43,39 +44,35 @@
 //     block     halves  mma   on sm_80, sm_90   ldmatrix, copies: shared   instructions  gathered     share
 //     128 x 128    1     64    512      392       16         8       384    164 to 172   258 to 261    100 %  100 %
 //     128 x  64    1     64    512      392       16        12       448    212 to 214   399 to 403    100 %   87 %
-//      64 x 128    1     64    512      392       16        12       448    167 to 175   262 to 265    100 %   87 %
 //     128 x 128    2     32    256      196        8         4       192    101 to 110   162 to 168    100 %  100 %
-//     128 x  64    2     32    256      196        8         6       224    121 to 129   213 to 219    100 %   87 %
-//      64 x 128    2     32    256      196        8         6       224    105 to 114   165 to 169    100 %   87 %
 //
-// with smaller warps (32 x 64 in 64 x 128 with two halves, 32 x 32 in the last two of 64 x 64, else 64 x 32):
+// with smaller warps (64 x 32, 32 x 64, 64 x 32, 32 x 32, 32 x 48, 32 x 32):
 //
 //     128 x  64    1     32    256      196       12         6       288    125 to 133   218 to 222     89 %   68 %
 //      64 x 128    2     16    128       98        6         3       144     74 to  78   118 to 124     89 %   68 %
 //      64 x  64    2     16    128       98        6         4       160     85 to  94   142 to 148     80 %   61 %
-//      64 x  64    1     16    128       98        8         4       192     86 to  95   125 to 127     67 %   51 %
 //      64 x  64    2      8     64       49        4         2        96     69 to  73    95 to  99     67 %   50 %
+//      32 x  96    2     12     96       74        5         4       144     78 to  81   114 to 118     67 %   51 %
+//      32 x  64    2      8     64       49        4         3       112     60 to  64    96 to  98     57 %   44 %
 //
 // What counts is how often a byte of shared memory is multiplied. It grows with the warp's tile, which 255 registers
 // end at 64 x 64, and with the block's: a tile of M x K stores M + K rows of 64 bytes in each stage and reads each at
 // least once, in M + K cycles, in which sm_90 does 1,337 (M + K) of its 32 M K multiply-adds. So 64 x 64 ends at 77 %
 // there (100 % on sm_80) and 64 x 32 at 51 % (67 %) with any warps, and L2 has 47 of the 84 bytes a cycle that 64 x 64
 // would want. Where there are too few tiles to give each scheduler a warp, HALVES double the warps, not what they load.
-// So the six tiles above stand over 85 %, and the five below under it: all on sm_90, those of 64 x 64 on sm_80 too.
-// They are kept because they fill waves which the six leave half empty, and spare the launch that adds splits: 64 x 128
-// in eight warps takes 18.2 instead of 22.3 microseconds for 128x56x56-256-3x3 on sm_80, 15.8 instead of 18.0 on sm_90.
-// With the six alone all of ResNet-50 and VGG-16, one image, is predicted to take 1,067 microseconds on sm_80 and 914
-// on sm_90, with all eleven 984 to 989 and 852 to 858; 32 images 6,815 and 3,891, and 6,799 and 3,884. With the ten
-// tiles that these replaced, most of warps of 64 x 32 and less: 1,002 and 863, 6,793 and 3,882. Tiles of 128 x 32 and
-// less fill fewer waves: three of them, and the last one beside the six, left up to 10 of 52 layers a last wave under
-// four fifths, these 7.
+// So the three tiles above stand over 85 %, and the six below under it: all on sm_90, the last four on sm_80 too. With the
+// three alone the layers at one image are predicted to take 802 and 665 microseconds, and 8 of 52 leave a last wave under
+// four fifths on sm_90; at 32 images 0.5 % more than with all nine. These were picked, of 47 that fit registers and three
+// stages, to leave few last waves under four fifths; all 47 would save another 1 %. Of 52 layers up to 6 are left: those
+// of one stage, which nothing splits, and those where every cut that fills costs more than waves.DEARER.
 // Gathered, it needs stages of one tap. With several (channels not a multiple of 32) 128 x 64 falls to 64 to 78 % on
 // sm_90, 64 x 128 stays at 87 %; if chunks end amid the channels, 128 x 128 falls to 72 to 81 %, 64 x 128 too, 128 x 64
 // to 44 to 56 %: each element is 10 instructions then, and the launcher counts them. TF32 has the same cycles, and 230
-// to 357 instructions at most, 114 to 118 of the last of 64 x 64: 56 and 42 % there. PRECISE, whose warps are of 64 x
-// 32 and less, is bound by its rounding: 87 to 92 % on sm_90 at 128 x 128, 45 to 69 % with blocks of 64 x 64 and less.
+// to 357 instructions at most, 114 to 118 of those with warps of 32 x 32: 56 and 42 % there. PRECISE, whose warps are of
+// 64 x 32 and less, is bound by its rounding: 87 to 92 % on sm_90 at 128 x 128, 45 to 69 % with blocks of 64 x 64 and less.
 // What was learned: places in shared memory, worked out once and kept from the compiler (which holds them for cheap and
 // works them out anew in each stage), took 10 to 30 % of the instructions; one look at a stage's tap, not four, 20 %.
+// Sums that two branches leave, zero before they are added or kept, spill registers at 64 x 64; a mask does not.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
 // Limits: float16 from sm_75 on, bfloat16 and float32 from sm_80 on.
 // Source: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020 (stages, swizzle, multistage loop); NVIDIA, PTX ISA;
@@ -88,6 +85,7 @@
 
 #include "cut_job.cuh"
 #include "epilogue.cuh"
+#include "last_split.cuh"
 #include "tensor_core_tile.cuh"
 
 constexpr int CHUNKS = 4;                         // of a row of a stage
@@ -402,6 +400,52 @@ __device__ __forceinline__ void spread(Slice& slice, const Sums& sums, const Acc
     }
 }
 
+// The sums of splits, as lanes have them: 16 bytes of each 16 x 8 block of a warp beside its neighbour's. Halves have one
+// set, the first half's. `partial`: of the tile's first split, or of a block's own; `apart`: from split to split.
+constexpr int LANES = WARPS * 32;
+
+__device__ __forceinline__ int64 own_place(const Warp& warp) { return (warp.number * 32 + threadIdx.x % 32) * 4; }
+
+__device__ __forceinline__ void leave_split(const Sums& sums, const Warp& warp, Accumulator* partial)
+{
+    if (warp.half == 1) return;
+    partial += own_place(warp);
+    #pragma unroll
+    for (int i = 0; i < BLOCKS_M; ++i)
+        #pragma unroll
+        for (int j = 0; j < BLOCKS_K; ++j)
+            *reinterpret_cast<float4*>(partial + (i * BLOCKS_K + j) * LANES * 4) =
+                reinterpret_cast<const float4&>(sums[i][j]);
+}
+
+// Of two splits it is enough to add the other's to those in registers: a + b is b + a.
+__device__ __forceinline__ void add_splits(Sums& sums, const Warp& warp, const Accumulator* partial, int own, int splits,
+                                           int64 apart)
+{
+    if (warp.half == 1) return;
+    partial += own_place(warp);
+    const bool pair = splits == 2;
+    const unsigned kept = pair ? ~0u : 0;  // as a mask: two branches would keep the sums in registers of their own each
+    #pragma unroll
+    for (int i = 0; i < BLOCKS_M * BLOCKS_K * 4; ++i) {
+        Accumulator& sum = sums[i / 4 / BLOCKS_K][i / 4 % BLOCKS_K][i % 4];
+        sum = __uint_as_float(__float_as_uint(sum) & kept);
+    }
+    partial += pair ? (1 - own) * apart : 0;
+    splits = pair ? 1 : splits;
+    for (int split = 0; split < splits; ++split, partial += apart)
+        #pragma unroll
+        for (int i = 0; i < BLOCKS_M; ++i) {
+            __syncwarp();  // no load is moved across it: all at once would want more registers than there are
+            #pragma unroll
+            for (int j = 0; j < BLOCKS_K; ++j) {
+                const float4 more = *reinterpret_cast<const float4*>(partial + (i * BLOCKS_K + j) * LANES * 4);
+                Accumulator(&to)[4] = sums[i][j];
+                to[0] += more.x, to[1] += more.y, to[2] += more.z, to[3] += more.w;
+            }
+        }
+}
+
 struct alignas(RUN * sizeof(Element)) Run { Element lane[RUN]; };
 
 // Finish RUN sums, neighbours in memory, of which `column` is the first of its row, and store them.
@@ -468,7 +512,7 @@ __device__ __forceinline__ void finish(const Problem& problem, const Cut& cut, c
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ packed, Element* __restrict__ y,
                    const Element* __restrict__ bias, const Element* __restrict__ residual,
-                   Accumulator* __restrict__ partial, Problem problem, Cut cut)
+                   Accumulator* __restrict__ partial, unsigned* __restrict__ counts, Problem problem, Cut cut)
 {
     const Job job(blockIdx.x, cut);
     const Tile tile(job.tile, cut);
@@ -486,20 +530,23 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
     add_halves(sums, warp, memory);
 
     if (SPLIT && job.split != Job::WHOLE_TILE) {
-        if (warp.half == 1) return;
-        partial += job.partial_tile(cut) * (TILE_K * TILE_M);
-        if constexpr (ALONG_FILTERS) leave_sums_along_filters(sums, partial + warp.m * TILE_K + warp.k, TILE_K);
-        else leave_sums(sums, partial + warp.k * TILE_M + warp.m, TILE_M);
-    } else {
-        finish(problem, cut, {y, bias, residual}, sums, tile.first_pixel, tile.group, tile.first_filter, warp);
+        leave_split(sums, warp, partial + job.partial_tile(cut) * (TILE_K * TILE_M));
+        const unsigned number = job.tile - cut.whole;
+        if (!comes_last(counts + number, cut.splits, reinterpret_cast<bool&>(memory))) return;
+        partial += (int64)number * (TILE_K * TILE_M);
+        add_splits(sums, warp, partial, job.split, cut.splits, (int64)cut.split_tiles * (TILE_K * TILE_M));
     }
+    finish(problem, cut, {y, bias, residual}, sums, tile.first_pixel, tile.group, tile.first_filter, warp);
 }
 
-// Write w stage by stage: CHUNKS chunks of each filter. grid: over groups * depth * filters, one thread each.
+// Write w stage by stage: CHUNKS chunks of each filter; and zero into the count of every split tile.
+// grid: over groups * depth * filters, or the split tiles, one thread each.
 extern "C" __global__ void __launch_bounds__(256)
-pack_filters(const Element* __restrict__ w, Element* __restrict__ packed, Problem problem, Cut cut)
+pack_filters(const Element* __restrict__ w, Element* __restrict__ packed, unsigned* __restrict__ counts,
+             Problem problem, Cut cut)
 {
     const int64 index = (int64)blockIdx.x * 256 + threadIdx.x;
+    if (index < cut.split_tiles) counts[index] = 0;
     if (index >= (int64)problem.groups * cut.depth * cut.filters) return;
     const int k = index / DEPTH % cut.filters;
     const int64 stage = index / DEPTH / cut.filters;

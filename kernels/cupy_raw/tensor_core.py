@@ -8,8 +8,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
-
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
 from .cut import Parts, Reduction, chosen, cut_struct, round_up, split_cut, whole_cut, with_splits
@@ -28,19 +26,19 @@ from .tensor_core_tile import (
     stages_held,
 )
 
-THREADS = 256  # of pack_filters and sum_splits
+THREADS = 256  # of pack_filters
 
-BUSY_TILES = (
-    Tile(128, 128, 64, 64),
-    Tile(128, 128, 64, 64, 2),
-    Tile(128, 64, 64, 64),
-    Tile(128, 64, 64, 64, 2),
-    Tile(64, 128, 64, 64),
-    Tile(64, 128, 64, 64, 2),
-)
+BUSY_TILES = (Tile(128, 128, 64, 64), Tile(128, 128, 64, 64, 2), Tile(128, 64, 64, 64))
 # Shared memory keeps these under 85 % of the tensor cores' time on sm_90, most on sm_80 too, as tensor_core.cu says.
-# They fill waves that those above leave half empty, where that costs no more than waves.DEARER allows.
-WAVE_TILES = (Tile(128, 64, 64, 32), Tile(64, 128, 32, 64, 2), Tile(64, 64, 64, 32, 2), Tile(64, 64, 32, 32), SMALL)
+# They fill waves that those above leave half empty.
+WAVE_TILES = (
+    Tile(128, 64, 64, 32),
+    Tile(64, 128, 32, 64, 2),
+    Tile(64, 64, 64, 32, 2),
+    SMALL,
+    Tile(32, 96, 32, 48, 2),
+    Tile(32, 64, 32, 32, 2),
+)
 TILES = BUSY_TILES + WAVE_TILES
 PRECISE_TILES = (
     Tile(128, 128, 64, 32),
@@ -52,6 +50,7 @@ PRECISE_TILES = (
     Tile(32, 64, 16, 32),
 )
 
+COUNT_BYTES = 4  # of a tile, how many of its splits have come
 LOOP_SLOTS = 90  # of each thread and stage, beside multiplying: addresses, copies, ldmatrix, the barrier
 # Of each element of x, where it is loaded by itself: from a stage of one tap, chunks of one, chunks that end amid the
 # channels, taps inner.
@@ -100,13 +99,14 @@ def parts(problem, device, cut):
     stage = stage_slots(problem, device, tile, beside)
 
     def of_blocks(blocks, stages):
-        return cost.block_seconds(device, blocks, tile.threads, stages * stage + other_slots(tile))
+        slots = stages * stage + other_slots(tile)
+        return cost.wave_seconds(device, blocks, cut.blocks_per_sm, tile.threads, slots)
 
     return Parts(
         WAITING * (of_blocks(cut.whole, cut.depth // depth_of(problem)) + of_blocks(cut.parts, cut.stages)),
-        cost.passing_seconds(device, cut.partial_bytes),
+        cost.adding_seconds(device, cut.split_tiles, cut.splits, cut.tile_bytes),
         cost.memory_seconds(problem, device, 2 * cut.packed_bytes),
-        (3 if cut.splits > 1 else 2) * cost.LAUNCH,
+        2 * cost.LAUNCH,
     )
 
 
@@ -135,7 +135,6 @@ def why_not(problem, device):
     grids = {
         "multiply": cut.blocks,
         "pack the weights": packing_blocks(problem, cut),
-        "add the splits": summing_blocks(problem, cut),
     }
     return [
         f"at most {MAX_GRID[0]:,} blocks to {name}, this problem has {blocks:,}"
@@ -145,16 +144,14 @@ def why_not(problem, device):
 
 
 def packing_blocks(problem, cut):
-    return ceil_div(problem.groups * cut.depth * cut.filters, THREADS)
-
-
-def summing_blocks(problem, cut):
-    """A thread for every sum, those that pad a tile too."""
-    return cut.partial_bytes // (cut.splits * problem.accumulate.itemsize * THREADS)
+    """A thread for every weight, and for every count."""
+    return ceil_div(max(problem.groups * cut.depth * cut.filters, cut.split_tiles), THREADS)
 
 
 def packed_bytes(problem, device):
-    return cut_for(problem, device).packed_bytes
+    """Behind the weights, a count for each split tile: zero before a call, and zero again behind it."""
+    cut = cut_for(problem, device)
+    return cut.packed_bytes + round_up(COUNT_BYTES * cut.split_tiles, 64)
 
 
 def workspace_bytes(problem, device):
@@ -181,7 +178,7 @@ class Lying(NamedTuple):
 
 
 def sources(problem, device, wide=False, lying=None):
-    """The kernels: pack the weights, multiply, and add the splits; by default for arrays as the layout has them."""
+    """The kernels: pack the weights, and multiply; by default for arrays as the layout has them."""
     lying = lying or lying_as_planned(problem)
     cut = cut_for(problem, device)
     return sources_of(problem, cut, stages_held(cut.tile, device), wide, lying)
@@ -197,13 +194,11 @@ def lying_as_planned(problem):
 @lru_cache(maxsize=4096)
 def sources_of(problem, cut, stages, wide, lying):
     shared = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
-    shared += (("SPLIT", int(cut.splits > 1)), ("ALONG_FILTERS", int(lying.along_filters)))
     whole = tuple(int(problem.Cg % channels == 0) for channels in (chunk_of(problem), depth_of(problem)))
     own = (*shared, *constants(problem, cut.tile, stages), *zip(("WHOLE", "ONE_TAP"), whole, strict=True))
     own += (("TOGETHER", int(lying.together)), ("TAPS_INNER", int(cut.taps_inner)), ("RUN", lying.run))
-    shared += (("TILE_M", cut.tile.rows), ("TILE_K", cut.tile.filters))
-    multiplying = (CudaSource("tensor_core.cu", name, own) for name in ("pack_filters", "conv2d_tensor_core"))
-    return (*multiplying, CudaSource("sum_splits.cu", "sum_splits", shared))
+    own += (("SPLIT", int(cut.splits > 1)), ("ALONG_FILTERS", int(lying.along_filters)))
+    return tuple(CudaSource("tensor_core.cu", name, own) for name in ("pack_filters", "conv2d_tensor_core"))
 
 
 def lying_of(problem, x, y, residual):
@@ -223,9 +218,14 @@ def lying_of(problem, x, y, residual):
 def pack(problem, device, w, packed, stream=None):
     """Write w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), stage by stage."""
     cut, wide = cut_for(problem, device), is_wide(problem, w=w)
-    kernel, *_ = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying_as_planned(problem))
-    arguments = (w, packed, problem_struct(problem, w=w), cut_struct(problem, cut))
+    kernel, _ = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying_as_planned(problem))
+    arguments = (w, packed, counts_in(packed, cut), problem_struct(problem, w=w), cut_struct(problem, cut))
     launch(kernel, packing_blocks(problem, cut), THREADS, arguments, stream=stream)
+
+
+def counts_in(packed, cut):
+    """How many splits of each split tile have come, behind the packed weights; None if there are none."""
+    return packed[cut.packed_bytes :] if cut.splits > 1 else None
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
@@ -235,15 +235,13 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     """
     cut, packed = cut_for(problem, device), w
     if w.ndim == 4:
-        packed, workspace = workspace[: cut.packed_bytes], workspace[cut.packed_bytes :]
+        size = packed_bytes(problem, device)
+        packed, workspace = workspace[:size], workspace[size:]
         pack(problem, device, w, packed, stream)
     struct, part = problem_struct(problem, x, None, y, bias, residual), cut_struct(problem, cut)
     partial = workspace if cut.splits > 1 else None
     wide, lying = is_wide(problem, x, None, y, residual), lying_of(problem, x, y, residual)
-    _, multiply, add = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying)
+    _, multiply = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying)
 
-    arguments = (x, packed, y, bias, residual, partial, struct, part)
+    arguments = (x, packed, y, bias, residual, partial, counts_in(packed, cut), struct, part)
     launch(multiply, cut.blocks, cut.tile.threads, arguments, stream=stream)
-    if cut.splits > 1:
-        arguments = (partial, y, bias, residual, struct, part, np.int32(cut.splits))
-        launch(add, summing_blocks(problem, cut), THREADS, arguments, stream=stream)

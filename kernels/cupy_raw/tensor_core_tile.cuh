@@ -153,17 +153,3 @@ __device__ __forceinline__ void leave_sums(const Sums& sums, Accumulator* to, in
             #pragma unroll
             for (int e = 0; e < 4; ++e) to[e % 2 * pitch + i * 16 + e / 2 * 8] = sums[i][j][e];
 }
-
-// The same with a row for each pixel, filters side by side.
-__device__ __forceinline__ void leave_sums_along_filters(const Sums& sums, Accumulator* to, int64 pitch)
-{
-    const int lane = threadIdx.x % 32;
-    to += lane / 4 * pitch + lane % 4 * 2;
-    #pragma unroll
-    for (int i = 0; i < BLOCKS_M; ++i)
-        #pragma unroll
-        for (int half = 0; half < 2; ++half, to += 8 * pitch)
-            #pragma unroll
-            for (int j = 0; j < BLOCKS_K; ++j)
-                *reinterpret_cast<float2*>(&to[j * 8]) = make_float2(sums[i][j][half * 2], sums[i][j][half * 2 + 1]);
-}

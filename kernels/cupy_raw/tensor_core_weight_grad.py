@@ -13,13 +13,14 @@ import numpy as np
 
 from .. import gpu_cost as cost
 from ..launching import CudaSource, ceil_div, launch
-from .cut import DIVISOR, divisor, round_up
+from .cut import DIVISOR, chosen, divisor, round_up
 from .parameters import is_wide, problem_struct, type_constants, window_constants
 from .tensor_core_tile import (
     SMALL,
     VECTOR,
     Tile,
     aligned,
+    blocks_per_sm,
     chunk_of,
     constants,
     depth_of,
@@ -28,9 +29,15 @@ from .tensor_core_tile import (
     stage_slots,
     stages_held,
 )
-from .weight_grad import MOST_SPLITS, PARTIAL_BYTES, THREADS, cut_reasons, splits_struct
-
-FEWEST_STAGES = 8  # of one split: its prologue and its sums must pay
+from .weight_grad import (
+    MOST_SPLITS,
+    THREADS,
+    affordable,
+    cut_reasons,
+    fills,
+    is_busy,
+    splits_struct,
+)
 
 TILES = (
     Tile(128, 128, 64, 64),
@@ -58,6 +65,7 @@ class Cut(NamedTuple):
     """How the product is cut into blocks; filters, columns and pixels of a split as `struct Splits` has them."""
 
     tile: Tile
+    blocks_per_sm: int
     taps_inner: bool
     filters: int
     columns: int
@@ -65,8 +73,16 @@ class Cut(NamedTuple):
     splits: int
     partial_bytes: int
 
+    tiles: int
+
     def grid(self, problem):
-        return problem.groups * (self.columns // self.tile.rows) * (self.filters // self.tile.filters), self.splits
+        return self.tiles, self.splits
+
+    def fills(self, device):
+        return fills(self, device)
+
+    def is_busy(self, device):
+        return is_busy(self, device)
 
 
 class Lying(NamedTuple):
@@ -83,16 +99,15 @@ def tiles_of(problem):
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    """The cut that is predicted to be the fastest."""
-    cuts = [cut_of(problem, tile, splits) for tile in tiles_of(problem) for splits in possible_splits(problem)]
-    affordable = [cut for cut in cuts if cut.partial_bytes <= PARTIAL_BYTES or cut.splits == 1]
-    return min(affordable, key=lambda cut: seconds(problem, device, cut))
+    """Of those that cut.py would choose from."""
+    cuts = (cut_of(problem, tile, splits) for tile in tiles_of(problem) for splits in possible_splits(problem))
+    return chosen(device, {cut: seconds(problem, device, cut) + 2 * cost.LAUNCH for cut in affordable(cuts)})
 
 
 def possible_splits(problem):
-    """1, and more by about a tenth each time, as long as each split has FEWEST_STAGES."""
-    most = min(ceil_div(problem.reduction, depth_of(problem)) // FEWEST_STAGES, MOST_SPLITS)
-    return sorted({1, *(min(most, math.ceil(1.1**i)) for i in range(59) if most > 0)})
+    """1, and more by about a tenth each time, up to a stage for each."""
+    most = min(ceil_div(problem.reduction, depth_of(problem)), MOST_SPLITS)
+    return sorted({min(most, math.ceil(1.1**i)) for i in range(59)})
 
 
 def cut_of(problem, tile, splits):
@@ -103,7 +118,8 @@ def cut_of(problem, tile, splits):
     channels = problem.Cg if taps_inner else round_up(problem.Cg, chunk_of(problem))
     filters, columns = round_up(problem.Kg, tile.filters), round_up(problem.R * problem.S * channels, tile.rows)
     partial = splits * problem.groups * filters * columns * problem.accumulate.itemsize
-    return Cut(tile, taps_inner, filters, columns, stages * depth, splits, partial)
+    resident, tiles = blocks_per_sm(tile, problem.precision), filters // tile.filters * (columns // tile.rows)
+    return Cut(tile, resident, taps_inner, filters, columns, stages * depth, splits, partial, problem.groups * tiles)
 
 
 def seconds(problem, device, cut):
@@ -118,7 +134,7 @@ def seconds(problem, device, cut):
     slots = cut.pixels / depth * stage_slots(problem, device, tile, beside) + other_slots(tile)
     multiply = WAITING * cost.block_seconds(device, math.prod(cut.grid(problem)), tile.threads, slots)
     least = cost.memory_seconds(problem, device)
-    return max(multiply, least) + cost.memory_seconds(problem, device, 2 * cut.partial_bytes) - least
+    return max(multiply, least) + cost.passing_seconds(device, cut.partial_bytes)
 
 
 def why_not(problem, device):

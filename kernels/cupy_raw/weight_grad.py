@@ -13,13 +13,17 @@ import numpy as np
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
+from . import waves
+from .cut import chosen, round_up
 from .parameters import is_wide, problem_struct, size_reasons, type_constants, window_constants
 
 DEPTH = 8  # pixels per stage, as in gemm_layout.cuh
 EACH = {4: 8, 8: 4}  # filters, and columns, per thread of register_tile.cuh, by the bytes of a sum
 THREADS = 256  # of finish_weight_grad
 TILES = ((16, 16), (16, 8), (8, 16), (8, 8))  # filters x columns, in EACH
-FEWEST_STAGES = 32  # of one split: its prologue and its sums must pay
+FEWEST_STAGES = 2  # of one split
+WARPS_PER_SM = {256: 16}  # that register_tile.cuh asks the compiler for, by a block's threads; FEWER otherwise
+FEWER_WARPS = 12
 MOST_SPLITS = 256
 PARTIAL_BYTES = 64 << 20  # of sums in the workspace, at most, unless one split has more
 
@@ -46,21 +50,46 @@ class Cut(NamedTuple):
     splits: int
     partial_bytes: int
 
+    tiles: int
+
+    @property
+    def blocks_per_sm(self):
+        return WARPS_PER_SM.get(self.threads, FEWER_WARPS) * 32 // self.threads
+
     def grid(self, problem):
-        return problem.groups * (self.columns // self.tile_m) * (self.filters // self.tile_k), self.splits
+        return self.tiles, self.splits
+
+    def fills(self, device):
+        return fills(self, device)
+
+    def is_busy(self, device):
+        return is_busy(self, device)
+
+
+def fills(cut, device):
+    """Whether its last wave is full, or split."""
+    return cut.splits > 1 or waves.last_wave(cut.tiles, cost.sm_count(device) * cut.blocks_per_sm) >= waves.FULL
+
+
+def is_busy(cut, device):
+    return cut.splits > 1 or waves.busy(cut.tiles, cost.sm_count(device)) >= waves.FULL
+
+
+def affordable(cuts):
+    """Those whose sums stay within PARTIAL_BYTES, and those that are not split."""
+    return [cut for cut in cuts if cut.partial_bytes <= PARTIAL_BYTES or cut.splits == 1]
 
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    """The cut that is predicted to be the fastest."""
+    """Of those that cut.py would choose from."""
     each = EACH[problem.accumulate.itemsize]
     cuts = [
         cut_of(problem, tile_k * each, tile_m * each, splits)
         for tile_k, tile_m in TILES
         for splits in possible_splits(problem)
     ]
-    affordable = [cut for cut in cuts if cut.partial_bytes <= PARTIAL_BYTES or cut.splits == 1]
-    return min(affordable, key=lambda cut: seconds(problem, device, cut))
+    return chosen(device, {cut: seconds(problem, device, cut) + 2 * cost.LAUNCH for cut in affordable(cuts)})
 
 
 def possible_splits(problem):
@@ -77,11 +106,8 @@ def cut_of(problem, tile_k, tile_m, splits):
     columns = round_up(problem.Cg * problem.R * problem.S, tile_m)
     partial = splits * problem.groups * filters * columns * itemsize
     threads = tile_k * tile_m // EACH[itemsize] ** 2
-    return Cut(tile_k, tile_m, threads, filters, columns, stages * DEPTH, splits, partial)
-
-
-def round_up(size, multiple):
-    return ceil_div(size, multiple) * multiple
+    tiles = problem.groups * (columns // tile_m) * (filters // tile_k)
+    return Cut(tile_k, tile_m, threads, filters, columns, stages * DEPTH, splits, partial, tiles)
 
 
 def seconds(problem, device, cut):
@@ -89,7 +115,7 @@ def seconds(problem, device, cut):
     macs = cut.tile_k * cut.tile_m * cut.pixels
     slots = macs * (SLOTS_PER_MULTIPLY_ADD + cost.multiply_slots(problem, device)) + THREAD_SLOTS * cut.threads
     multiply = cost.block_seconds(device, math.prod(cut.grid(problem)), cut.threads, slots)
-    return WAITING * multiply + cost.memory_seconds(problem, device, 2 * cut.partial_bytes)
+    return WAITING * multiply + cost.memory_seconds(problem, device) + cost.passing_seconds(device, cut.partial_bytes)
 
 
 def why_not(problem, device):

@@ -62,12 +62,16 @@ def transformed(problem):
 
 @lru_cache(maxsize=1024)
 def matrices(problem, device):
-    """The matrices' sizes, as im2col has them; its columns_bytes are those of the columns, the products lie behind."""
+    """The matrices' sizes, as im2col has them; its columns_bytes are those of the columns, the products lie behind.
+
+    Slices are equally large: a small last one would leave multiprocessors idle.
+    """
     products = transformed(problem)
     sizes = im2col.matrices(products, device)
     column = products.groups * sizes.depth * problem.accumulate.itemsize
     affordable = WORKSPACE_BYTES // (column + product_bytes(problem, 1)) // sizes.tile_m * sizes.tile_m
-    pixels = min(sizes.pixels, max(affordable, sizes.tile_m))
+    slices = ceil_div(products.W, max(affordable, sizes.tile_m))
+    pixels = im2col.round_up(ceil_div(products.W, slices), sizes.tile_m)
     return sizes._replace(pixels=pixels, columns_bytes=pixels * column)
 
 

@@ -11,7 +11,6 @@ from benchmarks import waves
 from benchmarks.__main__ import main
 from convlib import device
 from convlib.kernels.cupy_raw import cut
-from convlib.kernels.gpu_cost import LAUNCH
 
 A100, H100 = device.named("sm_80"), device.named("sm_90")
 
@@ -39,14 +38,41 @@ def test_a_layer_of_two_stages_fills_its_wave_by_slices_of_a_block(place, tile):
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("images", [1, 32])
 def test_tensor_cores_fill_their_last_wave_or_are_split_where_that_costs_no_more(images, layout, place):
-    """Those left have one stage, which nothing splits, or are so short that a launch is a third of them."""
+    """Those left have one stage, which nothing splits, or all that fill would cost more than DEARER allows."""
     found = waves.rows(place, images, layout, product="tensor_core")
     assert len(found) == 52
     left = [row for row in found if not row.passes]
-    assert len(left) <= 7
+    assert len(left) <= (6 if images > 1 else 2)
     for row in left:
-        assert row.dearer is None or row.dearer > 1.1 + LAUNCH / row.predicted_seconds, row
+        assert row.dearer is None or row.dearer > waves.waves.DEARER, row
         assert row.busy >= 0.7 or row.limited_by == "launches", row
+
+
+@pytest.mark.parametrize("place", [A100, H100], ids=lambda place: f"{place.sm_count}_multiprocessors")
+@pytest.mark.parametrize("product", waves.PRODUCTS)
+@pytest.mark.parametrize("images", [1, 32])
+def test_weight_gradients_fill_their_last_wave_or_are_split(images, product, place):
+    found = waves.rows(place, images, "NCHW", product=product, pass_="weight_grad")
+    assert len(found) == (62 if product == "implicit_gemm" else 52)
+    left = [row for row in found if not row.passes]
+    assert len(left) <= (3 if images == 1 else 0), left
+    assert all(row.busy >= 0.5 for row in left), left
+
+
+def test_a_strided_input_gradient_has_a_row_for_each_window_of_its_phases():
+    found = waves.rows(A100, 32, "NCHW", ["resnet50"], "tensor_core", "input_grad")
+    (layer,) = {row.layer.partition(",")[0] for row in found if "128x56x56-128-3x3/2" in row.layer}
+    assert [row.layer.partition(", ")[2] for row in found if row.layer.startswith(layer)] == [
+        "1x1 of it", "1x2 of it", "2x1 of it", "2x2 of it",
+    ]  # fmt: skip
+    assert {row.layer for row in found if not row.passes} <= {"512x28x28-128-1x1"}
+
+
+def test_the_slices_of_a_batched_winograd_are_listed_where_it_is_chosen():
+    found = waves.rows(A100, 32, "NCHW", ["vgg16"])
+    slices = [row for row in found if row.kernel == "winograd_batched"]
+    assert len(slices) >= 8
+    assert all(", slice of " in row.layer and row.blocks > 108 for row in slices)
 
 
 def test_a_last_wave_is_split_and_the_waves_before_it_are_whole():

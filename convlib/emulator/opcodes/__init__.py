@@ -58,7 +58,7 @@ from .floats import (
 )
 from .flow import block_barrier, branch, indexed_branch, leave, trap
 from .integers import funnel_shift, logic_of_three, product, product_and_sum, saturating_sum, set_bits
-from .loads_and_stores import atomic, load, nothing, store
+from .loads_and_stores import atomic, fence, load, nothing, store
 from .matrices import load_matrices, multiply_matrices
 from .warps import active_mask, reduce_warp, shuffle, vote, warp_barrier
 
@@ -220,8 +220,8 @@ TABLE = (
     row("ldmatrix", "b16", "sync aligned m8n8 x1 x2 x4 trans shared shared::cta", LDMATRIX, load_matrices,
         aligned=True),
     row("mma", "f32", "sync aligned m16n8k16 m16n8k8 m16n8k4 row col", MMA, multiply_matrices, aligned=True),
-    row("membar", "", "cta gl sys", CONTROL, nothing),
-    row("fence", "", "sc acq_rel acquire release cta gpu sys cluster", CONTROL, nothing),
+    row("membar", "", "cta gl sys", CONTROL, fence),
+    row("fence", "", "sc acq_rel acquire release cta gpu sys cluster", CONTROL, fence),
     row("prefetch", "", "global local L1 L2", CONTROL, nothing),
     row("nanosleep", "u32", "", CONTROL, nothing),
     row("bra", "", "uni", CONTROL, branch, ends_segment=True, handles_guard=True),

@@ -1,4 +1,4 @@
-"""ld, st, atom, red: loads, stores and atomics, and what they count as traffic."""
+"""ld, st, atom, red, fence: loads, stores and atomics, and what they count as traffic; what fences order."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from numba import njit
 from .. import accesses, checks, registers
 from ..counters import Traffic
 from ..dtypes import BITS, DTYPES
+from ..fences import for_the_whole_gpu
 from ..parser import SIZES, Symbol
 from .parts import elements, space_name, type_of
 
@@ -169,6 +170,8 @@ def atomic(machine, instruction):
             atomic_update(memory, index, good, shift, operation, value, other, old)
         if out is not None:
             np.copyto(out, old, where=good)
+        if machine.fences.used and space.name == "global":
+            machine.fences.update(good, at)
 
     def run(mask):
         lanes = machine.here if mask is None else mask
@@ -180,6 +183,13 @@ def atomic(machine, instruction):
     return run
 
 
+def fence(machine, instruction):
+    """It changes no value here; what it orders among blocks, fences.py tells."""
+    if not (machine.checked and for_the_whole_gpu(instruction)):
+        return lambda mask: None
+    return lambda mask: machine.fences.fence(machine.here if mask is None else mask)
+
+
 def nothing(machine, instruction):
-    """Fences, prefetches, naps: they change no value here, and order nothing in the race check."""
+    """Prefetches, naps: they change no value here, and order nothing in the race check."""
     return lambda mask: None

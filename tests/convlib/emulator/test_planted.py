@@ -84,6 +84,7 @@ EXPECTED = {
     "right_switch": switched,
     "right_own_element": lambda x: x[:64] + x[64:],
     "right_widened_load": lambda x: x[:64],
+    "right_fences": lambda x: x.reshape(2, 64)[:, ::-1].ravel(),
 }
 
 
