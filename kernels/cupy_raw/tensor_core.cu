@@ -83,7 +83,7 @@
 // cores while surpassing the FP32 theoretical peak performance, 2022.
 //
 // Compiled with problem.cuh's, epilogue.cuh's and tensor_core_tile.cuh's constants, -DTOGETHER (x's channels lie side
-// by side in aligned chunks), -DTAPS_INNER, -DWHOLE (no chunk ends amid the channels), -DONE_TAP (nor does a stage),
+// by side in aligned chunks), -DTAPS_INNER, -DDROPPED (channels that a group's last chunk repeats), -DONE_TAP (no stage ends amid the channels),
 // -DALONG_FILTERS (y's filters lie side by side, not its pixels), -DRUN (how many a thread stores at once), -DSPLIT.
 
 #include "cut_job.cuh"
@@ -118,25 +118,80 @@ alignas(128) __shared__ unsigned char memory[MEMORY_BYTES];
 // Where chunk `column` of row `row` lies within a stage's pixels, or filters.
 __device__ __forceinline__ int place_of(int row, int column) { return (row * CHUNKS + (column ^ row >> 1 & 3)) * 16; }
 
-// Which chunk of the reduction: CHUNK channels of one tap from `channel` on; taps inner: the steps from `channel` on.
-struct Spot {
-    int tap, channel;
+// Of small windows, the bits of the taps in the last column.
+constexpr bool BITS = TAPS + CHUNKS <= 32;
+constexpr unsigned last_column()
+{
+    unsigned bits = 0;
+    for (int tap = S - 1; BITS && tap < TAPS; tap += S) bits |= 1u << tap;
+    return bits;
+}
+constexpr unsigned LAST_COLUMN = last_column();
 
-    __device__ __forceinline__ void advance(int steps, const Cut& cut)
+// Which chunk of the reduction: CHUNK channels of one tap (r, s) from `channel` on; taps inner: the steps from it on.
+struct Spot {
+    int channel, r, s;
+    unsigned bit;              // among the taps, see Inside
+    Offset step;               // how far it lies from the first channel of a window's top left
+    Offset to_right, to_next;  // of that: from the last part of a tap to the first of the one beside it, of the next row
+
+    // As far as it goes at once, which passes the end of one tap at most: none has fewer channels than a chunk has.
+    static constexpr int PART = ONE_TAP ? DEPTH : CHUNK;
+
+    __device__ __forceinline__ void start(const Problem& problem, const Cut& cut, int d)
     {
-        channel += steps;
-        if constexpr (ONE_TAP && !TAPS_INNER) {
-            if (channel >= cut.channels) channel -= cut.channels, ++tap;
-        } else if constexpr (!TAPS_INNER) {
-            for (; channel >= cut.channels; ++tap) channel -= cut.channels;
+        const int tap = TAPS_INNER ? 0 : d / cut.channels;
+        channel = TAPS_INNER ? d : d % cut.channels, r = tap / S, s = tap % S, bit = 1u << tap % 32;
+        step = offset(problem.x, 0, channel, r * DILATION_H, s * DILATION_W);
+        to_right = offset(problem.x, 0, PART - cut.channels, 0, DILATION_W);
+        to_next = offset(problem.x, 0, PART - cut.channels, DILATION_H, (1 - S) * DILATION_W);
+        if constexpr (!WIDE) asm volatile("" : "+r"(to_right), "+r"(to_next));
+    }
+
+    __device__ __forceinline__ void advance(const Problem& problem, const Cut& cut, int parts = 1)
+    {
+        #pragma unroll
+        for (int i = 0; i < parts; ++i) {
+            channel += PART;
+            if constexpr (TAPS_INNER) continue;
+            const bool passed = channel >= cut.channels;
+            const bool last = S == 1 || (BITS ? bit & LAST_COLUMN : s == S - 1);
+            const Offset on = last ? to_next : to_right;
+            step += passed ? on : offset(problem.x, 0, PART, 0, 0);
+            channel -= passed ? cut.channels : 0, bit += passed ? bit : 0;
+            r += passed && last, s = !passed ? s : last ? 0 : s + 1;
         }
+    }
+};
+
+// Which taps of a pixel's window lie in the image. Of small windows a bit for each, found once; chunks that pad the last
+// stage are of up to three taps more, which lie outside.
+struct Inside {
+    int h, w;       // top left; h is far outside where there is no such pixel
+    unsigned taps;  // if BITS
+
+    __device__ __forceinline__ void start(const Problem& problem, int top, int left)
+    {
+        h = top, w = left, taps = 0;
+        #pragma unroll
+        for (int tap = 0; BITS && tap < TAPS; ++tap) taps |= (unsigned)contains(problem, tap / S, tap % S) << tap;
+    }
+
+    __device__ __forceinline__ bool contains(const Problem& problem, int r, int s) const
+    {
+        return (unsigned)(h + r * DILATION_H) < problem.H && (unsigned)(w + s * DILATION_W) < problem.W;
+    }
+
+    __device__ __forceinline__ bool contains(const Problem& problem, const Spot& spot) const
+    {
+        return BITS ? taps & spot.bit : spot.r < R && contains(problem, spot.r, spot.s);
     }
 };
 
 // The windows of a thread's pixels, and how far it has walked along the reduction.
 struct Walk {
-    int h[OWN], w[OWN];    // top left of each window; far outside where there is no such pixel
-    Offset corner[OWN];    // its address
+    Inside inside[OWN];
+    Offset corner[OWN];    // address of each window's top left
     Spot spot;             // of the thread's first column in the next stage to fetch
     int first_place;       // of its first chunk, in a stage
     uint4 held[OWN * COLUMNS];
@@ -164,19 +219,13 @@ struct Walk {
             const bool exists = pixel < cut.pixels;
             const int q = pixel % problem.Q; pixel /= problem.Q;
             const int p = pixel % problem.P, n = pixel / problem.P;
-            h[j] = exists ? p * STRIDE_H - problem.top : -0x40000000;
-            w[j] = q * STRIDE_W - problem.left;
-            corner[j] = offset(problem.x, n, group * problem.Cg, exists ? h[j] : 0, w[j]);
+            const int h = p * STRIDE_H - problem.top, w = q * STRIDE_W - problem.left;
+            inside[j].start(problem, exists ? h : -0x40000000, w);
+            corner[j] = offset(problem.x, n, group * problem.Cg, exists ? h : 0, w);
         }
-        const int d = stage * DEPTH + own_column(0) * CHUNK;
-        spot = TAPS_INNER ? Spot{0, d} : Spot{d / cut.channels, d % cut.channels};
+        spot.start(problem, cut, stage * DEPTH + own_column(0) * CHUNK);
         first_place = place_of(own_pixel(0), own_column(0));
         asm volatile("" : "+r"(first_place));  // or it is worked out anew in each stage
-    }
-
-    __device__ __forceinline__ bool contains(const Problem& problem, int j, int r, int s) const
-    {
-        return (unsigned)(h[j] + r * DILATION_H) < problem.H && (unsigned)(w[j] + s * DILATION_W) < problem.W;
     }
 
     // Bring the next stage: into `stage` at once, by cp.async, or into registers, whence `put` takes it.
@@ -184,21 +233,18 @@ struct Walk {
                                           const Cut& cut)
     {
         if constexpr (TOGETHER) {
-            const int r = spot.tap / S, s = spot.tap % S;
-            const Offset step = offset(problem.x, 0, spot.channel, r * DILATION_H, s * DILATION_W);
             #pragma unroll
             for (int j = 0; j < OWN; ++j) {
-                const bool wanted = spot.tap < TAPS && contains(problem, j, r, s);
-                const Element* from = x + corner[j] + step;
+                const bool wanted = inside[j].contains(problem, spot);
+                const Element* from = x + (corner[j] + spot.step);
 #if __CUDA_ARCH__ >= 800
                 copy_async(own_place(stage, j, 0), from, wanted);
 #else
                 held[j] = wanted ? *reinterpret_cast<const uint4*>(from) : uint4{};
 #endif
             }
-            spot.advance(DEPTH, cut);
+            spot.advance(problem, cut, DEPTH / Spot::PART);
         } else {
-            Spot at = spot;
             Window windows[OWN];
             #pragma unroll
             for (int i = 0; i < COLUMNS; ++i) {
@@ -206,15 +252,15 @@ struct Walk {
                 for (int j = 0; j < OWN; ++j) {
                     uint4& chunk = held[j * COLUMNS + i];
                     if constexpr (TAPS_INNER) {
-                        chunk = of_taps(j, at.channel, x, problem);
+                        chunk = of_taps(j, spot.channel, x, problem);
                     } else {
-                        if (i == 0 || !ONE_TAP) windows[j] = window_of(j, at, problem);
-                        chunk = gathered(windows[j], ONE_TAP ? i * CHUNK : 0, problem.Cg - 1 - at.channel, x);
+                        if (i == 0 || !ONE_TAP) windows[j] = window_of(j, problem, cut);
+                        chunk = gathered(windows[j], ONE_TAP ? i * CHUNK : 0, x);
                     }
                 }
-                at.advance(CHUNK, cut);
+                if (!ONE_TAP) spot.advance(problem, cut);
             }
-            spot.advance(DEPTH, cut);
+            spot.advance(problem, cut, ONE_TAP ? 1 : CHUNKS - COLUMNS);
         }
     }
 
@@ -224,40 +270,46 @@ struct Walk {
         Chunk chunk;
         #pragma unroll
         for (int i = 0; i < CHUNK; ++i) {
-            const unsigned step = first + i, c = step / TAPS, r = step % TAPS / S, s = step % S;
-            const bool wanted = c < problem.Cg && contains(problem, j, r, s);
+            const unsigned step = first + i, c = step / TAPS, tap = step % TAPS, r = tap / S, s = tap % S;
+            const bool wanted = c < problem.Cg && inside[j].contains(problem, r, s);
             chunk.lane[i] = wanted ? x[corner[j] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)]
                                    : Element{};
         }
         return reinterpret_cast<const uint4&>(chunk);
     }
 
-    // Where a pixel's channels lie from `at` on. Loads need no conditions if what is outside is taken from x's first
-    // element, and dropped afterwards.
+    // Where a pixel's channels lie from `spot` on. Loads need no conditions if what is outside is taken from x's first
+    // element, and dropped afterwards. A group's last chunk ends with its last channel: it begins with DROPPED channels
+    // of the chunk before, which are dropped too.
     struct Window {
-        bool inside;
+        bool inside, last;
         Offset first, apart;
     };
 
-    __device__ __forceinline__ Window window_of(int j, const Spot& at, const Problem& problem) const
+    __device__ __forceinline__ Window window_of(int j, const Problem& problem, const Cut& cut) const
     {
-        const int r = at.tap / S, s = at.tap % S;
-        const bool inside = at.tap < TAPS && contains(problem, j, r, s);
-        const Offset first = corner[j] + offset(problem.x, 0, at.channel, r * DILATION_H, s * DILATION_W);
-        return {inside, inside ? first : 0, inside ? (Offset)problem.x.c : 0};
+        const bool wanted = inside[j].contains(problem, spot);
+        const bool last = DROPPED > 0 && spot.channel + CHUNK >= cut.channels;
+        const Offset first = corner[j] + spot.step - (last ? offset(problem.x, 0, DROPPED, 0, 0) : 0);
+        return {wanted, last, wanted ? first : 0, wanted ? (Offset)problem.x.c : 0};
     }
 
-    // The chunk from channel `from` of the window on; the group's last is number `last` of it.
-    static __device__ __forceinline__ uint4 gathered(const Window& window, int from, int last,
-                                                     const Element* __restrict__ x)
+    // The chunk from channel `from` of the window on.
+    static __device__ __forceinline__ uint4 gathered(const Window& window, int from, const Element* __restrict__ x)
     {
+        constexpr int IN_WORD = 4 / sizeof(Element);
         Chunk chunk;
         #pragma unroll
-        for (int i = 0; i < CHUNK; ++i) {
-            const Element element = x[window.first + (from + (WHOLE ? i : min(i, last))) * window.apart];
-            chunk.lane[i] = WHOLE || i <= last ? element : Element{};
+        for (int i = 0; i < CHUNK; ++i) chunk.lane[i] = x[window.first + (from + i) * window.apart];
+        unsigned(&words)[4] = reinterpret_cast<unsigned(&)[4]>(chunk);
+        #pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const bool kept = window.inside && !(window.last && (i + 1) * IN_WORD <= DROPPED);
+            const bool second = i * IN_WORD < DROPPED && DROPPED < (i + 1) * IN_WORD;
+            words[i] = kept ? words[i] : 0;
+            if (second && window.last) words[i] &= 0xffff0000;
         }
-        return window.inside ? reinterpret_cast<const uint4&>(chunk) : uint4{};
+        return reinterpret_cast<const uint4&>(chunk);
     }
 
     __device__ __forceinline__ void put(int stage) const
@@ -310,12 +362,13 @@ struct Bring {
     const Element* __restrict__ x;
     const Problem& problem;
     const Cut& cut;
+    const unsigned start;  // of all stages
     Walk pixels;
     FilterWalk filters;
 
     __device__ __forceinline__ void fetch(int place)
     {
-        const unsigned stage = shared_address(memory) + place;
+        const unsigned stage = start + place;
         pixels.fetch(stage, x, problem, cut);
         filters.fetch(stage + PIXEL_BYTES, cut.filters);
     }
@@ -337,6 +390,7 @@ struct Aim {
         const int lane = threadIdx.x % 32;
         pixels = place_of(warp.m + lane % 16, lane / 16 + warp.half * 2);
         filters = PIXEL_BYTES + place_of(warp.k + lane / 16 * 8 + lane % 8, lane / 8 % 2 + warp.half * 2);
+        asm volatile("" : "+r"(pixels), "+r"(filters));
     }
 };
 
@@ -474,13 +528,14 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
     const Tile tile(job.tile, cut);
     const int all = cut.depth / DEPTH, first = job.first_stage(cut), count = job.stages(cut, all);
 
-    Bring bring{x, problem, cut};
+    unsigned start = shared_address(memory);
+    asm volatile("" : "+r"(start));
+    Bring bring{x, problem, cut, start};
     bring.pixels.start(problem, cut, tile.first_pixel, tile.group, first);
     bring.filters.start(reinterpret_cast<const uint4*>(packed)
                         + (((int64)tile.group * all + first) * cut.filters + tile.first_filter) * CHUNKS);
     const Warp warp;
     const Aim aim(warp);
-    const unsigned start = shared_address(memory);
     Sums sums = {};
     multiply_stages<STAGE_BYTES>(count, bring, [&](int stage) { multiply_stage(sums, start + stage, aim); });
     add_halves(sums, warp, memory);
@@ -505,7 +560,10 @@ pack_filters(const Element* __restrict__ w, Element* __restrict__ packed, Proble
     const int64 stage = index / DEPTH / cut.filters;
     const int group = stage / (cut.depth / DEPTH), d = stage % (cut.depth / DEPTH) * DEPTH + index % DEPTH;
     const int tap = TAPS_INNER ? d % TAPS : d / cut.channels, c = TAPS_INNER ? d / TAPS : d % cut.channels;
-    const bool wanted = k < problem.Kg && c < problem.Cg && tap < TAPS;
-    const Element weight = wanted ? w[offset(problem.w, group * problem.Kg + k, c, tap / S, tap % S)] : Element{};
+    // A group's last chunk ends with its last channel, as Walk reads it.
+    const int dropped = DROPPED > 0 && c >= cut.channels - CHUNK ? DROPPED : 0;
+    const bool wanted = k < problem.Kg && c < problem.Cg + dropped && c % CHUNK >= dropped && tap < TAPS;
+    const int channel = c - dropped;
+    const Element weight = wanted ? w[offset(problem.w, group * problem.Kg + k, channel, tap / S, tap % S)] : Element{};
     packed[index] = PRECISE ? weight : as_taken(weight);
 }

@@ -37,6 +37,15 @@ __device__ __forceinline__ unsigned to_tf32(float value)
     return result;
 }
 
+// A float as the nearest TF32 number and what that leaves, exactly. cvt.rna.tf32 takes four instructions, as it looks
+// for NaNs; so three do for both numbers, not nine.
+__device__ __forceinline__ void split_tf32(unsigned& value, unsigned& rest)
+{
+    const unsigned nearest = value + 0x1000 & 0xffffe000;
+    rest = __float_as_uint(__uint_as_float(value) - __uint_as_float(nearest));
+    value = nearest;
+}
+
 // A weight as tensor cores take it.
 __device__ __forceinline__ float16 as_taken(float16 weight) { return weight; }
 __device__ __forceinline__ bfloat16 as_taken(bfloat16 weight) { return weight; }

@@ -198,8 +198,9 @@ def lying_as_planned(problem):
 def sources_of(problem, cut, stages, wide, lying):
     shared = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     shared += (("SPLIT", int(cut.splits > 1)), ("ALONG_FILTERS", int(lying.along_filters)))
-    whole = tuple(int(problem.Cg % channels == 0) for channels in (chunk_of(problem), depth_of(problem)))
-    own = (*shared, *constants(problem, cut.tile, stages), *zip(("WHOLE", "ONE_TAP"), whole, strict=True))
+    dropped = 0 if cut.taps_inner else -problem.Cg % chunk_of(problem)
+    own = (*shared, *constants(problem, cut.tile, stages), ("DROPPED", dropped))
+    own += (("ONE_TAP", int(problem.Cg % depth_of(problem) == 0)),)
     own += (("TOGETHER", int(lying.together)), ("TAPS_INNER", int(cut.taps_inner)), ("RUN", lying.run))
     shared += (("TILE_M", cut.tile.rows), ("TILE_K", cut.tile.filters))
     multiplying = (CudaSource("tensor_core.cu", name, own) for name in ("pack_filters", "conv2d_tensor_core"))

@@ -51,16 +51,16 @@ struct Warp {
     }
 };
 
-// Round floats to TF32, and in `rest` keep what that leaves, rounded too; 16-bit types are as they should be.
+// Round floats to TF32, and in `rest` keep what that leaves; 16-bit types are as they should be. What is left has at most
+// 12 bits, of which the tensor cores drop the last; and it keeps a NaN, whose bits the sum in `split_tf32` may carry away.
 template <int COUNT>
 __device__ __forceinline__ void round_matrices(unsigned (&values)[COUNT], unsigned (&rest)[COUNT])
 {
     if constexpr (sizeof(Element) == 4)
         #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
-            const float value = __uint_as_float(values[i]);
-            values[i] = to_tf32(value);
-            if constexpr (PRECISE) rest[i] = to_tf32(value - __uint_as_float(values[i]));
+            if constexpr (PRECISE) split_tf32(values[i], rest[i]);
+            else values[i] = to_tf32(__uint_as_float(values[i]));
         }
 }
 
