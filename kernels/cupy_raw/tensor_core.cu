@@ -319,7 +319,7 @@ struct Walk {
         for (int j = 0; j < OWN; ++j)
             #pragma unroll
             for (int i = 0; i < COLUMNS; ++i)
-                *reinterpret_cast<uint4*>(memory + own_place(stage, j, i)) = held[j * COLUMNS + i];
+                store_shared(own_place(stage, j, i), held[j * COLUMNS + i]);
     }
 };
 
@@ -353,7 +353,7 @@ struct FilterWalk {
         if constexpr (__CUDA_ARCH__ >= 800) return;
         #pragma unroll
         for (int j = 0; j < OWN_FILTERS; ++j)
-            *reinterpret_cast<uint4*>(memory + stage + first_place + j * THREADS * 16) = held[j];
+            store_shared(stage + first_place + j * THREADS * 16, held[j]);
     }
 };
 
@@ -362,15 +362,13 @@ struct Bring {
     const Element* __restrict__ x;
     const Problem& problem;
     const Cut& cut;
-    const unsigned start;  // of all stages
     Walk pixels;
     FilterWalk filters;
 
     __device__ __forceinline__ void fetch(int place)
     {
-        const unsigned stage = start + place;
-        pixels.fetch(stage, x, problem, cut);
-        filters.fetch(stage + PIXEL_BYTES, cut.filters);
+        pixels.fetch(place, x, problem, cut);
+        filters.fetch(place + PIXEL_BYTES, cut.filters);
     }
 
     __device__ __forceinline__ void put(int place) const
@@ -530,14 +528,14 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
 
     unsigned start = shared_address(memory);
     asm volatile("" : "+r"(start));
-    Bring bring{x, problem, cut, start};
+    Bring bring{x, problem, cut};
     bring.pixels.start(problem, cut, tile.first_pixel, tile.group, first);
     bring.filters.start(reinterpret_cast<const uint4*>(packed)
                         + (((int64)tile.group * all + first) * cut.filters + tile.first_filter) * CHUNKS);
     const Warp warp;
     const Aim aim(warp);
     Sums sums = {};
-    multiply_stages<STAGE_BYTES>(count, bring, [&](int stage) { multiply_stage(sums, start + stage, aim); });
+    multiply_stages<STAGE_BYTES>(count, bring, [&](int stage) { multiply_stage(sums, stage, aim); }, start);
     add_halves(sums, warp, memory);
 
     if (SPLIT && job.split != Job::WHOLE_TILE) {
