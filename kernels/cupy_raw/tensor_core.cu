@@ -271,7 +271,7 @@ struct Walk {
         #pragma unroll
         for (int i = 0; i < CHUNK; ++i) {
             const unsigned step = first + i, c = step / TAPS, tap = step % TAPS, r = tap / S, s = tap % S;
-            const bool wanted = c < problem.Cg && inside[j].contains(problem, r, s);
+            const bool wanted = c < problem.Cg && (BITS ? inside[j].taps >> tap & 1 : inside[j].contains(problem, r, s));
             chunk.lane[i] = wanted ? x[corner[j] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)]
                                    : Element{};
         }
