@@ -43,9 +43,9 @@ __device__ __forceinline__ unsigned to_tf32(float value)
     return result;
 }
 
-// A float as the nearest TF32 number and what that leaves, exactly; of that, too, tensor cores look at the first 11 bits
-// alone, all but the last. Three instructions; with cvt.rna.tf32, which looks for NaNs, there would be nine. The rest
-// of a NaN is one, whatever the carry makes of its number.
+// A float as the nearest TF32 number and what that leaves, exactly; of that, too, tensor cores look at the first 11
+// bits alone, all but the last. Three instructions; with cvt.rna.tf32, which looks for NaNs, there would be nine. The
+// rest of a NaN is one, whatever the carry makes of its number.
 __device__ __forceinline__ void split_tf32(unsigned& value, unsigned& rest)
 {
     const unsigned nearest = value + 0x1000 & 0xffffe000;

@@ -1,16 +1,16 @@
-// How the stages of tensor_core.cu are brought: at which chunk of the reduction a thread is, which taps of its windows lie
-// in the image, and where both lie in memory.
+// How the stages of tensor_core.cu are brought: at which chunk of the reduction a thread is, which taps of its windows
+// lie in the image, and where both lie in memory.
 //
 //     reduction   tap 0                       tap 1              a chunk: 16 bytes, some channels of one tap
 //                 +----+----+----+----+----+  +----+----+ ...    a stage: 4 chunks, of one tap or several
 //     Cg = 34     |  8 |  8 |  8 |  8 |xx 2|  |  8 |  8 |
 //                 +----+----+----+----+----+  +----+----+ ...    DROPPED = 6: x is read again, and is zero here
 //
-// A tap's last chunk ends with its last channel. Had it begun where the one before ends, each of its elements would need
-// a condition, 10 instructions in all instead of 3 to 4. The weights are zero there too, but zero times infinity is NaN.
-// What the stages have in common is found once: a bit for each tap of a window that lies in the image, and how far it is
-// from a tap to the next. A thread spends 8 instructions on each of its chunks' places in the reduction and 5 on each
-// pixel's chunk; on an element of 16 bits a load, its address, and half of one each to pack it and to drop what is
+// A tap's last chunk ends with its last channel. Had it begun where the one before ends, each of its elements would
+// need a condition, 10 instructions in all instead of 3 to 4. The weights are zero there too, but zero times infinity is
+// NaN. What the stages have in common is found once: a bit for each tap of a window that lies in the image, and how far
+// it is from a tap to the next. A thread spends 8 instructions on each of its chunks' places in the reduction and 5 on
+// each pixel's chunk; on an element of 16 bits a load, its address, and half of one each to pack it and to drop what is
 // outside.
 //
 // Compiled with tensor_core.cu's constants.
