@@ -69,13 +69,21 @@
 // tiles that these replaced, most of warps of 64 x 32 and less: 1,002 and 863, 6,793 and 3,882. Tiles of 128 x 32 and
 // less fill fewer waves: three of them, and the last one beside the six, left up to 10 of 52 layers a last wave under
 // four fifths, these 7.
-// Gathered, it needs stages of one tap. With several (channels not a multiple of 32) 128 x 64 falls to 64 to 78 % on
-// sm_90, 64 x 128 stays at 87 %; if chunks end amid the channels, 128 x 128 falls to 72 to 81 %, 64 x 128 too, 128 x 64
-// to 44 to 56 %: each element is 10 instructions then, and the launcher counts them. TF32 has the same cycles, and 230
-// to 357 instructions at most, 114 to 118 of the last of 64 x 64: 56 and 42 % there. PRECISE, whose warps are of 64 x
-// 32 and less, is bound by its rounding: 87 to 92 % on sm_90 at 128 x 128, 45 to 69 % with blocks of 64 x 64 and less.
-// What was learned: places in shared memory, worked out once and kept from the compiler (which holds them for cheap and
-// works them out anew in each stage), took 10 to 30 % of the instructions; one look at a stage's tap, not four, 20 %.
+// Gathered, these are stages of one tap. With several, and chunks that end amid the channels, the six take 171 to 177
+// instructions (halves), 285 to 290, and 128 x 64 239 and 408, and stand as above, but for 128 x 64 in halves on sm_90:
+// 82 %, 85 % where chunks end with the channels. Taps inner are 18 instructions an element, 55 % at 128 x 128 there.
+// TF32 has the same cycles and two instructions more for each register of x. PRECISE, whose warps are of 64 x 32 and
+// less, stands at 100 % on both where x is copied (426 instructions at 128 x 128, 262 in four warps of 32 x 32), and at
+// 85 to 86 % on sm_90 with warps of 32 x 16; gathered from several taps at 100, 91, 80 and 61 to 67 % there, by warps
+// from 64 x 32 down to 32 x 16.
+// What was learned. Places in shared memory, worked out once and kept from the compiler (which holds them for cheap and
+// works them out anew in each stage), took 10 to 30 % of the instructions, and those of ldmatrix 17 more of them; so
+// did the ring of stages with addresses for places, and how far it is from tap to tap. Two halves of a number in TF32
+// by integer addition instead of cvt.rna.tf32 took a third of PRECISE's. An element's address is one instruction as
+// long as the distance of channels is chosen for each window (zero outside): if it is the same for all, assemblers work
+// it out in bytes before the loop and add it in 64 bits, in two; so did a pointer that walks from channel to channel,
+// 278 instead of 241 instructions. Branches around loads that are outside cost more than the loads: 823 instead of 714,
+// with taps inner.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
 // Limits: float16 from sm_75 on, bfloat16 and float32 from sm_80 on.
 // Source: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020 (stages, swizzle, multistage loop); NVIDIA, PTX ISA;

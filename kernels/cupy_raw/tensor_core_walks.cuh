@@ -7,11 +7,11 @@
 //                 +----+----+----+----+----+  +----+----+ ...    DROPPED = 6: x is read again, and is zero here
 //
 // A tap's last chunk ends with its last channel. Had it begun where the one before ends, each of its elements would
-// need a condition, 10 instructions in all instead of 3 to 4. The weights are zero there too, but zero times infinity is
-// NaN. What the stages have in common is found once: a bit for each tap of a window that lies in the image, and how far
-// it is from a tap to the next. A thread spends 8 instructions on each of its chunks' places in the reduction and 5 on
-// each pixel's chunk; on an element of 16 bits a load, its address, and half of one each to pack it and to drop what is
-// outside.
+// need a condition, 10 instructions in all instead of 3 to 4. The weights are zero there too, but zero times infinity
+// is NaN. What the stages have in common is found once: a bit for each tap of a window that lies in the image, and how
+// far it is from a tap to the next. A thread spends 8 instructions on each of its chunks' places in the reduction and 5
+// on each pixel's chunk; on an element of 16 bits a load, its address, and half of one each to pack it and to drop what
+// is outside.
 //
 // Compiled with tensor_core.cu's constants.
 
