@@ -34,27 +34,27 @@
 // keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
 // cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
 // infinity becomes NaN there: it leaves infinity minus infinity.
-// Registers, of warps of 64 x 64: 186 to 242 in 16-bit types (128 of them sums), eight warps on a multiprocessor.
+// Registers, of warps of 64 x 64: 190 to 244 in 16-bit types (128 of them sums), eight warps on a multiprocessor.
 // What bounds the loop. An mma keeps the tensor core of a scheduler busy for 8 cycles on sm_80, 6.1 on sm_90. In that
 // time shared memory, which the four share, has 2 and 1.5 wavefronts of 128 bytes for each warp; ldmatrix takes four,
 // and so does the copy of 512 bytes. For a warp and a stage of float16, cycles and instructions, channels last and
 // gathered, and the tensor cores' share of the time on sm_80 and sm_90:
 //
 //     block     halves  mma   on sm_80, sm_90   ldmatrix, copies: shared   instructions  gathered     share
-//     128 x 128    1     64    512      392       16         8       384    164 to 172   258 to 261    100 %  100 %
-//     128 x  64    1     64    512      392       16        12       448    212 to 214   399 to 403    100 %   87 %
-//      64 x 128    1     64    512      392       16        12       448    167 to 175   262 to 265    100 %   87 %
-//     128 x 128    2     32    256      196        8         4       192    101 to 110   162 to 168    100 %  100 %
-//     128 x  64    2     32    256      196        8         6       224    121 to 129   213 to 219    100 %   87 %
-//      64 x 128    2     32    256      196        8         6       224    105 to 114   165 to 169    100 %   87 %
+//     128 x 128    1     64    512      392       16         8       384    138 to 140          233    100 %  100 %
+//     128 x  64    1     64    512      392       16        12       448    153 to 154   342 to 343    100 %   87 %
+//      64 x 128    1     64    512      392       16        12       448    142 to 143          237    100 %   87 %
+//     128 x 128    2     32    256      196        8         4       192     85 to  86          135    100 %  100 %
+//     128 x  64    2     32    256      196        8         6       224            94   186 to 188    100 %   87 %
+//      64 x 128    2     32    256      196        8         6       224     88 to  89          139    100 %   87 %
 //
 // with smaller warps (32 x 64 in 64 x 128 with two halves, 32 x 32 in the last two of 64 x 64, else 64 x 32):
 //
-//     128 x  64    1     32    256      196       12         6       288    125 to 133   218 to 222     89 %   68 %
-//      64 x 128    2     16    128       98        6         3       144     74 to  78   118 to 124     89 %   68 %
-//      64 x  64    2     16    128       98        6         4       160     85 to  94   142 to 148     80 %   61 %
-//      64 x  64    1     16    128       98        8         4       192     86 to  95   125 to 127     67 %   51 %
-//      64 x  64    2      8     64       49        4         2        96     69 to  73    95 to  99     67 %   50 %
+//     128 x  64    1     32    256      196       12         6       288     96 to  97   191 to 193     89 %   68 %
+//      64 x 128    2     16    128       98        6         3       144     57 to  58    88 to  91     89 %   68 %
+//      64 x  64    2     16    128       98        6         4       160            68          117     80 %   61 %
+//      64 x  64    1     16    128       98        8         4       192            69   118 to 120     67 %   51 %
+//      64 x  64    2      8     64       49        4         2        96     43 to  45    95 to  99     67 %   50 %
 //
 // What counts is how often a byte of shared memory is multiplied. It grows with the warp's tile, which 255 registers
 // end at 64 x 64, and with the block's: a tile of M x K stores M + K rows of 64 bytes in each stage and reads each at
@@ -69,21 +69,20 @@
 // tiles that these replaced, most of warps of 64 x 32 and less: 1,002 and 863, 6,793 and 3,882. Tiles of 128 x 32 and
 // less fill fewer waves: three of them, and the last one beside the six, left up to 10 of 52 layers a last wave under
 // four fifths, these 7.
-// Gathered, these are stages of one tap. With several, and chunks that end amid the channels, the six take 171 to 177
-// instructions (halves), 285 to 290, and 128 x 64 239 and 408, and stand as above, but for 128 x 64 in halves on sm_90:
-// 82 %, 85 % where chunks end with the channels. Taps inner are 18 instructions an element, 55 % at 128 x 128 there.
-// TF32 has the same cycles and two instructions more for each register of x. PRECISE, whose warps are of 64 x 32 and
-// less, stands at 100 % on both where x is copied (426 instructions at 128 x 128, 262 in four warps of 32 x 32), and at
-// 85 to 86 % on sm_90 with warps of 32 x 16; gathered from several taps at 100, 91, 80 and 61 to 67 % there, by warps
-// from 64 x 32 down to 32 x 16.
-// What was learned. Places in shared memory, worked out once and kept from the compiler (which holds them for cheap and
-// works them out anew in each stage), took 10 to 30 % of the instructions, and those of ldmatrix 17 more of them; so
-// did the ring of stages with addresses for places, and how far it is from tap to tap. Two halves of a number in TF32
-// by integer addition instead of cvt.rna.tf32 took a third of PRECISE's. An element's address is one instruction as
-// long as the distance of channels is chosen for each window (zero outside): if it is the same for all, assemblers work
-// it out in bytes before the loop and add it in 64 bits, in two; so did a pointer that walks from channel to channel,
-// 278 instead of 241 instructions. Branches around loads that are outside cost more than the loads: 823 instead of 714,
-// with taps inner.
+// Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 and 64 x
+// 128 take 285 to 290 instructions, 171 to 177 in halves, 128 x 64 408 and 239. All stand as above but 128 x 64 in
+// halves on sm_90: 82 %, 85 % where chunks do not end amid the channels. With taps inner an element is 18 instructions,
+// which leaves 55 % at 128 x 128 there. TF32 has the same cycles and two instructions more for each register of x.
+// PRECISE, whose warps are of 64 x 32 and less, stands at 100 % where x is copied (424 to 426 instructions at 128 x
+// 128), with warps of 32 x 16 at 85 to 86 % on sm_90; gathered from several taps there at 100 % with warps of 64 x 32,
+// 79 to 91 % with 32 x 32, 61 to 67 % with 32 x 16.
+// What was learned. Places in shared memory are worked out once and kept from the compiler, which holds them for cheap
+// and works them out anew in each stage: 10 to 30 % of the instructions, 17 for ldmatrix alone. So are distances from
+// tap to tap. Splitting floats by integer addition, not by cvt.rna.tf32, spares a third of PRECISE's instructions. An
+// element's address is one instruction because the distance between channels is chosen for each window (zero outside):
+// were it the same for all, the assembler would work it out in bytes before the loop and add it in 64 bits, which takes
+// two; a pointer that walks from channel to channel took two as well, 278 instead of 241. Branches around loads outside
+// the image cost more than the loads, with taps inner 823 instead of 714.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
 // Limits: float16 from sm_75 on, bfloat16 and float32 from sm_80 on.
 // Source: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020 (stages, swizzle, multistage loop); NVIDIA, PTX ISA;
