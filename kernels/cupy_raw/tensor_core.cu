@@ -35,25 +35,25 @@
 // keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
 // cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
 // infinity becomes NaN there: it leaves infinity minus infinity.
-// Registers, of warps of 64 x 64: 186 to 242 in 16-bit types (128 of them sums), eight warps on a multiprocessor.
+// Registers, of warps of 64 x 64: 190 to 244 in 16-bit types (128 of them sums), eight warps on a multiprocessor.
 // What bounds the loop. An mma keeps the tensor core of a scheduler busy for 8 cycles on sm_80, 6.1 on sm_90. In that
 // time shared memory, which the four share, has 2 and 1.5 wavefronts of 128 bytes for each warp; ldmatrix takes four,
 // and so does the copy of 512 bytes. For a warp and a stage of float16, cycles and instructions, channels last and
 // gathered, and the tensor cores' share of the time on sm_80 and sm_90:
 //
 //     block     halves  mma   on sm_80, sm_90   ldmatrix, copies: shared   instructions  gathered     share
-//     128 x 128    1     64    512      392       16         8       384    164 to 172   258 to 261    100 %  100 %
-//     128 x  64    1     64    512      392       16        12       448    212 to 214   399 to 403    100 %   87 %
-//     128 x 128    2     32    256      196        8         4       192    101 to 110   162 to 168    100 %  100 %
+//     128 x 128    1     64    512      392       16         8       384    138 to 140          233    100 %  100 %
+//     128 x  64    1     64    512      392       16        12       448    153 to 154   342 to 343    100 %   87 %
+//     128 x 128    2     32    256      196        8         4       192     85 to  86          135    100 %  100 %
 //
 // with smaller warps (64 x 32, 32 x 64, 64 x 32, 32 x 32, 32 x 48, 32 x 32):
 //
-//     128 x  64    1     32    256      196       12         6       288    125 to 133   218 to 222     89 %   68 %
-//      64 x 128    2     16    128       98        6         3       144     74 to  78   118 to 124     89 %   68 %
-//      64 x  64    2     16    128       98        6         4       160     85 to  94   142 to 148     80 %   61 %
-//      64 x  64    2      8     64       49        4         2        96     69 to  73    95 to  99     67 %   50 %
-//      32 x  96    2     12     96       74        5         4       144     78 to  81   114 to 118     67 %   51 %
-//      32 x  64    2      8     64       49        4         3       112     60 to  64    96 to  98     57 %   44 %
+//     128 x  64    1     32    256      196       12         6       288     96 to  97   191 to 193     89 %   68 %
+//      64 x 128    2     16    128       98        6         3       144     57 to  58    88 to  91     89 %   68 %
+//      64 x  64    2     16    128       98        6         4       160            68          117     80 %   61 %
+//      64 x  64    2      8     64       49        4         2        96     43 to  45    77 to  78     67 %   50 %
+//      32 x  96    2     12     96       74        5         4       144     AAAAAAAAAA   BBBBBBBBBB     67 %   51 %
+//      32 x  64    2      8     64       49        4         3       112     CCCCCCCCCC   DDDDDDDDDD     57 %   44 %
 //
 // What counts is how often a byte of shared memory is multiplied. It grows with the warp's tile, which 255 registers
 // end at 64 x 64, and with the block's: a tile of M x K stores M + K rows of 64 bytes in each stage and reads each at
@@ -65,14 +65,20 @@
 // four fifths on sm_90; at 32 images 0.5 % more than with all nine. These were picked, of 47 that fit registers and three
 // stages, to leave few last waves under four fifths; all 47 would save another 1 %. Of 52 layers up to 6 are left: those
 // of one stage, which nothing splits, and those where every cut that fills costs more than waves.DEARER.
-// Gathered, it needs stages of one tap. With several (channels not a multiple of 32) 128 x 64 falls to 64 to 78 % on
-// sm_90, 64 x 128 stays at 87 %; if chunks end amid the channels, 128 x 128 falls to 72 to 81 %, 64 x 128 too, 128 x 64
-// to 44 to 56 %: each element is 10 instructions then, and the launcher counts them. TF32 has the same cycles, and 230
-// to 357 instructions at most, 114 to 118 of those with warps of 32 x 32: 56 and 42 % there. PRECISE, whose warps are of
-// 64 x 32 and less, is bound by its rounding: 87 to 92 % on sm_90 at 128 x 128, 45 to 69 % with blocks of 64 x 64 and less.
-// What was learned: places in shared memory, worked out once and kept from the compiler (which holds them for cheap and
-// works them out anew in each stage), took 10 to 30 % of the instructions; one look at a stage's tap, not four, 20 %.
-// Sums that two branches leave, zero before they are added or kept, spill registers at 64 x 64; a mask does not.
+// Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 285 to
+// 290 instructions, 171 to 177 in halves, 128 x 64 408. All stand as above. With taps inner an element is 18
+// instructions, which leaves 55 % at 128 x 128 on sm_90. TF32 has the same cycles and two instructions more for each
+// register of x. PRECISE, whose warps are of 64 x 32 and less, stands at 100 % where x is copied (424 to 426 instructions
+// at 128 x 128), with warps of 32 x 16 at 85 to 86 % on sm_90; gathered from several taps there at 100 % with warps of
+// 64 x 32, 79 to 91 % with 32 x 32, 61 to 67 % with 32 x 16.
+// What was learned. Places in shared memory are worked out once and kept from the compiler, which holds them for cheap
+// and works them out anew in each stage: 10 to 30 % of the instructions, 17 for ldmatrix alone. So are distances from
+// tap to tap. Splitting floats by integer addition, not by cvt.rna.tf32, spares a third of PRECISE's instructions. An
+// element's address is one instruction because the distance between channels is chosen for each window (zero outside):
+// were it the same for all, the assembler would work it out in bytes before the loop and add it in 64 bits, which takes
+// two; a pointer that walks from channel to channel took two as well, 278 instead of 241. Branches around loads outside
+// the image cost more than the loads, with taps inner 823 instead of 714. Sums that two branches leave, zero before they
+// are added or kept, spill registers at 64 x 64; a mask does not.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
 // Limits: float16 from sm_75 on, bfloat16 and float32 from sm_80 on.
 // Source: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020 (stages, swizzle, multistage loop); NVIDIA, PTX ISA;
@@ -80,25 +86,14 @@
 // cores while surpassing the FP32 theoretical peak performance, 2022.
 //
 // Compiled with problem.cuh's, epilogue.cuh's and tensor_core_tile.cuh's constants, -DTOGETHER (x's channels lie side
-// by side in aligned chunks), -DTAPS_INNER, -DWHOLE (no chunk ends amid the channels), -DONE_TAP (nor does a stage),
-// -DALONG_FILTERS (y's filters lie side by side, not its pixels), -DRUN (how many a thread stores at once), -DSPLIT.
+// by side in aligned chunks), -DTAPS_INNER, -DDROPPED (channels that a group's last chunk repeats), -DONE_TAP (no stage
+// ends amid the channels), -DALONG_FILTERS (y's filters lie side by side, not its pixels), -DRUN (how many a thread
+// stores at once), -DSPLIT.
 
 #include "cut_job.cuh"
 #include "epilogue.cuh"
 #include "last_split.cuh"
-#include "tensor_core_tile.cuh"
-
-constexpr int CHUNKS = 4;                         // of a row of a stage
-constexpr int DEPTH = CHUNKS * CHUNK;             // reduction steps per stage
-constexpr int TAPS = R * S;
-
-constexpr int PIXEL_BYTES = TILE_M * CHUNKS * 16, STAGE_BYTES = PIXEL_BYTES + TILE_K * CHUNKS * 16;
-
-// A thread's part of a stage of pixels: OWN of them, COLUMNS chunks of each.
-constexpr int OWN = TOGETHER ? TILE_M * CHUNKS / THREADS : TILE_M > THREADS ? TILE_M / THREADS : 1;
-constexpr int COLUMNS = TOGETHER ? 1 : TILE_M * CHUNKS / THREADS / OWN;
-constexpr int OWN_FILTERS = TILE_K * CHUNKS / THREADS;
-static_assert(OWN * COLUMNS * THREADS == TILE_M * CHUNKS && OWN_FILTERS * THREADS == TILE_K * CHUNKS);
+#include "tensor_core_walks.cuh"
 
 // The way out, see `finish`: a warp's sums leave in slices of 16 pixels or 16 filters, whichever lie apart in memory.
 constexpr int SLICE = 16;
@@ -113,196 +108,6 @@ constexpr int EPILOGUE_BYTES = SLICES_BYTES + PLACES * sizeof(Place) + TILE_K * 
 constexpr int MEMORY_BYTES = STAGES * STAGE_BYTES > EPILOGUE_BYTES ? STAGES * STAGE_BYTES : EPILOGUE_BYTES;
 alignas(128) __shared__ unsigned char memory[MEMORY_BYTES];
 
-// Where chunk `column` of row `row` lies within a stage's pixels, or filters.
-__device__ __forceinline__ int place_of(int row, int column) { return (row * CHUNKS + (column ^ row >> 1 & 3)) * 16; }
-
-// Which chunk of the reduction: CHUNK channels of one tap from `channel` on; taps inner: the steps from `channel` on.
-struct Spot {
-    int tap, channel;
-
-    __device__ __forceinline__ void advance(int steps, const Cut& cut)
-    {
-        channel += steps;
-        if constexpr (ONE_TAP && !TAPS_INNER) {
-            if (channel >= cut.channels) channel -= cut.channels, ++tap;
-        } else if constexpr (!TAPS_INNER) {
-            for (; channel >= cut.channels; ++tap) channel -= cut.channels;
-        }
-    }
-};
-
-// The windows of a thread's pixels, and how far it has walked along the reduction.
-struct Walk {
-    int h[OWN], w[OWN];    // top left of each window; far outside where there is no such pixel
-    Offset corner[OWN];    // its address
-    Spot spot;             // of the thread's first column in the next stage to fetch
-    int first_place;       // of its first chunk, in a stage
-    uint4 held[OWN * COLUMNS];
-
-    static __device__ __forceinline__ int own_pixel(int j)
-    {
-        return TOGETHER ? threadIdx.x / CHUNKS + j * (THREADS / CHUNKS) : threadIdx.x % TILE_M + j * THREADS;
-    }
-    static __device__ __forceinline__ int own_column(int i)
-    {
-        return TOGETHER ? threadIdx.x % CHUNKS : threadIdx.x / TILE_M * COLUMNS + i;
-    }
-    // Its pixels lie a multiple of 8 rows apart, which are swizzled alike; its columns differ in their last bits.
-    __device__ __forceinline__ int own_place(int stage, int j, int i) const
-    {
-        return (stage + first_place ^ i * 16) + j * (TOGETHER ? THREADS / CHUNKS : THREADS) * CHUNKS * 16;
-    }
-
-    __device__ __forceinline__ void start(const Problem& problem, const Cut& cut, Index first_pixel, int group,
-                                          int stage)
-    {
-        #pragma unroll
-        for (int j = 0; j < OWN; ++j) {
-            Index pixel = first_pixel + own_pixel(j);
-            const bool exists = pixel < cut.pixels;
-            const int q = pixel % problem.Q; pixel /= problem.Q;
-            const int p = pixel % problem.P, n = pixel / problem.P;
-            h[j] = exists ? p * STRIDE_H - problem.top : -0x40000000;
-            w[j] = q * STRIDE_W - problem.left;
-            corner[j] = offset(problem.x, n, group * problem.Cg, exists ? h[j] : 0, w[j]);
-        }
-        const int d = stage * DEPTH + own_column(0) * CHUNK;
-        spot = TAPS_INNER ? Spot{0, d} : Spot{d / cut.channels, d % cut.channels};
-        first_place = place_of(own_pixel(0), own_column(0));
-        asm volatile("" : "+r"(first_place));  // or it is worked out anew in each stage
-    }
-
-    __device__ __forceinline__ bool contains(const Problem& problem, int j, int r, int s) const
-    {
-        return (unsigned)(h[j] + r * DILATION_H) < problem.H && (unsigned)(w[j] + s * DILATION_W) < problem.W;
-    }
-
-    // Bring the next stage: into `stage` at once, by cp.async, or into registers, whence `put` takes it.
-    __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ x, const Problem& problem,
-                                          const Cut& cut)
-    {
-        if constexpr (TOGETHER) {
-            const int r = spot.tap / S, s = spot.tap % S;
-            const Offset step = offset(problem.x, 0, spot.channel, r * DILATION_H, s * DILATION_W);
-            #pragma unroll
-            for (int j = 0; j < OWN; ++j) {
-                const bool wanted = spot.tap < TAPS && contains(problem, j, r, s);
-                const Element* from = x + corner[j] + step;
-#if __CUDA_ARCH__ >= 800
-                copy_async(own_place(stage, j, 0), from, wanted);
-#else
-                held[j] = wanted ? *reinterpret_cast<const uint4*>(from) : uint4{};
-#endif
-            }
-            spot.advance(DEPTH, cut);
-        } else {
-            Spot at = spot;
-            Window windows[OWN];
-            #pragma unroll
-            for (int i = 0; i < COLUMNS; ++i) {
-                #pragma unroll
-                for (int j = 0; j < OWN; ++j) {
-                    uint4& chunk = held[j * COLUMNS + i];
-                    if constexpr (TAPS_INNER) {
-                        chunk = of_taps(j, at.channel, x, problem);
-                    } else {
-                        if (i == 0 || !ONE_TAP) windows[j] = window_of(j, at, problem);
-                        chunk = gathered(windows[j], ONE_TAP ? i * CHUNK : 0, problem.Cg - 1 - at.channel, x);
-                    }
-                }
-                at.advance(CHUNK, cut);
-            }
-            spot.advance(DEPTH, cut);
-        }
-    }
-
-    __device__ __forceinline__ uint4 of_taps(int j, int first, const Element* __restrict__ x,
-                                             const Problem& problem) const
-    {
-        Chunk chunk;
-        #pragma unroll
-        for (int i = 0; i < CHUNK; ++i) {
-            const unsigned step = first + i, c = step / TAPS, r = step % TAPS / S, s = step % S;
-            const bool wanted = c < problem.Cg && contains(problem, j, r, s);
-            chunk.lane[i] = wanted ? x[corner[j] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W)]
-                                   : Element{};
-        }
-        return reinterpret_cast<const uint4&>(chunk);
-    }
-
-    // Where a pixel's channels lie from `at` on. Loads need no conditions if what is outside is taken from x's first
-    // element, and dropped afterwards.
-    struct Window {
-        bool inside;
-        Offset first, apart;
-    };
-
-    __device__ __forceinline__ Window window_of(int j, const Spot& at, const Problem& problem) const
-    {
-        const int r = at.tap / S, s = at.tap % S;
-        const bool inside = at.tap < TAPS && contains(problem, j, r, s);
-        const Offset first = corner[j] + offset(problem.x, 0, at.channel, r * DILATION_H, s * DILATION_W);
-        return {inside, inside ? first : 0, inside ? (Offset)problem.x.c : 0};
-    }
-
-    // The chunk from channel `from` of the window on; the group's last is number `last` of it.
-    static __device__ __forceinline__ uint4 gathered(const Window& window, int from, int last,
-                                                     const Element* __restrict__ x)
-    {
-        Chunk chunk;
-        #pragma unroll
-        for (int i = 0; i < CHUNK; ++i) {
-            const Element element = x[window.first + (from + (WHOLE ? i : min(i, last))) * window.apart];
-            chunk.lane[i] = WHOLE || i <= last ? element : Element{};
-        }
-        return window.inside ? reinterpret_cast<const uint4&>(chunk) : uint4{};
-    }
-
-    __device__ __forceinline__ void put(int stage) const
-    {
-        if constexpr (TOGETHER && __CUDA_ARCH__ >= 800) return;
-        #pragma unroll
-        for (int j = 0; j < OWN; ++j)
-            #pragma unroll
-            for (int i = 0; i < COLUMNS; ++i)
-                *reinterpret_cast<uint4*>(memory + own_place(stage, j, i)) = held[j * COLUMNS + i];
-    }
-};
-
-// The packed weights of the block's filters, in the order in which they lie in a stage, but for the swizzle.
-struct FilterWalk {
-    const uint4* next;  // this thread's first chunk of the next stage to fetch
-    int first_place;    // in a stage's filters
-    uint4 held[OWN_FILTERS];
-
-    __device__ __forceinline__ void start(const uint4* first)
-    {
-        next = first + threadIdx.x;
-        first_place = place_of(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS);
-        asm volatile("" : "+r"(first_place));
-    }
-
-    __device__ __forceinline__ void fetch(unsigned stage, int filters)
-    {
-        #pragma unroll
-        for (int j = 0; j < OWN_FILTERS; ++j)
-#if __CUDA_ARCH__ >= 800
-            copy_async(stage + first_place + j * THREADS * 16, next + j * THREADS, true);
-#else
-            held[j] = next[j * THREADS];
-#endif
-        next += filters * CHUNKS;
-    }
-
-    __device__ __forceinline__ void put(int stage) const
-    {
-        if constexpr (__CUDA_ARCH__ >= 800) return;
-        #pragma unroll
-        for (int j = 0; j < OWN_FILTERS; ++j)
-            *reinterpret_cast<uint4*>(memory + stage + first_place + j * THREADS * 16) = held[j];
-    }
-};
-
 // What a thread brings of a stage to a place in shared memory, for multiply_stages.
 struct Bring {
     const Element* __restrict__ x;
@@ -313,9 +118,8 @@ struct Bring {
 
     __device__ __forceinline__ void fetch(int place)
     {
-        const unsigned stage = shared_address(memory) + place;
-        pixels.fetch(stage, x, problem, cut);
-        filters.fetch(stage + PIXEL_BYTES, cut.filters);
+        pixels.fetch(place, x, problem, cut);
+        filters.fetch(place + PIXEL_BYTES, cut.filters);
     }
 
     __device__ __forceinline__ void put(int place) const
@@ -335,6 +139,7 @@ struct Aim {
         const int lane = threadIdx.x % 32;
         pixels = place_of(warp.m + lane % 16, lane / 16 + warp.half * 2);
         filters = PIXEL_BYTES + place_of(warp.k + lane / 16 * 8 + lane % 8, lane / 8 % 2 + warp.half * 2);
+        asm volatile("" : "+r"(pixels), "+r"(filters));
     }
 };
 
@@ -518,15 +323,16 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
     const Tile tile(job.tile, cut);
     const int all = cut.depth / DEPTH, first = job.first_stage(cut), count = job.stages(cut, all);
 
+    unsigned start = shared_address(memory);
+    asm volatile("" : "+r"(start));
     Bring bring{x, problem, cut};
     bring.pixels.start(problem, cut, tile.first_pixel, tile.group, first);
     bring.filters.start(reinterpret_cast<const uint4*>(packed)
                         + (((int64)tile.group * all + first) * cut.filters + tile.first_filter) * CHUNKS);
     const Warp warp;
     const Aim aim(warp);
-    const unsigned start = shared_address(memory);
     Sums sums = {};
-    multiply_stages<STAGE_BYTES>(count, bring, [&](int stage) { multiply_stage(sums, start + stage, aim); });
+    multiply_stages<STAGE_BYTES>(count, bring, [&](int stage) { multiply_stage(sums, stage, aim); }, start);
     add_halves(sums, warp, memory);
 
     if (SPLIT && job.split != Job::WHOLE_TILE) {
@@ -552,7 +358,10 @@ pack_filters(const Element* __restrict__ w, Element* __restrict__ packed, unsign
     const int64 stage = index / DEPTH / cut.filters;
     const int group = stage / (cut.depth / DEPTH), d = stage % (cut.depth / DEPTH) * DEPTH + index % DEPTH;
     const int tap = TAPS_INNER ? d % TAPS : d / cut.channels, c = TAPS_INNER ? d / TAPS : d % cut.channels;
-    const bool wanted = k < problem.Kg && c < problem.Cg && tap < TAPS;
-    const Element weight = wanted ? w[offset(problem.w, group * problem.Kg + k, c, tap / S, tap % S)] : Element{};
+    // A group's last chunk ends with its last channel, as Walk reads it.
+    const int dropped = DROPPED > 0 && c >= cut.channels - CHUNK ? DROPPED : 0;
+    const bool wanted = k < problem.Kg && c < problem.Cg + dropped && c % CHUNK >= dropped && tap < TAPS;
+    const int channel = c - dropped;
+    const Element weight = wanted ? w[offset(problem.w, group * problem.Kg + k, channel, tap / S, tap % S)] : Element{};
     packed[index] = PRECISE ? weight : as_taken(weight);
 }

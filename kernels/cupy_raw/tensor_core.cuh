@@ -16,6 +16,12 @@
 
 __device__ __forceinline__ unsigned shared_address(const void* pointer) { return __cvta_generic_to_shared(pointer); }
 
+__device__ __forceinline__ void store_shared(unsigned to, const uint4& chunk)
+{
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :: "r"(to), "r"(chunk.x), "r"(chunk.y), "r"(chunk.z), "r"(chunk.w) : "memory");
+}
+
 __device__ __forceinline__ void load_matrices(unsigned (&to)[4], unsigned row)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -35,6 +41,16 @@ __device__ __forceinline__ unsigned to_tf32(float value)
     unsigned result;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(value));
     return result;
+}
+
+// A float as the nearest TF32 number and what that leaves, exactly; of that, too, tensor cores look at the first 11
+// bits alone, all but the last. Three instructions; with cvt.rna.tf32, which looks for NaNs, there would be nine. The
+// rest of a NaN is one, whatever the carry makes of its number.
+__device__ __forceinline__ void split_tf32(unsigned& value, unsigned& rest)
+{
+    const unsigned nearest = value + 0x1000 & 0xffffe000;
+    rest = __float_as_uint(__uint_as_float(value) - __uint_as_float(nearest));
+    value = nearest;
 }
 
 // A weight as tensor cores take it.

@@ -52,9 +52,8 @@ PRECISE_TILES = (
 
 COUNT_BYTES = 4  # of a tile, how many of its splits have come
 LOOP_SLOTS = 90  # of each thread and stage, beside multiplying: addresses, copies, ldmatrix, the barrier
-# Of each element of x, where it is loaded by itself: from a stage of one tap, chunks of one, chunks that end amid the
-# channels, taps inner.
-ONE_TAP_SLOTS, WHOLE_SLOTS, PART_SLOTS, TAPS_SLOTS = 4, 6, 10, 22
+# Of each element of x, where it is loaded by itself: from a stage of one tap, chunks of one, taps inner.
+ONE_TAP_SLOTS, CHUNK_SLOTS, TAPS_SLOTS = 3, 4, 18
 WAITING = cost.waiting("cupy_raw.tensor_core", like="cupy_raw.implicit_gemm")
 
 passes = ("forward",)
@@ -113,9 +112,7 @@ def parts(problem, device, cut):
 def gather_slots(problem, cut):
     if cut.taps_inner:
         return TAPS_SLOTS
-    if problem.Cg % chunk_of(problem):
-        return PART_SLOTS
-    return WHOLE_SLOTS if problem.Cg % depth_of(problem) else ONE_TAP_SLOTS
+    return CHUNK_SLOTS if problem.Cg % depth_of(problem) else ONE_TAP_SLOTS
 
 
 def seconds(problem, device, cut):
@@ -194,8 +191,8 @@ def lying_as_planned(problem):
 @lru_cache(maxsize=4096)
 def sources_of(problem, cut, stages, wide, lying):
     shared = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
-    whole = tuple(int(problem.Cg % channels == 0) for channels in (chunk_of(problem), depth_of(problem)))
-    own = (*shared, *constants(problem, cut.tile, stages), *zip(("WHOLE", "ONE_TAP"), whole, strict=True))
+    dropped, one_tap = 0 if cut.taps_inner else -problem.Cg % chunk_of(problem), problem.Cg % depth_of(problem) == 0
+    own = (*shared, *constants(problem, cut.tile, stages), ("DROPPED", dropped), ("ONE_TAP", int(one_tap)))
     own += (("TOGETHER", int(lying.together)), ("TAPS_INNER", int(cut.taps_inner)), ("RUN", lying.run))
     own += (("SPLIT", int(cut.splits > 1)), ("ALONG_FILTERS", int(lying.along_filters)))
     return tuple(CudaSource("tensor_core.cu", name, own) for name in ("pack_filters", "conv2d_tensor_core"))

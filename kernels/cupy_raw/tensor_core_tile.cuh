@@ -51,16 +51,15 @@ struct Warp {
     }
 };
 
-// Round floats to TF32, and in `rest` keep what that leaves, rounded too; 16-bit types are as they should be.
+// Round floats to TF32, and in `rest` keep what that leaves; 16-bit types are as they should be.
 template <int COUNT>
 __device__ __forceinline__ void round_matrices(unsigned (&values)[COUNT], unsigned (&rest)[COUNT])
 {
     if constexpr (sizeof(Element) == 4)
         #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
-            const float value = __uint_as_float(values[i]);
-            values[i] = to_tf32(value);
-            if constexpr (PRECISE) rest[i] = to_tf32(value - __uint_as_float(values[i]));
+            if constexpr (PRECISE) split_tf32(values[i], rest[i]);
+            else values[i] = to_tf32(__uint_as_float(values[i]));
         }
 }
 
@@ -85,23 +84,24 @@ __device__ __forceinline__ void multiply_blocks(Sums& sums, const unsigned (&a)[
 }
 
 // Multiply `count` stages. bring.fetch(place) begins to bring the next stage there, bring.put(place) stores what it
-// brought into registers; multiply(place) takes the stage there. A place: in bytes, of STAGES in turn.
+// brought into registers; multiply(place) takes the stage there. A place: in bytes, of STAGES in turn from `start` on.
 //
 // cp.async says when its bytes have come only by groups, in order: each turn waits until at most STAGES - 2 of them are
 // under way, so that this stage's have come. The barrier after it makes everybody's visible, and says that nobody reads
 // the stage of the turn before, which is filled next.
 template <int STAGE_BYTES, typename Bring, typename Multiply>
-__device__ __forceinline__ void multiply_stages(int count, Bring& bring, const Multiply& multiply)
+__device__ __forceinline__ void multiply_stages(int count, Bring& bring, const Multiply& multiply, int start = 0)
 {
+    const int last = start + (STAGES - 1) * STAGE_BYTES;
     #pragma unroll
     for (int stage = 0; stage < STAGES - 1; ++stage) {
         if (stage < count) {
-            bring.fetch(stage * STAGE_BYTES);
-            bring.put(stage * STAGE_BYTES);
+            bring.fetch(start + stage * STAGE_BYTES);
+            bring.put(start + stage * STAGE_BYTES);
         }
         commit_copies();
     }
-    int now = 0, next = (STAGES - 1) * STAGE_BYTES;
+    int now = start, next = last;
     for (int left = count; left > 0; --left) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();
@@ -111,7 +111,7 @@ __device__ __forceinline__ void multiply_stages(int count, Bring& bring, const M
         multiply(now);
         if (more) bring.put(next);
         next = now;
-        now = now == (STAGES - 1) * STAGE_BYTES ? 0 : now + STAGE_BYTES;
+        now = now == last ? start : now + STAGE_BYTES;
     }
 }
 

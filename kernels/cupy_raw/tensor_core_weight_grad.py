@@ -55,7 +55,7 @@ PRECISE_TILES = (  # three products and 64-bit offsets leave too few registers f
 # Instructions beside multiplying, read from the machine code: of each thread and stage; of each chunk that it copies;
 # of each element gathered by itself, channels inner, taps inner; of each word of shared memory that it rounds to TF32.
 LOOP_SLOTS, CHUNK_SLOTS, GATHER_SLOTS = 50, 18, (3, 24)
-ROUND_SLOTS = {None: 0, "tf32": 3, "3xtf32": 10}
+ROUND_SLOTS = {None: 0, "tf32": 3, "3xtf32": 3}
 WAITING = cost.waiting("cupy_raw.tensor_core_weight_grad", like="cupy_raw.implicit_gemm")
 
 passes = ("weight_grad",)

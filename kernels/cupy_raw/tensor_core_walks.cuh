@@ -1,0 +1,277 @@
+// How the stages of tensor_core.cu are brought: at which chunk of the reduction a thread is, which taps of its windows
+// lie in the image, and where both lie in memory.
+//
+//     reduction   tap 0                       tap 1              a chunk: 16 bytes, some channels of one tap
+//                 +----+----+----+----+----+  +----+----+ ...    a stage: 4 chunks, of one tap or several
+//     Cg = 34     |  8 |  8 |  8 |  8 |xx 2|  |  8 |  8 |
+//                 +----+----+----+----+----+  +----+----+ ...    DROPPED = 6: x is read again, and is zero here
+//
+// A tap's last chunk ends with its last channel. Had it begun where the one before ends, each of its elements would
+// need a condition, 10 instructions in all instead of 3 to 4. The weights are zero there too, but zero times infinity
+// is NaN. What the stages have in common is found once: a bit for each tap of a window that lies in the image, and how
+// far it is from a tap to the next. A thread spends 8 instructions on each of its chunks' places in the reduction and 5
+// on each pixel's chunk; on an element of 16 bits a load, its address, and half of one each to pack it and to drop what
+// is outside.
+//
+// Compiled with tensor_core.cu's constants.
+
+#pragma once
+
+#include "cut.cuh"
+#include "tensor_core_tile.cuh"
+
+constexpr int CHUNKS = 4;                         // of a row of a stage
+constexpr int DEPTH = CHUNKS * CHUNK;             // reduction steps per stage
+constexpr int TAPS = R * S;
+
+constexpr int PIXEL_BYTES = TILE_M * CHUNKS * 16, STAGE_BYTES = PIXEL_BYTES + TILE_K * CHUNKS * 16;
+
+// A thread's part of a stage of pixels: OWN of them, COLUMNS chunks of each.
+constexpr int OWN = TOGETHER ? TILE_M * CHUNKS / THREADS : TILE_M > THREADS ? TILE_M / THREADS : 1;
+constexpr int COLUMNS = TOGETHER ? 1 : TILE_M * CHUNKS / THREADS / OWN;
+constexpr int OWN_FILTERS = TILE_K * CHUNKS / THREADS;
+static_assert(OWN * COLUMNS * THREADS == TILE_M * CHUNKS && OWN_FILTERS * THREADS == TILE_K * CHUNKS);
+
+// Where chunk `column` of row `row` lies within a stage's pixels, or filters.
+__device__ __forceinline__ int place_of(int row, int column) { return (row * CHUNKS + (column ^ row >> 1 & 3)) * 16; }
+
+// Of small windows, the bits of the taps in the last column.
+constexpr bool BITS = TAPS + CHUNKS <= 32;
+constexpr unsigned last_column()
+{
+    unsigned bits = 0;
+    for (int tap = S - 1; BITS && tap < TAPS; tap += S) bits |= 1u << tap;
+    return bits;
+}
+constexpr unsigned LAST_COLUMN = last_column();
+
+// Which chunk of the reduction: CHUNK channels of one tap (r, s) from `channel` on; taps inner: the steps from it on.
+struct Spot {
+    int channel, r, s;
+    unsigned bit;              // among the taps, see Inside
+    Offset step;               // how far it lies from the first channel of a window's top left
+    Offset to_right, to_next;  // of that: from the last part of a tap to the first of its neighbour, of the next row
+
+    // As far as it goes at once, which passes the end of one tap at most: none has fewer channels than a chunk has.
+    static constexpr int PART = ONE_TAP ? DEPTH : CHUNK;
+
+    __device__ __forceinline__ void start(const Problem& problem, const Cut& cut, int d)
+    {
+        const int tap = TAPS_INNER ? 0 : d / cut.channels;
+        channel = TAPS_INNER ? d : d % cut.channels, r = tap / S, s = tap % S, bit = 1u << tap % 32;
+        step = offset(problem.x, 0, channel, r * DILATION_H, s * DILATION_W);
+        to_right = offset(problem.x, 0, PART - cut.channels, 0, DILATION_W);
+        to_next = offset(problem.x, 0, PART - cut.channels, DILATION_H, (1 - S) * DILATION_W);
+        if constexpr (!WIDE) asm volatile("" : "+r"(to_right), "+r"(to_next));
+    }
+
+    __device__ __forceinline__ void advance(const Problem& problem, const Cut& cut, int parts = 1)
+    {
+        #pragma unroll
+        for (int i = 0; i < parts; ++i) {
+            channel += PART;
+            if constexpr (TAPS_INNER) continue;
+            const bool passed = channel >= cut.channels;
+            const bool last = S == 1 || (BITS ? bit & LAST_COLUMN : s == S - 1);
+            const Offset on = last ? to_next : to_right;
+            step += passed ? on : offset(problem.x, 0, PART, 0, 0);
+            channel -= passed ? cut.channels : 0, bit += passed ? bit : 0;
+            r += passed && last, s = !passed ? s : last ? 0 : s + 1;
+        }
+    }
+};
+
+// Which taps of a pixel's window lie in the image. Of small windows a bit for each, found once; chunks that pad the
+// last stage are of up to three taps more, which lie outside.
+struct Inside {
+    int h, w;       // top left; h is far outside where there is no such pixel
+    unsigned taps;  // if BITS
+
+    __device__ __forceinline__ void start(const Problem& problem, int top, int left)
+    {
+        h = top, w = left, taps = 0;
+        #pragma unroll
+        for (int tap = 0; BITS && tap < TAPS; ++tap) taps |= (unsigned)contains(problem, tap / S, tap % S) << tap;
+    }
+
+    __device__ __forceinline__ bool contains(const Problem& problem, int r, int s) const
+    {
+        return (unsigned)(h + r * DILATION_H) < problem.H && (unsigned)(w + s * DILATION_W) < problem.W;
+    }
+
+    __device__ __forceinline__ bool contains(const Problem& problem, const Spot& spot) const
+    {
+        return BITS ? taps & spot.bit : spot.r < R && contains(problem, spot.r, spot.s);
+    }
+};
+
+// The windows of a thread's pixels, and how far it has walked along the reduction.
+struct Walk {
+    Inside inside[OWN];
+    Offset corner[OWN];    // address of each window's top left
+    Spot spot;             // of the thread's first column in the next stage to fetch
+    int first_place;       // of its first chunk, in a stage
+    uint4 held[OWN * COLUMNS];
+
+    static __device__ __forceinline__ int own_pixel(int j)
+    {
+        return TOGETHER ? threadIdx.x / CHUNKS + j * (THREADS / CHUNKS) : threadIdx.x % TILE_M + j * THREADS;
+    }
+    static __device__ __forceinline__ int own_column(int i)
+    {
+        return TOGETHER ? threadIdx.x % CHUNKS : threadIdx.x / TILE_M * COLUMNS + i;
+    }
+    // Its pixels lie a multiple of 8 rows apart, which are swizzled alike; its columns differ in their last bits.
+    __device__ __forceinline__ int own_place(int stage, int j, int i) const
+    {
+        return (stage + first_place ^ i * 16) + j * (TOGETHER ? THREADS / CHUNKS : THREADS) * CHUNKS * 16;
+    }
+
+    __device__ __forceinline__ void start(const Problem& problem, const Cut& cut, Index first_pixel, int group,
+                                          int stage)
+    {
+        #pragma unroll
+        for (int j = 0; j < OWN; ++j) {
+            Index pixel = first_pixel + own_pixel(j);
+            const bool exists = pixel < cut.pixels;
+            const int q = pixel % problem.Q; pixel /= problem.Q;
+            const int p = pixel % problem.P, n = pixel / problem.P;
+            const int h = p * STRIDE_H - problem.top, w = q * STRIDE_W - problem.left;
+            inside[j].start(problem, exists ? h : -0x40000000, w);
+            corner[j] = offset(problem.x, n, group * problem.Cg, exists ? h : 0, w);
+        }
+        spot.start(problem, cut, stage * DEPTH + own_column(0) * CHUNK);
+        first_place = place_of(own_pixel(0), own_column(0));
+        asm volatile("" : "+r"(first_place));  // or it is worked out anew in each stage
+    }
+
+    // Bring the next stage: into `stage` at once, by cp.async, or into registers, whence `put` takes it.
+    __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ x, const Problem& problem,
+                                          const Cut& cut)
+    {
+        if constexpr (TOGETHER) {
+            #pragma unroll
+            for (int j = 0; j < OWN; ++j) {
+                const bool wanted = inside[j].contains(problem, spot);
+                const Element* from = x + (corner[j] + spot.step);
+#if __CUDA_ARCH__ >= 800
+                copy_async(own_place(stage, j, 0), from, wanted);
+#else
+                held[j] = wanted ? *reinterpret_cast<const uint4*>(from) : uint4{};
+#endif
+            }
+            spot.advance(problem, cut, DEPTH / Spot::PART);
+        } else {
+            Window windows[OWN];
+            #pragma unroll
+            for (int i = 0; i < COLUMNS; ++i) {
+                #pragma unroll
+                for (int j = 0; j < OWN; ++j) {
+                    uint4& chunk = held[j * COLUMNS + i];
+                    if constexpr (TAPS_INNER) {
+                        chunk = of_taps(j, spot.channel, x, problem);
+                    } else {
+                        if (i == 0 || !ONE_TAP) windows[j] = window_of(j, problem, cut);
+                        chunk = gathered(windows[j], ONE_TAP ? i * CHUNK : 0, x);
+                    }
+                }
+                if (!ONE_TAP) spot.advance(problem, cut);
+            }
+            spot.advance(problem, cut, ONE_TAP ? 1 : CHUNKS - COLUMNS);
+        }
+    }
+
+    __device__ __forceinline__ uint4 of_taps(int j, int first, const Element* __restrict__ x,
+                                             const Problem& problem) const
+    {
+        Chunk chunk;
+        #pragma unroll
+        for (int i = 0; i < CHUNK; ++i) {
+            const unsigned step = first + i, c = step / TAPS, tap = step % TAPS, r = tap / S, s = tap % S;
+            const bool inside_image = BITS ? inside[j].taps >> tap & 1 : inside[j].contains(problem, r, s);
+            const bool wanted = c < problem.Cg & inside_image;
+            const Offset at = corner[j] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W);
+            const Element element = x[at & -(Offset)wanted];  // no branch
+            chunk.lane[i] = wanted ? element : Element{};
+        }
+        return reinterpret_cast<const uint4&>(chunk);
+    }
+
+    // Where a pixel's channels lie from `spot` on. Loads need no conditions if what is outside is taken from x's first
+    // element, and dropped afterwards. A group's last chunk ends with its last channel: it begins with DROPPED channels
+    // of the chunk before, which are dropped too.
+    struct Window {
+        bool inside, last;
+        Offset first, apart;
+    };
+
+    __device__ __forceinline__ Window window_of(int j, const Problem& problem, const Cut& cut) const
+    {
+        const bool wanted = inside[j].contains(problem, spot);
+        const bool last = DROPPED > 0 && spot.channel + CHUNK >= cut.channels;
+        const Offset first = corner[j] + spot.step - (last ? offset(problem.x, 0, DROPPED, 0, 0) : 0);
+        return {wanted, last, wanted ? first : 0, wanted ? (Offset)problem.x.c : 0};
+    }
+
+    // The chunk from channel `from` of the window on.
+    static __device__ __forceinline__ uint4 gathered(const Window& window, int from, const Element* __restrict__ x)
+    {
+        constexpr int IN_WORD = 4 / sizeof(Element);
+        Chunk chunk;
+        #pragma unroll
+        for (int i = 0; i < CHUNK; ++i) chunk.lane[i] = x[window.first + (from + i) * window.apart];
+        unsigned(&words)[4] = reinterpret_cast<unsigned(&)[4]>(chunk);
+        #pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const bool kept = window.inside && !(window.last && (i + 1) * IN_WORD <= DROPPED);
+            const bool second = i * IN_WORD < DROPPED && DROPPED < (i + 1) * IN_WORD;
+            words[i] = kept ? words[i] : 0;
+            if (second && window.last) words[i] &= 0xffff0000;
+        }
+        return reinterpret_cast<const uint4&>(chunk);
+    }
+
+    __device__ __forceinline__ void put(int stage) const
+    {
+        if constexpr (TOGETHER && __CUDA_ARCH__ >= 800) return;
+        #pragma unroll
+        for (int j = 0; j < OWN; ++j)
+            #pragma unroll
+            for (int i = 0; i < COLUMNS; ++i)
+                store_shared(own_place(stage, j, i), held[j * COLUMNS + i]);
+    }
+};
+
+// The packed weights of the block's filters, in the order in which they lie in a stage, but for the swizzle.
+struct FilterWalk {
+    const uint4* next;  // this thread's first chunk of the next stage to fetch
+    int first_place;    // in a stage's filters
+    uint4 held[OWN_FILTERS];
+
+    __device__ __forceinline__ void start(const uint4* first)
+    {
+        next = first + threadIdx.x;
+        first_place = place_of(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS);
+        asm volatile("" : "+r"(first_place));
+    }
+
+    __device__ __forceinline__ void fetch(unsigned stage, int filters)
+    {
+        #pragma unroll
+        for (int j = 0; j < OWN_FILTERS; ++j)
+#if __CUDA_ARCH__ >= 800
+            copy_async(stage + first_place + j * THREADS * 16, next + j * THREADS, true);
+#else
+            held[j] = next[j * THREADS];
+#endif
+        next += filters * CHUNKS;
+    }
+
+    __device__ __forceinline__ void put(int stage) const
+    {
+        if constexpr (__CUDA_ARCH__ >= 800) return;
+        #pragma unroll
+        for (int j = 0; j < OWN_FILTERS; ++j)
+            store_shared(stage + first_place + j * THREADS * 16, held[j]);
+    }
+};
