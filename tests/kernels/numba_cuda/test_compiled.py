@@ -111,17 +111,20 @@ def test_compiles_for_other_windows(name, window, keywords):
 
 
 @pytest.mark.parametrize("target", [75, 90, 120])
-@pytest.mark.parametrize("tile", [(128, 128), (64, 64), (32, 128)], ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize("lanes", [(16, 16), (8, 8), (4, 16)], ids="{0[0]}x{0[1]}".format)
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_every_tile_and_walk_of_the_implicit_product_compiles(tile, layout, target, monkeypatch):
+def test_every_tile_and_walk_of_the_implicit_product_compiles(lanes, layout, target, monkeypatch):
     implicit_gemm = kernel_named("implicit_gemm")
-    monkeypatch.setattr(implicit_gemm, "TILES", (tile,))
-    monkeypatch.setattr(implicit_gemm, "cut_for", implicit_gemm.cut_for.__wrapped__)
-    for C in (3, 20, 64):
+    for C, splits in ((3, 2), (20, 1), (64, 3)):
         x = (2, C, 28, 28) if layout == "NCHW" else (2, 28, 28, C)
-        product = launches_of("implicit_gemm", Case("walk", x, (130, C, 3, 3), {"layout": layout}), target)[1]
-        cubin = assert_fits(product, target)
-        assert not re.search(r"\bD(ADD|MUL|FMA|SETP)\b", compiling.sass(cubin)), "mixed integers become float64"
+        case = Case("walk", x, (130, C, 3, 3), {"layout": layout})
+        cut = implicit_gemm.cut_of(case.problem(), implicit_gemm.tile_of(case.problem(), lanes), splits)
+        monkeypatch.setattr(implicit_gemm, "cut_for", lambda problem, device, cut=cut: cut)
+        _, *launches = launches_of("implicit_gemm", case, target)
+        assert len(launches) == (1 if splits == 1 else 2), "the product, and what adds its parts"
+        for launch in launches:
+            cubin = assert_fits(launch, target)
+            assert not re.search(r"\bD(ADD|MUL|FMA|SETP)\b", compiling.sass(cubin)), "mixed integers become float64"
 
 
 def test_every_block_of_tiled_compiles(monkeypatch):
