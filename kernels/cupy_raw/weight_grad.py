@@ -35,7 +35,9 @@ passes = ("weight_grad",)
 
 
 class Cut(NamedTuple):
-    """How the product is cut into blocks; see weight_grad.cu."""
+    """How the product is cut into blocks; see weight_grad.cu. filters, columns: of one group, in whole tiles; pixels:
+    of one split.
+    """
 
     tile_k: int
     tile_m: int
@@ -52,11 +54,15 @@ class Cut(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    """The cut that is predicted to be the fastest."""
+    return fastest(problem, device, TILES, seconds)
+
+
+def fastest(problem, device, tiles, seconds):
+    """The cut into one of these tiles that is predicted to take the fewest `seconds(problem, device, cut)`."""
     each = EACH[problem.accumulate.itemsize]
     cuts = [
         cut_of(problem, tile_k * each, tile_m * each, splits)
-        for tile_k, tile_m in TILES
+        for tile_k, tile_m in tiles
         for splits in possible_splits(problem)
     ]
     affordable = [cut for cut in cuts if cut.partial_bytes <= PARTIAL_BYTES or cut.splits == 1]
