@@ -28,7 +28,8 @@ from .tensor_core_tile import (
     stage_slots,
     stages_held,
 )
-from .weight_grad import MOST_SPLITS, PARTIAL_BYTES, THREADS, cut_reasons, splits_struct
+from .weight_grad import THREADS
+from .weight_grad_splits import MOST_SPLITS, PARTIAL_BYTES, cut_reasons, splits_struct
 
 FEWEST_STAGES = 8  # of one split: its prologue and its sums must pay
 

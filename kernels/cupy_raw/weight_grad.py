@@ -7,25 +7,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
-
-import numpy as np
 
 from .. import gpu_cost as cost
-from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from .parameters import is_wide, problem_struct, size_reasons, type_constants, window_constants
+from ..launching import CudaSource, ceil_div, launch
+from .parameters import is_wide, problem_struct, type_constants, window_constants
+from .weight_grad_splits import cut_reasons, fastest, splits_struct
 
-DEPTH = 8  # pixels per stage, as in gemm_layout.cuh
-EACH = {4: 8, 8: 4}  # filters, and columns, per thread of register_tile.cuh, by the bytes of a sum
 THREADS = 256  # of finish_weight_grad
 TILES = ((16, 16), (16, 8), (8, 16), (8, 8))  # filters x columns, in EACH
-FEWEST_STAGES = 32  # of one split: its prologue and its sums must pay
-MOST_SPLITS = 256
-PARTIAL_BYTES = 64 << 20  # of sums in the workspace, at most, unless one split has more
-
-SPLITS = np.dtype(
-    [("pixels", "i8"), ("all_pixels", "i8"), ("filters", "i4"), ("columns", "i4"), ("splits", "i4")], align=True
-)
 
 SLOTS_PER_MULTIPLY_ADD = 0.25  # beside the multiply-add itself, in the main loop
 WAITING = cost.waiting("cupy_raw.weight_grad", like="cupy_raw.implicit_gemm")
@@ -34,60 +23,9 @@ THREAD_SLOTS = 600  # of each thread of a block beside: addresses, the first sta
 passes = ("weight_grad",)
 
 
-class Cut(NamedTuple):
-    """How the product is cut into blocks; see weight_grad.cu. filters, columns: of one group, in whole tiles; pixels:
-    of one split.
-    """
-
-    tile_k: int
-    tile_m: int
-    threads: int
-    filters: int
-    columns: int
-    pixels: int
-    splits: int
-    partial_bytes: int
-
-    def grid(self, problem):
-        return problem.groups * (self.columns // self.tile_m) * (self.filters // self.tile_k), self.splits
-
-
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
     return fastest(problem, device, TILES, seconds)
-
-
-def fastest(problem, device, tiles, seconds):
-    """The cut into one of these tiles that is predicted to take the fewest `seconds(problem, device, cut)`."""
-    each = EACH[problem.accumulate.itemsize]
-    cuts = [
-        cut_of(problem, tile_k * each, tile_m * each, splits)
-        for tile_k, tile_m in tiles
-        for splits in possible_splits(problem)
-    ]
-    affordable = [cut for cut in cuts if cut.partial_bytes <= PARTIAL_BYTES or cut.splits == 1]
-    return min(affordable, key=lambda cut: seconds(problem, device, cut))
-
-
-def possible_splits(problem):
-    """1, and more by about a tenth each time, as long as each split has FEWEST_STAGES."""
-    most = min(ceil_div(problem.reduction, DEPTH) // FEWEST_STAGES, MOST_SPLITS)
-    return sorted({1, *(min(most, math.ceil(1.1**i)) for i in range(59) if most > 0)})
-
-
-def cut_of(problem, tile_k, tile_m, splits):
-    itemsize = problem.accumulate.itemsize
-    stages = ceil_div(ceil_div(problem.reduction, DEPTH), splits)
-    splits = ceil_div(ceil_div(problem.reduction, DEPTH), stages)
-    filters = round_up(problem.Kg, tile_k)
-    columns = round_up(problem.Cg * problem.R * problem.S, tile_m)
-    partial = splits * problem.groups * filters * columns * itemsize
-    threads = tile_k * tile_m // EACH[itemsize] ** 2
-    return Cut(tile_k, tile_m, threads, filters, columns, stages * DEPTH, splits, partial)
-
-
-def round_up(size, multiple):
-    return ceil_div(size, multiple) * multiple
 
 
 def seconds(problem, device, cut):
@@ -100,14 +38,6 @@ def seconds(problem, device, cut):
 
 def why_not(problem, device):
     return cut_reasons(problem, cut_for(problem, device))
-
-
-def cut_reasons(problem, cut):
-    """Why sizes do not fit the kernels' coordinates or a launch."""
-    reasons, blocks = size_reasons(problem), cut.grid(problem)[0]
-    if blocks > MAX_GRID[0]:
-        reasons.append(f"at most {MAX_GRID[0]:,} blocks, this problem has {blocks:,}")
-    return reasons
 
 
 def workspace_bytes(problem, device):
@@ -148,14 +78,3 @@ def launch_both(problem, cut, threads, kernels, x, grad_y, grad_w, workspace, st
     launch(multiply, cut.grid(problem), threads, (x, grad_y, workspace, struct, part), stream=stream)
     weights = problem.K * problem.Cg * problem.R * problem.S
     launch(finish, ceil_div(weights, THREADS), THREADS, (workspace, grad_w, struct, part), stream=stream)
-
-
-@lru_cache(maxsize=4096)
-def splits_struct(problem, cut):
-    """`struct Splits`."""
-    struct = np.zeros((), SPLITS)
-    struct["all_pixels"] = problem.N * problem.P * problem.Q
-    for name in ("pixels", "filters", "columns", "splits"):
-        struct[name] = getattr(cut, name)
-    struct.flags.writeable = False
-    return struct

@@ -60,8 +60,8 @@ from numba import cuda, int32, int64
 from ...device import simulating
 from .. import gpu_cost as cost
 from ..cupy_raw.cut import Parts, chosen, split_cut, whole_cut, with_splits
-from ..cupy_raw.implicit_gemm import DEPTH, reduction_of, tile_of
 from ..cupy_raw.parameters import element_strides, size_reasons
+from ..cupy_raw.register_tile import DEPTH, reduction_of, tile_of
 from ..launching import MAX_GRID, ceil_div, launch
 from .epilogue import epilogue_of, finish, operands
 from .im2col import run_length

@@ -30,7 +30,7 @@ from numba import cuda
 
 from ...device import simulating
 from .. import gpu_cost as cost
-from ..cupy_raw.weight_grad import DEPTH, cut_reasons, fastest
+from ..cupy_raw.weight_grad_splits import DEPTH, fastest, launch_reasons
 from ..launching import ceil_div, launch
 from .im2col import run_length
 from .storage import at, narrow, register_type, widen
@@ -199,7 +199,7 @@ def seconds(problem, device, cut):
 
 def why_not(problem, device):
     """Reasons why this kernel cannot run `problem` on `device`, in words for its user; empty when it can."""
-    return cut_reasons(problem, cut_for(problem, device))
+    return launch_reasons(problem, cut_for(problem, device))
 
 
 def workspace_bytes(problem, device):

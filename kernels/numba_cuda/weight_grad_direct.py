@@ -24,8 +24,7 @@ from functools import cache, lru_cache
 
 from numba import cuda
 
-from ..cupy_raw.weight_grad import cut_reasons
-from ..cupy_raw.weight_grad_direct import Slots, cut_of, cut_seconds
+from ..cupy_raw.weight_grad_splits import Slots, direct_cut, direct_seconds, launch_reasons
 from ..launching import ceil_div, launch
 from .storage import at, register_type, widen
 from .weight_grad import add_splits
@@ -110,12 +109,12 @@ def taps_at_once(problem):
 def cut_for(problem, device):
     rows, columns = taps_at_once(problem)
     chunks = ceil_div(problem.R, rows) * ceil_div(problem.S, columns)
-    return cut_of(problem, device, chunks, FEWEST_PIXELS)
+    return direct_cut(problem, device, chunks, FEWEST_PIXELS)
 
 
 def why_not(problem, device):
     """Reasons why this kernel cannot run `problem` on `device`, in words for its user; empty when it can."""
-    return cut_reasons(problem, cut_for(problem, device))
+    return launch_reasons(problem, cut_for(problem, device))
 
 
 def workspace_bytes(problem, device):
@@ -124,7 +123,7 @@ def workspace_bytes(problem, device):
 
 def predicted_seconds(problem, device):
     taps = math.prod(taps_at_once(problem))
-    return cut_seconds(problem, device, cut_for(problem, device), taps, THREADS, SLOTS, WAITING)
+    return direct_seconds(problem, device, cut_for(problem, device), taps, THREADS, SLOTS, WAITING)
 
 
 def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):

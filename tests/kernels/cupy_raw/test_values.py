@@ -17,6 +17,7 @@ from convlib.kernels.cupy_raw import (
     tiled,
     weight_grad,
     weight_grad_direct,
+    weight_grad_splits,
 )
 from convlib.verification.problems import SMALL, TINY, UNWRITTEN, Case, arrays_of, expected, logical_arrays, placed
 from tests.kernels.cupy_raw import on_cpu
@@ -218,8 +219,8 @@ GROUPS = Case("weights_groups", (2, 13, 10, 24), (70, 12, 3, 3), {"groups": 2, "
 def test_every_tile_of_the_weight_gradient_equals_the_reference(tile, splits, dtype, monkeypatch):
     case = replace((WEIGHTS, GROUPS)[tile[0] // 16], dtype=dtype)
     problem = replace(case.problem(), pass_="weight_grad")
-    each = weight_grad.EACH[problem.accumulate.itemsize]
-    cut = weight_grad.cut_of(problem, tile[0] * each, tile[1] * each, splits)
+    each = weight_grad_splits.EACH[problem.accumulate.itemsize]
+    cut = weight_grad_splits.cut_of(problem, tile[0] * each, tile[1] * each, splits)
     assert cut.splits == splits
     monkeypatch.setattr(weight_grad, "cut_for", lambda problem, device: cut)
     check_weight_grad(weight_grad, case)
