@@ -89,6 +89,13 @@ def test_every_tile_and_walk_of_the_implicit_product_runs_without_a_fault(tile, 
     check(implicit_gemm, "implicit_gemm", WALKS[walk])
 
 
+@pytest.mark.parametrize("channels", [3, 16])
+def test_windows_of_more_taps_than_bits_run_without_a_fault(channels, monkeypatch):
+    case = Case("more_taps", (1, channels, 7, 9), (5, channels, 9, 8), {"padding": 4})
+    force_cut(monkeypatch, case.problem(), (4, 8), splits=1)
+    check(implicit_gemm, "implicit_gemm", case)
+
+
 @pytest.mark.parametrize("name", SLICED)
 def test_slices_of_a_block_run_without_a_fault(name, monkeypatch):
     tile, case = SLICED[name]
