@@ -96,6 +96,33 @@ def test_windows_of_more_taps_than_bits_run_without_a_fault(channels, monkeypatc
     check(implicit_gemm, "implicit_gemm", case)
 
 
+# Stages that end amid a group's channels, and past the last tap.
+PADDED = {
+    "channels": ((1, 24, 5, 6), (6, 12, 3, 2), {"groups": 2}),
+    "channels_last": ((1, 5, 6, 24), (8, 12, 3, 2), {"groups": 2, "layout": "NHWC"}),
+    "pointwise": ((1, 24, 4, 4), (6, 12, 1, 1), {"groups": 2}),
+    "taps": ((1, 3, 6, 7), (4, 3, 3, 3), {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name"), [*((implicit_gemm, name) for name in PADDED), (im2col, "channels"), (tiled, "channels")],
+    ids=lambda given: getattr(given, "__name__", given).rpartition(".")[2],
+)  # fmt: skip
+def test_an_infinity_reaches_the_outputs_of_its_windows_alone(kernel, name):
+    """What pads a stage is zero in x too: the weights' zeros times infinity would be NaN."""
+    x_shape, w_shape, keywords = PADDED[name]
+    problem = make_problem(x_shape, w_shape, np.float32, **keywords)
+    x = strided.empty_aligned(x_shape, np.float32).transpose(operations.FROM_LAYOUT[problem.layout])
+    x[...] = 1
+    x[0, :, 3, 3] = np.inf
+    w, y = np.ones(w_shape, np.float32), np.full(problem.y_shape, np.nan, np.float32)
+    watched(kernel, problem, x, w, y)
+    exact = reference.conv2d(problem, x, w)
+    assert np.isinf(exact).any()
+    np.testing.assert_array_equal(y, exact)
+
+
 @pytest.mark.parametrize("name", SLICED)
 def test_slices_of_a_block_run_without_a_fault(name, monkeypatch):
     tile, case = SLICED[name]
