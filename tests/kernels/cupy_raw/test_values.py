@@ -246,7 +246,8 @@ PATCHES = {
         Case("dilated", (1, 1, 23, 21), (1, 1, 3, 2), {"stride": (2, 3), "dilation": (3, 2), "padding": 4}),
         Case("filters", (2, 4, 9, 10), (16, 1, 3, 3), {"groups": 4, "padding": 1}, bias=True),
         Case("several_filters", (1, 1, 19, 17), (5, 1, 4, 3), bias=True),
-        Case("tall", (1, 2, 37, 5), (2, 1, 33, 3), {"groups": 2, "padding": (2, 1)}),
+        Case("tall", (1, 2, 52, 5), (2, 1, 51, 3), {"groups": 2, "padding": (2, 1)}),  # 26 rows of taps at once, and 25
+        Case("wide", (1, 2, 12, 15), (2, 1, 10, 13), {"groups": 2, "padding": (1, 2)}),  # 4 columns at once, then one
         Case("rgb", (2, 13, 12, 3), (3, 1, 3, 3), {"groups": 3, "padding": 1, "layout": "NHWC"}, bias=True),
     ),
     "PIECES": (
