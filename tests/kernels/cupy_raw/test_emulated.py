@@ -17,6 +17,7 @@ from convlib.emulator.profile import profile, scale
 from convlib.kernels import reference
 from convlib.kernels.cupy_raw import (
     depthwise,
+    depthwise_input_grad,
     depthwise_weight_grad,
     im2col,
     implicit_gemm,
@@ -24,7 +25,16 @@ from convlib.kernels.cupy_raw import (
 )
 from convlib.problem import make_problem, named_dtype
 from convlib.verification.problems import Case, arrays_of, expected, logical_arrays
-from tests.kernels.cupy_raw.test_values import DESCENDING, OTHER_TYPES, PATCHES, SLICED, WALKS, descend, force_cut
+from tests.kernels.cupy_raw.test_values import (
+    DESCENDING,
+    GRADIENTS_OF_X,
+    OTHER_TYPES,
+    PATCHES,
+    SLICED,
+    WALKS,
+    descend,
+    force_cut,
+)
 
 emulator = pytest.importorskip("convlib.emulator", reason="the emulator is not installed")
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
@@ -198,6 +208,20 @@ def test_every_way_to_load_two_patches_runs_without_a_fault(patch, monkeypatch):
         depthwise_weight_grad.run(problem, gpu, x, grad_y, grad_w, workspace=workspace)
     watch.raise_if_faulty()
     np.testing.assert_array_equal(grad_w, reference.weight_grad(problem, x, grad_y).astype(np.float32))
+
+
+@pytest.mark.parametrize("case", [case for case in GRADIENTS_OF_X if case.x[-1] < 1000], ids=str)
+def test_the_depthwise_input_gradient_runs_without_a_fault(case):
+    problem, order = case.problem("input_grad"), operations.FROM_LAYOUT[case.problem().layout]
+    _, w, *_ = arrays_of(case)
+    w = logical_arrays(case, np.empty(case.x), w, None, None)[1]
+    grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(np.float32)
+    grad_x = np.full(case.x, np.nan, np.float32)
+    with emulator.watching(outputs=[grad_x]) as watch:
+        depthwise_input_grad.run(problem, device.emulator(), grad_y.transpose(order), w, grad_x.transpose(order))
+    watch.raise_if_faulty()
+    exact = reference.input_grad(problem, grad_y.transpose(order), w)
+    np.testing.assert_array_equal(grad_x.transpose(order), exact.astype(np.float32))
 
 
 @pytest.mark.parametrize("barrier", range(2))
