@@ -22,16 +22,21 @@ from convlib.kernels.cupy_raw import (
     im2col,
     implicit_gemm,
     tiled,
+    weight_grad,
+    weight_grad_direct,
 )
+from convlib.kernels.cupy_raw import weight_grad_splits as splits
 from convlib.problem import make_problem, named_dtype
 from convlib.verification.problems import Case, arrays_of, expected, logical_arrays
 from tests.kernels.cupy_raw.test_values import (
     DESCENDING,
     GRADIENTS_OF_X,
+    GROUPS,
     OTHER_TYPES,
     PATCHES,
     SLICED,
     WALKS,
+    WEIGHTS,
     descend,
     force_cut,
 )
@@ -206,6 +211,30 @@ def test_every_way_to_load_two_patches_runs_without_a_fault(patch, monkeypatch):
     workspace = strided.empty_aligned((depthwise_weight_grad.workspace_bytes(problem, gpu),), np.uint8)
     with emulator.watching(outputs=[grad_w], scratch=[workspace]) as watch:
         depthwise_weight_grad.run(problem, gpu, x, grad_y, grad_w, workspace=workspace)
+    watch.raise_if_faulty()
+    np.testing.assert_array_equal(grad_w, reference.weight_grad(problem, x, grad_y).astype(np.float32))
+
+
+FEW_WEIGHTS = Case("few_weights", (2, 2, 9, 10), (3, 2, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "case"), [(weight_grad, WEIGHTS), (weight_grad, GROUPS), (weight_grad_direct, FEW_WEIGHTS)],
+    ids=["strides", "groups", "direct"],
+)  # fmt: skip
+def test_splits_of_a_weight_gradient_run_without_a_fault(kernel, case, monkeypatch):
+    problem, order = case.problem("weight_grad"), operations.FROM_LAYOUT[case.problem().layout]
+    gpu = device.emulator()
+    cut = splits.cut_of(problem, 64, 128, 3) if kernel is weight_grad else splits.direct_cut(problem, gpu, 1, 40)
+    assert cut.splits > 2
+    monkeypatch.setattr(kernel, "cut_for", lambda problem, device: cut)
+    x, *_ = arrays_of(case)
+    grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(np.float32)
+    grad_w = np.full(case.w, np.nan, np.float32)
+    workspace = strided.empty_aligned((cut.partial_bytes,), np.uint8)
+    x, grad_y = x.transpose(order), grad_y.transpose(order)
+    with emulator.watching(outputs=[grad_w], scratch=[workspace]) as watch:
+        kernel.run(problem, gpu, x, grad_y, grad_w, workspace=workspace)
     watch.raise_if_faulty()
     np.testing.assert_array_equal(grad_w, reference.weight_grad(problem, x, grad_y).astype(np.float32))
 
