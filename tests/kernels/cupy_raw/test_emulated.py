@@ -2,6 +2,11 @@
 
 tests/convlib/emulator/test_every_kernel.py runs every shared problem there, with the tile each launcher chooses, which
 for problems as small is a small one.
+
+Of conditions that were taken out of the kernels one at a time, a few stay green, as they only spare work. A pixel, tile
+or channel that does not exist may read any that does, since nothing is stored of it (PixelWalk::exists,
+winograd_batched.cu's `wanted`, depthwise.cu's Part::channel); ChannelWalk may clear what it fills anyway, move_up move
+zeros onto zeros, and depthwise.cu's `exist` be more than ROWS, where its loops end.
 """
 
 import re
