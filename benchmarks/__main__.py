@@ -241,14 +241,15 @@ def issued_command(name, batch, layout, networks, path):
 @click.option("--layer", "layers_", multiple=True, required=True, help="As resnet50:64x56x56-64-3x3.")
 @click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", show_default=True, help="Of ours.")
 @click.option("--images", type=click.IntRange(min=1), default=1, show_default=True, help="In each layer's batch.")
+@click.option("--part", type=click.IntRange(min=1), default=1, show_default=True, help="Of the channels 1 in so many.")
 @click.option("--timing-only", is_flag=True, help="Issue multiply-adds, do not compute them: half the time.")
 @OUTPUT
-def simulated_command(host, config, kernels, programs, layers_, layout, images, timing_only, output):
+def simulated_command(host, config, kernels, programs, layers_, layout, images, part, timing_only, output):
     """Cycles in GPGPU-Sim, given its HOST program and CONFIG: benchmarks/simulated/README.md says how to build them."""
     found = []
     for layer in layers_:
-        problem, folder = layers.layer_called(layer).problem, output / "simulated" / layer.replace("/", "_")
-        problem = replace(problem, N=images)
+        folder = output / "simulated" / layer.replace("/", "_")
+        problem = simulated_cycles.part_of(layers.layer_called(layer).problem, images, part)
         for one in kernels:
             settings = host, config, folder / one, timing_only
             row = simulated_cycles.ours(one, replace(problem, layout=layout), *settings)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,17 @@ class Simulated:
     def share(self) -> float:
         """Of the multiply-adds that the simulated GPU could have done in these cycles."""
         return self.problem.macs / (LANES * PLACE.sm_count * self.cycles)
+
+
+def part_of(problem: ConvProblem, images: int, part: int) -> ConvProblem:
+    """A layer of so many images, with 1 in `part` of its channels: whole ones take hours. Raises ValueError.
+
+    >>> part_of(ConvProblem(1, 64, 7, 7, 8, 3, 3, (1, 1), ((1, 1), (1, 1))), images=2, part=4).x_shape
+    (2, 16, 7, 7)
+    """
+    if part > 1 and (problem.groups > 1 or problem.C % part):
+        raise ValueError(f"part: a divisor of {problem.C} channels in one group needed, got {part}")
+    return replace(problem, N=images, C=problem.C // part)
 
 
 def ours(kernel: str, problem: ConvProblem, host: Path, config: Path, folder: Path, timing_only=False) -> Simulated:

@@ -37,7 +37,8 @@ from .depthwise import (
 )
 from .implicit_gemm import address_of
 from .parameters import is_wide, problem_struct, size_reasons, type_constants, window_constants
-from .weight_grad import THREADS, splits_struct
+from .weight_grad import THREADS
+from .weight_grad_splits import splits_struct
 
 WARP = 32
 MOST_TURNS = 4  # of a thread: a tile of 256 columns and channels has a wide halo

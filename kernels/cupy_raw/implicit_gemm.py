@@ -6,17 +6,15 @@ implicit_gemm.cu tells the idea; this file chooses the tile, the order of the re
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from .cut import Parts, Reduction, chosen, cut_struct, round_up, split_cut, whole_cut, with_splits
+from .cut import Parts, chosen, cut_struct, split_cut, whole_cut, with_splits
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
+from .register_tile import DEPTH, reduction_of, tile_of
 
-DEPTH = 8  # reduction steps per stage, as in gemm_layout.cuh
-EACH = {4: 8, 8: 4}  # filters, and pixels, per thread of register_tile.cuh, by the bytes of a sum
 CHUNK = 4  # channels side by side that one thread loads at once
 THREADS = 256  # of sum_splits
 PACKING = 128  # threads of a block of pack_filters ...
@@ -24,7 +22,6 @@ PACKED_FILTERS, PACKED_NUMBERS = 16, 32  # ... and what it takes, in as many wei
 TILES = ((16, 16), (16, 8), (8, 16), (8, 8), (4, 16), (4, 8))  # filters x pixels, in EACH
 SLICED = (2, 4)  # stages: of more, splits pay for their launch
 SLICED_TILES = ((8, 8), (4, 16), (4, 8))
-FEWEST_CHANNELS = 16  # from here on a stage of 8 channels of one tap wastes less than the other order's divisions cost
 WARPS_PER_SM = {256: 16}  # that register_tile.cuh asks the compiler for, by a block's threads; FEWER otherwise
 FEWER_WARPS = 12
 
@@ -39,15 +36,6 @@ GATHER_SLOTS = 1.5  # ... but hands on its sums, each
 passes = ("forward",)
 
 
-class Tile(NamedTuple):
-    """Filters and pixels of a block, and its threads; these in slices, each with its part of the reduction."""
-
-    filters: int
-    pixels: int
-    threads: int
-    slices: int = 1
-
-
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
     return chosen(device, {cut: seconds(problem, device, cut) for cut in cuts(problem, device)}, cost.LAUNCH)
@@ -59,25 +47,11 @@ def cuts(problem, device):
         yield from (cut_of(problem, tile_of(problem, lanes, slices=2)) for lanes in SLICED_TILES)
 
 
-def tile_of(problem, lanes, slices=1):
-    """The tile of so many lanes along the filters, and along the pixels."""
-    each = EACH[problem.accumulate.itemsize]
-    return Tile(lanes[0] * each, lanes[1] * each, lanes[0] * lanes[1] * slices, slices)
-
-
 def cut_of(problem, tile, splits=1, first=0):
     """All tiles whole, or all but the first in so many splits."""
     blocks_per_sm = WARPS_PER_SM.get(tile.threads, FEWER_WARPS) * 32 // tile.threads
     all_whole = whole_cut(problem, tile, blocks_per_sm, reduction_of(problem), problem.accumulate.itemsize)
     return split_cut(all_whole, splits, first)
-
-
-def reduction_of(problem):
-    """Channels inner, unless they are so few that padding them costs more than the other order's divisions."""
-    taps_inner = problem.Cg < FEWEST_CHANNELS and problem.Cg % DEPTH > 0
-    channels = problem.Cg if taps_inner else round_up(problem.Cg, DEPTH)
-    depth = round_up(problem.R * problem.S * channels, DEPTH)
-    return Reduction(depth, depth // DEPTH, channels, taps_inner)
 
 
 def parts(problem, device, cut):

@@ -29,15 +29,8 @@ from .tensor_core_tile import (
     stage_slots,
     stages_held,
 )
-from .weight_grad import (
-    MOST_SPLITS,
-    THREADS,
-    affordable,
-    cut_reasons,
-    fills,
-    is_busy,
-    splits_struct,
-)
+from .weight_grad import THREADS
+from .weight_grad_splits import MOST_SPLITS, affordable, cut_reasons, fills, is_busy, splits_struct
 
 TILES = (
     Tile(128, 128, 64, 64),

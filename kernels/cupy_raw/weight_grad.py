@@ -7,29 +7,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
-
-import numpy as np
 
 from .. import gpu_cost as cost
-from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from . import waves
-from .cut import chosen, round_up
-from .parameters import is_wide, problem_struct, size_reasons, type_constants, window_constants
+from ..launching import CudaSource, ceil_div, launch
+from .parameters import is_wide, problem_struct, type_constants, window_constants
+from .weight_grad_splits import cut_reasons, fastest, splits_struct
 
-DEPTH = 8  # pixels per stage, as in gemm_layout.cuh
-EACH = {4: 8, 8: 4}  # filters, and columns, per thread of register_tile.cuh, by the bytes of a sum
 THREADS = 256  # of finish_weight_grad
 TILES = ((16, 16), (16, 8), (8, 16), (8, 8))  # filters x columns, in EACH
-FEWEST_STAGES = 2  # of one split
-WARPS_PER_SM = {256: 16}  # that register_tile.cuh asks the compiler for, by a block's threads; FEWER otherwise
-FEWER_WARPS = 12
-MOST_SPLITS = 256
-PARTIAL_BYTES = 64 << 20  # of sums in the workspace, at most, unless one split has more
-
-SPLITS = np.dtype(
-    [("pixels", "i8"), ("all_pixels", "i8"), ("filters", "i4"), ("columns", "i4"), ("splits", "i4")], align=True
-)
 
 SLOTS_PER_MULTIPLY_ADD = 0.25  # beside the multiply-add itself, in the main loop
 WAITING = cost.waiting("cupy_raw.weight_grad", like="cupy_raw.implicit_gemm")
@@ -38,76 +23,9 @@ THREAD_SLOTS = 600  # of each thread of a block beside: addresses, the first sta
 passes = ("weight_grad",)
 
 
-class Cut(NamedTuple):
-    """How the product is cut into blocks; see weight_grad.cu."""
-
-    tile_k: int
-    tile_m: int
-    threads: int
-    filters: int
-    columns: int
-    pixels: int
-    splits: int
-    partial_bytes: int
-
-    tiles: int
-
-    @property
-    def blocks_per_sm(self):
-        return WARPS_PER_SM.get(self.threads, FEWER_WARPS) * 32 // self.threads
-
-    def grid(self, problem):
-        return self.tiles, self.splits
-
-    def fills(self, device):
-        return fills(self, device)
-
-    def is_busy(self, device):
-        return is_busy(self, device)
-
-
-def fills(cut, device):
-    """Whether its last wave is full, or split."""
-    return cut.splits > 1 or waves.last_wave(cut.tiles, cost.sm_count(device) * cut.blocks_per_sm) >= waves.FULL
-
-
-def is_busy(cut, device):
-    return cut.splits > 1 or waves.busy(cut.tiles, cost.sm_count(device)) >= waves.FULL
-
-
-def affordable(cuts):
-    """Those whose sums stay within PARTIAL_BYTES, and those that are not split."""
-    return [cut for cut in cuts if cut.partial_bytes <= PARTIAL_BYTES or cut.splits == 1]
-
-
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    """Of those that cut.py would choose from."""
-    each = EACH[problem.accumulate.itemsize]
-    cuts = [
-        cut_of(problem, tile_k * each, tile_m * each, splits)
-        for tile_k, tile_m in TILES
-        for splits in possible_splits(problem)
-    ]
-    return chosen(device, {cut: seconds(problem, device, cut) + 2 * cost.LAUNCH for cut in affordable(cuts)})
-
-
-def possible_splits(problem):
-    """1, and more by about a tenth each time, as long as each split has FEWEST_STAGES."""
-    most = min(ceil_div(problem.reduction, DEPTH) // FEWEST_STAGES, MOST_SPLITS)
-    return sorted({1, *(min(most, math.ceil(1.1**i)) for i in range(59) if most > 0)})
-
-
-def cut_of(problem, tile_k, tile_m, splits):
-    itemsize = problem.accumulate.itemsize
-    stages = ceil_div(ceil_div(problem.reduction, DEPTH), splits)
-    splits = ceil_div(ceil_div(problem.reduction, DEPTH), stages)
-    filters = round_up(problem.Kg, tile_k)
-    columns = round_up(problem.Cg * problem.R * problem.S, tile_m)
-    partial = splits * problem.groups * filters * columns * itemsize
-    threads = tile_k * tile_m // EACH[itemsize] ** 2
-    tiles = problem.groups * (columns // tile_m) * (filters // tile_k)
-    return Cut(tile_k, tile_m, threads, filters, columns, stages * DEPTH, splits, partial, tiles)
+    return fastest(problem, device, TILES, seconds)
 
 
 def seconds(problem, device, cut):
@@ -120,14 +38,6 @@ def seconds(problem, device, cut):
 
 def why_not(problem, device):
     return cut_reasons(problem, cut_for(problem, device))
-
-
-def cut_reasons(problem, cut):
-    """Why sizes do not fit the kernels' coordinates or a launch."""
-    reasons, blocks = size_reasons(problem), cut.grid(problem)[0]
-    if blocks > MAX_GRID[0]:
-        reasons.append(f"at most {MAX_GRID[0]:,} blocks, this problem has {blocks:,}")
-    return reasons
 
 
 def workspace_bytes(problem, device):
@@ -168,14 +78,3 @@ def launch_both(problem, cut, threads, kernels, x, grad_y, grad_w, workspace, st
     launch(multiply, cut.grid(problem), threads, (x, grad_y, workspace, struct, part), stream=stream)
     weights = problem.K * problem.Cg * problem.R * problem.S
     launch(finish, ceil_div(weights, THREADS), THREADS, (workspace, grad_w, struct, part), stream=stream)
-
-
-@lru_cache(maxsize=4096)
-def splits_struct(problem, cut):
-    """`struct Splits`."""
-    struct = np.zeros((), SPLITS)
-    struct["all_pixels"] = problem.N * problem.P * problem.Q
-    for name in ("pixels", "filters", "columns", "splits"):
-        struct[name] = getattr(cut, name)
-    struct.flags.writeable = False
-    return struct

@@ -6,48 +6,26 @@ weight_grad_direct.cu tells the idea; this file splits the pixels and launches.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 from .. import gpu_cost as cost
 from ..launching import CudaSource, ceil_div
 from .parameters import is_wide, type_constants, window_constants
-from .weight_grad import cut_reasons, launch_both
+from .weight_grad import launch_both
+from .weight_grad_splits import Slots, cut_reasons, direct_cut, direct_seconds
 
 THREADS = 256
 MOST_TAPS = 128  # times the bytes of a sum, at once
 FEWEST_PIXELS = 8 * THREADS  # of one split: the pairwise sums must pay
-MOST_SPLITS = 256
-BLOCKS_PER_SM = 8  # to have, if the pixels are enough
-SLOTS_PER_TAP, SLOTS_PER_PIXEL, SLOTS_PER_SUM = 5, 40, 3  # issue slots, counted in the machine code
+SLOTS = Slots(tap=5, pixel=40, sum=3)
 WAITING = cost.waiting("cupy_raw.weight_grad_direct", like="cupy_raw.direct")
 
 passes = ("weight_grad",)
 
 
-class Cut(NamedTuple):
-    """How pixels and taps are cut into blocks; filters and columns as `struct Splits` has them."""
-
-    chunks: int
-    filters: int
-    columns: int
-    pixels: int
-    splits: int
-    partial_bytes: int
-
-    def grid(self, problem):
-        return problem.K * problem.Cg * self.chunks, self.splits
-
-
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
     chunks = ceil_div(problem.R * problem.S, MOST_TAPS // problem.accumulate.itemsize)
-    blocks = problem.K * problem.Cg * chunks
-    wanted = ceil_div(BLOCKS_PER_SM * cost.sm_count(device), blocks)
-    splits = max(1, min(wanted, problem.reduction // FEWEST_PIXELS, MOST_SPLITS))
-    pixels = ceil_div(problem.reduction, splits)
-    splits = ceil_div(problem.reduction, pixels)
-    columns = problem.Cg * problem.R * problem.S
-    return Cut(chunks, problem.Kg, columns, pixels, splits, splits * problem.K * columns * problem.accumulate.itemsize)
+    return direct_cut(problem, device, chunks, FEWEST_PIXELS)
 
 
 def why_not(problem, device):
@@ -61,11 +39,7 @@ def workspace_bytes(problem, device):
 def predicted_seconds(problem, device):
     cut = cut_for(problem, device)
     taps = ceil_div(problem.R * problem.S, cut.chunks)
-    each = taps * (SLOTS_PER_TAP + cost.multiply_slots(problem, device)) + SLOTS_PER_PIXEL
-    slots = cut.pixels * each + THREADS * taps * SLOTS_PER_SUM
-    blocks = cut.grid(problem)[0] * cut.splits
-    multiply = WAITING * cost.block_seconds(device, blocks, THREADS, slots)
-    return max(multiply, cost.memory_seconds(problem, device, 2 * cut.partial_bytes)) + 2 * cost.LAUNCH
+    return direct_seconds(problem, device, cut, taps, THREADS, SLOTS, WAITING)
 
 
 @lru_cache(maxsize=4096)

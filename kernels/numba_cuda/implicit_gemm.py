@@ -13,6 +13,12 @@ element on, and strides in elements: then a load's address is one 32-bit offset,
 Why it pays: im2col.py writes and reads R * S times the input; here it comes from the caches. A layer of 64 channels,
 56 x 56 pixels, 128 filters and 3 x 3 taps requests 308 MB from them at 8 images, by the emulator's count, and writes
 only y.
+Small problems, and the last wave of others: several blocks share a tile, each with its part of d, cut by the same rules
+as cupy_raw's (cut.py, waves.py). They leave their sums in the workspace, filters side by side or pixels as in y, and
+`implicit_gemm_sum` adds them in their order: the same bits every time. The layers of VGG-16, ResNet-50 and MobileNetV2
+are predicted to take 3.9 ms together at one image on 108 SMs, with whole tiles only 18.5; 89.4 and 94.2 at 32 images
+(cupy_raw 2.8 and 62.9). The loop is no longer for it, 693 instructions instead of 703; registers 134 instead of 128
+(channels last 795 instead of 806; 166, 162).
 Bank conflicts: none. Eight lanes' runs of 4 numbers lie interleaved: pixel x of 32 at place x % 8 * 4 + x // 8. So
 lanes store 32 pixels into 32 banks, load runs of 16 bytes, and their outputs are neighbours when they leave. A row is
 16 bytes longer than its pixels, so that 8 channels times 4 places meet 32 banks as well.
@@ -43,8 +49,7 @@ What Numba's Python cannot say, and what it costs, beside cupy_raw/implicit_gemm
 - Tensor cores (mma.sync), ldmatrix and cp.async: not at all, short of LLVM intrinsics, which no simulator runs.
 - Fast divisions by a number known at launch: a division by Q is some 20 instructions, once an output.
 
-Limits: N * P * Q below 2^31. Small problems are not split along d: they leave multiprocessors idle. Never run on
-hardware.
+Limits: N * P * Q below 2^31. Never run on hardware.
 Source: Chetlur et al., cuDNN, 2014; the order of d: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020; the
 product: Volkov and Demmel, Benchmarking GPUs to tune dense linear algebra, SC 2008.
 """
@@ -59,16 +64,17 @@ from numba import cuda, int32, int64
 
 from ...device import simulating
 from .. import gpu_cost as cost
+from ..cupy_raw.cut import Parts, chosen, split_cut, whole_cut, with_splits
 from ..cupy_raw.parameters import element_strides, size_reasons
+from ..cupy_raw.register_tile import DEPTH, reduction_of, tile_of
 from ..launching import MAX_GRID, ceil_div, launch
 from .epilogue import epilogue_of, finish, operands
 from .im2col import run_length
 from .storage import at, device_function, register_type, small, widen
 
-DEPTH = 8  # reduction steps per stage
-THREADS = 256  # of the kernel that packs
-TILES = ((64, 64), (32, 128), (128, 128))  # filters x pixels in float32, 64 outputs a thread; half of each in float64
-FEWEST_CHANNELS = 16  # from here on a stage of 8 channels of one tap wastes less than the other order's divisions cost
+THREADS = 256  # of the kernels that pack, and add splits
+TILES = ((8, 8), (4, 16), (16, 16))  # filters x pixels, in the 8 (float64: 4) that a thread has of each
+BLOCKS_PER_SM = {64: 6, 256: 1}  # by the threads of a block: room for their registers, 128 to 166 of each
 OUTSIDE = -1  # an offset where there is no pixel
 FAR = -0x40000000  # a row outside of every image
 
@@ -119,8 +125,8 @@ def compiled_filters(R, S, tile_k, run, taps_inner):
 
 
 @cache
-def compiled_product(R, S, tile_k, tile_m, walk, epilogue):
-    """The kernel for y = filters x windows in tiles of tile_k filters and tile_m pixels."""
+def compiled_product(R, S, tile_k, tile_m, walk, epilogue, split):
+    """The kernel for y = filters x windows in tiles of tile_k filters and tile_m pixels. split: some tiles are."""
     dtype_name = epilogue[0]
     number, real, finished = widen(dtype_name), register_type(dtype_name), finish(*epilogue)
     zero = real(0)
@@ -143,7 +149,8 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue):
 
     @cuda.jit
     def implicit_gemm_product(
-        filters, x, y, bias, residual, groups, filter_tiles, pixel_tiles, depth, channels, C, H, W,
+        filters, x, y, bias, residual, partial, groups, filter_tiles, pixel_tiles, depth, channels,
+        whole_tiles, split_tiles, split_steps, partial_k, partial_m, C, H, W,
         x_0, x_n, x_c, x_h, x_w, stride_h, stride_w, top, left, dilation_h, dilation_w,
     ):  # fmt: skip
         if SIMULATED:  # whose shared.array knows no alignment; 16-byte loads need it
@@ -167,9 +174,15 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue):
         my_k = (warp // warps_m * 4 + (lane >> 3)) * run
         K, P, Q = y.shape[1], y.shape[2], y.shape[3]
         Cg, Kg, pixels = C // groups, K // groups, y.shape[0] * P * Q
-        filter_tile = cuda.blockIdx.x % filter_tiles
-        pixel_tile = cuda.blockIdx.x // filter_tiles % pixel_tiles
-        g = cuda.blockIdx.x // filter_tiles // pixel_tiles
+        tile, first_step, steps, my_part = cuda.blockIdx.x, 0, depth // DEPTH, -1
+        if split and tile >= whole_tiles:
+            part = (tile - whole_tiles) // split_tiles
+            my_part = tile - whole_tiles
+            tile -= part * split_tiles
+            first_step = part * split_steps
+            steps = min(split_steps, steps - first_step)
+        filter_tile, pixel_tile = tile % filter_tiles, tile // filter_tiles % pixel_tiles
+        g = tile // filter_tiles // pixel_tiles
         if together:
             my_lane, my_row = thread // DEPTH, thread & (DEPTH - 1)
         else:
@@ -192,9 +205,10 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue):
             for j in range(micro):
                 sums[i, j] = zero
 
-        next_filter = (g * filter_tiles + filter_tile) * depth * tile_k + thread
-        steps = depth // DEPTH
-        channel, tap = int32(channels), int32(0)
+        first_d = first_step * DEPTH
+        next_filter = ((g * filter_tiles + filter_tile) * depth + first_d) * tile_k + thread
+        tap, first_channel = int32(first_d // channels), int32(first_d % channels)
+        channel = int32(channels)
         for step in range(steps + 1):
             last = step == steps
             if not last:
@@ -203,7 +217,7 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue):
                 next_filter += pixels_at
                 if taps_inner:
                     for i in range(rows):
-                        d = small(step * DEPTH + my_row + i)
+                        d = small(first_d + step * DEPTH + my_row + i)
                         c = int32(d // small(R * S))
                         h = int32(d // small(S) % small(R)) * dilation_h
                         v = int32(d % small(S)) * dilation_w
@@ -215,7 +229,7 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue):
                             next_pixels[j, i] = number(x[at(offset)]) if inside else zero
                 else:
                     if channel == channels:
-                        channel = int32(0)
+                        channel = first_channel
                         h = int32(small(tap) // small(S)) * dilation_h
                         v = int32(small(tap) % small(S)) * dilation_w
                         tap = int32(tap + 1)
@@ -224,7 +238,8 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue):
                             my_h, my_w = int32(first_h[j] + h), int32(first_w[j] + v)
                             inside = 0 <= my_h < H and 0 <= my_w < W
                             here[j] = offset_type(corner[j] + further) if inside else OUTSIDE
-                        along = offset_type(0)
+                        along = offset_type(channel * x_c)
+                        first_channel = int32(0)
                     for j in range(own):
                         for i in range(rows):
                             inside = here[j] >= 0 and (whole or channel + my_row + i < Cg)
@@ -258,14 +273,18 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue):
                         staged[at(free + target[j] + i * pitch)] = next_pixels[j, i]
                 cuda.syncthreads()
 
-        k0 = filter_tile * tile_k + warp // warps_m * 4 * run + (lane >> 3)
-        m0 = pixel_tile * tile_m + warp % warps_m * 8 * run + (lane & 7)
+        tile_k0, tile_m0 = warp // warps_m * 4 * run + (lane >> 3), warp % warps_m * 8 * run + (lane & 7)
         for j in range(micro):
-            pixel = small(m0 + j // run * half_m + j % run * 8)
-            if pixel < small(pixels):
+            m = tile_m0 + j // run * half_m + j % run * 8
+            pixel = small(pixel_tile * tile_m + m)
+            if split and my_part >= 0:
+                target_0 = my_part * (tile_k * tile_m) + m * partial_m
+                for i in range(micro):
+                    partial[at(target_0 + (tile_k0 + i // run * half_k + i % run * 4) * partial_k)] = sums[i, 0]
+            elif pixel < small(pixels):
                 n, p, q = pixel // small(P * Q), pixel // small(Q) % small(P), pixel % small(Q)
                 for i in range(micro):
-                    k = k0 + i // run * half_k + i % run * 4
+                    k = filter_tile * tile_k + tile_k0 + i // run * half_k + i % run * 4
                     if k < Kg:
                         k += g * Kg
                         y[at(n), at(k), at(p), at(q)] = finished(sums[i, 0], bias, residual, n, k, p, q)
@@ -274,6 +293,43 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue):
                     sums[i, following - 1] = sums[i, following]
 
     return implicit_gemm_product
+
+
+@cache
+def compiled_sum(tile_k, tile_m, filters_inner, epilogue):
+    """The kernel that adds what the parts of a tile left, in their order. filters_inner: these lie side by side there,
+    not pixels, as they do in y.
+    """
+    real, finished = register_type(epilogue[0]), finish(*epilogue)
+    of_tile = tile_k * tile_m
+
+    @cuda.jit
+    def implicit_gemm_sum(
+        partial, y, bias, residual, groups, filter_tiles, pixel_tiles, whole_tiles, split_tiles, splits
+    ):
+        index = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+        if index >= split_tiles * of_tile:
+            return
+        tile, within = whole_tiles + index // of_tile, index % of_tile
+        if filters_inner:
+            m, k = within // tile_k, within % tile_k
+        else:
+            k, m = within // tile_m, within % tile_m
+        k += tile % filter_tiles * tile_k
+        pixel = tile // filter_tiles % pixel_tiles * tile_m + m
+        g = tile // filter_tiles // pixel_tiles
+        P, Q, Kg = y.shape[2], y.shape[3], y.shape[1] // groups
+        if k >= Kg or pixel >= y.shape[0] * P * Q:
+            return
+
+        total = real(0)
+        for part in range(splits):
+            total += partial[at(index + part * split_tiles * of_tile)]
+        n, p, q = pixel // (P * Q), pixel // Q % P, pixel % Q
+        k += g * Kg
+        y[at(n), at(k), at(p), at(q)] = finished(total, bias, residual, n, k, p, q)
+
+    return implicit_gemm_sum
 
 
 @cache
@@ -290,49 +346,35 @@ def at_place(lanes, run):
     return device_function(lambda place: place // block * block + place % run * lanes + place // run % lanes)
 
 
-class Cut(NamedTuple):
-    """How the product is cut into blocks. channels: of a group, padded to whole stages; depth: all of d, likewise."""
-
-    tile_k: int
-    tile_m: int
-    taps_inner: bool
-    channels: int
-    depth: int
-    filter_tiles: int
-    pixel_tiles: int
-    threads: int
-    filter_bytes: int
-
-    def blocks(self, problem):
-        return problem.groups * self.filter_tiles * self.pixel_tiles
-
-
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    """The tile that is predicted to be the fastest."""
-    scale = run_length(problem.dtype.name) / 4
-    cuts = [cut_of(problem, int(k * scale), int(m * scale)) for k, m in TILES]
-    return min(cuts, key=lambda cut: seconds(problem, device, cut))
+    """The cut that cupy_raw's rules choose, of those that are predicted here."""
+    return chosen(device, {cut: parts(problem, device, cut).seconds for cut in cuts(problem, device)})
 
 
-def cut_of(problem, tile_k, tile_m):
-    taps_inner = problem.Cg < FEWEST_CHANNELS and problem.Cg % DEPTH != 0
-    channels = problem.Cg if taps_inner else ceil_div(problem.Cg, DEPTH) * DEPTH
-    depth = ceil_div(channels * problem.R * problem.S, DEPTH) * DEPTH
-    filter_tiles, pixels = ceil_div(problem.Kg, tile_k), problem.N * problem.P * problem.Q
-    threads = tile_k * tile_m // (2 * run_length(problem.dtype.name)) ** 2
-    filter_bytes = problem.groups * filter_tiles * depth * tile_k * problem.dtype.itemsize
-    return Cut(
-        tile_k, tile_m, taps_inner, channels, depth, filter_tiles, ceil_div(pixels, tile_m), threads, filter_bytes
-    )  # fmt: skip
+def cuts(problem, device):
+    return with_splits(device, [cut_of(problem, tile_of(problem, lanes)) for lanes in TILES])
 
 
-def seconds(problem, device, cut):
-    """The busiest SM's blocks."""
-    macs = cut.tile_k * cut.tile_m * cut.depth
+def cut_of(problem, tile, splits=1, first=0):
+    """All tiles whole, or all but the first in so many splits."""
+    per_sm = BLOCKS_PER_SM[tile.threads]
+    return split_cut(whole_cut(problem, tile, per_sm, reduction_of(problem), problem.dtype.itemsize), splits, first)
+
+
+def parts(problem, device, cut):
     each = SLOTS_PER_MULTIPLY_ADD[cut.taps_inner] + cost.multiply_slots(problem, device)
-    slots = macs * each + THREAD_SLOTS * cut.threads
-    return WAITING * cost.block_seconds(device, cut.blocks(problem), cut.threads, slots)
+
+    def multiplying(blocks, stages):
+        slots = stages * DEPTH * cut.tile.filters * cut.tile.pixels * each + THREAD_SLOTS * cut.tile.threads
+        return cost.block_seconds(device, blocks, cut.tile.threads, slots)
+
+    return Parts(
+        WAITING * (multiplying(cut.whole, cut.depth // DEPTH) + multiplying(cut.parts, cut.stages)),
+        cost.passing_seconds(device, cut.partial_bytes),
+        cost.memory_seconds(problem, device, 2 * cut.packed_bytes),
+        (3 if cut.splits > 1 else 2) * cost.LAUNCH,
+    )
 
 
 def why_not(problem, device):
@@ -341,7 +383,7 @@ def why_not(problem, device):
     pixels = problem.N * problem.P * problem.Q
     if pixels >= 2**31:
         reasons.append(f"N * P * Q: less than 2^31 needed, got {pixels:,}")
-    grids = {"multiply": cut.blocks(problem), "pack the weights": packing_blocks(problem, cut)}
+    grids = {"multiply": cut.blocks, "pack the weights": packing_blocks(problem, cut), "add": summing_blocks(cut)}
     for name, blocks in grids.items():
         if blocks > MAX_GRID[0]:
             reasons.append(f"at most {MAX_GRID[0]:,} blocks to {name}, this problem has {blocks:,}")
@@ -349,35 +391,46 @@ def why_not(problem, device):
 
 
 def packing_blocks(problem, cut):
-    return ceil_div(problem.groups * cut.filter_tiles * cut.depth * cut.tile_k, THREADS)
+    return ceil_div(problem.groups * cut.filters * cut.depth, THREADS)
+
+
+def summing_blocks(cut):
+    return ceil_div(cut.split_tiles * cut.tile.filters * cut.tile.pixels, THREADS)
 
 
 def workspace_bytes(problem, device):
-    """The filters, in the order of d."""
-    return cut_for(problem, device).filter_bytes
+    """The filters, in the order of d, and the sums of splits."""
+    cut = cut_for(problem, device)
+    return cut.packed_bytes + cut.partial_bytes
 
 
 def predicted_seconds(problem, device):
-    cut = cut_for(problem, device)
-    moved = cost.memory_seconds(problem, device, 2 * cut.filter_bytes)
-    return max(seconds(problem, device, cut), moved) + 2 * cost.LAUNCH
+    return parts(problem, device, cut_for(problem, device)).seconds
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write activation(conv(x, w) + bias + residual) into y, on `stream`. All in logical order, any strides."""
     cut, (top, _), (left, _) = cut_for(problem, device), *problem.padding
-    filters = workspace[: cut.filter_bytes].view(x.dtype)
-    kernel = compiled_filters(problem.R, problem.S, cut.tile_k, run_length(problem.dtype.name), cut.taps_inner)
-    args = (w, filters, problem.groups, cut.filter_tiles, cut.depth, cut.channels)
+    (tile_k, tile_m, threads, _), filter_tiles = cut.tile, cut.filters // cut.tile.filters
+    filters = workspace[: cut.packed_bytes].view(x.dtype)
+    kernel = compiled_filters(problem.R, problem.S, tile_k, run_length(problem.dtype.name), cut.taps_inner)
+    args = (w, filters, problem.groups, filter_tiles, cut.depth, cut.channels)
     launch(kernel, packing_blocks(problem, cut), THREADS, args, stream=stream)
 
+    split, filters_inner = cut.splits > 1, abs(y.strides[1]) == y.dtype.itemsize and problem.K > 1
     strides = element_strides("x", x.strides, x.dtype.itemsize)
-    walk = walk_for(problem, cut, strides)
-    kernel = compiled_product(problem.R, problem.S, cut.tile_k, cut.tile_m, walk, epilogue_of(problem))
-    args = (filters, one_axis(x), y, *operands(y, bias, residual), problem.groups, cut.filter_tiles, cut.pixel_tiles)
-    args += (cut.depth, cut.channels, problem.C, problem.H, problem.W, bytes_below(x) // x.dtype.itemsize, *strides)
-    args += (*problem.stride, top, left, *problem.dilation)
-    launch(kernel, cut.blocks(problem), cut.threads, args, stream=stream)
+    partial = workspace[cut.packed_bytes :][: cut.partial_bytes].view(problem.accumulate) if split else filters
+    images, tiles = (y, *operands(y, bias, residual)), (problem.groups, filter_tiles, cut.tiles_m)
+    walk, epilogue = walk_for(problem, cut, strides), epilogue_of(problem)
+    kernel = compiled_product(problem.R, problem.S, tile_k, tile_m, walk, epilogue, split)
+    args = (filters, one_axis(x), *images, partial, *tiles, cut.depth, cut.channels, cut.whole, cut.split_tiles)
+    args += (cut.stages, *((1, tile_k) if filters_inner else (tile_m, 1)), problem.C, problem.H, problem.W)
+    args += (bytes_below(x) // x.dtype.itemsize, *strides, *problem.stride, top, left, *problem.dilation)
+    launch(kernel, cut.blocks, threads, args, stream=stream)
+    if split:
+        args = (partial, *images, *tiles, cut.whole, cut.split_tiles, cut.splits)
+        kernel = compiled_sum(tile_k, tile_m, filters_inner, epilogue)
+        launch(kernel, summing_blocks(cut), THREADS, args, stream=stream)
 
 
 def walk_for(problem, cut, strides):

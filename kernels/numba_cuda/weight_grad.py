@@ -23,24 +23,21 @@ Source: Chetlur et al., cuDNN, 2014 (the gradient as an implicit product); Osama
 CUTLASS's split-K before it (reduction in two steps).
 """
 
+import math
 from functools import cache, lru_cache
-from typing import NamedTuple
 
 from numba import cuda
 
 from ...device import simulating
 from .. import gpu_cost as cost
-from ..launching import MAX_GRID, ceil_div, launch
+from ..cupy_raw.weight_grad_splits import DEPTH, fastest, launch_reasons
+from ..launching import ceil_div, launch
 from .im2col import run_length
 from .storage import at, narrow, register_type, widen
 
-DEPTH = 8  # pixels staged per step
+TILES = ((8, 8),)  # filters x columns, in the 8 (float64: 4) that a thread has of each
 THREADS = 64  # of the product: two warps, 16 runs of filters times 16 of columns, half of them in each
 FINISH_THREADS = 256
-FEWEST_STEPS = 32  # of one split: its first loads and its sums must pay
-MOST_SPLITS = 256
-PARTIAL_BYTES = 64 << 20  # of sums in the workspace, at most, unless one split has more
-BLOCKS_PER_SM = 6  # to have, if the pixels are enough
 
 SLOTS_PER_MULTIPLY_ADD = 0.6  # beside the multiply-add itself: loads from shared memory, addresses, tests of the window
 WAITING = 2.0  # times as long as its issue slots: what im2col's product, the same loop, took on an H200
@@ -188,43 +185,21 @@ def compiled_finish(R, S, dtype_name):
     return finish_weight_grad
 
 
-class Cut(NamedTuple):
-    """How the product is cut into blocks. filters, columns: of one group, in whole tiles; pixels: of one split."""
-
-    filter_tiles: int
-    column_tiles: int
-    filters: int
-    columns: int
-    pixels: int
-    splits: int
-    partial_bytes: int
-
-    def grid(self, problem):
-        return problem.groups * self.filter_tiles * self.column_tiles, self.splits
-
-
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    """Blocks enough for every SM, as long as each split has FEWEST_STEPS and the sums fit PARTIAL_BYTES."""
-    tile = 16 * run_length(problem.dtype.name)
-    filter_tiles, column_tiles = ceil_div(problem.Kg, tile), ceil_div(problem.Cg * problem.R * problem.S, tile)
-    one_split = problem.groups * filter_tiles * column_tiles * tile**2 * problem.accumulate.itemsize
-    wanted = ceil_div(BLOCKS_PER_SM * cost.sm_count(device), problem.groups * filter_tiles * column_tiles)
-    steps = ceil_div(problem.reduction, DEPTH)
-    splits = max(1, min(wanted, steps // FEWEST_STEPS, MOST_SPLITS, PARTIAL_BYTES // one_split))
-    pixels = ceil_div(steps, splits) * DEPTH
-    splits = ceil_div(problem.reduction, pixels)
-    return Cut(filter_tiles, column_tiles, filter_tiles * tile, column_tiles * tile, pixels, splits, splits * one_split)
+    return fastest(problem, device, TILES, seconds)
+
+
+def seconds(problem, device, cut):
+    """The busiest SM's blocks, then what the splits write and read again."""
+    slots = cut.tile_k * cut.tile_m * cut.pixels * (SLOTS_PER_MULTIPLY_ADD + cost.multiply_slots(problem, device))
+    multiply = cost.block_seconds(device, math.prod(cut.grid(problem)), THREADS, slots)
+    return WAITING * multiply + cost.memory_seconds(problem, device, 2 * cut.partial_bytes)
 
 
 def why_not(problem, device):
     """Reasons why this kernel cannot run `problem` on `device`, in words for its user; empty when it can."""
-    return cut_reasons(problem, cut_for(problem, device))
-
-
-def cut_reasons(problem, cut):
-    blocks = cut.grid(problem)[0]
-    return [f"at most {MAX_GRID[0]:,} blocks, this problem has {blocks:,}"] if blocks > MAX_GRID[0] else []
+    return launch_reasons(problem, cut_for(problem, device))
 
 
 def workspace_bytes(problem, device):
@@ -232,12 +207,7 @@ def workspace_bytes(problem, device):
 
 
 def predicted_seconds(problem, device):
-    """The busiest SM's blocks, then what the splits write and read again."""
-    cut = cut_for(problem, device)
-    macs = cut.pixels * (16 * run_length(problem.dtype.name)) ** 2
-    slots = macs * (SLOTS_PER_MULTIPLY_ADD + cost.multiply_slots(problem, device))
-    multiply = cost.block_seconds(device, cut.grid(problem)[0] * cut.splits, THREADS, slots)
-    return WAITING * multiply + cost.memory_seconds(problem, device, 2 * cut.partial_bytes) + 2 * cost.LAUNCH
+    return seconds(problem, device, cut_for(problem, device)) + 2 * cost.LAUNCH
 
 
 def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):
@@ -247,7 +217,8 @@ def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=
     """
     cut, (top, _), (left, _) = cut_for(problem, device), *problem.padding
     partial = workspace[: cut.partial_bytes].view(problem.accumulate)
-    args = (x, grad_y, partial, problem.Cg, problem.Kg, cut.filter_tiles, cut.column_tiles, cut.pixels)
+    args = (x, grad_y, partial, problem.Cg, problem.Kg)
+    args += (cut.filters // cut.tile_k, cut.columns // cut.tile_m, cut.pixels)
     args += (*problem.stride, top, left, *problem.dilation)
     kernel = compiled(problem.R, problem.S, problem.dtype.name)
     launch(kernel, cut.grid(problem), THREADS, args, stream=stream)

@@ -19,22 +19,20 @@ Limits: none on the problem. Never run on hardware.
 Source: the definition; Harris, Optimizing Parallel Reduction in CUDA, 2007 (sequential addressing).
 """
 
+import math
 from functools import cache, lru_cache
-from typing import NamedTuple
 
 from numba import cuda
 
-from .. import gpu_cost as cost
+from ..cupy_raw.weight_grad_splits import Slots, direct_cut, direct_seconds, launch_reasons
 from ..launching import ceil_div, launch
 from .storage import at, register_type, widen
-from .weight_grad import add_splits, cut_reasons
+from .weight_grad import add_splits
 
 THREADS = 128
 MOST_TAPS = 16  # at once: 16 x 128 float64 are 16 of 48 KB
 FEWEST_PIXELS = 8 * THREADS  # of one split: the pairwise sums must pay
-MOST_SPLITS = 256
-BLOCKS_PER_SM = 8  # to have, if the pixels are enough
-SLOTS_PER_TAP, SLOTS_PER_PIXEL, SLOTS_PER_SUM = 18, 30, 3  # issue slots, counted in the machine code
+SLOTS = Slots(tap=18, pixel=30, sum=3)
 WAITING = 3.0  # times as long as its issue slots: what direct.py took on an H200
 
 passes = ("weight_grad",)
@@ -101,41 +99,22 @@ def compiled(R, S, rows, columns, dtype_name):
     return weight_grad_direct
 
 
-class Cut(NamedTuple):
-    """How taps and pixels are cut into blocks. tap_rows, tap_columns: of the window at once; filters, columns: of one
-    group; pixels: of one split.
-    """
-
-    tap_rows: int
-    tap_columns: int
-    chunks: int
-    filters: int
-    columns: int
-    pixels: int
-    splits: int
-    partial_bytes: int
-
-    def grid(self, problem):
-        return problem.K * problem.Cg * self.chunks, self.splits
+def taps_at_once(problem):
+    """Rows and columns of the window that a block takes."""
+    columns = min(problem.S, MOST_TAPS)
+    return min(problem.R, MOST_TAPS // columns), columns
 
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    tap_columns = min(problem.S, MOST_TAPS)
-    tap_rows = min(problem.R, MOST_TAPS // tap_columns)
-    chunks = ceil_div(problem.R, tap_rows) * ceil_div(problem.S, tap_columns)
-    wanted = ceil_div(BLOCKS_PER_SM * cost.sm_count(device), problem.K * problem.Cg * chunks)
-    splits = max(1, min(wanted, problem.reduction // FEWEST_PIXELS, MOST_SPLITS))
-    pixels = ceil_div(problem.reduction, splits)
-    splits = ceil_div(problem.reduction, pixels)
-    columns = problem.Cg * problem.R * problem.S
-    partial_bytes = splits * problem.K * columns * problem.accumulate.itemsize
-    return Cut(tap_rows, tap_columns, chunks, problem.Kg, columns, pixels, splits, partial_bytes)
+    rows, columns = taps_at_once(problem)
+    chunks = ceil_div(problem.R, rows) * ceil_div(problem.S, columns)
+    return direct_cut(problem, device, chunks, FEWEST_PIXELS)
 
 
 def why_not(problem, device):
     """Reasons why this kernel cannot run `problem` on `device`, in words for its user; empty when it can."""
-    return cut_reasons(problem, cut_for(problem, device))
+    return launch_reasons(problem, cut_for(problem, device))
 
 
 def workspace_bytes(problem, device):
@@ -143,12 +122,8 @@ def workspace_bytes(problem, device):
 
 
 def predicted_seconds(problem, device):
-    cut = cut_for(problem, device)
-    taps = cut.tap_rows * cut.tap_columns
-    each = taps * (SLOTS_PER_TAP + cost.multiply_slots(problem, device)) + SLOTS_PER_PIXEL
-    slots = cut.pixels * each + THREADS * taps * SLOTS_PER_SUM
-    multiply = WAITING * cost.block_seconds(device, cut.grid(problem)[0] * cut.splits, THREADS, slots)
-    return max(multiply, cost.memory_seconds(problem, device, 2 * cut.partial_bytes)) + 2 * cost.LAUNCH
+    taps = math.prod(taps_at_once(problem))
+    return direct_seconds(problem, device, cut_for(problem, device), taps, THREADS, SLOTS, WAITING)
 
 
 def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):
@@ -160,6 +135,6 @@ def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=
     partial = workspace[: cut.partial_bytes].view(problem.accumulate)
     args = (x, grad_y, partial, problem.Cg, problem.Kg, cut.pixels)
     args += (*problem.stride, top, left, *problem.dilation)
-    kernel = compiled(problem.R, problem.S, cut.tap_rows, cut.tap_columns, problem.dtype.name)
+    kernel = compiled(problem.R, problem.S, *taps_at_once(problem), problem.dtype.name)
     launch(kernel, cut.grid(problem), THREADS, args, stream=stream)
     add_splits(problem, cut, partial, grad_w, stream)

@@ -110,3 +110,10 @@ def test_ours_stands_beside_the_fastest_of_cutlass_on_its_layer():
     drawn = simulated_cycles.table(found)
     (beside,) = [column for column in drawn.columns if column.header == "of CUTLASS's fastest"]
     assert list(beside.cells) == ["1.50", "1.00", "1.00", "0.75", ""]
+
+
+def test_a_part_of_the_channels_must_be_whole():
+    problem = make_problem((1, 12, 5, 6), (4, 12, 3, 3), dtype="float32")
+    assert simulated_cycles.part_of(problem, 3, 4).x_shape == (3, 3, 5, 6)
+    with pytest.raises(ValueError, match="part: a divisor of 12 channels in one group needed, got 5"):
+        simulated_cycles.part_of(problem, 1, 5)

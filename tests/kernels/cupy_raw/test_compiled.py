@@ -19,6 +19,7 @@ from convlib.kernels.cupy_raw import (
     tiled,
     weight_grad,
     weight_grad_direct,
+    weight_grad_splits,
 )
 from convlib.problem import DTYPES, make_problem, named_dtype
 from tests.kernels.cupy_raw.machine_code import main_loop, multiply_share
@@ -192,7 +193,7 @@ def test_every_tile_and_walk_of_the_implicit_product_compiles_without_spills(til
 @pytest.mark.parametrize("tile", weight_grad.TILES, ids=str)
 def test_every_tile_of_the_weight_gradient_compiles_without_spills_and_multiplies_in_two_of_three(tile, target):
     problem = replace(problem_of("3x3_large"), pass_="weight_grad")
-    cut = weight_grad.cut_of(problem, 8 * tile[0], 8 * tile[1], 4)
+    cut = weight_grad_splits.cut_of(problem, 8 * tile[0], 8 * tile[1], 4)
     for wide in (False, True):
         check(weight_grad.sources_of(problem, cut, wide)[0], target, "float32")
     cubin = compiling.cuda_source_cubin(weight_grad.sources_of(problem, cut, False)[0], target)

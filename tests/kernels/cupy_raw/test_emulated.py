@@ -2,6 +2,11 @@
 
 tests/convlib/emulator/test_every_kernel.py runs every shared problem there, with the tile each launcher chooses, which
 for problems as small is a small one.
+
+Of conditions that were taken out of the kernels one at a time, a few stay green, as they only spare work. A pixel, tile
+or channel that does not exist may read any that does, since nothing is stored of it (PixelWalk::exists,
+winograd_batched.cu's `wanted`, depthwise.cu's Part::channel); ChannelWalk may clear what it fills anyway, move_up move
+zeros onto zeros, and depthwise.cu's `exist` be more than ROWS, where its loops end.
 """
 
 import re
@@ -17,14 +22,29 @@ from convlib.emulator.profile import profile, scale
 from convlib.kernels import reference
 from convlib.kernels.cupy_raw import (
     depthwise,
+    depthwise_input_grad,
     depthwise_weight_grad,
     im2col,
     implicit_gemm,
     tiled,
+    weight_grad,
+    weight_grad_direct,
 )
+from convlib.kernels.cupy_raw import weight_grad_splits as splits
 from convlib.problem import make_problem, named_dtype
 from convlib.verification.problems import Case, arrays_of, expected, logical_arrays
-from tests.kernels.cupy_raw.test_values import DESCENDING, OTHER_TYPES, PATCHES, SLICED, WALKS, descend, force_cut
+from tests.kernels.cupy_raw.test_values import (
+    DESCENDING,
+    GRADIENTS_OF_X,
+    GROUPS,
+    OTHER_TYPES,
+    PATCHES,
+    SLICED,
+    WALKS,
+    WEIGHTS,
+    descend,
+    force_cut,
+)
 
 emulator = pytest.importorskip("convlib.emulator", reason="the emulator is not installed")
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
@@ -87,6 +107,41 @@ def test_every_tile_and_walk_of_the_implicit_product_runs_without_a_fault(tile, 
     problem = WALKS[walk].problem()
     force_cut(monkeypatch, problem, tile, splits, whole=problem.groups - 1)
     check(implicit_gemm, "implicit_gemm", WALKS[walk])
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+def test_windows_of_more_taps_than_bits_run_without_a_fault(channels, monkeypatch):
+    case = Case("more_taps", (1, channels, 7, 9), (5, channels, 9, 8), {"padding": 4})
+    force_cut(monkeypatch, case.problem(), (4, 8), splits=1)
+    check(implicit_gemm, "implicit_gemm", case)
+
+
+# Stages that end amid a group's channels, and past the last tap.
+PADDED = {
+    "channels": ((1, 40, 5, 6), (6, 20, 3, 3), {"groups": 2}),
+    "channels_last": ((1, 5, 6, 40), (8, 20, 3, 2), {"groups": 2, "layout": "NHWC"}),
+    "pointwise": ((1, 40, 4, 4), (6, 20, 1, 1), {"groups": 2}),
+    "taps": ((1, 3, 6, 7), (4, 3, 3, 3), {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name"), [*((implicit_gemm, name) for name in PADDED), (im2col, "channels"), (tiled, "channels")],
+    ids=lambda given: getattr(given, "__name__", given).rpartition(".")[2],
+)  # fmt: skip
+def test_an_infinity_reaches_the_outputs_of_its_windows_alone(kernel, name, monkeypatch):
+    """What pads a stage is zero in x too: the weights' zeros times infinity would be NaN."""
+    x_shape, w_shape, keywords = PADDED[name]
+    problem = make_problem(x_shape, w_shape, np.float32, **keywords)
+    force_cut(monkeypatch, problem, (4, 8), splits=1)  # of the first
+    x = strided.empty_aligned(x_shape, np.float32).transpose(operations.FROM_LAYOUT[problem.layout])
+    x[...] = 1
+    x[0, :, 3, 3] = np.inf
+    w, y = np.ones(w_shape, np.float32), np.full(problem.y_shape, np.nan, np.float32)
+    watched(kernel, problem, x, w, y)
+    exact = reference.conv2d(problem, x, w)
+    assert np.isinf(exact).any()
+    np.testing.assert_array_equal(y, exact)
 
 
 @pytest.mark.parametrize("name", SLICED)
@@ -163,6 +218,44 @@ def test_every_way_to_load_two_patches_runs_without_a_fault(patch, monkeypatch):
         depthwise_weight_grad.run(problem, gpu, x, grad_y, grad_w, workspace=workspace)
     watch.raise_if_faulty()
     np.testing.assert_array_equal(grad_w, reference.weight_grad(problem, x, grad_y).astype(np.float32))
+
+
+FEW_WEIGHTS = Case("few_weights", (2, 2, 9, 10), (3, 2, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "case"), [(weight_grad, WEIGHTS), (weight_grad, GROUPS), (weight_grad_direct, FEW_WEIGHTS)],
+    ids=["strides", "groups", "direct"],
+)  # fmt: skip
+def test_splits_of_a_weight_gradient_run_without_a_fault(kernel, case, monkeypatch):
+    problem, order = case.problem("weight_grad"), operations.FROM_LAYOUT[case.problem().layout]
+    gpu = device.emulator()
+    cut = splits.cut_of(problem, 64, 128, 3) if kernel is weight_grad else splits.direct_cut(problem, gpu, 1, 40)
+    assert cut.splits > 2
+    monkeypatch.setattr(kernel, "cut_for", lambda problem, device: cut)
+    x, *_ = arrays_of(case)
+    grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(np.float32)
+    grad_w = np.full(case.w, np.nan, np.float32)
+    workspace = strided.empty_aligned((cut.partial_bytes,), np.uint8)
+    x, grad_y = x.transpose(order), grad_y.transpose(order)
+    with emulator.watching(outputs=[grad_w], scratch=[workspace]) as watch:
+        kernel.run(problem, gpu, x, grad_y, grad_w, workspace=workspace)
+    watch.raise_if_faulty()
+    np.testing.assert_array_equal(grad_w, reference.weight_grad(problem, x, grad_y).astype(np.float32))
+
+
+@pytest.mark.parametrize("case", [case for case in GRADIENTS_OF_X if case.x[-1] < 1000], ids=str)
+def test_the_depthwise_input_gradient_runs_without_a_fault(case):
+    problem, order = case.problem("input_grad"), operations.FROM_LAYOUT[case.problem().layout]
+    _, w, *_ = arrays_of(case)
+    w = logical_arrays(case, np.empty(case.x), w, None, None)[1]
+    grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(np.float32)
+    grad_x = np.full(case.x, np.nan, np.float32)
+    with emulator.watching(outputs=[grad_x]) as watch:
+        depthwise_input_grad.run(problem, device.emulator(), grad_y.transpose(order), w, grad_x.transpose(order))
+    watch.raise_if_faulty()
+    exact = reference.input_grad(problem, grad_y.transpose(order), w)
+    np.testing.assert_array_equal(grad_x.transpose(order), exact.astype(np.float32))
 
 
 @pytest.mark.parametrize("barrier", range(2))

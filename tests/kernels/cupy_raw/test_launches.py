@@ -20,6 +20,7 @@ from convlib.kernels.cupy_raw import (
     tiled,
     weight_grad,
     weight_grad_direct,
+    weight_grad_splits,
 )
 from convlib.verification.problems import SMALL, TINY, arrays_of, logical_arrays
 from tests.kernels import stand_in_cupy
@@ -77,7 +78,7 @@ def check_type(parameter, value, problem):
     elif parameter.startswith("Cut"):
         assert value.dtype == cut.CUT
     elif parameter.startswith("Splits"):
-        assert value.dtype == weight_grad.SPLITS
+        assert value.dtype == weight_grad_splits.SPLITS
     elif parameter.startswith("Tile"):
         assert value.dtype in (depthwise.TILE, depthwise_weight_grad.TILE)
     elif parameter == "int splits":

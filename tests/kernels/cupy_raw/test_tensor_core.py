@@ -353,7 +353,10 @@ class TestEmulated:
 
     @pytest.mark.parametrize("name", ["copied", "gathered"])
     def test_an_infinity_reaches_the_outputs_of_its_windows_alone(self, name, monkeypatch):
-        """What pads a stage, and what a chunk repeats, is zero in x too: zero weights times infinity would be NaN."""
+        """What pads a stage, and what a chunk repeats, is zero in x too: zero weights times infinity would be NaN.
+
+        A tap's last chunk ends with its last channel; past the last tap a stage has the first channels again.
+        """
         x_shape, w_shape, layout = {
             "copied": ((1, 9, 9, 40), (8, 40, 3, 3), "NHWC"),
             "gathered": ((1, 20, 9, 9), (8, 20, 3, 3), "NCHW"),
@@ -363,7 +366,7 @@ class TestEmulated:
         x, w = strided.empty_aligned(x_shape, np.float16), np.ones(w_shape, np.float16)
         x[...] = 1
         x = x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
-        x[0, [-1, -6], 5, 5] = np.inf  # of 20 channels the last chunk repeats four, number 14 too
+        x[0, [0, -1, -6], 5, 5] = np.inf  # of 20 channels the last chunk repeats four, number 14 too
         y = np.full((1, 8, 7, 7), np.nan, np.float16)
         test_emulated.watched(tensor_core, problem, x, w, y)
         np.testing.assert_array_equal(y.astype(float), reference.conv2d(problem, x, w))

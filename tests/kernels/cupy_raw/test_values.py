@@ -17,6 +17,7 @@ from convlib.kernels.cupy_raw import (
     tiled,
     weight_grad,
     weight_grad_direct,
+    weight_grad_splits,
 )
 from convlib.verification.problems import SMALL, TINY, UNWRITTEN, Case, arrays_of, expected, logical_arrays, placed
 from tests.kernels.cupy_raw import on_cpu
@@ -218,8 +219,8 @@ GROUPS = Case("weights_groups", (2, 13, 10, 24), (70, 12, 3, 3), {"groups": 2, "
 def test_every_tile_of_the_weight_gradient_equals_the_reference(tile, splits, dtype, monkeypatch):
     case = replace((WEIGHTS, GROUPS)[tile[0] // 16], dtype=dtype)
     problem = replace(case.problem(), pass_="weight_grad")
-    each = weight_grad.EACH[problem.accumulate.itemsize]
-    cut = weight_grad.cut_of(problem, tile[0] * each, tile[1] * each, splits)
+    each = weight_grad_splits.EACH[problem.accumulate.itemsize]
+    cut = weight_grad_splits.cut_of(problem, tile[0] * each, tile[1] * each, splits)
     assert cut.splits == splits
     monkeypatch.setattr(weight_grad, "cut_for", lambda problem, device: cut)
     check_weight_grad(weight_grad, case)
@@ -245,7 +246,8 @@ PATCHES = {
         Case("dilated", (1, 1, 23, 21), (1, 1, 3, 2), {"stride": (2, 3), "dilation": (3, 2), "padding": 4}),
         Case("filters", (2, 4, 9, 10), (16, 1, 3, 3), {"groups": 4, "padding": 1}, bias=True),
         Case("several_filters", (1, 1, 19, 17), (5, 1, 4, 3), bias=True),
-        Case("tall", (1, 2, 37, 5), (2, 1, 33, 3), {"groups": 2, "padding": (2, 1)}),
+        Case("tall", (1, 2, 52, 5), (2, 1, 51, 3), {"groups": 2, "padding": (2, 1)}),  # 26 rows of taps at once, and 25
+        Case("wide", (1, 2, 12, 15), (2, 1, 10, 13), {"groups": 2, "padding": (1, 2)}),  # 4 columns at once, then one
         Case("rgb", (2, 13, 12, 3), (3, 1, 3, 3), {"groups": 3, "padding": 1, "layout": "NHWC"}, bias=True),
     ),
     "PIECES": (

@@ -9,8 +9,15 @@ from tests.kernels.numba_cuda.held_against_reference import SIMULATOR, check, ch
 
 
 @pytest.fixture
-def fresh_cut(monkeypatch):
-    monkeypatch.setattr(implicit_gemm, "cut_for", implicit_gemm.cut_for.__wrapped__)
+def force_cut(monkeypatch):
+    """A function that makes the launcher take this tile, and split all but the first tiles into so many parts."""
+
+    def force(problem, lanes, splits=1, whole=0):
+        cut = implicit_gemm.cut_of(problem, implicit_gemm.tile_of(problem, lanes), splits, whole)
+        monkeypatch.setattr(implicit_gemm, "cut_for", lambda problem, device: cut)
+        return cut
+
+    return force
 
 
 @pytest.mark.parametrize("case", TINY, ids=str)
@@ -23,11 +30,11 @@ def test_runs_through_conv2d():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("tile", implicit_gemm.TILES, ids="{0[0]}x{0[1]}".format)
-def test_covers_outputs_past_a_tile_in_both_dimensions(tile, dtype, monkeypatch, fresh_cut):
-    monkeypatch.setattr(implicit_gemm, "TILES", (tile,))
-    scale = 2 if dtype == "float64" else 1
-    case = Case("past", (1, 3, 1, tile[1] // scale + 3), (tile[0] // scale + 1, 3, 1, 3), {"padding": 0}, dtype=dtype)
+@pytest.mark.parametrize("lanes", implicit_gemm.TILES, ids="{0[0]}x{0[1]}".format)
+def test_covers_outputs_past_a_tile_in_both_dimensions(lanes, dtype, force_cut):
+    each = 4 if dtype == "float64" else 8
+    case = Case("past", (1, 3, 1, lanes[1] * each + 3), (lanes[0] * each + 1, 3, 1, 3), dtype=dtype)
+    force_cut(case.problem(), lanes)
     check(implicit_gemm, "implicit_gemm", case)
 
 
@@ -55,6 +62,24 @@ def test_neighbouring_lanes_take_what_lies_side_by_side():
     assert implicit_gemm.walk_for(problem, cut, (320, 1, 80, 16)) == (False, True, True, False)
     assert implicit_gemm.walk_for(problem, cut, (320, 20, 5, 1)) == (False, False, True, False)
     assert implicit_gemm.walk_for(problem, cut, (2**31, 20, 5, 1)).wide
+
+
+# Sizes that stick out of a tile; groups, of which the first tiles are whole; splits that begin amid a tap.
+SPLIT = {
+    "all tiles, channels inner": (Case("all", (1, 24, 3, 4), (5, 24, 2, 2), {"padding": 1}, bias=True), 3, 0),
+    "taps inner": (Case("taps", (1, 3, 4, 5), (3, 3, 3, 3)), 2, 0),
+    "behind a whole one": (Case("behind", (1, 32, 3, 3), (70, 16, 1, 3), {"groups": 2}, residual=True), 2, 1),
+    "channels last": (Case("last", (1, 3, 4, 17), (5, 17, 2, 2), {"layout": "NHWC"}, bias=True), 4, 0),
+    "float64": (Case("float64", (1, 16, 3, 3), (5, 16, 2, 1), dtype="float64"), 2, 0),
+}
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_parts_of_a_tile_are_added_in_their_order(name, force_cut):
+    case, splits, whole = SPLIT[name]
+    cut = force_cut(case.problem(), (8, 8), splits, whole)
+    assert (cut.splits, cut.whole) == (splits, whole)
+    check(implicit_gemm, "implicit_gemm", case)
 
 
 @pytest.mark.parametrize("flip", [(), (1,), (2, 3), (0, 1, 2, 3)], ids=str)

@@ -8,6 +8,7 @@ import pytest
 import convlib
 from convlib import device, dispatch, operations
 from convlib.kernels import reference
+from convlib.kernels.cupy_raw import weight_grad_splits
 from convlib.kernels.numba_cuda import weight_grad, weight_grad_direct
 from convlib.verification.problems import TINY, Case, arrays_of
 
@@ -53,7 +54,9 @@ def test_the_direct_sums_equal_the_reference(case):
 
 @pytest.fixture
 def several_splits(monkeypatch):
-    monkeypatch.setattr(weight_grad, "FEWEST_STEPS", 1)
+    most = lambda problem, device, cut: -cut.splits  # noqa: E731
+    monkeypatch.setattr(weight_grad_splits, "FEWEST_STAGES", 1)
+    monkeypatch.setattr(weight_grad, "seconds", most)
     monkeypatch.setattr(weight_grad_direct, "FEWEST_PIXELS", 20)
     for module in (weight_grad, weight_grad_direct):
         monkeypatch.setattr(module, "cut_for", module.cut_for.__wrapped__)

@@ -19,6 +19,7 @@ FORWARD, BACKWARD = ("direct", "tiled", "im2col", "implicit_gemm"), ("weight_gra
 KERNELS = FORWARD + BACKWARD
 # Of the main loop; sm_90 and sm_100 have the least, 0.78, 0.86, 0.85 and 0.70 (with the gathering, in one loop).
 MULTIPLY_SHARE = {"tiled": 0.75, "im2col": 0.85, "weight_grad": 0.84, "implicit_gemm": 0.69}
+PRODUCT = {"tiled": 0, "im2col": -1, "weight_grad": 0, "implicit_gemm": 1}  # which launch; splits are added afterwards
 TYPICAL = Case(
     "typical", (2, 64, 28, 28), (128, 64, 3, 3), {"padding": 1, "activation": "relu"}, bias=True, residual=True
 )
@@ -76,7 +77,7 @@ def test_compiles_for_every_target_without_spills_or_double_precision(name, targ
         assert ".local" not in ptx
         cubins.append(assert_fits(launch, target))
     if name in MULTIPLY_SHARE:
-        product = cubins[0 if name in BACKWARD else -1]  # a weight gradient adds its splits afterwards
+        product = cubins[PRODUCT[name]]
         loop = main_loop(compiling.sass(product))
         assert multiply_share(loop) >= MULTIPLY_SHARE[name], loop
         assert any(re.fullmatch(r"LDS(\.U)?\.128", opcode) for opcode in loop), "weights come one by one"
@@ -111,17 +112,20 @@ def test_compiles_for_other_windows(name, window, keywords):
 
 
 @pytest.mark.parametrize("target", [75, 90, 120])
-@pytest.mark.parametrize("tile", [(128, 128), (64, 64), (32, 128)], ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize("lanes", [(16, 16), (8, 8), (4, 16)], ids="{0[0]}x{0[1]}".format)
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_every_tile_and_walk_of_the_implicit_product_compiles(tile, layout, target, monkeypatch):
+def test_every_tile_and_walk_of_the_implicit_product_compiles(lanes, layout, target, monkeypatch):
     implicit_gemm = kernel_named("implicit_gemm")
-    monkeypatch.setattr(implicit_gemm, "TILES", (tile,))
-    monkeypatch.setattr(implicit_gemm, "cut_for", implicit_gemm.cut_for.__wrapped__)
-    for C in (3, 20, 64):
+    for C, splits in ((3, 2), (20, 1), (64, 3)):
         x = (2, C, 28, 28) if layout == "NCHW" else (2, 28, 28, C)
-        product = launches_of("implicit_gemm", Case("walk", x, (130, C, 3, 3), {"layout": layout}), target)[1]
-        cubin = assert_fits(product, target)
-        assert not re.search(r"\bD(ADD|MUL|FMA|SETP)\b", compiling.sass(cubin)), "mixed integers become float64"
+        case = Case("walk", x, (130, C, 3, 3), {"layout": layout})
+        cut = implicit_gemm.cut_of(case.problem(), implicit_gemm.tile_of(case.problem(), lanes), splits)
+        monkeypatch.setattr(implicit_gemm, "cut_for", lambda problem, device, cut=cut: cut)
+        _, *launches = launches_of("implicit_gemm", case, target)
+        assert len(launches) == (1 if splits == 1 else 2), "the product, and what adds its parts"
+        for launch in launches:
+            cubin = assert_fits(launch, target)
+            assert not re.search(r"\bD(ADD|MUL|FMA|SETP)\b", compiling.sass(cubin)), "mixed integers become float64"
 
 
 def test_every_block_of_tiled_compiles(monkeypatch):
