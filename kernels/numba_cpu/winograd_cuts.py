@@ -306,8 +306,9 @@ def stored_share(cut) -> float:
 
 
 def stream_cycles(problem, cut, weights) -> float:
-    """What packed weights, so many vectors, add to a strip's multiplications. From memory that is less where vectors are
-    narrow: a byte is then multiplied for longer (512 channels of 7 x 7 held to AVX2: F(4) 343 microseconds, F(2) 545).
+    """What packed weights, so many vectors, add to a strip's multiplications. From memory that is less where vectors
+    are narrow: a byte is then multiplied for longer (512 channels of 7 x 7 held to AVX2: F(4) 343 microseconds, F(2)
+    545).
     """
     count = weights * target.vector_bytes()
     if problem.groups * cut.filter_group <= CACHED_WEIGHTS:
