@@ -30,10 +30,10 @@ What was learned there:
 - 7 x 7 of ConvNeXt, whose weights come from the L1 cache: 28 x 28 50 microseconds instead of 69, 56 x 56 84 instead of
   104. Longer windows' sums fill no registers: 49 x 1 took 3 times as long as through a panel.
 - Dilated 3 x 3, 960 channels of 33 x 33: 90 to 100 microseconds for dilations of 2 to 12, through a panel 240 to 380.
-- 16-bit numbers are widened as they are loaded, once for each tap column, and take 1.0 to 1.4 times float32's time (held
-  to AVX2 0.9 to 1.6, 2.0 on maps of 7 x 7). Through a panel they took 1.4 to 8 times (576 channels of 14 x 14, stride
-  2: 14 microseconds instead of 90). A branch at the end of each row between a clamp and silu cost a third of that, so
-  which of them it is was made a constant.
+- 16-bit numbers are widened as they are loaded, once for each tap column, and take 1.0 to 1.4 times float32's time
+  (held to AVX2 0.9 to 1.6, 2.0 on maps of 7 x 7). Through a panel they took 1.4 to 8 times (576 channels of 14 x 14,
+  stride 2: 14 microseconds instead of 90). A branch at the end of each row between a clamp and silu cost a third of
+  that, so which of them it is was made a constant.
 It wants masked loads, so it serves processors with AVX2 and more; NCHW, rows contiguous.
 Source: Zhang, Franchetti and Low, High Performance Zero-Memory Overhead Direct Convolutions, ICML 2018.
 """
