@@ -52,8 +52,8 @@
 //      64 x 128    2     16    128       98        6         3       144     57 to  58    88 to  91     89 %   68 %
 //      64 x  64    2     16    128       98        6         4       160            68          117     80 %   61 %
 //      64 x  64    2      8     64       49        4         2        96     43 to  45    77 to  78     67 %   50 %
-//      32 x  96    2     12     96       74        5         4       144     AAAAAAAAAA   BBBBBBBBBB     67 %   51 %
-//      32 x  64    2      8     64       49        4         3       112     CCCCCCCCCC   DDDDDDDDDD     57 %   44 %
+//      32 x  96    2     12     96       74        5         4       144             53           86     67 %   51 %
+//      32 x  64    2      8     64       49        4         3       112             47           80     57 %   44 %
 //
 // What counts is how often a byte of shared memory is multiplied. It grows with the warp's tile, which 255 registers
 // end at 64 x 64, and with the block's: a tile of M x K stores M + K rows of 64 bytes in each stage and reads each at

@@ -22,8 +22,10 @@ What was learned there:
 - Panels of as many tiles as fill half the L2 cache took 10 to 30 % longer for 64 and 128 filters than those that stay
   in the L1 cache. Without any copying 256 -> 64 channels of 56 x 56 take 107 microseconds, with it 125 to 135. Fetching
   x ahead, and panels that do not lie a multiple of 4,096 bytes apart, changed nothing.
-- Packing 3x3 weights for a single call takes a quarter to three quarters as long as the rest on maps of 14 x 14 and
-  7 x 7: far longer than its instructions do, probably because each thread then reads what the other one wrote.
+- Making 3x3 weights into words ahead of a single call took a quarter to three quarters as long as the rest on maps of
+  28 x 28 to 7 x 7 (256 channels of 14 x 14: 24 microseconds by itself, 108 in the call), since each thread then reads
+  what the other one wrote. Each task makes the words it needs, 64 filters at a time, of 3x3 windows by a shuffle of two
+  loads for 16: 254 microseconds instead of 396 (28 x 28 272 for 406, 7 x 7 300 for 427, 56 x 56 272 for 312).
 """
 
 import struct
@@ -41,17 +43,19 @@ from .channel_pairs import (
     PAIRED,
     PANEL_ROW,
     SHORT_BYTES,
+    TAPS,
     WORD_BYTES,
     build_rows,
     copy_pair_planes_function,
     copy_panels_function,
     fill_panel_offsets,
+    fill_row_function,
     multiplies_pairs,
 )
 from .compilation import compiled
 from .epilogue import CLAMP
 from .filter_cuts import up
-from .flat_planes import fill_offsets, row_phases
+from .flat_planes import clear_function, fill_offsets, row_phases
 from .job import job_of
 from .lone_pixels import MOST as MOST_LONE
 from .lone_pixels import gather_function, lone_pixels_function
@@ -64,10 +68,13 @@ FILTER_BLOCK = 64
 MORE_CYCLES = 1.07  # than the same number of float32's multiply-adds takes: 0.8 of the peak, where those reach 0.9
 NEAR_BYTES = 48e9  # a second, of x, w and y
 OFFSET_BYTES, LINE = 8, 64
+# For a word of the weights: made in the task that needs it, of 3x3 windows and of others; made ahead by all threads, of
+# which each then reads what the others wrote.
+WORD_CYCLES, LONG_WORD_CYCLES, AHEAD_CYCLES = 0.25, 0.9, 1.5
 
 BLOCKING = (
     "filters", "tile_tasks", "filter_tasks", "pair_block", "group", "packed_row", "panels", "phases", "plane_bytes",
-    "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at",
+    "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at", "words_at", "words_row",
 )  # fmt: skip
 CALL_DOT = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
 
@@ -81,6 +88,7 @@ def task_function():
     gather, lone_pixels = gather_function(np.float32), lone_pixels_function(np.float32, PAIRED)
     copy_planes, copy_lone_plane = copy_pair_planes_function(True), copy_pair_planes_function(False)
     copy_panels, copy_lone_panel = copy_panels_function(True), copy_panels_function(False)
+    fill_row, clear = fill_row_function(), clear_function(np.float32)
     padding = weight_rows.padded_filters(1)
 
     def task(call_address, index, worker):
@@ -96,7 +104,7 @@ def task_function():
         k0 = g * call.Kg + k
         padded = (call.Kg + padding - 1) // padding * padding
         packed = call.w_k == 0
-        w_row = call.packed_row if packed else call.w_k
+        w_row, w_pair = (call.packed_row, taps * WORD_BYTES) if packed else (call.w_k, 2 * call.w_c)
         planes = call.workspace + worker * call.worker_bytes
         partial, biases = planes + call.partial_at, planes + call.bias_at
         gathered, offsets = planes + call.gathered_at, planes + call.offsets_at
@@ -149,9 +157,17 @@ def task_function():
                         )
                 if whole < stop:
                     gather(gathered, stop - whole, tiles + (whole - start) // width * tile_bytes, offsets, depth)
-                w = w_task + p0 * taps * WORD_BYTES
+                w = w_task + p0 * w_pair
                 for f in range(0, filters, FILTER_BLOCK):
                     some, weights, bias = min(FILTER_BLOCK, filters - f), w + f * w_row, biases + f * WORD_BYTES
+                    row = w_row
+                    if call.words_at:
+                        words, row = planes + call.words_at, call.words_row
+                        for i in range(some):
+                            fill_row(call, words + i * row, weights + i * w_row, full_pairs, some_pairs)
+                        for i in range(some, (some + padding - 1) // padding * padding):
+                            clear(words + i * row, depth)
+                        weights = words
                     for first in range(start, stop, width):
                         columns, tile = min(width, stop - first), (first - start) // width
                         lone = first == whole
@@ -161,12 +177,12 @@ def task_function():
                         add = residual + f * call.residual_k + first * SHORT_BYTES if call.has_residual else 0
                         if lone:
                             lone_pixels(
-                                columns, some, weights, w_row, gathered, depth, sums, PANEL_ROW, p0 == 0, out, call.y_k,
+                                columns, some, weights, row, gathered, depth, sums, PANEL_ROW, p0 == 0, out, call.y_k,
                                 bias, add, call.residual_k, call.low, call.high,
                             )  # fmt: skip
                         else:
                             multiply(
-                                (columns + W - 1) // W, some, weights, w_row, rows * w_row, WORD_BYTES,
+                                (columns + W - 1) // W, some, weights, row, rows * row, WORD_BYTES,
                                 tiles + tile * tile_bytes, offsets, depth, sums, PANEL_ROW, p0 == 0, out, call.y_k,
                                 bias, add, call.residual_k, call.low, call.high,
                             )  # fmt: skip
@@ -212,46 +228,89 @@ def pair_block(words, panels) -> int:
     return -(-words.Cg // blocks)
 
 
-@lru_cache(maxsize=1024)
-def blocking(problem, threads, panels):
-    """The numbers of BLOCKING, and the number of tasks. panels: x is copied into panels, not into planes."""
+def tiles_at_once(problem, panels, filters, tile_tasks) -> int:
+    """The group: tiles of which x's words stay in the caches, and, if their sums must wait, these too."""
     words = in_words(problem)
-    width, pixels = VECTORS * lanes(np.float32), problem.P * problem.Q
-    padding = weight_rows.padded_filters(1)
-    cuts = blocked_cuts.possible_cuts(words, threads, pixels)
-    tile_tasks, filter_tasks = min(cuts, key=lambda cut: blocked_cuts.cut_cycles(words, threads, pixels, *cut))
-    filters = up(-(-problem.Kg // filter_tasks), padding)
-    filter_tasks = -(-problem.Kg // filters)
-
-    block = pair_block(words, panels)
-    depth, phases = block * problem.R * problem.S, row_phases(problem)
-
-    def copied_bytes(group):
-        if panels:
-            return group * block * PANEL_ROW
-        return block * phases * problem.S * blocked_cuts.plane_bytes(words, group * width) + PANEL_ROW
-
-    group = -(-pixels // (width * tile_tasks)) + 1
+    width, block = VECTORS * lanes(np.float32), pair_block(words, panels)
+    group = -(-problem.P * problem.Q // (width * tile_tasks)) + 1
     fitting = target.cache_bytes(2) // 2 // (filters * PANEL_ROW)
     group = max(1, min(group, fitting) if block < words.Cg else group)
-    while group > 1 and copied_bytes(group) > (target.cache_bytes(1) if panels else target.cache_bytes(2) // 2):
+    most = target.cache_bytes(1) if panels else target.cache_bytes(2) // 2
+    while group > 1 and copied_bytes(problem, panels, group) > most:
         group -= 1
-    partial_at = up(copied_bytes(group), LINE)
+    return group
+
+
+def copied_bytes(problem, panels, group) -> int:
+    """Of x's words for so many tiles."""
+    words, width = in_words(problem), VECTORS * lanes(np.float32)
+    block = pair_block(words, panels)
+    if panels:
+        return group * block * PANEL_ROW
+    return block * row_phases(problem) * problem.S * blocked_cuts.plane_bytes(words, group * width) + PANEL_ROW
+
+
+def filters_in_task(problem, filter_tasks) -> int:
+    return up(-(-problem.Kg // filter_tasks), weight_rows.padded_filters(1))
+
+
+def times_made(problem, tile_tasks, filter_tasks) -> int:
+    """How often each weight's word is made, if tasks make the words they need."""
+    group = tiles_at_once(problem, False, filters_in_task(problem, filter_tasks), tile_tasks)
+    tiles = -(-problem.P * problem.Q // (VECTORS * lanes(np.float32)))
+    return tile_tasks * -(-tiles // tile_tasks // group)
+
+
+def making_cycles(problem, tile_tasks, filter_tasks) -> float:
+    """For all words of a group's weights, as often as they are made."""
+    a_word = WORD_CYCLES if problem.R * problem.S == TAPS else LONG_WORD_CYCLES
+    made = weight_rows.padded_filters(problem.Kg) * in_words(problem).reduction
+    return a_word * made * times_made(problem, tile_tasks, filter_tasks)
+
+
+@lru_cache(maxsize=1024)
+def cut(problem, threads, makes_words):
+    """(runs of tiles, ranges of filters)"""
+    words, pixels, maps = in_words(problem), problem.P * problem.Q, problem.N * problem.groups
+
+    def cycles(cut):
+        making = maps * making_cycles(problem, *cut) / threads if makes_words else 0
+        return blocked_cuts.cut_cycles(words, threads, pixels, *cut) + making
+
+    return min(blocked_cuts.possible_cuts(words, threads, pixels), key=cycles)
+
+
+@lru_cache(maxsize=1024)
+def blocking(problem, threads, panels, makes_words=False):
+    """The numbers of BLOCKING, and the number of tasks. panels: x is copied into panels, not into planes. makes_words:
+    whether tasks make their weights' words.
+    """
+    words, padding = in_words(problem), weight_rows.padded_filters(1)
+    tile_tasks, filter_tasks = cut(problem, threads, makes_words)
+    filters = filters_in_task(problem, filter_tasks)
+    filter_tasks = -(-problem.Kg // filters)
+
+    block, phases = pair_block(words, panels), row_phases(problem)
+    depth, group = block * problem.R * problem.S, tiles_at_once(problem, panels, filters, tile_tasks)
+    partial_at = up(copied_bytes(problem, panels, group), LINE)
     bias_at = partial_at + group * filters * PANEL_ROW
     gathered_at = up(bias_at + (filters + padding) * WORD_BYTES, LINE)
     offsets_at = gathered_at + up(MOST_LONE * depth * WORD_BYTES, LINE)
-    worker_bytes = worker_span(offsets_at + depth * OFFSET_BYTES)
+    words_at, words_row = up(offsets_at + depth * OFFSET_BYTES, LINE), up(depth * WORD_BYTES, LINE)
+    words_row += 0 if words_row % 1024 else LINE  # or the rows of a tile would share a few places of the L1 cache
+    worker_bytes = worker_span(words_at + (min(filters, FILTER_BLOCK) * words_row if makes_words else 0))
     numbers = (
         filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(words), panels, phases,
-        blocked_cuts.plane_bytes(words, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
+        blocked_cuts.plane_bytes(words, group * VECTORS * lanes(np.float32)), worker_bytes, partial_at, bias_at,
+        gathered_at, offsets_at, words_at if makes_words else 0, words_row,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks
 
 
 @lru_cache(maxsize=1024)
-def prepared(problem, threads, panels):
+def prepared(problem, threads, panels, makes_words):
     """What every call for this problem shares: the packed sizes, the compiled loop and the number of tasks."""
-    numbers, tasks = blocking(problem, threads, panels)
+    numbers, tasks = blocking(problem, threads, panels, makes_words)
     fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING)}q", *numbers)
     return fields, compiled(build), tasks
 
@@ -275,6 +334,19 @@ def workspace_bytes(problem, device):
     ways = [(problem, False), (flattened(problem), True)] if is_point(problem) else [(problem, False)]
     at = BLOCKING.index("worker_bytes")
     return device.threads * max(blocking(one, device.threads, panels)[0][at] for one, panels in ways)
+
+
+def one_call_bytes(problem, device):
+    """Scratch memory of a `run` whose tasks make the words of their weights; None where these are made ahead, for all
+    tasks, or are words as they lie.
+    """
+    if takes_rows(problem):
+        return None
+    ahead = AHEAD_CYCLES * weight_rows.padded_filters(problem.Kg) * in_words(problem).reduction
+    if making_cycles(problem, *cut(problem, device.threads, True)) > ahead:
+        return None
+    numbers, _ = blocking(problem, device.threads, False, True)
+    return device.threads * numbers[BLOCKING.index("worker_bytes")]
 
 
 def reads_in_place(problem, w):
@@ -337,12 +409,15 @@ def job(problem, device, x, w, y, bias, residual):
     if panels:
         problem = flattened(problem)
         x, y, residual = as_one_row(x), as_one_row(y), None if residual is None else as_one_row(residual)
-    fields, loop, tasks = prepared(problem, device.threads, panels)
+    makes_words = w.ndim == 4 and not takes_rows(problem)
+    fields, loop, tasks = prepared(problem, device.threads, panels, makes_words)
     return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
+    """Write the convolution of x with w into y; all in logical order. w: packed, as `reads_in_place` asks, or, where
+    `one_call_bytes` says how large the workspace then is, any.
+    """
     job(problem, device, x, w, y, bias, residual).run(x, w, y, bias, residual, workspace)
 
 

@@ -36,6 +36,7 @@ from .tracing import (
     load,
     load_lanes,
     loop,
+    shuffle,
     store,
     store_lanes,
     traced,
@@ -237,12 +238,41 @@ def fill_panel_offsets(to, pairs):
 
 # Weights as rows of words.
 
+TAPS, TURN = 9, LANES  # of 3x3 windows so many pairs in a turn: whole vectors of words
 
-def build_rows(padding):
-    """Task: one filter, or one row of zeros. call.w: the weights, call.y: an array (1, filters, 1, words) of rows.
-    padding: filters of a group are a multiple of it.
+
+def nine_taps():
+    """For each vector of a turn's words: where two vectors of numbers begin that hold both halves of all of them, and
+    which of these numbers are wanted.
     """
-    copy_word, copy_lone_word, clear = copy_word_function(True), copy_word_function(False), clear_function(np.float32)
+    most = 2 * TURN * TAPS - PAIRS.count
+    for first in range(0, TURN * TAPS, LANES):
+        halves = [
+            pair * 2 * TAPS + half * TAPS + tap
+            for pair, tap in (divmod(word, TAPS) for word in range(first, first + LANES))
+            for half in (0, 1)
+        ]
+        begins = min(halves[0], most), min(halves[0] + PAIRS.count, most)
+        yield begins, [h - begins[0] if h - begins[0] < PAIRS.count else h - begins[1] + PAIRS.count for h in halves]
+
+
+def fill_row_function():
+    """A Numba function fill_row(call, to, w, full_pairs, pairs): the words of one filter's `full_pairs` pairs, and of
+    a lone channel behind them if these are not all `pairs`. w: address of the first channel's weights.
+    """
+    copy_word, copy_lone_word = copy_word_function(True), copy_word_function(False)
+
+    @traced(types.void)
+    def copy_turns(to, w, turns):
+        """Contiguous weights of 3x3 windows, a turn after the other: a shuffle of two loads for 16 words."""
+
+        def turn(i):
+            here, there = w + i * (2 * TURN * TAPS * SHORT_BYTES), to + i * (TURN * TAPS * WORD_BYTES)
+            for v, (begins, order) in enumerate(nine_taps()):
+                a, b = (load(PAIRS, here + begin * SHORT_BYTES) for begin in begins)
+                store(there + v * WORDS.bytes, shuffle(a, b, order))
+
+        loop(turns, turn)
 
     @traced(types.void)
     def copy_contiguous(to, w, pairs, taps):
@@ -272,33 +302,51 @@ def build_rows(padding):
         store(to + i * WORD_BYTES, load(WORDS.scalar, w + i * WORD_BYTES))
 
     @inlined
-    def copy_tap_by_tap(call, to, w, c, pairs, paired):
+    def copy_tap_by_tap(call, to, w, pairs, paired):
         for pair in range(pairs):
             for r in range(call.R):
                 for s in range(call.S):
-                    here = w + (c + 2 * pair) * call.w_c + r * call.w_r + s * call.w_s
+                    here = w + 2 * pair * call.w_c + r * call.w_r + s * call.w_s
                     if paired:
                         copy_word(to, here, call.w_c)
                     else:
                         copy_lone_word(to, here, call.w_c)
                     to += WORD_BYTES
 
-    def pack(call_address, index, worker):
-        call = record_at(CALL, call_address)
-        padded, taps, pairs = (call.Kg + padding - 1) // padding * padding, call.R * call.S, call.Cg // 2
-        g, k = index // padded, index % padded
-        to, w = call.y + index * call.y_k, call.w + (g * call.Kg + k) * call.w_k
+    @inlined
+    def fill_row(call, to, w, full_pairs, pairs):
+        taps = call.R * call.S
         by_row = call.S == 1 or call.w_s == SHORT_BYTES
         by_channel = by_row and (call.R == 1 or call.w_r == call.S * SHORT_BYTES) and call.w_c == taps * SHORT_BYTES
-        if k >= call.Kg:
-            clear(to, (call.Cg + 1) // 2 * taps)
-            return
         if by_channel and taps == 1:
-            copy_words(to, w, pairs)
+            copy_words(to, w, full_pairs)
         elif by_channel:
-            copy_contiguous(to, w, pairs, taps)
+            turned = full_pairs // TURN * TURN if taps == TAPS else 0
+            copy_turns(to, w, turned // TURN)
+            done = turned * taps
+            copy_contiguous(to + done * WORD_BYTES, w + 2 * done * SHORT_BYTES, full_pairs - turned, taps)
         else:
-            copy_tap_by_tap(call, to, w, 0, pairs, True)
-        copy_tap_by_tap(call, to + pairs * taps * WORD_BYTES, w, call.Cg - 1, call.Cg % 2, False)
+            copy_tap_by_tap(call, to, w, full_pairs, True)
+        lone = to + full_pairs * taps * WORD_BYTES
+        copy_tap_by_tap(call, lone, w + 2 * full_pairs * call.w_c, pairs - full_pairs, False)
+
+    return fill_row
+
+
+def build_rows(padding):
+    """Task: one filter, or one row of zeros. call.w: the weights, call.y: an array (1, filters, 1, words) of rows.
+    padding: filters of a group are a multiple of it.
+    """
+    fill_row, clear = fill_row_function(), clear_function(np.float32)
+
+    def pack(call_address, index, worker):
+        call = record_at(CALL, call_address)
+        padded, pairs = (call.Kg + padding - 1) // padding * padding, (call.Cg + 1) // 2
+        g, k = index // padded, index % padded
+        to = call.y + index * call.y_k
+        if k < call.Kg:
+            fill_row(call, to, call.w + (g * call.Kg + k) * call.w_k, call.Cg // 2, pairs)
+        else:
+            clear(to, pairs * call.R * call.S)
 
     return task_loop(pack)

@@ -30,10 +30,11 @@ What was learned there:
 - 7 x 7 of ConvNeXt, whose weights come from the L1 cache: 28 x 28 50 microseconds instead of 69, 56 x 56 84 instead of
   104. Longer windows' sums fill no registers: 49 x 1 took 3 times as long as through a panel.
 - Dilated 3 x 3, 960 channels of 33 x 33: 90 to 100 microseconds for dilations of 2 to 12, through a panel 240 to 380.
-- 16-bit numbers are widened as they are loaded, once for each tap column, and take 1.0 to 1.4 times float32's time;
-  through a panel 1.4 to 8 times (576 channels of 14 x 14, stride 2: 14 microseconds instead of 90). A branch at the end
-  of each row between a clamp and silu cost a third of that, so which of them it is was made a constant.
-It wants masked loads, so it serves processors with AVX2 and more, 16-bit types with AVX-512; NCHW, rows contiguous.
+- 16-bit numbers are widened as they are loaded, once for each tap column, and take 1.0 to 1.4 times float32's time
+  (held to AVX2 0.9 to 1.6, 2.0 on maps of 7 x 7). Through a panel they took 1.4 to 8 times (576 channels of 14 x 14,
+  stride 2: 14 microseconds instead of 90). A branch at the end of each row between a clamp and silu cost a third of
+  that, so which of them it is was made a constant.
+It wants masked loads, so it serves processors with AVX2 and more; NCHW, rows contiguous.
 Source: Zhang, Franchetti and Low, High Performance Zero-Memory Overhead Direct Convolutions, ICML 2018.
 """
 
@@ -43,8 +44,8 @@ from itertools import chain, pairwise
 from . import target
 from .compilation import compiled
 from .epilogue import activated, finished_before_rounding
-from .planes import fields, masks, most_tasks, planes_loop
-from .short_floats import as_numbers, as_stored, stored_kind, vector_of
+from .planes import fields, most_tasks, planes_loop
+from .short_floats import as_numbers, as_stored, part_of_row, stored_kind, vector_of
 from .sliding_window import store_first
 from .threads import worker_span
 from .tracing import (
@@ -76,8 +77,11 @@ WHOLE, CUT, OUTSIDE = "whole", "cut", "outside"  # what a load's lanes are: insi
 
 def serves(problem) -> bool:
     """Is this the faster way, for arrays whose rows are contiguous?"""
-    if not masks(problem) or problem.layout != "NCHW":
+    if target.vector_bytes() < 32 or problem.layout != "NCHW":
         return False
+    narrow = target.vector_bytes() < 64 and lanes(problem.accumulate) > 2 * problem.W
+    if problem.dtype != problem.accumulate and narrow:
+        return False  # rows of which AVX2 cannot read a part (short_floats.part_of_row)
     small = problem.R * problem.S <= MOST_TAPS or max(problem.R, problem.S) <= LONGEST_SIDE
     small = small and fewest_rows(problem) <= problem.P
     if problem.stride[1] == 2:  # the one load beyond a tile's has half as many columns of either kind as it has lanes
@@ -178,14 +182,21 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_fi
             else:
                 yield [shuffle(a, b, range(moved, moved + L)) for a, b in pairwise(columns)]
 
-    def loads_of(row, kinds, masks):
+    def part(column, W):
+        """read(here), of a load of which a part lies in the row."""
+        if stored.kind == "i16":
+            return part_of_row(stored, column, W)
+        mask = lanes_between(V, column, 0, W)
+        return lambda here: load_lanes(stored, here, mask)
+
+    def loads_of(row, kinds, parts):
         """The loads of a row whose first column, which may be padding, has the address `row`."""
-        for start, kind, mask in zip(starts, kinds, masks):
+        for start, kind, read in zip(starts, kinds, parts):
             here = row + start * item
             if kind == WHOLE:
                 yield as_numbers(load(stored, here), dtype_name)
             elif kind == CUT:
-                yield as_numbers(load_lanes(stored, here, mask), dtype_name)
+                yield as_numbers(read(here), dtype_name)
             else:
                 yield None if stride == 1 else zeros(V, row)
 
@@ -198,10 +209,10 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_fi
         kept = Q - (vectors - 1) * L
         plain, (least, most) = shared.plain, shared.limits(V)
 
-        def masks_of(first_column, kinds):
-            return [what == CUT and lanes_between(V, first_column + at, 0, W) for at, what in zip(starts, kinds)]
+        def parts_of(first_column, kinds):
+            return [what == CUT and part(first_column + at, W) for at, what in zip(starts, kinds)]
 
-        masks_of_row = whole_row and masks_of(constant(left, 0) - left, kinds)
+        parts_of_row = whole_row and parts_of(constant(left, 0) - left, kinds)
 
         def is_cut(v):
             return whole_row and v == vectors - 1
@@ -231,18 +242,18 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_fi
                     return weights[r][s]
                 return broadcast(V, load(V.scalar, taps + (r * S + s) * V.item_bytes))
 
-            def strip(q, kinds, masks):
+            def strip(q, kinds, parts):
                 """Every dilation_h-th row, from the first on, from the second on, ...: there taps are neighbours."""
                 if dilation_h == 1:
-                    comb(q, kinds, masks, p0, count)
+                    comb(q, kinds, parts, p0, count)
                 else:
                     some = minimum(count, dilation_h)
-                    loop(some, lambda i: comb(q, kinds, masks, p0 + i, (count - i + (dilation_h - 1)) // dilation_h))
+                    loop(some, lambda i: comb(q, kinds, parts, p0 + i, (count - i + (dilation_h - 1)) // dilation_h))
                 if not finishes_first:
                     with when(plain.equals(False)):
                         loop(count, lambda j: others(q, j))
 
-            def comb(q, kinds, masks, first, count):
+            def comb(q, kinds, parts, first, count):
                 """`count` rows of outputs, `first` and every dilation_h-th after it."""
                 x_first = x + (q * stride - left) * item
                 h_first, y_first = first * stride - top, y + shared.y_p * first + q * item
@@ -257,7 +268,7 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_fi
 
                 def add_row(a, h, sums):
                     sums = list(sums)
-                    for s, columns in enumerate(tap_columns(loads_of(x_first + shared.x_h * h, kinds, masks))):
+                    for s, columns in enumerate(tap_columns(loads_of(x_first + shared.x_h * h, kinds, parts))):
                         for m, totals in enumerate(sums):
                             r = a + stride * m
                             if totals and r < R:
@@ -312,11 +323,11 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_fi
                 choose(
                     inside,
                     lambda: strip(q, (WHOLE,) * len(starts), [None] * len(starts)),
-                    lambda: strip(q, kinds, masks_of(first, kinds)),
+                    lambda: strip(q, kinds, parts_of(first, kinds)),
                 )
 
             if whole_row:
-                strip(constant(x, 0), kinds, masks_of_row)
+                strip(constant(x, 0), kinds, parts_of_row)
             else:
                 loop((Q + (vectors * L - 1)) // (vectors * L), strip_of_long_rows)
 

@@ -11,8 +11,29 @@ import numpy as np
 from numba.core import types
 
 from . import target
-from .tracing import Lanes, bits, convert, extract, load, load_strided, select, store, traced, zero_extend
+from .tracing import (
+    Lanes,
+    bits,
+    broadcast,
+    call,
+    convert,
+    extract,
+    lane_numbers,
+    lanes_between,
+    load,
+    load_lanes,
+    load_strided,
+    maximum,
+    minimum,
+    select,
+    shuffle,
+    store,
+    traced,
+    zero_extend,
+)
 from .vectors import Vector, lanes
+
+NO_OCTET = -128  # in place of a byte's number: zero
 
 
 def widen(raw, name):
@@ -45,6 +66,41 @@ def narrow(number, name):
     result = select(magnitude >= 0x477FF000, 0x7C00, result)
     result = select(magnitude > 0x7F800000, ((magnitude >> 13) & 0x3FF) | 0x7E00, result)
     return convert(result | sign, short)
+
+
+def part_of_row(V, column, W):
+    """read(here): a vector of 16-bit integers, those from `column` on of a row of W numbers; `here`: where they lie.
+    Lanes outside the row are zero and their memory is not touched.
+
+    AVX2 masks words of 32 and 64 bits only, so there its halves are read where they lie inside the row, and their bytes
+    moved to their lanes: W must not be less than half of V.count then.
+    """
+    if target.vector_bytes() == 64:
+        mask = lanes_between(V, column, 0, W)
+        return lambda here: load_lanes(V, here, mask)
+    count = V.count // 2
+    octets, half = Lanes("i8", V.bytes), Lanes("i8", V.bytes // 2)
+    columns = [column + count * i for i in (0, 1)]
+    inside = [minimum(maximum(c, 0), W - count) for c in columns]
+    moved = [minimum(maximum(c - i, -count), count) * V.item_bytes for c, i in zip(columns, inside)]
+
+    def places_of(moved, first):
+        """For each byte of a half of the lanes the byte read that belongs there; the half's first one is `first`."""
+        places = lane_numbers(half, column)
+        places = places + broadcast(places.type, convert(moved, places.type.scalar))
+        return convert(select((places >= 0) & (places < half.count), places + first, NO_OCTET), half)
+
+    order = joined_halves(*(places_of(m, half.count * i) for i, m in enumerate(moved)))
+
+    def read(here):
+        halves = (load(half, here + (i - column) * V.item_bytes) for i in inside)
+        return bits(call(order, "llvm.x86.ssse3.pshuf.b.128", octets, [joined_halves(*halves), order]), V)
+
+    return read
+
+
+def joined_halves(low, high):
+    return shuffle(low, high, range(2 * low.type.count))
 
 
 def number_functions(dtype_name):

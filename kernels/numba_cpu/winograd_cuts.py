@@ -283,7 +283,7 @@ def cycles(m, problem, threads, cut) -> float:
     if problem.groups > 1:
         multiply += tile.products * (CYCLES_PER_PLANE + CYCLES_PER_UNIT * units)
     memory = memory_cycles(problem, cut) / threads
-    return tasks * (strips * (transforms * vector_share() + multiply) + filters) + memory
+    return tasks * (strips * (transforms * vector_share(problem) + multiply) + filters) + memory
 
 
 def kept_share(m, problem) -> float:
@@ -292,9 +292,11 @@ def kept_share(m, problem) -> float:
     return down.products * across.products / (tile_of(m, problem).products * down.tiles * across.tiles)
 
 
-def vector_share() -> float:
-    """What transforming a vector takes, of what one of 64 bytes takes."""
-    return (target.vector_bytes() + 12) / 76
+def vector_share(problem) -> float:
+    """What transforming a vector takes, of what one of 64 bytes takes: of few channels, whose y is most of the work, no
+    less (3 -> 64 channels of 224 x 224 held to AVX2: F(4) 840 to 990 microseconds, `blocked` 760).
+    """
+    return 1.0 if problem.Cg <= FEW_CHANNELS else (target.vector_bytes() + 12) / 76
 
 
 def stored_share(cut) -> float:
@@ -304,9 +306,14 @@ def stored_share(cut) -> float:
 
 
 def stream_cycles(problem, cut, weights) -> float:
-    """What packed weights, so many vectors, add to a strip's multiplications."""
-    cached = problem.groups * cut.filter_group <= CACHED_WEIGHTS
-    return weights * target.vector_bytes() / (CACHE_BYTES_PER_CYCLE if cached else STREAM_BYTES_PER_CYCLE)
+    """What packed weights, so many vectors, add to a strip's multiplications. From memory that is less where vectors
+    are narrow: a byte is then multiplied for longer (512 channels of 7 x 7 held to AVX2: F(4) 343 microseconds, F(2)
+    545).
+    """
+    count = weights * target.vector_bytes()
+    if problem.groups * cut.filter_group <= CACHED_WEIGHTS:
+        return count / CACHE_BYTES_PER_CYCLE
+    return count * target.vector_bytes() / 64 / STREAM_BYTES_PER_CYCLE
 
 
 def memory_cycles(problem, cut) -> float:

@@ -28,6 +28,7 @@ PROBLEMS = {
     "groups": ((1, 20, 9, 16), (24, 5, 3, 3), {"groups": 4, "padding": 1}),
     "blocks of channels": ((1, 700, 7, 7), (16, 700, 1, 1), {}),
     "blocks of channels, 3x3": ((1, 301, 7, 7), (16, 301, 3, 3), {"padding": 1}),
+    "blocks of filters, 3x3": ((1, 75, 9, 9), (139, 75, 3, 3), {"padding": 1}),
 }
 
 
@@ -49,19 +50,21 @@ def operands(name):
     return x, w, bias, residual, problem, reference.conv2d(problem, x, w, bias, residual)
 
 
-def computed(name, threads=2, packed=True):
-    """By the kernel, whose packed weights and workspace begin as NaN."""
-    x, w, bias, residual, problem, _ = operands(name)
+def computed(name, threads=2, packed=True, w=None):
+    """By the kernel, whose packed weights and workspace begin as NaN. w: the weights as other memory holds them."""
+    x, w, bias, residual, problem, _ = (w if i == 1 and w is not None else a for i, a in enumerate(operands(name)))
     place = device.cpu_with(threads)
+    workspace_bytes = bfloat16_dot.workspace_bytes(problem, place)
     if packed:
         memory = poisoned(bfloat16_dot.packed_bytes(problem, place))
         bfloat16_dot.pack(problem, place, w.view(np.uint16), memory)
     else:
-        assert bfloat16_dot.reads_in_place(problem, w)
-        memory = w.view(np.uint16)
+        alone = bfloat16_dot.one_call_bytes(problem, place)
+        assert alone or bfloat16_dot.reads_in_place(problem, w)
+        memory, workspace_bytes = w.view(np.uint16), alone or workspace_bytes
     y = np.full_like(residual, np.nan)
     numbers = (a.view(np.uint16) for a in (y, bias, residual))
-    workspace = poisoned(bfloat16_dot.workspace_bytes(problem, place))
+    workspace = poisoned(workspace_bytes)
     bfloat16_dot.run(problem, place, x.view(np.uint16), memory, *numbers, workspace)
     return y.astype(np.float64)
 
@@ -111,6 +114,16 @@ if channel_pairs.multiplies_pairs():
 
     def test_weights_of_1x1_layers_are_read_where_they_lie():
         np.testing.assert_array_equal(computed("1x1 of 14 x 14"), computed("1x1 of 14 x 14", packed=False))
+
+    @pytest.mark.parametrize(
+        "name", ["3x3", "stride 3, dilated", "groups", "blocks of channels, 3x3", "blocks of filters, 3x3"]
+    )
+    def test_a_single_call_makes_the_words_of_its_weights_as_it_goes(name):
+        w = operands(name)[1]
+        turned = np.ascontiguousarray(w.transpose(3, 0, 2, 1)).transpose(1, 3, 2, 0)
+        for threads in (1, 3):
+            for weights in (w, turned):
+                np.testing.assert_array_equal(computed(name), computed(name, threads, packed=False, w=weights))
 
     @pytest.mark.parametrize("activation", ["relu6", "silu", ("leaky_relu", 0.25)])
     def test_activations(activation):
