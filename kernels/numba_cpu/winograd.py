@@ -162,7 +162,8 @@ def window_reasons(m, problem):
         return [f"windows that overlap only, got {got}"]
     if max(window) > MOST_TAPS or max(stride) > MOST_STRIDE:
         return [f"at most {MOST_TAPS} taps and a stride of {MOST_STRIDE} each way, got {got}"]
-    points = [axis.points for axis in tile_of(m, problem)]
+    tile = tile_of(m, problem)
+    points = tile.rows.points, tile.columns.points
     most = MOST_POINTS_OF_A_LINE if 1 in window else MOST_POINTS
     if max(points) > most:
         return [f"at most {most} products of a phase each way, {got} needs {points[0]} x {points[1]}"]
@@ -235,7 +236,7 @@ def packs_first(m, problem, device) -> bool:
 
 def seconds_to_pack(m, problem, device):
     """What packing first adds, its own round of threads included."""
-    return 10e-6 + PACK_CYCLES * tile_of(m, problem).products * problem.K * problem.Cg / CLOCK / device.threads
+    return 10e-6 + PACK_CYCLES * tile_of(m, problem).numbers * problem.K * problem.Cg / CLOCK / device.threads
 
 
 def seconds_to_transform(m, problem, device):

@@ -60,6 +60,7 @@ class Cut:
     span_w: int
     points_h: int
     points_w: int
+    numbers_h: int  # of a filter's column, where they are stored by phases; else 0
     phases_h: int
     phases_w: int
     long_phases_h: int
@@ -110,7 +111,7 @@ class Cut:
 
 def channels_at_a_time(tile):
     """How many channels are summed at a time: fewer where a plane's sum has several phases of each."""
-    return summed_at_a_time(tile) // tile.phases
+    return summed_at_a_time(tile) // (1 if tile.by_phases else tile.phases)
 
 
 def ceil_div(a, b):
@@ -201,7 +202,7 @@ def part_counts(problem, threads):
 def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     """runs: of strips, for each of which a thread transforms its filters itself; None where they come packed."""
     numbers, tile = Numbers(problem.dtype.name), tile_of(m, problem)
-    (rows, columns), depth_block, W = tile, channels_at_a_time(tile), numbers.count
+    rows, columns, depth_block, W = tile.rows, tile.columns, channels_at_a_time(tile), numbers.count
     down, across = lines_of_tiles(m, problem)
     tiles, panels = count_of_tiles(m, problem), ceil_div(problem.Kg, W)
     images_down, images_across = dilated_images(problem)
@@ -216,7 +217,7 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     input_slot = lines(tiles_at + 8 * PLANE_KINDS**2 * tile_list_words(numbers))
     output_vector = max(strip_tiles, fewest_tiles()) * numbers.bytes
     chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (tile.planes * output_vector)))
-    depth_step, panel_bytes = problem.Cg, tile.products * problem.Cg * numbers.bytes
+    depth_step, panel_bytes = problem.Cg, tile.numbers * problem.Cg * numbers.bytes
     if runs and part * panel_bytes > ALL_FILTERS * target.cache_bytes(2):
         depth_step = min(depth_block, problem.Cg)
         chunk = min(chunk, max(2, target.cache_bytes(2) * problem.Cg // depth_step // panel_bytes))
@@ -238,13 +239,13 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     run_strips = ceil_div(strips, runs) if runs else 1  # whose V waits for other filters, and M for other channels
     output_slots = run_strips if depth_step < problem.Cg else 1
     input_slots = run_strips if output_slots > 1 or chunk < part else 1
-    output_slot, filter_group = tile.planes * output_plane, tile.products * filter_plane
+    output_slot, filter_group = tile.planes * output_plane, tile.numbers * filter_plane
     inputs_at = spread_at + spread_channels * pixels * spread_pitch
     outputs_at = inputs_at + input_slots * input_slot
     filters_at = lines(outputs_at + output_slots * output_slot)
     y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
     return Cut(
-        rows.m, columns.m, rows.span, columns.span, rows.points, columns.points,
+        rows.m, columns.m, rows.span, columns.span, rows.points, columns.points, rows.numbers if tile.by_phases else 0,
         rows.phases, columns.phases, rows.long_phases, columns.long_phases,
         images_down, down.tiles, line_columns, line_tiles, 1 if beside else columns.m, tiles, strips, runs or strips,
         down.shift, across.shift, down.spared, across.spared, parts, W, panels, part, chunk,
@@ -263,10 +264,10 @@ def cycles(m, problem, threads, cut) -> float:
     tile, tiles = tile_of(m, problem), ceil_div(cut.tiles, cut.strips)
     units = ceil_div(tiles, tile_rows(VECTORS))
     vectors = problem.Cg * ceil_div(tiles, cut.panel)
-    stored = cut.part + problem.Kg % cut.panel / cut.panel  # a vector that is not full takes the long way
+    written = cut.part + problem.Kg % cut.panel / cut.panel  # a vector that is not full takes the long way
     inputs, outputs = (count / (m + 2) ** 2 for count in (tile.products, tile.planes))
     inputs *= STRIDED if m == 4 and tile.phases > 1 and problem.Cg > FEW_CHANNELS else 1
-    transforms = INPUT_CYCLES[m] * inputs * vectors + OUTPUT_CYCLES[m] * outputs * tiles * stored_share(cut) * stored
+    transforms = INPUT_CYCLES[m] * inputs * vectors + OUTPUT_CYCLES[m] * outputs * tiles * stored_share(cut) * written
     weights = tile.products * problem.Cg * cut.part  # vectors
     multiply = (
         weights * (tiles * kept_share(m, problem) + units * LOADED) / target.multiply_adds_per_cycle() / EFFICIENCY
@@ -277,7 +278,8 @@ def cycles(m, problem, threads, cut) -> float:
         multiply *= DEEP
     if cut.filters_at and threads * (cut.filters_at - cut.inputs_at) > WAITING_BYTES:
         multiply *= BEYOND_ALL_CACHES
-    filters = FILTER_CYCLES * weights * cut.panel if cut.filters_at else stream_cycles(problem, cut, weights)
+    stored = weights * tile.numbers / tile.products
+    filters = FILTER_CYCLES * stored * cut.panel if cut.filters_at else stream_cycles(problem, cut, stored)
     strips = ceil_div(cut.strips, cut.runs)
     tasks = ceil_div(problem.groups * cut.runs * cut.parts, threads)
     if problem.groups > 1:

@@ -25,6 +25,7 @@ from .winograd_record import (
     RECORD,
     Numbers,
     fewest_tiles,
+    filter_place,
     plane_phases,
     strip_functions,
     tile_list_words,
@@ -184,8 +185,19 @@ def build_multiply_stage(real_name):
             here += size * rows
 
     @inlined
+    def sums_of_plane(call, plane):
+        """How many sums a plane's products are, and of how many phases each."""
+        phases = plane_phases(call, plane)
+        return (phases, 1) if call.numbers_h else (1, phases)
+
+    @inlined
+    def filters_of(call, weights, filters, plane, number):
+        """Where the filters of one of a plane's sums are. filters: those of the first, where all are as they come."""
+        return weights + filter_place(call, plane, number) * call.filter_plane if call.numbers_h else filters
+
+    @inlined
     def next_plane(call, inputs, plane, filters):
-        """The next one that has tiles, and where its filters are."""
+        """The next one that has tiles, and where its filters are, if as they come."""
         planes = call.points_h * call.points_w
         filters, plane = filters + plane_phases(call, plane) * call.filter_plane, plane + 1
         while plane < planes and units_of(tiles_of_plane(call, inputs, plane))[0] == 0:
@@ -193,17 +205,23 @@ def build_multiply_stage(real_name):
         return plane, filters
 
     @inlined
-    def following(call, filters, phases, then, then_phases, c, first, behind, j, vectors, panel, end):
-        """Where the weights begin that are needed next: of channel c, or of the next filters, or of the next plane.
+    def following(call, weights, filters, plane, then, after, number, c, first, behind, j, vectors, panel, end):
+        """Where the weights begin that are needed next: of a plane's next sum, or of channel c, or of the next filters,
+        or of the next plane.
 
-        then, then_phases: of the next plane, as filters and phases of this one.
+        then, after: of the next plane, as filters and plane of this one.
         """
+        sums, phases = sums_of_plane(call, plane)
+        if number == sums:
+            number, c = 0, c + min(call.depth_block, call.Cg - c)
         if c == behind:
             c, j = first, j + vectors
         if j == end:
-            filters, phases, j = then, then_phases, panel
+            filters, plane, j = then, after, panel
+            _, phases = sums_of_plane(call, plane)
         channels = min(call.depth_block, call.Cg - c)
-        return filters + phases * ((c - first) * call.row_panels + j * channels) * vector_bytes
+        begin = filters_of(call, weights, filters, plane, number)
+        return begin + phases * ((c - first) * call.row_panels + j * channels) * vector_bytes
 
     def multiply_stage(call_address, weights, panel, end, strip, inputs, outputs, first):
         """The next depth_step channels, from `first` on, times the vectors of filters panel .. end-1 of `weights`.
@@ -212,24 +230,28 @@ def build_multiply_stage(real_name):
         """
         call = record_at(RECORD, call_address)
         row, filters, a = strip_width(call, strip) * vector_bytes, weights, inputs
-        behind = min(first + call.depth_step, call.Cg)
+        behind, plane_bytes = min(first + call.depth_step, call.Cg), call.Cg * row + PLANE_PADDING
         for plane in range(call.points_h * call.points_w):
-            phases, tiles = plane_phases(call, plane), tiles_of_plane(call, inputs, plane)
+            (sums, phases), tiles = sums_of_plane(call, plane), tiles_of_plane(call, inputs, plane)
             j, all_tiles = panel if units_of(tiles)[0] else end, tiles == inputs + call.tiles_at
             after, then = next_plane(call, inputs, plane, filters)
-            then_phases = plane_phases(call, after)
             while j < end:
                 vectors = tile_vectors(end - j)
                 to = outputs + plane * call.output_plane + (j - panel) * call.output_vector
                 for c in range(first, behind, call.depth_block):
                     channels = min(call.depth_block, call.Cg - c)
-                    depth, pixels = phases * channels, a + phases * c * row
-                    b = filters + (phases * (c - first) * call.row_panels + j * depth) * vector_bytes
-                    ahead = following(
-                        call, filters, phases, then, then_phases, c + channels, first, behind, j, vectors, panel, end
-                    )
-                    multiply_strip(vectors, tiles, all_tiles, pixels, row, b, depth, to, call.output_vector, c, ahead)
+                    depth, block = phases * channels, phases * (c - first) * call.row_panels
+                    for number in range(sums):
+                        pixels = a + number * plane_bytes + phases * c * row
+                        b = filters_of(call, weights, filters, plane, number) + (block + j * depth) * vector_bytes
+                        ahead = following(
+                            call, weights, filters, plane, then, after, number + 1, c, first, behind, j, vectors,
+                            panel, end,
+                        )  # fmt: skip
+                        multiply_strip(
+                            vectors, tiles, all_tiles, pixels, row, b, depth, to, call.output_vector, c + number, ahead
+                        )
                 j += vectors
-            a, filters = a + phases * (call.Cg * row + PLANE_PADDING), filters + phases * call.filter_plane
+            a, filters = a + sums * phases * plane_bytes, filters + sums * phases * call.filter_plane
 
     return multiply_stage

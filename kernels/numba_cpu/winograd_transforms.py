@@ -35,7 +35,7 @@ from .tracing import (
     transpose,
     zeros,
 )
-from .winograd_matrices import HALF, LONE, ONE, filter_matrix, input_matrix, output_matrix
+from .winograd_matrices import HALF, LONE, ONE, lean_filter_matrix, lean_input_matrix, lean_output_matrix
 
 QUAD = 4
 
@@ -280,18 +280,18 @@ def planes_of(tile, transform, grid):
 
 
 def transformed_inputs(axis, pixels):
-    return [times_paired_rows(input_matrix(axis, f), pixels[f :: axis.stride]) for f in range(axis.phases)]
+    return [times_paired_rows(lean_input_matrix(axis, f), pixels[f :: axis.stride]) for f in range(axis.phases)]
 
 
 def transformed_taps(axis, taps):
-    return [times_paired_rows(filter_matrix(axis, f), taps[f :: axis.stride]) for f in range(axis.phases)]
+    return [times_paired_rows(lean_filter_matrix(axis, f), taps[f :: axis.stride]) for f in range(axis.phases)]
 
 
 def input_transform(tile, V):
     """transform(source, pitch, target, plane, channel, row): what spread_rows has written, at `source`, to planes.
 
     A plane of one phase has `plane` bytes, of several so many times as many; a channel's vectors of all phases lie
-    `row` apart, and `channel` bytes, times the phases, from the plane's start.
+    `row` apart, and `channel` bytes, times the phases, from the plane's start. By phases, each has a plane of its own.
     """
     height, width = tile.rows.span, tile.columns.span
 
@@ -299,6 +299,11 @@ def input_transform(tile, V):
     def transform(source, pitch, target, plane, channel, row):
         grid = ([load(V, source + pitch * (i * width + j)) for j in range(width)] for i in range(height))
         for values in planes_of(tile, transformed_inputs, grid):
+            if tile.by_phases:
+                for i, value in enumerate(values):
+                    store(target + channel + plane * i, value)
+                target = target + plane * len(values)
+                continue
             for i, value in enumerate(values):
                 store(target + channel * len(values) + row * i, value)
             target = target + plane * len(values)
@@ -351,14 +356,33 @@ def side_by_side_filter_transform(tile, V):
 
 
 def filter_planes(tile, taps):
-    """Of a window's taps, row by row: for every plane a list of the numbers of the phases that it has."""
+    """Of a window's taps, row by row: for every plane a list of the numbers of the phases that it has.
+
+    Or, by phases, for every number that is stored a list of that.
+    """
     S = tile.columns.taps
-    return planes_of(tile, transformed_taps, [taps[i : i + S] for i in range(0, len(taps), S)])
+    grid = [taps[i : i + S] for i in range(0, len(taps), S)]
+    return numbers_of(tile, grid) if tile.by_phases else planes_of(tile, transformed_taps, grid)
+
+
+def numbers_of(tile, grid):
+    """Column by column, [number] for each of tile.numbers: of the long phases at all points, then of each short one."""
+    rows = [different_numbers(tile.columns, row) for row in grid]
+    for column in zip(*rows, strict=True):
+        for number in different_numbers(tile.rows, column):
+            yield [number]
+
+
+def different_numbers(axis, taps):
+    phases = transformed_taps(axis, taps)
+    return [number for phase in phases[: axis.long_phases] for number in phase] + [
+        phase[-1] for phase in phases[axis.long_phases :]
+    ]
 
 
 def output_transform(tile, V):
     """transform(source, plane, target, row, column): planes to a vector for each output, so far apart."""
-    down, across = output_matrix(tile.rows), output_matrix(tile.columns)
+    down, across = lean_output_matrix(tile.rows), lean_output_matrix(tile.columns)
 
     @traced(types.void)
     def transform(source, plane, target, row, column):
