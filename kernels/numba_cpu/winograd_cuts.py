@@ -21,6 +21,7 @@ from .winograd_record import (
 )
 
 ALL_FILTERS = 5  # in sizes of the L2 cache: a thread's own filters up to this are transformed at once, not by chunks
+FILTERS_IN_CACHE = 3 / 8  # U of a chunk, likewise: with V and M in L2, from where it is read soon after
 SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading V more often costs more
 SPREAD_BYTES, MOST_SPREAD = 24 << 10, 4  # what stays in L1 of spread pixels, and channels at a time
 MOST_SPARING = 10  # tiles in a line: of more, what those at its ends save is less than what lists of tiles take
@@ -220,7 +221,8 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     depth_step, panel_bytes = problem.Cg, tile.numbers * problem.Cg * numbers.bytes
     if runs and part * panel_bytes > ALL_FILTERS * target.cache_bytes(2):
         depth_step = min(depth_block, problem.Cg)
-        chunk = min(chunk, max(2, target.cache_bytes(2) * problem.Cg // depth_step // panel_bytes))
+        block_bytes = tile.numbers * depth_step * numbers.bytes
+        chunk = min(chunk, max(2, round(FILTERS_IN_CACHE * target.cache_bytes(2)) // block_bytes))
     chunk = ceil_div(part, ceil_div(part, chunk))
     output_plane = chunk * output_vector + PLANE_PADDING
     row_panels = chunk if runs else panels

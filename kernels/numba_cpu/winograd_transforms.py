@@ -28,7 +28,6 @@ from .tracing import (
     load_lanes,
     loop,
     prefetch,
-    select,
     shuffle,
     store,
     traced,
@@ -312,23 +311,16 @@ def input_transform(tile, V):
 
 
 def filter_transform(tile, V, vectors=1, store_vector=store):
-    """transform(base, step, table, target, plane, channel, turned): the taps at base + table[lane] to their planes.
+    """transform(base, step, table, target, plane, channel): the taps at base + table[lane] to their planes.
 
     And so on for `vectors` vectors that begin `step` bytes apart; all of a plane's are stored together. Planes and
-    channels are larger by the number of their phases, as in input_transform. turned: whether the taps lie there last
-    first.
+    channels are larger by the number of their phases, as in input_transform.
     """
-    count = tile.rows.taps * tile.columns.taps
 
     @traced(types.void)
-    def transform(base, step, table, target, plane, channel, turned):
+    def transform(base, step, table, target, plane, channel):
         addresses = tile_addresses(V, base, table)
-
-        def taps_of(i):
-            taps = load_rows(V, [a + step * i for a in addresses], max(count, QUAD))[:count]
-            return [select(turned, last, first) for first, last in zip(taps, reversed(taps), strict=True)]
-
-        taps = [taps_of(i) for i in range(vectors)]
+        taps = [taps_at(tile, V, [a + step * i for a in addresses]) for i in range(vectors)]
         for values in zip(*(filter_planes(tile, one) for one in taps), strict=True):
             phases = len(values[0])
             for i, value in enumerate(value for vector in values for value in vector):
@@ -336,6 +328,23 @@ def filter_transform(tile, V, vectors=1, store_vector=store):
             target = target + plane * phases
 
     return transform
+
+
+def taps_at(tile, V, addresses):
+    """A vector for each tap, of the filters at these addresses."""
+    count = tile.rows.taps * tile.columns.taps
+    return load_rows(V, addresses, max(count, QUAD))[:count]
+
+
+def filter_gather(tile, V):
+    """gather(base, table, target): the taps at base + table[lane], a vector for each."""
+
+    @traced(types.void)
+    def gather(base, table, target):
+        for i, tap in enumerate(taps_at(tile, V, tile_addresses(V, base, table))):
+            store(target + V.bytes * i, tap)
+
+    return gather
 
 
 def side_by_side_filter_transform(tile, V):
