@@ -97,6 +97,7 @@ class Cut:
     outputs_at: int
     filters_at: int
     tiles_at: int
+    numbers_at: int
     input_pitch: int
     output_pitch: int
     input_staging: int
@@ -215,7 +216,8 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     strip_tiles = ceil_div(tiles, strips)
     strip_vectors = ceil_div(strip_tiles, W)
     tiles_at = tile.products * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
-    input_slot = lines(tiles_at + 8 * PLANE_KINDS**2 * tile_list_words(numbers))
+    numbers_at = tiles_at + 8 * PLANE_KINDS**2 * tile_list_words(numbers)
+    input_slot = lines(numbers_at + 8 * tile.products)
     output_vector = max(strip_tiles, fewest_tiles()) * numbers.bytes
     chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (tile.planes * output_vector)))
     depth_step, panel_bytes = problem.Cg, tile.numbers * problem.Cg * numbers.bytes
@@ -254,7 +256,7 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
         row_panels, depth_block, depth_step, filter_plane, filter_group, output_plane, output_vector,
         input_slot if input_slots > 1 else 0, output_slot if output_slots > 1 else 0,
         worker_span(filters_at + (filter_group if runs else 0)), inputs_at, outputs_at,
-        filters_at if runs else 0, tiles_at,
+        filters_at if runs else 0, tiles_at, numbers_at,
         input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
         piece,
         int(y_bytes >= PAST_CACHE_BYTES),

@@ -18,7 +18,7 @@ FIELDS = (
     "shift_h", "shift_w", "spared_h", "spared_w",  # outputs before y; no products at infinity in the last tiles
     "parts", "panel", "panels", "part", "chunk", "row_panels", "depth_block", "depth_step",  # of filters, channels
     "filter_plane", "filter_group", "output_plane", "output_vector", "input_slot", "output_slot",  # bytes
-    "worker_bytes", "inputs_at", "outputs_at", "filters_at", "tiles_at",
+    "worker_bytes", "inputs_at", "outputs_at", "filters_at", "tiles_at", "numbers_at",
     "input_pitch", "output_pitch", "input_staging", "spread_at", "spread_pitch", "spread_channels", "piece",
     "streaming",
 )  # fmt: skip
@@ -120,6 +120,13 @@ def steps(distance, step):
 def plane_phases(call, plane):
     """How many phases a plane's products are summed over."""
     return phases_down(call, plane) * (call.long_phases_w if plane < call.points_h else call.phases_w)
+
+
+@inlined
+def sums_of_plane(call, plane):
+    """How many sums a plane's products are, by the places of their filters, and over how many phases each."""
+    phases = plane_phases(call, plane)
+    return (phases, 1) if call.numbers_h else (1, phases)
 
 
 @inlined
