@@ -33,10 +33,10 @@ PAST_CACHE_WEIGHTS = 16 << 20  # transformed weights this large are, where a pla
 # that it was fitted to (two threads, AVX-512 and AVX2, 16 to 512 channels and filters, maps of 7 to 112).
 # F(6,3)'s transforms are taken for more than they are: it errs more.
 INPUT_CYCLES = {2: 160, 4: 340, 6: 950}  # 3 x 3, per channel and vector of 64 bytes of tiles; others by their products
-STRIDED = 1.5  # times as long as its products say F(4)'s input takes with a stride, of more than a few channels
+STRIDED = 1.8  # times as long as its products say F(4)'s input takes with a stride, of more than a few channels
 OUTPUT_CYCLES = {2: 80, 4: 220, 6: 650}  # 3 x 3, per tile and vector of 64 bytes of filters; others by their planes
-FILTER_CYCLES = 0.35  # per product, filter and channel
-PACK_CYCLES = 1.05  # likewise, of filters that are stored for all threads and then read by them
+TAP_CYCLES, FILTER_CYCLES = 0.3, 0.25  # per filter and channel: of each tap to gather, each number to compute and store
+PACKED_FIRST = 3  # times as long takes what is stored for all threads and then read by them
 EFFICIENCY = 0.88  # of the core's multiply-adds
 INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
 DEEP_CHANNELS, DEEP = 256, 1.08  # of F(6,3): from so many on its products take longer, whatever the strip (measured)
@@ -282,14 +282,21 @@ def cycles(m, problem, threads, cut) -> float:
         multiply *= DEEP
     if cut.filters_at and threads * (cut.filters_at - cut.inputs_at) > WAITING_BYTES:
         multiply *= BEYOND_ALL_CACHES
-    stored = weights * tile.numbers / tile.products
-    filters = FILTER_CYCLES * stored * cut.panel if cut.filters_at else stream_cycles(problem, cut, stored)
+    if cut.filters_at:
+        filters = filter_cycles(m, problem) * problem.Cg * cut.part * cut.panel
+    else:
+        filters = stream_cycles(problem, cut, weights * tile.numbers / tile.products)
     strips = ceil_div(cut.strips, cut.runs)
     tasks = ceil_div(problem.groups * cut.runs * cut.parts, threads)
     if problem.groups > 1:
         multiply += tile.products * (CYCLES_PER_PLANE + CYCLES_PER_UNIT * units)
     memory = memory_cycles(problem, cut) / threads
     return tasks * (strips * (transforms * vector_share() + multiply) + filters) + memory
+
+
+def filter_cycles(m, problem) -> float:
+    """Of transforming a filter's taps of one channel."""
+    return TAP_CYCLES * problem.R * problem.S + FILTER_CYCLES * tile_of(m, problem).numbers
 
 
 def kept_share(m, problem) -> float:

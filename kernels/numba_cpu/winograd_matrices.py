@@ -29,6 +29,12 @@ Both use the points of the longer one, so their products are summed before the o
 zero as its first: its value at the point 0 is that zero, so that product is not computed: 5 + 4 instead of 12
 multiplications for 4 outputs of 3 taps, and 81 instead of 144 both ways.
 
+The factors of the matrices' rows are free, as long as each product's come to 1. With those of G in A^T, where they cost
+nothing, G has plain powers of the points, two thirds of the operations for F(4, 3). And g1 alone, the second tap of a
+phase, is p g1 at the point p and g1 at infinity: with that p in B^T it is one number for all points (the lean
+matrices). Of 3 taps with stride 2 a filter then has 16 different numbers for the 25 products of F(2 x 2), 36 for the 81
+of F(4 x 4).
+
 Images of two pixels between padding need three products instead of four, as x and the taps change places:
 
     0 d1 d2 0        y_0 = d1 g1 + d2 g2       y_1, y_0 are F(2, 2) of the taps d1, d2 over the inputs g0, g1, g2

@@ -66,6 +66,16 @@ def test_products_of_zeros_are_not_counted(axis):
     assert axis.products == sum(any(row) for row in rows)
 
 
+@pytest.mark.parametrize("axis", [a for a in AXES if a.most_taps > 1], ids="{0.m} of {0.taps} by {0.stride}".format)
+def test_numbers_are_stored_that_differ(axis):
+    assert axis.numbers == sum(len(set(filter(any, lean_filter_matrix(axis, f)))) for f in range(axis.phases))
+
+
+def test_filters_of_a_stride_have_as_many_numbers_as_squares():
+    assert Tile(Axis(2, 3, 2), Axis(2, 3, 2), by_phases=True).numbers == 16
+    assert Tile(Axis(4, 3, 2), Axis(4, 3, 2), by_phases=True).numbers == 36
+
+
 def test_a_stride_saves_less_than_none():
     assert Tile(Axis(4, 3, 2), Axis(4, 3, 2)).products == 81
     assert Tile(Axis(4, 7, 2), Axis(4, 7, 2)).products == 169
