@@ -39,7 +39,7 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
 - Packed for one call, U went through L3 or memory and from core to core: 256 -> 256 at 14 x 14 took 410 microseconds,
   265 when that was tried, with U at hand 190; 512 -> 512 at 28 x 28 3.7 ms, and then 2.7.
 - Transforming 16 filters of a channel takes 110 cycles for F(4,3), 55 to 75 for F(2,3), as it does in C. A line stored
-  to L2 takes 2 cycles, so 36 are 72 (40 where U stays in L1); gathering the taps by quads takes 30 to 37, the arithmetic
+  to L2 takes 2 cycles, so 36 are 72 (40 where U stays in L1); the taps, gathered by quads, 30 to 37, the arithmetic
   27; loads and stores hardly overlap. What did not help, in times as long: whole vectors of 16 channels' taps
   transposed, 1.03, and in turns with the transforms 1.18; fetching the lines to be stored, for writing, 1.1 to 1.25, or
   the taps ahead, 1.0 to 1.05. Nor does it matter in which order the lines are stored, or whether loads and stores
