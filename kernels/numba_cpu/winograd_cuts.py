@@ -285,7 +285,7 @@ def cycles(m, problem, threads, cut) -> float:
     if cut.filters_at:
         filters = filter_cycles(m, problem) * problem.Cg * cut.part * cut.panel
     else:
-        filters = stream_cycles(problem, cut, weights * tile.numbers / tile.products)
+        filters = stream_cycles(problem, cut, weights, tile.products / tile.numbers)
     strips = ceil_div(cut.strips, cut.runs)
     tasks = ceil_div(problem.groups * cut.runs * cut.parts, threads)
     if problem.groups > 1:
@@ -316,10 +316,10 @@ def stored_share(cut) -> float:
     return ceil_div(columns, cut.panel) * cut.panel / columns
 
 
-def stream_cycles(problem, cut, weights) -> float:
-    """What packed weights, so many vectors, add to a strip's multiplications."""
-    cached = problem.groups * cut.filter_group <= CACHED_WEIGHTS
-    return weights * target.vector_bytes() / (CACHE_BYTES_PER_CYCLE if cached else STREAM_BYTES_PER_CYCLE)
+def stream_cycles(problem, cut, weights, times) -> float:
+    """What packed weights, so many vectors, each of which is read so many times, add to a strip's multiplications."""
+    cached = problem.groups * cut.filter_group * times <= CACHED_WEIGHTS
+    return weights / times * target.vector_bytes() / (CACHE_BYTES_PER_CYCLE if cached else STREAM_BYTES_PER_CYCLE)
 
 
 def memory_cycles(problem, cut) -> float:
