@@ -37,8 +37,19 @@ of strips and a part of the filters, and in a buffer of its own
 
 Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
 - Packed for one call, U went through L3 or memory and from core to core: 256 -> 256 at 14 x 14 took 410 microseconds,
-  265 now, with U at hand 190; 512 -> 512 at 28 x 28 3.7 ms, now 2.7. Of what is left, the arithmetic of G g G^T is
-  half, gathering the taps a quarter, stores to L2 the rest; in which order they are stored does not matter.
+  265 when that was tried, with U at hand 190; 512 -> 512 at 28 x 28 3.7 ms, and then 2.7.
+- Transforming 16 filters of a channel takes 110 cycles for F(4,3), 55 to 75 for F(2,3), as it does in C. A line stored
+  to L2 takes 2 cycles, so 36 are 72 (40 where U stays in L1); the taps, gathered by quads, 30 to 37, the arithmetic
+  27; loads and stores hardly overlap. What did not help, in times as long: whole vectors of 16 channels' taps
+  transposed, 1.03, and in turns with the transforms 1.18; fetching the lines to be stored, for writing, 1.1 to 1.25, or
+  the taps ahead, 1.0 to 1.05. Nor does it matter in which order the lines are stored, or whether loads and stores
+  agree in their low 12 bits.
+- U of a chunk of 3/8 of L2, instead of all of it, leaves room for V and M: single calls of 512 -> 512 take 0.93 of the
+  time at 7 x 7, 0.98 at 14 x 14, 0.95 by F(6) at 28 x 28. 256 -> 256 at 14 x 14 does not care.
+- Of 3 x 3 / 2, what is the same at several points stored once: single calls of 128 x 56 x 56 (F4) 0.92, 256 x 28 x 28
+  (F2) 0.95, 512 x 14 x 14 (F2) 0.90 of the time; plans 0.94 to 1.0. The channels of a phase must follow each other in
+  V: with other phases between them they fall into few sets of L1, and plans took 1.05. So they did where the place of
+  a sum's filters was computed, with its divisions, for every run of the micro-kernel.
 - V that waits for other filters must stay in the L3 cache: 512 -> 256 at 64 x 64 took 11 ms where 18 MB of it waited, 6
   in shorter runs, though each transforms the filters again.
 - Stores of U past the cache pay only where U is larger than L3: at 2 to 9 MB packing takes 3 times as long so.
@@ -73,14 +84,14 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
   56 1.4 times as fast, 256 x 28 x 28 (F2) 1.35, 512 x 14 x 14 (F2) 1.1; 7 x 7 / 2 on 3 x 224 x 224 1.8; 11 x 11 / 4
   there 2.5; 5 x 5 / 2 2.7; 5 x 5 3.5 to 4; 4 x 4 3; 1 x 7 and 7 x 1 1.7 to 1.9; 3 x 1 and 1 x 3 1.5; 2 x 2 1.3.
   With AVX2 the same within a tenth.
-- Single calls of 3 x 3 / 2 on maps of 14 x 14, 64 to 1,024 channels, took 1.1 to 1.3 times as long as `blocked`.
+- Single calls of 3 x 3 / 2 on maps of 14 x 14, 64 to 512 channels, take as long as `blocked`, of 1,024 1.16 times.
 - Of 3 channels, 3 x 3 / 2 on 224 x 224 took 1.4 times as long as `blocked`, 3 x 3 with 32 filters 1.35: the transforms
   of outputs, which so few channels do not repay, while larger windows do.
 - Sums over the phases in one loop, not a loop for each: 3 channels of 7 x 7 / 2 are sums of 12.
 - F(6) of 3 x 3 / 2 (169 products for 36 outputs against 81 for 16) lost to F(4) everywhere: 0.51 against 0.43 ms on
   128 x 56 x 56, its tiles stick out of maps of 28, and the error trebles.
-- U of 3 x 3 / 2 with 512 channels: F(4)'s 85 MB stream from memory, 1.6 ms where F(2)'s 26 MB take 0.51.
-  Held to AVX2 F(2) is 0.94 of `blocked` there, and for 256 channels of 28 x 28 F(4)'s 20 MB make it 1.1 times F(2).
+- U of 3 x 3 / 2 with 512 channels: F(4)'s 38 MB take 1.0 ms where F(2)'s 17 MB take 0.43. Of 256 channels of 28 x 28
+  F(4) takes 1.15 times as long as F(2): 4 tiles of 4 for 14 outputs have as many products as 7 of 2.
 - Past-cache stores pay when y is larger than the caches (64 x 224 x 224: 10 %) and hurt when the next layer would find
   it there. They want y on a cache line, where NumPy's large arrays are not; taking tiles so that most lines can be
   stored whole nevertheless gained 2 %.
@@ -105,7 +116,7 @@ from .compilation import compiled
 from .job import job_of
 from .microkernel import CLOCK, vector_type
 from .threads import run_tasks, task_loop, worker_span
-from .winograd_cuts import MOST_WORKSPACE, PACK_CYCLES, cut, cycles, streams_weights
+from .winograd_cuts import MOST_WORKSPACE, PACKED_FIRST, cut, cycles, filter_cycles, streams_weights
 from .winograd_filters import build_filter_stage, build_pack
 from .winograd_input import build_input_stage, build_input_transform, build_spread
 from .winograd_matrices import tile_of
@@ -162,7 +173,8 @@ def window_reasons(m, problem):
         return [f"windows that overlap only, got {got}"]
     if max(window) > MOST_TAPS or max(stride) > MOST_STRIDE:
         return [f"at most {MOST_TAPS} taps and a stride of {MOST_STRIDE} each way, got {got}"]
-    points = [axis.points for axis in tile_of(m, problem)]
+    tile = tile_of(m, problem)
+    points = tile.rows.points, tile.columns.points
     most = MOST_POINTS_OF_A_LINE if 1 in window else MOST_POINTS
     if max(points) > most:
         return [f"at most {most} products of a phase each way, {got} needs {points[0]} x {points[1]}"]
@@ -235,7 +247,8 @@ def packs_first(m, problem, device) -> bool:
 
 def seconds_to_pack(m, problem, device):
     """What packing first adds, its own round of threads included."""
-    return 10e-6 + PACK_CYCLES * tile_of(m, problem).products * problem.K * problem.Cg / CLOCK / device.threads
+    each = PACKED_FIRST * filter_cycles(m, problem)
+    return 10e-6 + each * problem.K * problem.Cg / CLOCK / device.threads
 
 
 def seconds_to_transform(m, problem, device):

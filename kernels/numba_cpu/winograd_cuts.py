@@ -21,6 +21,7 @@ from .winograd_record import (
 )
 
 ALL_FILTERS = 5  # in sizes of the L2 cache: a thread's own filters up to this are transformed at once, not by chunks
+FILTERS_IN_CACHE = 3 / 8  # U of a chunk, likewise: with V and M in L2, from where it is read soon after
 SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading V more often costs more
 SPREAD_BYTES, MOST_SPREAD = 24 << 10, 4  # what stays in L1 of spread pixels, and channels at a time
 MOST_SPARING = 10  # tiles in a line: of more, what those at its ends save is less than what lists of tiles take
@@ -32,10 +33,10 @@ PAST_CACHE_WEIGHTS = 16 << 20  # transformed weights this large are, where a pla
 # that it was fitted to (two threads, AVX-512 and AVX2, 16 to 512 channels and filters, maps of 7 to 112).
 # F(6,3)'s transforms are taken for more than they are: it errs more.
 INPUT_CYCLES = {2: 160, 4: 340, 6: 950}  # 3 x 3, per channel and vector of 64 bytes of tiles; others by their products
-STRIDED = 1.5  # times as long as its products say F(4)'s input takes with a stride, of more than a few channels
+STRIDED = 1.8  # times as long as its products say F(4)'s input takes with a stride, of more than a few channels
 OUTPUT_CYCLES = {2: 80, 4: 220, 6: 650}  # 3 x 3, per tile and vector of 64 bytes of filters; others by their planes
-FILTER_CYCLES = 0.35  # per product, filter and channel
-PACK_CYCLES = 1.05  # likewise, of filters that are stored for all threads and then read by them
+TAP_CYCLES, FILTER_CYCLES = 0.3, 0.25  # per filter and channel: of each tap to gather, each number to compute and store
+PACKED_FIRST = 3  # times as long takes what is stored for all threads and then read by them
 EFFICIENCY = 0.88  # of the core's multiply-adds
 INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
 DEEP_CHANNELS, DEEP = 256, 1.08  # of F(6,3): from so many on its products take longer, whatever the strip (measured)
@@ -60,6 +61,7 @@ class Cut:
     span_w: int
     points_h: int
     points_w: int
+    numbers_h: int  # of a filter's column, where they are stored by phases; else 0
     phases_h: int
     phases_w: int
     long_phases_h: int
@@ -95,6 +97,7 @@ class Cut:
     outputs_at: int
     filters_at: int
     tiles_at: int
+    numbers_at: int
     input_pitch: int
     output_pitch: int
     input_staging: int
@@ -110,7 +113,7 @@ class Cut:
 
 def channels_at_a_time(tile):
     """How many channels are summed at a time: fewer where a plane's sum has several phases of each."""
-    return summed_at_a_time(tile) // tile.phases
+    return summed_at_a_time(tile) // (1 if tile.by_phases else tile.phases)
 
 
 def ceil_div(a, b):
@@ -201,7 +204,7 @@ def part_counts(problem, threads):
 def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     """runs: of strips, for each of which a thread transforms its filters itself; None where they come packed."""
     numbers, tile = Numbers(problem.dtype.name), tile_of(m, problem)
-    (rows, columns), depth_block, W = tile, channels_at_a_time(tile), numbers.count
+    rows, columns, depth_block, W = tile.rows, tile.columns, channels_at_a_time(tile), numbers.count
     down, across = lines_of_tiles(m, problem)
     tiles, panels = count_of_tiles(m, problem), ceil_div(problem.Kg, W)
     images_down, images_across = dilated_images(problem)
@@ -213,13 +216,15 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     strip_tiles = ceil_div(tiles, strips)
     strip_vectors = ceil_div(strip_tiles, W)
     tiles_at = tile.products * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
-    input_slot = lines(tiles_at + 8 * PLANE_KINDS**2 * tile_list_words(numbers))
+    numbers_at = tiles_at + 8 * PLANE_KINDS**2 * tile_list_words(numbers)
+    input_slot = lines(numbers_at + 8 * tile.products)
     output_vector = max(strip_tiles, fewest_tiles()) * numbers.bytes
     chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (tile.planes * output_vector)))
-    depth_step, panel_bytes = problem.Cg, tile.products * problem.Cg * numbers.bytes
+    depth_step, panel_bytes = problem.Cg, tile.numbers * problem.Cg * numbers.bytes
     if runs and part * panel_bytes > ALL_FILTERS * target.cache_bytes(2):
         depth_step = min(depth_block, problem.Cg)
-        chunk = min(chunk, max(2, target.cache_bytes(2) * problem.Cg // depth_step // panel_bytes))
+        block_bytes = tile.numbers * depth_step * numbers.bytes
+        chunk = min(chunk, max(2, round(FILTERS_IN_CACHE * target.cache_bytes(2)) // block_bytes))
     chunk = ceil_div(part, ceil_div(part, chunk))
     output_plane = chunk * output_vector + PLANE_PADDING
     row_panels = chunk if runs else panels
@@ -238,20 +243,20 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     run_strips = ceil_div(strips, runs) if runs else 1  # whose V waits for other filters, and M for other channels
     output_slots = run_strips if depth_step < problem.Cg else 1
     input_slots = run_strips if output_slots > 1 or chunk < part else 1
-    output_slot, filter_group = tile.planes * output_plane, tile.products * filter_plane
+    output_slot, filter_group = tile.planes * output_plane, tile.numbers * filter_plane
     inputs_at = spread_at + spread_channels * pixels * spread_pitch
     outputs_at = inputs_at + input_slots * input_slot
     filters_at = lines(outputs_at + output_slots * output_slot)
     y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
     return Cut(
-        rows.m, columns.m, rows.span, columns.span, rows.points, columns.points,
+        rows.m, columns.m, rows.span, columns.span, rows.points, columns.points, rows.numbers if tile.by_phases else 0,
         rows.phases, columns.phases, rows.long_phases, columns.long_phases,
         images_down, down.tiles, line_columns, line_tiles, 1 if beside else columns.m, tiles, strips, runs or strips,
         down.shift, across.shift, down.spared, across.spared, parts, W, panels, part, chunk,
         row_panels, depth_block, depth_step, filter_plane, filter_group, output_plane, output_vector,
         input_slot if input_slots > 1 else 0, output_slot if output_slots > 1 else 0,
         worker_span(filters_at + (filter_group if runs else 0)), inputs_at, outputs_at,
-        filters_at if runs else 0, tiles_at,
+        filters_at if runs else 0, tiles_at, numbers_at,
         input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
         piece,
         int(y_bytes >= PAST_CACHE_BYTES),
@@ -263,10 +268,10 @@ def cycles(m, problem, threads, cut) -> float:
     tile, tiles = tile_of(m, problem), ceil_div(cut.tiles, cut.strips)
     units = ceil_div(tiles, tile_rows(VECTORS))
     vectors = problem.Cg * ceil_div(tiles, cut.panel)
-    stored = cut.part + problem.Kg % cut.panel / cut.panel  # a vector that is not full takes the long way
+    written = cut.part + problem.Kg % cut.panel / cut.panel  # a vector that is not full takes the long way
     inputs, outputs = (count / (m + 2) ** 2 for count in (tile.products, tile.planes))
     inputs *= STRIDED if m == 4 and tile.phases > 1 and problem.Cg > FEW_CHANNELS else 1
-    transforms = INPUT_CYCLES[m] * inputs * vectors + OUTPUT_CYCLES[m] * outputs * tiles * stored_share(cut) * stored
+    transforms = INPUT_CYCLES[m] * inputs * vectors + OUTPUT_CYCLES[m] * outputs * tiles * stored_share(cut) * written
     weights = tile.products * problem.Cg * cut.part  # vectors
     multiply = (
         weights * (tiles * kept_share(m, problem) + units * LOADED) / target.multiply_adds_per_cycle() / EFFICIENCY
@@ -277,13 +282,21 @@ def cycles(m, problem, threads, cut) -> float:
         multiply *= DEEP
     if cut.filters_at and threads * (cut.filters_at - cut.inputs_at) > WAITING_BYTES:
         multiply *= BEYOND_ALL_CACHES
-    filters = FILTER_CYCLES * weights * cut.panel if cut.filters_at else stream_cycles(problem, cut, weights)
+    if cut.filters_at:
+        filters = filter_cycles(m, problem) * problem.Cg * cut.part * cut.panel
+    else:
+        filters = stream_cycles(problem, cut, weights, tile.products / tile.numbers)
     strips = ceil_div(cut.strips, cut.runs)
     tasks = ceil_div(problem.groups * cut.runs * cut.parts, threads)
     if problem.groups > 1:
         multiply += tile.products * (CYCLES_PER_PLANE + CYCLES_PER_UNIT * units)
     memory = memory_cycles(problem, cut) / threads
     return tasks * (strips * (transforms * vector_share(problem) + multiply) + filters) + memory
+
+
+def filter_cycles(m, problem) -> float:
+    """Of transforming a filter's taps of one channel."""
+    return TAP_CYCLES * problem.R * problem.S + FILTER_CYCLES * tile_of(m, problem).numbers
 
 
 def kept_share(m, problem) -> float:
@@ -305,13 +318,14 @@ def stored_share(cut) -> float:
     return ceil_div(columns, cut.panel) * cut.panel / columns
 
 
-def stream_cycles(problem, cut, weights) -> float:
-    """What packed weights, so many vectors, add to a strip's multiplications. From memory that is less where vectors
-    are narrow: a byte is then multiplied for longer (512 channels of 7 x 7 held to AVX2: F(4) 343 microseconds, F(2)
-    545).
+def stream_cycles(problem, cut, weights, times) -> float:
+    """What packed weights, so many vectors, each of which is read so many times, add to a strip's multiplications.
+
+    From memory that is less where vectors are narrow: a byte is then multiplied for longer (512 channels of 7 x 7 held
+    to AVX2: F(4) 343 microseconds, F(2) 545).
     """
-    count = weights * target.vector_bytes()
-    if problem.groups * cut.filter_group <= CACHED_WEIGHTS:
+    count = weights / times * target.vector_bytes()
+    if problem.groups * cut.filter_group * times <= CACHED_WEIGHTS:
         return count / CACHE_BYTES_PER_CYCLE
     return count * target.vector_bytes() / 64 / STREAM_BYTES_PER_CYCLE
 

@@ -7,7 +7,7 @@ from .compilation import inlined
 from .short_floats import memory_functions
 from .vectors import array_at, record_at
 from .winograd_record import RECORD, Numbers, call_leaf
-from .winograd_transforms import QUAD, filter_transform, side_by_side_filter_transform
+from .winograd_transforms import QUAD, filter_gather, filter_transform, side_by_side_filter_transform
 
 
 def transform_filters_function(real_name):
@@ -58,6 +58,7 @@ def build_filter_stage(tile, dtype_name):
     line = max(1, 64 // vector_bytes)
     transform = filter_transform(tile, numbers.lanes)
     transform_line_past = filter_transform(tile, numbers.lanes, line, tracing.store_past_cache)
+    gather = filter_gather(tile, numbers.lanes)
     transform_side_by_side = side_by_side_filter_transform(tile, numbers.lanes)
     staging_at, R, S = numbers.staging_at, tile.rows.taps, tile.columns.taps
     taps_bytes, loaded = numbers.taps_bytes(R * S), R * S >= QUAD
@@ -84,28 +85,40 @@ def build_filter_stage(tile, dtype_name):
         for c in range(first, depth):
             for lane in range(filters):
                 stage_taps(call, w + lane * call.w_k + c * call.w_c, staged + lane * taps_bytes)
-            transform(staged, 0, scratch, target, call.filter_plane, block + c * vector_bytes, False)
+            transform(staged, 0, scratch, target, call.filter_plane, block + c * vector_bytes)
 
     @inlined
-    def pack_in_place(call, w, depth, scratch, target, block, turned):
-        """All channels of a whole panel whose taps lie side by side; returns how many were done.
-
-        w: the tap that comes first in memory; turned: whether that is the last one, as input gradients have it.
-        """
-        offsets = array_at(types.int64, scratch, (lanes,), (8,))
+    def note_filters(call, offsets):
+        table = array_at(types.int64, offsets, (lanes,), (8,))
         for lane in range(lanes):
-            offsets[lane] = lane * call.w_k
+            table[lane] = lane * call.w_k
+
+    @inlined
+    def pack_in_place(call, w, depth, scratch, target, block):
+        """All channels of a whole panel whose taps lie side by side; returns how many were done."""
+        note_filters(call, scratch)
         done = 0
         if call.streaming and call.filters_at == 0:
             while done + line <= depth:
                 here = block + done * vector_bytes
-                transform_line_past(w + done * call.w_c, call.w_c, scratch, target, call.filter_plane, here, turned)
+                transform_line_past(w + done * call.w_c, call.w_c, scratch, target, call.filter_plane, here)
                 done += line
         while done < depth:
             here = block + done * vector_bytes
-            transform(w + done * call.w_c, 0, scratch, target, call.filter_plane, here, turned)
+            transform(w + done * call.w_c, 0, scratch, target, call.filter_plane, here)
             done += 1
         return done
+
+    @inlined
+    def pack_turned(call, w, depth, scratch, target, block):
+        """The same of taps that lie there last first, as input gradients have them. w: the first ones' last one."""
+        note_filters(call, scratch)
+        staged, last = scratch + staging_at, scratch + staging_at + (R * S - 1) * vector_bytes
+        for c in range(depth):
+            gather(w + c * call.w_c, scratch, staged)
+            here = block + c * vector_bytes
+            transform_side_by_side(last, -S * vector_bytes, -vector_bytes, target, call.filter_plane, here)
+        return depth
 
     @inlined
     def pack_side_by_side(call, w, depth, target, block):
@@ -126,11 +139,14 @@ def build_filter_stage(tile, dtype_name):
         side_by_side = plain and call.w_k == item
         for k in range(0, filters, lanes):
             some, here, to, done = min(lanes, filters - k), w + k * call.w_k, block + k * depth * item, 0
-            if in_place and some == lanes:
-                first = here + (R - 1) * call.w_r + (S - 1) * call.w_s if turned else here
-                done = pack_in_place(call, first, depth, scratch, target, to, turned)
+            if in_place and some == lanes and turned:
+                first = here + (R - 1) * call.w_r + (S - 1) * call.w_s
+                done = pack_turned(call, first, depth, scratch, target, to)
+            elif in_place and some == lanes:
+                done = pack_in_place(call, here, depth, scratch, target, to)
             elif side_by_side and some == lanes:
                 done = pack_side_by_side(call, here, depth, target, to)
-            pack_staged(call, here, done, depth, some, scratch, target, to)
+            if done < depth:
+                pack_staged(call, here, done, depth, some, scratch, target, to)
 
     return filter_stage

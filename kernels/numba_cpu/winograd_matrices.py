@@ -29,6 +29,12 @@ Both use the points of the longer one, so their products are summed before the o
 zero as its first: its value at the point 0 is that zero, so that product is not computed: 5 + 4 instead of 12
 multiplications for 4 outputs of 3 taps, and 81 instead of 144 both ways.
 
+The factors of the matrices' rows are free, as long as each product's come to 1. With those of G in A^T, where they cost
+nothing, G has plain powers of the points, two thirds of the operations for F(4, 3). And g1 alone, the second tap of a
+phase, is p g1 at the point p and g1 at infinity: with that p in B^T it is one number for all points (the lean
+matrices). Of 3 taps with stride 2 a filter then has 16 different numbers for the 25 products of F(2 x 2), 36 for the 81
+of F(4 x 4).
+
 Images of two pixels between padding need three products instead of four, as x and the taps change places:
 
     0 d1 d2 0        y_0 = d1 g1 + d2 g2       y_1, y_0 are F(2, 2) of the taps d1, d2 over the inputs g0, g1, g2
@@ -44,7 +50,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, reduce
+from operator import mul
 from typing import NamedTuple
 
 
@@ -99,6 +106,7 @@ PAIRS = {
     9: rational("1/2", "9/10", "3/2", 3),
     10: rational("2/5", "4/5", "5/4", "5/2"),
 }
+CHANNELS_BY_PHASES = 16  # of fewer, sums over the channels of one phase would be short
 LONE = 3  # of so many points one is neither 0 nor infinity nor of a pair
 
 
@@ -138,6 +146,16 @@ class Axis:
         return self.phases * (self.points - 1) + self.long_phases
 
     @property
+    def repeats(self) -> bool:
+        """Whether its short phases have one tap each: a filter has one number for all of their points."""
+        return self.long_phases < self.phases and self.most_taps == 2
+
+    @property
+    def numbers(self) -> int:
+        """Of a filter, that differ."""
+        return self.products - (self.phases - self.long_phases) * (self.points - 2) * self.repeats
+
+    @property
     def step(self) -> int:
         """Inputs from tile to tile."""
         return self.m * self.stride
@@ -152,10 +170,15 @@ CLOSED = Axis(2, 2)  # of which a closed one has the points
 
 
 class Tile(NamedTuple):
-    """A tile of outputs: F(rows.m x columns.m, rows.taps x columns.taps)."""
+    """A tile of outputs: F(rows.m x columns.m, rows.taps x columns.taps).
+
+    by_phases: whether the filters' numbers that are the same at several points are stored once; the products of a
+    plane are then summed phase by phase.
+    """
 
     rows: Axis
     columns: Axis
+    by_phases: bool = False
 
     @property
     def planes(self) -> int:
@@ -171,12 +194,19 @@ class Tile(NamedTuple):
     def phases(self) -> int:
         return self.rows.phases * self.columns.phases
 
+    @property
+    def numbers(self) -> int:
+        """Of a filter and channel, that are stored."""
+        return self.rows.numbers * self.columns.numbers if self.by_phases else self.products
+
 
 @cache
 def tile_of(m, problem) -> Tile:
     """F(m x m) of a problem's window and stride; where a window has one row or column, so has the tile."""
     windows = zip((problem.R, problem.S), problem.stride, both_closed(m, problem), strict=True)
-    return Tile(*(Axis(m if taps > 1 else 1, taps, stride, closed) for taps, stride, closed in windows))
+    axes = [Axis(m if taps > 1 else 1, taps, stride, closed) for taps, stride, closed in windows]
+    by_phases = problem.Cg >= CHANNELS_BY_PHASES and all(axis.repeats or axis.phases == 1 for axis in axes)
+    return Tile(*axes, by_phases and any(axis.repeats for axis in axes))
 
 
 def both_closed(m, problem):
@@ -217,12 +247,7 @@ def filter_matrix(axis, phase=0):
     if axis.closed:
         return input_matrix(CLOSED)
     finite, taps = finite_points(axis), axis.most_taps
-    rows = []
-    for p in finite:
-        scale = ONE
-        for other in finite:
-            scale = scale * (p - other) if other != p else scale
-        rows.append(tuple(power(p, k) / scale for k in range(taps)))
+    rows = [tuple(power(p, k) / scale for k in range(taps)) for p, scale in zip(finite, scales(axis))]
     if has_infinity(axis):
         rows.append((ZERO,) * (taps - 1) + (ONE,))
     return shortened(rows, axis, phase)
@@ -239,6 +264,48 @@ def input_matrix(axis, phase=0):
     if has_infinity(axis):
         rows.append(with_roots(finite))
     return shortened(rows, axis, phase)
+
+
+@cache
+def lean_output_matrix(axis):
+    """A^T of the transforms with fewer operations: a column times what its point's products lack."""
+    lacking = [ONE if scale == -ONE else ONE / scale for scale in scales(axis)]
+    return tuple(
+        tuple(number * factor for number, factor in zip(row, lacking, strict=True)) for row in output_matrix(axis)
+    )
+
+
+@cache
+def lean_filter_matrix(axis, phase=0):
+    """G of them: plain powers of the points; of a lone tap, where those would be all that there is, ones."""
+    rows = zip(filter_matrix(axis, phase), scales(axis), lone_factors(axis, phase), strict=True)
+    return tuple(tuple(number * scale / factor for number in row) for row, scale, factor in rows)
+
+
+@cache
+def lean_input_matrix(axis, phase=0):
+    """B^T of them: a row times what its product lacks of a lone tap's power; and of signs."""
+    rows = zip(input_matrix(axis, phase), scales(axis), lone_factors(axis, phase), strict=True)
+    return tuple(
+        tuple(number * factor * (scale if scale == -ONE else ONE) for number in row) for row, scale, factor in rows
+    )
+
+
+@cache
+def scales(axis):
+    """What G divides the powers of each point by."""
+    if axis.closed:
+        return (ONE,) * axis.points
+    finite = finite_points(axis)
+    products = (reduce(mul, (p - other for other in finite if other != p), ONE) for p in finite)
+    return (*products, *(ONE for _ in range(has_infinity(axis))))
+
+
+def lone_factors(axis, phase):
+    """The powers of a phase whose only tap is the second of the others': it is the same number at every point then."""
+    if not axis.repeats or phase < axis.long_phases:
+        return (ONE,) * axis.points
+    return (ONE, *finite_points(axis)[1:], *(ONE for _ in range(has_infinity(axis))))
 
 
 def shortened(rows, axis, phase):

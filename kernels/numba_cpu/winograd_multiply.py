@@ -25,8 +25,9 @@ from .winograd_record import (
     RECORD,
     Numbers,
     fewest_tiles,
-    plane_phases,
+    filter_place,
     strip_functions,
+    sums_of_plane,
     tile_list_words,
 )
 
@@ -78,7 +79,8 @@ def build_tile_lists(real_name):
     """The tiles of a strip that each kind of plane has: in how many register tiles, of how many tiles each, how many of
     these have one more, how many bytes of a vector of weights each fetches ahead; then the tiles' numbers in the strip.
 
-    A list ends with its last tile again, as often as the smallest register tile may need.
+    A list ends with its last tile again, as often as the smallest register tile may need. Behind the lists: for every
+    sum of products, which of the stored filters' planes it takes.
     """
     numbers = Numbers(real_name)
     first_tile, _, _ = strip_functions(numbers)
@@ -88,6 +90,16 @@ def build_tile_lists(real_name):
     def is_missing(kind, tile, behind):
         """Of a row or column of tiles: whether this kind of plane has no products there."""
         return (kind == 1 and tile == 0) or (kind == 2 and tile == behind - 1)
+
+    @inlined
+    def note_filters(call, address):
+        at = number = 0
+        for plane in range(call.points_h * call.points_w):
+            sums, phases = sums_of_plane(call, plane)
+            for phase in range(sums):
+                place = array_at(types.int64, address + 8 * at, (1,), (8,))
+                place[0] = filter_place(call, plane, phase) if call.numbers_h else number
+                at, number = at + 1, number + phases
 
     def tile_lists(call_address, strip, address, unused, unused_2, unused_3, unused_4, unused_5):
         call = record_at(RECORD, call_address)
@@ -118,6 +130,7 @@ def build_tile_lists(real_name):
             lists[kind, 3] = vector_bytes // max(units, 1)
             for i in range(count, fewest):
                 lists[kind, LIST_HEAD + i] = lists[kind, LIST_HEAD + count - 1]
+        note_filters(call, address + 8 * words * PLANE_KINDS * PLANE_KINDS)
 
     return tile_lists
 
@@ -184,26 +197,39 @@ def build_multiply_stage(real_name):
             here += size * rows
 
     @inlined
-    def next_plane(call, inputs, plane, filters):
-        """The next one that has tiles, and where its filters are."""
+    def next_plane(call, inputs, plane, at):
+        """The next one that has tiles, and which of all sums its first is."""
         planes = call.points_h * call.points_w
-        filters, plane = filters + plane_phases(call, plane) * call.filter_plane, plane + 1
+        at, plane = at + sums_of_plane(call, plane)[0], plane + 1
         while plane < planes and units_of(tiles_of_plane(call, inputs, plane))[0] == 0:
-            filters, plane = filters + plane_phases(call, plane) * call.filter_plane, plane + 1
-        return plane, filters
+            at, plane = at + sums_of_plane(call, plane)[0], plane + 1
+        return plane, at
 
     @inlined
-    def following(call, filters, phases, then, then_phases, c, first, behind, j, vectors, panel, end):
-        """Where the weights begin that are needed next: of channel c, or of the next filters, or of the next plane.
+    def filters_of(call, weights, inputs, at, phases, c, first, j):
+        """Where the filters of one of all sums are, from channel c and vector j on."""
+        numbers = array_at(types.int64, inputs + call.numbers_at, (at + 1,), (8,))
+        channels = min(call.depth_block, call.Cg - c)
+        block = phases * ((c - first) * call.row_panels + j * channels)
+        return weights + numbers[at] * call.filter_plane + block * vector_bytes
 
-        then, then_phases: of the next plane, as filters and phases of this one.
+    @inlined
+    def following(
+        call, weights, inputs, at, sums, phases, then, then_phases, number, c, first, behind, j, vectors, panel, end
+    ):
+        """Where the weights begin that are needed after a plane's sum `number`: of its next sum, or the next channels,
+        or the next filters, or the next plane.
+
+        then, then_phases: of the next plane, as `at` and phases of this one.
         """
+        number += 1
+        if number == sums:
+            number, c = 0, min(c + call.depth_block, call.Cg)
         if c == behind:
             c, j = first, j + vectors
         if j == end:
-            filters, phases, j = then, then_phases, panel
-        channels = min(call.depth_block, call.Cg - c)
-        return filters + phases * ((c - first) * call.row_panels + j * channels) * vector_bytes
+            at, phases, j = then, then_phases, panel
+        return filters_of(call, weights, inputs, at + number, phases, c, first, j)
 
     def multiply_stage(call_address, weights, panel, end, strip, inputs, outputs, first):
         """The next depth_step channels, from `first` on, times the vectors of filters panel .. end-1 of `weights`.
@@ -211,25 +237,29 @@ def build_multiply_stage(real_name):
         outputs: where the sums of the first of these vectors are, or shall be.
         """
         call = record_at(RECORD, call_address)
-        row, filters, a = strip_width(call, strip) * vector_bytes, weights, inputs
-        behind = min(first + call.depth_step, call.Cg)
+        row, at, a = strip_width(call, strip) * vector_bytes, 0, inputs
+        behind, plane_bytes = min(first + call.depth_step, call.Cg), call.Cg * row + PLANE_PADDING
         for plane in range(call.points_h * call.points_w):
-            phases, tiles = plane_phases(call, plane), tiles_of_plane(call, inputs, plane)
+            (sums, phases), tiles = sums_of_plane(call, plane), tiles_of_plane(call, inputs, plane)
             j, all_tiles = panel if units_of(tiles)[0] else end, tiles == inputs + call.tiles_at
-            after, then = next_plane(call, inputs, plane, filters)
-            then_phases = plane_phases(call, after)
+            after, then = next_plane(call, inputs, plane, at)
+            _, then_phases = sums_of_plane(call, after)
             while j < end:
                 vectors = tile_vectors(end - j)
                 to = outputs + plane * call.output_plane + (j - panel) * call.output_vector
                 for c in range(first, behind, call.depth_block):
-                    channels = min(call.depth_block, call.Cg - c)
-                    depth, pixels = phases * channels, a + phases * c * row
-                    b = filters + (phases * (c - first) * call.row_panels + j * depth) * vector_bytes
-                    ahead = following(
-                        call, filters, phases, then, then_phases, c + channels, first, behind, j, vectors, panel, end
-                    )
-                    multiply_strip(vectors, tiles, all_tiles, pixels, row, b, depth, to, call.output_vector, c, ahead)
+                    depth = phases * min(call.depth_block, call.Cg - c)
+                    for number in range(sums):
+                        pixels = a + number * plane_bytes + phases * c * row
+                        b = filters_of(call, weights, inputs, at + number, phases, c, first, j)
+                        ahead = following(
+                            call, weights, inputs, at, sums, phases, then, then_phases, number, c, first, behind, j,
+                            vectors, panel, end,
+                        )  # fmt: skip
+                        multiply_strip(
+                            vectors, tiles, all_tiles, pixels, row, b, depth, to, call.output_vector, c + number, ahead
+                        )
                 j += vectors
-            a, filters = a + phases * (call.Cg * row + PLANE_PADDING), filters + phases * call.filter_plane
+            a, at = a + sums * phases * plane_bytes, at + sums
 
     return multiply_stage

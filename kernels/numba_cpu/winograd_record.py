@@ -13,12 +13,12 @@ from .winograd_transforms import QUAD
 
 FIELDS = (
     "m_h", "m_w", "span_h", "span_w",  # of a tile: outputs, inputs
-    "points_h", "points_w", "phases_h", "phases_w", "long_phases_h", "long_phases_w",  # of its planes
+    "points_h", "points_w", "numbers_h", "phases_h", "phases_w", "long_phases_h", "long_phases_w",  # of its planes
     "images_h", "tile_rows", "line_columns", "line_tiles", "line_step", "tiles", "strips", "runs",  # of all
     "shift_h", "shift_w", "spared_h", "spared_w",  # outputs before y; no products at infinity in the last tiles
     "parts", "panel", "panels", "part", "chunk", "row_panels", "depth_block", "depth_step",  # of filters, channels
     "filter_plane", "filter_group", "output_plane", "output_vector", "input_slot", "output_slot",  # bytes
-    "worker_bytes", "inputs_at", "outputs_at", "filters_at", "tiles_at",
+    "worker_bytes", "inputs_at", "outputs_at", "filters_at", "tiles_at", "numbers_at",
     "input_pitch", "output_pitch", "input_staging", "spread_at", "spread_pitch", "spread_channels", "piece",
     "streaming",
 )  # fmt: skip
@@ -118,6 +118,32 @@ def steps(distance, step):
 
 @inlined
 def plane_phases(call, plane):
-    """How many phases a plane's products are summed over: at the point 0 there are only the long ones."""
-    down = call.long_phases_h if plane % call.points_h == 0 else call.phases_h
-    return down * (call.long_phases_w if plane < call.points_h else call.phases_w)
+    """How many phases a plane's products are summed over."""
+    return phases_down(call, plane) * (call.long_phases_w if plane < call.points_h else call.phases_w)
+
+
+@inlined
+def sums_of_plane(call, plane):
+    """How many sums a plane's products are, by the places of their filters, and over how many phases each."""
+    phases = plane_phases(call, plane)
+    return (phases, 1) if call.numbers_h else (1, phases)
+
+
+@inlined
+def phases_down(call, plane):
+    """At the point 0 there are only the long ones."""
+    return call.long_phases_h if plane % call.points_h == 0 else call.phases_h
+
+
+@inlined
+def number_of(points, long_phases, point, phase):
+    """Of the different numbers of a filter, one way, the one of a phase at a point: a short phase has one for all."""
+    return phase * points + point if phase < long_phases else long_phases * (points - 1) + phase
+
+
+@inlined
+def filter_place(call, plane, phase):
+    """Which of the stored numbers of filters a plane's product of that phase takes, where they are stored by phases."""
+    down = phases_down(call, plane)
+    row = number_of(call.points_h, call.long_phases_h, plane % call.points_h, phase % down)
+    return row + call.numbers_h * number_of(call.points_w, call.long_phases_w, plane // call.points_h, phase // down)

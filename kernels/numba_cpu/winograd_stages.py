@@ -10,7 +10,9 @@ anywhere in a row of tiles. Its part of one row of tiles is a segment:
     . g h i j k l .   shuffles   ...                                               plane 1
     . . . . . . . .              the last pixel                                    ...
 
-A plane of V holds, for a stride, a channel of each phase after another: their products are one sum.
+A plane of V holds, for a stride, a channel of each phase after another: their products are one sum. By phases (Tile in
+winograd_matrices.py) it holds all channels of a phase, then those of the next, which take their filters from different
+places.
 
 The masks make padding, odd sizes and ends of rows a matter of lanes that stay zero. What does not lie side by side in x
 as float32 or float64 (NHWC, 16-bit numbers, odd strides) is copied to a staging area first, with zeros around it.

@@ -28,14 +28,13 @@ from .tracing import (
     load_lanes,
     loop,
     prefetch,
-    select,
     shuffle,
     store,
     traced,
     transpose,
     zeros,
 )
-from .winograd_matrices import HALF, LONE, ONE, filter_matrix, input_matrix, output_matrix
+from .winograd_matrices import HALF, LONE, ONE, lean_filter_matrix, lean_input_matrix, lean_output_matrix
 
 QUAD = 4
 
@@ -280,18 +279,18 @@ def planes_of(tile, transform, grid):
 
 
 def transformed_inputs(axis, pixels):
-    return [times_paired_rows(input_matrix(axis, f), pixels[f :: axis.stride]) for f in range(axis.phases)]
+    return [times_paired_rows(lean_input_matrix(axis, f), pixels[f :: axis.stride]) for f in range(axis.phases)]
 
 
 def transformed_taps(axis, taps):
-    return [times_paired_rows(filter_matrix(axis, f), taps[f :: axis.stride]) for f in range(axis.phases)]
+    return [times_paired_rows(lean_filter_matrix(axis, f), taps[f :: axis.stride]) for f in range(axis.phases)]
 
 
 def input_transform(tile, V):
     """transform(source, pitch, target, plane, channel, row): what spread_rows has written, at `source`, to planes.
 
     A plane of one phase has `plane` bytes, of several so many times as many; a channel's vectors of all phases lie
-    `row` apart, and `channel` bytes, times the phases, from the plane's start.
+    `row` apart, and `channel` bytes, times the phases, from the plane's start. By phases, each has a plane of its own.
     """
     height, width = tile.rows.span, tile.columns.span
 
@@ -299,6 +298,11 @@ def input_transform(tile, V):
     def transform(source, pitch, target, plane, channel, row):
         grid = ([load(V, source + pitch * (i * width + j)) for j in range(width)] for i in range(height))
         for values in planes_of(tile, transformed_inputs, grid):
+            if tile.by_phases:
+                for i, value in enumerate(values):
+                    store(target + channel + plane * i, value)
+                target = target + plane * len(values)
+                continue
             for i, value in enumerate(values):
                 store(target + channel * len(values) + row * i, value)
             target = target + plane * len(values)
@@ -307,23 +311,16 @@ def input_transform(tile, V):
 
 
 def filter_transform(tile, V, vectors=1, store_vector=store):
-    """transform(base, step, table, target, plane, channel, turned): the taps at base + table[lane] to their planes.
+    """transform(base, step, table, target, plane, channel): the taps at base + table[lane] to their planes.
 
     And so on for `vectors` vectors that begin `step` bytes apart; all of a plane's are stored together. Planes and
-    channels are larger by the number of their phases, as in input_transform. turned: whether the taps lie there last
-    first.
+    channels are larger by the number of their phases, as in input_transform.
     """
-    count = tile.rows.taps * tile.columns.taps
 
     @traced(types.void)
-    def transform(base, step, table, target, plane, channel, turned):
+    def transform(base, step, table, target, plane, channel):
         addresses = tile_addresses(V, base, table)
-
-        def taps_of(i):
-            taps = load_rows(V, [a + step * i for a in addresses], max(count, QUAD))[:count]
-            return [select(turned, last, first) for first, last in zip(taps, reversed(taps), strict=True)]
-
-        taps = [taps_of(i) for i in range(vectors)]
+        taps = [taps_at(tile, V, [a + step * i for a in addresses]) for i in range(vectors)]
         for values in zip(*(filter_planes(tile, one) for one in taps), strict=True):
             phases = len(values[0])
             for i, value in enumerate(value for vector in values for value in vector):
@@ -331,6 +328,23 @@ def filter_transform(tile, V, vectors=1, store_vector=store):
             target = target + plane * phases
 
     return transform
+
+
+def taps_at(tile, V, addresses):
+    """A vector for each tap, of the filters at these addresses."""
+    count = tile.rows.taps * tile.columns.taps
+    return load_rows(V, addresses, max(count, QUAD))[:count]
+
+
+def filter_gather(tile, V):
+    """gather(base, table, target): the taps at base + table[lane], a vector for each."""
+
+    @traced(types.void)
+    def gather(base, table, target):
+        for i, tap in enumerate(taps_at(tile, V, tile_addresses(V, base, table))):
+            store(target + V.bytes * i, tap)
+
+    return gather
 
 
 def side_by_side_filter_transform(tile, V):
@@ -351,14 +365,33 @@ def side_by_side_filter_transform(tile, V):
 
 
 def filter_planes(tile, taps):
-    """Of a window's taps, row by row: for every plane a list of the numbers of the phases that it has."""
+    """Of a window's taps, row by row: for every plane a list of the numbers of the phases that it has.
+
+    Or, by phases, for every number that is stored a list of that.
+    """
     S = tile.columns.taps
-    return planes_of(tile, transformed_taps, [taps[i : i + S] for i in range(0, len(taps), S)])
+    grid = [taps[i : i + S] for i in range(0, len(taps), S)]
+    return numbers_of(tile, grid) if tile.by_phases else planes_of(tile, transformed_taps, grid)
+
+
+def numbers_of(tile, grid):
+    """Column by column, [number] for each of tile.numbers: of the long phases at all points, then of each short one."""
+    rows = [different_numbers(tile.columns, row) for row in grid]
+    for column in zip(*rows, strict=True):
+        for number in different_numbers(tile.rows, column):
+            yield [number]
+
+
+def different_numbers(axis, taps):
+    phases = transformed_taps(axis, taps)
+    return [number for phase in phases[: axis.long_phases] for number in phase] + [
+        phase[-1] for phase in phases[axis.long_phases :]
+    ]
 
 
 def output_transform(tile, V):
     """transform(source, plane, target, row, column): planes to a vector for each output, so far apart."""
-    down, across = output_matrix(tile.rows), output_matrix(tile.columns)
+    down, across = lean_output_matrix(tile.rows), lean_output_matrix(tile.columns)
 
     @traced(types.void)
     def transform(source, plane, target, row, column):

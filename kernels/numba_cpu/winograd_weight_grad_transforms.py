@@ -17,7 +17,7 @@ from .microkernel import vector_type
 from .tracing import first_lanes, load, load_lanes, select, store, traced
 from .vectors import broadcast, prefetch
 from .weight_grad_types import Types
-from .winograd_matrices import output_matrix
+from .winograd_matrices import lean_output_matrix
 from .winograd_transforms import (
     filter_planes,
     planes_of,
@@ -130,7 +130,7 @@ def transform_back_function(tile, real):
     filters, one in each plane, to the gradients of all taps, which lie `tap` apart; set, or added.
     """
     V = vector_type(real)
-    down, across = output_matrix(tile.rows), output_matrix(tile.columns)
+    down, across = lean_output_matrix(tile.rows), lean_output_matrix(tile.columns)
 
     def taps_of(source, plane):
         columns = []

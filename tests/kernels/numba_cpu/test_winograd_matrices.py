@@ -12,10 +12,15 @@ from convlib.kernels.numba_cpu.winograd_matrices import (
     amplification,
     filter_matrix,
     input_matrix,
+    lean_filter_matrix,
+    lean_input_matrix,
+    lean_output_matrix,
     output_matrix,
 )
 
 WINDOWS = [(taps, 1) for taps in range(1, 8)] + [(taps, 2) for taps in range(3, 8)] + [(5, 3), (11, 4)]
+PLAIN = output_matrix, filter_matrix, input_matrix
+LEAN = lean_output_matrix, lean_filter_matrix, lean_input_matrix
 AXES = [axis for m in (2, 4, 6) for taps, stride in WINDOWS if (axis := Axis(m, taps, stride)).points <= 10]
 
 
@@ -26,12 +31,14 @@ def total(numbers):
     return result
 
 
+@pytest.mark.parametrize("matrices", [PLAIN, LEAN], ids=["plain", "lean"])
 @pytest.mark.parametrize("axis", AXES, ids="{0.m} of {0.taps} by {0.stride}".format)
-def test_the_three_matrices_correlate_exactly(axis):
+def test_the_three_matrices_correlate_exactly(axis, matrices):
     """A^T [(G g) * (B^T d)] is bilinear, so it is the correlation if it is for every pair of unit vectors."""
-    A = output_matrix(axis)
+    outputs, filters, pixels = matrices
+    A = outputs(axis)
     for phase in range(axis.phases):
-        G, B = filter_matrix(axis, phase), input_matrix(axis, phase)
+        G, B = filters(axis, phase), pixels(axis, phase)
         taps, inputs = range(phase, axis.taps, axis.stride), range(phase, axis.span, axis.stride)
         assert {len(row) for row in G} == {len(taps)}
         assert {len(row) for row in B} == {len(inputs)}
@@ -57,6 +64,16 @@ def test_two_pixels_between_padding_need_three_products():
 def test_products_of_zeros_are_not_counted(axis):
     rows = [row for phase in range(axis.phases) for row in filter_matrix(axis, phase)]
     assert axis.products == sum(any(row) for row in rows)
+
+
+@pytest.mark.parametrize("axis", [a for a in AXES if a.most_taps > 1], ids="{0.m} of {0.taps} by {0.stride}".format)
+def test_numbers_are_stored_that_differ(axis):
+    assert axis.numbers == sum(len(set(filter(any, lean_filter_matrix(axis, f)))) for f in range(axis.phases))
+
+
+def test_filters_of_a_stride_have_as_many_numbers_as_squares():
+    assert Tile(Axis(2, 3, 2), Axis(2, 3, 2), by_phases=True).numbers == 16
+    assert Tile(Axis(4, 3, 2), Axis(4, 3, 2), by_phases=True).numbers == 36
 
 
 def test_a_stride_saves_less_than_none():
