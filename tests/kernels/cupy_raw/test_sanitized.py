@@ -43,7 +43,7 @@ def sanitized(*arguments):
 
 
 def test_every_kernel_stays_inside_its_arrays():
-    cases = "3x3_same or stride_3_by_2 or nhwc or slices or float16"
+    cases = "3x3_same or stride_3_by_2 or nhwc_ohwi_groups or nhwc_wide or slices or float16_wide"
     kept = f"(test_equals_the_reference or weight_gradients_equal) and ({cases})"
     files = [f"tests/kernels/cupy_raw/test_{name}.py" for name in ("values", "winograd_fused", "winograd_batched")]
     done = sanitized("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", kept)

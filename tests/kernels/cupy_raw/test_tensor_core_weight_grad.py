@@ -11,7 +11,7 @@ from convlib import accuracy, compiling, device, dispatch, emulator, layers, rep
 from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import tensor_core_weight_grad as kernel
 from convlib.kernels.cupy_raw.tensor_core_tile import SHARED_BYTES, chunk_of, stages_held
-from convlib.kernels.cupy_raw.weight_grad import PARTIAL_BYTES
+from convlib.kernels.cupy_raw.weight_grad_splits import PARTIAL_BYTES
 from convlib.problem import make_problem, named_dtype
 from convlib.verification.problems import Case, in_memory
 from tests.kernels import stand_in_cupy

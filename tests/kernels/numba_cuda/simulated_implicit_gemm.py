@@ -42,7 +42,7 @@ LAYOUTS = ("NCHW", "NHWC")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("C", [7, 8, 15, 16, 17])
+@pytest.mark.parametrize("C", [7, 8, 17])
 def test_takes_channels_in_stages_under_on_and_past_one(C, layout):
     x = (2, C, 3, 4) if layout == "NCHW" else (2, 3, 4, C)
     check(implicit_gemm, "implicit_gemm", Case("stages", x, (3, C, 2, 2), {"padding": 1, "layout": layout}, bias=True))

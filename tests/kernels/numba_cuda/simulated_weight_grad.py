@@ -54,7 +54,7 @@ def test_the_direct_sums_equal_the_reference(case):
 
 @pytest.fixture
 def several_splits(monkeypatch):
-    most = lambda problem, device, cut: -cut.splits  # noqa: E731
+    most = lambda problem, device, cut: 1.0 / cut.splits  # noqa: E731
     monkeypatch.setattr(weight_grad_splits, "FEWEST_STAGES", 1)
     monkeypatch.setattr(weight_grad, "seconds", most)
     monkeypatch.setattr(weight_grad_direct, "FEWEST_PIXELS", 20)
