@@ -45,6 +45,11 @@ constexpr unsigned last_column()
 }
 constexpr unsigned LAST_COLUMN = last_column();
 
+// Keep what was worked out once from the compiler, which would do it anew in each stage; not in 64 bits, which want two
+// registers each.
+__device__ __forceinline__ void keep(int& distance) { asm volatile("" : "+r"(distance)); }
+__device__ __forceinline__ void keep(int64&) {}
+
 // Which chunk of the reduction: CHUNK channels of one tap (r, s) from `channel` on; taps inner: the steps from it on.
 struct Spot {
     int channel, r, s;
@@ -62,7 +67,7 @@ struct Spot {
         step = offset(problem.x, 0, channel, r * DILATION_H, s * DILATION_W);
         to_right = offset(problem.x, 0, PART - cut.channels, 0, DILATION_W);
         to_next = offset(problem.x, 0, PART - cut.channels, DILATION_H, (1 - S) * DILATION_W);
-        if constexpr (!WIDE) asm volatile("" : "+r"(to_right), "+r"(to_next));
+        keep(to_right), keep(to_next);
     }
 
     __device__ __forceinline__ void advance(const Problem& problem, const Cut& cut, int parts = 1)
