@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -53,6 +54,25 @@ def test_several_python_threads_may_call_at_once():
         caller.join()
     assert len(results) == 800
     assert all(results)
+
+
+def processors():
+    return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+
+
+@pytest.mark.skipif(len(processors()) < 2, reason="there is one processor, or none that a thread can be sent to")
+def test_workers_that_are_woken_are_sent_off_the_callers_processor(monkeypatch):
+    pool = threads.Pool()
+    monkeypatch.setattr(threads, "_pool", pool)
+    run_counting(2, 2)
+    for here in processors()[:2]:
+        monkeypatch.setattr(threads, "processor_of_caller", lambda here=here: here)
+        while not pool.words[threads.SLEEPING // 8]:
+            time.sleep(0.001)
+        np.testing.assert_array_equal(run_counting(7, 2), 1)
+        at = os.sched_getaffinity(pool.workers[0].thread.native_id)
+        assert at, "an empty set"
+        assert at <= set(processors()) - {here}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
