@@ -65,7 +65,6 @@ class Cut(NamedTuple):
     pixels: int
     splits: int
     partial_bytes: int
-
     tiles: int
 
     def grid(self, problem):

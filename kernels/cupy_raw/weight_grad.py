@@ -14,6 +14,7 @@ from .parameters import is_wide, problem_struct, type_constants, window_constant
 from .weight_grad_splits import cut_reasons, fastest, splits_struct
 
 THREADS = 256  # of finish_weight_grad
+FEWEST_STAGES = 2  # of one split
 TILES = ((16, 16), (16, 8), (8, 16), (8, 8))  # filters x columns, in EACH
 
 SLOTS_PER_MULTIPLY_ADD = 0.25  # beside the multiply-add itself, in the main loop
@@ -25,7 +26,7 @@ passes = ("weight_grad",)
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    return fastest(problem, device, TILES, seconds)
+    return fastest(problem, device, TILES, FEWEST_STAGES, seconds)
 
 
 def seconds(problem, device, cut):

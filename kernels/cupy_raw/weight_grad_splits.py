@@ -19,7 +19,6 @@ from .parameters import size_reasons
 
 DEPTH = 8  # pixels per stage, as in gemm_layout.cuh
 EACH = {4: 8, 8: 4}  # filters, and columns, per thread of register_tile.cuh, by the bytes of a sum
-FEWEST_STAGES = 2  # of one split
 WARPS_PER_SM = {256: 16}  # that register_tile.cuh asks the compiler for, by a block's threads; FEWER otherwise
 FEWER_WARPS = 12
 MOST_SPLITS = 256
@@ -74,20 +73,22 @@ def affordable(cuts):
     return [cut for cut in cuts if cut.partial_bytes <= PARTIAL_BYTES or cut.splits == 1]
 
 
-def fastest(problem, device, tiles, seconds):
-    """The cut into one of these tiles that cut.py would choose, by `seconds(problem, device, cut)` and two launches."""
+def fastest(problem, device, tiles, fewest_stages, seconds):
+    """The cut into one of these tiles, of splits of so many stages and more, that cut.py would choose, by
+    `seconds(problem, device, cut)` and two launches.
+    """
     each = EACH[problem.accumulate.itemsize]
     cuts = [
         cut_of(problem, tile_k * each, tile_m * each, splits)
         for tile_k, tile_m in tiles
-        for splits in possible_splits(problem)
+        for splits in possible_splits(problem, fewest_stages)
     ]
     return chosen(device, {cut: seconds(problem, device, cut) + 2 * cost.LAUNCH for cut in affordable(cuts)})
 
 
-def possible_splits(problem):
-    """1, and more by about a tenth each time, as long as each split has FEWEST_STAGES."""
-    most = min(ceil_div(problem.reduction, DEPTH) // FEWEST_STAGES, MOST_SPLITS)
+def possible_splits(problem, fewest_stages):
+    """1, and more by about a tenth each time, as long as each split has so many stages."""
+    most = min(ceil_div(problem.reduction, DEPTH) // fewest_stages, MOST_SPLITS)
     return sorted({1, *(min(most, math.ceil(1.1**i)) for i in range(59) if most > 0)})
 
 

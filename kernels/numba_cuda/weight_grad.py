@@ -38,6 +38,7 @@ from .storage import at, narrow, register_type, widen
 TILES = ((8, 8),)  # filters x columns, in the 8 (float64: 4) that a thread has of each
 THREADS = 64  # of the product: two warps, 16 runs of filters times 16 of columns, half of them in each
 FINISH_THREADS = 256
+FEWEST_STAGES = 32  # of one split: its prologue, which `seconds` leaves out, must pay
 
 SLOTS_PER_MULTIPLY_ADD = 0.6  # beside the multiply-add itself: loads from shared memory, addresses, tests of the window
 WAITING = 2.0  # times as long as its issue slots: what im2col's product, the same loop, took on an H200
@@ -187,7 +188,7 @@ def compiled_finish(R, S, dtype_name):
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    return fastest(problem, device, TILES, seconds)
+    return fastest(problem, device, TILES, FEWEST_STAGES, seconds)
 
 
 def seconds(problem, device, cut):

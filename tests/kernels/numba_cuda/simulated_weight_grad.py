@@ -8,7 +8,6 @@ import pytest
 import convlib
 from convlib import device, dispatch, operations
 from convlib.kernels import reference
-from convlib.kernels.cupy_raw import weight_grad_splits
 from convlib.kernels.numba_cuda import weight_grad, weight_grad_direct
 from convlib.verification.problems import TINY, Case, arrays_of
 
@@ -55,7 +54,7 @@ def test_the_direct_sums_equal_the_reference(case):
 @pytest.fixture
 def several_splits(monkeypatch):
     most = lambda problem, device, cut: 1.0 / cut.splits  # noqa: E731
-    monkeypatch.setattr(weight_grad_splits, "FEWEST_STAGES", 1)
+    monkeypatch.setattr(weight_grad, "FEWEST_STAGES", 1)
     monkeypatch.setattr(weight_grad, "seconds", most)
     monkeypatch.setattr(weight_grad_direct, "FEWEST_PIXELS", 20)
     for module in (weight_grad, weight_grad_direct):
