@@ -321,7 +321,7 @@ class Pool:
         self.view = memoryview(self.words)  # reads an int in 40 ns
         self.workers = []
         self.spins = 0
-        self.sent = None  # away from which processor, how many
+        self.sent = None  # away from which processor, how many, and all that the caller may run on
 
     def start(self, workers):
         self.spins = spins_for(SPIN_SECONDS)
@@ -354,18 +354,23 @@ class Pool:
                 worker.bed.release()
 
     def send_away(self, count):
-        """Let these workers run on the caller's processors but the one it is on; each on one, if there are as many."""
+        """Let these workers run on the caller's processors but the one it is on; each on one, if there are as many.
+
+        On all of the caller's, if the others are fewer than the workers: it may have had more at an earlier call.
+        """
         here = processor_of_caller()
-        if self.sent == (here, count):
+        if here is None:
             return
-        self.sent = here, count
-        others = sorted(os.sched_getaffinity(0) - {here}) if here is not None else []
-        if len(others) < count:
+        allowed = os.sched_getaffinity(0)
+        if self.sent == (here, count, allowed):
             return
-        alone = len(others) == count
+        self.sent = here, count, allowed
+        others = sorted(allowed - {here})
+        alone, enough = len(others) == count, len(others) >= count
         with suppress(OSError):  # a container may forbid it; then they run where the system lets them
             for i, worker in enumerate(self.workers[:count]):
-                os.sched_setaffinity(worker.thread.native_id, others[i : i + 1] if alone else others)
+                some = others[i : i + 1] if alone else others if enough else allowed
+                os.sched_setaffinity(worker.thread.native_id, some)
 
 
 @cache

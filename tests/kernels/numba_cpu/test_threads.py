@@ -73,6 +73,23 @@ def test_workers_that_are_woken_are_sent_off_the_callers_processor(monkeypatch):
         assert os.sched_getaffinity(pool.workers[0].thread.native_id) <= set(processors()) - {here}
 
 
+@pytest.mark.skipif(len(processors()) < 2, reason="there is one processor, or none that a thread can be sent to")
+def test_workers_follow_a_caller_who_may_run_on_fewer_processors_than_before(monkeypatch):
+    pool = threads.Pool()
+    monkeypatch.setattr(threads, "_pool", pool)
+    before = set(processors())
+    run_counting(2, 2)
+    try:
+        for allowed in (before, {min(before)}, {max(before)}, before):
+            os.sched_setaffinity(0, allowed)
+            while not pool.words[threads.SLEEPING // 8]:
+                time.sleep(0.001)
+            np.testing.assert_array_equal(run_counting(7, 2), 1)
+            assert os.sched_getaffinity(pool.workers[0].thread.native_id) <= allowed
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_computes_too():
     program = """
