@@ -331,7 +331,7 @@ def predicted_seconds(problem, device):
         return predicted_seconds(turned.in_nchw(problem), device) + turned.seconds(problem, device)
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
     if few_channels.serves(problem):
-        return predicted(problem, device, maps * few_channels.cycles(problem))
+        return few_channels.predicted_seconds(problem, device)
     filters = weight_rows.padded_filters(problem.Kg)
     multiply = filters * pixels_cycles(pixels, problem.reduction, problem.accumulate)
     numbers, _ = blocking(problem, device.threads)

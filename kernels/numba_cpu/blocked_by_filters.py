@@ -320,7 +320,7 @@ def pack(problem, device, w, packed):
 
 def predicted_seconds(problem, device):
     if pixels_in_place.serves(problem):
-        return predicted(problem, device, problem.N * pixel_cuts.cycles(problem))
+        return predicted(problem, device, problem.N * pixel_cuts.cycles(problem), pixel_cuts.memory_bytes(problem))
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
     multiply = multiply_cycles(
         up(pixels, tile_pixels(problem) or panel_rows()), problem.Kg, problem.reduction, problem.accumulate

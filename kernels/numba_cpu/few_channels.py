@@ -19,6 +19,8 @@ Measured on two Zen 5 cores with AVX-512, beside panels: 3 channels of 224 x 224
 GFLOP/s, 1.27 times as fast; 3 x 3 with stride 2 1.32, with stride 1 1.13 (12.8 MB of outputs); 1 channel of 512 x 512
 under 5 x 5 2.2. 64 channels of 224 x 224 to 3 filters under 3 x 3, eight images: 9 ms instead of 17, of which copying
 rows is 5.5. Of MobileNetV2's first layer, 3 x 3 with stride 2 and 32 filters, copying rows is an eighth.
+On two Zen 4 cores that layer takes 120 to 140 microseconds, by Winograd 165; of 299 x 299 230 and 310, 16 filters of
+640 x 640 530 and 950, VGG-16's first layer 930 and 1,180 to 1,470.
 Lesson: filters' planes are often a multiple of 4,096 bytes apart, so that what 64 filters store of one tile shares a
 few places of the caches, and lines that one tile ends in are thrown out before the next one fills them. So 8 filters
 store a strip of a row before the next 8 begin: 3 channels of 224 x 224 to 64 filters under 3 x 3 take 385 to 400
@@ -39,7 +41,7 @@ from . import patches, target, weight_rows
 from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled, inlined
 from .depthwise import panel_row
-from .microkernel import VECTORS, multiply_cycles, panel_rows, tile_rows
+from .microkernel import MEMORY_BYTES, VECTORS, multiply_cycles, panel_rows, predicted, tile_rows
 from .panel import panel_filling
 from .short_floats import as_numbers, as_stored, lanes_for, real_of, stored_kind, vector_of
 from .threads import lines, task_loop, worker_span
@@ -53,6 +55,7 @@ WIDEST = {16: {}, 32: {1: 12, 2: 10, 3: 8, 4: 6}}  # vectors of a tile of few fi
 TASKS_PER_THREAD = 8
 STRIP = 24  # vectors of a row: a panel of filters stores them one after another, while their x is in the L1 cache
 CYCLES_PER_TASK = 6_000  # at least, or setting up takes longer
+STREAM_BYTES = 30e9  # a second, of x row by row and of y in strips of a row (Zen 4, Zen 5: 30 to 50)
 
 GEOMETRY = (
     "bands", "row_bytes", "phase_bytes", "channel_bytes", "bias_at", "scratch_at", "panel_at", "packed_row",
@@ -280,6 +283,11 @@ def prepared(problem, threads):
     numbers, tasks = geometry(problem, threads)
     fields = problem_fields(problem) + struct.pack(f"{len(GEOMETRY)}q", *numbers)
     return fields, compiled(build, problem.dtype.name, *tile_of(problem)), tasks
+
+
+def predicted_seconds(problem, device) -> float:
+    work = problem.N * problem.groups * cycles(problem)
+    return predicted(problem, device, work, MEMORY_BYTES if has_few_filters(problem) else STREAM_BYTES)
 
 
 def cycles(problem) -> float:

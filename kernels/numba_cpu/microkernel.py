@@ -280,11 +280,14 @@ def multiply_cycles(rows, columns, depth, dtype) -> float:
     return units * rows * depth / target.multiply_adds_per_cycle() / 0.9
 
 
-def predicted(problem, device, cycles) -> float:
-    """Seconds for that many cycles of work shared by the device's threads, and for moving x, w and y once."""
+def predicted(problem, device, cycles, memory_bytes=MEMORY_BYTES) -> float:
+    """Seconds for that many cycles of work shared by the device's threads, and for moving x, w and y once.
+
+    memory_bytes: a second, of each of two threads.
+    """
     N, C, H, W = problem.x_shape
     numbers = N * C * H * W + problem.K * problem.reduction + N * problem.K * problem.P * problem.Q
-    return CALL_SECONDS + cycles / CLOCK / device.threads + numbers * problem.dtype.itemsize / MEMORY_BYTES / 2
+    return CALL_SECONDS + cycles / CLOCK / device.threads + numbers * problem.dtype.itemsize / memory_bytes / 2
 
 
 # What the core can do at most.

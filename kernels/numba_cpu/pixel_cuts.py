@@ -8,9 +8,10 @@ of 0.4.
 
 from functools import lru_cache
 
-from . import target
+from . import patches, target
+from .few_channels import MOST_CHANNELS, STREAM_BYTES
 from .filter_cuts import filter_vectors, until_all_done, up
-from .microkernel import VECTORS, multiply_cycles, tile_rows
+from .microkernel import MEMORY_BYTES, VECTORS, multiply_cycles, tile_rows
 from .threads import lines
 from .vectors import lanes
 
@@ -118,6 +119,12 @@ def cycles(problem) -> float:
     stores = STORE_CYCLES[problem.layout] * problem.K * problem.P * problem.Q
     filters = up(problem.Kg, lanes(problem.accumulate))
     return task_cycles(problem, problem.P, filters, False) + stores
+
+
+def memory_bytes(problem) -> float:
+    """A second: x and y of a first layer come and go as one stream each."""
+    streams = problem.layout == "NHWC" and problem.Cg <= MOST_CHANNELS and not patches.apart(problem)
+    return STREAM_BYTES if streams else MEMORY_BYTES
 
 
 def pack_cycles(problem, threads) -> float:
