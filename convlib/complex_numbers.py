@@ -35,11 +35,11 @@ from .operations import (
     check_operands,
     check_shape,
     device_for,
-    limit_after,
     result_shape,
     spelled,
     view_of_out,
 )
+from .padding_modes import limit_after
 from .problem import COMPLEX_DTYPES, ConvProblem, batched_shape, checked_padding, make_problem, shortened
 
 PARTS = {"complex64": np.dtype(np.float32), "complex128": np.dtype(np.float64)}

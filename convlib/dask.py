@@ -17,7 +17,7 @@ import dask.array as da
 import numpy as np
 
 from . import accuracy, operations
-from .operations import NUMPY_PAD, check_padding_mode
+from .padding_modes import NUMPY_PAD, check_padding_mode
 from .problem import PADDING_MODES, batched_shape, check_choice, make_problem
 
 DASK_PAD = {"zeros": "constant"} | NUMPY_PAD

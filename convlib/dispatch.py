@@ -31,7 +31,7 @@ from types import ModuleType
 from . import accuracy
 from .device import Device
 from .errors import UnsupportedError
-from .problem import LARGEST_ARRAY, ConvProblem, check_choice, integer, shortened
+from .problem import LARGEST_ARRAY, ConvProblem, as_float, check_choice, integer, shortened
 from .workspace import KEPT_BYTES, aligned
 
 KERNELS: tuple[str, ...] = (
@@ -278,7 +278,7 @@ def checked_choice(problem, device, backend, algorithm, max_error, workspace_lim
         raise ValueError(f"max_error: a number above 0 needed, got {max_error!r}")
     if workspace_limit is not None:
         workspace_limit = integer("workspace_limit", workspace_limit, least=0, most=LARGEST_ARRAY)
-    return problem, device, backend, algorithm, float(max_error), workspace_limit
+    return problem, device, backend, algorithm, as_float(max_error), workspace_limit
 
 
 @lru_cache(maxsize=4096)

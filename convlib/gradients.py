@@ -14,11 +14,9 @@ from . import accuracy, arrays, device_arrays, dispatch, strided
 from .operations import (
     FROM_LAYOUT,
     FROM_WEIGHT_LAYOUT,
-    NUMPY_PAD,
     Call,
     check_flag,
     check_operands,
-    check_padding_mode,
     check_shape,
     device_for,
     logical,
@@ -26,9 +24,10 @@ from .operations import (
     run_kernel,
     view_of_out,
     weights_view,
-    with_padding_inside,
 )
+from .padding_modes import NUMPY_PAD, padded_before
 from .problem import (
+    COMPLEX_DTYPES,
     PADDING_MODES,
     batched_shape,
     check_choice,
@@ -41,7 +40,7 @@ from .problem import (
     resolved_padding,
     same_padding,
 )
-from .transposed import Choice, Transposed, run_folded, run_transposed
+from .transposed import Transposed, checked, run_folded, run_transposed
 
 
 def conv2d_input_grad(
@@ -81,6 +80,7 @@ def conv2d_input_grad(
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016, chapter 4.
     """
     check_choice("padding_mode", padding_mode, PADDING_MODES)
+    check_flag("flip_kernel", flip_kernel)
     check_flag("tune", tune)
     library = arrays.library_of(grad_y, "grad_y")
     if arrays.is_complex(library, grad_y) or arrays.is_complex(library, w):
@@ -106,10 +106,11 @@ def conv2d_input_grad(
     views = {"grad_y": library.view(grad_y, "grad_y"), "w": library.view(w, "w")}
     result, grad_x = result_and_view(library, grad_y, tuple(input_shape), out, views, channels_last)
     order = FROM_LAYOUT[layout]
-    choice = Choice(backend, algorithm, max_error, workspace_limit, tune)
+    device = device_for(library, grad_y, backend)
+    choice = checked(problem, device, backend, algorithm, max_error, workspace_limit, tune)
     transposed = Transposed(
         problem,
-        device_for(library, grad_y, backend),
+        device,
         library.stream(grad_y),
         logical(views["grad_y"], batched, order),
         strided.as_storage(weights_view(views["w"], weight_layout, flip_kernel)),
@@ -157,6 +158,7 @@ def conv2d_weight_grad(
            [20., 24.]], dtype=float32)
     """
     check_choice("padding_mode", padding_mode, PADDING_MODES)
+    check_flag("flip_kernel", flip_kernel)
     check_flag("tune", tune)
     library = arrays.library_of(x, "x")
     if arrays.is_complex(library, x) or arrays.is_complex(library, grad_y):
@@ -183,10 +185,10 @@ def conv2d_weight_grad(
     device, stream, order = device_for(library, x, backend), library.stream(x), FROM_LAYOUT[layout]
     x_view, y_view = (logical(views[name], batched, order) for name in ("x", "grad_y"))
     grad_w = strided.as_storage(weights_view(grad_w, weight_layout, flip_kernel))
-    if padding_mode != "zeros":
-        check_padding_mode(problem, padding_mode)
-        x_view = device_arrays.pad(x_view, problem.padding, NUMPY_PAD[padding_mode], layout, device, stream)
-        problem = with_padding_inside(problem)
+    padding = problem.padding
+    problem, workspace_limit = padded_before(problem, padding_mode, workspace_limit)
+    if problem.padding != padding:
+        x_view = device_arrays.pad(x_view, padding, NUMPY_PAD[padding_mode], layout, device, stream)
     chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit, tune=tune)
     if problem.N == 0:
         device_arrays.fill_zeros(grad_w, device, stream)
@@ -206,6 +208,9 @@ def conv2d_bias_grad(grad_y: Any, *, layout: str = "NCHW") -> Any:
     """
     check_choice("layout", layout, tuple(FROM_LAYOUT))
     library = arrays.library_of(grad_y, "grad_y")
+    dtype = library.dtype(grad_y, "grad_y")
+    if dtype.name not in COMPLEX_DTYPES:
+        checked_dtype(dtype, "grad_y")
     if len(grad_y.shape) not in (3, 4):
         raise ValueError(f"grad_y: 3 or 4 dimensions needed ({layout}), got {len(grad_y.shape)}")
     channels = len(grad_y.shape) - (3 if layout == "NCHW" else 1)
@@ -256,6 +261,7 @@ def conv_transpose2d(
 
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016, chapter 4.
     """
+    check_flag("flip_kernel", flip_kernel)
     check_flag("tune", tune)
     library = arrays.library_of(x, "x")
     if arrays.is_complex(library, x) or arrays.is_complex(library, w):
@@ -287,11 +293,11 @@ def conv_transpose2d(
     for name, array in (("bias", bias), ("residual", residual)):
         views[name] = None if array is None else library.view(array, name)
     result, y = result_and_view(library, x, shape, out, views, library.channels_last(x))
-    order = FROM_LAYOUT[layout]
+    order, device = FROM_LAYOUT[layout], device_for(library, x, backend)
     run_transposed(
         Transposed(
             problem,
-            device_for(library, x, backend),
+            device,
             library.stream(x),
             logical(views["x"], batched, order),
             strided.as_storage(weights_view(views["w"], weight_layout, flip_kernel)),
@@ -299,7 +305,7 @@ def conv_transpose2d(
             strided.as_storage(views["bias"]),
             logical(views["residual"], batched, order),
         ),
-        Choice(backend, algorithm, max_error, workspace_limit, tune),
+        checked(problem, device, backend, algorithm, max_error, workspace_limit, tune),
     )
     return library.finished(result)
 
@@ -322,7 +328,7 @@ def transposed_shape(x_shape, w_shape, layout, weight_layout, stride, padding, o
     groups = integer("groups", groups, least=1)
     if O != C:
         raise ValueError(f"w: its first axis must be x's C = {C}, got {O}")
-    if min(H, W, R, S) < 1:
+    if min(H, W, *w_shape) < 1:
         raise ValueError(f"x, w: sizes of at least 1 needed, got {tuple(x_shape)} and {tuple(w_shape)}")
     stride, dilation = pair("stride", stride, least=1), pair("dilation", dilation, least=1)
     extra = pair("output_padding", output_padding, least=0)

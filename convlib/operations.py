@@ -5,7 +5,6 @@ arrays --> views (arrays.py) --> ConvProblem (problem.py) --> a kernel (dispatch
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -15,21 +14,18 @@ import numpy as np
 
 from . import accuracy, arrays, device, device_arrays, dispatch, repeated, strided, workspace
 from .device import Device
-from .errors import UnsupportedError
+from .padding_modes import NO_PADDING, NUMPY_PAD, padded_before
 from .problem import (
-    LARGEST_ARRAY,
     PADDING_MODES,
     ConvProblem,
     batched_shape,
     check_choice,
     checked_dtype,
-    integer,
     make_problem,
     one_spelling,
     shortened,
 )
 
-NUMPY_PAD = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 PACKED = np.empty(0, np.uint8)  # stands for packed weights, whose one dimension is all that a job wants to know
 OPTIONAL = ("bias", "residual", "out")
 FROM_LAYOUT = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2)}
@@ -248,15 +244,9 @@ def settled_before(
     )  # fmt: skip
     y_shape = result_shape(problem, batched)
     channels_last = channels_last and layout == "NCHW"
-    if channels_last:
-        problem = replace(problem, layout="NHWC")
-    padding = None
-    if padding_mode != "zeros" and problem.padding != ((0, 0), (0, 0)):
-        check_padding_mode(problem, padding_mode)
-        padding = problem.padding
-        problem = with_padding_inside(problem)
-        padded = math.prod(problem.x_shape) * problem.dtype.itemsize
-        workspace_limit = limit_after(workspace_limit, padded, "the padded input")
+    problem = replace(problem, layout="NHWC") if channels_last else problem
+    padding = None if padding_mode == "zeros" or problem.padding == NO_PADDING else problem.padding
+    problem, workspace_limit = padded_before(problem, padding_mode, workspace_limit)
     chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit, tune=tune)
     as_they_lie = (
         batched and layout == "NCHW" and weight_layout == "OIHW" and not flip_kernel and problem.dtype.itemsize > 2
@@ -375,35 +365,6 @@ def device_for(library, x, backend) -> Device:
     if backend in ("numba_cuda", "cupy_raw") and device.emulating():
         return device.emulator()
     return device.cpu()
-
-
-def with_padding_inside(problem):
-    """The same problem on an input that holds its padding already, since kernels pad with zeros only."""
-    (top, bottom), (left, right) = problem.padding
-    return replace(problem, H=problem.H + top + bottom, W=problem.W + left + right, padding=((0, 0), (0, 0)))
-
-
-def check_padding_mode(problem, padding_mode):
-    """Reflection needs more rows than padding, wrapping at least as many; replication always works."""
-    beyond = {"reflect": 1, "circular": 0}.get(padding_mode)
-    if beyond is None:
-        return
-    for name, size, padding in (("H", problem.H, problem.padding[0]), ("W", problem.W, problem.padding[1])):
-        if max(padding) + beyond > size:
-            raise ValueError(
-                f"padding: at most {size - beyond} needed for padding_mode={padding_mode!r} with {name} = {size}, "
-                f"got {max(padding)}"
-            )
-
-
-def limit_after(workspace_limit, count, what):
-    """What is left of `workspace_limit` for a kernel once `count` bytes for `what` are taken."""
-    if workspace_limit is None:
-        return None
-    left = integer("workspace_limit", workspace_limit, least=0, most=LARGEST_ARRAY) - count
-    if left < 0:
-        raise UnsupportedError(f"workspace_limit: {count:,} bytes needed for {what} alone, got {workspace_limit:,}")
-    return left
 
 
 def run_kernel(chosen, call):

@@ -27,6 +27,11 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 COMPLEX_DTYPES = ("complex64", "complex128")  # as problems of their real and imaginary parts: complex_numbers.py
 PRECISIONS = (None, "tf32", "3xtf32")
 PASSES = ("forward", "input_grad", "weight_grad")
+CALLERS_NAMES = {  # what the caller of a pass calls the shapes of x and w
+    "forward": ("x", "w"),
+    "input_grad": ("input_shape", "w"),
+    "weight_grad": ("x", "weight_shape"),
+}
 LARGEST_INT = 2**31 - 1  # kernels take sizes and parameters as 32-bit numbers, offsets as 64-bit ones
 LARGEST_ARRAY = 2**63 - 1
 
@@ -195,14 +200,15 @@ def settled_problem(
     """What is left of make_problem once every argument is well-formed: whether they agree with each other."""
     N, C, H, W = in_order(x_shape, layout, "NCHW")
     K, Cg, R, S = in_order(w_shape, weight_layout, "OIHW")
+    x_name, w_name = CALLERS_NAMES[pass_]
     for name, size in (("C", C), ("H", H), ("W", W)):
         if size < 1:
-            raise ValueError(f"x: {name} must be at least 1, got shape {x_shape} in {layout}")
+            raise ValueError(f"{x_name}: {name} must be at least 1, got shape {x_shape} in {layout}")
     if min(K, Cg, R, S) < 1:
-        raise ValueError(f"w: every size must be at least 1, got shape {w_shape} in {weight_layout}")
-    check_channels(C, K, Cg, groups)
+        raise ValueError(f"{w_name}: every size must be at least 1, got shape {w_shape} in {weight_layout}")
+    check_channels(C, K, Cg, groups, w_name)
     padding = resolved_padding(padding, (H, W), (R, S), stride, dilation)
-    check_window((H, W), (R, S), padding, dilation)
+    check_window((H, W), (R, S), padding, dilation, x_name, w_name)
     activation, slope = activation if isinstance(activation, tuple) else (activation, 0.0)
     problem = ConvProblem(
         N, C, H, W, K, R, S, stride, padding, dilation, groups, dtype, layout, activation, slope, has_bias,
@@ -290,13 +296,21 @@ def check_choice(name, value, choices):
         raise ValueError(f"{name}: one of {', '.join(map(repr, choices))} needed, got {shortened(value)}")
 
 
+def as_float(number) -> float:
+    """A real number as a float; one that is too large, as an int or a fraction may be, as an infinity."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
 def integer(name, value, least, most=LARGEST_INT):
     if type(value) is int and least <= value <= most:  # the usual case, and many a time a call
         return value
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: an int needed, got {shortened(value)}")
     if not least <= value <= most:
-        raise ValueError(f"{name}: at least {least} and at most {most} needed, got {value}")
+        raise ValueError(f"{name}: at least {least} and at most {most} needed, got {shortened(int(value))}")
     return int(value)
 
 
@@ -318,23 +332,24 @@ def pair(name, value, least, needed=PAIR):
     return value, value
 
 
-def check_channels(C, K, Cg, groups):
+def check_channels(C, K, Cg, groups, w_name):
     if C % groups:
         raise ValueError(f"groups: must divide C = {C}, got {groups}")
     if K % groups:
-        raise ValueError(f"groups: must divide K = {K} (the filters of w), got {groups}")
+        raise ValueError(f"groups: must divide K = {K} (the filters of {w_name}), got {groups}")
     if Cg * groups != C:
-        raise ValueError(f"w: C / groups = {C // groups} input channels needed (C = {C}, groups = {groups}), got {Cg}")
+        needed = f"C / groups = {C // groups} input channels needed (C = {C}, groups = {groups})"
+        raise ValueError(f"{w_name}: {needed}, got {Cg}")
 
 
-def check_window(size, window, padding, dilation):
+def check_window(size, window, padding, dilation, x_name, w_name):
     for axis in (0, 1):
         padded = size[axis] + sum(padding[axis])
         extent = dilation[axis] * (window[axis] - 1) + 1
         if extent > padded:
             raise ValueError(
-                f"w: its {('rows', 'columns')[axis]} span {extent} (with dilation {dilation[axis]}), more than the "
-                f"{padded} of x with its padding; add padding or use a smaller kernel"
+                f"{w_name}: its {('rows', 'columns')[axis]} span {extent} (with dilation {dilation[axis]}), more than "
+                f"the {padded} of {x_name} with its padding; add padding or use a smaller kernel"
             )
 
 
@@ -372,7 +387,7 @@ def checked_activation(activation):
     if isinstance(activation, (tuple, list)):
         if len(activation) != 2 or activation[0] != "leaky_relu" or not isinstance(activation[1], Real):
             raise ValueError(f'activation: a pair must be ("leaky_relu", slope), got {shortened(activation)}')
-        slope = float(activation[1])
+        slope = as_float(activation[1])
         if isinstance(activation[1], bool) or not math.isfinite(slope):
             raise ValueError(f"activation: a finite slope needed, got {shortened(activation)}")
         return "leaky_relu", slope + 0.0  # -0.0 becomes 0.0: they would share a cache's entry

@@ -16,7 +16,8 @@ from . import device_arrays, dispatch, strided
 from .device import Device
 from .errors import UnsupportedError
 from .input_grad_phases import phases
-from .operations import NUMPY_PAD, Call, check_padding_mode, run_kernel, with_padding_inside
+from .operations import Call, run_kernel
+from .padding_modes import NUMPY_PAD, check_padding_mode, input_bytes, limit_after, with_padding_inside
 from .problem import ConvProblem
 
 MORE_BY_PHASE = 1.1  # on batches of 1x1 layers, where predictions are nearly equal and input_grad takes 0.7 to 1.04
@@ -48,15 +49,23 @@ class Transposed:
     residual: Any = None
 
 
+def checked(problem, device, backend, algorithm, max_error, workspace_limit, tune) -> Choice:
+    """The Choice of what a caller said. Raises dispatch.chosen's errors for what is wrong in it."""
+    _, _, *asked = dispatch.checked_choice(problem, device, backend, algorithm, max_error, workspace_limit)
+    return Choice(*asked, tune and problem.N > 0)
+
+
 def run_transposed(call: Transposed, choice: Choice) -> None:
     """An input gradient: through a kernel for all of it, or every phase through the forward kernel that suits it."""
-    if call.problem.N == 0:
-        return
-    whole = chosen_for_all(call.problem, tuple(call.grad_y.shape[2:]), call.device, choice)
-    if whole is None:
+    outputs = tuple(call.grad_y.shape[2:])
+    whole = chosen_for_all(call.problem, outputs, call.device, choice)
+    if call.problem.N > 0 and whole is None:
         run_by_phase(call, choice)
-    else:
+    elif call.problem.N > 0:
         run_whole(call, whole)
+    elif whole is None:  # nothing is left to do but to refuse what could not run
+        for part in phase_problems(call.problem, outputs):
+            chosen_by(choice, part, call.device)
 
 
 def run_whole(call, chosen):
@@ -108,8 +117,8 @@ def faster_than_phases(problem, device, choice):
     return measured_faster(problem, device, choice, whole, by_phase) if choice.tune else whole < by_phase
 
 
-def phase_problems(problem):
-    return [phase.problem for phase in phases(problem) if phase.problem is not None]
+def phase_problems(problem, outputs=None):
+    return [phase.problem for phase in phases(problem, outputs) if phase.problem is not None]
 
 
 def measured_faster(problem, device, choice, *predicted):
@@ -191,6 +200,10 @@ def run_folded(call: Transposed, padding_mode: str, choice: Choice) -> None:
     problem = call.problem
     check_padding_mode(problem, padding_mode)
     inside = with_padding_inside(problem)
+    sums = replace(inside, dtype=problem.accumulate)  # device_arrays.fold holds them twice
+    count = input_bytes(inside) + 2 * input_bytes(sums)
+    left = limit_after(choice.workspace_limit, count, "the padded gradient and its sums")
+    choice = replace(choice, workspace_limit=left)
     padded = device_arrays.empty_on(inside.x_shape, call.grad_x.dtype, call.device, call.stream)
     run_transposed(replace(call, problem=inside, grad_x=padded), choice)
     device_arrays.fold(

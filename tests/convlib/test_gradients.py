@@ -1,6 +1,7 @@
 """The gradients and the transposed convolution against the reference, exactly, on small integers."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -260,3 +261,72 @@ def test_more_outputs_than_the_problem_has_go_by_phases():
     got = convlib.conv_transpose2d(x, w, stride=2, dilation=4, output_padding=3)
     plain = convlib.conv_transpose2d(x, w, stride=2, dilation=4)
     np.testing.assert_array_equal(got[:, :, : plain.shape[2], : plain.shape[3]], plain)
+
+
+CALLS = {
+    "input_grad": lambda n, **wrong: convlib.conv2d_input_grad(
+        integers((n, 2, 4, 4)), integers((2, 3, 3, 3)), (n, 3, 6, 6), **wrong
+    ),
+    "weight_grad": lambda n, **wrong: convlib.conv2d_weight_grad(
+        integers((n, 3, 6, 6)), integers((n, 2, 4, 4)), (2, 3, 3, 3), **wrong
+    ),
+    "transposed": lambda n, **wrong: convlib.conv_transpose2d(integers((n, 2, 4, 4)), integers((2, 3, 3, 3)), **wrong),
+}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"algorithm": 5}, ValueError), ({"algorithm": ["direct"]}, ValueError), ({"algorithm": "fourier"}, ValueError),
+        ({"max_error": [1e-3]}, TypeError), ({"max_error": float("nan")}, ValueError),
+        ({"workspace_limit": [1]}, TypeError), ({"workspace_limit": -1}, ValueError), ({"flip_kernel": 1}, TypeError),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("images", [0, 1])
+@pytest.mark.parametrize("name", CALLS)
+def test_wrong_choices_are_named_whether_there_is_an_image_or_not(name, images, wrong, error):
+    (argument,) = wrong
+    with pytest.raises(error, match=f"^{argument}: "):
+        CALLS[name](images, **wrong)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_of_no_images_nothing_runs_but_what_cannot_run_is_refused(name):
+    assert not CALLS[name](0).any()
+    with pytest.raises(convlib.UnsupportedError, match="cupy_raw"):
+        CALLS[name](0, backend="cupy_raw")
+
+
+def test_errors_name_the_shapes_that_were_given():
+    x, grad_y, w = integers((1, 3, 6, 6)), integers((1, 2, 4, 4)), integers((2, 3, 3, 3))
+    with pytest.raises(ValueError, match="^weight_shape: every size must be at least 1"):
+        convlib.conv2d_weight_grad(x, grad_y, (2, 0, 3, 3))
+    with pytest.raises(ValueError, match="^weight_shape: its rows span 7 .* the 6 of x"):
+        convlib.conv2d_weight_grad(x, grad_y, (2, 3, 7, 3))
+    with pytest.raises(ValueError, match="^weight_shape: C / groups = 3 input channels needed"):
+        convlib.conv2d_weight_grad(x, grad_y, (2, 4, 3, 3))
+    with pytest.raises(ValueError, match="^input_shape: W must be at least 1"):
+        convlib.conv2d_input_grad(grad_y, w, (1, 3, 6, 0))
+    with pytest.raises(ValueError, match="^w: its rows span 3 .* the 2 of input_shape"):
+        convlib.conv2d_input_grad(grad_y, w, (1, 3, 2, 6))
+    with pytest.raises(ValueError, match="^x, w: sizes of at least 1 needed"):
+        convlib.conv_transpose2d(grad_y, w[:, :0])
+
+
+@pytest.mark.parametrize("dtype", [object, int, bool, "U4", np.longdouble])
+def test_bias_grad_names_a_dtype_that_it_does_not_take(dtype):
+    with pytest.raises(TypeError, match="^grad_y: dtype must be one of"):
+        convlib.conv2d_bias_grad(np.zeros((1, 2, 3, 3), dtype))
+
+
+def test_the_workspace_limit_counts_what_padding_takes():
+    x, grad_y, w = integers((1, 3, 6, 6)), integers((1, 2, 6, 6)), integers((2, 3, 3, 3))
+    padded, around = 3 * 8 * 8 * 4, {"padding": 1, "padding_mode": "reflect"}
+    for count, call in (
+        (padded, partial(convlib.conv2d_weight_grad, x, grad_y, (2, 3, 3, 3))),
+        (3 * padded, partial(convlib.conv2d_input_grad, grad_y, w, (1, 3, 6, 6), algorithm="direct")),
+    ):
+        with pytest.raises(convlib.UnsupportedError, match=f"^workspace_limit: {count:,} bytes needed for the padded"):
+            call(**around, workspace_limit=count - 1)
+    np.testing.assert_array_equal(call(**around, workspace_limit=count), call(**around))
