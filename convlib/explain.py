@@ -14,7 +14,8 @@ from . import accuracy, arrays, complex_numbers, device, dispatch
 from .complex_numbers import PARTS
 from .device import Device
 from .errors import UnsupportedError
-from .operations import check_operands, check_padding_mode, device_for, with_padding_inside
+from .operations import check_flag, check_operands, device_for
+from .padding_modes import padded_before
 from .problem import (
     COMPLEX_DTYPES,
     PADDING_MODES,
@@ -50,6 +51,7 @@ class Explanation:
     """Every listed kernel held against one problem; `chosen` is the name of the one that would run, or None.
 
     complex_dtype: the result's, where x, w or both are complex: then `problem` is the real call that serves them.
+    workspace_limit: what kernels may take, without what a padding_mode takes before them.
     """
 
     problem: ConvProblem
@@ -57,6 +59,7 @@ class Explanation:
     candidates: tuple[dispatch.Candidate, ...]
     chosen: str | None
     complex_dtype: str | None = None
+    workspace_limit: int | None = None
 
     @property
     def heading(self) -> str:
@@ -117,9 +120,10 @@ def explain(
     True
     """
     check_choice("padding_mode", padding_mode, PADDING_MODES)
+    check_flag("flip_kernel", flip_kernel)
     on = device.named(on) if isinstance(on, str) else on
     dtypes, place = dtypes_and_place(x, w, dtype, on, backend)
-    has_bias, has_residual = (array is not None and array is not False for array in (bias, residual))
+    has_bias, has_residual = is_given("bias", bias), is_given("residual", residual)
     dtype, complex_dtype = dtypes[0], complex_numbers.dtype_of(*dtypes)
     if complex_dtype:
         dtype = PARTS[complex_dtype]
@@ -132,18 +136,32 @@ def explain(
     )  # fmt: skip
     if complex_dtype:
         problem = complex_numbers.in_blocks(problem, *dtypes)
-    if padding_mode != "zeros":
-        check_padding_mode(problem, padding_mode)
-        problem = with_padding_inside(problem)
+    elif layout == "NCHW" and lies_channels_last(x):
+        problem = replace(problem, layout="NHWC")
+    problem, left = padded_before(problem, padding_mode, workspace_limit)
     from . import tuning  # which needs this module
 
+    asked = dispatch.checked_choice(problem, place, backend, algorithm, max_error, left)
     try:
-        chosen = dispatch.choose(problem, place, backend, algorithm, max_error, workspace_limit)
+        chosen = dispatch.choose(*asked)
     except UnsupportedError:
         chosen = None
-    candidates = dispatch.candidates(problem, place, max_error, workspace_limit)
+    *_, max_error, left = asked
+    candidates = dispatch.candidates(problem, place, max_error, left)
     candidates = tuning.with_measured(with_trust(candidates, problem, place), problem, place)
-    return Explanation(problem, place, candidates, chosen, complex_dtype)
+    return Explanation(problem, place, candidates, chosen, complex_dtype, left)
+
+
+def is_given(name, array) -> bool:
+    """Whether there is such an array: it is here, or said to be."""
+    if array is not None and not isinstance(array, bool):
+        arrays.library_of(array, name)
+    return array is not None and array is not False
+
+
+def lies_channels_last(x) -> bool:
+    """Whether x is an array for which conv2d runs in NHWC though its axes are in NCHW."""
+    return not isinstance(x, (tuple, list)) and arrays.library_of(x, "x").channels_last(x)
 
 
 def with_trust(candidates, problem, place):

@@ -22,7 +22,7 @@ from .device import Device
 from .errors import UnsupportedError
 from .explain import Explanation, explain
 from .operations import Call, check_flag, run_kernel
-from .problem import ConvProblem
+from .problem import ConvProblem, as_float
 
 ROUNDS, BLOCK_SECONDS, MOST_CALLS = 7, 2e-3, 50
 TOGETHER = " + "
@@ -76,9 +76,9 @@ def tune(
         residual=residual, algorithm=algorithm, backend=backend, precision=precision, max_error=max_error,
         workspace_limit=workspace_limit, on=on,
     )  # fmt: skip
-    problem, place = told.problem, told.device
-    chosen = dispatch.chosen(problem, place, backend, algorithm, max_error, workspace_limit, planned, tune=True)
-    candidates = dispatch.candidates(problem, place, float(max_error), workspace_limit, planned)
+    problem, place, left = told.problem, told.device, told.workspace_limit
+    chosen = dispatch.chosen(problem, place, backend, algorithm, max_error, left, planned, tune=True)
+    candidates = dispatch.candidates(problem, place, as_float(max_error), left, planned)
     trusted = {c.name: c.trust for c in told.candidates}
     candidates = tuple(replace(c, trust=trusted[c.name]) for c in candidates)
     return replace(told, candidates=with_measured(candidates, problem, place, planned), chosen=chosen.name)

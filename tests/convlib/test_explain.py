@@ -101,3 +101,32 @@ def test_info_names_versions_processor_threads_and_families():
     assert found["processor"]
     assert set(found["families"]) == set(dispatch.FAMILIES)
     assert found["families"]["numba_cpu"] == "ready"
+
+
+def test_channels_last_is_explained_as_it_runs():
+    torch = pytest.importorskip("torch")
+    x = torch.zeros(1, 64, 20, 20).to(memory_format=torch.channels_last)
+    explanation = explain(x, torch.zeros(64, 64, 3, 3), padding=1)
+    assert explanation.problem.layout == "NHWC"
+    assert explanation.chosen == explain((1, 20, 20, 64), (64, 64, 3, 3), padding=1, layout="NHWC").chosen
+
+
+def test_what_a_padded_input_takes_is_not_there_for_kernels():
+    padded = 6 * 11 * 10 * 4
+    around = {"padding": 1, "padding_mode": "reflect"}
+    left = explain(X, W, **around, workspace_limit=padded + 100)
+    assert left.workspace_limit == 100
+    assert any("workspace_limit is 100" in reason for c in left.candidates for reason in c.reasons)
+
+
+@pytest.mark.parametrize("wrong", [{"flip_kernel": 1}, {"residual": 3}, {"bias": "yes"}], ids=str)
+def test_what_is_neither_an_array_nor_an_answer_is_named(wrong):
+    (argument,) = wrong
+    with pytest.raises(TypeError, match=f"^{argument}: "):
+        explain(X, W, **wrong)
+
+
+def test_numbers_past_every_float_are_infinite():
+    assert explain(X, W, max_error=10**400) == explain(X, W, max_error=float("inf"))
+    with pytest.raises(ValueError, match="^activation: a finite slope needed"):
+        explain(X, W, activation=("leaky_relu", 10**400))
