@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .gradients import transposed_shape
-from .problem import PRECISIONS, check_choice, checked_padding, resolved_padding
+from .problem import PRECISIONS, check_choice, checked_padding, pair, resolved_padding, shortened
 from .torch_operators import OPS, Convolution, Transposed, pairs, run_conv2d, run_conv_transpose2d
 
 
@@ -41,10 +41,10 @@ def conv2d(
     >>> conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2)).flatten()
     tensor([4., 4., 4., 4.])
     """
-    check_axes(input, weight)
+    check_axes(input, weight, bias)
     if input.dim() == 3:
         return conv2d(input[None], weight, bias, stride, padding, dilation, groups, precision=precision)[0]
-    stride, dilation = two(stride), two(dilation)
+    stride, dilation = two("stride", stride), two("dilation", dilation)
     padding = four(padding, input.shape[2:], weight.shape[2:], stride, dilation)
     arguments = input, weight, bias, stride, padding, dilation, groups, precision
     if watched(*arguments[:3]):
@@ -72,15 +72,15 @@ def conv_transpose2d(
     >>> conv_transpose2d(torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2)).flatten()
     tensor([1., 2., 1.])
     """
-    check_axes(input, weight)
+    check_axes(input, weight, bias)
     if input.dim() == 3:
         parameters = stride, padding, output_padding, groups, dilation
         return conv_transpose2d(input[None], weight, bias, *parameters, precision=precision)[0]
-    stride, dilation = two(stride), two(dilation)
+    stride, dilation = two("stride", stride), two("dilation", dilation)
     padding = four(padding, input.shape[2:], weight.shape[2:], stride, dilation)
     shape, _ = transposed_shape(
-        tuple(input.shape), tuple(weight.shape), "NCHW", "OIHW", stride, pairs(padding), two(output_padding), dilation,
-        groups,
+        tuple(input.shape), tuple(weight.shape), "NCHW", "OIHW", stride, pairs(padding),
+        two("output_padding", output_padding), dilation, groups,
     )  # fmt: skip
     arguments = input, weight, bias, shape, stride, padding, dilation, groups, precision
     if watched(*arguments[:3]):
@@ -161,22 +161,27 @@ def swapped(model, classes, precision):
     return model
 
 
-def check_axes(input, weight):
+def check_axes(input, weight, bias):
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(tensor, Tensor) and (name != "bias" or tensor is not None):
+            raise TypeError(f"{name}: a tensor needed, got {shortened(tensor)}")
     if input.dim() not in (3, 4):
         raise ValueError(f"input: 4 axes needed, or 3 for a single image, got the shape {tuple(input.shape)}")
     if weight.dim() != 4:
         raise ValueError(f"weight: 4 axes needed, got the shape {tuple(weight.shape)}")
 
 
-def two(value) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
+def two(name, value) -> list[int]:
+    if isinstance(value, int):  # PyTorch's symbolic ones too
+        return [value, value]
+    return list(value) if isinstance(value, (tuple, list)) else list(pair(name, value, least=0))
 
 
 def four(padding, size, window, stride, dilation) -> list[int]:
     """Padding in any of conv2d's spellings as top, bottom, left, right."""
     if isinstance(padding, int):
         return [padding] * 4
-    if not isinstance(padding, str) and all(isinstance(p, int) for p in padding) and len(padding) == 2:
+    if isinstance(padding, (tuple, list)) and all(isinstance(p, int) for p in padding) and len(padding) == 2:
         return [padding[0], padding[0], padding[1], padding[1]]
     (top, bottom), (left, right) = resolved_padding(checked_padding(padding), size, window, stride, dilation)
     return [top, bottom, left, right]

@@ -68,7 +68,7 @@ def run_weight_grad(x, grad_y, weight_shape, *parameters):
 def run_conv_transpose2d(x, w, bias, output_shape, stride, padding, dilation, groups, precision=None):
     share_threads(x)
     if lies_in_blocks(x, w, output_shape, stride, padding, dilation, groups):
-        return in_blocks(x.detach(), w.detach(), detached(bias))
+        return in_blocks(x.detach(), w.detach(), detached(bias), precision)
     spare = [
         wanted - ((size - 1) * step - sum(pad) + spread * (window - 1) + 1)
         for wanted, size, step, pad, spread, window in zip(
@@ -95,14 +95,14 @@ def lies_in_blocks(x, w, output_shape, stride, padding, dilation, groups):
     )  # fmt: skip
 
 
-def in_blocks(x, w, bias):
+def in_blocks(x, w, bias, precision):
     """One 1 x 1 convolution to all elements of all windows, which are then put in their places.
 
     Row by row in NCHW the phases of input_grad_phases.py would write every second element or fewer: four times as slow.
     """
     _, K, R, S = w.shape
     w = w.flatten(1).t()[:, :, None, None]
-    y = operations.conv2d(x, w, None if bias is None else bias.repeat_interleave(R * S))
+    y = operations.conv2d(x, w, None if bias is None else bias.repeat_interleave(R * S), precision=precision)
     N, _, H, W = y.shape
     return y.view(N, K, R, S, H, W).permute(0, 1, 4, 2, 5, 3).reshape(N, K, H * R, W * S)
 

@@ -363,6 +363,26 @@ def test_errors_are_convlibs():
         conv2d(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 2, 2))
 
 
+WRONG = {
+    "stride": None, "dilation": 1.5, "padding": None, "input": None, "weight": np.zeros((2, 2, 2, 2)), "bias": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("function", [conv2d, conv_transpose2d])
+def test_errors_name_what_is_no_tensor_and_no_number(function, name):
+    right = {"input": torch.zeros(1, 2, 4, 4), "weight": torch.zeros(2, 2, 2, 2)}
+    with pytest.raises(TypeError, match=f"^{name}: .* needed, got "):
+        function(**right | {name: WRONG[name]})
+
+
+def test_numpys_integers_are_integers():
+    x, w, two = torch.randn(1, 2, 7, 7), torch.randn(2, 2, 3, 3), np.int64(2)
+    for function in (conv2d, conv_transpose2d):
+        taken = function(x, w, stride=two, padding=np.int64(1), dilation=two)
+        assert torch.equal(taken, function(x, w, stride=2, padding=1, dilation=2))
+
+
 # Complex tensors, and real ones beside them
 
 
