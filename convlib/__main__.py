@@ -80,16 +80,20 @@ def kernels(as_json):
     show(table)
 
 
+DEFAULTS = {"stride": "1", "padding": "0", "dilation": "1", "groups": "1"}
 SHAPES = (
     click.option("--x", help="Shape of x in --layout's order, as 1x64x56x56."),
     click.option("--w", help="Shape of w in --weight-layout's order, as 64x64x3x3."),
     click.option("--layer", help="Instead of --x and --w: a layer of a known network, as vgg16:3 or vgg16:NAME."),
-    click.option("--stride", default="1", show_default=True, help="As 2 or 2x1 (rows x columns)."),
+    click.option("--stride", default=DEFAULTS["stride"], show_default=True, help="As 2 or 2x1 (rows x columns)."),
     click.option(
-        "--padding", default="0", show_default=True, help='As 1, 1x2, 0,1x0,1 (top,bottom x left,right), "same".'
+        "--padding",
+        default=DEFAULTS["padding"],
+        show_default=True,
+        help='As 1, 1x2, 0,1x0,1 (top,bottom x left,right), "same".',
     ),
-    click.option("--dilation", default="1", show_default=True, help="As 2 or 2x1."),
-    click.option("--groups", default=1, show_default=True),
+    click.option("--dilation", default=DEFAULTS["dilation"], show_default=True, help="As 2 or 2x1."),
+    click.option("--groups", type=int, default=DEFAULTS["groups"], show_default=True),
 )
 CONVOLUTION = (
     *SHAPES,
@@ -150,6 +154,7 @@ def shapes_asked(x, w, layer, stride, padding, dilation, **keywords):
     if layer is not None:
         if x or w:
             raise WrongArgument("--layer: it says --x and --w already; give one or the other")
+        check_left_out(stride=stride, padding=padding, dilation=dilation, groups=keywords["groups"])
         return problem_of_layer(layer, keywords)
     if not (x and w):
         raise WrongArgument("--x and --w needed, as --x 1x64x56x56 --w 64x64x3x3, or --layer, as --layer vgg16:3")
@@ -159,6 +164,14 @@ def shapes_asked(x, w, layer, stride, padding, dilation, **keywords):
         "dilation": numbers("--dilation", dilation),
     }
     return shape("--x", x), shape("--w", w), keywords
+
+
+def check_left_out(**options):
+    """What a layer says already is not said otherwise beside it."""
+    said = {name: str(value) for name, value in options.items()}
+    for name, default in DEFAULTS.items():
+        if said[name] != default:
+            raise WrongArgument(f"--layer: it says --{name} already; leave out --{name} {said[name]}")
 
 
 def print_explanation(explanation, as_json):
@@ -348,8 +361,10 @@ def print_results_as_json(results, missing):
 
 
 def problem_of_layer(name, keywords):
-    """The shapes and parameters of a layer that layers.json has."""
+    """The shapes and parameters of a layer that layers.json has; in NHWC where that, or the option, says so."""
     problem = layers.layer_called(name).problem
+    if problem.layout == "NHWC":
+        keywords = {**keywords, "layout": "NHWC"}
     parameters = {name: getattr(problem, name) for name in ("stride", "padding", "dilation", "groups")}
     x = problem.x_shape if keywords["layout"] == "NCHW" else tuple(problem.x_shape[axis] for axis in (0, 2, 3, 1))
     keywords = {**keywords, **parameters, "weight_layout": "OIHW", "bias": problem.has_bias or keywords["bias"]}

@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 import convlib
+from convlib import layers
 from convlib.__main__ import main
 
 CALL = ("explain", "--x", "1x64x56x56", "--w", "64x64x3x3")
@@ -82,6 +83,12 @@ def test_explain_takes_a_layer_of_a_known_network(name):
         assert (problem["has_bias"], problem["layout"]) == (True, layout)
 
 
+def test_a_layer_with_channels_last_is_explained_so():
+    (name,) = [layer.name for layer in layers.layers("other_networks") if "-g32-NHWC" in layer.name]
+    problem = json.loads(run("explain", "--layer", f"other_networks:{name}", "--json"))["problem"]
+    assert (problem["layout"], problem["C"], problem["H"], problem["groups"]) == ("NHWC", 128, 56, 32)
+
+
 @pytest.mark.parametrize("target", ["sm_75", "sm_80", "sm_90", "sm_120"])
 def test_explain_answers_for_a_gpu_that_is_not_here(target):
     found = json.loads(run(*CALL, "--device", target, "--json"))
@@ -98,6 +105,14 @@ WRONG = {
         "--x and --w needed, as --x 1x64x56x56 --w 64x64x3x3, or --layer, as --layer vgg16:3",
     ),
     "both": ((*CALL, "--layer", "vgg16:1"), "--layer: it says --x and --w already; give one or the other"),
+    "a layer's own stride": (
+        ("explain", "--layer", "vgg16:1", "--stride", "2"),
+        "--layer: it says --stride already; leave out --stride 2",
+    ),
+    "a layer's own groups": (
+        ("explain", "--layer", "vgg16:1", "--groups", "3"),
+        "--layer: it says --groups already; leave out --groups 3",
+    ),
     "shape": (
         ("explain", "--x", "1x64", "--w", "64x64x3x3"),
         "x: 4 dimensions needed, (N, C, H, W), or 3 for one image, (C, H, W), got 2: (1, 64)",
