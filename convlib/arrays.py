@@ -316,8 +316,11 @@ LIBRARIES = (NumPy, CuPy, Torch, Jax, Numba)
 
 
 def is_complex(library, array) -> bool:
-    """Whether `array` is one of `library` and holds complex numbers."""
-    return library.owns(array) and library.dtype(array, "").kind == "c"
+    """Whether `array` is one of `library` and holds complex numbers; no dtype that NumPy does not know is complex."""
+    try:
+        return library.owns(array) and library.dtype(array, "").kind == "c"
+    except TypeError:
+        return False
 
 
 def library_of(array, name):

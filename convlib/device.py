@@ -63,7 +63,11 @@ def simulator() -> Device:
 
 def emulator() -> Device:
     """Our PTX emulator, as the target that CONVLIB_EMULATE_TARGET names (80 if it is not set)."""
-    return emulator_of(int(os.environ.get("CONVLIB_EMULATE_TARGET", "80")))
+    target = os.environ.get("CONVLIB_EMULATE_TARGET", "80")
+    if f"sm_{target}" not in TARGETS:
+        known = ", ".join(name.removeprefix("sm_") for name in TARGETS)
+        raise ValueError(f"CONVLIB_EMULATE_TARGET: one of {known} needed, got {target!r}")
+    return emulator_of(int(target))
 
 
 @cache

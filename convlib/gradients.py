@@ -327,7 +327,7 @@ def transposed_shape(x_shape, w_shape, layout, weight_layout, stride, padding, o
     O, I, R, S = (w_shape[axis] for axis in FROM_WEIGHT_LAYOUT[weight_layout])  # noqa: E741
     groups = integer("groups", groups, least=1)
     if O != C:
-        raise ValueError(f"w: its first axis must be x's C = {C}, got {O}")
+        raise ValueError(f"w: along O of {weight_layout} it must have x's C = {C}, got {O}")
     if min(H, W, *w_shape) < 1:
         raise ValueError(f"x, w: sizes of at least 1 needed, got {tuple(x_shape)} and {tuple(w_shape)}")
     stride, dilation = pair("stride", stride, least=1), pair("dilation", dilation, least=1)

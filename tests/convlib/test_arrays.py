@@ -177,6 +177,7 @@ def test_torch_refusals(torch):
     np.testing.assert_array_equal(conv2d(x, leaf.detach()), conv2d(X, W))
     for wrong, message in (
         (x.to_sparse(), "x: a dense tensor needed, got layout torch.sparse_coo"),
+        (torch.empty(X.shape, dtype=torch.uint7), "x: dtype must be one of .*, got uint7"),
         (torch.zeros(1, 6, 5, 5, device="meta"), "x: a tensor on the CPU or on CUDA needed, got one on meta"),
         (
             x.to(torch.int32),

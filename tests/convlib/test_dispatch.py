@@ -179,3 +179,10 @@ def test_every_listed_kernel_keeps_the_contract():
             module = dispatch.kernel(name)
             assert set(module.passes) <= {"forward", "input_grad", "weight_grad"}
             assert hasattr(module, "pack") == hasattr(module, "packed_bytes")
+
+
+@pytest.mark.parametrize("target", ["", "sm_80", "83", "8x"])
+def test_a_target_that_the_emulator_does_not_know_is_named(target, monkeypatch):
+    monkeypatch.setenv("CONVLIB_EMULATE_TARGET", target)
+    with pytest.raises(ValueError, match=f"^CONVLIB_EMULATE_TARGET: one of 75, 80, .*120 needed, got '{target}'"):
+        device.emulator()

@@ -154,7 +154,7 @@ def test_conv_transpose2d_refuses_padding_that_leaves_nothing():
 
 
 def test_conv_transpose2d_refuses_weights_of_other_channels():
-    with pytest.raises(ValueError, match=r"w: its first axis must be x's C = 2, got 3"):
+    with pytest.raises(ValueError, match=r"w: along O of OIHW it must have x's C = 2, got 3"):
         convlib.conv_transpose2d(integers((1, 2, 3, 3)), integers((3, 2, 2, 2)))
 
 

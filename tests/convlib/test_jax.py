@@ -328,7 +328,7 @@ def test_errors_are_raised_while_tracing_and_name_the_argument(arguments, parame
 
 
 def test_transposed_errors_name_the_argument():
-    with pytest.raises(ValueError, match=r"w: its first axis must be x's C = 4, got 6"):
+    with pytest.raises(ValueError, match=r"w: along O of OIHW it must have x's C = 4, got 6"):
         conv_transpose2d(X, W)
     with pytest.raises(ValueError, match=r"output_padding: less than stride or dilation needed, got 2"):
         conv_transpose2d(X, W[:4], stride=2, output_padding=2)
