@@ -36,6 +36,7 @@ INPUT_CYCLES = {2: 160, 4: 340, 6: 950}  # 3 x 3, per channel and vector of 64 b
 STRIDED = 1.8  # times as long as its products say F(4)'s input takes with a stride, of more than a few channels
 OUTPUT_CYCLES = {2: 80, 4: 220, 6: 650}  # 3 x 3, per tile and vector of 64 bytes of filters; others by their planes
 TAP_CYCLES, FILTER_CYCLES = 0.3, 0.25  # per filter and channel: of each tap to gather, each number to compute and store
+STAGED_CYCLES = 0.6  # more for a tap of 16 bits, widened into a copy; over the multiply-adds that start per cycle
 PACKED_FIRST = 3  # times as long takes what is stored for all threads and then read by them
 EFFICIENCY = 0.88  # of the core's multiply-adds
 INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
@@ -296,7 +297,8 @@ def cycles(m, problem, threads, cut) -> float:
 
 def filter_cycles(m, problem) -> float:
     """Of transforming a filter's taps of one channel."""
-    return TAP_CYCLES * problem.R * problem.S + FILTER_CYCLES * tile_of(m, problem).numbers
+    staged = 0 if problem.dtype == problem.accumulate else STAGED_CYCLES / target.multiply_adds_per_cycle()
+    return (TAP_CYCLES + staged) * problem.R * problem.S + FILTER_CYCLES * tile_of(m, problem).numbers
 
 
 def kept_share(m, problem) -> float:

@@ -4,7 +4,8 @@ from numba import types
 
 from . import tracing
 from .compilation import inlined
-from .short_floats import memory_functions
+from .short_floats import as_numbers, memory_functions, stored_kind
+from .tracing import Lanes, load, store, traced
 from .vectors import array_at, record_at
 from .winograd_record import RECORD, Numbers, call_leaf
 from .winograd_transforms import QUAD, filter_gather, filter_transform, side_by_side_filter_transform
@@ -44,6 +45,25 @@ def build_pack(real_name):
     return pack
 
 
+def stage_neighbours_function(taps, dtype_name):
+    """stage(w, target): taps that lie side by side, as numbers; by vectors, since one at a time they take as long as
+    their transform.
+    """
+    numbers = Numbers(dtype_name)
+
+    @traced(types.void)
+    def stage(w, target):
+        done = 0
+        while done < taps:
+            count = min(1 << (taps - done).bit_length() - 1, numbers.count)
+            some = Lanes(stored_kind(dtype_name), count if count > 1 else 0)
+            taken = as_numbers(load(some, w + numbers.stored_item * done), dtype_name)
+            store(target + numbers.item * done, taken)
+            done += count
+
+    return stage
+
+
 def build_filter_stage(tile, dtype_name):
     """Some channels of some filters, from w to where multiply_stage reads them.
 
@@ -51,8 +71,8 @@ def build_filter_stage(tile, dtype_name):
     places at once would each be read first.
     """
     numbers = Numbers(dtype_name)
-    lanes, item, vector_bytes = numbers.count, numbers.item, numbers.bytes
-    real, plain = numbers.real, numbers.item == numbers.stored_item
+    lanes, item, stored_item, vector_bytes = numbers.count, numbers.item, numbers.stored_item, numbers.bytes
+    real, plain = numbers.real, item == stored_item
     read, _, _, _ = memory_functions(dtype_name)
     _, write, _, _ = memory_functions(real.name)
     line = max(1, 64 // vector_bytes)
@@ -63,9 +83,14 @@ def build_filter_stage(tile, dtype_name):
     staging_at, R, S = numbers.staging_at, tile.rows.taps, tile.columns.taps
     taps_bytes, loaded = numbers.taps_bytes(R * S), R * S >= QUAD
 
+    stage_neighbours = stage_neighbours_function(R * S, dtype_name)
+
     @inlined
     def stage_taps(call, w, target):
         """The taps at w, wherever they lie."""
+        if call.w_s == stored_item and call.w_r == S * call.w_s:
+            stage_neighbours(w, target)
+            return
         for r in range(R):
             for s in range(S):
                 write(target + (S * r + s) * item, read(w + r * call.w_r + s * call.w_s))

@@ -3,11 +3,33 @@
 from numba import types
 
 from .compilation import inlined
-from .short_floats import memory_functions
-from .tracing import Lanes
+from .short_floats import as_numbers, memory_functions, stored_kind
+from .tracing import Lanes, load, store, traced, when
 from .vectors import array_at, broadcast, record_at
 from .winograd_record import PLANE_PADDING, RECORD, STRIP_VECTORS, Numbers, call_leaf, steps, strip_functions
 from .winograd_transforms import input_transform, spread_images, spread_rows, transposed_copy
+
+
+def short_row_function(dtype_name):
+    """copy(target, source, count): fewer neighbours than there are lanes, widened, by two vectors that may overlap."""
+    numbers = Numbers(dtype_name)
+
+    @traced(types.void)
+    def copy(target, source, count):
+        def copy_one(at, width):
+            some = Lanes(stored_kind(dtype_name), width)
+            store(target + at * numbers.item, as_numbers(load(some, source + at * numbers.stored_item), dtype_name))
+
+        width = numbers.count // 2
+        while width > 1:
+            with when((count >= width) & (count < 2 * width)):
+                copy_one(0, width)
+                copy_one(count - width, width)
+            width //= 2
+        with when((count > 0) & (count < 2)):
+            copy_one(0, 0)
+
+    return copy
 
 
 def build_input_stage(dtype_name):
@@ -18,6 +40,7 @@ def build_input_stage(dtype_name):
     _, strip_width, find_segments = strip_functions(numbers)
     read, _, read_vector, _ = memory_functions(dtype_name)
     _, write, _, write_vector = memory_functions(real.name)
+    copy_short_row = short_row_function(dtype_name)
     copy_square = transposed_copy(dtype_name, numbers.lanes)
     plain = item == stored_item
 
@@ -64,6 +87,8 @@ def build_input_stage(dtype_name):
             for i in range(0, last, lanes):
                 write_vector(target + i * item, read_vector(source + i * stored_item))
             write_vector(target + last * item, read_vector(source + last * stored_item))
+        elif step == stored_item:
+            copy_short_row(target, source, count)
         else:
             for i in range(count):
                 write(target + i * item, read(source + i * step))

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -10,6 +11,8 @@ from convlib import accuracy, device, dispatch
 from convlib.kernels import reference
 from convlib.kernels.numba_cpu import winograd, winograd_cuts
 from convlib.problem import make_problem
+
+from .guarded_pages import before_a_guard
 
 TILES = {"winograd_f2": 2, "winograd_f4": 4, "winograd_f6": 6}
 OF_3X3 = [(algorithm, (3, 3), 1) for algorithm in TILES]
@@ -158,6 +161,16 @@ def test_where_the_numbers_lie_changes_no_bit(place, stride):
     out = place(np.full_like(y, np.nan))
     f4(place(x), place(w), padding=1, stride=stride, out=out)
     np.testing.assert_array_equal(y, out)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("window", [(3, 3), (1, 7), (5, 5)])
+def test_sixteen_bits_widened_by_vectors_are_as_those_widened_one_by_one(dtype, window):
+    w, convolve = weights(20, 7, window).astype(dtype), partial(f4, padding=half(window))
+    for size in range(1, 18):
+        x = before_a_guard(normal(1, 7, 5, size).astype(dtype))
+        y = convolve(x, before_a_guard(w))
+        np.testing.assert_array_equal(y, convolve(every_other(x), every_other(w)))
 
 
 @pytest.mark.parametrize(("window", "stride"), [((3, 3), 1), ((3, 3), 2), ((1, 7), 1)])
