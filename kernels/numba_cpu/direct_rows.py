@@ -30,6 +30,10 @@ What was learned there:
 - 7 x 7 of ConvNeXt, whose weights come from the L1 cache: 28 x 28 50 microseconds instead of 69, 56 x 56 84 instead of
   104. Longer windows' sums fill no registers: 49 x 1 took 3 times as long as through a panel.
 - Dilated 3 x 3, 960 channels of 33 x 33: 90 to 100 microseconds for dilations of 2 to 12, through a panel 240 to 380.
+- Strips down a large plane touch another page in every row, too many for the processor to fetch ahead: from memory that
+  took two to three times as long as bands of a few rows, strip after strip. Two Zen 4 cores, 3840 x 2160: 3 x 3 1.8 ms
+  instead of 4.3, 5 x 5 2.6 instead of 3.9 to 4.9, 7 x 7 5.0 instead of 12 to 14; 1920 x 1080, 7 x 7, 1.0 instead of
+  1.6. 4 rows are as good for 3 x 3 and 5 x 5, 10 and more worse.
 - 16-bit numbers are widened as they are loaded, once for each tap column, and take 1.0 to 1.4 times float32's time
   (held to AVX2 0.9 to 1.6, 2.0 on maps of 7 x 7). Through a panel they took 1.4 to 8 times (576 channels of 14 x 14,
   stride 2: 14 microseconds instead of 90). A branch at the end of each row between a clamp and silu cost a third of
@@ -71,6 +75,8 @@ from .vectors import lanes
 MOST_TAPS, LONGEST_SIDE = 25, 7  # of a window, one or the other: a row of x is written out for each tap
 MOST_VECTORS = 4  # of a row of outputs computed at once
 FEWEST_ROWS = 8  # of a band of a plane: those above and below it are read twice
+FEW_ROWS = 6  # of a band of a large plane, whose every row is a stream from memory
+LARGE = 2  # what a thread reads and writes of one, in sizes of the L2 cache
 CYCLES_PER_PLANE = 40.0
 WHOLE, CUT, OUTSIDE = "whole", "cut", "outside"  # what a load's lanes are: inside the row all, some, none
 
@@ -345,15 +351,22 @@ def worker_bytes(problem) -> int:
 def prepared(problem, threads):
     """The record's fixed part, the compiled loop and the number of tasks."""
     vectors = row_vectors(problem)
-    planes, tasks = problem.N * problem.K, most_tasks(threads)
-    rows = max(FEWEST_ROWS, fewest_rows(problem))
-    bands = max(1, min(-(-tasks // planes), problem.P // rows))
+    planes, tasks, large = problem.N * problem.K, most_tasks(threads), is_large(problem, threads)
+    rows = max(FEW_ROWS if large else FEWEST_ROWS, fewest_rows(problem))
+    wanted = problem.P if large else -(-tasks // planes)
+    bands = max(1, min(wanted, problem.P // rows))
     tasks = min(planes * bands, tasks)
     loop = compiled(
         build, problem.dtype.name, problem.R, problem.S, problem.stride[0], *problem.dilation, vectors,
         finished_before_rounding(problem), *row_loads(problem, vectors),
     )  # fmt: skip
-    return fields(problem, tasks, bands, worker_bytes(problem)), loop, tasks
+    return fields(problem, tasks, bands, worker_bytes(problem), 1 if large else None), loop, tasks
+
+
+def is_large(problem, threads) -> bool:
+    """Is a plane to be computed in bands of few rows, so that memory is read and written in few streams?"""
+    numbers = problem.H * problem.W + problem.P * problem.Q
+    return numbers * problem.dtype.itemsize > LARGE * threads * target.cache_bytes(2)
 
 
 def cycles(problem) -> float:

@@ -23,7 +23,8 @@ from .vectors import record_at
 
 TASKS_PER_THREAD = 2
 
-CALL_PLANES = from_dtype(np.dtype(CALL_DTYPE.descr + [("tasks", "i8"), ("bands", "i8"), ("worker_bytes", "i8")]))
+CUT = ("tasks", "bands", "most_bands", "worker_bytes")
+CALL_PLANES = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in CUT]))
 
 
 class Shared(NamedTuple):
@@ -70,9 +71,9 @@ def most_tasks(threads) -> int:
     return TASKS_PER_THREAD * threads if threads > 1 else 1
 
 
-def fields(problem, tasks, bands, worker_bytes) -> bytes:
-    """The fixed part of a call's record."""
-    return problem_fields(problem) + struct.pack("3q", tasks, bands, worker_bytes)
+def fields(problem, tasks, bands, worker_bytes, most_bands=None) -> bytes:
+    """The fixed part of a call's record. most_bands: of a plane, that are computed at once; all, if None."""
+    return problem_fields(problem) + struct.pack("4q", tasks, bands, most_bands or bands, worker_bytes)
 
 
 def planes_loop(begin):
@@ -111,7 +112,7 @@ def planes_loop(begin):
                 planes, p0, p1 = min(call.K - k, end - place), 0, call.P
                 place += planes
             else:
-                some = min(bands - band, end - place)
+                some = min(bands - band, end - place, call.most_bands)
                 planes, p0, p1 = 1, call.P * band // bands, call.P * (band + some) // bands
                 place += some
             c = k // call.Kg

@@ -1,5 +1,6 @@
 """Depthwise: bands and tiles without a gap, the same bits for any number of threads, NaN only where it is read."""
 
+import struct
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from convlib import device
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import depthwise, short_floats, sliding_window
+from convlib.kernels.numba_cpu import depthwise, direct_rows, short_floats, sliding_window
 from convlib.problem import make_problem, named_dtype
 
 from .guarded_pages import before_a_guard
@@ -136,6 +137,31 @@ def test_gives_the_same_bits_for_any_number_of_threads():
     alone = run(problem, x, w, y.copy(), threads=1)
     for threads in (2, 3, 8):
         np.testing.assert_array_equal(run(problem, x, w, y.copy(), threads), alone)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        problem_of((2, 3, 23, 2 * L + 5), 1, (3, 3), padding=1),
+        problem_of((1, 2, 41, 2 * L + 3), 1, (5, 5), padding=2, stride=2),
+        problem_of((1, 1, 50, 2 * L + 3), 2, (3, 3), padding=7, dilation=7),
+    ],
+    ids=["stride_1", "stride_2", "dilated"],
+)
+def test_large_planes_are_computed_in_bands_of_few_rows(problem, monkeypatch):
+    x, w, y = arrays_of(problem)
+    plain = run(problem, x, w, y.copy())
+    monkeypatch.setattr(direct_rows, "LARGE", 0)
+    direct_rows.prepared.cache_clear()
+    depthwise.faster_ways.cache_clear()
+    fields, _, tasks = direct_rows.prepared(problem, 2)
+    tasks_now, bands, most_bands, _ = struct.unpack("4q", fields[-32:])
+    assert (tasks_now, most_bands) == (tasks, 1)
+    assert bands == problem.P // max(direct_rows.FEW_ROWS, direct_rows.fewest_rows(problem))
+    exact = reference.conv2d(problem, x, w, None, None)
+    for threads in (1, 2, 3):
+        np.testing.assert_array_equal(run(problem, x, w, y.copy(), threads), exact)
+    np.testing.assert_array_equal(plain, exact)
 
 
 OF_ROWS = [name for name in PROBLEMS if "rows" in name]
