@@ -120,8 +120,9 @@ def blocks_of(problem, threads, mode, met, rows, taps, vectors, tallest):
         multiplied = row_block * taps * vector_block / 2 * narrow
         read = 1 if mode in (WINDOWS, BATCHED) else problem.stride[0] * problem.stride[1]
         a_row = COPIED_ROW_OF_ALL if mode == BATCHED else COPIED_ROW
-        copied = row_block * (read * READ + met * (COPIED + a_row / problem.Q))
-        copied += vector_block * lanes(problem.accumulate) * TRANSPOSED
+        copied = vector_block * lanes(problem.accumulate) * TRANSPOSED
+        if not may_lie_in_place(problem, mode):
+            copied += row_block * (read * READ + met * (COPIED + a_row / problem.Q))
         tasks = problem.groups * ceil(rows / row_block) * ceil(vectors / vector_block)
         return (ceil(tasks / threads) + UNEVEN) * (multiplied + copied)
 
@@ -138,9 +139,15 @@ def reach(problem, axis) -> int:
     return (window - 1) * problem.dilation[axis] // problem.stride[axis]
 
 
-def lies_in_place(problem, mode, x) -> bool:
-    """Whether x can be read as if it were its own copy, the rows that fill up the last tile included."""
-    item = problem.accumulate.itemsize
+def may_lie_in_place(problem, mode) -> bool:
+    """Whether x needs no copy, if its pixels lie one after the other: the rows that fill up the last tile included."""
     plain = problem.stride == (1, 1) and problem.padding == ((0, 0), (0, 0)) and mode == SHIFTED
-    dense = x.strides[2:] == (problem.W * item, item) and x.itemsize == item
-    return plain and dense and problem.Cg % max(tile_rows(width) for width in (1, 2, 3)) == 0
+    plain = plain and problem.layout == "NCHW" and problem.dtype == problem.accumulate
+    return plain and problem.Cg % max(tile_rows(width) for width in (1, 2, 3)) == 0
+
+
+def lies_in_place(problem, mode, x) -> bool:
+    """Whether x can be read as if it were its own copy."""
+    item = problem.accumulate.itemsize
+    dense = x.strides[2:] == (problem.W * item, item)
+    return dense and may_lie_in_place(problem, mode)
