@@ -32,7 +32,7 @@ from . import accuracy
 from .device import Device
 from .errors import UnsupportedError
 from .problem import LARGEST_ARRAY, ConvProblem, as_float, check_choice, integer, shortened
-from .workspace import KEPT_BYTES, aligned
+from .workspace import aligned, fresh_seconds, memory_bytes
 
 KERNELS: tuple[str, ...] = (
     "numba_cpu.direct",
@@ -183,6 +183,8 @@ def candidate(name, problem, device, max_error, workspace_limit, planned):
     error = accuracy.of_sums(problem, algorithm_of(name))
     if workspace_limit is not None and workspace > workspace_limit:
         reasons.append(f"needs {workspace:,} bytes of workspace, workspace_limit is {workspace_limit:,}")
+    if device.kind == "cpu" and workspace > memory_bytes():
+        reasons.append(f"needs {workspace:,} bytes of workspace, this machine has {memory_bytes():,} in all")
     if error > max_error and not accuracy.sums_plainly(algorithm_of(name)):
         reasons.append(f"its error bound is {error:.1e}, max_error is {max_error:.1e}")
     seconds = module.predicted_seconds(problem, device)
@@ -305,8 +307,8 @@ def as_chosen(name, problem, device, planned) -> Chosen:
 def ranked(problem, device, backend, algorithm, max_error, workspace_limit, planned=False) -> list[str]:
     """The kernels that can run `problem` and were asked for, the fastest predicted first.
 
-    For a single call on the CPU, those whose scratch memory would be fresh pages every time come last: touching them
-    takes longer than most convolutions. Memory for weights that are not packed, lying as most do, is not touched.
+    For a single call on the CPU, scratch memory that would be fresh pages every time counts with what touching them
+    takes. Memory for weights that are not packed, lying as most do, is not touched.
     """
     problem = with_an_image(problem)
     asked = asked_for(problem, device, backend, algorithm, max_error, workspace_limit, planned)
@@ -315,7 +317,8 @@ def ranked(problem, device, backend, algorithm, max_error, workspace_limit, plan
         raise UnsupportedError(refusal(problem, device, backend, algorithm, asked))
     if planned or device.kind != "cpu":
         return [c.name for c in sorted(possible, key=lambda c: c.seconds)]
-    return [c.name for c in sorted(possible, key=lambda c: (touched_bytes(c, problem, device) > KEPT_BYTES, c.seconds))]
+    seconds = {c.name: c.seconds + fresh_seconds(touched_bytes(c, problem, device)) for c in possible}
+    return sorted(seconds, key=seconds.get)
 
 
 def touched_bytes(candidate, problem, device) -> int:

@@ -1,20 +1,24 @@
 """Scratch memory on the CPU: kept per thread between calls, since fresh pages cost more than many a convolution.
 
-A page touched for the first time costs the kernel about 0.25 microseconds per 4 KB: 2 to 3 ms for the 38 MB of
-transformed weights of a 512 -> 512 layer. At most KEPT_BYTES stay with a thread; larger requests are returned at once.
+A page touched for the first time costs about 0.25 microseconds: 2 to 3 ms for the 38 MB of transformed weights of a
+512 -> 512 layer. At most KEPT_BYTES stay with a thread; larger requests are returned at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+from functools import cache
 
 import numpy as np
 
+from .problem import LARGEST_ARRAY
 from .strided import empty_aligned
 
 KEPT_BYTES = 64 << 20
 ALIGNMENT = 64
+PAGE_BYTES, PAGE_SECONDS = 4096, 0.25e-6
 
 held = threading.local()
 
@@ -42,6 +46,20 @@ def keep(memory):
     """Keep what `take` gave for the thread's next call."""
     if memory.size <= KEPT_BYTES:
         held.memory = memory
+
+
+def fresh_seconds(count: int) -> float:
+    """What touching `count` bytes takes that no thread keeps, and that are fresh pages every time."""
+    return count / PAGE_BYTES * PAGE_SECONDS if count > KEPT_BYTES else 0.0
+
+
+@cache
+def memory_bytes() -> int:
+    """This machine's memory; without a limit where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return LARGEST_ARRAY
 
 
 def aligned(count: int) -> int:
