@@ -13,8 +13,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import dask.array as da
 import numpy as np
+
+try:
+    import dask.array as da
+except ImportError as error:
+    needed = 'convlib.dask: needs dask, which is not installed: pip install "dask[array]>=2024.8"'
+    raise ImportError(needed) from error
 
 from . import accuracy, operations
 from .padding_modes import NUMPY_PAD, check_padding_mode

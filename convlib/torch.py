@@ -11,8 +11,11 @@ a gradient. `watched` says when, and both ways end in the same kernels and the s
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+try:
+    import torch
+    from torch import Tensor, nn
+except ImportError as error:
+    raise ImportError('convlib.torch: needs PyTorch, which is not installed: pip install "torch>=2.6"') from error
 
 from .gradients import transposed_shape
 from .problem import PRECISIONS, check_choice, checked_padding, pair, resolved_padding, shortened
