@@ -53,12 +53,14 @@ def conv(
     Source: the operator Conv of the ONNX specification.
     """
     attributes = {"auto_pad": auto_pad, "dilations": dilations, "group": group, "pads": pads, "strides": strides}
-    return convolved(conv2d, x, w, bias, **attributes)
+    return convolved(conv2d, x, w, bias, kernel_shape=kernel_shape, **attributes)
 
 
-def convolved(operation, x, w, bias, *, auto_pad="NOTSET", dilations=None, group=1, pads=None, strides=None, **_):
+def convolved(
+    operation, x, w, bias, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None, pads=None, strides=None,
+):  # fmt: skip
     """`operation`, which is conv2d or does what it does, with ONNX's attributes."""
-    axes = checked_axes("Conv", x, w)
+    axes = checked_axes("Conv", x, w, kernel_shape)
     stride, dilation = per_axis(strides, axes), per_axis(dilations, axes)
     windows = windows_of(w.shape[2:], dilation)
     wanted = [-(-size // step) for size, step in zip(x.shape[2:], stride)]
@@ -96,7 +98,7 @@ def conv_transpose(
 
     Source: the operator ConvTranspose of the ONNX specification.
     """
-    axes = checked_axes("ConvTranspose", x, w)
+    axes = checked_axes("ConvTranspose", x, w, kernel_shape)
     stride, dilation = per_axis(strides, axes), per_axis(dilations, axes)
     added = list(output_padding or [0] * axes)
     windows = windows_of(w.shape[2:], dilation)
@@ -117,12 +119,14 @@ def conv_transpose(
     )  # fmt: skip
 
 
-def checked_axes(operator, x, w):
+def checked_axes(operator, x, w, kernel_shape):
     axes = x.ndim - 2
     if axes not in (1, 2):
         raise UnsupportedError(f"{operator}: one or two axes besides N and C needed, got x of shape {x.shape}")
     if w.ndim != x.ndim:
         raise ValueError(f"{operator}: w with as many axes as x needed ({x.ndim}), got {w.ndim}")
+    if kernel_shape is not None and tuple(kernel_shape) != w.shape[2:]:
+        raise ValueError(f"{operator}: kernel_shape {w.shape[2:]} needed, as w has it, got {tuple(kernel_shape)}")
     return axes
 
 

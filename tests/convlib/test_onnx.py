@@ -129,3 +129,11 @@ def test_three_axes_and_unknown_paddings_are_refused_in_words():
         conv(np.zeros((1, 1, 2, 2), np.float32), np.zeros((1, 1, 1, 1), np.float32), auto_pad="SAME")
     with pytest.raises(ValueError, match=r"w with as many axes as x needed \(4\), got 3"):
         conv_transpose(np.zeros((1, 1, 2, 2), np.float32), np.zeros((1, 1, 1), np.float32))
+
+
+@pytest.mark.parametrize("function", [conv, conv_transpose])
+def test_a_kernel_shape_that_is_not_that_of_w_is_refused(function):
+    x, w = np.ones((1, 1, 4, 4), np.float32), np.ones((1, 1, 3, 2), np.float32)
+    np.testing.assert_array_equal(function(x, w, kernel_shape=[3, 2]), function(x, w))
+    with pytest.raises(ValueError, match=r"kernel_shape \(3, 2\) needed, as w has it, got \(2, 2\)"):
+        function(x, w, kernel_shape=[2, 2])
