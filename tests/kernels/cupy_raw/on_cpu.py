@@ -80,20 +80,30 @@ def headers():
 @cache
 def library(kernel, text, headers):
     """The kernel as a shared library; compiled once for each text and constants."""
-    folder = Path(tempfile.mkdtemp(prefix="convlib-on-cpu-"))
-    write_sources(folder, (*headers, (kernel.file, text)))
+    defines = "".join(f"#define {name} {value}\n" for name, value in kernel.constants)
     start = f"return launch({kernel.function}, grid, block, arguments, count);"
-    (folder / "start.cpp").write_text(
-        f'#include "{HERE / "cuda_on_cpu.h"}"\n#include "{kernel.file}"\n'
-        f'extern "C" int start(unsigned* grid, unsigned* block, void** arguments, int count) {{ {start} }}\n'
-    )
-    options = ["-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-fno-strict-aliasing", *SANITIZERS, *kernel.defines()]
-    try:
-        compiled = subprocess.run(
-            ["g++", *options, "start.cpp", "-o", "kernel.so"], cwd=folder, capture_output=True, text=True, check=False
+    with tempfile.TemporaryDirectory(prefix="convlib-on-cpu-") as folder:
+        write_sources(Path(folder), (*headers, (kernel.file, text)))
+        (Path(folder) / "start.cpp").write_text(
+            f'#include "cuda_on_cpu.h"\n{defines}#include "{kernel.file}"\n'
+            f'extern "C" int start(unsigned* grid, unsigned* block, void** arguments, int count) {{ {start} }}\n'
         )
-        if compiled.returncode:
-            raise RuntimeError(f"{kernel.file}: g++ refused it\n{compiled.stderr}")
-        return ctypes.CDLL(str(folder / "kernel.so"))
-    finally:
-        shutil.rmtree(folder)
+        compile_with_gcc(folder, "-shared", f"-I{precompiled_header().name}", "start.cpp", "-o", "kernel.so")
+        return ctypes.CDLL(f"{folder}/kernel.so")
+
+
+@cache
+def precompiled_header():
+    """A folder with cuda_on_cpu.h, which takes g++ as long to read as a kernel takes to compile, read already."""
+    folder = tempfile.TemporaryDirectory(prefix="convlib-on-cpu-")
+    shutil.copy(HERE / "cuda_on_cpu.h", folder.name)
+    compile_with_gcc(folder.name, "cuda_on_cpu.h")
+    return folder
+
+
+def compile_with_gcc(folder, *arguments):
+    command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-fno-strict-aliasing", *SANITIZERS, *arguments]
+    without = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # g++ need not be sanitized
+    compiled = subprocess.run(command, cwd=folder, env=without, capture_output=True, text=True, check=False)
+    if compiled.returncode:
+        raise RuntimeError(f"g++ refused {' '.join(arguments)}\n{compiled.stderr}")
