@@ -20,8 +20,18 @@ def force_cut(monkeypatch):
     return force
 
 
-@pytest.mark.parametrize("case", TINY, ids=str)
-def test_equals_the_reference(case):
+# What splitting a problem into parts adds to it is told by a few; it triples the threads, which the simulator starts
+# one by one. Nor do sixteen groups say more than five, or one way to ask for TF32, which is not taken, than the other.
+SPLIT_BY_ITSELF = ("3x3_same", "nhwc", "silu", "float16", "bfloat16")
+LONG = ("depthwise_last_row_unread", "3xtf32")
+
+
+@pytest.mark.parametrize("case", [case for case in TINY if case.name not in LONG], ids=str)
+def test_equals_the_reference(case, force_cut):
+    if case.name in SPLIT_BY_ITSELF:
+        assert implicit_gemm.cut_for(case.problem(), SIMULATOR).splits > 1
+    else:
+        force_cut(case.problem(), (8, 8))
     check(implicit_gemm, "implicit_gemm", case)
 
 
@@ -42,18 +52,22 @@ LAYOUTS = ("NCHW", "NHWC")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("C", [7, 8, 17])
-def test_takes_channels_in_stages_under_on_and_past_one(C, layout):
+@pytest.mark.parametrize("C", [7, 8, 9])
+def test_takes_channels_in_stages_under_on_and_past_one(C, layout, force_cut):
     x = (2, C, 3, 4) if layout == "NCHW" else (2, 3, 4, C)
-    check(implicit_gemm, "implicit_gemm", Case("stages", x, (3, C, 2, 2), {"padding": 1, "layout": layout}, bias=True))
+    case = Case("stages", x, (3, C, 2, 2), {"padding": 1, "layout": layout}, bias=True)
+    force_cut(case.problem(), (8, 8))
+    check(implicit_gemm, "implicit_gemm", case)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("memory", ["contiguous", "slices", "reversed", "broadcast"])
-def test_gathers_channels_however_x_lies(memory, layout):
+def test_gathers_channels_however_x_lies(memory, layout, force_cut):
     x = (2, 16, 4, 5) if layout == "NCHW" else (2, 4, 5, 16)
-    keywords = {"padding": (1, 0), "stride": (2, 1), "dilation": (1, 2), "layout": layout}
-    check(implicit_gemm, "implicit_gemm", Case("lying", x, (3, 16, 3, 2), keywords, memory=memory))
+    keywords = {"padding": 1, "stride": (2, 1), "dilation": (1, 2), "layout": layout}
+    case = Case("lying", x, (3, 16, 2, 2), keywords, memory=memory)
+    force_cut(case.problem(), (8, 8))
+    check(implicit_gemm, "implicit_gemm", case)
 
 
 def test_neighbouring_lanes_take_what_lies_side_by_side():
