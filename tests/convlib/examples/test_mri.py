@@ -16,19 +16,25 @@ def run(tmp_path, *arguments):
     return CliRunner().invoke(mri.main, ["--output", str(tmp_path / "mri"), "--size", "64", "--coils", "4", *arguments])
 
 
-def test_draws_its_picture_and_finds_sigpys_branches_alike(tmp_path):
-    result = run(tmp_path)
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """What one run, which had nothing to complain of, printed; beside its picture."""
+    folder = tmp_path_factory.mktemp("mri")
+    result = run(folder)
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "mri" / "calibration.png").read_bytes().startswith(b"\x89PNG")
-    assert "16 complex images of 64 x 64 under a window of 11 x 11:" in result.output
+    assert (folder / "mri" / "calibration.png").read_bytes().startswith(b"\x89PNG")
+    return result.output
+
+
+def test_draws_its_picture_and_finds_sigpys_branches_alike(output):
+    assert "16 complex images of 64 x 64 under a window of 11 x 11:" in output
     for name in ("sigpy on convlib.cupy_cudnn", "sigpy on SciPy", "convlib.conv2d, window real"):
-        assert re.search(rf"^  {name} +\d+ ms, error [\d.]+e-0[78] of [\d.e-]+ allowed$", result.output, re.M)
+        assert re.search(rf"^  {name} +\d+ ms, error [\d.]+e-0[78] of [\d.e-]+ allowed$", output, re.M)
 
 
-def test_smoothing_brings_sensitivities_and_slice_nearer_to_the_truth(tmp_path):
-    result = run(tmp_path, "--radius", "2")
+def test_smoothing_brings_sensitivities_and_slice_nearer_to_the_truth(output):
     for words in ("by single pixels, ([0-9.]+) smoothed", "of the sum of squares, ([0-9.]+) combined"):
-        before, after = re.search(rf"([0-9.]+) (?:as root )?{words}", result.output).groups()
+        before, after = re.search(rf"([0-9.]+) (?:as root )?{words}", output).groups()
         assert float(after) < 0.8 * float(before)
 
 
