@@ -6,6 +6,7 @@
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # In a plain checkout kernels/ lies beside this folder, not inside: let `convlib.kernels` be found there.
 _checkout = Path(__file__).resolve().parent.parent
@@ -20,6 +21,9 @@ from .operations import conv2d  # noqa: E402
 from .plan import Plan, plan  # noqa: E402
 from .problem import ConvProblem  # noqa: E402
 from .tuning import tune  # noqa: E402
+
+if TYPE_CHECKING:  # to which a package that can be called is none
+    from .explain import kernels
 
 __version__ = "0.1.0"
 __all__ = [

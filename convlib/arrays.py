@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 
 from .problem import COMPLEX_DTYPES, DTYPES, named_dtype
 from .strided import CudaView, empty_aligned
+
+Array = TypeVar("Array")  # the caller's kind of array, in which results come back
 
 
 def never(array):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import accuracy, arrays, device_arrays, dispatch, strided
+from .arrays import Array
 from .operations import (
     FROM_LAYOUT,
     FROM_WEIGHT_LAYOUT,
@@ -44,8 +45,8 @@ from .transposed import Transposed, checked, run_folded, run_transposed
 
 
 def conv2d_input_grad(
-    grad_y: Any,
-    w: Any,
+    grad_y: Array,
+    w: Array,
     input_shape: tuple[int, ...],
     *,
     stride: int | tuple[int, int] = 1,
@@ -63,7 +64,7 @@ def conv2d_input_grad(
     workspace_limit: int | None = None,
     tune: bool = False,
     out: Any = None,
-) -> Any:
+) -> Array:
     """The gradient by x of conv2d(x, w, ...): what grad_y, the gradient by its result, becomes at its input.
 
     grad_y: (N, K, P, Q), or (K, P, Q); w: (K, C / groups, R, S); input_shape: that of x, (N, C, H, W) or (C, H, W) in
@@ -124,8 +125,8 @@ def conv2d_input_grad(
 
 
 def conv2d_weight_grad(
-    x: Any,
-    grad_y: Any,
+    x: Array,
+    grad_y: Array,
     weight_shape: tuple[int, ...],
     *,
     stride: int | tuple[int, int] = 1,
@@ -143,7 +144,7 @@ def conv2d_weight_grad(
     workspace_limit: int | None = None,
     tune: bool = False,
     out: Any = None,
-) -> Any:
+) -> Array:
     """The gradient by w of conv2d(x, w, ...): each tap's products of input and grad_y, summed over images and outputs.
 
     x: (N, C, H, W), or (C, H, W); grad_y: (N, K, P, Q), or (K, P, Q); weight_shape: that of w, (K, C / groups, R, S) in
@@ -197,7 +198,7 @@ def conv2d_weight_grad(
     return library.finished(result)
 
 
-def conv2d_bias_grad(grad_y: Any, *, layout: str = "NCHW") -> Any:
+def conv2d_bias_grad(grad_y: Array, *, layout: str = "NCHW") -> Array:
     """The gradient by bias of conv2d: grad_y (N, K, P, Q), or (K, P, Q), summed over all but K. Returns (K,).
 
     Sums are kept in float64 and rounded once.
@@ -222,8 +223,8 @@ def conv2d_bias_grad(grad_y: Any, *, layout: str = "NCHW") -> Any:
 
 
 def conv_transpose2d(
-    x: Any,
-    w: Any,
+    x: Array,
+    w: Array,
     bias: Any = None,
     *,
     stride: int | tuple[int, int] = 1,
@@ -243,7 +244,7 @@ def conv_transpose2d(
     workspace_limit: int | None = None,
     tune: bool = False,
     out: Any = None,
-) -> Any:
+) -> Array:
     """Transposed convolution: y = activation(adjoint of conv2d(., w) at x + bias + residual).
 
     x: (N, C, H, W), or (C, H, W); w: (C, K / groups, R, S), as PyTorch has it, that is the weights of the convolution

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import accuracy, arrays, device, device_arrays, dispatch, repeated, strided, workspace
+from .arrays import Array
 from .device import Device
 from .padding_modes import NO_PADDING, NUMPY_PAD, padded_before
 from .problem import (
@@ -33,8 +34,8 @@ FROM_WEIGHT_LAYOUT = {"OIHW": (0, 1, 2, 3), "OHWI": (0, 3, 1, 2), "HWIO": (3, 2,
 
 
 def conv2d(
-    x: Any,
-    w: Any,
+    x: Array,
+    w: Array,
     bias: Any = None,
     *,
     stride: int | tuple[int, int] = 1,
@@ -54,7 +55,7 @@ def conv2d(
     workspace_limit: int | None = None,
     tune: bool = False,
     out: Any = None,
-) -> Any:
+) -> Array:
     """Two-dimensional convolution: y = activation(x * w + bias + residual).
 
     x: (N, C, H, W), or (C, H, W) for one image; w: (K, C / groups, R, S); bias: (K,); residual, out and the result:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import accuracy, arrays, device_arrays, dispatch, repeated, separable, strided
+from .arrays import Array
 from .operations import (
     FROM_LAYOUT,
     callers_shape,
@@ -145,7 +146,7 @@ class Plan:
             return None
         return device_arrays.device_bytes(self.workspace_bytes, self.family, self.device, None)
 
-    def __call__(self, x: Any, *, residual: Any = None, out: Any = None) -> Any:
+    def __call__(self, x: Array, *, residual: Any = None, out: Any = None) -> Array:
         """The convolution of x, in x's library. residual: as planned; out: where to write, apart from every input."""
         signature = repeated.signature((x, residual, out))
         kernel_run = self.known_calls.find(signature)

@@ -90,7 +90,8 @@ def test_plain_checkout_imports_every_kernel_and_reads_every_cuda_file(checkout,
 def test_wheel_installs_one_top_level_name_and_its_data(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"convlib"}
-    assert {"convlib/layers.json", "convlib/kernels/README.md", "convlib/kernels/gpu_cost.json"} <= set(names)
+    data = ("py.typed", "layers.json", "kernels/README.md", "kernels/numba_cpu/README.md", "kernels/gpu_cost.json")
+    assert {f"convlib/{name}" for name in data} <= set(names)
     assert {f"convlib/kernels/cupy_raw/{name}" for name in CUDA_C} <= set(names)
 
 
