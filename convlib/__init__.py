@@ -13,7 +13,6 @@ _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "kernels" / "launching.py").is_file() and not (Path(__file__).parent / "kernels").exists():
     __path__.append(str(_checkout))
 
-from . import kernels  # noqa: E402  (the package of kernels; called, it lists them)
 from .errors import UnsupportedError  # noqa: E402
 from .explain import explain, info  # noqa: E402
 from .gradients import conv2d_bias_grad, conv2d_input_grad, conv2d_weight_grad, conv_transpose2d  # noqa: E402
@@ -22,8 +21,10 @@ from .plan import Plan, plan  # noqa: E402
 from .problem import ConvProblem  # noqa: E402
 from .tuning import tune  # noqa: E402
 
-if TYPE_CHECKING:  # to which a package that can be called is none
-    from .explain import kernels
+if TYPE_CHECKING:
+    from .explain import kernels  # type checkers know of no package that can be called
+else:
+    from . import kernels  # the package of kernels; called, it lists them
 
 __version__ = "0.1.0"
 __all__ = [
