@@ -89,6 +89,10 @@ def predicted_seconds(problem, device):
     return blocked.predicted_seconds(problem, device) + 3 * patch_bytes(problem) / 5e9 + rounds
 
 
+def pack_seconds(problem, device):
+    return blocked.seconds_to_pack(multiplication(problem), device)
+
+
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical
     order.

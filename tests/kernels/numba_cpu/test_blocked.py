@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import convlib
+from convlib import dispatch
 from convlib.device import Device
 from convlib.kernels import reference
 from convlib.kernels.numba_cpu import (
@@ -335,3 +336,9 @@ def test_channels_last_are_turned(size):
     blocked.run(problem, device, x, w, y, bias, residual, workspace)
     np.testing.assert_array_equal(y, reference.conv2d(problem, x, w, bias, residual))
     assert np.isnan(wider[..., -2:]).all()
+
+
+@pytest.mark.parametrize(("shape", "K"), [((1, 512, 7, 7), 2048), ((1, 256, 14, 14), 1024)])
+def test_a_single_call_in_sixteen_bits_does_not_pack_for_im2col_what_it_would_pack_without(shape, K):
+    problem = make_problem(shape, (K, shape[1], 1, 1), np.float16)
+    assert dispatch.choose(problem, Device("cpu", threads=2)) == "numba_cpu.blocked"
