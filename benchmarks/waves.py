@@ -13,8 +13,9 @@ product has a row for the slices of its tiles, and one for the last of them wher
 
 A product passes if its last wave fills four fifths of the slots or it is split; a depthwise layer if it is busy for
 four fifths, since its blocks are bound by memory, not by slots, and so does Winograd's batched product, of which a
-slice is several waves of small blocks. A product that does not pass says in `dearer` how many
-times as long the fastest cut that does is predicted to take. Predicted is not measured: no GPU is needed.
+slice is several waves of small blocks. A row that does not pass says why in `not full`: how many times as long the
+fastest cut that does is predicted to take; or that there is none, of a reduction of one stage, which nothing splits.
+Predicted is not measured: no GPU is needed.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ PASSES = ("forward", "input_grad", "weight_grad")
 @dataclass(frozen=True, slots=True)
 class Row:
     """One layer on one GPU. tile: in words; last_wave: None where `busy` counts; dearer: None where it passes, or
-    nothing would."""
+    nothing would; stages: of the whole reduction, 0 where none is split.
+    """
 
     network: str
     layer: str
@@ -68,6 +70,7 @@ class Row:
     predicted_seconds: float
     limited_by: str
     dearer: float | None = None
+    stages: int = 0
 
     @property
     def blocks(self) -> int:
@@ -77,6 +80,15 @@ class Row:
     def passes(self) -> bool:
         filled = self.busy if self.last_wave is None else self.last_wave
         return self.splits > 1 or filled >= waves.FULL
+
+    @property
+    def why_not_full(self) -> str:
+        """In words; empty where it passes."""
+        if self.passes:
+            return ""
+        if self.dearer is not None:
+            return f"full: {self.dearer:.2f} times as long"
+        return "one stage: nothing to split" if self.stages == 1 else "chosen by its time alone"
 
 
 def rows(
@@ -148,11 +160,12 @@ def weight_grad_rows(network, layer, product, problem, place):
         kernel, tile = "weight_grad", f"{cut.tile_k} x {cut.tile_m}"
     else:
         kernel, tile = "tensor_core_weight_grad", words(cut.tile)
-    return [Row(
+    row = Row(
         network, layer, kernel, tile, whole, split, splits, waves.busy(tiles * splits, place.sm_count),
         waves.last_wave(tiles * splits, place.sm_count * cut.blocks_per_sm), module.predicted_seconds(problem, place),
         limit_of_weight_grad(module, problem, place, cut),
-    )]  # fmt: skip
+    )  # fmt: skip
+    return [row if row.passes else replace(row, dearer=dearer(module, problem, place, 2 * gpu_cost.LAUNCH))]
 
 
 def limit_of_weight_grad(module, problem, place, cut):
@@ -182,7 +195,7 @@ def product_row(network, layer, kernel, module, problem: ConvProblem, place: Dev
         waves.busy(cut.blocks, place.sm_count), waves.last_wave(cut.parts or cut.whole, cut.slots(place)),
         module.predicted_seconds(problem, place), limit_of(module.parts(problem, place, cut)),
     )  # fmt: skip
-    return row if row.passes else replace(row, dearer=dearer(module, problem, place))
+    return row if row.passes else replace(row, dearer=dearer(module, problem, place), stages=cut.stages)
 
 
 def words(tile):
@@ -190,9 +203,12 @@ def words(tile):
     return f"{tile[0]} x {tile[1]}" + (f" in {slices}" if slices > 1 else "")
 
 
-def dearer(module, problem, place):
-    """How many times as long as the fastest cut the fastest that passes takes; None where none passes."""
-    seconds = {cut: module.seconds(problem, place, cut) for cut in module.cuts(problem, place)}
+def dearer(module, problem, place, launches=0):
+    """How many times as long as the fastest cut the fastest that passes takes; None where none passes.
+
+    launches: seconds that module.seconds leaves out.
+    """
+    seconds = {cut: module.seconds(problem, place, cut) + launches for cut in module.cuts(problem, place)}
     passing = [seconds[cut] for cut in seconds if cut.fills(place)]
     return min(passing) / min(seconds.values()) if passing else None
 
@@ -255,17 +271,17 @@ def table(found: list[Row], place: Device, images: int, layout: str) -> Table:
     drawn = Table(title=head, title_justify="left")
     for name in ("network", "layer", "kernel", "tile", "limited by"):
         drawn.add_column(name)
-    for name in ("whole", "split", "busy", "last wave", "dearer", "predicted µs"):
+    for name in ("whole", "split", "busy", "last wave", "predicted µs"):
         drawn.add_column(name, justify="right")
+    drawn.add_column("not full")
     for row in found:
         last = "" if row.last_wave is None else f"{row.last_wave:.0%}"
         busy = f"{row.busy:.0%}"
         if not row.passes:
             last, busy = (f"[bold red]{last}[/]", busy) if last else (last, f"[bold red]{busy}[/]")
         split = f"{row.split_tiles:,} in {row.splits}" if row.splits > 1 else ""
-        costs = "" if row.dearer is None else f"{row.dearer:.2f}"
         drawn.add_row(
-            row.network, row.layer, row.kernel, row.tile, row.limited_by, f"{row.whole:,}", split, busy, last, costs,
-            f"{row.predicted_seconds * 1e6:,.1f}",
+            row.network, row.layer, row.kernel, row.tile, row.limited_by, f"{row.whole:,}", split, busy, last,
+            f"{row.predicted_seconds * 1e6:,.1f}", row.why_not_full,
         )  # fmt: skip
     return drawn

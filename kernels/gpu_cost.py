@@ -100,11 +100,23 @@ def block_seconds(device, blocks, threads, slots):
     return busiest * slots / (SLOTS_PER_CYCLE * clock(device) * saturation)
 
 
-def wave_seconds(device, blocks, resident, threads, slots):
-    """The same for blocks of which an SM holds so many at once: the last wave has fewer warps to issue from."""
-    waves, rest = divmod(blocks, sm_count(device) * resident)
-    each = block_seconds(device, resident * sm_count(device), threads, slots)
-    return waves * each + block_seconds(device, rest, threads, slots)
+def wave_seconds(device, counts, resident, threads, slots):
+    """The same for so many whole tiles and so many parts behind them, of so many slots each; an SM holds `resident`.
+
+    The last wave has fewer warps to issue from. Whole tiles that fill none share their SMs with the parts, which begin
+    as soon as there is room.
+    """
+    (whole, parts), (of_whole, of_part) = counts, slots
+    waves, rest = divmod(whole, sm_count(device) * resident)
+    full = waves * block_seconds(device, resident * sm_count(device), threads, of_whole)
+    if rest == 0:
+        waves, rest = divmod(parts, sm_count(device) * resident)
+        full += waves * block_seconds(device, resident * sm_count(device), threads, of_part)
+        return full + block_seconds(device, rest, threads, of_part)
+    whole, parts = -(-rest // sm_count(device)), -(-parts // sm_count(device))
+    saturation = min(min(whole + parts, resident) * threads / 32 / WARPS_TO_SATURATE, 1)
+    together = (whole * of_whole + parts * of_part) / (SLOTS_PER_CYCLE * clock(device) * saturation)
+    return full + max(together, block_seconds(device, 1, threads, of_whole))
 
 
 def bytes_per_second(device):

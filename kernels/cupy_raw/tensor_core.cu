@@ -29,8 +29,8 @@
 // Small problems, and the last wave of others: SPLIT, as in implicit_gemm.cu, but the split of a tile that comes last adds
 // them all (last_split.cuh), and no launch follows. Splits leave their sums as lanes have them, 16 bytes beside the
 // neighbour's, so 512 of a warp at once. With a launch that added them the layers of VGG-16, ResNet-50 and MobileNetV2,
-// one image of float16, were predicted to take 728 microseconds on sm_80 and 642 on sm_90; now 635 and 551, of which what
-// is chosen to fill waves takes 1 to 2 % more than the fastest cuts would; 0.3 to 0.8 % at 32 images.
+// one image of float16, were predicted to take 728 microseconds on sm_80 and 642 on sm_90; now 633 and 549, of which what
+// is chosen to fill waves takes 1 to 2 % more than the fastest cuts would; 0.1 to 0.6 % at 32 images.
 // float32: rounded to TF32, 11 significant bits, the weights once by pack_filters, x in registers. PRECISE ("3xtf32")
 // keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
 // cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
@@ -46,7 +46,7 @@
 //     128 x  64    1     64    512      392       16        12       448    153 to 154   342 to 343    100 %   87 %
 //     128 x 128    2     32    256      196        8         4       192     85 to  86          135    100 %  100 %
 //
-// with smaller warps (64 x 32, 32 x 64, 64 x 32, 32 x 32, 32 x 48, 32 x 32):
+// with smaller warps (64 x 32, 32 x 64, 64 x 32, 32 x 32, 32 x 48, 32 x 32, 64 x 32, 32 x 96):
 //
 //     128 x  64    1     32    256      196       12         6       288     96 to  97   191 to 193     89 %   68 %
 //      64 x 128    2     16    128       98        6         3       144     57 to  58    88 to  91     89 %   68 %
@@ -54,30 +54,37 @@
 //      64 x  64    2      8     64       49        4         2        96     43 to  45    77 to  78     67 %   50 %
 //      32 x  96    2     12     96       74        5         4       144             53           86     67 %   51 %
 //      32 x  64    2      8     64       49        4         3       112             47           80     57 %   44 %
+//     128 x  32    1     32    256      196       12        10       352            111   303 to 305     73 %   56 %
+//      96 x  96    1     48    384      294       16         8       384    119 to 121          215    100 %   77 %
 //
 // What counts is how often a byte of shared memory is multiplied. It grows with the warp's tile, which 255 registers
 // end at 64 x 64, and with the block's: a tile of M x K stores M + K rows of 64 bytes in each stage and reads each at
 // least once, in M + K cycles, in which sm_90 does 1,337 (M + K) of its 32 M K multiply-adds. So 64 x 64 ends at 77 %
 // there (100 % on sm_80) and 64 x 32 at 51 % (67 %) with any warps, and L2 has 47 of the 84 bytes a cycle that 64 x 64
 // would want. Where there are too few tiles to give each scheduler a warp, HALVES double the warps, not what they load.
-// So the three tiles above stand over 85 %, and the six below under it: all on sm_90, the last four on sm_80 too. With the
-// three alone the layers at one image are predicted to take 802 and 665 microseconds, and 8 of 52 leave a last wave under
-// four fifths on sm_90; at 32 images 0.5 % more than with all nine. These were picked, of 47 that fit registers and three
-// stages, to leave few last waves under four fifths; all 47 would save another 1 %. Of 52 layers up to 6 are left: those
-// of one stage, which nothing splits, and those where every cut that fills costs more than waves.DEARER.
+// So the three tiles above stand over 85 %, and the eight below under it: all on sm_90, and those of 64 x 64, 32 x 96,
+// 32 x 64 and 128 x 32 on sm_80 too. With the three alone the layers at one image are predicted to take 800 and 664
+// microseconds instead of 633 and 549, and 6 of 52 leave a last wave under four fifths on sm_90; at 32 images 0.5 and 0.6 %
+// more than with all eleven. 128 x 32 is for up to 32 filters, of which 128 x 64 would waste half; 96 x 96 for sizes that
+// it divides. Of 52 layers up to 3 are left: those of one stage, which nothing splits, and one where every cut that fills
+// costs more than waves.DEARER. At 32 images those keep the multiprocessors busy for 99 % of the time.
 // Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 285 to
-// 290 instructions, 171 to 177 in halves, 128 x 64 408. All stand as above. With taps inner an element is 18
-// instructions, which leaves 55 % at 128 x 128 on sm_90. TF32 has the same cycles and two instructions more for each
-// register of x. PRECISE, whose warps are of 64 x 32 and less, stands at 100 % where x is copied (424 to 426 instructions
-// at 128 x 128), with warps of 32 x 16 at 85 to 86 % on sm_90; gathered from several taps there at 100 % with warps of
-// 64 x 32, 79 to 91 % with 32 x 32, 61 to 67 % with 32 x 16.
+// 290 instructions, 171 to 177 in halves, 128 x 64 408, 128 x 32 367 to 369, which leaves it 70 % on sm_80. The others
+// stand as above. With taps inner an element takes 4.5 instructions, and a step 14 for all of a thread's pixels: 372 to
+// 391 at 128 x 128, 100 %; 274 in halves, 72 % on sm_90; 660 at 128 x 64, 78 and 59 %, since half as many filters share an
+// element: 64 of them, of which each takes 3 at least, and 16 steps, leave 392 cycles no room for 64 mma beside.
+// TF32 has the same cycles and two instructions more for each register of x. PRECISE, whose warps are of 64 x 32 and less,
+// stands at 100 % where x is copied (424 to 426 instructions at 128 x 128), with warps of 32 x 16 at 85 to 86 % on sm_90;
+// gathered from several taps there at 100 % with warps of 64 x 32, 79 to 91 % with 32 x 32, 61 to 67 % with 32 x 16.
 // What was learned. Places in shared memory are worked out once and kept from the compiler, which holds them for cheap
 // and works them out anew in each stage: 10 to 30 % of the instructions, 17 for ldmatrix alone. So are distances from
 // tap to tap. Splitting floats by integer addition, not by cvt.rna.tf32, spares a third of PRECISE's instructions. An
 // element's address is one instruction because the distance between channels is chosen for each window (zero outside):
 // were it the same for all, the assembler would work it out in bytes before the loop and add it in 64 bits, which takes
-// two; a pointer that walks from channel to channel took two as well, 278 instead of 241. Branches around loads outside
-// the image cost more than the loads, with taps inner 823 instead of 714. Sums that two branches leave, zero before they
+// two; a pointer that walks from channel to channel took two as well, 278 instead of 241. Taps inner took 890 when a lane
+// divided anew for each element of its pixel. Now four pixels share a step, a row's and a column's bit tell in one
+// instruction what lies outside, and a predicate spares the load (488); a window's corner and a step, added to x in 64
+// bits, took four instructions, by a pointer to the window one (372). Sums that two branches leave, zero before they
 // are added or kept, spill registers at 64 x 64; a mask does not.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
 // Limits: float16 from sm_75 on, bfloat16 and float32 from sm_80 on.
@@ -326,7 +333,7 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
     unsigned start = shared_address(memory);
     asm volatile("" : "+r"(start));
     Bring bring{x, problem, cut};
-    bring.pixels.start(problem, cut, tile.first_pixel, tile.group, first);
+    bring.pixels.start(x, problem, cut, tile.first_pixel, tile.group, first);
     bring.filters.start(reinterpret_cast<const uint4*>(packed)
                         + (((int64)tile.group * all + first) * cut.filters + tile.first_filter) * CHUNKS);
     const Warp warp;

@@ -13,6 +13,7 @@ from ..launching import MAX_GRID, CudaSource, ceil_div, launch
 from .cut import Parts, Reduction, chosen, cut_struct, round_up, split_cut, whole_cut, with_splits
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 from .tensor_core_tile import (
+    CHUNKS,
     SMALL,
     Tile,
     aligned,
@@ -38,6 +39,8 @@ WAVE_TILES = (
     SMALL,
     Tile(32, 96, 32, 48, 2),
     Tile(32, 64, 32, 32, 2),
+    Tile(128, 32, 64, 32),
+    Tile(96, 96, 32, 96),
 )
 TILES = BUSY_TILES + WAVE_TILES
 PRECISE_TILES = (
@@ -52,8 +55,9 @@ PRECISE_TILES = (
 
 COUNT_BYTES = 4  # of a tile, how many of its splits have come
 LOOP_SLOTS = 90  # of each thread and stage, beside multiplying: addresses, copies, ldmatrix, the barrier
-# Of each element of x, where it is loaded by itself: from a stage of one tap, chunks of one, taps inner.
-ONE_TAP_SLOTS, CHUNK_SLOTS, TAPS_SLOTS = 3, 4, 18
+# Of each element of x, where it is loaded by itself: from a stage of one tap, chunks of one, taps inner; there of each
+# step too, which serves the pixels of a thread.
+ONE_TAP_SLOTS, CHUNK_SLOTS, TAPS_SLOTS, STEP_SLOTS = 3, 4, 4.5, 14
 WAITING = cost.waiting("cupy_raw.tensor_core", like="cupy_raw.implicit_gemm")
 
 passes = ("forward",)
@@ -97,12 +101,10 @@ def parts(problem, device, cut):
         beside += gather_slots(problem, cut) * tile.rows * depth_of(problem)
     stage = stage_slots(problem, device, tile, beside)
 
-    def of_blocks(blocks, stages):
-        slots = stages * stage + other_slots(tile)
-        return cost.wave_seconds(device, blocks, cut.blocks_per_sm, tile.threads, slots)
-
+    slots = [stages * stage + other_slots(tile) for stages in (cut.depth // depth_of(problem), cut.stages)]
+    counts = cut.whole, cut.parts
     return Parts(
-        WAITING * (of_blocks(cut.whole, cut.depth // depth_of(problem)) + of_blocks(cut.parts, cut.stages)),
+        WAITING * cost.wave_seconds(device, counts, cut.blocks_per_sm, tile.threads, slots),
         cost.adding_seconds(device, cut.split_tiles, cut.splits, cut.tile_bytes),
         cost.memory_seconds(problem, device, 2 * cut.packed_bytes),
         2 * cost.LAUNCH,
@@ -111,8 +113,14 @@ def parts(problem, device, cut):
 
 def gather_slots(problem, cut):
     if cut.taps_inner:
-        return TAPS_SLOTS
+        return TAPS_SLOTS + STEP_SLOTS * pixels_at_once(cut.tile) / cut.tile.rows
     return CHUNK_SLOTS if problem.Cg % depth_of(problem) else ONE_TAP_SLOTS
+
+
+def pixels_at_once(tile):
+    """How many pixels a block's threads gather beside each other, taps inner; AT_ONCE of tensor_core_walks.cuh."""
+    fewest = max(32, tile.threads // CHUNKS)
+    return fewest if fewest * CHUNKS % tile.threads == 0 else min(tile.rows, tile.threads)
 
 
 def seconds(problem, device, cut):

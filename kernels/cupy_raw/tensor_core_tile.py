@@ -15,7 +15,7 @@ CHUNKS = 4  # of them in a stage of one row or filter
 STAGE_BYTES = CHUNKS * VECTOR
 SHARED_BYTES = 49_152  # of a block, without asking the driver for more
 SHARED_PER_SM = 160 * 1024  # of sm_80, for its blocks' stages
-MOST_STAGES = 4
+FEWEST_STAGES, MOST_STAGES = 3, 4  # that cp.async brings
 WARPS_PER_SM = ((16, 8), (8, 12), (0, 16))  # above so many blocks of 16 x 8 sums of a warp
 DTYPES = {"float16": (7, 5), "bfloat16": (8, 0), "float32": (8, 0)}  # since which compute capability they are taken
 
@@ -79,10 +79,10 @@ def depth_of(problem):
 
 
 def blocks_per_sm(tile, precision=None):
-    """For how many the kernels ask the compiler to leave registers."""
+    """For how many the kernels ask the compiler to leave registers, if there is room for three stages of each."""
     need = tile.warp_rows * tile.warp_filters // (16 * 8) * (2 if precision == "3xtf32" else 1)
     warps = next(warps for least, warps in WARPS_PER_SM if need > least)
-    return warps * 32 // tile.threads
+    return min(warps * 32 // tile.threads, SHARED_PER_SM // (FEWEST_STAGES * tile.stage_bytes))
 
 
 def stages_held(tile, device):

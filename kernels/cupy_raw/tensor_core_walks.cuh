@@ -8,8 +8,9 @@
 //
 // A tap's last chunk ends with its last channel. Had it begun where the one before ends, each of its elements would
 // need a condition, 10 instructions in all instead of 3 to 4. The weights are zero there too, but zero times infinity
-// is NaN. What the stages have in common is found once: a bit for each tap of a window that lies in the image, and how
-// far it is from a tap to the next. A thread spends 8 instructions on each of its chunks' places in the reduction and 5
+// is NaN. Fewer channels than a chunk has: taps inner, see tensor_core_taps.cuh.
+// What the stages have in common is found once: a bit for each tap of a window that lies in the image, and how far it is
+// from a tap to the next. A thread spends 8 instructions on each of its chunks' places in the reduction and 5
 // on each pixel's chunk; on an element of 16 bits a load, its address, and half of one each to pack it and to drop what
 // is outside.
 //
@@ -18,6 +19,7 @@
 #pragma once
 
 #include "cut.cuh"
+#include "tensor_core_taps.cuh"
 #include "tensor_core_tile.cuh"
 
 constexpr int CHUNKS = 4;                         // of a row of a stage
@@ -26,9 +28,12 @@ constexpr int TAPS = R * S;
 
 constexpr int PIXEL_BYTES = TILE_M * CHUNKS * 16, STAGE_BYTES = PIXEL_BYTES + TILE_K * CHUNKS * 16;
 
-// A thread's part of a stage of pixels: OWN of them, COLUMNS chunks of each.
-constexpr int OWN = TOGETHER ? TILE_M * CHUNKS / THREADS : TILE_M > THREADS ? TILE_M / THREADS : 1;
-constexpr int COLUMNS = TOGETHER ? 1 : TILE_M * CHUNKS / THREADS / OWN;
+// A thread's part of a stage of pixels: OWN of them, COLUMNS chunks of each; a block has AT_ONCE pixels beside each
+// other. What is gathered is found of a pixel's tap for all columns, so that these are one thread's; taps inner, of a
+// step for all pixels, so that a warp has one column, or as few as there are.
+constexpr int FEWEST = THREADS / CHUNKS > 32 ? THREADS / CHUNKS : 32, MOST = TILE_M < THREADS ? TILE_M : THREADS;
+constexpr int AT_ONCE = TOGETHER ? THREADS / CHUNKS : TAPS_INNER && FEWEST * CHUNKS % THREADS == 0 ? FEWEST : MOST;
+constexpr int OWN = TILE_M / AT_ONCE, COLUMNS = TILE_M * CHUNKS / THREADS / OWN;
 constexpr int OWN_FILTERS = TILE_K * CHUNKS / THREADS;
 static_assert(OWN * COLUMNS * THREADS == TILE_M * CHUNKS && OWN_FILTERS * THREADS == TILE_K * CHUNKS);
 
@@ -44,11 +49,6 @@ constexpr unsigned last_column()
     return bits;
 }
 constexpr unsigned LAST_COLUMN = last_column();
-
-// Keep what was worked out once from the compiler, which would do it anew in each stage; not in 64 bits, which want two
-// registers each.
-__device__ __forceinline__ void keep(int& distance) { asm volatile("" : "+r"(distance)); }
-__device__ __forceinline__ void keep(int64&) {}
 
 // Which chunk of the reduction: CHUNK channels of one tap (r, s) from `channel` on; taps inner: the steps from it on.
 struct Spot {
@@ -87,16 +87,17 @@ struct Spot {
 };
 
 // Which taps of a pixel's window lie in the image. Of small windows a bit for each, found once; chunks that pad the
-// last stage are of up to three taps more, which lie outside.
+// last stage are of up to three taps more, which lie outside. Taps inner, see axes_inside.
 struct Inside {
     int h, w;       // top left; h is far outside where there is no such pixel
     unsigned taps;  // if BITS
 
     __device__ __forceinline__ void start(const Problem& problem, int top, int left)
     {
-        h = top, w = left, taps = 0;
+        h = top, w = left, taps = TAPS_INNER ? axes_inside(problem, h, w) : 0;
         #pragma unroll
-        for (int tap = 0; BITS && tap < TAPS; ++tap) taps |= (unsigned)contains(problem, tap / S, tap % S) << tap;
+        for (int tap = 0; BITS && !TAPS_INNER && tap < TAPS; ++tap)
+            taps |= (unsigned)contains(problem, tap / S, tap % S) << tap;
     }
 
     __device__ __forceinline__ bool contains(const Problem& problem, int r, int s) const
@@ -108,32 +109,38 @@ struct Inside {
     {
         return BITS ? taps & spot.bit : spot.r < R && contains(problem, spot.r, spot.s);
     }
+
+    __device__ __forceinline__ bool contains(const Problem& problem, const Step& step) const
+    {
+        return has_inside(problem, step, taps, h, w);
+    }
 };
 
 // The windows of a thread's pixels, and how far it has walked along the reduction.
 struct Walk {
     Inside inside[OWN];
     Offset corner[OWN];    // address of each window's top left
+    const Element* window[OWN];  // taps inner: the same as a pointer, see address_of
     Spot spot;             // of the thread's first column in the next stage to fetch
     int first_place;       // of its first chunk, in a stage
     uint4 held[OWN * COLUMNS];
 
     static __device__ __forceinline__ int own_pixel(int j)
     {
-        return TOGETHER ? threadIdx.x / CHUNKS + j * (THREADS / CHUNKS) : threadIdx.x % TILE_M + j * THREADS;
+        return (TOGETHER ? threadIdx.x / CHUNKS : threadIdx.x % AT_ONCE) + j * AT_ONCE;
     }
     static __device__ __forceinline__ int own_column(int i)
     {
-        return TOGETHER ? threadIdx.x % CHUNKS : threadIdx.x / TILE_M * COLUMNS + i;
+        return TOGETHER ? threadIdx.x % CHUNKS : threadIdx.x / AT_ONCE * COLUMNS + i;
     }
     // Its pixels lie a multiple of 8 rows apart, which are swizzled alike; its columns differ in their last bits.
     __device__ __forceinline__ int own_place(int stage, int j, int i) const
     {
-        return (stage + first_place ^ i * 16) + j * (TOGETHER ? THREADS / CHUNKS : THREADS) * CHUNKS * 16;
+        return (stage + first_place ^ i * 16) + j * AT_ONCE * CHUNKS * 16;
     }
 
-    __device__ __forceinline__ void start(const Problem& problem, const Cut& cut, Index first_pixel, int group,
-                                          int stage)
+    __device__ __forceinline__ void start(const Element* __restrict__ x, const Problem& problem, const Cut& cut,
+                                          Index first_pixel, int group, int stage)
     {
         #pragma unroll
         for (int j = 0; j < OWN; ++j) {
@@ -144,6 +151,10 @@ struct Walk {
             const int h = p * STRIDE_H - problem.top, w = q * STRIDE_W - problem.left;
             inside[j].start(problem, exists ? h : -0x40000000, w);
             corner[j] = offset(problem.x, n, group * problem.Cg, exists ? h : 0, w);
+            if constexpr (TAPS_INNER && !PRECISE) {
+                window[j] = x + corner[j];
+                asm volatile("" : "+l"(window[j]));
+            }
         }
         spot.start(problem, cut, stage * DEPTH + own_column(0) * CHUNK);
         first_place = place_of(own_pixel(0), own_column(0));
@@ -170,14 +181,13 @@ struct Walk {
             Window windows[OWN];
             #pragma unroll
             for (int i = 0; i < COLUMNS; ++i) {
-                #pragma unroll
-                for (int j = 0; j < OWN; ++j) {
-                    uint4& chunk = held[j * COLUMNS + i];
-                    if constexpr (TAPS_INNER) {
-                        chunk = of_taps(j, spot.channel, x, problem);
-                    } else {
+                if constexpr (TAPS_INNER) {
+                    gather_taps(i, x, problem);
+                } else {
+                    #pragma unroll
+                    for (int j = 0; j < OWN; ++j) {
                         if (i == 0 || !ONE_TAP) windows[j] = window_of(j, problem, cut);
-                        chunk = gathered(windows[j], ONE_TAP ? i * CHUNK : 0, x);
+                        held[j * COLUMNS + i] = gathered(windows[j], ONE_TAP ? i * CHUNK : 0, x);
                     }
                 }
                 if (!ONE_TAP) spot.advance(problem, cut);
@@ -186,20 +196,32 @@ struct Walk {
         }
     }
 
-    __device__ __forceinline__ uint4 of_taps(int j, int first, const Element* __restrict__ x,
-                                             const Problem& problem) const
+    // A step of pixel j, in one instruction, and not in the four of a 64-bit sum of all: by a pointer, or, where three
+    // products leave no registers for these, in two, by a sum in 32 bits.
+    __device__ __forceinline__ const Element* address_of(int j, const Step& step, const Element* __restrict__ x) const
     {
-        Chunk chunk;
+        if constexpr (!PRECISE) return window[j] + step.from;
+        else if constexpr (WIDE) return x + (corner[j] + step.from);
+        else return x + (int)((unsigned)corner[j] + (unsigned)step.from);
+    }
+
+    // Column i of all pixels, taps inner.
+    __device__ __forceinline__ void gather_taps(int i, const Element* __restrict__ x, const Problem& problem)
+    {
         #pragma unroll
-        for (int i = 0; i < CHUNK; ++i) {
-            const unsigned step = first + i, c = step / TAPS, tap = step % TAPS, r = tap / S, s = tap % S;
-            const bool inside_image = BITS ? inside[j].taps >> tap & 1 : inside[j].contains(problem, r, s);
-            const bool wanted = c < problem.Cg & inside_image;
-            const Offset at = corner[j] + offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W);
-            const Element element = x[at & -(Offset)wanted];  // no branch
-            chunk.lane[i] = wanted ? element : Element{};
+        for (int word = 0; word < 4; ++word) {
+            unsigned words[OWN] = {};
+            #pragma unroll
+            for (int e = 0; e < CHUNK / 4; ++e) {
+                Step step;
+                step.find(problem, spot.channel + word * (CHUNK / 4) + e);
+                #pragma unroll
+                for (int j = 0; j < OWN; ++j)
+                    words[j] += load_if(inside[j].contains(problem, step), address_of(j, step, x)) << e * 16;
+            }
+            #pragma unroll
+            for (int j = 0; j < OWN; ++j) reinterpret_cast<unsigned(&)[4]>(held[j * COLUMNS + i])[word] = words[j];
         }
-        return reinterpret_cast<const uint4&>(chunk);
     }
 
     // Where a pixel's channels lie from `spot` on. Loads need no conditions if what is outside is taken from x's first

@@ -26,8 +26,10 @@
 //                multiplies, and stores them afterwards
 // Tensor cores take pixels side by side, as PIXELS lie. Otherwise a row of a stage is a pixel, and ldmatrix transposes
 // matrices of 16-bit types on their way to the registers; of floats a lane loads the words that it needs.
-// d: taps, then channels, padded to 16 bytes of them; fewer channels than that: TAPS_INNER, d = c * R * S + tap, where
-// each element finds its tap by divisions, 24 instructions.
+// d: taps, then channels, padded to 16 bytes of them; fewer channels than that: TAPS_INNER, d = c * R * S + tap, see
+// tensor_core_taps.cuh. A thread whose columns are one chunk finds its steps once, and what lies inside of its pixel's
+// window once for all of them: 9 to 13 instructions an element, where it had been 24; others, which have no registers for
+// that, find their steps in each stage, 22.
 // Stages, and waiting for them: as in tensor_core.cu. sm_75 has no cp.async: two stages, filled through registers.
 // Bank conflicts: none. Chunk c of pixel r lies at place c ^ f of its row, f = 2 (r % 4) + r / 4 % 2. ldmatrix reads,
 // and gathering lanes store, one chunk of eight pixels: eight values of f. Eight lanes that copy write eight chunks of
@@ -37,13 +39,18 @@
 // Registers, of 128 x 128: 195 with copies only, 250 where all is gathered (128 of them sums), two blocks on a
 // multiprocessor. Tiles, HALVES and what bounds the loop: as in tensor_core.cu. Instructions of the loop in float16 for
 // 64 HMMA, or 32 in HALVES, which take 392 and 196 cycles of sm_90, and the tensor cores' share there; on sm_80 it is
-// 100 %, but for gathering at 128 x 64 and 64 x 128: 78 to 95 %.
+// 100 %, but at 128 x 64 and 64 x 128 where both are gathered, 83 to 84 %, or x alone, 97 to 100 %.
 //
 //     block      halves   channels last   channels first: x gathered   channels not a multiple of 8: both gathered
-//     128 x 128    1      236 to 240 100 %     330 to 331 100 %             419 to 421  94 %
-//     128 x 128    2      133 to 134 100 %     213 to 214  92 %             252 to 254  78 %
-//     128 x  64    2      211         87 %     286         69 %             325 to 327  60 %
-//      64 x 128    2      199         87 %     225 to 226  87 %             319 to 321  61 %
+//     128 x 128    1      236 to 240 100 %            323 100 %                     414  95 %
+//     128 x 128    2             134 100 %            188 100 %                     228  86 %
+//     128 x  64    2             211  87 %            264  74 %                     305  64 %
+//      64 x 128    2             199  87 %            205  87 %                     301  65 %
+//      64 x  64    2              72  51 %            111  44 %                     123  40 %
+//
+// The last has 8 HMMA of 49 cycles, 64 on sm_80 (67, 57 and 52 %), for 96 of shared memory; with taps inner, 7x7 and 3x3,
+// 169 and 139 instructions, 29 and 35 % of sm_90, where there had been 329 and 297. It is for few tiles, and for the few
+// columns of first layers, of which a larger one would pad as many again.
 //
 // An element gathered by itself takes three instructions: to find it, to load it, and a half each to pair it and to
 // drop it outside. 128 x 64 gathers 48 for its 32 HMMA, 176 instructions; 54 more are all that 85 % of 196 cycles
@@ -51,8 +58,9 @@
 // problems are large enough.
 // TF32: 313 with copies of pixels, 444 with copies of channels, of which 128 round: 88 % on sm_90 at 128 x 128, 63 to
 // 85 % in halves.
-// What was learned: 128-bit loads of floats give four words that belong to four matrices, and to bring them into
-// neighbouring registers took 200 moves; 64-bit loads, whose words are rows g and g + 8 of one, take none.
+// What was learned: where a lane points ldmatrix is worked out anew in each stage if the compiler may, 22 instructions.
+// 128-bit loads of floats give four words that belong to four matrices, and to bring them into neighbouring registers took
+// 200 moves; 64-bit loads, whose words are rows g and g + 8 of one, take none.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
 // Limits: float16 from sm_75 on, bfloat16 and float32, in TF32, from sm_80 on. Groups of few filters or channels waste
 // most of a tile.
@@ -63,220 +71,8 @@
 // Compiled with problem.cuh's constants (y is grad_y, w is grad_w), tensor_core_tile.cuh's, -DX_TOGETHER -DY_TOGETHER,
 // -DX_WHOLE -DY_WHOLE (no chunk ends amid a group's channels, or filters), -DTAPS_INNER.
 
-#include "cut.cuh"
-#include "tensor_core_tile.cuh"
+#include "tensor_core_weight_grad_walks.cuh"
 #include "weight_grad_splits.cuh"
-
-constexpr int DEPTH = 64 / sizeof(Element);  // pixels per stage
-constexpr int TAPS = R * S;
-
-enum { NONE, CHANNELS, PIXELS };  // of which 16 bytes lie together in memory
-
-constexpr int COLUMN_BYTES = DEPTH * TILE_M * sizeof(Element);
-constexpr int STAGE_BYTES = COLUMN_BYTES + DEPTH * TILE_K * sizeof(Element);
-
-constexpr int STEP_OF_COLUMNS = COLUMN_BYTES / STEPS;  // how far steps of CHANNELS and NONE lie apart
-constexpr int STEP_OF_FILTERS = (STAGE_BYTES - COLUMN_BYTES) / STEPS;
-
-// So that an exclusive or with the place of a chunk in its row leaves the rest of an address alone.
-alignas(1024) __shared__ unsigned char memory[STAGES * STAGE_BYTES];
-
-// Where chunk `chunk` of pixel `row` lies, in a stage of WIDTH columns or filters.
-template <int WIDTH>
-__device__ __forceinline__ int place_of(int row, int chunk)
-{
-    static_assert(WIDTH / CHUNK >= 8, "eight places in a row");
-    const int swizzle = (row & 3) << 1 | (row >> 2 & 1);
-    return (row * (WIDTH / CHUNK) + (chunk ^ swizzle)) * 16;
-}
-
-// Where chunk `chunk` of the pixels of column or filter `row` lies, in a stage of PIXELS.
-constexpr int PIXEL_CHUNKS = DEPTH / CHUNK;
-__device__ __forceinline__ int place_of_pixels(int row, int chunk)
-{
-    return (row * PIXEL_CHUNKS + (chunk ^ row >> 1 & 3)) * 16;
-}
-
-struct Pixel {
-    int n, p, q;
-    bool exists;
-};
-
-// How the pixels of a split are numbered, and where it ends.
-struct Pixels {
-    const Problem& problem;
-    Index next, end;  // of the stage to fetch next
-    Divisor by_q, by_p;
-
-    __device__ __forceinline__ Pixel operator[](int i) const
-    {
-        const Divided row = divide(next + i, problem.Q, by_q), image = divide(row.quotient, problem.P, by_p);
-        return {(int)image.quotient, image.rest, row.rest, next + i < end};
-    }
-};
-
-// A thread's part of a stage of WIDTH columns or filters: OWN chunks. Where these lie TOGETHER in memory, neighbouring
-// threads take neighbouring chunks, otherwise the same chunk of neighbouring pixels.
-template <int WIDTH, int TOGETHER>
-struct Share {
-    static constexpr int CHUNKS = WIDTH / CHUNK, OWN = DEPTH * CHUNKS / THREADS;
-    static constexpr int ACROSS = TOGETHER == CHANNELS ? CHUNKS : TOGETHER == PIXELS ? PIXEL_CHUNKS : DEPTH;
-    static constexpr int APART = THREADS / ACROSS;
-    static_assert(OWN * THREADS == DEPTH * CHUNKS && APART * ACROSS == THREADS);
-
-    uint4 held[OWN];
-
-    static __device__ __forceinline__ int across() { return threadIdx.x % ACROSS; }
-    static __device__ __forceinline__ int down(int j) { return threadIdx.x / ACROSS + j * APART; }
-
-    // The pixel of number j, and its column or filter: the first of its chunk.
-    static __device__ __forceinline__ int pixel(int j)
-    {
-        return TOGETHER == CHANNELS ? down(j) : TOGETHER == PIXELS ? across() * CHUNK : across();
-    }
-    static __device__ __forceinline__ int element(int j)
-    {
-        return TOGETHER == CHANNELS ? across() * CHUNK : TOGETHER == PIXELS ? down(j) : down(j) * CHUNK;
-    }
-    int first_place;  // of number 0, in a stage
-
-    __device__ __forceinline__ void find_place()
-    {
-        first_place = TOGETHER == PIXELS ? place_of_pixels(down(0), across())
-                                         : place_of<WIDTH>(pixel(0), element(0) / CHUNK);
-        asm volatile("" : "+r"(first_place));  // or it is worked out anew in each stage
-    }
-
-    // Chunks of one pixel differ in bits that an exclusive or meets alone. Rows are swizzled alike if they lie eight
-    // apart; four apart they differ in the swizzle's lowest bit.
-    __device__ __forceinline__ int place(int stage, int j) const
-    {
-        if constexpr (TOGETHER == NONE) return stage + first_place ^ j * APART * 16;
-        static_assert(TOGETHER == NONE || APART % 8 == 0 || (TOGETHER == CHANNELS && APART == 4));
-        return (stage + first_place ^ (APART == 4 ? j % 2 * 16 : 0)) + j * APART * ACROSS * 16;
-    }
-
-    // Bring number j, a chunk that lies together: into `stage` at once, by cp.async, or into a register.
-    __device__ __forceinline__ void copy(int j, unsigned stage, const Element* from, bool wanted)
-    {
-#if __CUDA_ARCH__ >= 800
-        copy_async(place(stage, j), from, wanted);
-#else
-        held[j] = wanted ? *reinterpret_cast<const uint4*>(from) : uint4{};
-#endif
-    }
-
-    // Or one whose elements lie `apart`, of which the last is number `last`. Loads need no conditions if what is not
-    // wanted is taken from the array's first element, and dropped afterwards.
-    __device__ __forceinline__ void gather(int j, const Element* array, Offset from, Offset apart, int last,
-                                           bool wanted)
-    {
-        from = wanted ? from : 0, apart = wanted ? apart : 0;
-        Chunk chunk;
-        #pragma unroll
-        for (int i = 0; i < CHUNK; ++i) {
-            const Element element = array[from + min(i, last) * apart];
-            chunk.lane[i] = i <= last ? element : Element{};
-        }
-        held[j] = wanted ? reinterpret_cast<const uint4&>(chunk) : uint4{};
-    }
-
-    __device__ __forceinline__ void put(int stage) const
-    {
-        if constexpr (TOGETHER != NONE && __CUDA_ARCH__ >= 800) return;
-        #pragma unroll
-        for (int j = 0; j < OWN; ++j) *reinterpret_cast<uint4*>(memory + place(stage, j)) = held[j];
-    }
-};
-
-// The columns: windows of x, each thread's taps and channels the same for all pixels.
-struct Columns : Share<TILE_M, X_TOGETHER> {
-    static constexpr int COLUMNS = X_TOGETHER == CHANNELS ? 1 : OWN;  // different ones of a pixel
-    int h[COLUMNS], w[COLUMNS];  // of the tap, less the padding; far outside where there is no such column
-    Offset corner[COLUMNS];      // its address, in the window of pixel 0
-    int channel[COLUMNS];        // of the chunk's first element; taps inner: its column
-
-    __device__ __forceinline__ void start(const Problem& problem, int first_column, int group)
-    {
-        find_place();
-        const int channels = ceil_div(problem.Cg, CHUNK) * CHUNK;
-        #pragma unroll
-        for (int j = 0; j < COLUMNS; ++j) {
-            const int d = first_column + element(j);
-            if constexpr (TAPS_INNER) {
-                h[j] = -problem.top, w[j] = -problem.left, channel[j] = d;
-                corner[j] = offset(problem.x, 0, group * problem.Cg, h[j], w[j]);
-                continue;
-            }
-            const int tap = d / channels;  // PIXELS: there is one tap
-            channel[j] = d % channels;
-            const bool exists = tap < TAPS && channel[j] < problem.Cg;
-            h[j] = exists ? tap / S * DILATION_H - problem.top : -0x40000000;
-            w[j] = tap % S * DILATION_W - problem.left;
-            corner[j] = offset(problem.x, 0, group * problem.Cg + channel[j], exists ? h[j] : 0, w[j]);
-        }
-    }
-
-    static __device__ __forceinline__ bool contains(const Problem& problem, int h, int w)
-    {
-        return (unsigned)h < problem.H && (unsigned)w < problem.W;
-    }
-
-    __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ x, const Pixels& pixels)
-    {
-        const Problem& problem = pixels.problem;
-        #pragma unroll
-        for (int j = 0; j < OWN; ++j) {
-            const Pixel at = pixels[pixel(j)];
-            const int k = COLUMNS == 1 ? 0 : j, top = at.p * STRIDE_H + h[k], left = at.q * STRIDE_W + w[k];
-            const Offset from = corner[k] + offset(problem.x, at.n, 0, at.p * STRIDE_H, at.q * STRIDE_W);
-            const bool wanted = at.exists && contains(problem, top, left);
-            if constexpr (X_TOGETHER != NONE) copy(j, stage, x + from, wanted);
-            else if constexpr (TAPS_INNER) held[j] = of_taps(x, from, channel[k], top, left, at.exists, problem);
-            else gather(j, x, from, problem.x.c, X_WHOLE ? CHUNK - 1 : problem.Cg - 1 - channel[k], wanted);
-        }
-    }
-
-    static __device__ __forceinline__ uint4 of_taps(const Element* __restrict__ x, Offset from, int first, int top,
-                                                    int left, bool exists, const Problem& problem)
-    {
-        asm volatile("" : "+r"(first));  // divide anew in each stage: the registers do not hold what is found
-        Chunk chunk;
-        #pragma unroll
-        for (int i = 0; i < CHUNK; ++i) {
-            const unsigned d = first + i, c = d / TAPS, r = d % TAPS / S, s = d % S;
-            const int down = r * DILATION_H, right = s * DILATION_W;
-            const bool wanted = exists && c < problem.Cg && contains(problem, top + down, left + right);
-            chunk.lane[i] = wanted ? x[from + offset(problem.x, 0, c, down, right)] : Element{};
-        }
-        return reinterpret_cast<const uint4&>(chunk);
-    }
-};
-
-// The filters: grad_y.
-struct Filters : Share<TILE_K, Y_TOGETHER> {
-    int filter, group;  // the block's first, and its group's number
-
-    __device__ __forceinline__ void start(int first_filter, int its_group)
-    {
-        find_place();
-        filter = first_filter, group = its_group;
-    }
-
-    __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ grad_y, const Pixels& pixels)
-    {
-        const Problem& problem = pixels.problem;
-        #pragma unroll
-        for (int j = 0; j < OWN; ++j) {
-            const Pixel at = pixels[pixel(j)];
-            const int k = filter + element(j);
-            const Offset from = offset(problem.y, at.n, group * problem.Kg + k, at.p, at.q);
-            const bool wanted = at.exists && k < problem.Kg;
-            if constexpr (Y_TOGETHER != NONE) copy(j, stage, grad_y + from, wanted);
-            else gather(j, grad_y, from, problem.y.c, Y_WHOLE ? CHUNK - 1 : problem.Kg - 1 - k, wanted);
-        }
-    }
-};
 
 // What a thread brings of a stage to a place in shared memory, for multiply_stages.
 struct Bring {
@@ -323,6 +119,7 @@ struct Aim {
             columns = X_TOGETHER == PIXELS ? columns ^ warp.half * 32 : columns + warp.half * STEP_OF_COLUMNS;
             filters = Y_TOGETHER == PIXELS ? filters ^ warp.half * 32 : filters + warp.half * STEP_OF_FILTERS;
         }
+        keep(columns), keep(filters);
     }
 };
 

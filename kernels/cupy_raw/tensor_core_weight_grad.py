@@ -16,6 +16,7 @@ from ..launching import CudaSource, ceil_div, launch
 from .cut import DIVISOR, chosen, divisor, round_up
 from .parameters import is_wide, problem_struct, type_constants, window_constants
 from .tensor_core_tile import (
+    CHUNKS,
     SMALL,
     VECTOR,
     Tile,
@@ -46,8 +47,9 @@ PRECISE_TILES = (  # three products and 64-bit offsets leave too few registers f
 )
 
 # Instructions beside multiplying, read from the machine code: of each thread and stage; of each chunk that it copies;
-# of each element gathered by itself, channels inner, taps inner; of each word of shared memory that it rounds to TF32.
-LOOP_SLOTS, CHUNK_SLOTS, GATHER_SLOTS = 50, 18, (3, 24)
+# of each element gathered by itself; of that, taps inner, in threads of one chunk, and of several, which find their
+# steps in each stage; of each word of shared memory that it rounds to TF32.
+LOOP_SLOTS, CHUNK_SLOTS, GATHER_SLOTS, TAPS_SLOTS = 50, 18, 3, (11, 22)
 ROUND_SLOTS = {None: 0, "tf32": 3, "3xtf32": 3}
 WAITING = cost.waiting("cupy_raw.tensor_core_weight_grad", like="cupy_raw.implicit_gemm")
 
@@ -92,8 +94,11 @@ def tiles_of(problem):
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
     """Of those that cut.py would choose from."""
-    cuts = (cut_of(problem, tile, splits) for tile in tiles_of(problem) for splits in possible_splits(problem))
-    return chosen(device, {cut: seconds(problem, device, cut) + 2 * cost.LAUNCH for cut in affordable(cuts)})
+    return chosen(device, {cut: seconds(problem, device, cut) + 2 * cost.LAUNCH for cut in cuts(problem, device)})
+
+
+def cuts(problem, device):
+    return affordable(cut_of(problem, tile, n) for tile in tiles_of(problem) for n in possible_splits(problem))
 
 
 def possible_splits(problem):
@@ -120,9 +125,10 @@ def seconds(problem, device, cut):
     beside = LOOP_SLOTS * tile.threads + CHUNK_SLOTS * tile.stage_bytes / VECTOR
     beside += ROUND_SLOTS[problem.precision] * tile.matrix_bytes / 4
     if lying.x_together == "NONE":
-        beside += GATHER_SLOTS[cut.taps_inner] * tile.rows * depth
+        each = TAPS_SLOTS[tile.rows * CHUNKS > tile.threads] if cut.taps_inner else GATHER_SLOTS
+        beside += each * tile.rows * depth
     if lying.y_together == "NONE":
-        beside += GATHER_SLOTS[0] * tile.filters * depth
+        beside += GATHER_SLOTS * tile.filters * depth
     slots = cut.pixels / depth * stage_slots(problem, device, tile, beside) + other_slots(tile)
     multiply = WAITING * cost.block_seconds(device, math.prod(cut.grid(problem)), tile.threads, slots)
     least = cost.memory_seconds(problem, device)

@@ -11,7 +11,7 @@ from functools import lru_cache
 from .. import gpu_cost as cost
 from ..launching import CudaSource, ceil_div, launch
 from .parameters import is_wide, problem_struct, type_constants, window_constants
-from .weight_grad_splits import cut_reasons, fastest, splits_struct
+from .weight_grad_splits import cut_reasons, fastest, possible_cuts, splits_struct
 
 THREADS = 256  # of finish_weight_grad
 FEWEST_STAGES = 2  # of one split
@@ -27,6 +27,10 @@ passes = ("weight_grad",)
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
     return fastest(problem, device, TILES, FEWEST_STAGES, seconds)
+
+
+def cuts(problem, device):
+    return possible_cuts(problem, TILES, FEWEST_STAGES)
 
 
 def seconds(problem, device, cut):

@@ -74,16 +74,19 @@ def affordable(cuts):
 
 
 def fastest(problem, device, tiles, fewest_stages, seconds):
-    """The cut into one of these tiles, of splits of so many stages and more, that cut.py would choose, by
-    `seconds(problem, device, cut)` and two launches.
-    """
+    """Of possible_cuts, what cut.py would choose, by `seconds(problem, device, cut)` and two launches."""
+    cuts = possible_cuts(problem, tiles, fewest_stages)
+    return chosen(device, {cut: seconds(problem, device, cut) + 2 * cost.LAUNCH for cut in cuts})
+
+
+def possible_cuts(problem, tiles, fewest_stages):
+    """Into one of these tiles, of splits of so many stages and more."""
     each = EACH[problem.accumulate.itemsize]
-    cuts = [
+    return affordable(
         cut_of(problem, tile_k * each, tile_m * each, splits)
         for tile_k, tile_m in tiles
         for splits in possible_splits(problem, fewest_stages)
-    ]
-    return chosen(device, {cut: seconds(problem, device, cut) + 2 * cost.LAUNCH for cut in affordable(cuts)})
+    )
 
 
 def possible_splits(problem, fewest_stages):

@@ -198,23 +198,30 @@ class TestMachineCode:
     def test_the_tensor_cores_are_kept_busy(self, target, tile, type_, together):
         """At least 85 % of the time in which instructions issue and shared memory answers, in the main loop.
 
-        Where x is gathered, its stages end amid the channels, and so do chunks: nothing is dearer but taps inner.
+        Where x is gathered, its stages end amid the channels, and so do chunks.
         """
         channels = 256 if together else 258
         source = self.source(tile, type_, tensor_core.Lying(together, together, 8), target, channels=channels)[1]
         loop = report.Loop.of(compiling.sass(compiling.cuda_source_cubin(source, target)), source.function)
         blocks = tile.warp_rows * tile.warp_filters // (16 * 8)
         assert len(loop.tensor) == blocks * 2 // tile.halves * (3 if type_ == "3xtf32" else 1)
-        dearest = not together and target == 90 and tile == tensor_core.Tile(128, 64, 64, 64, 2)
-        assert loop.issue_bound(report.MULTIPROCESSORS[target]) >= (0.81 if dearest else 0.85)
+        assert loop.issue_bound(report.MULTIPROCESSORS[target]) >= 0.85
         assert loop.roots["BAR"] == 1, "one barrier per stage"
         assert loop.roots["LDG"] == (0 if together else tile.rows * 32 // tile.threads)
         assert loop.load_bits("LDGSTS") == loop.load_bits("LDSM") == 128
 
+    @pytest.mark.parametrize(("target", "tile", "bound"), [(80, 0, 1), (90, 0, 1), (80, 2, 0.77), (90, 2, 0.58)])
+    def test_windows_of_few_channels_are_gathered_beside(self, target, tile, bound):
+        """A step found for all of a thread's pixels, an element in under five instructions."""
+        source = self.source(tensor_core.TILES[tile], "float16", tensor_core.Lying(False, False, 8), target, channels=3)
+        loop = report.Loop.of(compiling.sass(compiling.cuda_source_cubin(source[1], target)), source[1].function)
+        assert loop.roots["LDG"] == 4096 // tensor_core.TILES[tile].threads
+        assert loop.issue_bound(report.MULTIPROCESSORS[target]) >= bound
+
     @pytest.mark.parametrize("together", [True, False])
     @pytest.mark.parametrize(
         ("tile", "bound"),
-        list(zip(tensor_core.WAVE_TILES, (8 / 9, 8 / 9, 4 / 5, 2 / 3, 2 / 3, 4 / 7), strict=True)),
+        list(zip(tensor_core.WAVE_TILES, (8 / 9, 8 / 9, 4 / 5, 2 / 3, 2 / 3, 4 / 7, 8 / 11, 1), strict=True)),
         ids=str,
     )
     def test_only_shared_memory_bounds_the_tiles_that_fill_waves(self, tile, bound, together):
@@ -237,7 +244,7 @@ class TestEmulated:
         way = list(LYING).index(name)
         case = of_type(LYING[name], list(TYPES)[(number + way) % len(TYPES)])
         tiles = tensor_core.tiles_of(case.problem())
-        return case, tiles[(2 * number + way) % len(tiles)]
+        return case, tiles[(2 * number - way) % len(tiles)]
 
     def test_every_tile_has_its_turn_of_copies_and_of_gathering(self):
         turns = (self.case_and_tile(number, name) + (name,) for number in range(NUMBERS) for name in LYING)
@@ -257,6 +264,12 @@ class TestEmulated:
         test_emulated.check(tensor_core, "tensor_core", case)
         assert [lying._replace(run=0) for lying in taken] == [EXPECTED[name]._replace(run=0)]
         assert case.dtype == "float32" or taken == [EXPECTED[name]]
+
+    @pytest.mark.parametrize("type_", ["float16", "3xtf32"])
+    def test_windows_of_more_rows_and_columns_than_there_are_bits_run_without_a_fault(self, type_, monkeypatch):
+        case = of_type(Case("large", (1, 2, 18, 17), (9, 2, 17, 16), {"padding": (3, 8)}, bias=True), type_)
+        force_cut(monkeypatch, case.problem(), tensor_core.tiles_of(case.problem())[1])
+        test_emulated.check(tensor_core, "tensor_core", case)
 
     @pytest.mark.parametrize("target", TARGETS)
     @pytest.mark.parametrize("name", ["copied", "gathered"])

@@ -210,7 +210,7 @@ class TestMachineCode:
     @pytest.mark.parametrize(
         ("lying", "target", "tile"),
         [*((lying, 90, tile) for lying in ((CHANNELS, CHANNELS), (PIXELS, PIXELS)) for tile in kernel.TILES[:4]),
-         ((CHANNELS, CHANNELS), 80, kernel.TILES[0]), ((NONE, NONE), 90, kernel.TILES[0]),
+         ((CHANNELS, CHANNELS), 80, kernel.TILES[0]), *(((NONE, NONE), 90, tile) for tile in kernel.TILES[:2]),
          *(((NONE, PIXELS), target, tile) for target, tile in ((90, kernel.TILES[0]), (90, kernel.TILES[1]),
                                                                (80, kernel.TILES[2]), (90, kernel.TILES[3])))],
         ids=str,
@@ -225,6 +225,13 @@ class TestMachineCode:
         gathered = [size for size, how in zip((tile.rows, tile.filters), lying, strict=True) if how == NONE]
         assert loop.roots["LDG"] == sum(gathered) * 32 // tile.threads
         assert loop.roots["LDSM"] == 16 // tile.halves, "four matrices at once"
+
+    @pytest.mark.parametrize("target", [80, 90])
+    def test_a_thread_of_few_channels_finds_its_steps_once(self, target):
+        source = self.source(kernel.SMALL, "float16", (NONE, PIXELS), target, channels=3)
+        loop = report.Loop.of(compiling.sass(compiling.cuda_source_cubin(source, target)), source.function)
+        assert (len(loop.tensor), loop.roots["LDG"]) == (8, 8)
+        assert loop.size <= 145
 
     def test_nothing_is_added_by_atomics(self):
         problem = LYING["pixels"].problem("weight_grad")
@@ -248,6 +255,12 @@ class TestEmulated:
         problem = case.problem("weight_grad")
         tiles = kernel.tiles_of(problem)
         force_cut(monkeypatch, problem, tiles[(2 * number + turn) % len(tiles)], splits=1 + 2 * turn)
+        check(case)
+
+    @pytest.mark.parametrize("tile", [kernel.TILES[0], kernel.SMALL], ids=str)
+    def test_windows_of_more_rows_and_columns_than_there_are_bits_run_without_a_fault(self, tile, monkeypatch):
+        case = Case("large", (1, 2, 18, 17), (9, 2, 17, 16), {"padding": (3, 8)}, dtype="float16")
+        force_cut(monkeypatch, case.problem("weight_grad"), tile)
         check(case)
 
     @pytest.mark.parametrize("tile", ALL_TILES, ids=str)

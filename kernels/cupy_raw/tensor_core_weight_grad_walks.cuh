@@ -1,0 +1,236 @@
+// How the stages of tensor_core_weight_grad.cu are brought: a thread's columns and filters never change, so that where
+// they lie is found once; its pixels move on, from stage to stage.
+//
+// Compiled with tensor_core_weight_grad.cu's constants.
+
+#pragma once
+
+#include "cut.cuh"
+#include "tensor_core_taps.cuh"
+#include "tensor_core_tile.cuh"
+
+constexpr int DEPTH = 64 / sizeof(Element);  // pixels per stage
+constexpr int TAPS = R * S;
+
+enum { NONE, CHANNELS, PIXELS };  // of which 16 bytes lie together in memory
+
+constexpr int COLUMN_BYTES = DEPTH * TILE_M * sizeof(Element);
+constexpr int STAGE_BYTES = COLUMN_BYTES + DEPTH * TILE_K * sizeof(Element);
+
+constexpr int STEP_OF_COLUMNS = COLUMN_BYTES / STEPS;  // how far steps of CHANNELS and NONE lie apart
+constexpr int STEP_OF_FILTERS = (STAGE_BYTES - COLUMN_BYTES) / STEPS;
+
+// So that an exclusive or with the place of a chunk in its row leaves the rest of an address alone.
+alignas(1024) __shared__ unsigned char memory[STAGES * STAGE_BYTES];
+
+// Where chunk `chunk` of pixel `row` lies, in a stage of WIDTH columns or filters.
+template <int WIDTH>
+__device__ __forceinline__ int place_of(int row, int chunk)
+{
+    static_assert(WIDTH / CHUNK >= 8, "eight places in a row");
+    const int swizzle = (row & 3) << 1 | (row >> 2 & 1);
+    return (row * (WIDTH / CHUNK) + (chunk ^ swizzle)) * 16;
+}
+
+// Where chunk `chunk` of the pixels of column or filter `row` lies, in a stage of PIXELS.
+constexpr int PIXEL_CHUNKS = DEPTH / CHUNK;
+__device__ __forceinline__ int place_of_pixels(int row, int chunk)
+{
+    return (row * PIXEL_CHUNKS + (chunk ^ row >> 1 & 3)) * 16;
+}
+
+struct Pixel {
+    int n, p, q;
+    bool exists;
+};
+
+// How the pixels of a split are numbered, and where it ends.
+struct Pixels {
+    const Problem& problem;
+    Index next, end;  // of the stage to fetch next
+    Divisor by_q, by_p;
+
+    __device__ __forceinline__ Pixel operator[](int i) const
+    {
+        const Divided row = divide(next + i, problem.Q, by_q), image = divide(row.quotient, problem.P, by_p);
+        return {(int)image.quotient, image.rest, row.rest, next + i < end};
+    }
+};
+
+// A thread's part of a stage of WIDTH columns or filters: OWN chunks. Where these lie TOGETHER in memory, neighbouring
+// threads take neighbouring chunks, otherwise the same chunk of neighbouring pixels.
+template <int WIDTH, int TOGETHER>
+struct Share {
+    static constexpr int CHUNKS = WIDTH / CHUNK, OWN = DEPTH * CHUNKS / THREADS;
+    static constexpr int ACROSS = TOGETHER == CHANNELS ? CHUNKS : TOGETHER == PIXELS ? PIXEL_CHUNKS : DEPTH;
+    static constexpr int APART = THREADS / ACROSS;
+    static_assert(OWN * THREADS == DEPTH * CHUNKS && APART * ACROSS == THREADS);
+
+    uint4 held[OWN];
+
+    static __device__ __forceinline__ int across() { return threadIdx.x % ACROSS; }
+    static __device__ __forceinline__ int down(int j) { return threadIdx.x / ACROSS + j * APART; }
+
+    // The pixel of number j, and its column or filter: the first of its chunk.
+    static __device__ __forceinline__ int pixel(int j)
+    {
+        return TOGETHER == CHANNELS ? down(j) : TOGETHER == PIXELS ? across() * CHUNK : across();
+    }
+    static __device__ __forceinline__ int element(int j)
+    {
+        return TOGETHER == CHANNELS ? across() * CHUNK : TOGETHER == PIXELS ? down(j) : down(j) * CHUNK;
+    }
+    int first_place;  // of number 0, in a stage
+
+    __device__ __forceinline__ void find_place()
+    {
+        first_place = TOGETHER == PIXELS ? place_of_pixels(down(0), across())
+                                         : place_of<WIDTH>(pixel(0), element(0) / CHUNK);
+        asm volatile("" : "+r"(first_place));  // or it is worked out anew in each stage
+    }
+
+    // Chunks of one pixel differ in bits that an exclusive or meets alone. Rows are swizzled alike if they lie eight
+    // apart; four apart they differ in the swizzle's lowest bit.
+    __device__ __forceinline__ int place(int stage, int j) const
+    {
+        if constexpr (TOGETHER == NONE) return stage + first_place ^ j * APART * 16;
+        static_assert(TOGETHER == NONE || APART % 8 == 0 || (TOGETHER == CHANNELS && APART == 4));
+        return (stage + first_place ^ (APART == 4 ? j % 2 * 16 : 0)) + j * APART * ACROSS * 16;
+    }
+
+    // Bring number j, a chunk that lies together: into `stage` at once, by cp.async, or into a register.
+    __device__ __forceinline__ void copy(int j, unsigned stage, const Element* from, bool wanted)
+    {
+#if __CUDA_ARCH__ >= 800
+        copy_async(place(stage, j), from, wanted);
+#else
+        held[j] = wanted ? *reinterpret_cast<const uint4*>(from) : uint4{};
+#endif
+    }
+
+    // Or one whose elements lie `apart`, of which the last is number `last`. Loads need no conditions if what is not
+    // wanted is taken from the array's first element, and dropped afterwards.
+    __device__ __forceinline__ void gather(int j, const Element* array, Offset from, Offset apart, int last,
+                                           bool wanted)
+    {
+        from = wanted ? from : 0, apart = wanted ? apart : 0;
+        Chunk chunk;
+        #pragma unroll
+        for (int i = 0; i < CHUNK; ++i) {
+            const Element element = array[from + min(i, last) * apart];
+            chunk.lane[i] = i <= last ? element : Element{};
+        }
+        held[j] = wanted ? reinterpret_cast<const uint4&>(chunk) : uint4{};
+    }
+
+    __device__ __forceinline__ void put(int stage) const
+    {
+        if constexpr (TOGETHER != NONE && __CUDA_ARCH__ >= 800) return;
+        #pragma unroll
+        for (int j = 0; j < OWN; ++j) *reinterpret_cast<uint4*>(memory + place(stage, j)) = held[j];
+    }
+};
+
+// The columns: windows of x, each thread's taps and channels the same for all pixels.
+struct Columns : Share<TILE_M, X_TOGETHER> {
+    static constexpr int COLUMNS = X_TOGETHER == CHANNELS ? 1 : OWN;  // different ones of a pixel
+    int h[COLUMNS], w[COLUMNS];  // of the tap, less the padding; far outside where there is no such column
+    Offset corner[COLUMNS];      // its address, in the window of pixel 0
+    int channel[COLUMNS];        // of the chunk's first element; taps inner: its column
+    Step steps[CHUNK];           // of a thread that has one chunk: others have no registers, and find them in each stage
+
+    __device__ __forceinline__ void start(const Problem& problem, int first_column, int group)
+    {
+        find_place();
+        const int channels = ceil_div(problem.Cg, CHUNK) * CHUNK;
+        #pragma unroll
+        for (int j = 0; j < COLUMNS; ++j) {
+            const int d = first_column + element(j);
+            if constexpr (TAPS_INNER) {
+                h[j] = -problem.top, w[j] = -problem.left, channel[j] = d;
+                corner[j] = offset(problem.x, 0, group * problem.Cg, h[j], w[j]);
+                #pragma unroll
+                for (int e = 0; COLUMNS == 1 && e < CHUNK; ++e) steps[e].find(problem, d + e);
+                continue;
+            }
+            const int tap = d / channels;  // PIXELS: there is one tap
+            channel[j] = d % channels;
+            const bool exists = tap < TAPS && channel[j] < problem.Cg;
+            h[j] = exists ? tap / S * DILATION_H - problem.top : -0x40000000;
+            w[j] = tap % S * DILATION_W - problem.left;
+            corner[j] = offset(problem.x, 0, group * problem.Cg + channel[j], exists ? h[j] : 0, w[j]);
+        }
+    }
+
+    static __device__ __forceinline__ bool contains(const Problem& problem, int h, int w)
+    {
+        return (unsigned)h < problem.H && (unsigned)w < problem.W;
+    }
+
+    __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ x, const Pixels& pixels)
+    {
+        const Problem& problem = pixels.problem;
+        if constexpr (TAPS_INNER) {
+            gather_taps(x, pixels[pixel(0)], problem);
+            return;
+        }
+        #pragma unroll
+        for (int j = 0; j < OWN; ++j) {
+            const Pixel at = pixels[pixel(j)];
+            const int k = COLUMNS == 1 ? 0 : j, top = at.p * STRIDE_H + h[k], left = at.q * STRIDE_W + w[k];
+            const Offset from = corner[k] + offset(problem.x, at.n, 0, at.p * STRIDE_H, at.q * STRIDE_W);
+            const bool wanted = at.exists && contains(problem, top, left);
+            if constexpr (X_TOGETHER != NONE) copy(j, stage, x + from, wanted);
+            else gather(j, x, from, problem.x.c, X_WHOLE ? CHUNK - 1 : problem.Cg - 1 - channel[k], wanted);
+        }
+    }
+
+    // Taps inner: all chunks are of one pixel.
+    __device__ __forceinline__ void gather_taps(const Element* __restrict__ x, const Pixel& at, const Problem& problem)
+    {
+        const int top = at.exists ? at.p * STRIDE_H + h[0] : -0x40000000, left = at.q * STRIDE_W + w[0];
+        const unsigned inside = axes_inside(problem, top, left);
+        const Element* window =
+            x + (corner[0] + offset(problem.x, at.n, 0, at.exists ? at.p * STRIDE_H : 0, at.q * STRIDE_W));
+        asm volatile("" : "+l"(window));  // or its parts and a step are added anew, in 64 bits
+        #pragma unroll
+        for (int j = 0; j < OWN; ++j) {
+            unsigned first = channel[j], words[4] = {};
+            asm volatile("" : "+r"(first));  // divide anew in each stage
+            #pragma unroll
+            for (int e = 0; e < CHUNK; ++e) {
+                if (COLUMNS > 1) steps[e].find(problem, first + e);
+                const bool wanted = has_inside(problem, steps[e], inside, top, left);
+                Offset from = steps[e].from;
+                keep(from);  // in 32 bits: one instruction adds it to the window's address
+                words[e / (CHUNK / 4)] += load_if(wanted, window + from) << e % (CHUNK / 4) * 16;
+            }
+            held[j] = reinterpret_cast<const uint4&>(words);
+        }
+    }
+};
+
+// The filters: grad_y.
+struct Filters : Share<TILE_K, Y_TOGETHER> {
+    int filter, group;  // the block's first, and its group's number
+
+    __device__ __forceinline__ void start(int first_filter, int its_group)
+    {
+        find_place();
+        filter = first_filter, group = its_group;
+    }
+
+    __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ grad_y, const Pixels& pixels)
+    {
+        const Problem& problem = pixels.problem;
+        #pragma unroll
+        for (int j = 0; j < OWN; ++j) {
+            const Pixel at = pixels[pixel(j)];
+            const int k = filter + element(j);
+            const Offset from = offset(problem.y, at.n, group * problem.Kg + k, at.p, at.q);
+            const bool wanted = at.exists && k < problem.Kg;
+            if constexpr (Y_TOGETHER != NONE) copy(j, stage, grad_y + from, wanted);
+            else gather(j, grad_y, from, problem.y.c, Y_WHOLE ? CHUNK - 1 : problem.Kg - 1 - k, wanted);
+        }
+    }
+};
