@@ -15,6 +15,7 @@ from .short_floats import memory_functions
 from .tracing import bits, choose, constant, convert, fma, maximum, minimum, select, traced
 
 CLAMP, LEAKY, SILU = 0, 1, 2
+PAST_CACHE_BYTES = 8 << 20  # outputs this large are stored past the cache
 LOG_2_HIGH, LOG_2_LOW = 0.693359375, -2.12194440054690583e-4  # their sum is log(2); n * LOG_2_HIGH is exact
 LIMITS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 

@@ -44,6 +44,12 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
   transposed, 1.03, and in turns with the transforms 1.18; fetching the lines to be stored, for writing, 1.1 to 1.25, or
   the taps ahead, 1.0 to 1.05. Nor does it matter in which order the lines are stored, or whether loads and stores
   agree in their low 12 bits.
+- Two Zen 4 cores with AVX-512, where one multiply-add of 64 bytes starts per cycle: the multiply takes 1.05 to 1.15
+  times its products at the peak, both transforms take twice as much of the rest as on Zen 5. Transformed by chunks, U
+  that one strip reads alone takes less (single calls of 256 channels of 14 x 14 0.89 of the time, of F(4) with stride 2
+  0.86 to 0.91), U that several strips read takes more (128 of 112 x 112 1.07 to 1.2: their V wait). What changed
+  nothing there: sums of 32 to 128 channels, strips of 1 to 4 vectors, V, U and M in huge pages, and fetching lines of M
+  before they are read or of V before they are stored.
 - U of a chunk of 3/8 of L2, instead of all of it, leaves room for V and M: single calls of 512 -> 512 take 0.93 of the
   time at 7 x 7, 0.98 at 14 x 14, 0.95 by F(6) at 28 x 28. 256 -> 256 at 14 x 14 does not care.
 - Of 3 x 3 / 2, what is the same at several points stored once: single calls of 128 x 56 x 56 (F4) 0.92, 256 x 28 x 28

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from . import target
+from .epilogue import PAST_CACHE_BYTES
 from .microkernel import VECTORS, tile_rows
 from .threads import worker_span
 from .vectors import lanes
@@ -20,34 +21,37 @@ from .winograd_record import (
     tile_list_words,
 )
 
-ALL_FILTERS = 5  # in sizes of the L2 cache: a thread's own filters up to this are transformed at once, not by chunks
+ALL_FILTERS = 5  # in sizes of the L2 cache: a thread's own filters up to this are transformed at once, not by chunks;
+ALL_FILTERS_OF_A_STRIP = 1  # likewise, where no second strip reads them
 FILTERS_IN_CACHE = 3 / 8  # U of a chunk, likewise: with V and M in L2, from where it is read soon after
 SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading V more often costs more
 SPREAD_BYTES, MOST_SPREAD = 24 << 10, 4  # what stays in L1 of spread pixels, and channels at a time
 MOST_SPARING = 10  # tiles in a line: of more, what those at its ends save is less than what lists of tiles take
 MOST_WORKSPACE = 48 << 20  # of all threads, where a cut is possible that needs no more
-PAST_CACHE_BYTES = 8 << 20  # outputs this large are stored past the cache
 PAST_CACHE_WEIGHTS = 16 << 20  # transformed weights this large are, where a plan packs them
 
 # The cost model, in cycles of the Zen 3 that microkernel.CLOCK is of, where kernels compare as they do on the Zen 5
-# that it was fitted to (two threads, AVX-512 and AVX2, 16 to 512 channels and filters, maps of 7 to 112).
+# that it was fitted to (two threads, AVX-512 and AVX2, 16 to 512 channels and filters, maps of 7 to 112), and with
+# `slower` on Zen 4 (32 layers' plans and single calls: all but two within 1.06 of the fastest).
 # F(6,3)'s transforms are taken for more than they are: it errs more.
 INPUT_CYCLES = {2: 160, 4: 340, 6: 950}  # 3 x 3, per channel and vector of 64 bytes of tiles; others by their products
-STRIDED = 1.8  # times as long as its products say F(4)'s input takes with a stride, of more than a few channels
+STRIDED = 0.8  # of what its products say, F(4)'s input waits with a stride, of more than a few channels; less if slower
 OUTPUT_CYCLES = {2: 80, 4: 220, 6: 650}  # 3 x 3, per tile and vector of 64 bytes of filters; others by their planes
 TAP_CYCLES, FILTER_CYCLES = 0.3, 0.25  # per filter and channel: of each tap to gather, each number to compute and store
 STAGED_CYCLES = 0.6  # more for a tap of 16 bits, widened into a copy; over the multiply-adds that start per cycle
 PACKED_FIRST = 3  # times as long takes what is stored for all threads and then read by them
 EFFICIENCY = 0.88  # of the core's multiply-adds
 INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
-DEEP_CHANNELS, DEEP = 256, 1.08  # of F(6,3): from so many on its products take longer, whatever the strip (measured)
+DEEP_CHANNELS, DEEP = 256, 0.08  # of F(6,3): from so many on its products wait, less if slower (measured)
 WAITING_BYTES, BEYOND_ALL_CACHES = 16 << 20, 1.6  # and where V and M of all threads, waiting for other filters, are
 CYCLES_PER_PLANE, CYCLES_PER_UNIT = 150, 30  # of a group's strip beside the multiply-adds, which are few there
 LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
 CACHED_WEIGHTS = 19 << 20  # U up to this size comes from the L3 cache
 STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 17.0, 400.0  # U, from memory and from L3, beside the multiply
+MOST_BYTES_PER_CYCLE = 6.0  # U, from memory, whatever the multiply leaves time for
 FIRST_BYTES_PER_CYCLE = 50.0  # U, when it is read first
-TAPS_BYTES_PER_CYCLE = 4.0  # w in a single call with a stride, whose smaller y repays its transforms less
+TAPS_BYTES_PER_CYCLE = 4.0  # w in a single call with a stride, whose smaller y repays its transforms less, but more
+# where products are slow
 MEMORY_BYTES_PER_CYCLE = 3.2  # x and y, where no cache holds them
 FEW_CHANNELS = 4  # up to so many, y is most of the work, and x and y count wherever they are
 
@@ -222,7 +226,8 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     output_vector = max(strip_tiles, fewest_tiles()) * numbers.bytes
     chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (tile.planes * output_vector)))
     depth_step, panel_bytes = problem.Cg, tile.numbers * problem.Cg * numbers.bytes
-    if runs and part * panel_bytes > ALL_FILTERS * target.cache_bytes(2):
+    most = ALL_FILTERS_OF_A_STRIP if runs == strips else ALL_FILTERS
+    if runs and part * panel_bytes > most * target.cache_bytes(2):
         depth_step = min(depth_block, problem.Cg)
         block_bytes = tile.numbers * depth_step * numbers.bytes
         chunk = min(chunk, max(2, round(FILTERS_IN_CACHE * target.cache_bytes(2)) // block_bytes))
@@ -271,8 +276,9 @@ def cycles(m, problem, threads, cut) -> float:
     vectors = problem.Cg * ceil_div(tiles, cut.panel)
     written = cut.part + problem.Kg % cut.panel / cut.panel  # a vector that is not full takes the long way
     inputs, outputs = (count / (m + 2) ** 2 for count in (tile.products, tile.planes))
-    inputs *= STRIDED if m == 4 and tile.phases > 1 and problem.Cg > FEW_CHANNELS else 1
-    transforms = INPUT_CYCLES[m] * inputs * vectors + OUTPUT_CYCLES[m] * outputs * tiles * stored_share(cut) * written
+    waiting = STRIDED / slower() if m == 4 and tile.phases > 1 and problem.Cg > FEW_CHANNELS else 0
+    transforms = INPUT_CYCLES[m] * inputs * vectors * (slower() + waiting)
+    transforms += OUTPUT_CYCLES[m] * outputs * tiles * stored_share(cut) * written * slower()
     weights = tile.products * problem.Cg * cut.part  # vectors
     multiply = (
         weights * (tiles * kept_share(m, problem) + units * LOADED) / target.multiply_adds_per_cycle() / EFFICIENCY
@@ -280,13 +286,13 @@ def cycles(m, problem, threads, cut) -> float:
     if cut.outputs_at - cut.inputs_at > INPUTS_IN_CACHE * target.cache_bytes(2):
         multiply *= BEYOND_CACHE
     if m == 6 and problem.Cg >= DEEP_CHANNELS:
-        multiply *= DEEP
+        multiply *= 1 + DEEP / slower()
     if cut.filters_at and threads * (cut.filters_at - cut.inputs_at) > WAITING_BYTES:
         multiply *= BEYOND_ALL_CACHES
     if cut.filters_at:
         filters = filter_cycles(m, problem) * problem.Cg * cut.part * cut.panel
     else:
-        filters = stream_cycles(problem, cut, weights, tile.products / tile.numbers)
+        filters = stream_cycles(problem, cut, weights, tile.products / tile.numbers, multiply)
     strips = ceil_div(cut.strips, cut.runs)
     tasks = ceil_div(problem.groups * cut.runs * cut.parts, threads)
     if problem.groups > 1:
@@ -295,10 +301,18 @@ def cycles(m, problem, threads, cut) -> float:
     return tasks * (strips * (transforms * vector_share(problem) + multiply) + filters) + memory
 
 
+def slower() -> float:
+    """How many times as long vector instructions take as where two multiply-adds start per cycle: additions, loads and
+    stores too.
+    """
+    return 2 / target.multiply_adds_per_cycle()
+
+
 def filter_cycles(m, problem) -> float:
     """Of transforming a filter's taps of one channel."""
     staged = 0 if problem.dtype == problem.accumulate else STAGED_CYCLES / target.multiply_adds_per_cycle()
-    return (TAP_CYCLES + staged) * problem.R * problem.S + FILTER_CYCLES * tile_of(m, problem).numbers
+    waiting_too, taps = (1 + slower()) / 2, problem.R * problem.S
+    return waiting_too * (TAP_CYCLES * taps + FILTER_CYCLES * tile_of(m, problem).numbers) + staged * taps
 
 
 def kept_share(m, problem) -> float:
@@ -320,16 +334,19 @@ def stored_share(cut) -> float:
     return ceil_div(columns, cut.panel) * cut.panel / columns
 
 
-def stream_cycles(problem, cut, weights, times) -> float:
-    """What packed weights, so many vectors, each of which is read so many times, add to a strip's multiplications.
+def stream_cycles(problem, cut, weights, times, multiply) -> float:
+    """What packed weights, so many vectors, each of which is read so many times, add to a strip's multiplications,
+    which take `multiply` cycles.
 
     From memory that is less where vectors are narrow: a byte is then multiplied for longer (512 channels of 7 x 7 held
     to AVX2: F(4) 343 microseconds, F(2) 545).
+    Few tiles wait for the memory (the same on two Zen 4 cores with AVX-512: F(4) 1.2 to 1.7 ms, F(2) 0.7).
     """
     count = weights / times * target.vector_bytes()
     if problem.groups * cut.filter_group * times <= CACHED_WEIGHTS:
         return count / CACHE_BYTES_PER_CYCLE
-    return count * target.vector_bytes() / 64 / STREAM_BYTES_PER_CYCLE
+    count *= target.vector_bytes() / 64
+    return max(count / STREAM_BYTES_PER_CYCLE, count / MOST_BYTES_PER_CYCLE - multiply)
 
 
 def memory_cycles(problem, cut) -> float:
@@ -339,7 +356,7 @@ def memory_cycles(problem, cut) -> float:
     counts = count > PAST_CACHE_BYTES or problem.Cg <= FEW_CHANNELS
     pixels = count / MEMORY_BYTES_PER_CYCLE if counts else 0.0
     taps = problem.K * problem.reduction * problem.dtype.itemsize if problem.stride != (1, 1) else 0
-    return pixels + (taps / TAPS_BYTES_PER_CYCLE if cut.filters_at else weights / FIRST_BYTES_PER_CYCLE)
+    return pixels + (taps / TAPS_BYTES_PER_CYCLE / slower() ** 2 if cut.filters_at else weights / FIRST_BYTES_PER_CYCLE)
 
 
 def streams_weights(problem, cut) -> int:
