@@ -26,6 +26,9 @@ few places of the caches, and lines that one tile ends in are thrown out before 
 store a strip of a row before the next 8 begin: 3 channels of 224 x 224 to 64 filters under 3 x 3 take 385 to 400
 microseconds wherever y lies, not 410 to 520; of 256 x 256, 510 to 580 instead of 600 to 630, under 1 x 1 160 to 190
 instead of 480 to 680.
+Stores past the cache, measured on two Zen 4 cores with AVX-512: 3 channels of 224 x 224 to 64 filters under 3 x 3 take
+0.88 of the time (870 microseconds), of 256 x 256 0.87, of 640 x 640 to 32 with stride 2 0.79; under 1 x 1, whose
+products do not outlast the stores, 1.8. Held to AVX2, where a vector is half a line, 0.84 to 1.06: there none do so.
 Source: indirect offsets as in Dukhan, The Indirect Convolution Algorithm, 2019.
 """
 
@@ -41,14 +44,15 @@ from . import patches, target, weight_rows
 from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled, inlined
 from .depthwise import panel_row
+from .epilogue import PAST_CACHE_BYTES
 from .microkernel import MEMORY_BYTES, VECTORS, multiply_cycles, panel_rows, predicted, tile_rows
 from .panel import panel_filling
 from .short_floats import as_numbers, as_stored, lanes_for, real_of, stored_kind, vector_of
 from .threads import lines, task_loop, worker_span
 from .tile_end import finish_rows
-from .tracing import Lanes, broadcast, choose, fma, load, loop, store, traced
+from .tracing import Lanes, broadcast, choose, fma, load, loop, store, store_past_cache, traced
 from .vectors import lanes, record_at
-from .weight_rows import padded_filters
+from .weight_rows import LINE, padded_filters
 
 MOST_CHANNELS = 4
 WIDEST = {16: {}, 32: {1: 12, 2: 10, 3: 8, 4: 6}}  # vectors of a tile of few filters, by registers
@@ -56,10 +60,11 @@ TASKS_PER_THREAD = 8
 STRIP = 24  # vectors of a row: a panel of filters stores them one after another, while their x is in the L1 cache
 CYCLES_PER_TASK = 6_000  # at least, or setting up takes longer
 STREAM_BYTES = 30e9  # a second, of x row by row and of y in strips of a row (Zen 4, Zen 5: 30 to 50)
+LINE_CYCLES = 20  # memory takes a line of y so often, past the cache
 
 GEOMETRY = (
     "bands", "row_bytes", "phase_bytes", "channel_bytes", "bias_at", "scratch_at", "panel_at", "packed_row",
-    "worker_bytes",
+    "streaming", "worker_bytes",
 )  # fmt: skip
 CALL_FEW = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
 
@@ -103,7 +108,7 @@ def tile_function(dtype_name, rows, vectors):
     @traced(types.void)
     def tile(
         a, a_row, a_step, offsets, depth, x, y, y_k, residual, residual_k, has_residual, left, bias, scratch,
-        kind, low, high, slope,
+        kind, low, high, slope, past,
     ):  # fmt: skip
         def step(d, carried):
             sums, a = carried
@@ -126,8 +131,11 @@ def tile_function(dtype_name, rows, vectors):
             return choose(has_residual.differs(0), added, lambda: totals)
 
         def put(totals, i):
-            for j, total in enumerate(totals):
-                store(y + y_k * i + stored.bytes * j, as_stored(total, dtype_name))
+            def write(how):
+                for j, total in enumerate(totals):
+                    how(y + y_k * i + stored.bytes * j, as_stored(total, dtype_name))
+
+            choose(past.differs(0), lambda: write(store_past_cache), lambda: write(store))
 
         finish_rows(sums, left, (kind, low, high, slope), scratch, with_residual, put)
 
@@ -197,7 +205,8 @@ def build(dtype_name, rows, width):
         if call.w_k == 0:
             padded = (call.Kg + padding - 1) // padding * padding
             w, w_row = call.w + g * padded * call.packed_row, call.packed_row
-        vectors_a_row = (call.Q + W - 1) // W
+        aligned = (call.y | call.y_n | call.y_k | call.y_p) % LINE == 0
+        past, vectors_a_row = call.streaming if aligned else 0, (call.Q + W - 1) // W
         for p in range(p0, p1):
             x = panel + (p - p0) * call.stride_h * call.row_bytes
             y = call.y + n * call.y_n + k0 * call.y_k + p * call.y_p
@@ -220,16 +229,19 @@ def build(dtype_name, rows, width):
                                 three(
                                     a, w_row, item, offsets, depth, here, to, call.y_k, more, call.residual_k,
                                     call.has_residual, left, bias, scratch, kind, call.low, call.high, call.slope,
+                                    past,
                                 )  # fmt: skip
                             elif vectors == 2:
                                 two(
                                     a, w_row, item, offsets, depth, here, to, call.y_k, more, call.residual_k,
                                     call.has_residual, left, bias, scratch, kind, call.low, call.high, call.slope,
+                                    past,
                                 )  # fmt: skip
                             else:
                                 one(
                                     a, w_row, item, offsets, depth, here, to, call.y_k, more, call.residual_k,
                                     call.has_residual, left, bias, scratch, kind, call.low, call.high, call.slope,
+                                    past,
                                 )  # fmt: skip
                 begin = end
 
@@ -267,9 +279,17 @@ def geometry(problem, threads):
     worker_bytes = worker_span(panel_at + problem.Cg * channel_bytes + row_bytes)
     numbers = (
         bands, row_bytes, phase_bytes, channel_bytes, bias_at, scratch_at, panel_at, weight_rows.row_bytes(problem),
-        worker_bytes,
+        stores_past_cache(problem), worker_bytes,
     )  # fmt: skip
     return numbers, maps * bands
+
+
+def stores_past_cache(problem) -> int:
+    """Whether whole lines of a y that is large go past the cache: only as fast as memory takes them."""
+    y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
+    whole = lanes(problem.accumulate) * problem.dtype.itemsize == LINE and problem.Q % lanes(problem.accumulate) == 0
+    slow = problem.reduction >= LINE_CYCLES * target.multiply_adds_per_cycle()
+    return int(y_bytes >= PAST_CACHE_BYTES and whole and slow)
 
 
 def workspace_bytes(problem, threads):

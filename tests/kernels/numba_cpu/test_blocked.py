@@ -164,6 +164,33 @@ def test_few_filters_have_tiles_of_their_own(name, monkeypatch):
         np.testing.assert_array_equal(result(blocked, problem, x, w, threads, packed=True), exact)
 
 
+@pytest.mark.parametrize("K", [2, 12])
+@pytest.mark.parametrize("offset", [0, 4], ids="{} numbers from a line".format)
+def test_stores_past_the_cache_write_the_same(K, offset, monkeypatch):
+    """Of whole lines: rows of 160 numbers, in tiles of 3 and 2 vectors; y where no line begins is stored plainly."""
+    problem = make_problem((2, 3, 9, 160), (K, 3, 3, 3), np.dtype(np.float32), padding=1, activation="silu")
+    random = np.random.default_rng(0)
+    x, w = (random.integers(-3, 4, shape).astype(np.float32) for shape in (problem.x_shape, problem.w_shape))
+    y = result(blocked, problem, x, w, threads=2, packed=False)
+    place, memory = Device("cpu", threads=2), np.full(y.size + 64, np.nan, np.float32)
+    start = -memory.ctypes.data % 64 // 4 + offset
+    past = memory[start : start + y.size].reshape(y.shape)
+    caches = few_channels.geometry.cache_clear, few_channels.prepared.cache_clear
+    with monkeypatch.context() as patched:
+        patched.setattr(few_channels, "PAST_CACHE_BYTES", 0)
+        patched.setattr(few_channels, "LINE_CYCLES", 0)
+        for clear in caches:
+            clear()
+        assert few_channels.stores_past_cache(problem) == (target.vector_bytes() == 64)
+        workspace = empty_aligned((blocked.workspace_bytes(problem, place),), np.uint8)
+        blocked.run(problem, place, x, w, past, workspace=workspace)
+    for clear in caches:
+        clear()
+    np.testing.assert_array_equal(past, y)
+    assert np.isnan(memory[:start]).all()
+    assert np.isnan(memory[start + y.size :]).all()
+
+
 @pytest.mark.parametrize("shape", [(12, 32), (13, 29), (30, 39)], ids="{0[0]} x {0[1]}".format)
 @pytest.mark.parametrize("filters", [18, 72])
 def test_channels_that_share_places_of_the_cache_are_copied(shape, filters, monkeypatch):
