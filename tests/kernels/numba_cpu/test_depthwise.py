@@ -72,6 +72,7 @@ PROBLEMS = {
     "rows_of_7_x_7_taps": problem_of((1, 2, 11, 5 * L + 1), 1, (7, 7), padding=3),
     "rows_of_pixels": problem_of((2, 9, 11, 2 * L + 3), 1, (3, 3), padding=1, layout="NHWC"),
     "rows_of_pixels_stride_2": problem_of((1, 13, 8, L), 1, (5, 3), padding=((2, 0), (4, 1)), stride=2, layout="NHWC"),
+    "rows_of_pixels_7_x_7": problem_of((1, 9, 8, L + 3), 1, (7, 7), padding=3, layout="NHWC"),
     "bands_of_rows": problem_of((1, 1, 70, 2 * L + 3), 1, (3, 3), padding=1),
     "rows_of_a_large_window": problem_of((1, 2, 11, 5 * L + 1), 1, (5, 5), padding=2),
     "rows_of_long_strips_stride_2": problem_of((1, 2, 12, 9 * L + 7), 2, (3, 5), padding=(1, 2), stride=2),
