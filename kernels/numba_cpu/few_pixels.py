@@ -50,6 +50,7 @@ from .vectors import lanes, record_at
 ROWS = {32: (8, 8, 8, 6, 5, 4, 3, 3, 3), 16: (8, 6, 4, 3)}
 CYCLES_PER_THREAD = 6_000
 BYTES_PER_CYCLE = 36  # of weights, from the L2 cache
+WAITING = 3.0  # cycles to store and load a sum between two blocks of depths, where a multiply-add takes one
 OTHERS = 1.6  # other kernels' predictions, fitted on a Zen 3, are so many times what they take where this was fitted
 
 CUT = ("parts", "packed_row", "columns", "column_bytes", "depth_block", "partial_at")
@@ -58,10 +59,14 @@ CALL_FEW_PIXELS = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name 
 
 @lru_cache(maxsize=1024)
 def serves(problem) -> bool:
-    """Are these so few pixels, in one group, and are sums made in the type of the arrays?"""
+    """Are these so few pixels, in one group, and are sums made in the type of the arrays?
+
+    With channels last only where x and y have one pixel and lie as in NCHW.
+    """
     most = len(ROWS[target.register_count()])
     pixels = problem.P * problem.Q
-    return pixels <= most and problem.groups == 1 and problem.dtype == problem.accumulate
+    alike = problem.layout == "NCHW" or pixels == problem.H * problem.W == 1
+    return pixels <= most and alike and problem.groups == 1 and problem.dtype == problem.accumulate
 
 
 def takes(x, w, y, bias, residual) -> bool:
@@ -271,9 +276,11 @@ def predicted_seconds(problem, threads) -> float:
 
 
 def cycles(problem) -> float:
-    """Of one core: multiply-adds, their lanes added, or reading the weights; and copying columns."""
+    """Of one core: multiply-adds, their lanes added, sums that wait, or reading the weights; and copying columns."""
     sums, W = problem.K * problem.P * problem.Q, lanes(problem.dtype)
     multiply = multiply_cycles(sums, W, -(-problem.reduction // W), problem.dtype) / 1.2 + 3 * sums
+    waiting = -(-problem.reduction // depth_block(problem)) - 1
+    multiply += WAITING * waiting * sums / target.multiply_adds_per_cycle()
     reading = problem.K * problem.reduction * problem.dtype.itemsize / BYTES_PER_CYCLE
     copy = 0 if reads_in_place(problem) else 2 * problem.P * problem.Q * problem.C * problem.R
     return max(problem.N * multiply, reading) + problem.N * copy

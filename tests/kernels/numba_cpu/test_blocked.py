@@ -132,6 +132,11 @@ def test_few_pixels_are_dot_products(name, dtype):
     assert np.isnan(around[-1]).all()
 
 
+def test_few_pixels_with_channels_last_are_dot_products_only_where_they_lie_as_in_nchw():
+    assert not few_pixels.serves(make_problem((1, 5, 5, 20), (10, 20, 3, 3), np.dtype("float32"), layout="NHWC"))
+    assert few_pixels.serves(make_problem((1, 1, 1, 20), (10, 20, 1, 1), np.dtype("float32"), layout="NHWC"))
+
+
 @pytest.mark.parametrize("name", [name for name in PROBLEMS if name.startswith("patches")])
 @pytest.mark.parametrize("kernel", [blocked, blocked_by_filters], ids=lambda k: k.__name__.rpartition(".")[2])
 def test_nothing_is_read_behind_patches(kernel, name):
