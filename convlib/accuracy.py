@@ -57,6 +57,7 @@ GROWTH = {
     "fft": 8.0,
     "strassen": 4.0,
     "strassen_by_filters": 4.0,
+    "strassen_twice": 16.0,
 }
 
 # Winograd's: the side of its tiles, and the norm-relative error over u, sqrt(amplification * (a + b * (products summed
@@ -80,9 +81,10 @@ FFT_NOISE = (26.0, 0.15)
 # products' own. Products of (1, 1, 9, 4, 4, 4, 4) times a plain one's variance make sums of (2, 18, 18, 18), on average
 # 14 where a plain sum of both halves has 4, in which errors grow with the number's square: b is 3.5 times a plain
 # sum's 0.1. Held to by test_strassen.py and
-# test_strassen_by_filters.py.
+# test_strassen_by_filters.py. Of two levels b is 3.5 times that again; to test_strassen_twice.py.
 STRASSEN_NOISE = (10.0, 0.42)
-BY_STRASSEN = ("strassen", "strassen_by_filters")
+STRASSEN_TWICE_NOISE = (60.0, 1.47)
+BY_STRASSEN = ("strassen", "strassen_by_filters", "strassen_twice")
 
 # On tensor cores, whose sums are plain ones, but for what tensor cores do: they add several exact products to a sum as
 # if all were aligned to the largest, and cut off what lies below its last bit (Fasi et al., Numerical behavior of
@@ -117,7 +119,7 @@ def of_sums(problem, algorithm: str) -> float:
         transforms, sums = FFT_NOISE
         return u * np.sqrt(transforms + sums * problem.Cg)
     if algorithm in BY_STRASSEN:
-        products, sums = STRASSEN_NOISE
+        products, sums = STRASSEN_TWICE_NOISE if algorithm == "strassen_twice" else STRASSEN_NOISE
         return u * np.sqrt(products + sums * problem.reduction)
     rounded = TF32 if algorithm in ON_TENSOR_CORES and problem.precision == "tf32" else 0.0
     return GROWTH[algorithm] * u * np.sqrt(problem.reduction + 2) + rounded

@@ -43,6 +43,7 @@ KERNELS: tuple[str, ...] = (
     "numba_cpu.grouped",
     "numba_cpu.bfloat16_dot",
     "numba_cpu.strassen",
+    "numba_cpu.strassen_twice",
     "numba_cpu.strassen_by_filters",
     "numba_cpu.winograd_f2",
     "numba_cpu.winograd_f4",

@@ -101,6 +101,8 @@ SMALL = (
     Case("many_filters_1x1", (2, 130, 9, 9), (133, 130, 1, 1)),
     Case("1x1_in_halves", (1, 22, 11, 13), (64, 22, 1, 1), {"activation": "relu"}, bias=True),
     Case("1x1_in_halves_groups", (2, 20, 21, 19), (128, 10, 1, 1), {"groups": 2, "stride": 2}, residual=True),
+    Case("1x1_in_quarters", (1, 12, 13, 17), (32, 12, 1, 1), {"activation": "relu"}, bias=True),
+    Case("1x1_in_quarters_stride_2", (2, 8, 29, 33), (32, 8, 1, 1), {"stride": 2}, residual=True),
     Case("wide_row", (1, 3, 3, 300), (5, 3, 3, 3), {"padding": 1}),
     Case("tall", (1, 2, 259, 5), (3, 2, 5, 3), {"padding": (2, 1)}),
     Case("first_layer", (2, 3, 33, 35), (17, 3, 7, 7), {"stride": 2, "padding": 3}, bias=True),
@@ -147,7 +149,7 @@ MOST_TAPS = 200_000  # for which the reference takes a few seconds
 QUICK = (
     "one_output", "3x3_same", "nhwc", "depthwise", "depthwise_one_image", "depthwise_stride_2_two_filters",
     "depthwise_5x4", "first_layer", "nhwc_wide", "groups_wide", "1x1_in_halves", "1x1_in_halves_groups", "dilation",
-    "nhwc_5_dilated", "tf32", "3xtf32",
+    "1x1_in_quarters", "1x1_in_quarters_stride_2", "nhwc_5_dilated", "tf32", "3xtf32",
 )  # fmt: skip
 QUICK_EMULATED = (
     "3x3_same", "nhwc", "depthwise", "depthwise_one_image", "depthwise_5x4", "groups", "tf32", "3xtf32",

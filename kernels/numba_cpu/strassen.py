@@ -45,11 +45,8 @@ What was learned there:
 - The micro-kernel is at 0.97 of its best speed wherever the operands lie (L1, L2 or L3 cache, rows of x any number of
   bytes apart), at 0.96 of that with 64 channels a product and sums to finish. Sums of pixels take 3 cycles a vector
   where x lies in the L2 cache and 5 where it comes from L3: 14 % of 256 -> 64 channels of 56 x 56, 4 % of 512 -> 256
-  of 28 x 28. A second level, 49 products for 64, would so take 3 % (512 -> 256 channels of 28 x 28) to 7 % off
-  (256 -> 1024 of 14 x 14) where channels and filters are many, nothing below 256 channels or 256 filters, and would
-  cost 3 % for 1024 -> 256 of 14 x 14, where both threads need the sums of the same pixels: by this account, which
-  nobody has measured, 1 % on the mean of ResNet-50, for weights 49/16 as large. It was not written. Nor was Laderman's
-  scheme of 23 products for 27, 0.97 of Winograd's 7 for 8 before its sums, of which there are several times as many.
+  of 28 x 28. A second level is strassen_twice.py's. Laderman's scheme of 23 products for 27 takes 0.97 of Winograd's 7
+  for 8 before its sums, of which there are several times as many; it was not written.
 - Tasks of what is left over lie evenly among the pairs'. Behind them all they were one thread's, and 512 -> 384
   channels of 16 x 16 took 259 microseconds instead of 203.
 - Fetching x ahead, for the sums or the next pair's during this pair's products, and walking a pair's filters in
@@ -85,7 +82,7 @@ from .strassen_cuts import (
     rows_bytes,
     tile_pixels,
 )
-from .strassen_products import product_function
+from .strassen_products import pair_function
 from .strassen_sums import PRODUCTS, build_pack, half_depth, pack_panel_function, sums_function
 from .threads import LINE, run_tasks, two_round_loop
 from .vectors import lanes, record_at
@@ -104,23 +101,11 @@ def build(dtype_name, lone):
     tile_bytes, wait_row = rows * row + gap, row + gap
     wait_tile = rows * wait_row
     copy_planes, add_pixels = copy_planes_function(dtype_name), sums_function(real, lone)
+    multiply_pair = pair_function(real, lone)
     copy_patches = patches.copy_patches_function(real)
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
     _, write, _, _ = memory_functions(np.dtype(real).name)
     pack_panel, left_over = pack_panel_function(dtype_name), inlined(blocked.task_function(dtype_name))
-
-    product_1 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.t, p))
-    product_2 = product_function(real, lone, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p)))
-    product_6 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.t, tiles.added(tiles.t, p)))
-    product_5 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.e, tiles.added(tiles.t, p)))
-    product_3 = product_function(real, lone, lambda p, tiles: tiles.finish(tiles.added(tiles.e, p)))
-    product_4 = product_function(real, lone, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p, -1)))
-
-    def both(p, tiles):
-        tiles.keep(tiles.t, tiles.added(tiles.t, p))
-        tiles.finish(tiles.added(tiles.e, p))
-
-    product_7 = product_function(real, lone, both)
 
     @inlined
     def panels_of(call, worker):
@@ -160,40 +145,6 @@ def build(dtype_name, lone):
             else:
                 here = x + begin * call.x_c
                 copy_planes(call, to, call.planes_bytes, here, row0, 1, channels, count, column, behind)
-
-    @inlined
-    def multiply_pair(
-        a, a_product, x, x_step, x_half, totals, panel, alone, depth, t, y, y_row, y_half, y_tile, above, below,
-        residual, residual_row, r_half, r_tile, low, high,
-    ):  # fmt: skip
-        """The four tiles of `rows` filters and of those half of all further."""
-        e, lone_panel = t + tile_bytes, depth * item
-        x_lone = x + row
-        r12, r21, r22 = 0, 0, 0
-        if residual != 0:
-            r12, r21, r22 = residual + r_tile, residual + r_half, residual + r_half + r_tile
-        product_1(a, x, x_step, x_lone, x_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
-        a += a_product
-        product_2(
-            a, x + x_half, x_step, x_lone + x_half, x_step, depth, t, e, y, y_row, above, residual, residual_row, low,
-            high,
-        )  # fmt: skip
-        a += a_product
-        product_6(a, totals + panel, row, alone + lone_panel, item, depth, t, e, 0, 0, 0, 0, 0, low, high)
-        a += a_product
-        product_5(a, totals, row, alone, item, depth, t, e, 0, 0, 0, 0, 0, low, high)
-        a += a_product
-        x += x_half + x_tile
-        product_3(a, x, x_step, x + row, x_step, depth, t, e, y + y_tile, y_row, above, r12, residual_row, low, high)
-        a += a_product
-        y += y_half
-        totals += 2 * panel
-        alone += 2 * lone_panel
-        product_7(a, totals, row, alone, item, depth, t, e, y + y_tile, y_row, below, r22, residual_row, low, high)
-        a += a_product
-        totals += panel
-        alone += lone_panel
-        product_4(a, totals, row, alone, item, depth, t, e, y, y_row, below, r21, residual_row, low, high)
 
     @inlined
     def pair(call, index, worker):
@@ -250,8 +201,9 @@ def build(dtype_name, lone):
                 elif last and direct and call.has_residual:
                     add = residual + k * call.residual_k
                 multiply_pair(
-                    a, product_bytes, b, b_step, b_half, totals, panel, alone, channels, t, out, out_row, out_half,
-                    out_tile, above, below, add, add_row, add_half, add_tile, low, high,
+                    a, product_bytes, b, b_step, b_half, x_tile, totals, panel, row, alone, channels * item, item,
+                    channels, t, out, out_row, out_half, out_tile, above, below, add, add_row, add_half, add_tile, low,
+                    high,
                 )  # fmt: skip
                 if last and not direct:
                     for i in range(4):

@@ -40,8 +40,8 @@ def vector_pixels(problem) -> int:
 
 
 @lru_cache(maxsize=1024)
-def lone_pixels(problem) -> int:
-    """Of each tile: none, or one where the registers hold its sums too and less is then left over.
+def lone_pixels(problem, tiles=2) -> int:
+    """Of each of so many tiles: none, or one where the registers hold its sums too and less is then left over.
 
     It costs a step one more multiply-add, as W / rows pixels do; what is left over fetches all weights again.
     """
@@ -50,7 +50,7 @@ def lone_pixels(problem) -> int:
     pixels = problem.P * problem.Q
 
     def cost(lone):
-        left = pixels % (2 * (vector_pixels(problem) + lone))
+        left = pixels % (tiles * (vector_pixels(problem) + lone))
         paired = (pixels - left) * tile_columns(problem, lone) / (vector_pixels(problem) + lone)
         return (LONE_COSTS if lone else 1.0) * paired + (LEFT_COSTS * left + LEFT_PIXELS if left else 0.0)
 

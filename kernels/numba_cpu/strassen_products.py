@@ -3,7 +3,9 @@
 from numba.core import types
 
 from . import tracing
+from .compilation import inlined
 from .microkernel import VECTORS, accumulate, panel_rows, vector_type
+from .threads import LINE
 from .tracing import Lanes, choose, convert, extract, load, maximum, minimum, store, traced, zeros
 
 
@@ -73,3 +75,65 @@ class Tiles:
             [a + b if sign > 0 else a - b for a, b in zip(*rows, strict=True)]
             for rows in zip(self.tile(where), sums, strict=True)
         ]
+
+
+def pair_function(real, lone):
+    """A Numba function multiply_pair: the four tiles of `rows` filters and of those half of all further, of two
+    neighbouring tiles of pixels, by seven products.
+
+    a: the weights of the first product, a_product bytes before the next one's. x: where the left tile of the first half
+    of the channels begins; the other half lies x_half, the right tile x_right, channels x_step further. totals, alone:
+    what `sums_function` made, `panel` and lone_panel from sum to sum, `step` and lone_step from channel to channel. t:
+    room for two tiles. y_half, y_tile, r_half, r_tile: to the other filters and the other tile.
+    """
+    V, rows = vector_type(real), panel_rows()
+    row = VECTORS * V.bytes
+    tile_bytes = rows * row + lone * LINE
+    product_1 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.t, p))
+    product_2 = product_function(real, lone, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p)))
+    product_6 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.t, tiles.added(tiles.t, p)))
+    product_5 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.e, tiles.added(tiles.t, p)))
+    product_3 = product_function(real, lone, lambda p, tiles: tiles.finish(tiles.added(tiles.e, p)))
+    product_4 = product_function(real, lone, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p, -1)))
+
+    def both(p, tiles):
+        tiles.keep(tiles.t, tiles.added(tiles.t, p))
+        tiles.finish(tiles.added(tiles.e, p))
+
+    product_7 = product_function(real, lone, both)
+
+    @inlined
+    def multiply_pair(
+        a, a_product, x, x_step, x_half, x_right, totals, panel, step, alone, lone_panel, lone_step, depth, t, y, y_row,
+        y_half, y_tile, above, below, residual, residual_row, r_half, r_tile, low, high,
+    ):  # fmt: skip
+        e, x_lone = t + tile_bytes, x + row
+        r12, r21, r22 = 0, 0, 0
+        if residual != 0:
+            r12, r21, r22 = residual + r_tile, residual + r_half, residual + r_half + r_tile
+        product_1(a, x, x_step, x_lone, x_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        a += a_product
+        product_2(
+            a, x + x_half, x_step, x_lone + x_half, x_step, depth, t, e, y, y_row, above, residual, residual_row, low,
+            high,
+        )  # fmt: skip
+        a += a_product
+        product_6(a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        a += a_product
+        product_5(a, totals, step, alone, lone_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        a += a_product
+        x += x_half + x_right
+        product_3(a, x, x_step, x + row, x_step, depth, t, e, y + y_tile, y_row, above, r12, residual_row, low, high)
+        a += a_product
+        y += y_half
+        totals += 2 * panel
+        alone += 2 * lone_panel
+        product_7(
+            a, totals, step, alone, lone_step, depth, t, e, y + y_tile, y_row, below, r22, residual_row, low, high
+        )
+        a += a_product
+        totals += panel
+        alone += lone_panel
+        product_4(a, totals, step, alone, lone_step, depth, t, e, y, y_row, below, r21, residual_row, low, high)
+
+    return multiply_pair

@@ -25,9 +25,7 @@ def sums_function(real, lone):
         def sums(type_, here, there, apart):
             b11, b12 = load(type_, here), load(type_, here + x_tile)
             b21, b22 = load(type_, here + x_half), load(type_, here + x_half + x_tile)
-            t1 = b12 - b11
-            t2 = b22 - t1
-            for i, total in enumerate((t1, t2, b22 - b12, t2 - b21)):
+            for i, total in enumerate(four_of(b11, b12, b21, b22)):
                 store(there + apart * i, total)
 
         def channel(c):
@@ -39,6 +37,13 @@ def sums_function(real, lone):
         loop(count, channel)
 
     return add_pixels
+
+
+def four_of(b11, b12, b21, b22):
+    """T1 .. T4: what the products take of the right operand but its own quarters."""
+    t1 = b12 - b11
+    t2 = b22 - t1
+    return t1, t2, b22 - b12, t2 - b21
 
 
 @inlined

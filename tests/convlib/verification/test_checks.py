@@ -114,6 +114,7 @@ def test_every_kernel_pass_and_dtype_has_problems_of_one_image_and_of_several(pl
     left_out = {(name, "float64") for name in on_tensor_cores}  # which tensor cores do not take
     in_full_precision = (
         "numba_cpu.grouped", "numba_cpu.input_grad", "numba_cpu.strassen", "numba_cpu.strassen_by_filters",
+        "numba_cpu.strassen_twice",
         "numba_cpu.winograd_dilated",
     )  # fmt: skip
     left_out |= {(name, dtype) for name in in_full_precision for dtype in ("float16", "bfloat16")}

@@ -6,7 +6,7 @@ import pytest
 import convlib
 from convlib import accuracy, device, dispatch
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import microkernel, strassen, strassen_cuts, vectors
+from convlib.kernels.numba_cpu import microkernel, strassen, strassen_cuts, target, vectors
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
@@ -106,15 +106,17 @@ def test_stays_under_the_default_error_up_to_16384_channels():
 
 
 ONE_PAIR = 2, microkernel.VECTORS * vectors.lanes(np.float32)
+# where multiply-adds take twice as long, sums of the weights are predicted to pay for one pair too
+CALLED = "numba_cpu.strassen" if target.multiply_adds_per_cycle() == 1 else "numba_cpu.blocked"
 
 
 @pytest.mark.parametrize(
     ("x_shape", "K", "called"),
-    [((1, 512, 28, 28), 256, "numba_cpu.strassen"), ((1, 1024, *ONE_PAIR), 1024, "numba_cpu.blocked")],
+    [((1, 512, 28, 28), 256, "numba_cpu.strassen"), ((1, 1024, *ONE_PAIR), 1024, CALLED)],
 )
 def test_plans_of_large_1x1_layers_choose_it_and_calls_that_would_pack_much_do_not(x_shape, K, called):
     w = normal(K, x_shape[1], 1, 1)
-    assert convlib.plan(x_shape, w).name == "numba_cpu.strassen"
+    assert convlib.plan(x_shape, w).name in ("numba_cpu.strassen", "numba_cpu.strassen_twice")
     problem = make_problem(x_shape, w.shape, np.float32)
     assert dispatch.choose(problem, device.cpu_with(2)) == called
 

@@ -1,0 +1,287 @@
+"""Strassen's algorithm, two levels of it, for plans of large 1x1 layers: 49 products of quarters, not 64.
+
+    for every group of four neighbouring tiles of pixels, 3 vectors each and perhaps a lone one
+        the sums of all channels: of halves, and of each right operand of the seven, of quarters    into the L2 cache
+        for every 8 filters and those a quarter, a half and three quarters of all further, in this order
+            t  = A11 B11      Y11 = t + A12 B21      t += S2 T2      e = t + S1 T1
+            Y12 = e + S4 B22  p = S3 T3              Y22 = e + p     t += p       Y21 = t - A22 T4
+
+Each of these products is of two halves of filters, channels and pixels, and is what strassen.py does with a pair of
+tiles, seven times the micro-kernel: only that what it finishes are the tiles of t, e or p, four each, which lie in the
+L1 and L2 cache, and that it begins with t or e where that has a residual.
+
+Why so: a level more saves an eighth of the multiply-adds, and costs sums: of pixels, 2.5 times as many, and of
+products, each of which is added twice. Where a core starts one multiply-add of 64 bytes a cycle that pays from 128
+channels and 256 filters on; where it starts two, by the same account, hardly. All sums of the weights, 49/16 of them,
+are made ahead; a single call would take longer for them than for all else. The error grows by less than twice once more
+(accuracy.py).
+
+Measured on two Zen 4 cores with AVX-512, plans of ResNet-50's 1x1 layers at N = 1, as times of strassen.py over these:
+256 -> 1024 channels of 14 x 14 1.07, 1024 -> 512 1.07, 1024 -> 256 1.04, 512 -> 1024 and 256 -> 512 with stride 2 1.07
+and 1.06, 128 -> 512 and 512 -> 256 of 28 x 28 1.04; with 128 filters 1.01, with 64 0.95 to 1.02.
+What was learned there:
+- The pixels' sums take 4.4 cycles a vector, 5 where one level was made after the other. With the 40 sums `depth` rows
+  apart it was twice that, as all began at the same places of the L1 cache: so a channel's lie side by side.
+- On 14 x 14 pixels, one group of tiles, each thread makes all sums for itself and takes half the filters.
+Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; two levels at once as in
+Huang et al., Strassen's Algorithm Reloaded, SC 2016.
+"""
+
+import struct
+from functools import lru_cache
+
+import numpy as np
+from numba.core import types
+
+from . import blocked, tracing
+from .blocked import copy_biases_function, finish_tile_function, flat_rows
+from .blocked_cuts import BLOCKING
+from .call import pack_call, problem_fields
+from .compilation import compiled, inlined
+from .epilogue import CLAMP
+from .flat_planes import copy_planes_function
+from .job import job_of
+from .microkernel import CLOCK, MEMORY_BYTES, VECTORS, panel_rows, predicted, vector_type
+from .short_floats import memory_functions
+from .strassen_products import pair_function
+from .strassen_sums import PRODUCTS
+from .strassen_twice_cuts import (
+    CALL_TWICE,
+    GROUPS,
+    TILES,
+    best_cycles,
+    blocking,
+    groups,
+    lone,
+    panel_bytes,
+    rows_bytes,
+)
+from .strassen_twice_sums import INNER, OUTER, build_pack, row_bytes, sums_twice_function
+from .threads import LINE, run_tasks, task_loop
+from .tracing import convert, load, loop, maximum, minimum, store, traced
+from .vectors import lanes, record_at
+
+passes = ("forward",)
+LARGE_PANELS = 8 << 20  # bytes: larger ones come from memory
+
+
+def last_function(real, lone):
+    """A Numba function add_last(t, e, p, row, y, y_row, bias, low, high): of one tile, t += p and y = clamp(e + p +
+    bias); t, e, p: tiles with rows so many bytes apart.
+    """
+    V, rows = vector_type(real), panel_rows()
+
+    @traced(types.void)
+    def add_last(t, e, p, row, y, y_row, bias, low, high):
+        def part(type_, at, there, i):
+            product, number = load(type_, p + at), load(V.scalar, bias + i * V.item_bytes)
+            number, least, most = (
+                tracing.broadcast(type_, one) if type_.count else one
+                for one in (number, convert(low, V.scalar), convert(high, V.scalar))
+            )
+            store(t + at, load(type_, t + at) + product)
+            store(there, maximum(least, minimum(most, load(type_, e + at) + product + number)))
+
+        def one_row(i):
+            for j in range(VECTORS):
+                part(V, row * i + V.bytes * j, y + y_row * i + V.bytes * j, i)
+            for j in range(lone):
+                behind = V.bytes * VECTORS + V.item_bytes * j
+                part(V.scalar, row * i + behind, y + y_row * i + behind, i)
+
+        loop(tracing.constant(t, rows), one_row)
+
+    return add_last
+
+
+def build(dtype_name, lone):
+    real = np.dtype(dtype_name).type
+    item, rows, width = np.dtype(real).itemsize, panel_rows(), VECTORS * lanes(real) + lone
+    x_tile, row = width * item, VECTORS * lanes(real) * item
+    wait_row, sums_row = row + lone * LINE, row_bytes(real, lone)
+    tile_bytes = rows * wait_row
+    wait_half, wait_tile = 2 * tile_bytes, tile_bytes
+    copy_planes, multiply_pair = copy_planes_function(dtype_name), pair_function(real, lone)
+    add_pixels = sums_twice_function(real, lone)
+    finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
+    add_last, left_over = last_function(real, lone), inlined(blocked.task_function(dtype_name))
+    _, write, _, _ = memory_functions(dtype_name)
+
+    @inlined
+    def operand(q, x, x_step, x_half, totals):
+        """Of the outer product number q the right operand: where it begins, its channels, their other half, the right
+        tile.
+        """
+        if q == 0:
+            return x, x_step, x_half // 2, x_tile
+        if q == 1:
+            return x + x_half, x_step, x_half // 2, x_tile
+        if q == 4:
+            return x + x_half + 2 * x_tile, x_step, x_half // 2, x_tile
+        number = q - 2 if q < 4 else q - 3
+        return totals + number * 3 * wait_row, sums_row, wait_row, wait_row
+
+    @inlined
+    def group(call, index, worker):
+        number, rest = index % call.quads, index // call.quads
+        n, rest = rest % call.N, rest // call.N
+        filter_task, g = rest % call.quad_filter_tasks, rest // call.quad_filter_tasks
+        first, depth, quarter = number * 4 * width, call.Cg // 4, call.Kg // 4
+        begin = filter_task * call.quad_filters
+        end = min(begin + call.quad_filters, quarter)
+        planes = call.workspace + worker * call.worker_bytes
+        totals = planes + call.sums_at
+        inner = totals + OUTER * wait_row
+        alone = inner + INNER * row
+        pair_tiles, biases = planes + call.tiles_at, planes + call.quad_bias_at
+        t = pair_tiles + 2 * tile_bytes
+        e, last = t + 4 * tile_bytes, t + 8 * tile_bytes
+        waiting, nothing = t + 12 * tile_bytes, biases + 4 * call.quad_filters * item
+        for i in range(4):
+            copy_biases(call, g * call.Kg + i * quarter + begin, end - begin, biases + i * call.quad_filters * item)
+        for i in range(rows):
+            write(nothing + i * item, 0.0)
+
+        x, x_step = call.x + n * call.x_n + g * call.Cg * call.x_c, call.x_c
+        in_place = call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
+        if in_place and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W):
+            x += first * item
+        else:
+            row0, behind = first // call.Q, first + 4 * width
+            count = (behind - 1) // call.Q - row0 + 1
+            column, stop = (first % call.Q, (behind - 1) % call.Q + 1) if count == 1 else (0, call.Q)
+            copy_planes(call, planes, call.planes_bytes, x, row0, 1, call.Cg, count, column, stop)
+            x, x_step = planes + first % call.Q * item, call.planes_bytes
+        x_half = 2 * depth * x_step
+        add_pixels(totals, x, x_tile, x_half, x_step, depth)
+
+        direct = call.activation == CLAMP and not call.has_residual
+        direct = direct and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
+        product_bytes = depth * rows * item
+        panels = call.w + call.panels_at + g * (quarter // rows * PRODUCTS * PRODUCTS * product_bytes)
+        y = call.y + n * call.y_n + g * call.Kg * call.y_k + first * item
+        for k in range(begin, end, rows):
+            a = panels + k // rows * (PRODUCTS * PRODUCTS * product_bytes)
+            bias = biases + (k - begin) * item
+            bias_half = call.quad_filters * item
+            if direct:
+                out, out_row, out_half, out_tile = y + k * call.y_k, call.y_k, quarter * call.y_k, x_tile
+                out_low, out_high, low, high = 2 * out_half, 2 * x_tile, call.low, call.high
+            else:
+                out, out_row, out_half, out_tile = waiting, wait_row, wait_half, wait_tile
+                out_low, out_high, low, high = 8 * tile_bytes, 4 * tile_bytes, -np.inf, np.inf
+                bias, bias_half = nothing, 0
+            for q in range(PRODUCTS):
+                b, step, half, right = operand(q, x, x_step, x_half, totals)
+                to, to_row, to_half, to_tile, source = t, wait_row, wait_half, wait_tile, t
+                above, below, least, most = nothing, nothing, -np.inf, np.inf
+                if q == 0:
+                    source = 0
+                elif q == 3:
+                    to = e
+                elif q == 5:
+                    to, source = last, 0
+                elif q != 2:
+                    to, to_row, to_half, to_tile = out, out_row, out_half, out_tile
+                    above, least, most = bias, low, high
+                    if q == 4:
+                        to, source = out + out_high, e
+                    elif q == 6:
+                        to, above = out + out_low, bias + 2 * bias_half
+                    below = above + bias_half
+                multiply_pair(
+                    a, product_bytes, b, step, half, right, inner + q * 4 * row, row, sums_row, alone + q * 4 * item,
+                    item, sums_row, depth, pair_tiles, to, to_row, to_half, to_tile, above, below, source, wait_row,
+                    wait_half, wait_tile, least, most,
+                )  # fmt: skip
+                a += PRODUCTS * product_bytes
+                if q == 5:
+                    for i in range(4):
+                        at = i * tile_bytes
+                        to = out + out_low + out_high + i // 2 * out_half + i % 2 * out_tile
+                        number = bias + (2 + i // 2) * bias_half
+                        add_last(t + at, e + at, last + at, wait_row, to, out_row, number, low, high)
+            if not direct:
+                for i in range(16):
+                    half, right, part, tile = i // 8, i // 4 % 2, i // 2 % 2, i % 2
+                    k0, pixel = g * call.Kg + k + (2 * half + part) * quarter, first + (2 * right + tile) * width
+                    number = biases + (k - begin) * item + (2 * half + part) * call.quad_filters * item
+                    finish_tile(call, n, k0, rows, pixel, width, waiting + i * tile_bytes, wait_row, number)
+
+    def task(call_address, index, worker):
+        call = record_at(CALL_TWICE, call_address)
+        all_tasks = call.quad_tasks + call.left_tasks  # what is left over evenly among the groups
+        before = index * call.left_tasks // all_tasks
+        if (index + 1) * call.left_tasks // all_tasks == before:
+            group(call, index - before, worker)
+        else:
+            left_over(call_address, before, worker)
+
+    return task_loop(task)
+
+
+@lru_cache(maxsize=1024)
+def prepared(problem, threads):
+    numbers, tasks, _ = blocking(problem, threads)
+    fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING + GROUPS)}q", *numbers)
+    return fields, compiled(build, problem.dtype.name, lone(problem)), tasks
+
+
+def why_not(problem, device):
+    """Reasons why this kernel cannot run `problem` on `device`, in words for its user; empty when it can."""
+    if device.kind != "cpu":
+        return [f"runs on the CPU only, x is on {device}"]
+    filters, reasons = TILES * panel_rows(), []
+    if problem.dtype != problem.accumulate:
+        reasons.append(f"takes float32 and float64, not {problem.dtype}")
+    if problem.R * problem.S != 1 or problem.padding != ((0, 0), (0, 0)):
+        reasons.append(
+            f"made for 1x1 without padding, the window is {problem.R}x{problem.S}, padding {problem.padding}"
+        )
+    if problem.Cg % 4 or problem.Kg % filters:
+        reasons.append(
+            f"quarters channels and filters: multiples of 4 channels and of {filters} filters per group needed, got "
+            f"{problem.Cg} and {problem.Kg}"
+        )
+    if groups(problem) == 0:
+        reasons.append(f"four tiles of output pixels needed, got {problem.P} x {problem.Q}")
+    return reasons
+
+
+def workspace_bytes(problem, device):
+    return device.threads * blocking(problem, device.threads)[-1]
+
+
+def packed_bytes(problem, device):
+    return rows_bytes(problem) + panel_bytes(problem)
+
+
+def pack(problem, device, w, packed):
+    """Write the weights w (K, C/groups, 1, 1) into `packed` (uint8, 64-byte aligned): rows of filters, and panels."""
+    if rows_bytes(problem):
+        blocked.pack(problem, device, w, packed)
+    panels = packed[rows_bytes(problem) :]
+    call = pack_call(problem_fields(problem), panels, w, panels, None, None, None)
+    tasks = problem.groups * problem.Kg // TILES // panel_rows()
+    run_tasks(compiled(build_pack, problem.dtype.name), call, tasks, device.threads)
+
+
+def predicted_seconds(problem, device):
+    cycles = best_cycles(problem, device.threads) * device.threads
+    seconds = predicted(problem, device, cycles + problem.N * problem.groups * blocked.store_cycles(problem))
+    return seconds + (panel_bytes(problem) / MEMORY_BYTES if panel_bytes(problem) > LARGE_PANELS else 0.0)
+
+
+def pack_seconds(problem, device):
+    return 12.0 * problem.K * problem.reduction / CLOCK / device.threads
+
+
+def job(problem, device, x, w, y, bias, residual):
+    """`run` for arrays of these strides."""
+    fields, loop_, tasks = prepared(problem, device.threads)
+    return job_of(fields, loop_, tasks, device.threads, x, w, y, bias, residual)
+
+
+def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
+    """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical order."""
+    job(problem, device, x, w, y, bias, residual).run(x, w, y, bias, residual, workspace)

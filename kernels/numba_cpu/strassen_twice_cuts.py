@@ -1,0 +1,112 @@
+"""How strassen_twice.py cuts a problem: groups of four tiles, ranges of filters; and what that costs."""
+
+from functools import lru_cache
+
+import numpy as np
+from numba import from_dtype
+
+from . import blocked_cuts, weight_rows
+from .blocked_cuts import BLOCKING
+from .call import CALL_DTYPE
+from .filter_cuts import until_all_done, up
+from .microkernel import VECTORS, multiply_cycles, panel_rows
+from .strassen_cuts import NOTHING_LEFT, lone_pixels, spread, tile_columns, vector_pixels
+from .strassen_sums import PRODUCTS
+from .strassen_twice_sums import INNER, OUTER, row_bytes
+from .threads import LINE, worker_span
+from .vectors import lanes
+
+TILES = 4  # of a group: two to the left, two to the right
+FILTER_CUTS = (1, 2, 3, 4, 6, 8)
+CYCLES_PER_TASK = 1_500
+SUM_CYCLES = 5.5  # for a vector of each sum of pixels: 4.4 to make it, and what the products then wait for the L2 cache
+LEAVE_CYCLES = 4.5  # for a vector of a product that is added to others
+
+GROUPS = (
+    "quads", "quad_tasks", "quad_filters", "quad_filter_tasks", "planes_bytes", "sums_at",
+    "tiles_at", "quad_bias_at", "panels_at", "left_tasks",
+)  # fmt: skip
+CALL_TWICE = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING + GROUPS]))
+
+
+def lone(problem) -> int:
+    return lone_pixels(problem, TILES)
+
+
+def group_pixels(problem) -> int:
+    return TILES * (vector_pixels(problem) + lone(problem))
+
+
+def groups(problem) -> int:
+    """Groups of tiles in a map."""
+    return problem.P * problem.Q // group_pixels(problem)
+
+
+def grouped_pixels(problem) -> int:
+    return groups(problem) * group_pixels(problem)
+
+
+def group_cycles(problem, filters) -> float:
+    """Of one group of tiles and so many filters of each quarter."""
+    W, depth = lanes(problem.accumulate), problem.Cg // 4
+    share = tile_columns(problem, lone(problem)) / (VECTORS * W)
+    products = PRODUCTS**2 * multiply_cycles(filters, VECTORS * W, depth, problem.accumulate) * share
+    copy = blocked_cuts.copy_cycles(problem) / (problem.P * problem.Q) * group_pixels(problem)
+    sums = VECTORS * depth * SUM_CYCLES * (OUTER + INNER)
+    return CYCLES_PER_TASK + products + copy + sums + PRODUCTS**2 * VECTORS * filters * LEAVE_CYCLES
+
+
+@lru_cache(maxsize=1024)
+def best_cut(problem, threads) -> int:
+    """Ranges of the filters."""
+    return min(FILTER_CUTS, key=lambda cut: cut_cycles(problem, threads, cut))
+
+
+def best_cycles(problem, threads) -> float:
+    return cut_cycles(problem, threads, best_cut(problem, threads))
+
+
+def cut_cycles(problem, threads, filter_tasks) -> float:
+    """Predicted cycles until the last thread is done."""
+    quarter, rest = problem.Kg // 4, problem.P * problem.Q - grouped_pixels(problem)
+    filters = up(-(-quarter // filter_tasks), panel_rows())
+    parts = [group_cycles(problem, min(filters, quarter - begin)) for begin in range(0, quarter, filters)]
+    tasks = [part for part in parts for _ in range(groups(problem) * problem.N)] * problem.groups
+    if rest:
+        left = problem.Kg * blocked_cuts.pixels_cycles(rest, problem.reduction, problem.accumulate) / threads
+        tasks = spread(tasks, [left + CYCLES_PER_TASK] * (threads * problem.N * problem.groups))
+    return until_all_done(tasks, threads)
+
+
+@lru_cache(maxsize=1024)
+def blocking(problem, threads):
+    """The numbers of BLOCKING and of GROUPS, how many tasks there are, and the bytes of a worker."""
+    W, rows, item = lanes(problem.accumulate), panel_rows(), problem.accumulate.itemsize
+    maps, quarter, depth = problem.N * problem.groups, problem.Kg // 4, problem.Cg // 4
+    count, first = groups(problem), grouped_pixels(problem)
+    rest, left = blocked_cuts.blocking(problem, threads, first) if first < problem.P * problem.Q else (NOTHING_LEFT, 0)
+    rest = list(rest)
+    filters = up(-(-quarter // best_cut(problem, threads)), rows)
+    filter_tasks = -(-quarter // filters)
+    row, gap = VECTORS * W * item, lone(problem) * LINE
+    tile_bytes = rows * (row + gap)
+    planes_bytes = blocked_cuts.plane_bytes(problem, group_pixels(problem))
+    sums_at = up(problem.Cg * planes_bytes, LINE)
+    tiles_at = sums_at + depth * row_bytes(problem.accumulate, lone(problem))
+    bias_at = tiles_at + (2 + 7 * TILES) * tile_bytes
+    worker_bytes = max(rest[BLOCKING.index("worker_bytes")], bias_at + (TILES * filters + rows) * item)
+    rest[BLOCKING.index("worker_bytes")] = worker_span(worker_bytes)
+    own = (
+        count, count * maps * filter_tasks, filters, filter_tasks, planes_bytes, sums_at,
+        tiles_at, bias_at, rows_bytes(problem), left,
+    )  # fmt: skip
+    return tuple(rest) + own, own[1] + left, worker_span(worker_bytes)
+
+
+def panel_bytes(problem):
+    return PRODUCTS**2 * problem.groups * (problem.Kg // 4) * (problem.Cg // 4) * problem.accumulate.itemsize
+
+
+def rows_bytes(problem):
+    """Of the weights in rows, which what is left over wants."""
+    return weight_rows.packed_bytes(problem) if grouped_pixels(problem) < problem.P * problem.Q else 0

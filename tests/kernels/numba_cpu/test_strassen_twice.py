@@ -1,0 +1,121 @@
+"""Two levels of Strassen: what holds beyond the shared problems, hardly any of which it takes."""
+
+import numpy as np
+import pytest
+
+import convlib
+from convlib import accuracy, device, dispatch
+from convlib.kernels import reference
+from convlib.kernels.numba_cpu import strassen_twice, strassen_twice_cuts, target
+from convlib.problem import make_problem
+from convlib.strided import empty_aligned
+
+# nothing left over but lone pixels; tiles left over; a quarter of the channels no whole number of vectors
+PROBLEMS = {
+    "14 x 14": ((1, 64, 14, 14), (64, 64, 1, 1), {}),
+    "batch": ((2, 44, 23, 17), (32, 44, 1, 1), {}),
+    "groups": ((1, 24, 12, 17), (128, 12, 1, 1), {"groups": 2}),
+    "stride 2": ((1, 40, 28, 29), (32, 40, 1, 1), {"stride": 2}),
+    "channels last": ((1, 40, 14, 14), (32, 40, 1, 1), {"layout": "NHWC"}),
+}
+
+
+def normal(*shape):
+    return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
+
+
+def operands(name, has_residual):
+    """x, w, bias, residual, the problem, and the exact result, in logical order."""
+    x_shape, w_shape, keywords = PROBLEMS[name]
+    x, w, bias = normal(*x_shape), normal(*w_shape), normal(w_shape[0])
+    shape = x.transpose(0, 2, 3, 1).shape if "layout" in keywords else x_shape
+    problem = make_problem(shape, w_shape, np.float32, has_bias=True, has_residual=has_residual, **keywords)
+    residual = normal(problem.N, problem.K, problem.P, problem.Q) if has_residual else None
+    return x, w, bias, residual, problem, reference.conv2d(problem, x, w, bias, residual)
+
+
+def computed(name, threads, has_residual=False, apart=1):
+    """apart: how far y's pixels lie apart, in numbers."""
+    x, w, bias, residual, problem, exact = operands(name, has_residual)
+    place = device.cpu_with(threads)
+    packed = empty_aligned((strassen_twice.packed_bytes(problem, place),), np.uint8)
+    workspace = empty_aligned((strassen_twice.workspace_bytes(problem, place),), np.uint8)
+    packed[:], workspace[:] = 255, 255  # NaN, wherever it is read before it is written
+    strassen_twice.pack(problem, place, w, packed)
+    y = np.full((*exact.shape, apart), np.nan, np.float32)
+    strassen_twice.run(problem, place, x, packed, y[..., 0], bias, residual, workspace)
+    assert np.isnan(y[..., 1:]).all()
+    return y[..., 0]
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize(("has_residual", "apart"), [(False, 1), (True, 1), (False, 2)])
+def test_is_right_wherever_the_numbers_lie(name, has_residual, apart):
+    *_, problem, exact = operands(name, has_residual)
+    error = np.linalg.norm(computed(name, 2, has_residual, apart) - exact) / np.linalg.norm(exact)
+    assert error < accuracy.norm_relative(problem, "strassen_twice")
+
+
+@pytest.mark.parametrize("name", ["14 x 14", "batch"])
+def test_the_bits_depend_neither_on_threads_nor_on_the_cut(name, monkeypatch):
+    y = computed(name, 1)
+    np.testing.assert_array_equal(y, computed(name, 3))
+    forget_cuts()
+    monkeypatch.setattr(strassen_twice_cuts, "FILTER_CUTS", (2,))
+    np.testing.assert_array_equal(y, computed(name, 1))
+    forget_cuts()
+
+
+def forget_cuts():
+    for cached in (strassen_twice_cuts.best_cut, strassen_twice_cuts.blocking, strassen_twice.prepared):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("activation", ["relu6", "silu"])
+def test_activations(activation):
+    x, w = normal(1, 32, 14, 14), normal(32, 32, 1, 1)
+    y = convlib.conv2d(x, w, activation=activation, algorithm="strassen_twice")
+    np.testing.assert_allclose(y, convlib.conv2d(x, w, activation=activation, algorithm="direct"), atol=1e-4)
+
+
+@pytest.mark.parametrize("C", [4, 64, 256])
+def test_the_error_keeps_to_the_contract(C):
+    x, w = normal(1, C, 14, 14), normal(64, C, 1, 1)
+    problem = make_problem(x.shape, w.shape, np.float32)
+    y, exact = convlib.conv2d(x, w, algorithm="strassen_twice"), reference.conv2d(problem, x, w)
+    error = np.linalg.norm(y - exact) / np.linalg.norm(exact)
+    bound = accuracy.norm_relative(problem, "strassen_twice")
+    assert 0.3 * bound < error < bound
+
+
+@pytest.mark.parametrize(("C", "chosen"), [(4096, True), (8192, False)])
+def test_is_left_where_its_error_may_pass_the_default(C, chosen):
+    problem = make_problem((1, C, 28, 28), (64, C, 1, 1), np.float32)
+    assert (accuracy.norm_relative(problem, "strassen_twice") < accuracy.DEFAULT_MAX_ERROR) == chosen
+
+
+@pytest.mark.parametrize("shape", [(512, 28, 28, 256), (256, 14, 14, 1024)])
+def test_plans_of_large_layers_choose_it_where_multiply_adds_are_few_a_cycle_and_calls_never_do(shape, monkeypatch):
+    C, H, W, K = shape
+    monkeypatch.setattr(target, "multiply_adds_per_cycle", lambda: 1)
+    forget_cuts()
+    problem, place = make_problem((1, C, H, W), (K, C, 1, 1), np.float32), device.cpu_with(2)
+    once, twice = (dispatch.kernel(f"numba_cpu.{name}") for name in ("strassen", "strassen_twice"))
+    seconds = {kernel: kernel.predicted_seconds(problem, place) for kernel in (once, twice)}
+    forget_cuts()
+    assert seconds[twice] < seconds[once]
+    assert seconds[twice] + twice.pack_seconds(problem, place) > seconds[once] + once.pack_seconds(problem, place)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "keywords", "word"),
+    [
+        ((1, 64, 14, 14), (32, 64, 3, 3), {"padding": 1}, "window"),
+        ((1, 62, 14, 14), (32, 62, 1, 1), {}, "quarters"),
+        ((1, 64, 14, 14), (24, 64, 1, 1), {}, "filters"),
+        ((1, 64, 7, 7), (32, 64, 1, 1), {}, "pixels"),
+    ],
+)
+def test_says_what_it_cannot_quarter(x_shape, w_shape, keywords, word):
+    problem = make_problem(x_shape, w_shape, np.float32, **keywords)
+    assert any(word in reason for reason in strassen_twice.why_not(problem, device.cpu()))
