@@ -1,6 +1,6 @@
 """Input gradient of a strided depthwise convolution, all phases in one launch. depthwise_input_grad.cu tells the idea.
 
-This file cuts grad_x into tiles and launches. To depthwise.py's tiles the gradient is a convolution over grad_y: of
+This file cuts grad_x into tiles and launches. To depthwise_tiles.py the gradient is a convolution over grad_y: of
 stride 1, with the rows and columns that one u or v meets as its window, and stride x stride outputs at each place.
 """
 
@@ -13,8 +13,9 @@ import numpy as np
 
 from .. import gpu_cost as cost
 from ..launching import CudaSource, ceil_div, launch
-from . import depthwise
-from .depthwise import ALIGNED, SIZES, TILE, divisor, is_contiguous, pitches, shared_words
+from . import depthwise_tiles as forward
+from .depthwise import SIZES, TILE, divisor, is_contiguous, pitches
+from .depthwise_tiles import ALIGNED, shared_words
 from .implicit_gemm import address_of
 from .parameters import is_wide, problem_struct, size_reasons, type_constants, window_constants
 
@@ -48,17 +49,17 @@ def axis(size, outputs, window, stride, padding, dilation):
 def tile_for(problem, device):
     """The tile that fits shared memory and is predicted to be the fastest; None where none fits."""
     places = over_grad_y(problem)
-    tiles = (with_outputs(problem, tile) for tile in depthwise.tiles(places) if few_enough(problem, tile))
-    return depthwise.best(
+    tiles = (with_outputs(problem, tile) for tile in forward.tiles(places) if few_enough(problem, tile))
+    return forward.best(
         places, device, tiles, lambda _, tile: block_bytes(problem, tile), lambda *of: seconds(problem, *of),
-        least_bytes=depthwise.least_bytes_of(problem),
+        least_bytes=forward.least_bytes_of(problem),
     )  # fmt: skip
 
 
 def few_enough(problem, tile):
     """Whether a thread's sums fit its registers, and its unrolled products the cache of instructions."""
     sums, products = tile.rows * phases(problem), tile.rows * problem.R * problem.S
-    return tile.rows == depthwise.ROWS[0] or (sums <= MOST_SUMS and products <= MOST_PRODUCTS)
+    return tile.rows == forward.ROWS[0] or (sums <= MOST_SUMS and products <= MOST_PRODUCTS)
 
 
 def phases(problem):
@@ -76,26 +77,26 @@ def with_outputs(problem, tile):
 def block_bytes(problem, tile):
     """What a block moves in the mean, in whole sectors."""
     places = over_grad_y(problem)
-    grad_y, outputs = depthwise.staged_elements(places, tile), depthwise.outputs_of(places, tile) * phases(problem)
+    grad_y, outputs = forward.staged_elements(places, tile), forward.outputs_of(places, tile) * phases(problem)
     rows = tile.strips * tile.rows
-    apart = depthwise.torn_sectors(places, tile, rows + places.R - 1 + rows * problem.stride[0])
+    apart = forward.torn_sectors(places, tile, rows + places.R - 1 + rows * problem.stride[0])
     weights = tile.planes * tile.side * problem.R * problem.S
-    return (grad_y + outputs + weights) * problem.dtype.itemsize + depthwise.SECTOR * apart
+    return (grad_y + outputs + weights) * problem.dtype.itemsize + forward.SECTOR * apart
 
 
 def seconds(problem, places, device, tile):
     slots = tile.threads * thread_slots(problem, device, tile)
-    return depthwise.block_seconds(places, device, tile, slots, block_bytes(problem, tile))
+    return forward.block_seconds(places, device, tile, slots, block_bytes(problem, tile))
 
 
 def thread_slots(problem, device, tile):
     """Issue slots of one thread."""
     places, taps = over_grad_y(problem), problem.R * problem.S
     multiply = taps * tile.rows * cost.multiply_slots(problem, device) + 2 * problem.S * (tile.rows + places.R) + taps
-    words = depthwise.staged_elements(places, tile)
-    loading = depthwise.staging_slots(places, tile) * words + depthwise.WEIGHT_SLOTS * taps * tile.planes * tile.side
+    words = forward.staged_elements(places, tile)
+    loading = forward.staging_slots(places, tile) * words + forward.WEIGHT_SLOTS * taps * tile.planes * tile.side
     each = multiply + STORE_SLOTS * tile.rows * phases(problem)
-    return depthwise.THREAD_SLOTS + loading / tile.threads + tile.turns * each
+    return forward.THREAD_SLOTS + loading / tile.threads + tile.turns * each
 
 
 def why_not(problem, device):
@@ -109,7 +110,7 @@ def why_not(problem, device):
     if reasons:
         return reasons
     tile = tile_for(problem, device)
-    return [depthwise.too_large(problem)] if tile is None else depthwise.grid_reasons(over_grad_y(problem), tile)
+    return [forward.too_large(problem)] if tile is None else forward.grid_reasons(over_grad_y(problem), tile)
 
 
 def workspace_bytes(problem, device):
@@ -124,8 +125,8 @@ def predicted_seconds(problem, device):
 def source(problem, device, wide=False):
     """The kernel for arrays without gaps."""
     tile, places = tile_for(problem, device), over_grad_y(problem)
-    together = depthwise.whole_rows(places, tile)
-    return source_of(problem, tile, wide, depthwise.staging(places, tile, True), together)
+    together = forward.whole_rows(places, tile)
+    return source_of(problem, tile, wide, forward.staging(places, tile, True), together)
 
 
 @lru_cache(maxsize=4096)
@@ -140,8 +141,8 @@ def source_of(problem, tile, wide, staging, side_by_side):
 def run(problem, device, grad_y, w, grad_x, bias=None, residual=None, workspace=None, stream=None):
     """Write the input gradient into grad_x (N, C, H, W), from grad_y (N, K, P, Q) and w (K, 1, R, S)."""
     tile, places = tile_for(problem, device), over_grad_y(problem)
-    how = depthwise.staging(places, tile, is_contiguous(problem, grad_y), address_of(grad_y) % 16 == 0)
-    together = is_contiguous(problem, grad_x) and depthwise.whole_rows(places, tile)
+    how = forward.staging(places, tile, is_contiguous(problem, grad_y), address_of(grad_y) % 16 == 0)
+    together = is_contiguous(problem, grad_x) and forward.whole_rows(places, tile)
     kernel = source_of(problem, tile, is_wide(problem, grad_x, w, grad_y, None), how, together)
     struct = problem_struct(problem, grad_x, w, grad_y, None, None)
     launch(kernel, tile.grid(places), tile.threads, (grad_y, w, grad_x, struct, tile_struct(places, tile)),

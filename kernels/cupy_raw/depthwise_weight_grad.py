@@ -13,22 +13,18 @@ import numpy as np
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from . import depthwise
-from .depthwise import (
+from . import depthwise_tiles as forward
+from .depthwise import DIVISOR, PITCHES, divisor, is_contiguous, pitches
+from .depthwise_tiles import (
     ALIGNED,
-    DIVISOR,
     MOST_THREADS,
-    PITCHES,
     SHARED_BYTES,
     THREAD_SLOTS,
     TILE_AT,
     alike,
     covers,
-    divisor,
     few_or_halved,
     halved,
-    is_contiguous,
-    pitches,
     possible_columns,
     shared_bytes,
     shared_words,
@@ -110,22 +106,22 @@ class Tile(NamedTuple):
 @lru_cache(maxsize=4096)
 def tile_for(problem, device):
     """The tile that fits shared memory and is predicted to be the fastest; None where none fits."""
-    tile = depthwise.best(problem, device, tiles(problem, device), block_bytes, seconds)
+    tile = forward.best(problem, device, tiles(problem, device), block_bytes, seconds)
     return tile and without_conflicts(problem, device, tile)
 
 
 def without_conflicts(problem, device, tile):
-    """As depthwise.without_conflicts, for x."""
+    """As depthwise_tiles.py has it, for x."""
     if tile.planes == 1:
         return tile
     step = 16 // problem.dtype.itemsize
     spaced = [
         tile_of(problem, device, tile.side, tile.rows, tile.planes, tile.strips, tile.columns,
                 (tile.taps_r, tile.taps_s), further * step)
-        for further in range(depthwise.BANKS)
+        for further in range(forward.BANKS)
     ]  # fmt: skip
     fitting = (spread for spread in spaced if shared_bytes(problem, spread) <= SHARED_BYTES)
-    return min(fitting, key=lambda spread: depthwise.wavefronts(problem, spread))
+    return min(fitting, key=lambda spread: forward.wavefronts(problem, spread))
 
 
 def tiles(problem, device):
@@ -193,7 +189,7 @@ def fewest_items(problem, across):
 def seconds(problem, device, tile):
     """The busiest SM's blocks: what they issue, or what they move, whichever takes longer; then the splits' sums."""
     slots = tile.threads * thread_slots(problem, device, tile)
-    per_block = depthwise.block_seconds(problem, device, tile, slots, block_bytes(problem, tile))
+    per_block = forward.block_seconds(problem, device, tile, slots, block_bytes(problem, tile))
     partial = 2 * tile.splits * problem.K * problem.R * problem.S * problem.accumulate.itemsize
     return per_block + partial / (cost.bytes_per_second(device) * cost.sm_count(device))
 
@@ -203,21 +199,21 @@ def thread_slots(problem, device, tile):
     taps, read = tile.taps_r * tile.taps_s, staged(tile.rows, tile.taps_r, problem.stride[0], problem.dilation[0])
     multiply = taps * tile.rows * cost.multiply_slots(problem, device) + 2 * tile.taps_s * read + 2 * tile.rows
     words = item_elements(problem, tile)
-    staging = depthwise.staging_slots(problem, tile) * words / tile.threads
+    staging = forward.staging_slots(problem, tile) * words / tile.threads
     return tile.each * (tile.turns * multiply + staging + THREAD_SLOTS) + ADDING_SLOTS * taps
 
 
 def item_elements(problem, tile):
     """What a block stages for one tile, of x and of grad_y."""
-    x = depthwise.staged_elements(problem, tile, (tile.taps_r, tile.taps_s))
-    return x + depthwise.outputs_of(problem, tile)
+    x = forward.staged_elements(problem, tile, (tile.taps_r, tile.taps_s))
+    return x + forward.outputs_of(problem, tile)
 
 
 def block_bytes(problem, tile):
     """What a block moves, in whole sectors; a window taken in chunks of taps is read once for each."""
-    apart = depthwise.torn_sectors(problem, tile, 3 * tile.strips * tile.rows)
+    apart = forward.torn_sectors(problem, tile, 3 * tile.strips * tile.rows)
     sums = 2 * tile.planes * tile.side * tile.taps_r * tile.taps_s * problem.accumulate.itemsize
-    return tile.each * (item_elements(problem, tile) * problem.dtype.itemsize + apart * depthwise.SECTOR) + sums
+    return tile.each * (item_elements(problem, tile) * problem.dtype.itemsize + apart * forward.SECTOR) + sums
 
 
 def why_not(problem, device):
@@ -225,7 +221,7 @@ def why_not(problem, device):
         return [f"takes one channel and one filter per group, this problem has {problem.Cg} and {problem.Kg}"]
     reasons, tile = size_reasons(problem), tile_for(problem, device)
     if tile is None:
-        return [*reasons, depthwise.too_large(problem)]
+        return [*reasons, forward.too_large(problem)]
     blocks = tile.grid(problem)[0]
     for name, got in (("blocks", blocks), ("tiles of all images", tile.items)):
         if got > MAX_GRID[0]:
@@ -246,7 +242,7 @@ def predicted_seconds(problem, device):
 def sources(problem, device, wide=False):
     """The kernels, for arrays without gaps: multiply and sum, and add the splits."""
     tile = tile_for(problem, device)
-    return sources_of(problem, tile, wide, depthwise.staging(problem, tile, True))
+    return sources_of(problem, tile, wide, forward.staging(problem, tile, True))
 
 
 @lru_cache(maxsize=4096)
@@ -267,7 +263,7 @@ def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=
     tile = tile_for(problem, device)
     contiguous = is_contiguous(problem, x) and is_contiguous(problem, grad_y)
     aligned = address_of(x) % 16 == address_of(grad_y) % 16 == 0
-    how = depthwise.staging(problem, tile, contiguous, aligned)
+    how = forward.staging(problem, tile, contiguous, aligned)
     multiply, finish = sources_of(problem, tile, is_wide(problem, x, grad_w, grad_y, None), how)
     struct = problem_struct(problem, x, grad_w, grad_y, None, None)
     arguments = (x, grad_y, workspace, struct, tile_struct(problem, tile))
