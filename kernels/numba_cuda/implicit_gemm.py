@@ -17,8 +17,8 @@ Small problems, and the last wave of others: several blocks share a tile, each w
 as cupy_raw's (cut.py, waves.py). They leave their sums in the workspace, filters side by side or pixels as in y, and
 `implicit_gemm_sum` adds them in their order: the same bits every time. The layers of VGG-16, ResNet-50 and MobileNetV2
 are predicted to take 3.9 ms together at one image on 108 SMs, with whole tiles only 18.5; 89.4 and 94.2 at 32 images
-(cupy_raw 2.8 and 62.9). The loop is no longer for it, 693 instructions instead of 703; registers 134 instead of 128
-(channels last 795 instead of 806; 166, 162).
+(cupy_raw 2.7 and 62.9). The loop is no longer for it, 690 instructions instead of 699; registers 130 instead of 128
+(channels last 794 instead of 791; 158, 157).
 Bank conflicts: none. Eight lanes' runs of 4 numbers lie interleaved: pixel x of 32 at place x % 8 * 4 + x // 8. So
 lanes store 32 pixels into 32 banks, load runs of 16 bytes, and their outputs are neighbours when they leave. A row is
 16 bytes longer than its pixels, so that 8 channels times 4 places meet 32 banks as well.
@@ -27,10 +27,10 @@ What Numba's Python cannot say, and what it costs, beside cupy_raw/implicit_gemm
 512 multiply-adds of a thread with a tile of 64 x 64, and its instructions are those of the machine code):
 
                                                         here     there
-    instructions of a stage, channels first             703      637     those that only a new tap needs counted too
-                             channels last              806      614
-                             a tile of 128 x 128        682      602     512 are 75 and 85 %
-    registers with it                                   129      122     one block an SM, not two
+    instructions of a stage, channels first             699      637     those that only a new tap needs counted too
+                             channels last              791      614
+                             a tile of 128 x 128        663      602     512 are 77 and 85 %
+    registers with it                                   128      122     two blocks an SM; of split tiles, 140, one
     wavefronts of a shared load of 128 bits             4        4       the least
     wavefronts of a shared store of 32 bits             1        1 to 2
     loads from global memory, channels first            16       10      of a thread in a stage of 64 x 64
@@ -44,8 +44,9 @@ What Numba's Python cannot say, and what it costs, beside cupy_raw/implicit_gemm
   channels last a thread has 8 pixels to look after instead of two.
 - Addresses: Numba's integers are 64 bits long, and an offset that is cut to 32 takes a shift and two more instructions
   on its way to an address, where NVRTC has one (IMAD.WIDE).
-- Bounds on registers: `max_registers=128` would let two blocks of 256 threads share an SM, but spills up to 40 bytes
-  (channels last on sm_80, both on sm_90), and Numba's simulator does not take it.
+- Bounds on registers: `max_registers=128` would let two blocks of 256 threads share an SM always, but spills up to 40
+  bytes on sm_90, channels last on sm_80 too, and Numba's simulator does not take it. So the block's place is worked out
+  anew for the store, and steps are counted in 32 bits: 4 registers less of a split tile on sm_80, 14 on sm_90.
 - Tensor cores (mma.sync), ldmatrix and cp.async: not at all, short of LLVM intrinsics, which no simulator runs.
 - Fast divisions by a number known at launch: a division by Q is some 20 instructions, once an output.
 
@@ -70,9 +71,9 @@ from ..cupy_raw.register_tile import DEPTH, reduction_of, tile_of
 from ..launching import MAX_GRID, ceil_div, launch
 from .epilogue import epilogue_of, finish, operands
 from .im2col import run_length
-from .storage import at, device_function, register_type, small, widen
+from .implicit_gemm_beside import THREADS, at_place, compiled_filters, compiled_sum, place_in, tile_of_block
+from .storage import at, register_type, small, widen
 
-THREADS = 256  # of the kernels that pack, and add splits
 TILES = ((8, 8), (4, 16), (16, 16))  # filters x pixels, in the 8 (float64: 4) that a thread has of each
 BLOCKS_PER_SM = {64: 6, 256: 1}  # by the threads of a block: room for their registers, 128 to 166 of each
 OUTSIDE = -1  # an offset where there is no pixel
@@ -99,32 +100,6 @@ class Walk(NamedTuple):
 
 
 @cache
-def compiled_filters(R, S, tile_k, run, taps_inner):
-    """The kernel that writes w as tiles of filters: (tile, d, place), zero where they are padded."""
-    filter_at = at_place(4, run)
-
-    @cuda.jit
-    def implicit_gemm_filters(w, filters, groups, tiles, depth, channels):
-        Cg, Kg = w.shape[1], w.shape[0] // groups
-        index = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
-        place, index = index % tile_k, index // tile_k
-        d, tile = index % depth, index // depth
-        if tile >= groups * tiles:
-            return
-
-        if taps_inner:
-            c, tap = d // (R * S), d % (R * S)
-        else:
-            c, tap = d % channels, d // channels
-        g, k = tile // tiles, tile % tiles * tile_k + filter_at(place)
-        inside = k < Kg and c < Cg
-        element = w[at(g * Kg + k), at(c), at(tap // S), at(tap % S)] if inside else filters.dtype.type(0)
-        filters[at((tile * depth + d) * tile_k + place)] = element
-
-    return implicit_gemm_filters
-
-
-@cache
 def compiled_product(R, S, tile_k, tile_m, walk, epilogue, split):
     """The kernel for y = filters x windows in tiles of tile_k filters and tile_m pixels. split: some tiles are."""
     dtype_name = epilogue[0]
@@ -137,7 +112,7 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue, split):
     threads = tile_k * tile_m // micro**2
     half_k, half_m = tile_k // 2, tile_m // 2
     warps_m = half_m // (8 * run)
-    pixel_at, place_of = at_place(8, run), place_in(8, run)
+    pixel_at, place_of, tile_and_part = at_place(8, run), place_in(8, run), tile_of_block(split)
     pitch = tile_m + run
     pixels_at = DEPTH * tile_k
     stage = pixels_at + DEPTH * pitch
@@ -174,11 +149,9 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue, split):
         my_k = (warp // warps_m * 4 + (lane >> 3)) * run
         K, P, Q = y.shape[1], y.shape[2], y.shape[3]
         Cg, Kg, pixels = C // groups, K // groups, y.shape[0] * P * Q
-        tile, first_step, steps, my_part = cuda.blockIdx.x, 0, depth // DEPTH, -1
-        if split and tile >= whole_tiles:
-            part = (tile - whole_tiles) // split_tiles
-            my_part = tile - whole_tiles
-            tile -= part * split_tiles
+        tile, part = tile_and_part(cuda.blockIdx.x, whole_tiles, split_tiles)
+        first_step, steps = 0, depth // DEPTH
+        if split and part >= 0:
             first_step = part * split_steps
             steps = min(split_steps, steps - first_step)
         filter_tile, pixel_tile = tile % filter_tiles, tile // filter_tiles % pixel_tiles
@@ -209,7 +182,8 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue, split):
         next_filter = ((g * filter_tiles + filter_tile) * depth + first_d) * tile_k + thread
         tap, first_channel = int32(first_d // channels), int32(first_d % channels)
         channel = int32(channels)
-        for step in range(steps + 1):
+        steps = int32(steps)
+        for step in range(int32(steps + 1)):
             last = step == steps
             if not last:
                 for i in range(filter_loads):
@@ -273,12 +247,17 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue, split):
                         staged[at(free + target[j] + i * pitch)] = next_pixels[j, i]
                 cuda.syncthreads()
 
+        # The block's place anew, or it would take registers throughout the loop; blockIdx.y is zero.
+        block = cuda.blockIdx.x + cuda.blockIdx.y
+        tile, part = tile_and_part(block, whole_tiles, split_tiles)
+        filter_tile, pixel_tile = tile % filter_tiles, tile // filter_tiles % pixel_tiles
+        g = tile // filter_tiles // pixel_tiles
         tile_k0, tile_m0 = warp // warps_m * 4 * run + (lane >> 3), warp % warps_m * 8 * run + (lane & 7)
         for j in range(micro):
             m = tile_m0 + j // run * half_m + j % run * 8
             pixel = small(pixel_tile * tile_m + m)
-            if split and my_part >= 0:
-                target_0 = my_part * (tile_k * tile_m) + m * partial_m
+            if split and part >= 0:
+                target_0 = (block - whole_tiles) * (tile_k * tile_m) + m * partial_m
                 for i in range(micro):
                     partial[at(target_0 + (tile_k0 + i // run * half_k + i % run * 4) * partial_k)] = sums[i, 0]
             elif pixel < small(pixels):
@@ -293,57 +272,6 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue, split):
                     sums[i, following - 1] = sums[i, following]
 
     return implicit_gemm_product
-
-
-@cache
-def compiled_sum(tile_k, tile_m, filters_inner, epilogue):
-    """The kernel that adds what the parts of a tile left, in their order. filters_inner: these lie side by side there,
-    not pixels, as they do in y.
-    """
-    real, finished = register_type(epilogue[0]), finish(*epilogue)
-    of_tile = tile_k * tile_m
-
-    @cuda.jit
-    def implicit_gemm_sum(
-        partial, y, bias, residual, groups, filter_tiles, pixel_tiles, whole_tiles, split_tiles, splits
-    ):
-        index = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
-        if index >= split_tiles * of_tile:
-            return
-        tile, within = whole_tiles + index // of_tile, index % of_tile
-        if filters_inner:
-            m, k = within // tile_k, within % tile_k
-        else:
-            k, m = within // tile_m, within % tile_m
-        k += tile % filter_tiles * tile_k
-        pixel = tile // filter_tiles % pixel_tiles * tile_m + m
-        g = tile // filter_tiles // pixel_tiles
-        P, Q, Kg = y.shape[2], y.shape[3], y.shape[1] // groups
-        if k >= Kg or pixel >= y.shape[0] * P * Q:
-            return
-
-        total = real(0)
-        for part in range(splits):
-            total += partial[at(index + part * split_tiles * of_tile)]
-        n, p, q = pixel // (P * Q), pixel // Q % P, pixel % Q
-        k += g * Kg
-        y[at(n), at(k), at(p), at(q)] = finished(total, bias, residual, n, k, p, q)
-
-    return implicit_gemm_sum
-
-
-@cache
-def place_in(lanes, run):
-    """Where number x of a tile lies in shared memory: `lanes` neighbours are the first of as many lanes' runs."""
-    block = lanes * run
-    return device_function(lambda x: x // block * block + x % lanes * run + x // lanes % run)
-
-
-@cache
-def at_place(lanes, run):
-    """The number that lies at a place: the inverse."""
-    block = lanes * run
-    return device_function(lambda place: place // block * block + place % run * lanes + place // run % lanes)
 
 
 @lru_cache(maxsize=4096)
