@@ -11,11 +11,11 @@ product has a row for the slices of its tiles, and one for the last of them wher
                whole tiles come before parts of tiles they fill their waves, and the last wave is of parts
     busy       of the multiprocessors' time until the last is done, what blocks take, if all take equally long
 
-A product passes if its last wave fills four fifths of the slots or it is split; a depthwise layer if it is busy for
-four fifths, since its blocks are bound by memory, not by slots, and so does Winograd's batched product, of which a
-slice is several waves of small blocks. A row that does not pass says why in `not full`: how many times as long the
-fastest cut that does is predicted to take; or that there is none, of a reduction of one stage, which nothing splits.
-Predicted is not measured: no GPU is needed.
+A product passes if its last wave fills four fifths of the slots or it is split; in slices, if it is busy for seven
+tenths; a depthwise layer if it is busy for four fifths, since its blocks are bound by memory, not by slots, and so does
+Winograd's batched product, of which a slice is several waves of small blocks. A row that does not pass says why in `not
+full`: how many times as long the fastest cut that does is predicted to take; or that there is none, of a reduction of
+one stage, which nothing splits. Predicted is not measured: no GPU is needed.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Row:
     limited_by: str
     dearer: float | None = None
     stages: int = 0
+    slices: int = 1
 
     @property
     def blocks(self) -> int:
@@ -78,8 +79,11 @@ class Row:
 
     @property
     def passes(self) -> bool:
-        filled = self.busy if self.last_wave is None else self.last_wave
-        return self.splits > 1 or filled >= waves.FULL
+        if self.splits > 1 or (self.last_wave is not None and self.last_wave >= waves.FULL):
+            return True
+        if self.slices > 1:
+            return self.busy >= waves.SLICED
+        return self.last_wave is None and self.busy >= waves.FULL
 
     @property
     def why_not_full(self) -> str:
@@ -194,6 +198,7 @@ def product_row(network, layer, kernel, module, problem: ConvProblem, place: Dev
         network, layer, kernel, words(cut.tile), cut.whole, cut.split_tiles, cut.splits,
         waves.busy(cut.blocks, place.sm_count), waves.last_wave(cut.parts or cut.whole, cut.slots(place)),
         module.predicted_seconds(problem, place), limit_of(module.parts(problem, place, cut)),
+        slices=getattr(cut.tile, "slices", 1),
     )  # fmt: skip
     return row if row.passes else replace(row, dearer=dearer(module, problem, place), stages=cut.stages)
 

@@ -68,8 +68,11 @@ class Cut(NamedTuple):
         return cost.sm_count(device) * self.blocks_per_sm
 
     def fills(self, device):
-        """Whether its last wave is full, or split."""
-        return self.splits > 1 or waves.last_wave(self.blocks, self.slots(device)) >= waves.FULL
+        """Whether its last wave is full, or split: among blocks, or within blocks that are enough for the GPU."""
+        if self.splits > 1 or waves.last_wave(self.blocks, self.slots(device)) >= waves.FULL:
+            return True
+        busy = waves.busy(self.blocks, cost.sm_count(device))
+        return getattr(self.tile, "slices", 1) > 1 and busy >= waves.SLICED
 
     def is_busy(self, device):
         return self.splits > 1 or waves.busy(self.blocks, cost.sm_count(device)) >= waves.FULL

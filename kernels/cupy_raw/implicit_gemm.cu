@@ -12,9 +12,10 @@
 //                +----+         +============+
 //
 // implicit_walks.cuh says who fetches what: a pixel of several channels, four channels of a pixel (channels last), or
-// four pixels of a channel (1x1, NCHW), these two by 128 bits. pack_filters.cu writes the weights in the order of d first,
-// filters side by side and padded with zeros, so theirs are too; a plan has that done once. Four outputs that lie side
-// by side in y leave as one store: filters (channels last), or pixels where they were loaded so.
+// four pixels of a channel (1x1, NCHW), these two by 128 bits. pack_filters.cu writes the weights in the order of d
+// first, filters side by side and padded with zeros, so theirs are too; a plan has that done once. A single call packs
+// none that lie in that order already, 1x1 and windows with channels last, but reads rows of them (implicit_filters.cuh).
+// Four outputs that lie side by side in y leave as one store: filters (channels last), or pixels where they were loaded so.
 // Small problems, and the last wave of others (waves.py draws it): SPLIT makes several blocks share a tile, each with its
 // part of d; they write whole tiles of sums to the workspace and sum_splits adds them, always in the same order. There
 // they lie as y does, filters inner or pixels, so that both kernels move whole sectors: of 64 x 14 x 14 outputs, channels
@@ -22,8 +23,8 @@
 // Predicted for the layers of VGG-16, ResNet-50 and MobileNetV2 on 108 SMs: 62.9 ms together at 32 images, 66.8 with
 // whole tiles only; 2.8 ms at one image, 13.2. Every layer fills its last wave or is split, on 108 and on 132 SMs, which
 // takes them all 1 % longer at most than the fastest cuts would (python -m benchmarks waves).
-// Where a product has two or four stages a further launch costs more than splits bring: there SLICES of a block share a
-// tile, each with threads, buffers and stages of its own, and hand their sums to the first by way of shared memory
+// Where a product has few stages a further launch costs more than splits bring: there SLICES of a block share a tile,
+// each with threads, buffers and stages of its own, and hand their sums to the first by way of shared memory
 // (register_tile.cuh). 16x112x112-96-1x1 at one image: 294 blocks of 4 warps fill 0.91 of 324 slots, predicted 10.7
 // us, where 98 whole tiles took 11.3 and splits 16.2.
 // Bank conflicts: none. Reads: register_tile.cuh. Neighbouring pixels come to neighbouring banks, and where two lanes
@@ -64,7 +65,7 @@ enum Together { NONE, CHANNELS, PIXELS, CHANNEL };
 #else
 #define MORE_REGISTERS WIDE
 #endif
-#include "implicit_walks.cuh"
+#include "implicit_filters.cuh"
 
 // A thread's places in shared memory, in bytes; the other buffer is an exclusive or away.
 struct Addresses {
@@ -75,13 +76,13 @@ struct Addresses {
         const unsigned of_filters = own_slice() * 2 * sizeof(filters[0]), of_pixels = own_slice() * 2 * sizeof(pixels[0]);
         read_filter = of_filters + (place.warp_filter + place.filter_lane * VECTOR) * sizeof(Accumulator);
         read_pixel = of_pixels + (place.warp_pixel + place.pixel_lane * VECTOR) * sizeof(Accumulator);
-        write_filter = of_filters + own_thread() * sizeof(Vector);
+        write_filter = of_filters + Filters::place();
         write_pixel = of_pixels + Walk::place();
     }
 
-    __device__ __forceinline__ void put(const Share<TILE_K>& next_filters, const Walk& walk)
+    __device__ __forceinline__ void put(const Filters& next_filters, const Walk& walk)
     {
-        next_filters.put(in_shared(filters, write_filter));
+        next_filters.put(write_filter);
         walk.put(write_pixel);
         write_filter ^= sizeof(filters[0]);
         write_pixel ^= sizeof(pixels[0]);
@@ -89,7 +90,7 @@ struct Addresses {
 
     __device__ __forceinline__ void multiply(Accumulator (&sums)[EACH][EACH])
     {
-        multiply_stage<SWAPPED>(sums, in_shared(filters, read_filter), in_shared(pixels, read_pixel));
+        multiply_stage<SWAPPED, WEIGHTS == AS_THEY_LIE>(sums, in_shared(filters, read_filter), in_shared(pixels, read_pixel));
         read_filter ^= sizeof(filters[0]);
         read_pixel ^= sizeof(pixels[0]);
     }
@@ -203,7 +204,7 @@ __device__ __forceinline__ unsigned block_again()
 
 // grid: whole tiles and the splits of others, block: THREADS * SLICES.
 extern "C" __global__ void __launch_bounds__(THREADS * SLICES, BLOCKS_PER_SM)
-conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restrict__ packed, Element* __restrict__ y,
+conv2d_implicit_gemm(const Element* __restrict__ x, const Weight* __restrict__ weights, Element* __restrict__ y,
                      const Element* __restrict__ bias, const Element* __restrict__ residual,
                      Accumulator* __restrict__ partial, Problem problem, Cut cut)
 {
@@ -212,18 +213,15 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Accumulator* __restric
     const int stages = job.stages(cut, cut.depth / DEPTH) / SLICES;
     const int stage = job.first_stage(cut) + own_slice() * stages;
     int left = stages - 1;  // to fetch after the first
-    Offset filters_at = (first.group * (Offset)cut.depth + stage * DEPTH + own_row<TILE_K>()) * cut.filters
-                      + first.first_filter + own_column<TILE_K>();
 
     const Place place;
     Addresses shared(place);
-    Share<TILE_K> next_filters;
+    Filters next_filters(problem, cut, first, stage);
     Walk walk;
     int in_tap = walk.start(problem, cut, first.first_pixel, first.group, stage);
     const auto fetch = [&] {
-        next_filters.fetch(packed + filters_at, cut.filters);
+        next_filters.fetch(weights, problem, cut);
         walk.fetch(x, problem);
-        filters_at += DEPTH * (Offset)cut.filters;
         walk.step(problem);
     };
     fetch();

@@ -20,9 +20,10 @@ THREADS = 256  # of sum_splits
 PACKING = 128  # threads of a block of pack_filters ...
 PACKED_FILTERS, PACKED_NUMBERS = 16, 32  # ... and what it takes, in as many weights as have 16 bytes
 TILES = ((16, 16), (16, 8), (8, 16), (8, 8), (4, 16), (4, 8))  # filters x pixels, in EACH
-SLICED = (2, 4)  # stages: of more, splits pay for their launch
-SLICED_TILES = ((8, 8), (4, 16), (4, 8))
-WARPS_PER_SM = {256: 16}  # that register_tile.cuh asks the compiler for, by a block's threads; FEWER otherwise
+SLICES = (2, 4)  # of a block: they share its stages evenly, and have no more threads than this together
+MOST_THREADS = 256
+SLICED = 32  # stages: of more, what a launch that adds splits takes is little beside them
+WARPS_PER_SM = {256: 16}  # that register_tile.cuh asks the compiler for, by a slice's threads; FEWER otherwise
 FEWER_WARPS = 12
 
 # Instructions of a stage beside its multiply-adds, read from the machine code: loads from shared memory and the walk;
@@ -43,13 +44,15 @@ def cut_for(problem, device):
 
 def cuts(problem, device):
     yield from with_splits(device, [cut_of(problem, tile_of(problem, lanes)) for lanes in TILES])
-    if reduction_of(problem).stages in SLICED:
-        yield from (cut_of(problem, tile_of(problem, lanes, slices=2)) for lanes in SLICED_TILES)
+    stages = reduction_of(problem).stages
+    for slices in (slices for slices in SLICES if stages <= SLICED and stages % slices == 0):
+        tiles = (tile_of(problem, lanes, slices) for lanes in TILES)
+        yield from (cut_of(problem, tile) for tile in tiles if tile.threads <= MOST_THREADS)
 
 
 def cut_of(problem, tile, splits=1, first=0):
     """All tiles whole, or all but the first in so many splits."""
-    blocks_per_sm = WARPS_PER_SM.get(tile.threads, FEWER_WARPS) * 32 // tile.threads
+    blocks_per_sm = WARPS_PER_SM.get(tile.threads // tile.slices, FEWER_WARPS) * 32 // tile.threads
     all_whole = whole_cut(problem, tile, blocks_per_sm, reduction_of(problem), problem.accumulate.itemsize)
     return split_cut(all_whole, splits, first)
 
@@ -116,7 +119,7 @@ def predicted_seconds(problem, device):
 
 
 def sources(problem, device, wide=False, together="NONE", stored="NONE", along="ROWS"):
-    """The kernels: pack the weights, multiply, and add the splits."""
+    """The kernels of a plan: pack the weights, multiply, and add the splits."""
     cut = cut_for(problem, device)
     return (packing_source(problem, cut, wide, along), *sources_of(problem, cut, wide, together, stored))
 
@@ -129,12 +132,12 @@ def packing_source(problem, cut, wide, along, channels_inner=False):
 
 
 @lru_cache(maxsize=4096)
-def sources_of(problem, cut, wide, together, stored):
+def sources_of(problem, cut, wide, together, stored, weights="PACKED"):
     whole = problem.Cg % DEPTH == 0
     constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     constants += (("TILE_K", cut.tile.filters), ("TILE_M", cut.tile.pixels), ("ORDER", int(cut.taps_inner)))
     constants += (("TOGETHER", together), ("STORED", stored), ("WHOLE", int(whole)), ("SPLIT", int(cut.splits > 1)))
-    constants += (("SLICES", cut.tile.slices),)
+    constants += (("SLICES", cut.tile.slices), ("WEIGHTS", weights))
     functions = ("conv2d_implicit_gemm", "sum_splits")
     return tuple(CudaSource("implicit_gemm.cu", function, constants) for function in functions)
 
@@ -164,6 +167,20 @@ def weights_along(problem, cut, w):
     channels_inner = w.strides[1] == item and not cut.taps_inner
     rows = channels_inner and cut.channels == C and w.strides[2:] == (S * C * item, C * item)
     return "ROWS" if rows else "STRIDES", channels_inner
+
+
+def weights_read(problem, cut, w):
+    """How the product reads w, for implicit_filters.cuh: PACKED, or AS_THEY_LIE; None if it must be packed first."""
+    if w.ndim != 4:
+        return "PACKED"
+    item = w.itemsize
+    C, R, S = problem.w_shape[1:]
+    as_walked = (R * S, S, 1) if cut.taps_inner else (1, S * C, C)
+    in_order = cut.taps_inner or cut.channels == C or R * S == 1
+    lying = in_order and all(n == 1 or s == a * item for n, s, a in zip((C, R, S), w.strides[1:], as_walked))
+    whole = problem.reduction % CHUNK == 0 and aligned(w, min(CHUNK * item, 16), (0,))
+    enough = DEPTH * cut.tile.filters * cut.tile.slices // cut.tile.threads % CHUNK == 0
+    return "AS_THEY_LIE" if lying and whole and enough else None
 
 
 def stored_together(problem, together, y, residual):
@@ -217,18 +234,22 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
 
     Or with the weights as they are, (K, C/groups, R, S): then `workspace` has one_call_bytes.
     """
-    cut, packed = cut_for(problem, device), w
+    cut = cut_for(problem, device)
     if w.ndim == 4:
         packed, workspace = workspace[: cut.packed_bytes], workspace[cut.packed_bytes :]
+    weights = weights_read(problem, cut, w)
+    if weights is None:
         pack(problem, device, w, packed, stream)
-    struct, part = problem_struct(problem, x, None, y, bias, residual), cut_struct(problem, cut)
+        w, weights = packed, "PACKED"
+    lying = w if weights == "AS_THEY_LIE" else None
+    struct, part = problem_struct(problem, x, lying, y, bias, residual), cut_struct(problem, cut)
     partial = workspace if cut.splits > 1 else None
     together = loaded_together(problem, cut, x)
     stored = stored_together(problem, together, y, residual)
-    wide = packs_wide(problem, cut) or is_wide(problem, x, None, y, residual)
-    multiply, add = sources_of(problem, cut, wide, together, stored)
+    wide = packs_wide(problem, cut) or is_wide(problem, x, lying, y, residual)
+    multiply, add = sources_of(problem, cut, wide, together, stored, weights)
 
-    arguments = (x, packed, y, bias, residual, partial, struct, part)
+    arguments = (x, w, y, bias, residual, partial, struct, part)
     launch(multiply, cut.blocks, cut.tile.threads, arguments, stream=stream)
     if cut.splits > 1:
         arguments = (partial, y, bias, residual, struct, part, np.int32(cut.splits))

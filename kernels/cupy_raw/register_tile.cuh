@@ -119,21 +119,22 @@ __device__ __forceinline__ void load(Accumulator (&values)[EACH], const Accumula
 }
 
 // `filter` and `pixel`: this lane's first of each, in the first row of a stage. SWAPPED: in the lower half of its rows
-// the halves of every VECTOR of pixels have changed places.
-template <bool SWAPPED = false>
+// the halves of every VECTOR of pixels have changed places; CROSSED: the two VECTORs of filters.
+template <bool SWAPPED = false, bool CROSSED = false>
 __device__ __forceinline__ void multiply_stage(Accumulator (&sums)[EACH][EACH], const Accumulator* filter,
                                                const Accumulator* pixel)
 {
     #pragma unroll
     for (int step = 0; step < DEPTH; ++step) {
-        const int swap = SWAPPED && step >= DEPTH / 2 ? VECTOR / 2 : 0;
+        const bool lower = step >= DEPTH / 2;
+        const int swap = SWAPPED && lower ? VECTOR / 2 : 0, cross = CROSSED && lower ? VECTOR : 0;
         alignas(16) Accumulator a[EACH], b[EACH];
         load<FILTER_BLOCK>(a, filter + step * (TILE_K + ROW_PADDING));
         load<PIXEL_BLOCK>(b, pixel + step * (TILE_M + ROW_PADDING));
         #pragma unroll
         for (int i = 0; i < EACH; ++i)
             #pragma unroll
-            for (int j = 0; j < EACH; ++j) sums[i][j] += a[i] * b[j ^ swap];
+            for (int j = 0; j < EACH; ++j) sums[i][j] += a[i ^ cross] * b[j ^ swap];
     }
 }
 

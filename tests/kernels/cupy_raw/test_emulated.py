@@ -34,6 +34,7 @@ from convlib.kernels.cupy_raw import weight_grad_splits as splits
 from convlib.problem import make_problem, named_dtype
 from convlib.verification.problems import Case, arrays_of, expected, logical_arrays
 from tests.kernels.cupy_raw.test_values import (
+    AS_THEY_LIE,
     DESCENDING,
     GRADIENTS_OF_X,
     GROUPS,
@@ -146,16 +147,36 @@ def test_an_infinity_reaches_the_outputs_of_its_windows_alone(kernel, name, monk
 
 @pytest.mark.parametrize("name", SLICED)
 def test_slices_of_a_block_run_without_a_fault(name, monkeypatch):
-    tile, case = SLICED[name]
-    force_cut(monkeypatch, case.problem(), tile, splits=1, slices=2)
+    tile, slices, case = SLICED[name]
+    force_cut(monkeypatch, case.problem(), tile, splits=1, slices=slices)
     check(implicit_gemm, "implicit_gemm", case)
+
+
+@pytest.mark.parametrize("name", AS_THEY_LIE)
+@pytest.mark.parametrize("tile", [(16, 16), (8, 8), (4, 8)], ids=str)
+def test_weights_read_as_they_lie_run_without_a_fault(tile, name, monkeypatch):
+    force_cut(monkeypatch, AS_THEY_LIE[name].problem(), tile, splits=1)
+    check(implicit_gemm, "implicit_gemm", AS_THEY_LIE[name])
+
+
+def test_an_infinite_weight_reaches_the_outputs_of_its_filter_alone(monkeypatch):
+    """Past the end of a filter's numbers lie the next one's: of these a stage takes none."""
+    problem = make_problem((1, 12, 4, 4), (6, 12, 1, 1), np.float32)
+    force_cut(monkeypatch, problem, (4, 8), splits=1)
+    x, w = (strided.empty_aligned(shape, np.float32) for shape in (problem.x_shape, problem.w_shape))
+    x[...] = w[...] = 1
+    w[3, 0] = np.inf
+    y = np.full(problem.y_shape, np.nan, np.float32)
+    (report,) = watched(implicit_gemm, problem, x, w, y)
+    assert report.kernel == "conv2d_implicit_gemm"
+    np.testing.assert_array_equal(y, reference.conv2d(problem, x, w))
 
 
 @pytest.mark.parametrize("barrier", range(2, 6))
 def test_the_emulator_sees_when_slices_lack_a_barrier(barrier, monkeypatch):
     """Of those around each half of the sums that change hands, behind two of the product."""
-    tile, case = SLICED["taps"]
-    force_cut(monkeypatch, case.problem(), tile, splits=1, slices=2)
+    tile, slices, case = SLICED["taps"]
+    force_cut(monkeypatch, case.problem(), tile, splits=1, slices=slices)
     whole = emulator.ptx_of_source
 
     def without(source, target):
@@ -377,8 +398,8 @@ def reports_of(kernel, layer, dtype="float32"):
     x_shape, w_shape, keywords = LAYERS[layer]
     problem = make_problem(x_shape, w_shape, named_dtype(dtype), **keywords)
     order = operations.FROM_LAYOUT[problem.layout]
-    x, w = strided.empty_aligned(x_shape, problem.dtype), np.ones(w_shape, problem.dtype)
-    x[...] = 1
+    x, w = (strided.empty_aligned(shape, problem.dtype) for shape in (x_shape, w_shape))
+    x[...] = w[...] = 1
     y = strided.empty_aligned(operations.result_shape(problem, batched=True), problem.dtype)
     return watched(kernel, problem, x.transpose(order), w, y.transpose(order))
 
@@ -410,12 +431,26 @@ def test_no_access_of_the_matrix_product_meets_a_bank_conflict(dtype):
 def test_no_access_of_the_implicit_product_meets_a_bank_conflict(layer, tile, dtype, monkeypatch):
     x, w, keywords = LAYERS[layer]
     force_cut(monkeypatch, make_problem(x, w, named_dtype(dtype), **keywords), tile, 1)
-    _, report = reports_of(implicit_gemm, layer, dtype)
+    *_, report = reports_of(implicit_gemm, layer, dtype)  # of pointwise weights the only one
     shared = accesses(report, "shared", "load") + accesses(report, "shared", "store")
     for access in shared:
         assert access.cost == access.requests * max(access.size // 4, 1), access
     in_the_loop = [access for access in accesses(report, "shared", "load") if "register_tile" in access.source[0]]
     assert {access.size for access in in_the_loop} == {16}
+
+
+def packed_and_run(problem, x, w, y):
+    """What a plan does; the report of the packing."""
+    gpu = device.emulator()
+    packed, workspace = (
+        strided.empty_aligned((count(problem, gpu),), np.uint8)
+        for count in (implicit_gemm.packed_bytes, implicit_gemm.workspace_bytes)
+    )
+    with emulator.watching(outputs=[y], scratch=[array for array in (packed, workspace) if array.size]) as watch:
+        implicit_gemm.pack(problem, gpu, w, packed)
+        implicit_gemm.run(problem, gpu, x, packed, y, workspace=workspace)
+    watch.raise_if_faulty()
+    return watch.reports[0]
 
 
 AS_W_LIES = {"ROWS": (0, 1, 2, 3), "ROWS, channels inner": (0, 2, 3, 1), "FILTERS": (2, 3, 1, 0)}
@@ -432,7 +467,7 @@ def test_filters_are_packed_in_whole_sectors_and_few_instructions(along):
     w = w.transpose(np.argsort(order))
     cut = implicit_gemm.cut_for(problem, device.emulator())
     assert implicit_gemm.weights_along(problem, cut, w)[0] == along.split(",")[0]
-    packing = watched(implicit_gemm, problem, x, w, y)[0]
+    packing = packed_and_run(problem, x, w, y)
     assert packing.kernel == "pack_filters"
     assert not accesses(packing, "shared", "load") + accesses(packing, "shared", "store")
     for access in accesses(packing, "global", "load") + accesses(packing, "global", "store"):
@@ -445,8 +480,7 @@ def unsplit(layer, monkeypatch):
     """The report of the product with the largest tile, in one piece."""
     x, w, keywords = LAYERS[layer]
     force_cut(monkeypatch, make_problem(x, w, np.float32, **keywords), (16, 16), 1)
-    _, report = reports_of(implicit_gemm, layer)
-    return report
+    return reports_of(implicit_gemm, layer)[-1]
 
 
 @pytest.mark.parametrize("layer", ["channels_last", "pointwise"])
@@ -461,7 +495,7 @@ def test_the_implicit_product_moves_whole_sectors(layer, monkeypatch):
 def test_the_sums_of_splits_move_whole_sectors(layer, monkeypatch):
     x, w, keywords = LAYERS[layer]
     force_cut(monkeypatch, make_problem(x, w, np.float32, **keywords), (4, 8), 2)
-    _, product, adding = reports_of(implicit_gemm, layer)
+    *_, product, adding = reports_of(implicit_gemm, layer)
     moves = accesses(product, "global", "store") + accesses(adding, "global", "load")
     for access in moves + accesses(adding, "global", "store"):
         assert access.size == 16

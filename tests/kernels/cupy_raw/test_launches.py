@@ -68,6 +68,9 @@ def check_type(parameter, value, problem):
     """Element pointers point to elements, Accumulator pointers into the workspace, structs have their type."""
     if value is None:
         assert parameter.endswith(("bias", "residual", "partial"))
+    elif "Weight*" in parameter:
+        assert value.dtype in (np.uint8, problem.dtype), "packed, or as they lie"
+        assert value.ctypes.data % 16 == 0
     elif "Element*" in parameter:
         assert value.dtype.itemsize == problem.dtype.itemsize
     elif "Accumulator*" in parameter:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from convlib import accuracy, device, dispatch, operations, strided
-from convlib.kernels import reference
+from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import (
     depthwise,
     depthwise_input_grad,
@@ -55,6 +55,16 @@ def convolved(kernel, case, x, w, bias, residual, out):
 @pytest.mark.parametrize(("name", "case"), served(KERNELS, TINY + SMALL), ids=str)
 def test_equals_the_reference(name, case):
     check(KERNELS[name], name, case)
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "silu", ("leaky_relu", 0.25)], ids=str)
+def test_a_nan_stays_one_under_every_activation(activation):
+    """A comparison the other way round loses it, as fmax does."""
+    case = Case("nan", (1, 1, 2, 3), (1, 1, 1, 1), {"activation": activation})
+    x, w, _, _, out = arrays_of(case)
+    x[...], w[...] = [[[[np.nan, -2, 7], [1, 0, 2]]]], 1
+    y = convolved(direct, case, x, w, None, None, out)
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(x))
 
 
 # Small problems get small tiles, so the others are put here by force, on a problem that sticks out of all of them.
@@ -127,20 +137,73 @@ def test_whole_tiles_and_split_ones_of_a_last_wave_equal_the_reference(tile, wal
     check(implicit_gemm, "implicit_gemm", WALKS[walk])
 
 
-# Two slices of a block share its stages: as many pixels as meet every way to load, and an even number of stages.
+# Slices of a block share its stages: as many pixels as meet every way to load, and stages for each slice.
 SLICED = {
-    "taps": ((8, 8), replace(WALKS["taps"], x=(2, 8, 9, 11), w=(35, 8, 3, 4))),
-    "channels": ((4, 16), WALKS["together_whole"]),
-    "pixels": ((4, 8), replace(WALKS["pointwise"], x=(2, 32, 6, 10), w=(70, 32, 1, 1))),
-    "float64": ((8, 8), replace(WALKS["whole"], dtype="float64")),
+    "taps": ((8, 8), 2, replace(WALKS["taps"], x=(2, 8, 9, 11), w=(35, 8, 3, 4))),
+    "channels": ((4, 16), 2, WALKS["together_whole"]),
+    "pixels": ((4, 8), 4, replace(WALKS["pointwise"], x=(2, 32, 6, 10), w=(70, 32, 1, 1))),
+    "four": ((8, 8), 4, replace(WALKS["together_whole"], x=(2, 9, 11, 96), w=(33, 32, 3, 3))),
+    "large": ((16, 8), 2, replace(WALKS["pointwise"], x=(2, 32, 6, 10), w=(70, 32, 1, 1))),
+    "float64": ((8, 8), 2, replace(WALKS["whole"], dtype="float64")),
 }
 
 
 @pytest.mark.parametrize("name", SLICED)
 def test_slices_of_a_block_equal_the_reference(name, monkeypatch):
-    tile, case = SLICED[name]
-    force_cut(monkeypatch, case.problem(), tile, splits=1, slices=2)
+    tile, slices, case = SLICED[name]
+    force_cut(monkeypatch, case.problem(), tile, splits=1, slices=slices)
     check(implicit_gemm, "implicit_gemm", case)
+
+
+# Weights in the order of d already, which no launch packs: all of a stage, and stages that end amid a filter's numbers.
+AS_THEY_LIE = {
+    "pointwise": WALKS["pointwise"],
+    "strided": Case("strided", (2, 24, 9, 11), (70, 12, 1, 1), {"groups": 2, "stride": 2}, memory="broadcast"),
+    "channels": Case("channels", (2, 6, 10, 20), (36, 20, 1, 1), {"layout": "NHWC"}, bias=True),
+    "windows": replace(WALKS["together"], x=(2, 9, 11, 24), w=(36, 3, 3, 24), keywords={
+        "padding": 1, "layout": "NHWC", "weight_layout": "OHWI"}),
+    "taps": Case("taps", (2, 4, 9, 11), (35, 4, 3, 3), {"padding": 1}),
+    "float16": Case("float16", (2, 20, 6, 10), (36, 20, 1, 1), bias=True, dtype="float16"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AS_THEY_LIE)
+@pytest.mark.parametrize("tile", implicit_gemm.TILES, ids=str)
+def test_weights_in_order_are_read_as_they_lie_and_equal_the_reference(tile, name, monkeypatch):
+    case = AS_THEY_LIE[name]
+    splits = 2 if name == "windows" else 1
+    force_cut(monkeypatch, case.problem(), tile, splits)
+    check(implicit_gemm, "implicit_gemm", case)
+    assert started(case) == ["conv2d_implicit_gemm"] + ["sum_splits"] * (splits - 1)
+
+
+def test_weights_of_float64_are_read_as_they_lie(monkeypatch):
+    case = replace(AS_THEY_LIE["pointwise"], dtype="float64")
+    force_cut(monkeypatch, case.problem(), (8, 8), splits=1)
+    check(implicit_gemm, "implicit_gemm", case)
+    assert started(case) == ["conv2d_implicit_gemm"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "memory"),
+    [((70, 6, 1, 1), "contiguous"), ((70, 16, 3, 3), "contiguous"), ((70, 16, 1, 1), "slices")],
+    ids=["rows_not_of_16_bytes", "another_order", "gaps"],
+)
+def test_other_weights_are_packed_first(shape, memory):
+    case = Case("packed", (1, shape[1], 9, 9), shape, memory=memory)
+    assert started(case)[:2] == ["pack_filters", "conv2d_implicit_gemm"]
+
+
+def started(case):
+    """The functions that a single call launches."""
+    x, w, bias, residual, out = arrays_of(case)
+    y = out.transpose(operations.FROM_LAYOUT[case.problem().layout])
+    views = (strided.as_storage(view) for view in (*logical_arrays(case, x, w, bias, residual), y))
+    x, w, bias, residual, y = views
+    workspace = np.zeros(implicit_gemm.one_call_bytes(case.problem(), GPU), np.uint8)
+    with launching.recording() as launches:
+        implicit_gemm.run(case.problem(), GPU, x, w, y, bias, residual, workspace)
+    return [launch.kernel.function for launch in launches]
 
 
 def force_cut(monkeypatch, problem, tile, splits, whole=0, slices=1):
