@@ -10,6 +10,7 @@ from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import (
     depthwise,
     depthwise_input_grad,
+    depthwise_tiles,
     depthwise_weight_grad,
     direct,
     im2col,
@@ -368,12 +369,12 @@ def staging_of(case):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 32 threads, 4 rows each, so that small planes, too, are cut in both directions."""
-    for kernel in (depthwise, depthwise_weight_grad):
+    for kernel in (depthwise_tiles, depthwise_weight_grad):
         monkeypatch.setattr(kernel, "MOST_THREADS", 32)
         monkeypatch.setattr(kernel, "ROWS", (2, 4))
         kernel.tile_for.cache_clear()
     yield
-    for kernel in (depthwise, depthwise_weight_grad):
+    for kernel in (depthwise_tiles, depthwise_weight_grad):
         kernel.tile_for.cache_clear()
 
 
@@ -405,7 +406,7 @@ DESCENDING = {
 
 
 def descend(monkeypatch, problem, rows, strips, columns, steps):
-    tile = depthwise.tile_of(problem, 1, rows, 1, strips, columns, 1, steps=steps)
+    tile = depthwise_tiles.tile_of(problem, 1, rows, 1, strips, columns, 1, steps=steps)
     monkeypatch.setattr(depthwise, "tile_for", lambda *_: tile)
 
 
