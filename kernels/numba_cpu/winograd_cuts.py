@@ -296,7 +296,7 @@ def cycles(m, problem, threads, cut) -> float:
     strips = ceil_div(cut.strips, cut.runs)
     tasks = ceil_div(problem.groups * cut.runs * cut.parts, threads)
     if problem.groups > 1:
-        multiply += tile.products * (CYCLES_PER_PLANE + CYCLES_PER_UNIT * units)
+        multiply += tile.products * (CYCLES_PER_PLANE + CYCLES_PER_UNIT * units) * slower()
     memory = memory_cycles(problem, cut) / threads
     return tasks * (strips * (transforms * vector_share(problem) + multiply) + filters) + memory
 

@@ -346,7 +346,7 @@ def test_one_channel_lies_side_by_side_whatever_its_stride_says():
     assert not pixels_in_place.takes(np.zeros((1, 2, 9, 11), np.float32), y, None, "NHWC")
 
 
-@pytest.mark.parametrize("size", [3, 7, 8])
+@pytest.mark.parametrize("size", [4, 7, 8])
 def test_channels_last_are_turned(size):
     """Exactly, if nothing is rounded, with a residual, several images; nothing but y is written nor read beyond it."""
     problem = make_problem(
