@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import convlib
 from convlib.explain import processor_name
+from convlib.kernels.numba_cpu import target
 
 PACKAGES = (
     "convlib-kernels", "numpy", "numba", "llvmlite", "torch", "onnxruntime", "openvino", "ncnn", "MNN",
@@ -31,8 +32,8 @@ def describe() -> dict:
         "cores": physical_cores(),
         "logical_processors": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "l2_cache_bytes": cpu.get("l2_cache_size"),
-        "l3_cache_bytes": cpu.get("l3_cache_size"),
+        "l2_cache_bytes": target.cache_bytes(2),  # of one core
+        "l3_cache_bytes": target.cache_bytes(3),
         "load_before": os.getloadavg()[0],
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),

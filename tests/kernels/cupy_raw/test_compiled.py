@@ -224,7 +224,7 @@ def test_the_largest_tile_of_the_implicit_product_multiplies_in_nine_of_ten_inst
 
 
 @pytest.mark.parametrize("target", [80, 90])
-@pytest.mark.parametrize(("tile", "share"), [((16, 16), 0.895), ((8, 8), 0.855), ((4, 8), 0.825)], ids=str)
+@pytest.mark.parametrize(("tile", "share"), [((16, 16), 0.89), ((8, 8), 0.855), ((4, 8), 0.825)], ids=str)
 def test_to_read_weights_as_they_lie_costs_the_loop_little(tile, share, target):
     """Of 1 x 1 with channels last: of packed weights 0.905, 0.88 and 0.85."""
     source = implicit_source("1x1", tile, together="CHANNELS", weights="AS_THEY_LIE")
