@@ -17,8 +17,8 @@ Small problems, and the last wave of others: several blocks share a tile, each w
 as cupy_raw's (cut.py, waves.py). They leave their sums in the workspace, filters side by side or pixels as in y, and
 `implicit_gemm_sum` adds them in their order: the same bits every time. The layers of VGG-16, ResNet-50 and MobileNetV2
 are predicted to take 3.9 ms together at one image on 108 SMs, with whole tiles only 18.5; 89.4 and 94.2 at 32 images
-(cupy_raw 2.7 and 62.9). The loop is no longer for it, 690 instructions instead of 699; registers 130 instead of 128
-(channels last 794 instead of 791; 158, 157).
+(cupy_raw 2.7 and 62.9). The loop is no longer for it, 693 instructions instead of 699; registers 142 instead of 128
+(channels last 795 instead of 791; 167, 157).
 Bank conflicts: none. Eight lanes' runs of 4 numbers lie interleaved: pixel x of 32 at place x % 8 * 4 + x // 8. So
 lanes store 32 pixels into 32 banks, load runs of 16 bytes, and their outputs are neighbours when they leave. A row is
 16 bytes longer than its pixels, so that 8 channels times 4 places meet 32 banks as well.
@@ -45,8 +45,9 @@ What Numba's Python cannot say, and what it costs, beside cupy_raw/implicit_gemm
 - Addresses: Numba's integers are 64 bits long, and an offset that is cut to 32 takes a shift and two more instructions
   on its way to an address, where NVRTC has one (IMAD.WIDE).
 - Bounds on registers: `max_registers=128` would let two blocks of 256 threads share an SM always, but spills up to 40
-  bytes on sm_90, channels last on sm_80 too, and Numba's simulator does not take it. So the block's place is worked out
-  anew for the store, and steps are counted in 32 bits: 4 registers less of a split tile on sm_80, 14 on sm_90.
+  bytes on sm_90, channels last on sm_80 too, and Numba's simulator does not take it. So of whole tiles the block's
+  place is worked out anew for the store, and steps are counted in 32 bits. Of split tiles that would take 12 registers
+  less on sm_80, but 4 more on sm_100 and 120, where 12 warps fit then instead of 16.
 - Tensor cores (mma.sync), ldmatrix and cp.async: not at all, short of LLVM intrinsics, which no simulator runs.
 - Fast divisions by a number known at launch: a division by Q is some 20 instructions, once an output.
 
@@ -111,6 +112,7 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue, split):
     micro = 2 * run
     threads = tile_k * tile_m // micro**2
     half_k, half_m = tile_k // 2, tile_m // 2
+    step_type = int64 if split else int32  # for fewer registers: see the opening
     warps_m = half_m // (8 * run)
     pixel_at, place_of, tile_and_part = at_place(8, run), place_in(8, run), tile_of_block(split)
     pitch = tile_m + run
@@ -182,8 +184,8 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue, split):
         next_filter = ((g * filter_tiles + filter_tile) * depth + first_d) * tile_k + thread
         tap, first_channel = int32(first_d // channels), int32(first_d % channels)
         channel = int32(channels)
-        steps = int32(steps)
-        for step in range(int32(steps + 1)):
+        steps = step_type(steps)
+        for step in range(step_type(steps + 1)):
             last = step == steps
             if not last:
                 for i in range(filter_loads):
@@ -247,17 +249,16 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue, split):
                         staged[at(free + target[j] + i * pitch)] = next_pixels[j, i]
                 cuda.syncthreads()
 
-        # The block's place anew, or it would take registers throughout the loop; blockIdx.y is zero.
-        block = cuda.blockIdx.x + cuda.blockIdx.y
-        tile, part = tile_and_part(block, whole_tiles, split_tiles)
-        filter_tile, pixel_tile = tile % filter_tiles, tile // filter_tiles % pixel_tiles
-        g = tile // filter_tiles // pixel_tiles
+        if not split:  # the block's place anew, or it would take registers throughout the loop; blockIdx.y is zero
+            tile = cuda.blockIdx.x + cuda.blockIdx.y
+            filter_tile, pixel_tile = tile % filter_tiles, tile // filter_tiles % pixel_tiles
+            g = tile // filter_tiles // pixel_tiles
         tile_k0, tile_m0 = warp // warps_m * 4 * run + (lane >> 3), warp % warps_m * 8 * run + (lane & 7)
         for j in range(micro):
             m = tile_m0 + j // run * half_m + j % run * 8
             pixel = small(pixel_tile * tile_m + m)
             if split and part >= 0:
-                target_0 = (block - whole_tiles) * (tile_k * tile_m) + m * partial_m
+                target_0 = (cuda.blockIdx.x - whole_tiles) * (tile_k * tile_m) + m * partial_m
                 for i in range(micro):
                     partial[at(target_0 + (tile_k0 + i // run * half_k + i % run * 4) * partial_k)] = sums[i, 0]
             elif pixel < small(pixels):
