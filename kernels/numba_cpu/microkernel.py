@@ -97,7 +97,7 @@ def plain(V) -> Arithmetic:
 
 def accumulate(
     V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None, b_vector=None, *,
-    fetched=1, indirect=False, multiply_add=fma, lone=None,
+    fetched=1, apart=None, indirect=False, multiply_add=fma, lone=None,
 ):  # fmt: skip
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
 
@@ -107,12 +107,13 @@ def accumulate(
 
     ahead: memory that will be needed soon, fetched into the cache `ahead_step` bytes further at every step; A, if
     None. b_vector: from vector to vector of B; they are neighbours, if None. fetched: how many memories are fetched
-    ahead, b_vector apart.
+    ahead, `apart` bytes apart; like the vectors of B, if None.
 
     lone: one more column of B, (L, its sums, where, from number to number), the sums of A's rows in the lanes of one
     vector L: then these are returned too. A's rows are neighbours, so that a step's are such a vector.
     """
     b_vector = V.bytes if b_vector is None else b_vector
+    apart = b_vector if apart is None else apart
     ahead, ahead_step = (a + AHEAD, a_step) if ahead is None else (ahead, ahead_step)
     panel = panel_rows()
 
@@ -126,7 +127,7 @@ def accumulate(
             weight = tracing.broadcast(V, load(V.scalar, where))
             added.append([multiply_add(weight, columns[j], sums[i][j]) for j in range(vectors)])
         for j in range(fetched):
-            tracing.prefetch(ahead + b_vector * j)
+            tracing.prefetch(ahead + apart * j)
         alone = with_lone(a, *alone) if lone else []
         return [added, a + a_step, b if indirect else b + b_step, ahead + ahead_step, *alone]
 

@@ -103,6 +103,8 @@ class Cut:
     filters_at: int
     tiles_at: int
     numbers_at: int
+    soon_at: int
+    fetched: int  # parts of a filter's taps, by the sums of products that fetch them
     input_pitch: int
     output_pitch: int
     input_staging: int
@@ -222,7 +224,8 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     strip_vectors = ceil_div(strip_tiles, W)
     tiles_at = tile.products * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
     numbers_at = tiles_at + 8 * PLANE_KINDS**2 * tile_list_words(numbers)
-    input_slot = lines(numbers_at + 8 * tile.products)
+    soon_at = numbers_at + 8 * tile.products
+    input_slot = lines(soon_at + 8)
     output_vector = max(strip_tiles, fewest_tiles()) * numbers.bytes
     chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (tile.planes * output_vector)))
     depth_step, panel_bytes = problem.Cg, tile.numbers * problem.Cg * numbers.bytes
@@ -262,7 +265,8 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
         row_panels, depth_block, depth_step, filter_plane, filter_group, output_plane, output_vector,
         input_slot if input_slots > 1 else 0, output_slot if output_slots > 1 else 0,
         worker_span(filters_at + (filter_group if runs else 0)), inputs_at, outputs_at,
-        filters_at if runs else 0, tiles_at, numbers_at,
+        filters_at if runs else 0, tiles_at, numbers_at, soon_at,
+        max(1, (tile.products if tile.by_phases else tile.planes) // W),
         input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
         piece,
         int(y_bytes >= PAST_CACHE_BYTES),

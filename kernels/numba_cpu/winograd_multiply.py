@@ -33,8 +33,8 @@ from .winograd_record import (
 
 
 def tile_function(V, vectors, listed):
-    """tile(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step): so many tiles x
-    `vectors` of filters, set in c or added to it.
+    """tile(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart): so many tiles
+    x `vectors` of filters, set in c or added to it.
 
     tiles: the first one's number, which the others follow; or, where they are `listed`, the address of their numbers,
     which may repeat. a: tile 0 of a channel, a_step bytes from channel to channel. b: a vector of filters for every
@@ -42,7 +42,7 @@ def tile_function(V, vectors, listed):
     shorter sums, smaller rounding errors.
     """
 
-    def multiply(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step):
+    def multiply(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart):
         step = tracing.constant(a, V.bytes)
         if listed:
             numbers = [load(I64, tiles + I64.bytes * i) for i in range(rows)]
@@ -52,7 +52,7 @@ def tile_function(V, vectors, listed):
         nothing = [[zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
         sums = accumulate(
             V, rows, vectors, a, [number * V.item_bytes for number in numbers], None, a_step, b, step, depth, nothing,
-            ahead, ahead_step, b_vector, fetched=vectors,
+            ahead, ahead_step, b_vector, fetched=vectors, apart=apart,
         )  # fmt: skip
         places = [[c + number * V.bytes + c_vector * j for j in range(vectors)] for number in numbers]
 
@@ -67,10 +67,10 @@ def tile_function(V, vectors, listed):
                 store(place, total)
 
     @traced(types.void)
-    def tile(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step):
+    def tile(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart):
         for count in range(tile_rows(VECTORS), fewest_tiles() - 1, -1):
             with when(rows.equals(count)):
-                multiply(count, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step)
+                multiply(count, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart)
 
     return tile
 
@@ -135,12 +135,24 @@ def build_tile_lists(real_name):
     return tile_lists
 
 
+@inlined
+def taps_to_fetch(call, soon, number, phases, c, vector, lanes):
+    """What the sum `number` of all fetches for a vector of filters, of the taps at `soon`: (where, bytes at a step).
+
+    A part of one of their filters' taps, over the steps of its products.
+    """
+    filter_, part = number // call.fetched, number % call.fetched
+    step = (call.w_c + call.fetched * phases - 1) // (call.fetched * phases)
+    depth = phases * min(call.depth_block, call.Cg - c)
+    return soon + (vector * lanes + filter_) * call.w_k + part * depth * step, step
+
+
 def build_multiply_stage(real_name):
     """All planes of a strip: their tiles, as many at a time as the registers hold, times some filters, up to 3
     vectors at a time.
     """
     numbers = Numbers(real_name)
-    vector_bytes = numbers.bytes
+    vector_bytes, lanes = numbers.bytes, numbers.count
     _, strip_width, _ = strip_functions(numbers)
     words, fewest = tile_list_words(numbers), fewest_tiles()
     tile_3, tile_2, tile_1 = (tile_function(numbers.lanes, vectors, listed=False) for vectors in (3, 2, 1))
@@ -169,31 +181,38 @@ def build_multiply_stage(real_name):
         return head[0], head[1], head[2], head[3]
 
     @inlined
-    def multiply_tiles(vectors, rows, tiles, all_tiles, a, a_step, b, depth, c, c_vector, continued, ahead, share):
+    def multiply_tiles(
+        vectors, rows, tiles, all_tiles, a, a_step, b, depth, c, c_vector, continued, ahead, share, apart
+    ):
         b_vector = depth * vector_bytes
         if all_tiles:
             if vectors == 3:
-                tile_3(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+                tile_3(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
             elif vectors == 2:
-                tile_2(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+                tile_2(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
             else:
-                tile_1(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+                tile_1(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
         elif vectors == 3:
-            listed_3(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+            listed_3(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
         elif vectors == 2:
-            listed_2(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+            listed_2(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
         else:
-            listed_1(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share)
+            listed_1(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
 
     @inlined
-    def multiply_strip(vectors, tiles, all_tiles, a, a_step, b, depth, c, c_vector, continued, ahead):
+    def multiply_strip(
+        vectors, tiles, all_tiles, a, a_step, b, depth, c, c_vector, continued, ahead, ahead_step, apart
+    ):
+        """ahead_step: bytes that all register tiles fetch ahead at a step, a share of them each."""
         units, some, more, share = units_of(tiles)
+        share = (share * ahead_step + vector_bytes - 1) // vector_bytes
         here, size = (0, 1) if all_tiles else (tiles + 8 * LIST_HEAD, 8)
         for unit in range(units):
             rows, soon = some + (unit < more), ahead + unit * share * depth
             multiply_tiles(
-                vectors, max(rows, fewest), here, all_tiles, a, a_step, b, depth, c, c_vector, continued, soon, share
-            )
+                vectors, max(rows, fewest), here, all_tiles, a, a_step, b, depth, c, c_vector, continued, soon, share,
+                apart,
+            )  # fmt: skip
             here += size * rows
 
     @inlined
@@ -234,10 +253,12 @@ def build_multiply_stage(real_name):
     def multiply_stage(call_address, weights, panel, end, strip, inputs, outputs, first):
         """The next depth_step channels, from `first` on, times the vectors of filters panel .. end-1 of `weights`.
 
-        outputs: where the sums of the first of these vectors are, or shall be.
+        outputs: where the sums of the first of these vectors are, or shall be. The weights or taps that are needed
+        next are fetched meanwhile.
         """
         call = record_at(RECORD, call_address)
         row, at, a = strip_width(call, strip) * vector_bytes, 0, inputs
+        soon = array_at(types.int64, inputs + call.soon_at, (1,), (8,))[0]
         behind, plane_bytes = min(first + call.depth_step, call.Cg), call.Cg * row + PLANE_PADDING
         for plane in range(call.points_h * call.points_w):
             (sums, phases), tiles = sums_of_plane(call, plane), tiles_of_plane(call, inputs, plane)
@@ -256,9 +277,14 @@ def build_multiply_stage(real_name):
                             call, weights, inputs, at, sums, phases, then, then_phases, number, c, first, behind, j,
                             vectors, panel, end,
                         )  # fmt: skip
+                        ahead_step, apart = vector_bytes, depth * vector_bytes
+                        if soon and at + number < lanes * call.fetched:
+                            ahead, ahead_step = taps_to_fetch(call, soon, at + number, phases, c, j - panel, lanes)
+                            apart = lanes * call.w_k
                         multiply_strip(
-                            vectors, tiles, all_tiles, pixels, row, b, depth, to, call.output_vector, c + number, ahead
-                        )
+                            vectors, tiles, all_tiles, pixels, row, b, depth, to, call.output_vector, c + number, ahead,
+                            ahead_step, apart,
+                        )  # fmt: skip
                 j += vectors
             a, at = a + sums * phases * plane_bytes, at + sums
 

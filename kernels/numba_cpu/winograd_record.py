@@ -18,7 +18,7 @@ FIELDS = (
     "shift_h", "shift_w", "spared_h", "spared_w",  # outputs before y; no products at infinity in the last tiles
     "parts", "panel", "panels", "part", "chunk", "row_panels", "depth_block", "depth_step",  # of filters, channels
     "filter_plane", "filter_group", "output_plane", "output_vector", "input_slot", "output_slot",  # bytes
-    "worker_bytes", "inputs_at", "outputs_at", "filters_at", "tiles_at", "numbers_at",
+    "worker_bytes", "inputs_at", "outputs_at", "filters_at", "tiles_at", "numbers_at", "soon_at", "fetched",
     "input_pitch", "output_pitch", "input_staging", "spread_at", "spread_pitch", "spread_channels", "piece",
     "streaming",
 )  # fmt: skip

@@ -26,7 +26,10 @@ Channels are spread several at a time and then transformed: a load of what was s
 place, would wait for them.
 """
 
-from .vectors import record_at
+from numba import types
+
+from .compilation import inlined
+from .vectors import array_at, record_at
 from .winograd_filters import transform_filters_function
 from .winograd_record import RECORD, call_leaf
 
@@ -38,6 +41,18 @@ def build(real_name):
     filters and channels at a time as stay in the cache, for all strips of the run.
     """
     transform_filters = transform_filters_function(real_name)
+
+    @inlined
+    def taps_ahead(call, group, panel, end, c):
+        """Where the taps begin that are transformed after those of `panel` and channel c; 0 where a filter's do not lie
+        together, or none follow.
+        """
+        c += call.depth_step
+        if c >= call.Cg:
+            c, panel = 0, panel + call.chunk
+        if panel >= end or call.w_c != call.R * call.S * abs(call.w_s):
+            return 0
+        return call.w + (group * call.Kg + panel * call.panel) * call.w_k + c * call.w_c
 
     def winograd(call_address, index, worker):
         call = record_at(RECORD, call_address)
@@ -60,6 +75,9 @@ def build(real_name):
                     if panel == begin and c == 0:
                         call_leaf(call.input_stage, call_address, scratch, group, strip, inputs, 0, 0, 0)
                         call_leaf(call.tile_lists, call_address, strip, inputs + call.tiles_at, 0, 0, 0, 0, 0)
+                    soon = array_at(types.int64, inputs + call.soon_at, (1,), (8,))
+                    last = call.filters_at and strip == behind - 1
+                    soon[0] = taps_ahead(call, group, panel, end, c) if last else 0
                     call_leaf(call.multiply_stage, call_address, weights, at, at + count, strip, inputs, outputs, c)
                     if c + call.depth_step >= call.Cg:
                         call_leaf(call.output_stage, call_address, scratch, strip, k, filters, outputs, 0, 0)

@@ -1,6 +1,7 @@
 """Winograd's own promises; that it equals the reference on the shared problems is tested in test_every_kernel.py."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import convlib
 from convlib import accuracy, device, dispatch
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import target, winograd, winograd_cuts
+from convlib.kernels.numba_cpu import target, winograd, winograd_cuts, winograd_multiply
 from convlib.problem import make_problem
 
 from .guarded_pages import before_a_guard
@@ -221,6 +222,22 @@ def test_f6_stays_under_the_default_error_however_many_channels():
     y, exact = convlib.conv2d(x, w, padding=1, algorithm="winograd_f6"), reference.conv2d(problem, x, w)
     error = np.linalg.norm(y - exact) / np.linalg.norm(exact)
     assert error < accuracy.norm_relative(problem, "winograd_f6") < accuracy.DEFAULT_MAX_ERROR
+
+
+@pytest.mark.parametrize(("m", "stride"), [(2, 1), (4, 1), (6, 1), (2, 2)])
+def test_all_taps_of_the_next_chunk_are_fetched(m, stride):
+    problem = make_problem((1, 512, 14, 14), (512, 512, 3, 3), np.float32, padding=1, stride=stride)
+    chosen, lanes = winograd_cuts.cut(m, problem, 2, packed=False), target.lanes(np.float32)
+    w_k, w_c, soon = 512 * 36, 36, 1 << 20
+    call = SimpleNamespace(**vars(chosen), Cg=512, w_k=w_k, w_c=w_c)
+    wanted = {soon + k * w_k + at for k in range(chosen.chunk * lanes) for at in range(chosen.depth_step * w_c)}
+    fetched = set()
+    for number in range(lanes * chosen.fetched):
+        for vector in range(chosen.chunk):
+            where, step = winograd_multiply.taps_to_fetch.py_func(call, soon, number, 1, 0, vector, lanes)
+            fetched.update((where + step * d) // 64 for d in range(chosen.depth_block))
+    assert chosen.depth_step == chosen.depth_block < 512
+    assert {at // 64 for at in wanted} <= fetched
 
 
 @pytest.mark.parametrize("threads", [1, 2, 16])
