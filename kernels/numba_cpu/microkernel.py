@@ -97,7 +97,7 @@ def plain(V) -> Arithmetic:
 
 def accumulate(
     V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None, b_vector=None, *,
-    fetched=1, apart=None, indirect=False, multiply_add=fma, lone=None,
+    fetched=1, apart=None, indirect=False, multiply_add=fma, lone=None, aside=None,
 ):  # fmt: skip
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
 
@@ -111,6 +111,8 @@ def accumulate(
 
     lone: one more column of B, (L, its sums, where, from number to number), the sums of A's rows in the lanes of one
     vector L: then these are returned too. A's rows are neighbours, so that a step's are such a vector.
+
+    aside(d, b, columns): what else step d does while the multipliers are busy; B's vectors there, and where they lie.
     """
     b_vector = V.bytes if b_vector is None else b_vector
     apart = b_vector if apart is None else apart
@@ -121,6 +123,8 @@ def accumulate(
         sums, a, b, ahead, *alone = carried
         here = b + load(I64, b_step + I64.bytes * d) if indirect else b
         columns = [load(V, here + b_vector * j) for j in range(vectors)]
+        if aside:
+            aside(d, here, columns)
         added = []
         for i in range(rows):
             where = a + (a_row[i] if isinstance(a_row, list) else a_row * (i % panel) + a_panel * (i // panel))

@@ -9,15 +9,14 @@ filters, channels and pixels, not eight.
     T1 = B12 - B11    T2 = B22 - T1    T3 = B22 - B12    T4 = T2 - B21        of two tiles of pixels, by every task
 
     for every pair of neighbouring tiles of pixels, 3 vectors each and perhaps a lone one: the left is B's first half
-        T1 .. T4, of all channels, into the L2 cache
         for every 8 filters and the 8 half of all filters further: seven times the micro-kernel, in this order
             t  = A11 B11      Y11 = t + A12 B21      t += S2 T2      e = t + S1 T1
             Y12 = e + S4 B22      Y22 = e + S3 T3      t += S3 T3      Y21 = t - A22 T4
 
 Why so: this is Winograd's form, with the fewest sums, and in this order two tiles of sums suffice, t and e, which stay
 in the L1 cache: each of the four results is written once, finished. A product's weights lie in the order in which
-they are read, 7/4 of the layer's in all. Sums of weights are made once, those of pixels cost 4 stores for 7/2 K
-multiply-adds.
+they are read, 7/4 of the layer's in all. Sums of weights are made once, those of pixels by the first 8 filters' first
+two products, T1 and T2 and then T3 and T4, into the L2 cache: a step of theirs has 24 multiply-adds to wait for.
 What pairs of tiles leave over is blocked.py's. The error grows by less than twice (accuracy.py).
 
 With 32 registers a tile may be a pixel wider than its vectors. Its sums, filters in the lanes, take one more register,
@@ -51,6 +50,11 @@ What was learned there:
   channels of 16 x 16 took 259 microseconds instead of 203.
 - Fetching x ahead, for the sums or the next pair's during this pair's products, and walking a pair's filters in
   another order than the neighbour's, change nothing.
+- Sums of pixels made by the first products, and not before them, on two Zen 4 cores: 0.94 to 1.0 of the time, least
+  where filters are few. A product loses 60 to 70 cycles there between its last multiply-add and the next one's first,
+  wherever its operands lie (L1 or L2 cache, channels any number of bytes apart); a tile that is only stored loses 30.
+  Biases as the sums' beginning, and no limits where there is no activation, gain 9 of them; t or e as the beginning
+  gains nothing, nor do 2 or 4 channels a step.
 - Raw halves of x are read where they lie; copying them beside T1 .. T4 gains 1 % at best and costs 3 % for few filters.
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; sums made while packing and
 results added on leaving as in Huang et al., Strassen's Algorithm Reloaded, SC 2016.
@@ -83,7 +87,7 @@ from .strassen_cuts import (
     tile_pixels,
 )
 from .strassen_products import pair_function
-from .strassen_sums import PRODUCTS, build_pack, half_depth, pack_panel_function, sums_function
+from .strassen_sums import PRODUCTS, build_pack, half_depth, pack_panel_function
 from .threads import LINE, run_tasks, two_round_loop
 from .vectors import lanes, record_at
 
@@ -100,8 +104,7 @@ def build(dtype_name, lone):
     gap = lone * LINE
     tile_bytes, wait_row = rows * row + gap, row + gap
     wait_tile = rows * wait_row
-    copy_planes, add_pixels = copy_planes_function(dtype_name), sums_function(real, lone)
-    multiply_pair = pair_function(real, lone)
+    copy_planes, multiply_pair = copy_planes_function(dtype_name), pair_function(real, lone)
     copy_patches = patches.copy_patches_function(real)
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
     _, write, _, _ = memory_functions(np.dtype(real).name)
@@ -183,7 +186,6 @@ def build(dtype_name, lone):
             else:
                 copy_halves(call, planes, x, first, c0, channels)
                 b, b_step, b_half = planes + first % call.Q * item, call.planes_bytes, channels * call.planes_bytes
-            add_pixels(totals, panel, alone, b, x_tile, b_half, b_step, channels)
             last = c0 + channels == depth
             for k in range(begin, end, rows):
                 a = panels + k // rows * (PRODUCTS * product_bytes) + c0 * rows * item
@@ -201,9 +203,9 @@ def build(dtype_name, lone):
                 elif last and direct and call.has_residual:
                     add = residual + k * call.residual_k
                 multiply_pair(
-                    a, product_bytes, b, b_step, b_half, x_tile, totals, panel, row, alone, channels * item, item,
-                    channels, t, out, out_row, out_half, out_tile, above, below, add, add_row, add_half, add_tile, low,
-                    high,
+                    k == begin, a, product_bytes, b, b_step, b_half, x_tile, totals, panel, row, alone,
+                    channels * item, item, channels, t, out, out_row, out_half, out_tile, above, below, add, add_row,
+                    add_half, add_tile, low, high,
                 )  # fmt: skip
                 if last and not direct:
                     for i in range(4):

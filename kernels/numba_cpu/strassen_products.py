@@ -1,24 +1,40 @@
 """The seven products of strassen.py, each with what becomes of it while its sums are still in registers."""
 
+import numpy as np
 from numba.core import types
 
-from . import tracing
 from .compilation import inlined
 from .microkernel import VECTORS, accumulate, panel_rows, vector_type
 from .threads import LINE
-from .tracing import Lanes, choose, convert, extract, load, maximum, minimum, store, traced, zeros
+from .tracing import (
+    Lanes,
+    broadcast,
+    choose,
+    convert,
+    extract,
+    load,
+    load_strided,
+    maximum,
+    minimum,
+    store,
+    traced,
+    zeros,
+)
 
 
-def product_function(real, lone, becomes):
+def product_function(real, lone, becomes, bias_sign=0, makes=None):
     """A Numba function for one product of half the channels; becomes: of it, t and e, what is stored to t, e or y.
+    bias_sign: the sums begin with the biases, or with these negated, and else with zero. makes: of a number of this
+    operand and its `Quarters`, sums of the same channels; such a product's arguments say where these and those lie.
 
     Tiles are lists of rows; where there is a lone pixel, its filters are one more row, of one vector.
     """
     V, rows = vector_type(real), panel_rows()
     L = Lanes(V.kind, rows)
 
-    @traced(types.void)
-    def product(a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high):
+    def emit(
+        a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high, aside=None
+    ):  # fmt: skip
         row = VECTORS * V.bytes
 
         def tile(where):
@@ -30,110 +46,186 @@ def product_function(real, lone, becomes):
                 for j, vector in enumerate(vectors):
                     store(where + row * i + V.bytes * j, vector)
 
+        def biases():
+            sums = [[broadcast(V, load(V.scalar, bias + V.item_bytes * i))] * VECTORS for i in range(rows)]
+            return [*sums, [load(L, bias)]] if lone else sums
+
+        def nothing():
+            sums = [[zeros(V, a)] * VECTORS for _ in range(rows)]
+            return [*sums, [zeros(L, a)]] if lone else sums
+
+        def residuals():
+            sums = [[load(V, residual + residual_row * i + V.bytes * j) for j in range(VECTORS)] for i in range(rows)]
+            return [*sums, [load_strided(L, residual + row, residual_row)]] if lone else sums
+
+        def clamped(sums):
+            least, most = convert(low, V.scalar), convert(high, V.scalar)
+            return [
+                [
+                    maximum(broadcast(total.type, least), minimum(broadcast(total.type, most), total))
+                    for total in vectors
+                ]
+                for vectors in sums
+            ]
+
         def finish(sums):
-            least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
+            sums = choose(residual.differs(0), lambda: added(residuals(), sums), lambda: sums)
+            bounded = low.differs(-np.inf) | high.differs(np.inf)  # most are not, and each limit is a cycle a vector
+            sums = choose(bounded, lambda: clamped(sums), lambda: sums)
             for i in range(rows):
-                number = tracing.broadcast(V, load(V.scalar, bias + V.item_bytes * i))
-                for j, total in enumerate(with_residual([total + number for total in sums[i]], i)):
-                    store(y + y_row * i + V.bytes * j, maximum(least, minimum(most, total)))
+                for j, total in enumerate(sums[i]):
+                    store(y + y_row * i + V.bytes * j, total)
+                if lone:
+                    store(y + y_row * i + row, extract(sums[rows][0], i))
+
+        begun = biases() if bias_sign else nothing()
+        if bias_sign < 0:
+            begun = added(nothing(), begun, -1)
+        sums = accumulate(
+            V, rows, VECTORS, a, V.item_bytes, 0, rows * V.item_bytes, b, b_step, depth, begun[:rows],
+            lone=(L, begun[rows][0], x, x_step) if lone else None, aside=aside,
+        )  # fmt: skip
+        becomes([*sums[0], [sums[1]]] if lone else sums, Tiles(tile, keep, finish, biases, t, e))
+
+    @traced(types.void)
+    def product(a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high):
+        emit(a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high)
+
+    @traced(types.void)
+    def making_product(
+        a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high, right, down, totals,
+        panel, step, alone, lone_panel, lone_step,
+    ):  # fmt: skip
+        def make(d, here, columns):
+            for j, own in enumerate(columns):
+                there = totals + step * d + V.bytes * j
+                makes(own, Quarters(V, here + V.bytes * j, right, down, there, panel))
             if lone:
-                finish_lone(sums[rows][0] + load(L, bias))
+                here, there = here + VECTORS * V.bytes, alone + lone_step * d
+                makes(load(V.scalar, here), Quarters(V.scalar, here, right, down, there, lone_panel))
 
-        def finish_lone(sums):
-            least, most = (convert(limit, V.scalar) for limit in (low, high))
-            totals = [extract(sums, i) for i in range(rows)]
+        emit(a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high, make)
 
-            def added():
-                return [total + load(V.scalar, residual + residual_row * i + row) for i, total in enumerate(totals)]
-
-            for i, total in enumerate(choose(residual.differs(0), added, lambda: totals)):
-                store(y + y_row * i + row, maximum(least, minimum(most, total)))
-
-        def with_residual(totals, i):
-            def added():
-                return [total + load(V, residual + residual_row * i + V.bytes * j) for j, total in enumerate(totals)]
-
-            return choose(residual.differs(0), added, lambda: totals)
-
-        fresh = [[zeros(V, a) for _ in range(VECTORS)] for _ in range(rows)]
-        step = rows * V.item_bytes
-        column = (L, zeros(L, a), x, x_step) if lone else None
-        sums = accumulate(V, rows, VECTORS, a, V.item_bytes, 0, step, b, b_step, depth, fresh, lone=column)
-        becomes([*sums[0], [sums[1]]] if lone else sums, Tiles(tile, keep, finish, t, e))
-
-    return product
+    return making_product if makes else product
 
 
 class Tiles:
-    """What a product may be added to and become: the tiles t and e, and the finished y."""
+    """What a product may be added to and become: the tiles t and e, the biases, and the finished y."""
 
-    def __init__(self, tile, keep, finish, t, e):
-        self.tile, self.keep, self.finish, self.t, self.e = tile, keep, finish, t, e
+    def __init__(self, tile, keep, finish, biases, t, e):
+        self.tile, self.keep, self.finish, self.biases, self.t, self.e = tile, keep, finish, biases, t, e
 
-    def added(self, where, sums, sign=1):
-        return [
-            [a + b if sign > 0 else a - b for a, b in zip(*rows, strict=True)]
-            for rows in zip(self.tile(where), sums, strict=True)
-        ]
+
+def added(one, other, sign=1):
+    return [[a + b if sign > 0 else a - b for a, b in zip(*rows, strict=True)] for rows in zip(one, other, strict=True)]
+
+
+class Quarters:
+    """Numbers of the right operand's other quarters, as they lie from one that a product has read, and their sums'."""
+
+    def __init__(self, type_, here, right, down, there, apart):
+        self.type, self.here, self.right, self.down, self.there, self.apart = type_, here, right, down, there, apart
+
+    def number(self, offset):
+        return load(self.type, self.here + offset)
+
+    def kept(self, i):
+        return load(self.type, self.there + self.apart * i)
+
+    def keep(self, i, total):
+        store(self.there + self.apart * i, total)
+
+
+def first_sums(b11, quarters):
+    """T1 and T2."""
+    t1 = quarters.number(quarters.right) - b11
+    quarters.keep(0, t1)
+    quarters.keep(1, quarters.number(quarters.right + quarters.down) - t1)
+
+
+def other_sums(b21, quarters):
+    """T3 and T4, where T2 is made."""
+    quarters.keep(2, quarters.number(quarters.right) - quarters.number(quarters.right - quarters.down))
+    quarters.keep(3, quarters.kept(1) - b21)
 
 
 def pair_function(real, lone):
     """A Numba function multiply_pair: the four tiles of `rows` filters and of those half of all further, of two
     neighbouring tiles of pixels, by seven products.
 
-    a: the weights of the first product, a_product bytes before the next one's. x: where the left tile of the first half
-    of the channels begins; the other half lies x_half, the right tile x_right, channels x_step further. totals, alone:
-    what `sums_function` made, `panel` and lone_panel from sum to sum, `step` and lone_step from channel to channel. t:
-    room for two tiles. y_half, y_tile, r_half, r_tile: to the other filters and the other tile.
+    makes: are T1 .. T4 to be made by the first two products? Else they are there. a: the weights of the first product,
+    a_product bytes before the next one's. x: where the left tile of the first half of the channels begins; the other
+    half lies x_half, the right tile x_right, channels x_step further. totals, alone: T1 .. T4 and those of the lone
+    pixels, `panel` and lone_panel from sum to sum, `step` and lone_step from channel to channel. t: room for two tiles.
+    y_half, y_tile, r_half, r_tile: to the other filters and the other tile.
     """
     V, rows = vector_type(real), panel_rows()
     row = VECTORS * V.bytes
     tile_bytes = rows * row + lone * LINE
-    product_1 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.t, p))
-    product_2 = product_function(real, lone, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p)))
-    product_6 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.t, tiles.added(tiles.t, p)))
-    product_5 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.e, tiles.added(tiles.t, p)))
-    product_3 = product_function(real, lone, lambda p, tiles: tiles.finish(tiles.added(tiles.e, p)))
-    product_4 = product_function(real, lone, lambda p, tiles: tiles.finish(tiles.added(tiles.t, p, -1)))
+
+    def keep_first(p, tiles):
+        tiles.keep(tiles.t, p)
+
+    def finish_second(p, tiles):
+        tiles.finish(added(tiles.tile(tiles.t), p))
 
     def both(p, tiles):
-        tiles.keep(tiles.t, tiles.added(tiles.t, p))
-        tiles.finish(tiles.added(tiles.e, p))
+        tiles.keep(tiles.t, added(tiles.tile(tiles.t), p))
+        tiles.finish(added(added(tiles.tile(tiles.e), p), tiles.biases()))
 
+    product_1, product_2 = product_function(real, lone, keep_first), product_function(real, lone, finish_second, 1)
+    making_1 = product_function(real, lone, keep_first, makes=first_sums)
+    making_2 = product_function(real, lone, finish_second, 1, other_sums)
+    product_6 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.t, added(tiles.tile(tiles.t), p)))
+    product_5 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.e, added(tiles.tile(tiles.t), p)))
+    product_3 = product_function(real, lone, lambda p, tiles: tiles.finish(added(tiles.tile(tiles.e), p)), 1)
+    product_4 = product_function(real, lone, lambda p, tiles: tiles.finish(added(tiles.tile(tiles.t), p, -1)), -1)
     product_7 = product_function(real, lone, both)
 
     @inlined
     def multiply_pair(
-        a, a_product, x, x_step, x_half, x_right, totals, panel, step, alone, lone_panel, lone_step, depth, t, y, y_row,
-        y_half, y_tile, above, below, residual, residual_row, r_half, r_tile, low, high,
+        makes, a, a_product, x, x_step, x_half, x_right, totals, panel, step, alone, lone_panel, lone_step, depth, t, y,
+        y_row, y_half, y_tile, above, below, residual, residual_row, r_half, r_tile, low, high,
     ):  # fmt: skip
-        e, x_lone = t + tile_bytes, x + row
+        e, lower = t + tile_bytes, x + x_half
         r12, r21, r22 = 0, 0, 0
         if residual != 0:
             r12, r21, r22 = residual + r_tile, residual + r_half, residual + r_half + r_tile
-        product_1(a, x, x_step, x_lone, x_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
-        a += a_product
-        product_2(
-            a, x + x_half, x_step, x_lone + x_half, x_step, depth, t, e, y, y_row, above, residual, residual_row, low,
-            high,
-        )  # fmt: skip
-        a += a_product
+        if makes:
+            making_1(
+                a, x, x_step, x + row, x_step, depth, t, e, 0, 0, 0, 0, 0, low, high,
+                x_right, x_half, totals, panel, step, alone, lone_panel, lone_step,
+            )  # fmt: skip
+            making_2(
+                a + a_product, lower, x_step, lower + row, x_step, depth, t, e, y, y_row, above, residual, residual_row,
+                low, high, x_right, x_half, totals, panel, step, alone, lone_panel, lone_step,
+            )  # fmt: skip
+        else:
+            product_1(a, x, x_step, x + row, x_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
+            product_2(
+                a + a_product, lower, x_step, lower + row, x_step, depth, t, e, y, y_row, above, residual, residual_row,
+                low, high,
+            )  # fmt: skip
+        a += 2 * a_product
         product_6(a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
         a += a_product
         product_5(a, totals, step, alone, lone_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
         a += a_product
-        x += x_half + x_right
-        product_3(a, x, x_step, x + row, x_step, depth, t, e, y + y_tile, y_row, above, r12, residual_row, low, high)
+        right = lower + x_right
+        product_3(
+            a, right, x_step, right + row, x_step, depth, t, e, y + y_tile, y_row, above, r12, residual_row, low, high
+        )  # fmt: skip
         a += a_product
         y += y_half
         totals += 2 * panel
         alone += 2 * lone_panel
         product_7(
             a, totals, step, alone, lone_step, depth, t, e, y + y_tile, y_row, below, r22, residual_row, low, high
-        )
+        )  # fmt: skip
         a += a_product
-        totals += panel
-        alone += lone_panel
-        product_4(a, totals, step, alone, lone_step, depth, t, e, y, y_row, below, r21, residual_row, low, high)
+        product_4(
+            a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, y, y_row, below, r21, residual_row,
+            low, high,
+        )  # fmt: skip
 
     return multiply_pair

@@ -1,49 +1,17 @@
-"""The sums that strassen.py multiplies: of pixels, by every task, and of weights, ahead or once a call."""
+"""The sums of weights that strassen.py multiplies, made ahead or once a call; those of pixels its products make."""
 
 import numpy as np
 from numba.core import types
 
 from .call import CALL
 from .compilation import inlined
-from .microkernel import VECTORS, panel_rows, vector_type
+from .microkernel import panel_rows, vector_type
 from .short_floats import memory_functions
 from .threads import task_loop
 from .tracing import interleave, load, loop, store, traced
 from .vectors import record_at
 
 PRODUCTS = 7
-
-
-def sums_function(real, lone):
-    """A Numba function add_pixels(to, panel, alone, x, x_tile, x_half, x_step, count): T1 .. T4 of `count` channels,
-    `panel` bytes apart, and those of the lone pixels.
-    """
-    V = vector_type(real)
-
-    @traced(types.void)
-    def add_pixels(to, panel, alone, x, x_tile, x_half, x_step, count):
-        def sums(type_, here, there, apart):
-            b11, b12 = load(type_, here), load(type_, here + x_tile)
-            b21, b22 = load(type_, here + x_half), load(type_, here + x_half + x_tile)
-            for i, total in enumerate(four_of(b11, b12, b21, b22)):
-                store(there + apart * i, total)
-
-        def channel(c):
-            for j in range(VECTORS):
-                sums(V, x + c * x_step + V.bytes * j, to + (c * VECTORS + j) * V.bytes, panel)
-            if lone:
-                sums(V.scalar, x + c * x_step + V.bytes * VECTORS, alone + c * V.item_bytes, count * V.item_bytes)
-
-        loop(count, channel)
-
-    return add_pixels
-
-
-def four_of(b11, b12, b21, b22):
-    """T1 .. T4: what the products take of the right operand but its own quarters."""
-    t1 = b12 - b11
-    t2 = b22 - t1
-    return t1, t2, b22 - b12, t2 - b21
 
 
 @inlined

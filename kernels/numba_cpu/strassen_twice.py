@@ -1,14 +1,15 @@
 """Strassen's algorithm, two levels of it, for plans of large 1x1 layers: 49 products of quarters, not 64.
 
     for every group of four neighbouring tiles of pixels, 3 vectors each and perhaps a lone one
-        the sums of all channels: of halves, and of each right operand of the seven, of quarters    into the L2 cache
-        for every 8 filters and those a quarter, a half and three quarters of all further, in this order
+        T1 .. T4 of the outer halves of all channels, their quarters                                into the L2 cache
+        for every outer product, in this order: for every 8 filters and those a quarter, a half and three quarters of
+        all further
             t  = A11 B11      Y11 = t + A12 B21      t += S2 T2      e = t + S1 T1
             Y12 = e + S4 B22  p = S3 T3              Y22 = e + p     t += p       Y21 = t - A22 T4
 
 Each of these products is of two halves of filters, channels and pixels, and is what strassen.py does with a pair of
-tiles, seven times the micro-kernel: only that what it finishes are the tiles of t, e or p, four each, which lie in the
-L1 and L2 cache, and that it begins with t or e where that has a residual.
+tiles, seven times the micro-kernel, the first of which make the inner sums: only that what it finishes are the tiles of
+t, e or p, four each, which lie in the L1 and L2 cache, and that it begins with t or e where that has a residual.
 
 Why so: a level more saves an eighth of the multiply-adds, and costs sums: of pixels, 2.5 times as many, and of
 products, each of which is added twice. Where a core starts one multiply-add of 64 bytes a cycle that pays from 128
@@ -20,8 +21,12 @@ Measured on two Zen 4 cores with AVX-512, plans of ResNet-50's 1x1 layers at N =
 256 -> 1024 channels of 14 x 14 1.07, 1024 -> 512 1.07, 1024 -> 256 1.04, 512 -> 1024 and 256 -> 512 with stride 2 1.07
 and 1.06, 128 -> 512 and 512 -> 256 of 28 x 28 1.04; with 128 filters 1.01, with 64 0.95 to 1.02.
 What was learned there:
-- The pixels' sums take 4.4 cycles a vector, 5 where one level was made after the other. With the 40 sums `depth` rows
-  apart it was twice that, as all began at the same places of the L1 cache: so a channel's lie side by side.
+- Sums of pixels take 4.4 cycles a vector where they leave the L1 cache. With those of a channel `depth` rows apart it
+  was twice that, as all began at the same places of the L1 cache: so a channel's lie side by side.
+- Filters for every outer product, and not all outer products for every 8 filters: the inner sums of one of them then
+  suffice at a time, 20 rows a channel and not 40, which with 512 channels were more than the L2 cache. That, and inner
+  sums made by products, takes 0.89 to 0.94 of the time with 256 channels and more, and 0.96 to 1.03 where there are few
+  filters or channels.
 - On 14 x 14 pixels, one group of tiles, each thread makes all sums for itself and takes half the filters.
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; two levels at once as in
 Huang et al., Strassen's Algorithm Reloaded, SC 2016.
@@ -119,7 +124,7 @@ def build(dtype_name, lone):
         if q == 4:
             return x + x_half + 2 * x_tile, x_step, x_half // 2, x_tile
         number = q - 2 if q < 4 else q - 3
-        return totals + number * 3 * wait_row, sums_row, wait_row, wait_row
+        return totals + number * 4 * wait_row, sums_row, 2 * wait_row, wait_row
 
     @inlined
     def group(call, index, worker):
@@ -133,10 +138,11 @@ def build(dtype_name, lone):
         totals = planes + call.sums_at
         inner = totals + OUTER * wait_row
         alone = inner + INNER * row
-        pair_tiles, biases = planes + call.tiles_at, planes + call.quad_bias_at
-        t = pair_tiles + 2 * tile_bytes
-        e, last = t + 4 * tile_bytes, t + 8 * tile_bytes
-        waiting, nothing = t + 12 * tile_bytes, biases + 4 * call.quad_filters * item
+        pair_tiles = planes + call.tiles_at
+        waiting = pair_tiles + 2 * tile_bytes
+        last = waiting + 4 * tile_bytes
+        tiles, biases = waiting + 8 * tile_bytes, planes + call.quad_bias_at
+        nothing = biases + 4 * call.quad_filters * item
         for i in range(4):
             copy_biases(call, g * call.Kg + i * quarter + begin, end - begin, biases + i * call.quad_filters * item)
         for i in range(rows):
@@ -157,56 +163,50 @@ def build(dtype_name, lone):
 
         direct = call.activation == CLAMP and not call.has_residual
         direct = direct and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
-        product_bytes = depth * rows * item
+        product_bytes, bias_half = depth * rows * item, call.quad_filters * item
         panels = call.w + call.panels_at + g * (quarter // rows * PRODUCTS * PRODUCTS * product_bytes)
         y = call.y + n * call.y_n + g * call.Kg * call.y_k + first * item
-        for k in range(begin, end, rows):
-            a = panels + k // rows * (PRODUCTS * PRODUCTS * product_bytes)
-            bias = biases + (k - begin) * item
-            bias_half = call.quad_filters * item
-            if direct:
-                out, out_row, out_half, out_tile = y + k * call.y_k, call.y_k, quarter * call.y_k, x_tile
-                out_low, out_high, low, high = 2 * out_half, 2 * x_tile, call.low, call.high
-            else:
-                out, out_row, out_half, out_tile = waiting, wait_row, wait_half, wait_tile
-                out_low, out_high, low, high = 8 * tile_bytes, 4 * tile_bytes, -np.inf, np.inf
-                bias, bias_half = nothing, 0
-            for q in range(PRODUCTS):
-                b, step, half, right = operand(q, x, x_step, x_half, totals)
-                to, to_row, to_half, to_tile, source = t, wait_row, wait_half, wait_tile, t
-                above, below, least, most = nothing, nothing, -np.inf, np.inf
-                if q == 0:
-                    source = 0
-                elif q == 3:
-                    to = e
-                elif q == 5:
-                    to, source = last, 0
-                elif q != 2:
-                    to, to_row, to_half, to_tile = out, out_row, out_half, out_tile
-                    above, least, most = bias, low, high
-                    if q == 4:
-                        to, source = out + out_high, e
-                    elif q == 6:
-                        to, above = out + out_low, bias + 2 * bias_half
-                    below = above + bias_half
+        for q in range(PRODUCTS):
+            b, step, half, right = operand(q, x, x_step, x_half, totals)
+            finishes = (
+                q == 1 or q == 4 or q == 6
+            )  # outputs, and q = 5 with the sums before; their filters, their pixels:
+            lower, to_right = int(q >= 5), int(q == 4 or q == 5)
+            for k in range(begin, end, rows):
+                a = panels + (k // rows * PRODUCTS + q) * (PRODUCTS * product_bytes)
+                t = tiles + (k - begin) // rows * (8 * tile_bytes)
+                e, bias = t + 4 * tile_bytes, biases + (k - begin) * item + 2 * lower * bias_half
+                if direct:
+                    out, out_row, out_half, out_tile = y + k * call.y_k, call.y_k, quarter * call.y_k, x_tile
+                    out += 2 * lower * out_half + 2 * to_right * x_tile
+                    above, below, low, high = bias, bias + bias_half, call.low, call.high
+                else:
+                    out, out_row, out_half, out_tile = waiting, wait_row, wait_half, wait_tile
+                    above, below, low, high = nothing, nothing, -np.inf, np.inf
+                to, to_row, to_half, to_tile, source = out, out_row, out_half, out_tile, e if q == 4 else t
+                over, under, least, most = above, below, low, high
+                if not finishes:
+                    to, to_row, to_half, to_tile = e if q == 3 else t, wait_row, wait_half, wait_tile
+                    over, under, least, most = nothing, nothing, -np.inf, np.inf
+                    if q == 5:
+                        to = last
+                    if q == 0 or q == 5:
+                        source = 0
                 multiply_pair(
-                    a, product_bytes, b, step, half, right, inner + q * 4 * row, row, sums_row, alone + q * 4 * item,
-                    item, sums_row, depth, pair_tiles, to, to_row, to_half, to_tile, above, below, source, wait_row,
-                    wait_half, wait_tile, least, most,
+                    k == begin, a, product_bytes, b, step, half, right, inner, row, sums_row, alone, item, sums_row,
+                    depth, pair_tiles, to, to_row, to_half, to_tile, over, under, source, wait_row, wait_half,
+                    wait_tile, least, most,
                 )  # fmt: skip
-                a += PRODUCTS * product_bytes
                 if q == 5:
                     for i in range(4):
-                        at = i * tile_bytes
-                        to = out + out_low + out_high + i // 2 * out_half + i % 2 * out_tile
-                        number = bias + (2 + i // 2) * bias_half
-                        add_last(t + at, e + at, last + at, wait_row, to, out_row, number, low, high)
-            if not direct:
-                for i in range(16):
-                    half, right, part, tile = i // 8, i // 4 % 2, i // 2 % 2, i % 2
-                    k0, pixel = g * call.Kg + k + (2 * half + part) * quarter, first + (2 * right + tile) * width
-                    number = biases + (k - begin) * item + (2 * half + part) * call.quad_filters * item
-                    finish_tile(call, n, k0, rows, pixel, width, waiting + i * tile_bytes, wait_row, number)
+                        at, number = i * tile_bytes, below if i > 1 else above
+                        there = out + i // 2 * out_half + i % 2 * out_tile
+                        add_last(t + at, e + at, last + at, wait_row, there, out_row, number, low, high)
+                if not direct and (finishes or q == 5):
+                    for i in range(4):
+                        k0 = g * call.Kg + k + (2 * lower + i // 2) * quarter
+                        pixel, number = first + (2 * to_right + i % 2) * width, bias + i // 2 * bias_half
+                        finish_tile(call, n, k0, rows, pixel, width, waiting + i * tile_bytes, wait_row, number)
 
     def task(call_address, index, worker):
         call = record_at(CALL_TWICE, call_address)

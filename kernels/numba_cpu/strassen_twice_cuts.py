@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 from numba import from_dtype
 
-from . import blocked_cuts, weight_rows
+from . import blocked_cuts, target, weight_rows
 from .blocked_cuts import BLOCKING
 from .call import CALL_DTYPE
 from .filter_cuts import until_all_done, up
@@ -19,7 +19,10 @@ from .vectors import lanes
 TILES = 4  # of a group: two to the left, two to the right
 FILTER_CUTS = (1, 2, 3, 4, 6, 8)
 CYCLES_PER_TASK = 1_500
-SUM_CYCLES = 5.5  # for a vector of each sum of pixels: 4.4 to make it, and what the products then wait for the L2 cache
+SUM_CYCLES = 5.5  # for a vector of each outer sum of pixels: to make it, and what products then wait for the L2 cache
+# For a vector of each inner one, which products make: by so many multiply-adds a cycle. With two (not measured), as if
+# the multipliers waited for it.
+INNER_CYCLES = {1: 2.0, 2: 5.0}
 LEAVE_CYCLES = 4.5  # for a vector of a product that is added to others
 
 GROUPS = (
@@ -52,7 +55,8 @@ def group_cycles(problem, filters) -> float:
     share = tile_columns(problem, lone(problem)) / (VECTORS * W)
     products = PRODUCTS**2 * multiply_cycles(filters, VECTORS * W, depth, problem.accumulate) * share
     copy = blocked_cuts.copy_cycles(problem) / (problem.P * problem.Q) * group_pixels(problem)
-    sums = VECTORS * depth * SUM_CYCLES * (OUTER + INNER)
+    inner = INNER_CYCLES[target.multiply_adds_per_cycle()] * PRODUCTS * INNER
+    sums = VECTORS * depth * (SUM_CYCLES * OUTER + inner)
     return CYCLES_PER_TASK + products + copy + sums + PRODUCTS**2 * VECTORS * filters * LEAVE_CYCLES
 
 
@@ -93,7 +97,7 @@ def blocking(problem, threads):
     planes_bytes = blocked_cuts.plane_bytes(problem, group_pixels(problem))
     sums_at = up(problem.Cg * planes_bytes, LINE)
     tiles_at = sums_at + depth * row_bytes(problem.accumulate, lone(problem))
-    bias_at = tiles_at + (2 + 7 * TILES) * tile_bytes
+    bias_at = tiles_at + (2 + 2 * TILES + filters // rows * 2 * TILES) * tile_bytes
     worker_bytes = max(rest[BLOCKING.index("worker_bytes")], bias_at + (TILES * filters + rows) * item)
     rest[BLOCKING.index("worker_bytes")] = worker_span(worker_bytes)
     own = (

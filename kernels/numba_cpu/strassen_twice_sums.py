@@ -1,4 +1,4 @@
-"""The sums that strassen_twice.py multiplies: of pixels, both levels at once, by every task, and of weights, ahead."""
+"""The sums that strassen_twice.py multiplies: of pixels, the outer level's, by every task, and of weights, ahead."""
 
 import numpy as np
 from numba.core import types
@@ -6,12 +6,12 @@ from numba.core import types
 from . import tracing
 from .call import CALL
 from .microkernel import VECTORS, panel_rows, vector_type
-from .strassen_sums import PRODUCTS, four_of, seven_of
+from .strassen_sums import PRODUCTS, seven_of
 from .threads import LINE, task_loop
 from .tracing import load, loop, store, traced
 from .vectors import record_at
 
-OUTER, INNER = 4 * 3, PRODUCTS * 4  # rows of sums: of the outer sums the quarters that are multiplied; and all inner
+OUTER, INNER = 4 * 4, 4  # rows of sums: of the outer sums the quarters; and the inner of one outer product
 
 
 def row_bytes(real, lone):
@@ -22,40 +22,29 @@ def row_bytes(real, lone):
 
 
 def sums_twice_function(real, lone):
-    """A Numba function add_pixels(to, x, x_tile, x_half, x_step, count): for `count` channels of each quarter a row
-
-        three quarters of T2, T1, T3, T4 of the outer halves | T1 .. T4 of each outer product's right operand | the lone
-
-    x_half: to the second half of the channels.
+    """A Numba function add_pixels(to, x, x_tile, x_half, x_step, count): the quarters of T2, of T1, of T3 and of T4 of
+    the outer halves, for `count` channels of each quarter. x_half: to the second half of the channels.
     """
     V, tile = vector_type(real), VECTORS * vector_type(real).bytes
     row = row_bytes(real, lone)
 
     @traced(types.void)
     def add_pixels(to, x, x_tile, x_half, x_step, count):
-        x_quarter = x_half // 2
-
-        def sums(type_, here, outer, inner, apart):
-            def quarter(half, right, i, j):
-                return load(type_, here + x_half * half + x_quarter * i + x_tile * (2 * right + j))
-
-            quarters = [(0, 0), (0, 1), (1, 0), (1, 1)]
-            b11, b12, b21, b22 = ([quarter(half, right, i, j) for i, j in quarters] for half, right in quarters)
-            t1, t2, t3, t4 = zip(*(four_of(*four) for four in zip(b11, b12, b21, b22)))
-            for number, (first, _, third, fourth) in enumerate((t2, t1, t3, t4)):
-                for i, one in enumerate((first, third, fourth)):
-                    store(outer + (tile + lone * LINE) * (3 * number + i), one)
-            for q, four in enumerate((b11, b21, t2, t1, b22, t3, t4)):
-                for i, total in enumerate(four_of(*four)):
-                    store(inner + apart * (4 * q + i), total)
+        def sums(type_, here, there):
+            halves = (here, here + 2 * x_tile, here + x_half, here + x_half + 2 * x_tile)
+            for quarter, offset in enumerate((0, x_tile, x_half // 2, x_half // 2 + x_tile)):
+                b11, b12, b21, b22 = (load(type_, half + offset) for half in halves)
+                t1 = b12 - b11
+                t2 = b22 - t1
+                for i, total in enumerate((t2, t1, b22 - b12, t2 - b21)):
+                    store(there + (tile + lone * LINE) * (4 * i + quarter), total)
 
         def channel(c):
-            here, outer = x + c * x_step, to + c * row
-            inner = outer + OUTER * (tile + lone * LINE)
+            here, there = x + c * x_step, to + c * row
             for j in range(VECTORS):
-                sums(V, here + V.bytes * j, outer + V.bytes * j, inner + V.bytes * j, tile)
+                sums(V, here + V.bytes * j, there + V.bytes * j)
             if lone:
-                sums(V.scalar, here + tile, outer + tile, inner + INNER * tile, V.item_bytes)
+                sums(V.scalar, here + tile, there + tile)
 
         loop(count, channel)
 
