@@ -17,8 +17,8 @@ OUTER, INNER = 4 * 4, 4  # rows of sums: of the outer sums the quarters; and the
 def row_bytes(real, lone):
     """Of a channel of each quarter, all sums: an odd number of lines, so that channels share no place of the caches."""
     V = vector_type(real)
-    lines = (VECTORS * V.bytes // LINE + lone) * OUTER + VECTORS * V.bytes // LINE * INNER
-    return (lines + -(-lone * INNER * V.item_bytes // LINE) | 1) * LINE
+    numbers = (OUTER + INNER) * VECTORS * V.bytes + lone * (OUTER * LINE + INNER * V.item_bytes)
+    return (-(-numbers // LINE) | 1) * LINE
 
 
 def sums_twice_function(real, lone):

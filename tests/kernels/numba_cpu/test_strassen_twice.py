@@ -6,7 +6,14 @@ import pytest
 import convlib
 from convlib import accuracy, device, dispatch
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import strassen_twice, strassen_twice_cuts, target
+from convlib.kernels.numba_cpu import (
+    strassen_twice,
+    strassen_twice_cuts,
+    strassen_twice_sums,
+    target,
+    threads,
+    tracing,
+)
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
@@ -34,10 +41,10 @@ def operands(name, has_residual):
     return x, w, bias, residual, problem, reference.conv2d(problem, x, w, bias, residual)
 
 
-def computed(name, threads, has_residual=False, apart=1):
+def computed(name, workers, has_residual=False, apart=1):
     """apart: how far y's pixels lie apart, in numbers."""
     x, w, bias, residual, problem, exact = operands(name, has_residual)
-    place = device.cpu_with(threads)
+    place = device.cpu_with(workers)
     packed = empty_aligned((strassen_twice.packed_bytes(problem, place),), np.uint8)
     workspace = empty_aligned((strassen_twice.workspace_bytes(problem, place),), np.uint8)
     packed[:], workspace[:] = 255, 255  # NaN, wherever it is read before it is written
@@ -54,6 +61,15 @@ def test_is_right_wherever_the_numbers_lie(name, has_residual, apart):
     *_, problem, exact = operands(name, has_residual)
     error = np.linalg.norm(computed(name, 2, has_residual, apart) - exact) / np.linalg.norm(exact)
     assert error < accuracy.norm_relative(problem, "strassen_twice")
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("lone", [0, 1])
+def test_a_channels_sums_do_not_lie_over_the_next_ones_whatever_the_vectors(lanes, lone, monkeypatch):
+    monkeypatch.setattr(strassen_twice_sums, "vector_type", lambda real: tracing.Lanes("f32", lanes))
+    outer, inner = 4 * 4, 4
+    needed = (outer + inner) * 3 * lanes * 4 + lone * (outer * threads.LINE + inner * 4)
+    assert needed <= strassen_twice_sums.row_bytes(np.float32, lone) < needed + 2 * threads.LINE
 
 
 @pytest.mark.parametrize("name", ["14 x 14", "batch"])
