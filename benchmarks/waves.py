@@ -11,11 +11,11 @@ product has a row for the slices of its tiles, and one for the last of them wher
                whole tiles come before parts of tiles they fill their waves, and the last wave is of parts
     busy       of the multiprocessors' time until the last is done, what blocks take, if all take equally long
 
-A product passes if its last wave fills four fifths of the slots or it is split; in slices, if it is busy for seven
-tenths; a depthwise layer if it is busy for four fifths, since its blocks are bound by memory, not by slots, and so does
-Winograd's batched product, of which a slice is several waves of small blocks. A row that does not pass says why in `not
-full`: how many times as long the fastest cut that does is predicted to take; or that there is none, of a reduction of
-one stage, which nothing splits. Predicted is not measured: no GPU is needed.
+A product passes if its last wave fills four fifths of the slots or it is split; a depthwise layer if it is busy for
+four fifths, since its blocks are bound by memory, not by slots, and so does Winograd's batched product, of which a
+slice is several waves of small blocks. A row that does not pass says why in `not full`: how many times as long the
+fastest cut that does is predicted to take; or that there is none, as of a reduction of one stage, which nothing splits.
+Predicted is not measured: no GPU is needed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from convlib.kernels import gpu_cost
 from convlib.kernels.cupy_raw import (
     depthwise,
     depthwise_input_grad,
+    depthwise_tiles,
     depthwise_weight_grad,
     im2col,
     implicit_gemm,
@@ -44,6 +45,7 @@ from convlib.kernels.cupy_raw import (
     winograd_batched,
     winograd_fused,
 )
+from convlib.kernels.cupy_raw.cut import fills, slots
 from convlib.problem import ConvProblem
 
 NETWORKS = ("vgg16", "resnet50", "mobilenet_v2")
@@ -71,7 +73,6 @@ class Row:
     limited_by: str
     dearer: float | None = None
     stages: int = 0
-    slices: int = 1
 
     @property
     def blocks(self) -> int:
@@ -79,11 +80,7 @@ class Row:
 
     @property
     def passes(self) -> bool:
-        if self.splits > 1 or (self.last_wave is not None and self.last_wave >= waves.FULL):
-            return True
-        if self.slices > 1:
-            return self.busy >= waves.SLICED
-        return self.last_wave is None and self.busy >= waves.FULL
+        return self.splits > 1 or (self.busy if self.last_wave is None else self.last_wave) >= waves.FULL
 
     @property
     def why_not_full(self) -> str:
@@ -92,7 +89,7 @@ class Row:
             return ""
         if self.dearer is not None:
             return f"full: {self.dearer:.2f} times as long"
-        return "one stage: nothing to split" if self.stages == 1 else "chosen by its time alone"
+        return "one stage: nothing to split" if self.stages == 1 else "no tile fills"
 
 
 def rows(
@@ -142,7 +139,12 @@ def input_grad_rows(network, layer, product, problem, place):
     if is_depthwise(problem) and problem.stride != (1, 1):
         tile, places = depthwise_input_grad.tile_for(problem, place), depthwise_input_grad.over_grad_y(problem)
         seconds = depthwise_input_grad.predicted_seconds(problem, place)
-        return [of_memory(network, layer, "depthwise_input_grad", tile, tile.grid(places), seconds, problem, place)]
+        row = of_memory(network, layer, "depthwise_input_grad", tile, tile.grid(places), seconds, problem, place)
+        others = [
+            (math.prod(other.grid(places)), 1, depthwise_input_grad.seconds(problem, places, place, other))
+            for other in depthwise_input_grad.tiles(problem) if fits(places, other)
+        ]  # fmt: skip
+        return [with_dearer(row, others, place, gpu_cost.LAUNCH)]
     found = []
     for part in dict.fromkeys(phase.problem for phase in phases(problem) if phase.problem is not None):
         name = layer if problem.stride == (1, 1) else f"{layer}, {part.R}x{part.S} of it"
@@ -154,8 +156,14 @@ def weight_grad_rows(network, layer, product, problem, place):
     if is_depthwise(problem):
         tile = depthwise_weight_grad.tile_for(problem, place)
         seconds = depthwise_weight_grad.predicted_seconds(problem, place)
-        grid = tile.grid(problem)
-        return [of_memory(network, layer, "depthwise_weight_grad", tile, grid, seconds, problem, place, 2)]
+        row = of_memory(
+            network, layer, "depthwise_weight_grad", tile, tile.grid(problem), seconds, problem, place, launches=2
+        )
+        others = [
+            (math.prod(other.grid(problem)), other.splits, depthwise_weight_grad.seconds(problem, place, other))
+            for other in depthwise_weight_grad.tiles(problem, place) if fits(problem, other)
+        ]  # fmt: skip
+        return [with_dearer(row, others, place, 2 * gpu_cost.LAUNCH)]
     module = WEIGHT_GRADS[product]
     cut = module.cut_for(problem, place)
     tiles, splits = cut.grid(problem)
@@ -165,8 +173,8 @@ def weight_grad_rows(network, layer, product, problem, place):
     else:
         kernel, tile = "tensor_core_weight_grad", words(cut.tile)
     row = Row(
-        network, layer, kernel, tile, whole, split, splits, waves.busy(tiles * splits, place.sm_count),
-        waves.last_wave(tiles * splits, place.sm_count * cut.blocks_per_sm), module.predicted_seconds(problem, place),
+        network, layer, kernel, tile, whole, split, splits, waves.busy(cut.blocks, place.sm_count),
+        waves.last_wave(cut.blocks, slots(cut, place)), module.predicted_seconds(problem, place),
         limit_of_weight_grad(module, problem, place, cut),
     )  # fmt: skip
     return [row if row.passes else replace(row, dearer=dearer(module, problem, place, 2 * gpu_cost.LAUNCH))]
@@ -196,9 +204,8 @@ def product_row(network, layer, kernel, module, problem: ConvProblem, place: Dev
     cut = module.cut_for(problem, place)
     row = Row(
         network, layer, kernel, words(cut.tile), cut.whole, cut.split_tiles, cut.splits,
-        waves.busy(cut.blocks, place.sm_count), waves.last_wave(cut.parts or cut.whole, cut.slots(place)),
+        waves.busy(cut.blocks, place.sm_count), waves.last_wave(cut.parts or cut.whole, slots(cut, place)),
         module.predicted_seconds(problem, place), limit_of(module.parts(problem, place, cut)),
-        slices=getattr(cut.tile, "slices", 1),
     )  # fmt: skip
     return row if row.passes else replace(row, dearer=dearer(module, problem, place), stages=cut.stages)
 
@@ -214,8 +221,21 @@ def dearer(module, problem, place, launches=0):
     launches: seconds that module.seconds leaves out.
     """
     seconds = {cut: module.seconds(problem, place, cut) + launches for cut in module.cuts(problem, place)}
-    passing = [seconds[cut] for cut in seconds if cut.fills(place)]
+    passing = [seconds[cut] for cut in seconds if fills(cut, place)]
     return min(passing) / min(seconds.values()) if passing else None
+
+
+def with_dearer(row, others, place, launches):
+    """A row that goes by `busy`. others: of every tile its blocks, its splits and its seconds beside the launches'."""
+    if row.passes:
+        return row
+    passing = [s for blocks, splits, s in others if splits > 1 or waves.busy(blocks, place.sm_count) >= waves.FULL]
+    fastest = min(s for _, _, s in others) + launches
+    return replace(row, dearer=(min(passing) + launches) / fastest if passing else None)
+
+
+def fits(problem, tile):
+    return depthwise_tiles.shared_bytes(problem, tile) <= depthwise_tiles.SHARED_BYTES
 
 
 def limit_of(parts):
@@ -244,12 +264,20 @@ def winograd_batched_rows(network, layer, problem: ConvProblem, place: Device) -
     for count, tiles in ((slices, sizes.pixels), (1, rest)):
         if count == 0 or tiles == 0:
             continue
+        others = [
+            (
+                im2col.gemm_blocks(products, other, im2col.round_up(tiles, other.tile_m)), 1,
+                count * winograd_batched.multiply_seconds(problem, place, other, tiles),
+            )
+            for other in winograd_batched.possible_matrices(problem)
+        ]  # fmt: skip
         blocks = im2col.gemm_blocks(products, sizes, im2col.round_up(tiles, sizes.tile_m))
         name, tile = f"{layer}, slice of {tiles:,}", f"{sizes.tile_k} x {sizes.tile_m}"
-        found.append(Row(
+        row = Row(
             network, name, "winograd_batched", tile, blocks, 0, 1, waves.busy(blocks, place.sm_count), None,
             count * winograd_batched.multiply_seconds(problem, place, sizes, tiles), "multiply-adds",
-        ))  # fmt: skip
+        )  # fmt: skip
+        found.append(with_dearer(row, others, place, 0))
     return found
 
 

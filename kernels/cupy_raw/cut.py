@@ -63,20 +63,6 @@ class Cut(NamedTuple):
     def partial_bytes(self):
         return self.parts * self.tile_bytes
 
-    def slots(self, device):
-        """How many blocks the GPU has room for at once."""
-        return cost.sm_count(device) * self.blocks_per_sm
-
-    def fills(self, device):
-        """Whether its last wave is full, or split: among blocks, or within blocks that are enough for the GPU."""
-        if self.splits > 1 or waves.last_wave(self.blocks, self.slots(device)) >= waves.FULL:
-            return True
-        busy = waves.busy(self.blocks, cost.sm_count(device))
-        return getattr(self.tile, "slices", 1) > 1 and busy >= waves.SLICED
-
-    def is_busy(self, device):
-        return self.splits > 1 or waves.busy(self.blocks, cost.sm_count(device)) >= waves.FULL
-
 
 class Parts(NamedTuple):
     """Predicted seconds: the busiest multiprocessor's blocks, adding the splits, what memory moves, the launches."""
@@ -119,10 +105,33 @@ def with_splits(device, cuts):
     """
     for cut in cuts:
         yield cut
-        rounds = {cut.whole // blocks * blocks for blocks in (cut.slots(device), cost.sm_count(device))}
+        rounds = {cut.whole // blocks * blocks for blocks in (slots(cut, device), cost.sm_count(device))}
         for stages in sorted({ceil_div(cut.stages, n) for n in range(2, min(cut.stages, MOST_SPLITS) + 1)}):
             for first in {0} | rounds - {cut.whole}:
                 yield split_cut(cut, ceil_div(cut.stages, stages), first)
+
+
+def slots(cut, device):
+    """How many of its blocks the GPU has room for at once."""
+    return cost.sm_count(device) * cut.blocks_per_sm
+
+
+def fills(cut, device):
+    """Whether its last wave is full, or split."""
+    return cut.splits > 1 or waves.last_wave(cut.blocks, slots(cut, device)) >= waves.FULL
+
+
+def is_busy(cut, device):
+    return cut.splits > 1 or waves.busy(cut.blocks, cost.sm_count(device)) >= waves.FULL
+
+
+def predictions(problem, device, cuts, parts):
+    """Seconds of each, by its Parts; those that multiply least come first, so that `chosen` takes them of equals.
+
+    Where memory bounds, all are equals, whatever they pad.
+    """
+    found = {cut: parts(problem, device, cut) for cut in cuts}
+    return {cut: found[cut].seconds for cut in sorted(found, key=lambda cut: found[cut].multiply + found[cut].add)}
 
 
 def chosen(device, predicted, launch=0):
@@ -132,7 +141,7 @@ def chosen(device, predicted, launch=0):
     """
     allowed = waves.DEARER * min(predicted.values()) + launch
     taken = [cut for cut, seconds in predicted.items() if seconds <= allowed]
-    return min(taken, key=lambda cut: (not cut.fills(device), not cut.is_busy(device), predicted[cut]))
+    return min(taken, key=lambda cut: (not fills(cut, device), not is_busy(cut, device), predicted[cut]))
 
 
 def round_up(size, multiple):

@@ -48,12 +48,15 @@ def axis(size, outputs, window, stride, padding, dilation):
 @lru_cache(maxsize=4096)
 def tile_for(problem, device):
     """The tile that fits shared memory and is predicted to be the fastest; None where none fits."""
-    places = over_grad_y(problem)
-    tiles = (with_outputs(problem, tile) for tile in forward.tiles(places) if few_enough(problem, tile))
-    return forward.best(
-        places, device, tiles, lambda _, tile: block_bytes(problem, tile), lambda *of: seconds(problem, *of),
-        least_bytes=forward.least_bytes_of(problem),
-    )  # fmt: skip
+    places, possible = over_grad_y(problem), list(tiles(problem))
+    how = (lambda _, tile: block_bytes(problem, tile)), (lambda *of: seconds(problem, *of))
+    tile = forward.best(places, device, possible, *how, least_bytes=forward.least_bytes_of(problem))
+    return tile and forward.busier(places, device, tile, possible, *how)
+
+
+def tiles(problem):
+    cut = forward.tiles(over_grad_y(problem))
+    return (with_outputs(problem, tile) for tile in cut if few_enough(problem, tile))
 
 
 def few_enough(problem, tile):

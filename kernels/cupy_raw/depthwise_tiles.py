@@ -91,21 +91,22 @@ def tile_for(problem, device):
     if problem.R >= TALL:
         possible = fast_enough(problem, device, possible)
     tile = best(problem, device, possible, block_bytes, seconds)
-    if tile and cost.memory_seconds(problem, device) < SHORT * cost.LAUNCH:
-        tile = busier(problem, device, tile, possible)
+    tile = tile and busier(problem, device, tile, possible, block_bytes, seconds)
     return tile and without_conflicts(problem, tile)
 
 
-def busier(problem, device, tile, tiles):
-    """Of the tiles predicted to be as fast as `tile`, and busy where it is not, the one that moves least; or `tile`."""
-    if is_busy(problem, device, tile):
+def busier(problem, device, tile, tiles, bytes_of_a_block, seconds):
+    """`tile` if it is busy, or moves more than L2 holds; else, of the busy ones that a call waits for little longer,
+    the one that moves least.
+    """
+    if is_busy(problem, device, tile) or cost.memory_seconds(problem, device) >= SHORT * cost.LAUNCH:
         return tile
-    most = seconds(problem, device, tile)
+    most = waves.DEARER * (seconds(problem, device, tile) + cost.LAUNCH) - cost.LAUNCH
     fitting = (other for other in tiles if shared_bytes(problem, other) <= SHARED_BYTES)
     taken = [other for other in fitting if is_busy(problem, device, other) and seconds(problem, device, other) <= most]
 
     def order(tile):
-        return math.prod(tile.grid(problem)) * block_bytes(problem, tile), seconds(problem, device, tile)
+        return math.prod(tile.grid(problem)) * bytes_of_a_block(problem, tile), seconds(problem, device, tile)
 
     return min(taken, key=order, default=tile)
 

@@ -106,7 +106,9 @@ class Tile(NamedTuple):
 @lru_cache(maxsize=4096)
 def tile_for(problem, device):
     """The tile that fits shared memory and is predicted to be the fastest; None where none fits."""
-    tile = forward.best(problem, device, tiles(problem, device), block_bytes, seconds)
+    possible = list(tiles(problem, device))
+    tile = forward.best(problem, device, possible, block_bytes, seconds)
+    tile = tile and forward.busier(problem, device, tile, possible, block_bytes, seconds)
     return tile and without_conflicts(problem, device, tile)
 
 

@@ -41,10 +41,17 @@ class Matrices(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def matrices(problem, device):
-    itemsize = problem.accumulate.itemsize
-    each = EACH[itemsize]
-    tile_m = 16 * each
-    tile_k = min((16 * each, 8 * each, 4 * each), key=lambda tile_k: gemm_seconds(problem, device, tile_k, tile_m))
+    return min(possible_matrices(problem), key=lambda sizes: gemm_seconds(problem, device, sizes.tile_k, sizes.tile_m))
+
+
+def possible_matrices(problem):
+    """For tiles of each size."""
+    each = EACH[problem.accumulate.itemsize]
+    return [matrices_of(problem, each, lanes * each) for lanes in (16, 8, 4)]
+
+
+def matrices_of(problem, each, tile_k):
+    itemsize, tile_m = problem.accumulate.itemsize, 16 * each
     depth, filters = round_up(problem.reduction, DEPTH), round_up(problem.Kg, tile_k)
     pixel_bytes = problem.groups * depth * itemsize
     wanted = round_up(problem.N * problem.P * problem.Q, tile_m)

@@ -20,13 +20,15 @@
 // part of d; they write whole tiles of sums to the workspace and sum_splits adds them, always in the same order. There
 // they lie as y does, filters inner or pixels, so that both kernels move whole sectors: of 64 x 14 x 14 outputs, channels
 // last, sum_splits stores into 1,568 sectors; it was 6,272 when its lanes were neighbouring pixels.
-// Predicted for the layers of VGG-16, ResNet-50 and MobileNetV2 on 108 SMs: 62.9 ms together at 32 images, 66.8 with
-// whole tiles only; 2.8 ms at one image, 13.2. Every layer fills its last wave or is split, on 108 and on 132 SMs, which
-// takes them all 1 % longer at most than the fastest cuts would (python -m benchmarks waves).
+// Predicted for the layers of VGG-16, ResNet-50 and MobileNetV2 on 108 SMs: 62.9 ms together at 32 images, 66.6 with
+// whole tiles only; 2.75 ms at one image, 12.8. Every layer fills its last wave or is split, on 108 and on 132 SMs, which
+// takes them all 0.1 % longer at 32 images than the fastest cuts would, 1 to 3 % at one (python -m benchmarks waves).
 // Where a product has few stages a further launch costs more than splits bring: there SLICES of a block share a tile,
 // each with threads, buffers and stages of its own, and hand their sums to the first by way of shared memory
 // (register_tile.cuh). 16x112x112-96-1x1 at one image: 294 blocks of 4 warps fill 0.91 of 324 slots, predicted 10.7
-// us, where 98 whole tiles took 11.3 and splits 16.2.
+// us, where 98 whole tiles took 11.3 and splits 16.2. There too a tile of 32 x 32, 8 x 4 sums a thread, may fill a wave:
+// 3x224x224-32-3x3/2 and 32x112x112-16-1x1 at one image and 132 SMs are 392 blocks of it, in four slices, on 396 slots,
+// and as fast as 98 of 32 x 128 on 132. Its loop has 256 multiply-adds among 315 to 341 instructions (75 to 82 %).
 // Bank conflicts: none. Reads: register_tile.cuh. Neighbouring pixels come to neighbouring banks, and where two lanes
 // hold one pixel's upper and lower channels, the halves of the lower rows' vectors change places (Windows::place).
 //
@@ -88,7 +90,7 @@ struct Addresses {
         write_pixel ^= sizeof(pixels[0]);
     }
 
-    __device__ __forceinline__ void multiply(Accumulator (&sums)[EACH][EACH])
+    __device__ __forceinline__ void multiply(Accumulator (&sums)[EACH][ACROSS])
     {
         multiply_stage<SWAPPED, WEIGHTS == AS_THEY_LIE>(sums, in_shared(filters, read_filter), in_shared(pixels, read_pixel));
         read_filter ^= sizeof(filters[0]);
@@ -132,7 +134,7 @@ __device__ __forceinline__ void finish(Accumulator (&values)[AT_ONCE], Element* 
 }
 
 // filter, m: this thread's first, within the group and of all pixels.
-__device__ __forceinline__ void store_tile(Accumulator (&sums)[EACH][EACH], const Output& output, const Problem& problem,
+__device__ __forceinline__ void store_tile(Accumulator (&sums)[EACH][ACROSS], const Output& output, const Problem& problem,
                                            const Cut& cut, int group, int filter, Index m)
 {
     const int k = group * problem.Kg + filter;
@@ -142,10 +144,10 @@ __device__ __forceinline__ void store_tile(Accumulator (&sums)[EACH][EACH], cons
             if (filter + filter_of(0, i) < problem.Kg) {
                 const Accumulator bias = widened(output.bias[(k + filter_of(0, i)) * (Offset)problem.bias]);
                 #pragma unroll
-                for (int j = 0; j < EACH; ++j) sums[i][j] += bias;
+                for (int j = 0; j < ACROSS; ++j) sums[i][j] += bias;
             }
     #pragma unroll
-    for (int j = 0; j < EACH; j += PIXELS_AT_ONCE) {
+    for (int j = 0; j < ACROSS; j += PIXELS_AT_ONCE) {
         if (m + pixel_of(0, j) >= cut.pixels) continue;
         const Pixel pixel = pixel_at(m + pixel_of(0, j), problem, cut);
         Element* y = output.y + offset(problem.y, pixel.n, k, pixel.p, pixel.q);
@@ -168,14 +170,14 @@ constexpr bool FILTERS_INNER = STORED == CHANNELS || STORED == CHANNEL;
 constexpr int IN_ROW = FILTERS_INNER ? TILE_K : TILE_M;
 
 // first: of the tile's sums. Its edges too: all places of `partial` exist.
-__device__ __forceinline__ void store_partial(const Accumulator (&sums)[EACH][EACH], const Place& place,
+__device__ __forceinline__ void store_partial(const Accumulator (&sums)[EACH][ACROSS], const Place& place,
                                               Accumulator* first)
 {
     const int filter = place.warp_filter + filter_of(place.filter_lane, 0);
     if (FILTERS_INNER) {
         first += (place.warp_pixel + pixel_of(place.pixel_lane, 0)) * TILE_K + filter;
         #pragma unroll
-        for (int j = 0; j < EACH; ++j)
+        for (int j = 0; j < ACROSS; ++j)
             #pragma unroll
             for (int i = 0; i < EACH; i += VECTOR) {
                 Vector neighbours;
@@ -188,7 +190,7 @@ __device__ __forceinline__ void store_partial(const Accumulator (&sums)[EACH][EA
         #pragma unroll
         for (int i = 0; i < EACH; ++i)
             #pragma unroll
-            for (int v = 0; v < EACH / VECTOR; ++v)
+            for (int v = 0; v < ACROSS / VECTOR; ++v)
                 vector_at(first[filter_of(0, i) * TILE_M + v * PIXEL_BLOCK]) = vector_at(sums[i][v * VECTOR]);
     }
 }
@@ -228,7 +230,7 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Weight* __restrict__ w
     shared.put(next_filters, walk);
     __syncthreads();
 
-    alignas(16) Accumulator sums[EACH][EACH] = {};
+    alignas(16) Accumulator sums[EACH][ACROSS] = {};
     #pragma unroll 1
     for (--in_tap;; in_tap = (unsigned)cut.channels / DEPTH) {
         in_tap = min(in_tap, left);
@@ -292,8 +294,8 @@ sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, con
            const Element* __restrict__ residual, Problem problem, Cut cut, int splits)
 {
     constexpr int OF_TILE = TILE_K * TILE_M / VECTOR, OF_ROW = IN_ROW / VECTOR;
-    static_assert(OF_TILE % 256 == 0, "no block has threads to spare");
     const Index index = blockIdx.x * (Index)256 + threadIdx.x;
+    if (OF_TILE % 256 > 0 && index >= (Index)cut.split_tiles * OF_TILE) return;
     const Tile tile(cut.whole + (unsigned)(index / OF_TILE), cut);
     const int row = index % OF_TILE / OF_ROW, vector = index % OF_ROW;
     const int filter = tile.first_filter + (FILTERS_INNER ? vector * VECTOR : row);

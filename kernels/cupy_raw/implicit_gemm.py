@@ -11,24 +11,25 @@ import numpy as np
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from .cut import Parts, chosen, cut_struct, split_cut, whole_cut, with_splits
+from .cut import Parts, chosen, cut_struct, predictions, split_cut, whole_cut, with_splits
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
-from .register_tile import DEPTH, reduction_of, tile_of
+from .register_tile import DEPTH, EACH, reduction_of, tile_of
 
 CHUNK = 4  # channels side by side that one thread loads at once
 THREADS = 256  # of sum_splits
 PACKING = 128  # threads of a block of pack_filters ...
 PACKED_FILTERS, PACKED_NUMBERS = 16, 32  # ... and what it takes, in as many weights as have 16 bytes
 TILES = ((16, 16), (16, 8), (8, 16), (8, 8), (4, 16), (4, 8))  # filters x pixels, in EACH
+ALL_TILES = (*TILES, (4, 4))  # half a warp's pixels: a loop of more instructions, for few stages, to fill waves
 SLICES = (2, 4)  # of a block: they share its stages evenly, and have no more threads than this together
 MOST_THREADS = 256
-SLICED = 32  # stages: of more, what a launch that adds splits takes is little beside them
+FEW_STAGES = 32  # stages: of more, what a launch that adds splits takes is little beside them
 WARPS_PER_SM = {256: 16}  # that register_tile.cuh asks the compiler for, by a slice's threads; FEWER otherwise
 FEWER_WARPS = 12
 
 # Instructions of a stage beside its multiply-adds, read from the machine code: loads from shared memory and the walk;
 # for each vector of filters; for each element of a pixel, channels inner, taps inner.
-STAGE_SLOTS, VECTOR_SLOTS, ELEMENT_SLOTS = 4 * DEPTH + 14, 3, (4.5, 30)
+STAGE_SLOTS, VECTOR_SLOTS, ELEMENT_SLOTS = 14, 3, (4.5, 30)
 WAITING = cost.waiting("cupy_raw.implicit_gemm")
 THREAD_SLOTS = 600  # of each thread of a block beside: addresses, the first stage's wait, the store
 SLICE_SLOTS = 250  # of each thread of another slice, which stores nothing ...
@@ -39,14 +40,15 @@ passes = ("forward",)
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    return chosen(device, {cut: seconds(problem, device, cut) for cut in cuts(problem, device)}, cost.LAUNCH)
+    return chosen(device, predictions(problem, device, cuts(problem, device), parts), cost.LAUNCH)
 
 
 def cuts(problem, device):
-    yield from with_splits(device, [cut_of(problem, tile_of(problem, lanes)) for lanes in TILES])
     stages = reduction_of(problem).stages
-    for slices in (slices for slices in SLICES if stages <= SLICED and stages % slices == 0):
-        tiles = (tile_of(problem, lanes, slices) for lanes in TILES)
+    tiles = ALL_TILES if stages <= FEW_STAGES else TILES
+    yield from with_splits(device, [cut_of(problem, tile_of(problem, lanes)) for lanes in tiles])
+    for slices in (slices for slices in SLICES if stages <= FEW_STAGES and stages % slices == 0):
+        tiles = (tile_of(problem, lanes, slices) for lanes in ALL_TILES)
         yield from (cut_of(problem, tile) for tile in tiles if tile.threads <= MOST_THREADS)
 
 
@@ -79,10 +81,17 @@ def block_slots(problem, device, cut, stages):
     vectors = DEPTH * cut.tile.filters * item / 16
     elements = DEPTH * cut.tile.pixels
     of_slice = cut.tile.threads // cut.tile.slices
-    beside = STAGE_SLOTS * of_slice + VECTOR_SLOTS * vectors + ELEMENT_SLOTS[cut.taps_inner] * elements
+    beside = (STAGE_SLOTS + DEPTH * loads_of(problem, cut.tile)) * of_slice
+    beside += VECTOR_SLOTS * vectors + ELEMENT_SLOTS[cut.taps_inner] * elements
     macs = DEPTH * cut.tile.filters * cut.tile.pixels
     once = THREAD_SLOTS * of_slice + (cut.tile.slices - 1) * (SLICE_SLOTS * of_slice + GATHER_SLOTS * macs / DEPTH)
     return stages * (macs * cost.multiply_slots(problem, device) + beside) + once
+
+
+def loads_of(problem, tile):
+    """Of a thread from shared memory, in a step: two vectors of filters, and two of pixels, or one."""
+    sums = tile.filters * tile.pixels * tile.slices // tile.threads
+    return 4 if sums == EACH[problem.accumulate.itemsize] ** 2 else 3
 
 
 def why_not(problem, device):

@@ -2,8 +2,8 @@
 //
 //                      pixels                       a block: TILE_K filters x TILE_M pixels of one group
 //                     +-----+-----+                 a warp:  32 x 64, as 4 x 8 lanes (float64: 16 x 32)
-//              DEPTH  | buf | next|  shared         a thread: 8 x 8 sums in registers (4 x 4), two VECTORs each way
-//                     +-----+-----+
+//              DEPTH  | buf | next|  shared         a thread: 8 x 8 sums in registers (4 x 4), two VECTORs each way;
+//                     +-----+-----+                           of a tile of 32 pixels one VECTOR of these
 //     filters +-----+ +===========+
 //     buf     |     | |   TILE_M  |
 //     next    |     | |  x TILE_K |  registers
@@ -36,9 +36,10 @@
 #define SLICES 1
 #endif
 
-constexpr int EACH = 2 * VECTOR;  // filters, and pixels, per thread
-constexpr int WARPS_ACROSS = TILE_M / (PIXEL_LANES * EACH);
-constexpr int THREADS = TILE_K / EACH * (TILE_M / EACH);  // of a slice
+constexpr int EACH = 2 * VECTOR;  // filters, and pixels, per thread ...
+constexpr int ACROSS = TILE_M < PIXEL_LANES * EACH ? VECTOR : EACH;  // ... but of these half as many in a narrow tile
+constexpr int WARPS_ACROSS = TILE_M / (PIXEL_LANES * ACROSS);
+constexpr int THREADS = TILE_K / EACH * (TILE_M / ACROSS);  // of a slice
 // Registers: 128 with 16 warps, 168 with 12 (a small block fetches more per thread), 255 with 8.
 #if __CUDA_ARCH__ == 1000  // its compiler wants a few more than 128, and would spill them
 constexpr bool SHORT_OF_128 = true;
@@ -103,52 +104,52 @@ struct Place {
         filter_lane = (lane >> 1 & 1) | (lane >> 3 & 2);
         pixel_lane = (lane & 1) | (lane >> 1 & 6);
         warp_filter = warp / WARPS_ACROSS * FILTER_LANES * EACH;
-        warp_pixel = warp % WARPS_ACROSS * PIXEL_LANES * EACH;
+        warp_pixel = warp % WARPS_ACROSS * PIXEL_LANES * ACROSS;
     }
 
     __device__ __forceinline__ int filter(int i) const { return warp_filter + filter_lane + i * FILTER_LANES; }
     __device__ __forceinline__ int pixel(int j) const { return warp_pixel + pixel_lane + j * PIXEL_LANES; }
 };
 
-// EACH places of one row, a VECTOR from every BLOCK: the first of them is this lane's.
-template <int BLOCK>
-__device__ __forceinline__ void load(Accumulator (&values)[EACH], const Accumulator* row)
+// Places of one row, a VECTOR from every BLOCK: the first of them is this lane's.
+template <int BLOCK, int COUNT>
+__device__ __forceinline__ void load(Accumulator (&values)[COUNT], const Accumulator* row)
 {
     #pragma unroll
-    for (int v = 0; v < EACH / VECTOR; ++v) vector_at(values[v * VECTOR]) = vector_at(row[v * BLOCK]);
+    for (int v = 0; v < COUNT / VECTOR; ++v) vector_at(values[v * VECTOR]) = vector_at(row[v * BLOCK]);
 }
 
 // `filter` and `pixel`: this lane's first of each, in the first row of a stage. SWAPPED: in the lower half of its rows
 // the halves of every VECTOR of pixels have changed places; CROSSED: the two VECTORs of filters.
 template <bool SWAPPED = false, bool CROSSED = false>
-__device__ __forceinline__ void multiply_stage(Accumulator (&sums)[EACH][EACH], const Accumulator* filter,
+__device__ __forceinline__ void multiply_stage(Accumulator (&sums)[EACH][ACROSS], const Accumulator* filter,
                                                const Accumulator* pixel)
 {
     #pragma unroll
     for (int step = 0; step < DEPTH; ++step) {
         const bool lower = step >= DEPTH / 2;
         const int swap = SWAPPED && lower ? VECTOR / 2 : 0, cross = CROSSED && lower ? VECTOR : 0;
-        alignas(16) Accumulator a[EACH], b[EACH];
+        alignas(16) Accumulator a[EACH], b[ACROSS];
         load<FILTER_BLOCK>(a, filter + step * (TILE_K + ROW_PADDING));
         load<PIXEL_BLOCK>(b, pixel + step * (TILE_M + ROW_PADDING));
         #pragma unroll
         for (int i = 0; i < EACH; ++i)
             #pragma unroll
-            for (int j = 0; j < EACH; ++j) sums[i][j] += a[i ^ cross] * b[j ^ swap];
+            for (int j = 0; j < ACROSS; ++j) sums[i][j] += a[i ^ cross] * b[j ^ swap];
     }
 }
 
-__device__ __forceinline__ void multiply_stage(Accumulator (&sums)[EACH][EACH], int buffer, const Place& place)
+__device__ __forceinline__ void multiply_stage(Accumulator (&sums)[EACH][ACROSS], int buffer, const Place& place)
 {
     multiply_stage(sums, &filters[buffer][0][place.warp_filter + place.filter_lane * VECTOR],
                    &pixels[buffer][0][place.warp_pixel + place.pixel_lane * VECTOR]);
 }
 
 // Add the sums of all slices, in their order, into those of the first, by way of `pixels`, as many rows at a time as fit.
-__device__ __forceinline__ void gather_slices(Accumulator (&sums)[EACH][EACH])
+__device__ __forceinline__ void gather_slices(Accumulator (&sums)[EACH][ACROSS])
 {
     constexpr int ROUNDS = ceil_div(TILE_K * TILE_M * sizeof(Accumulator), sizeof(pixels)), ROWS = EACH / ROUNDS;
-    constexpr int VECTORS = EACH / VECTOR;
+    constexpr int VECTORS = ACROSS / VECTOR;
     static_assert(EACH % ROUNDS == 0);
     Accumulator* own = &pixels[0][0][0] + own_thread() * VECTOR;
     #pragma unroll

@@ -11,6 +11,7 @@ from .cut import Reduction, round_up
 
 DEPTH = 8  # reduction steps per stage, as in gemm_layout.cuh
 EACH = {4: 8, 8: 4}  # filters, and pixels, per thread, by the bytes of a sum
+WARP_PIXELS = 8  # lanes of a warp along the pixels
 FEWEST_CHANNELS = 16  # from here on a stage of 8 channels of one tap wastes less than the other order's divisions cost
 
 
@@ -24,9 +25,12 @@ class Tile(NamedTuple):
 
 
 def tile_of(problem, lanes, slices=1):
-    """The tile of so many lanes along the filters, and along the pixels."""
+    """The tile of so many lanes along the filters, and along the pixels; half as many as a warp has: of half as many
+    pixels each.
+    """
     each = EACH[problem.accumulate.itemsize]
-    return Tile(lanes[0] * each, lanes[1] * each, lanes[0] * lanes[1] * slices, slices)
+    threads = lanes[0] * max(lanes[1], WARP_PIXELS) * slices
+    return Tile(lanes[0] * each, lanes[1] * each, threads, slices)
 
 
 def reduction_of(problem):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from .cut import Parts, Reduction, chosen, cut_struct, round_up, split_cut, whole_cut, with_splits
+from .cut import Parts, Reduction, chosen, cut_struct, predictions, round_up, split_cut, whole_cut, with_splits
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 from .tensor_core_tile import (
     CHUNKS,
@@ -70,7 +70,7 @@ def tiles_of(problem):
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    return chosen(device, {cut: seconds(problem, device, cut) for cut in cuts(problem, device)})
+    return chosen(device, predictions(problem, device, cuts(problem, device), parts))
 
 
 def cuts(problem, device):

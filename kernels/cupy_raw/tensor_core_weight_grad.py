@@ -31,7 +31,7 @@ from .tensor_core_tile import (
     stages_held,
 )
 from .weight_grad import THREADS
-from .weight_grad_splits import MOST_SPLITS, affordable, cut_reasons, fills, is_busy, splits_struct
+from .weight_grad_splits import MOST_SPLITS, affordable, blocks, cut_reasons, grid, splits_struct
 
 TILES = (
     Tile(128, 128, 64, 64),
@@ -69,14 +69,7 @@ class Cut(NamedTuple):
     partial_bytes: int
     tiles: int
 
-    def grid(self, problem):
-        return self.tiles, self.splits
-
-    def fills(self, device):
-        return fills(self, device)
-
-    def is_busy(self, device):
-        return is_busy(self, device)
+    grid, blocks = grid, property(blocks)
 
 
 class Lying(NamedTuple):

@@ -18,7 +18,6 @@ order.
 from ..launching import ceil_div
 
 FULL = 0.8  # of the slots of the last wave, or of the multiprocessors' time if all blocks take equally long
-SLICED = 0.7  # of that time, where blocks are sliced: a product over so soon waits longer for a launch that adds splits
 # What full waves may cost: so many times the shortest predicted time, and the launch that adds splits, if any. Where it
 # was measured, the model is off by a factor of 1.07 to 1.24 in the mean (gpu_cost.json): it knows no better.
 DEARER = 1.15

@@ -13,7 +13,6 @@ import numpy as np
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, ceil_div
-from . import waves
 from .cut import chosen, round_up
 from .parameters import size_reasons
 
@@ -28,6 +27,14 @@ DIRECT_BLOCKS_PER_SM = 8  # to have, if the pixels are enough
 SPLITS = np.dtype(
     [("pixels", "i8"), ("all_pixels", "i8"), ("filters", "i4"), ("columns", "i4"), ("splits", "i4")], align=True
 )
+
+
+def grid(cut, problem):
+    return cut.tiles, cut.splits
+
+
+def blocks(cut):
+    return cut.tiles * cut.splits
 
 
 class Cut(NamedTuple):
@@ -45,27 +52,11 @@ class Cut(NamedTuple):
     partial_bytes: int
     tiles: int
 
+    grid, blocks = grid, property(blocks)
+
     @property
     def blocks_per_sm(self):
         return WARPS_PER_SM.get(self.threads, FEWER_WARPS) * 32 // self.threads
-
-    def grid(self, problem):
-        return self.tiles, self.splits
-
-    def fills(self, device):
-        return fills(self, device)
-
-    def is_busy(self, device):
-        return is_busy(self, device)
-
-
-def fills(cut, device):
-    """Whether its last wave is full, or split."""
-    return cut.splits > 1 or waves.last_wave(cut.tiles, cost.sm_count(device) * cut.blocks_per_sm) >= waves.FULL
-
-
-def is_busy(cut, device):
-    return cut.splits > 1 or waves.busy(cut.tiles, cost.sm_count(device)) >= waves.FULL
 
 
 def affordable(cuts):

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from . import im2col
+from . import im2col, waves
 from .parameters import (
     is_wide,
     problem_struct,
@@ -64,10 +64,26 @@ def transformed(problem):
 def matrices(problem, device):
     """The matrices' sizes, as im2col has them; its columns_bytes are those of the columns, the products lie behind.
 
-    Slices are equally large: a small last one would leave multiprocessors idle.
+    Of its tiles the fastest, but first of those that cost little more the ones that keep the multiprocessors busy.
     """
+    seconds = {sizes: products_seconds(problem, device, sizes) for sizes in possible_matrices(problem)}
+    taken = [sizes for sizes in seconds if seconds[sizes] <= waves.DEARER * min(seconds.values())]
+    return min(taken, key=lambda sizes: (not is_busy(problem, device, sizes), seconds[sizes]))
+
+
+def possible_matrices(problem):
+    return [in_slices(problem, sizes) for sizes in im2col.possible_matrices(transformed(problem))]
+
+
+def is_busy(problem, device, sizes):
+    """Of a slice."""
+    blocks = im2col.gemm_blocks(transformed(problem), sizes, sizes.pixels)
+    return waves.busy(blocks, cost.sm_count(device)) >= waves.FULL
+
+
+def in_slices(problem, sizes):
+    """Slices are equally large: a small last one would leave multiprocessors idle."""
     products = transformed(problem)
-    sizes = im2col.matrices(products, device)
     column = products.groups * sizes.depth * problem.accumulate.itemsize
     affordable = WORKSPACE_BYTES // (column + product_bytes(problem, 1)) // sizes.tile_m * sizes.tile_m
     slices = ceil_div(products.W, max(affordable, sizes.tile_m))
@@ -112,13 +128,19 @@ def workspace_bytes(problem, device):
 def predicted_seconds(problem, device):
     """Packing, then per slice: columns and products written and read, and whole waves of the products' blocks."""
     sizes, tiles = matrices(problem, device), transformed(problem).W
-    slices, rest = divmod(tiles, sizes.pixels)
-    multiply = slices * multiply_seconds(problem, device, sizes, sizes.pixels)
-    multiply += multiply_seconds(problem, device, sizes, rest) if rest else 0
     columns = sizes.columns_bytes // sizes.pixels * im2col.round_up(tiles, sizes.tile_m)
     extra = 2 * (columns + product_bytes(problem, tiles) + sizes.packed_bytes)
-    launches = 1 + 3 * (slices + (rest > 0))
-    return multiply + cost.memory_seconds(problem, device, extra) + launches * cost.LAUNCH
+    launches = 1 + 3 * ceil_div(tiles, sizes.pixels)
+    return (
+        products_seconds(problem, device, sizes) + cost.memory_seconds(problem, device, extra) + launches * cost.LAUNCH
+    )
+
+
+def products_seconds(problem, device, sizes):
+    """The matrix products of all slices."""
+    slices, rest = divmod(transformed(problem).W, sizes.pixels)
+    multiply = slices * multiply_seconds(problem, device, sizes, sizes.pixels)
+    return multiply + (multiply_seconds(problem, device, sizes, rest) if rest else 0)
 
 
 def multiply_seconds(problem, device, sizes, tiles):

@@ -175,7 +175,7 @@ def implicit_source(case, tile, splits=1, together="NONE", wide=False, dtype="fl
 
 
 @pytest.mark.parametrize("target", [80, 90, 100, 120])
-@pytest.mark.parametrize("tile", implicit_gemm.TILES, ids=str)
+@pytest.mark.parametrize("tile", implicit_gemm.ALL_TILES, ids=str)
 def test_every_tile_and_walk_of_the_implicit_product_compiles_without_spills(tile, target):
     """One of the targets whose compilers agree, and those that want more registers."""
     for splits in (1, 2):

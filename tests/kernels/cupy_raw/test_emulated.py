@@ -102,9 +102,9 @@ def test_every_tile_of_the_matrix_product_runs_without_a_fault_in_slices(tile_k,
 
 
 @pytest.mark.parametrize("walk", WALKS)
-@pytest.mark.parametrize("tile", implicit_gemm.TILES, ids=str)
+@pytest.mark.parametrize("tile", implicit_gemm.ALL_TILES, ids=str)
 def test_every_tile_and_walk_of_the_implicit_product_runs_without_a_fault(tile, walk, monkeypatch):
-    splits = 1 + 2 * (implicit_gemm.TILES.index(tile) % 2)
+    splits = 1 + 2 * (implicit_gemm.ALL_TILES.index(tile) % 2)
     problem = WALKS[walk].problem()
     force_cut(monkeypatch, problem, tile, splits, whole=problem.groups - 1)
     check(implicit_gemm, "implicit_gemm", WALKS[walk])
@@ -426,7 +426,7 @@ def test_no_access_of_the_matrix_product_meets_a_bank_conflict(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("tile", implicit_gemm.TILES, ids=str)
+@pytest.mark.parametrize("tile", implicit_gemm.ALL_TILES, ids=str)
 @pytest.mark.parametrize("layer", ["wide", "channels_last", "pointwise"])
 def test_no_access_of_the_implicit_product_meets_a_bank_conflict(layer, tile, dtype, monkeypatch):
     x, w, keywords = LAYERS[layer]

@@ -114,7 +114,7 @@ WALKS = {
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("walk", WALKS)
-@pytest.mark.parametrize("tile", implicit_gemm.TILES, ids=str)
+@pytest.mark.parametrize("tile", implicit_gemm.ALL_TILES, ids=str)
 def test_every_tile_and_walk_of_the_implicit_product_equals_the_reference(tile, walk, splits, dtype, monkeypatch):
     case = replace(WALKS[walk], dtype=dtype)
     cut = force_cut(monkeypatch, case.problem(), tile, splits)
@@ -146,6 +146,9 @@ SLICED = {
     "four": ((8, 8), 4, replace(WALKS["together_whole"], x=(2, 9, 11, 96), w=(33, 32, 3, 3))),
     "large": ((16, 8), 2, replace(WALKS["pointwise"], x=(2, 32, 6, 10), w=(70, 32, 1, 1))),
     "float64": ((8, 8), 2, replace(WALKS["whole"], dtype="float64")),
+    "narrow": ((4, 4), 2, replace(WALKS["together_whole"], x=(2, 9, 11, 96), w=(33, 32, 3, 3))),
+    "narrow_pixels": ((4, 4), 4, replace(WALKS["pointwise"], x=(2, 32, 6, 10), w=(70, 32, 1, 1))),
+    "narrow_float64": ((4, 4), 2, replace(WALKS["whole"], dtype="float64")),
 }
 
 
@@ -169,7 +172,7 @@ AS_THEY_LIE = {
 
 
 @pytest.mark.parametrize("name", AS_THEY_LIE)
-@pytest.mark.parametrize("tile", implicit_gemm.TILES, ids=str)
+@pytest.mark.parametrize("tile", implicit_gemm.ALL_TILES, ids=str)
 def test_weights_in_order_are_read_as_they_lie_and_equal_the_reference(tile, name, monkeypatch):
     case = AS_THEY_LIE[name]
     splits = 2 if name == "windows" else 1
