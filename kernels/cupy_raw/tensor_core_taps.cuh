@@ -55,7 +55,27 @@ __device__ __forceinline__ bool has_inside(const Problem& problem, const Step& s
            && (unsigned)(w + step.s * DILATION_W) < problem.W;
 }
 
-// An element's bits, or zero where it is not wanted: without a branch, and whatever the address is then.
+__device__ __forceinline__ unsigned bits_of(const Element& element)
+{
+    if constexpr (sizeof(Element) == 2) return reinterpret_cast<const unsigned short&>(element);
+    else return reinterpret_cast<const unsigned&>(element);
+}
+
+// An element's bits, or anything where it is not wanted: without a branch, and whatever the address is then.
+__device__ __forceinline__ unsigned loaded_if(bool wanted, const Element* from)
+{
+    unsigned bits;
+    const auto global = __cvta_generic_to_global(from);
+    if constexpr (sizeof(Element) == 2)
+        asm("{ .reg .pred p; setp.ne.s32 p, %1, 0; @p ld.global.nc.u16 %0, [%2]; }"
+            : "=r"(bits) : "r"((int)wanted), "l"(global));
+    else
+        asm("{ .reg .pred p; setp.ne.s32 p, %1, 0; @p ld.global.nc.u32 %0, [%2]; }"
+            : "=r"(bits) : "r"((int)wanted), "l"(global));
+    return bits;
+}
+
+// Or zero there.
 __device__ __forceinline__ unsigned load_if(bool wanted, const Element* from)
 {
     unsigned bits = 0;

@@ -39,23 +39,25 @@
 // Registers, of 128 x 128: 195 with copies only, 250 where all is gathered (128 of them sums), two blocks on a
 // multiprocessor. Tiles, HALVES and what bounds the loop: as in tensor_core.cu. Instructions of the loop in float16 for
 // 64 HMMA, or 32 in HALVES, which take 392 and 196 cycles of sm_90, and the tensor cores' share there; on sm_80 it is
-// 100 %, but at 128 x 64 and 64 x 128 where both are gathered, 83 to 84 %, or x alone, 97 to 100 %.
+// 100 % of all but 64 x 64.
 //
 //     block      halves   channels last   channels first: x gathered   channels not a multiple of 8: both gathered
-//     128 x 128    1      236 to 240 100 %            323 100 %                     414  95 %
-//     128 x 128    2             134 100 %            188 100 %                     228  86 %
-//     128 x  64    2             211  87 %            264  74 %                     305  64 %
-//      64 x 128    2             199  87 %            205  87 %                     301  65 %
-//      64 x  64    2              72  51 %            111  44 %                     123  40 %
+//     128 x 128    1      236 to 240 100 %            300 100 %                     374 100 %
+//     128 x 128    2             134 100 %            168 100 %                     196 100 %
+//     128 x  64    2             211  87 %            226  87 %                     251  78 %
+//      64 x 128    2             199  87 %            185  87 %                     254  77 %
+//      64 x  64    2              72  51 %            112  44 %                     115  43 %
 //
-// The last has 8 HMMA of 49 cycles, 64 on sm_80 (67, 57 and 52 %), for 96 of shared memory; with taps inner, 7x7 and 3x3,
+// The last has 8 HMMA of 49 cycles, 64 on sm_80 (67, 58 and 56 %), for 96 of shared memory; with taps inner, 7x7 and 3x3,
 // 169 and 139 instructions, 29 and 35 % of sm_90, where there had been 329 and 297. It is for few tiles, and for the few
 // columns of first layers, of which a larger one would pad as many again.
 //
-// An element gathered by itself takes three instructions: to find it, to load it, and a half each to pair it and to
-// drop it outside. 128 x 64 gathers 48 for its 32 HMMA, 176 instructions; 54 more are all that 85 % of 196 cycles
-// allow, fewer than windows, stores and ldmatrix take. The launcher counts them and takes 128 x 128, at 94 %, where
-// problems are large enough.
+// An element gathered by itself takes two instructions: to load it, and a half each to pair it and to drop it outside.
+// It took a third to find it, until how far channels lie apart became a constant, which the load adds by itself; and
+// with that a select less for each chunk, since loads are told what is not wanted, where a thread gathers no more than
+// 48 (with 64 the compiler then spills). 128 x 64 gathers 48 for its 32 HMMA, 128 instructions with these; 102 more are
+// all that 85 % of 196 cycles allow: windows, stores and ldmatrix take 123. The launcher counts them and takes
+// 128 x 128 where problems are large enough.
 // TF32: 313 with copies of pixels, 444 with copies of channels, of which 128 round: 88 % on sm_90 at 128 x 128, 63 to
 // 85 % in halves.
 // What was learned: where a lane points ldmatrix is worked out anew in each stage if the compiler may, 22 instructions.
@@ -69,7 +71,8 @@
 // tensor_core.cu.
 //
 // Compiled with problem.cuh's constants (y is grad_y, w is grad_w), tensor_core_tile.cuh's, -DX_TOGETHER -DY_TOGETHER,
-// -DX_WHOLE -DY_WHOLE (no chunk ends amid a group's channels, or filters), -DTAPS_INNER.
+// -DX_WHOLE -DY_WHOLE (no chunk ends amid a group's channels, or filters), -DX_APART -DY_APART (where NONE: how far they
+// lie from each other), -DTAPS_INNER.
 
 #include "tensor_core_weight_grad_walks.cuh"
 #include "weight_grad_splits.cuh"

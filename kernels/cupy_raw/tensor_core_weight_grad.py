@@ -49,7 +49,7 @@ PRECISE_TILES = (  # three products and 64-bit offsets leave too few registers f
 # Instructions beside multiplying, read from the machine code: of each thread and stage; of each chunk that it copies;
 # of each element gathered by itself; of that, taps inner, in threads of one chunk, and of several, which find their
 # steps in each stage; of each word of shared memory that it rounds to TF32.
-LOOP_SLOTS, CHUNK_SLOTS, GATHER_SLOTS, TAPS_SLOTS = 50, 18, 3, (11, 22)
+LOOP_SLOTS, CHUNK_SLOTS, GATHER_SLOTS, TAPS_SLOTS = 50, 18, 2, (11, 22)
 ROUND_SLOTS = {None: 0, "tf32": 3, "3xtf32": 3}
 WAITING = cost.waiting("cupy_raw.tensor_core_weight_grad", like="cupy_raw.implicit_gemm")
 
@@ -176,12 +176,19 @@ def sources(problem, device, wide=False, lying=None):
     return sources_of(problem, cut, stages_held(cut.tile, device), wide, lying or lying_as_planned(problem))
 
 
+def apart_as_planned(problem):
+    """How far channels of x lie apart, and those of grad_y."""
+    return (problem.H * problem.W, problem.P * problem.Q) if problem.layout == "NCHW" else (1, 1)
+
+
 @lru_cache(maxsize=4096)
-def sources_of(problem, cut, stages, wide, lying):
+def sources_of(problem, cut, stages, wide, lying, apart=None):
+    x_apart, y_apart = apart or apart_as_planned(problem)
     chunk = chunk_of(problem)
     shared = type_constants(problem, wide) + window_constants(problem)
     own = (*shared, *constants(problem, cut.tile, stages), ("TAPS_INNER", int(cut.taps_inner)))
     own += (("X_TOGETHER", lying.x_together), ("Y_TOGETHER", lying.y_together))
+    own += (("X_APART", x_apart * (lying.x_together == "NONE")), ("Y_APART", y_apart * (lying.y_together == "NONE")))
     own += (("X_WHOLE", int(problem.Cg % chunk == 0)), ("Y_WHOLE", int(problem.Kg % chunk == 0)))
     multiply = CudaSource("tensor_core_weight_grad.cu", "conv2d_tensor_core_weight_grad", own)
     shared += () if cut.taps_inner else (("CHANNELS_INNER", chunk),)
@@ -194,8 +201,9 @@ def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=
     workspace: `workspace_bytes` of them, 64-byte aligned.
     """
     cut, wide = cut_for(problem, device), is_wide(problem, x, grad_w, grad_y, None)
-    kernels = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying_of(problem, x, grad_y))
-    multiply, finish = kernels
+    apart = tuple(array.strides[1] // array.itemsize for array in (x, grad_y))
+    lying, stages = lying_of(problem, x, grad_y), stages_held(cut.tile, device)
+    multiply, finish = sources_of(problem, cut, stages, wide, lying, apart)
     struct, part = problem_struct(problem, x, grad_w, grad_y, None, None), splits_struct(problem, cut)
     arguments = (x, grad_y, workspace, struct, part, divisor_struct(problem.Q), divisor_struct(problem.P))
     launch(multiply, cut.grid(problem), cut.tile.threads, arguments, stream=stream)

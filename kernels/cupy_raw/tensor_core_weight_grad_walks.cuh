@@ -65,6 +65,7 @@ struct Share {
     static constexpr int ACROSS = TOGETHER == CHANNELS ? CHUNKS : TOGETHER == PIXELS ? PIXEL_CHUNKS : DEPTH;
     static constexpr int APART = THREADS / ACROSS;
     static_assert(OWN * THREADS == DEPTH * CHUNKS && APART * ACROSS == THREADS);
+    static constexpr bool FEW = DEPTH * (TILE_M + TILE_K) / THREADS <= 48;  // elements that a thread gathers at most
 
     uint4 held[OWN];
 
@@ -108,19 +109,25 @@ struct Share {
 #endif
     }
 
-    // Or one whose elements lie `apart`, of which the last is number `last`. Loads need no conditions if what is not
-    // wanted is taken from the array's first element, and dropped afterwards.
-    __device__ __forceinline__ void gather(int j, const Element* array, Offset from, Offset apart, int last,
-                                           bool wanted)
+    // Or one whose elements lie APART. WHOLE: all of it exist; else number `last` is the last. What is not wanted is not
+    // loaded, and dropped afterwards; or, with no registers to say so, or with an end, taken from the array's beginning.
+    template <bool WHOLE, Offset APART>
+    __device__ __forceinline__ void gather(int j, const Element* array, Offset from, int last, bool wanted)
     {
-        from = wanted ? from : 0, apart = wanted ? apart : 0;
-        Chunk chunk;
+        unsigned words[4] = {};
+        if (!(WHOLE && FEW)) from = wanted ? from : 0;
+        const Element* const first = array + from;
+        const Offset apart = WHOLE || wanted ? APART : 0;
         #pragma unroll
         for (int i = 0; i < CHUNK; ++i) {
-            const Element element = array[from + min(i, last) * apart];
-            chunk.lane[i] = i <= last ? element : Element{};
+            const Element* const element = first + (WHOLE ? i : min(i, last)) * apart;
+            unsigned bits = WHOLE && FEW ? loaded_if(wanted, element) : bits_of(*element);
+            if (!WHOLE && i > last) bits = 0;
+            words[i / (CHUNK / 4)] |= bits << i % (CHUNK / 4) * 16;
         }
-        held[j] = wanted ? reinterpret_cast<const uint4&>(chunk) : uint4{};
+        #pragma unroll
+        for (unsigned& word : words) word = wanted ? word : 0;
+        held[j] = reinterpret_cast<const uint4&>(words);
     }
 
     __device__ __forceinline__ void put(int stage) const
@@ -181,7 +188,7 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
             const Offset from = corner[k] + offset(problem.x, at.n, 0, at.p * STRIDE_H, at.q * STRIDE_W);
             const bool wanted = at.exists && contains(problem, top, left);
             if constexpr (X_TOGETHER != NONE) copy(j, stage, x + from, wanted);
-            else gather(j, x, from, problem.x.c, X_WHOLE ? CHUNK - 1 : problem.Cg - 1 - channel[k], wanted);
+            else this->template gather<X_WHOLE, X_APART>(j, x, from, problem.Cg - 1 - channel[k], wanted);
         }
     }
 
@@ -230,7 +237,7 @@ struct Filters : Share<TILE_K, Y_TOGETHER> {
             const Offset from = offset(problem.y, at.n, group * problem.Kg + k, at.p, at.q);
             const bool wanted = at.exists && k < problem.Kg;
             if constexpr (Y_TOGETHER != NONE) copy(j, stage, grad_y + from, wanted);
-            else gather(j, grad_y, from, problem.y.c, Y_WHOLE ? CHUNK - 1 : problem.Kg - 1 - k, wanted);
+            else this->template gather<Y_WHOLE, Y_APART>(j, grad_y, from, problem.Kg - 1 - k, wanted);
         }
     }
 };
