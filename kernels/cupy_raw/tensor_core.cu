@@ -67,7 +67,10 @@
 // microseconds instead of 633 and 549, and 6 of 52 leave a last wave under four fifths on sm_90; at 32 images 0.5 and 0.6 %
 // more than with all eleven. 128 x 32 is for up to 32 filters, of which 128 x 64 would waste half; 96 x 96 for sizes that
 // it divides. Of 52 layers up to 3 are left: those of one stage, which nothing splits, and one where every cut that fills
-// costs more than waves.DEARER. At 32 images those keep the multiprocessors busy for 99 % of the time.
+// costs more than waves.DEARER. At 32 images those keep the multiprocessors busy for 99 % of the time; of 202 tiles that
+// registers and shared memory allow, one that fills is predicted to take 1.27 times as long for 24x56x56-144-1x1, twice
+// for 3x224x224-64-3x3 on 108 SMs and seven times on 132. At one image none fills for 32x28x28-192-1x1: launches take
+// 6 of its 8 microseconds.
 // Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 285 to
 // 290 instructions, 171 to 177 in halves, 128 x 64 408, 128 x 32 367 to 369, which leaves it 70 % on sm_80. The others
 // stand as above. With taps inner an element takes 4.5 instructions, and a step 14 for all of a thread's pixels: 372 to
