@@ -126,8 +126,10 @@ def build(dtype_name, height, width):
             seventh(*arguments)
 
     @inlined
-    def multiply_filters(call, n, g, number, sums_of_x, own):
-        """Of one image and group, `width` vectors of filters and those half of all further."""
+    def multiply_filters(call, n, g, number, behind, sums_of_x, own):
+        """Of one image and group, `width` vectors of filters and those half of all further. behind: the first number
+        that is another task's.
+        """
         depth, tiles, half = call.Cg // 2, call.tiles, call.tiles * height
         k0 = g * call.Kg + number * group
         k1 = k0 + call.Kg // 2
@@ -153,6 +155,8 @@ def build(dtype_name, height, width):
                 to_second, to_half = p == 5 or p == 6, p == 4 or p == 5  # of the pixels, of the filters
                 waits = waiting + (2 * to_second + to_half) * tiles * tile_bytes
                 above = biases + to_half * group * item
+                # Behind the task's last panel may lie what other threads write, and fetching that would stop both.
+                further = 0 if last and p == PRODUCTS - 1 and number + 1 == behind else panel
                 out = y + to_half * y_half + to_second * half * item if last and direct else 0
                 add = 0
                 if last and direct and call.has_residual:
@@ -160,7 +164,7 @@ def build(dtype_name, height, width):
                 for i in range(tiles):
                     t, e, wait = own + i * tile_bytes, others + i * tile_bytes, waits + i * tile_bytes
                     left = min(call.P * call.Q - to_second * half - i * height, height)
-                    ahead = b + panel + i * channels * share
+                    ahead = b + further + i * channels * share
                     to = out + i * height * item if out != 0 else 0
                     more = add + i * height * item if add != 0 else 0
                     multiply(
@@ -183,9 +187,9 @@ def build(dtype_name, height, width):
         sums_of_x = call.workspace + worker * call.worker_bytes
         own = sums_of_x + call.own_at
         sum_x(call, sums_of_x, own, n, g)
-        first_group = call.filter_groups * filter_task // call.filter_tasks
-        for number in range(first_group, call.filter_groups * (filter_task + 1) // call.filter_tasks):
-            multiply_filters(call, n, g, number, sums_of_x, own)
+        behind = call.filter_groups * (filter_task + 1) // call.filter_tasks
+        for number in range(call.filter_groups * filter_task // call.filter_tasks, behind):
+            multiply_filters(call, n, g, number, behind, sums_of_x, own)
 
     return task_loop(task)
 
