@@ -7,16 +7,23 @@
     S1 = A21 + A22    S2 = S1 - A11    S3 = A11 - A21    S4 = A12 - S2        of x, by every thread
     T1 = B12 - B11    T2 = B22 - T1    T3 = B22 - B12    T4 = B21 - T2        of the weights, once
 
-    for every 4 or 5 vectors of a thread's filters and those half of all further: for every block of channels
-        seven times, for all tiles of 5 pixels and those half of all further, in this order
+    for some vectors of a thread's filters and those half of all further: for every block of channels
+        seven times, for all tiles of pixels and those half of all further, in this order
             t  = A11 B11      Y11 = t + A12 B21      t += S2 T2      e = S1 T1
             Y12 = t + e + S4 B22      t += S3 T3      Y22 = t + e      Y21 = t + A22 T4
 
-Why so: strassen.py halves pixels by tiles of vectors, of which a map of 7 x 7 has three, and one pixel. Here a tile is
-5 pixels high, 49 are 2 x 25 but for one, and what is halved in vectors are the filters, of which such layers have
-hundreds. A product's weights, 32 KB of each block, come from memory once and from the L1 cache for every further tile;
-while they are used the next product's are fetched. The tiles t and e of all pixels wait in L1 and L2. x is small: each
-thread makes for itself all that the seven products take of it, once for all its filters.
+Why so: strassen.py halves pixels by tiles of vectors, of which a map of 7 x 7 has three, and one pixel. Here what is
+halved in vectors are the filters, of which such layers have hundreds. Two forms of tile:
+
+    flat: 5 pixels x 4 or 5 vectors of filters    9 or 10 loads for 20 or 25 multiply-adds
+    tall: 25 pixels x 1 vector                    a load for each, where one multiply-add starts a cycle
+
+Flat ones cut 49 pixels into 2 x 25 but for one. A product's weights, 32 KB of each block, come from memory once and
+from the L1 cache for every further tile; while they are used the next product's are fetched. The tiles t and e of all
+pixels wait in L1 and L2. A tall tile has half the pixels, so each weight is read once, all channels are one block and
+sums wait once a product; the halves are pixels 0 to 24 and 24 to 48, so nothing is masked, and what the products take
+of x itself they read where it lies. x is small: each thread makes for itself all that the seven products take of it,
+once for all its filters.
 
 A single call would make the weights' sums for 49 pixels only, which takes longer than the layer.
 
@@ -24,12 +31,19 @@ Measured on two Zen 5 cores with AVX-512, plans at N = 1, as times of blocked.py
 channels of 7 x 7 1.10, 2048 -> 512 1.06 to 1.11, 1024 -> 2048 with stride 2 1.13, MobileNetV2's 320 -> 1280 1.07,
 160 -> 960 1.03, 960 -> 320 1.0. Seven products instead of eight would be 1.14, of 50 pixels instead of 49 1.12. The
 products run at 0.92 of two cores' peak; what is made of x takes 2 to 13 % of a layer, most where there are few filters.
+On two Zen 4 cores with AVX-512 (peak 236 GFLOP/s), plans with tall tiles, flat ones, and of blocked.py, microseconds:
+512 -> 2048 of 7 x 7 428, 455, 485; 2048 -> 512 425, 458, 485; 1024 -> 2048 with stride 2 865, 925, 1,020; 320 -> 1280
+175, 190, 194; 960 -> 320 135, 151, 149; 160 -> 960 75, 81, 79; 256 -> 512 of 6 x 6 50, 57, 73; 512 -> 2048 of 8 x 8
+535, 575, 615. The loop alone does 0.975 of the peak with all weights from L3.
 What was learned there:
 - Blocks of 24 to 64 KB of weights are all as fast, as the L2 cache would do too.
 - The pixels of a product's tiles must lie together, 5 to a channel: all 25 side by side made sums in half the time and
   cost the products 7 %, since each tile then touched the lines of all five.
 - In a first round of tasks that shared them, x's sums took half the time, 1 to 3 % of a layer less where what one core
   wrote soon came to the other, and 20 to 45 % more in other hours, when it did not.
+- A flat tile must not fetch ahead behind its task's last weights: there lay the other thread's sums of x, and layers of
+  7 x 7 took 1.15 to 1.2 times as long (two Zen 4 cores), as allocations happened to fall.
+- Tall tiles fetch weights ahead by any distance or not at all and are as fast: 7 MB from L3 cost 2 % of the peak.
 - Where the maps are larger, strassen.py is faster by 1.2 times (14 x 14) and 1.4 times (28 x 28).
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; the order of the products
 after Huang et al., Strassen's Algorithm Reloaded, SC 2016; filters in the lanes as in blocked_by_filters.py.
@@ -45,20 +59,22 @@ from .call import CALL, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, store_one_function
 from .flat_planes import copy_planes_function
-from .microkernel import CLOCK, MEMORY_BYTES, predicted, vector_type
+from .job import job_of
+from .microkernel import AHEAD, CLOCK, MEMORY_BYTES, predicted, vector_type
 from .short_floats import memory_functions
 from .strassen_by_filters_cuts import (
     BLOCKING,
     CALL_STRASSEN,
     COPIED,
-    WIDTHS,
     blocking,
     channel_block,
     cycles,
     filter_groups,
+    possible_tiles,
+    tall,
     tile_of,
 )
-from .strassen_by_filters_products import STEPS, product_function, sum_pixels_function
+from .strassen_by_filters_products import STEPS, product_function, sum_pixels_function, sum_rows_function
 from .strassen_sums import PRODUCTS
 from .threads import run_tasks, task_loop
 from .vectors import lanes, record_at
@@ -73,26 +89,34 @@ def build(dtype_name, height, width):
     item = V.item_bytes
     tile_bytes, group = height * width * V.bytes, width * V.count
     read, _, _, _ = memory_functions(dtype_name)
-    sum_pixels, copy_biases = sum_pixels_function(real, height), copy_biases_function(dtype_name)
+    is_tall, sum_rows, sum_pixels = tall((height, width), real), None, None
+    if is_tall:
+        sum_rows = sum_rows_function(real, height)
+    else:
+        sum_pixels = sum_pixels_function(real, height)
+    copy_biases = copy_biases_function(dtype_name)
     store_one, copy_planes = store_one_function(dtype_name), copy_planes_function(dtype_name)
     first, second, third, fourth, fifth, sixth, seventh = (
         product_function(real, height, width, *step) for step in STEPS
     )
 
     @inlined
-    def sum_x(call, to, planes, n, g):
-        """Of one image and group, all that the products take of x, block after block of channels."""
-        depth, tiles, pixels = call.Cg // 2, call.tiles, call.P * call.Q
-        image = call.x + n * call.x_n + g * call.Cg * call.x_c
+    def in_place(call):
+        """Do x's pixels lie side by side?"""
         point = call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
-        in_place = point and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
+        return point and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
+
+    @inlined
+    def sum_tiles(call, to, planes, image):
+        """All that the products take of x, block after block of channels; planes: where some of these may be copied."""
+        depth, tiles, pixels = call.Cg // 2, call.tiles, call.P * call.Q
         for c0 in range(0, depth, call.channels):
             channels = min(call.channels, depth - c0)
             tile = channels * height * item
             for c in range(0, channels, COPIED):
                 some = min(COPIED, channels - c)
                 x, x_half, x_step = image + (c0 + c) * call.x_c, depth * call.x_c, call.x_c
-                if not in_place:
+                if not in_place(call):
                     for i in range(2):
                         here = planes + i * some * call.plane_bytes
                         copy_planes(call, here, call.plane_bytes, x + i * x_half, 0, 1, some, call.P, 0, call.Q)
@@ -101,15 +125,42 @@ def build(dtype_name, height, width):
             to += PRODUCTS * tiles * tile
 
     @inlined
+    def sum_x(call, to, planes, image):
+        """What the products take of one image and group; where its pixels lie side by side, and their step."""
+        depth, x, x_step = call.Cg // 2, image, call.x_c
+        if not is_tall:
+            sum_tiles(call, to, planes, image)
+            return x, x_step
+        if not in_place(call):
+            x, x_step = planes, call.plane_bytes
+            copy_planes(call, x, x_step, image, 0, 1, call.Cg, call.P, 0, call.Q)
+        panel = depth * call.tiles * height * item
+        sum_rows(to, panel, x, depth * x_step, call.second * item, x_step, depth, call.tiles)
+        return x, x_step
+
+    @inlined
+    def left_operand(call, p, c0, channels, sums_of_x, x, x_step):
+        """Product p's, from channel c0 on: where it begins, how far its next tile is, and its next channel."""
+        depth, row = call.Cg // 2, call.tiles * height * item
+        if not is_tall:
+            tile = channels * height * item
+            return sums_of_x + (PRODUCTS * c0 * row + p * channels * row), tile, height * item
+        if p < 2:
+            return x + (c0 + p * depth) * x_step, height * item, x_step
+        if p == PRODUCTS - 1:
+            return x + (c0 + depth) * x_step + call.second * item, height * item, x_step
+        return sums_of_x + ((p - 2) * depth + c0) * row, height * item, row
+
+    @inlined
     def finish_one_by_one(call, n, k0, sums, biases, pixel, left):
         for i in range(left):
             for k in range(group):
                 store_one(call, n, k0 + k, pixel + i, read(sums + (i * group + k) * item) + read(biases + k * item))
 
     @inlined
-    def multiply(p, a, b, depth, ahead, share, t, e, wait, goes_on, y, y_k, left, bias, add, add_k, low, high):
+    def multiply(p, a, a_step, b, depth, ahead, share, t, e, wait, goes_on, y, y_k, left, bias, add, add_k, low, high):
         """One tile of the product number p."""
-        arguments = (a, b, depth, ahead, share, t, e, wait, goes_on, y, y_k, left, bias, add, add_k, low, high)
+        arguments = (a, a_step, b, depth, ahead, share, t, e, wait, goes_on, y, y_k, left, bias, add, add_k, low, high)
         if p == 0:
             first(*arguments)
         elif p == 1:
@@ -126,11 +177,11 @@ def build(dtype_name, height, width):
             seventh(*arguments)
 
     @inlined
-    def multiply_filters(call, n, g, number, behind, sums_of_x, own):
+    def multiply_filters(call, n, g, number, behind, sums_of_x, x, x_step, own):
         """Of one image and group, `width` vectors of filters and those half of all further. behind: the first number
         that is another task's.
         """
-        depth, tiles, half = call.Cg // 2, call.tiles, call.tiles * height
+        depth, tiles = call.Cg // 2, call.tiles
         k0 = g * call.Kg + number * group
         k1 = k0 + call.Kg // 2
         others, waiting, biases = own + tiles * tile_bytes, own + call.waiting_at, own + call.bias_at
@@ -148,34 +199,33 @@ def build(dtype_name, height, width):
         for c0 in range(0, depth, call.channels):
             channels = min(call.channels, depth - c0)
             goes_on, last = c0 > 0, c0 + channels == depth
-            a_tile, panel = channels * height * item, channels * group * item
-            share = group * item // tiles
+            panel, share = channels * group * item, group * item // tiles
+            soon = min(panel, AHEAD) if tiles == 1 else panel
             for p in range(PRODUCTS):
-                a = sums_of_x + p * tiles * a_tile
+                a, a_tile, a_step = left_operand(call, p, c0, channels, sums_of_x, x, x_step)
                 to_second, to_half = p == 5 or p == 6, p == 4 or p == 5  # of the pixels, of the filters
                 waits = waiting + (2 * to_second + to_half) * tiles * tile_bytes
                 above = biases + to_half * group * item
                 # Behind the task's last panel may lie what other threads write, and fetching that would stop both.
-                further = 0 if last and p == PRODUCTS - 1 and number + 1 == behind else panel
-                out = y + to_half * y_half + to_second * half * item if last and direct else 0
+                further = 0 if last and p == PRODUCTS - 1 and number + 1 == behind else soon
+                out = y + to_half * y_half + to_second * call.second * item if last and direct else 0
                 add = 0
                 if last and direct and call.has_residual:
-                    add = residual + to_half * r_half + to_second * half * item
+                    add = residual + to_half * r_half + to_second * call.second * item
                 for i in range(tiles):
                     t, e, wait = own + i * tile_bytes, others + i * tile_bytes, waits + i * tile_bytes
-                    left = min(call.P * call.Q - to_second * half - i * height, height)
+                    left = min(call.P * call.Q - to_second * call.second - i * height, height)
                     ahead = b + further + i * channels * share
                     to = out + i * height * item if out != 0 else 0
                     more = add + i * height * item if add != 0 else 0
                     multiply(
-                        p, a + i * a_tile, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left, above,
-                        more, call.residual_k, call.low, call.high,
+                        p, a + i * a_tile, a_step, b, channels, ahead, share, t, e, wait, goes_on, to, call.y_k, left,
+                        above, more, call.residual_k, call.low, call.high,
                     )  # fmt: skip
                 b += panel
-            sums_of_x += PRODUCTS * tiles * a_tile
         if not direct:
             for i in range(4 * tiles):
-                quarter, pixel = i // tiles, i // tiles // 2 * half + i % tiles * height
+                quarter, pixel = i // tiles, i // tiles // 2 * call.second + i % tiles * height
                 bias, left = biases + quarter % 2 * group * item, min(call.P * call.Q - pixel, height)
                 finish_one_by_one(call, n, k1 if quarter % 2 else k0, waiting + i * tile_bytes, bias, pixel, left)
 
@@ -185,11 +235,11 @@ def build(dtype_name, height, width):
         filter_task, image = index % call.filter_tasks, index // call.filter_tasks
         g, n = image % call.groups, image // call.groups
         sums_of_x = call.workspace + worker * call.worker_bytes
-        own = sums_of_x + call.own_at
-        sum_x(call, sums_of_x, own, n, g)
+        image = call.x + n * call.x_n + g * call.Cg * call.x_c
+        x, x_step = sum_x(call, sums_of_x, sums_of_x + call.planes_at, image)
         behind = call.filter_groups * (filter_task + 1) // call.filter_tasks
         for number in range(call.filter_groups * filter_task // call.filter_tasks, behind):
-            multiply_filters(call, n, g, number, behind, sums_of_x, own)
+            multiply_filters(call, n, g, number, behind, sums_of_x, x, x_step, sums_of_x + call.own_at)
 
     return task_loop(task)
 
@@ -249,7 +299,7 @@ def why_not(problem, device):
             f"made for 1x1 without padding, the window is {problem.R}x{problem.S}, padding {problem.padding}"
         )
     if problem.Cg % 2 or problem.Kg % 2 or tile_of(problem) is None:
-        filters = 2 * min(WIDTHS) * lanes(problem.accumulate)
+        filters = 2 * min(width for _, width in possible_tiles(problem)) * lanes(problem.accumulate)
         reasons.append(
             f"halves channels and filters: an even number of channels and a multiple of {filters} filters per group "
             f"needed, got {problem.Cg} and {problem.Kg}"
@@ -282,7 +332,12 @@ def pack_seconds(problem, device):
     return 12.0 * problem.K * problem.reduction / CLOCK / device.threads
 
 
+def job(problem, device, x, w, y, bias, residual):
+    """`run` for arrays of these strides."""
+    fields, loop, tasks = prepared(problem, device.threads)
+    return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
+
+
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical order."""
-    fields, loop_, tasks = prepared(problem, device.threads)
-    run_tasks(loop_, pack_call(fields, x, w, y, bias, residual, workspace), tasks, device.threads)
+    job(problem, device, x, w, y, bias, residual).run(x, w, y, bias, residual, workspace)

@@ -13,36 +13,59 @@ from .strassen_sums import PRODUCTS
 from .threads import LINE, worker_span
 from .vectors import lanes
 
-HEIGHTS, WIDTHS = (4, 5), (5, 4, 3, 2)  # of a tile, in pixels and in vectors of filters
+HEIGHTS, WIDTHS = (4, 5), (5, 4, 3, 2)  # of a flat tile, in pixels and in vectors of filters
 COPIED = 32  # channels of each half, in turn, of an x whose pixels do not lie side by side
+# Of the cycles of other products of as many multiply-adds. Where a channel's pixels fill several tiles, x comes slowly.
+TALL_SHARE, SEVERAL_TILES_SHARE = 0.93, 1.1
 MANY_MAPS = 4  # for a thread: their filters are not cut
 CYCLES_PER_GROUP = 1_500
 SUM_CYCLES = 1.0  # for each pixel of a half and channel of x
 LEAVE_CYCLES, FAR_CYCLES = 1.5, 20.0  # for a vector of a product, where t and e of all pixels fit the L1 cache and not
 
 BLOCKING = (
-    "channels", "tiles", "filter_groups", "filter_tasks", "worker_bytes", "own_at", "waiting_at", "bias_at",
-    "plane_bytes",
+    "channels", "tiles", "second", "filter_groups", "filter_tasks", "worker_bytes", "planes_at", "own_at",
+    "waiting_at", "bias_at", "plane_bytes",
 )  # fmt: skip
 CALL_STRASSEN = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
 
 
+def holds(height, width) -> bool:
+    """Are there registers for such a tile, a step's vectors, and a number of x?"""
+    return (height + 1) * width + 1 <= target.register_count()
+
+
+def loads_are_free() -> bool:
+    """Can a number of x come from memory for each multiply-add, and no time be lost?"""
+    return target.multiply_adds_per_cycle() == 1
+
+
+def tall(tile, dtype) -> bool:
+    """Is it one vector wide, and at least one high?"""
+    height, width = tile
+    return width == 1 and height >= lanes(dtype)
+
+
+def possible_tiles(problem):
+    """(pixels, vectors of filters): flat ones, and tall ones of which two do not reach beyond the map."""
+    W, half = lanes(problem.accumulate), -(-problem.P * problem.Q // 2)
+    flat = [(height, width) for width in WIDTHS for height in HEIGHTS if holds(height, width)]
+    heights = [height for height in range(target.register_count(), W - 1, -1) if holds(height, 1)]
+    fitting = [(height, 1) for height in heights if up(half, height) <= problem.P * problem.Q]
+    return (fitting if loads_are_free() else []) + flat
+
+
 @lru_cache(maxsize=1024)
 def tile_of(problem):
-    """(pixels, vectors of filters) of a tile: those that fill the registers and waste few pixels; None if half the
-    filters are no whole number of any.
+    """Of the possible tiles the one that fills the registers and wastes few pixels; None if half the filters are no
+    whole number of any.
     """
     vectors, rest = divmod(problem.Kg // 2, lanes(problem.accumulate))
-    fitting = [
-        (height, width)
-        for width in WIDTHS
-        for height in HEIGHTS
-        if rest == 0 and vectors % width == 0 and (height + 1) * width + 1 <= target.register_count()
-    ]
+    fitting = [tile for tile in possible_tiles(problem) if rest == 0 and vectors and vectors % tile[1] == 0]
 
     def cost(tile):
         height, width = tile
-        return up(-(-problem.P * problem.Q // 2), height) * (1 + 2 / (height * width))
+        loads = 0 if tall(tile, problem.accumulate) else 2 / (height * width)
+        return up(-(-problem.P * problem.Q // 2), height) * (1 + loads)
 
     return min(fitting, key=cost, default=None)
 
@@ -53,8 +76,12 @@ def tiles_of(problem) -> int:
 
 
 def channel_block(problem) -> int:
-    """Channels of a half whose weights, for one product, fill two thirds of the L1 cache, all blocks about equal."""
+    """Channels of a half whose weights, for one product, fill two thirds of the L1 cache, all blocks about equal; all
+    where each weight is read once.
+    """
     depth = problem.Cg // 2
+    if tall(tile_of(problem), problem.accumulate) and tiles_of(problem) == 1:
+        return depth
     most = max(target.cache_bytes(1) * 2 // 3 // (tile_of(problem)[1] * target.vector_bytes()), 1)
     return -(-depth // -(-depth // most))
 
@@ -79,11 +106,19 @@ def blocking(problem, threads):
     waiting_at = 2 * tiles * tile_bytes
     bias_at = waiting_at + 4 * tiles * tile_bytes
     plane = blocked_cuts.plane_bytes(problem, problem.P * problem.Q)
-    planes = 2 * min(COPIED, channels) * plane + target.vector_bytes()
-    own_at = up(problem.Cg // 2 * PRODUCTS * tiles * height * problem.accumulate.itemsize, LINE)
-    worker_bytes = worker_span(own_at + max(bias_at + 2 * width * target.vector_bytes(), planes))
+    half, item = tiles * height, problem.accumulate.itemsize
+    if tall(tile_of(problem), problem.accumulate):  # planes of all channels, behind the sums that are made of them
+        second, planes_at = problem.P * problem.Q - half, up(4 * problem.Cg // 2 * half * item, LINE)
+        own_at = up(planes_at + problem.Cg * plane + target.vector_bytes(), LINE)
+        behind = own_at
+    else:
+        second = half
+        own_at = planes_at = up(problem.Cg // 2 * PRODUCTS * half * item, LINE)
+        behind = planes_at + 2 * min(COPIED, channels) * plane + target.vector_bytes()
+    worker_bytes = worker_span(max(own_at + bias_at + 2 * width * target.vector_bytes(), behind))
     numbers = (
-        channels, tiles, filter_groups(problem), tasks, worker_bytes, own_at, waiting_at, bias_at, plane,
+        channels, tiles, second, filter_groups(problem), tasks, worker_bytes, planes_at, own_at, waiting_at, bias_at,
+        plane,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tasks
 
@@ -95,6 +130,8 @@ def cycles(problem, threads) -> float:
     blocks = -(-depth // channel_block(problem))
     wide = VECTORS * lanes(problem.accumulate)
     product = multiply_cycles(rows, wide, depth, problem.accumulate) * width / VECTORS
+    if tall(tile_of(problem), problem.accumulate):
+        product *= TALL_SHARE if tiles_of(problem) <= 2 else SEVERAL_TILES_SHARE
     near = 2 * rows * width * target.vector_bytes() < target.cache_bytes(1) // 2
     leave = blocks * rows * width * (LEAVE_CYCLES if near else FAR_CYCLES)
     group = CYCLES_PER_GROUP + PRODUCTS * (product + leave)

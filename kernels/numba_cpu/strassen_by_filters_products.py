@@ -36,7 +36,7 @@ def product_function(real, height, width, added_to, becomes):
 
     @traced(types.void)
     def product(
-        a, b, depth, ahead, ahead_step, t, e, waiting, goes_on, out, out_row, left, bias, residual,
+        a, a_step, b, depth, ahead, ahead_step, t, e, waiting, goes_on, out, out_row, left, bias, residual,
         residual_row, low, high,
     ):  # fmt: skip
         def tile(where):
@@ -54,24 +54,31 @@ def product_function(real, height, width, added_to, becomes):
         def put(sums):
             least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
             for j, columns in enumerate(zip(*sums)):
-                number, first = load(V, bias + V.bytes * j), V.count * j
-                store_columns(
-                    [column + number for column in columns], left, out + out_row * first, out_row,
-                    select(residual.differs(0), residual + residual_row * first, 0), residual_row,
-                    lambda total: maximum(least, minimum(most, total)),
-                )  # fmt: skip
+                number = load(V, bias + V.bytes * j)
+                for i in vector_starts(V, height):
+                    some, first = columns[i : i + V.count], V.item_bytes * i
+                    store_columns(
+                        [column + number for column in some], left - i, out + (out_row * (V.count * j) + first),
+                        out_row, select(residual.differs(0), residual + (residual_row * (V.count * j) + first), 0),
+                        residual_row, lambda total: maximum(least, minimum(most, total)),
+                    )  # fmt: skip
 
         waits = {"t": t, "e": e}
         sums = [[zeros(V, a) for _ in range(width)] for _ in range(height)]
         sums = accumulate(
-            V, height, width, a, V.item_bytes, panel_rows() * V.item_bytes, height * V.item_bytes, b, width * V.bytes,
-            depth, sums, ahead, ahead_step,
+            V, height, width, a, V.item_bytes, panel_rows() * V.item_bytes, a_step, b, width * V.bytes, depth, sums,
+            ahead, ahead_step,
         )  # fmt: skip
         for name in added_to:  # after the loop: sums that begin with these would round each step at their size
             sums = added(sums, tile(waits[name]))
         becomes(sums, Tiles(tile, keep, finish, t, e))
 
     return product
+
+
+def vector_starts(V, height):
+    """The pixels of a tile where vectors of them begin; the last ends with the tile, perhaps over the one before."""
+    return [*range(0, height - V.count, V.count), max(height - V.count, 0)]
 
 
 def added(one, other):
@@ -150,3 +157,31 @@ def sum_pixels_function(real, height):
             channel_by(lambda where, part: store_lanes(where, part, whole))(count - 1)
 
     return sum_pixels
+
+
+def sum_rows_function(real, height):
+    """A Numba function sum_rows(to, panel, x, x_half, x_second, x_step, count, tiles): S2, S1, S4 and S3 of `count`
+    channels whose pixels lie side by side, those of half the pixels side by side; for tiles as high as a vector.
+
+    x_second: how far behind the first half of the pixels the second begins. panel: bytes from sum to sum.
+    """
+    V = vector_type(real)
+
+    @traced(types.void)
+    def sum_rows(to, panel, x, x_half, x_second, x_step, count, tiles):
+        def channel(c):
+            def tile(i):
+                for start in vector_starts(V, height):
+                    at = i * (height * V.item_bytes) + start * V.item_bytes
+                    first, there = x + c * x_step + at, to + (c * tiles * height) * V.item_bytes + at
+                    a11, a12, a21, a22 = (
+                        load(V, where) for where in (first, first + x_half, first + x_second, first + x_half + x_second)
+                    )
+                    for p, vector in enumerate(seven_of(a11, a12, a21, a22)[2:6]):
+                        store(there + panel * p, vector)
+
+            loop(tiles, tile)
+
+        loop(count, channel)
+
+    return sum_rows

@@ -4,19 +4,35 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, device, dispatch
+from convlib import accuracy, device, dispatch, operations
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import strassen_by_filters
+from convlib.kernels.numba_cpu import strassen_by_filters, strassen_by_filters_cuts
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
-# a pixel short of ten tiles, several blocks of channels; tiles of 4 pixels; x's pixels apart
+# a pixel short of ten tiles, several blocks of channels; tiles of 4 pixels; several tall tiles; x's pixels apart
 PROBLEMS = {
     "7 x 7": ((1, 600, 7, 7), (128, 600, 1, 1), {}),
     "batch": ((2, 38, 5, 3), (128, 38, 1, 1), {}),
     "groups": ((1, 24, 4, 4), (256, 12, 1, 1), {"groups": 2}),
+    "batch of groups": ((2, 40, 10, 10), (128, 20, 1, 1), {"groups": 2}),
     "stride 2": ((1, 20, 14, 13), (128, 20, 1, 1), {"stride": 2}),
 }
+
+
+@pytest.fixture(params=["flat", "tall"], autouse=True)
+def tiles(request, monkeypatch):
+    """Either form of tile, whichever this processor would have."""
+    cached = (
+        strassen_by_filters_cuts.tile_of, strassen_by_filters_cuts.blocking, strassen_by_filters.prepared,
+        dispatch.candidates, dispatch.settled_choice, operations.settled_before,
+    )  # fmt: skip
+    monkeypatch.setattr(strassen_by_filters_cuts, "loads_are_free", lambda: request.param == "tall")
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
 
 
 def normal(*shape):
