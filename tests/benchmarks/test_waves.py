@@ -9,7 +9,7 @@ from rich.console import Console
 
 from benchmarks import waves
 from benchmarks.__main__ import main
-from convlib import device
+from convlib import device, layers
 from convlib.kernels import gpu_cost
 from convlib.kernels.cupy_raw import cut
 
@@ -99,6 +99,20 @@ def test_parts_begin_beside_whole_tiles_that_fill_no_wave():
     assert seconds(108, 216) == seconds(216, 0) == seconds(0, 432)
     assert seconds(108, 0) == seconds(108, 108) < seconds(108, 324)
     assert seconds(216, 216) == seconds(216, 0) + seconds(0, 216)
+
+
+def test_of_cuts_that_memory_makes_equal_the_one_that_multiplies_least_is_taken():
+    """Of 49 pixels a tile of 128 would pad more than it has."""
+    (layer,) = [layer for layer in layers.layers("resnet50") if layer.name == "512x7x7-512-3x3"]
+    place = device.named("sm_89")
+    taken = waves.implicit_gemm.cut_for(layer.problem, place)
+    seconds = waves.implicit_gemm.seconds
+    equal = [
+        other for other in waves.implicit_gemm.cuts(layer.problem, place)
+        if seconds(layer.problem, place, other) == seconds(layer.problem, place, taken)
+    ]  # fmt: skip
+    assert max(other.tile.pixels for other in equal) == 128
+    assert taken.tile.pixels == 64
 
 
 def test_a_row_says_why_it_is_not_full():
