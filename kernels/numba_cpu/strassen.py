@@ -73,13 +73,14 @@ from .compilation import compiled, inlined
 from .epilogue import CLAMP
 from .flat_planes import copy_planes_function
 from .job import job_of
-from .microkernel import CLOCK, MEMORY_BYTES, VECTORS, panel_rows, predicted
+from .microkernel import CLOCK, VECTORS, panel_rows, predicted
 from .short_floats import memory_functions
 from .strassen_cuts import (
     CALL_STRASSEN,
     PAIRS,
     best_cycles,
     blocking,
+    fetch_seconds,
     lone_pixels,
     pairs,
     panel_bytes,
@@ -92,7 +93,6 @@ from .threads import LINE, run_tasks, two_round_loop
 from .vectors import lanes, record_at
 
 passes = ("forward",)
-LARGE_PANELS = 8 << 20  # bytes: larger ones come from memory
 
 
 def build(dtype_name, lone):
@@ -288,7 +288,7 @@ def by_depth(problem, w):
 def predicted_seconds(problem, device):
     cycles = best_cycles(problem, device.threads, planned=True) * device.threads
     seconds = predicted(problem, device, cycles + problem.N * problem.groups * blocked.store_cycles(problem))
-    return seconds + (panel_bytes(problem) / MEMORY_BYTES if panel_bytes(problem) > LARGE_PANELS else 0.0)
+    return seconds + fetch_seconds(panel_bytes(problem))
 
 
 def pack_seconds(problem, device):

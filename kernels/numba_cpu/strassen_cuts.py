@@ -11,7 +11,7 @@ from . import blocked_cuts, target, weight_rows
 from .blocked_cuts import BLOCKING
 from .call import CALL_DTYPE
 from .filter_cuts import until_all_done, up
-from .microkernel import VECTORS, holds_lone, multiply_cycles, panel_rows
+from .microkernel import MEMORY_BYTES, VECTORS, holds_lone, multiply_cycles, panel_rows
 from .strassen_sums import PRODUCTS
 from .threads import LINE, worker_span
 from .vectors import lanes
@@ -188,6 +188,11 @@ def blocking(problem, threads, planned):
 
 def panel_bytes(problem):
     return PRODUCTS * problem.groups * problem.Kg // 2 * (problem.reduction // 2) * problem.accumulate.itemsize
+
+
+def fetch_seconds(panels):
+    """Of so many bytes of weights, where they are too many to stay in the L3 cache from one call to the next."""
+    return panels / MEMORY_BYTES if panels > target.cache_bytes(3) * 3 // 4 else 0.0
 
 
 def rows_bytes(problem):

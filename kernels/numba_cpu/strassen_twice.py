@@ -12,14 +12,17 @@ tiles, seven times the micro-kernel, the first of which make the inner sums: onl
 t, e or p, four each, which lie in the L1 and L2 cache, and that it begins with t or e where that has a residual.
 
 Why so: a level more saves an eighth of the multiply-adds, and costs sums: of pixels, 2.5 times as many, and of
-products, each of which is added twice. Where a core starts one multiply-add of 64 bytes a cycle that pays from 128
-channels and 256 filters on; where it starts two, by the same account, hardly. All sums of the weights, 49/16 of them,
-are made ahead; a single call would take longer for them than for all else. The error grows by less than twice once more
-(accuracy.py).
+products, each of which is added twice. Where a core starts one multiply-add of 64 bytes a cycle, or two of 32, that
+pays from 256 channels and 128 filters on; where it starts two of 64, by the same account, hardly. All sums of the
+weights, 49/16 of them, are made ahead; a single call would take longer for them than for all else. The error grows by
+less than twice once more (accuracy.py).
 
 Measured on two Zen 4 cores with AVX-512, plans of ResNet-50's 1x1 layers at N = 1, as times of strassen.py over these:
-256 -> 1024 channels of 14 x 14 1.07, 1024 -> 512 1.07, 1024 -> 256 1.04, 512 -> 1024 and 256 -> 512 with stride 2 1.07
-and 1.06, 128 -> 512 and 512 -> 256 of 28 x 28 1.04; with 128 filters 1.01, with 64 0.95 to 1.02.
+1024 -> 512 channels of 14 x 14 1.09, 1024 -> 256 1.04, 256 -> 1024 1.02 to 1.18, with a residual 1.10, 512 -> 1024 and
+256 -> 512 with stride 2 1.07 and 1.05, 512 -> 256 of 28 x 28 1.02 to 1.05, 256 -> 128 of 56 x 56 1.03; 512 -> 128
+0.97 and 128 -> 512 0.91 to 0.95 of 28 x 28; with 64 channels or filters 0.92 to 0.98. 1024 -> 1024 of 14 x 14 1.16,
+with 12 MB of sums of weights, which stay in the L3 cache; 2048 -> 2048 of 28 x 28, whose 49 MB do not, 1.05. Held to
+AVX2, in the same order, 1.17, 1.12, 1.07, 1.05 and 1.13, 1.09, 1.10; 1.02 and 0.99; 0.86 to 1.01.
 What was learned there:
 - Sums of pixels take 4.4 cycles a vector where they leave the L1 cache. With those of a channel `depth` rows apart it
   was twice that, as all began at the same places of the L1 cache: so a channel's lie side by side.
@@ -46,8 +49,9 @@ from .compilation import compiled, inlined
 from .epilogue import CLAMP
 from .flat_planes import copy_planes_function
 from .job import job_of
-from .microkernel import CLOCK, MEMORY_BYTES, VECTORS, panel_rows, predicted, vector_type
+from .microkernel import CLOCK, VECTORS, panel_rows, predicted, vector_type
 from .short_floats import memory_functions
+from .strassen_cuts import fetch_seconds
 from .strassen_products import pair_function
 from .strassen_sums import PRODUCTS
 from .strassen_twice_cuts import (
@@ -67,7 +71,6 @@ from .tracing import convert, load, loop, maximum, minimum, store, traced
 from .vectors import lanes, record_at
 
 passes = ("forward",)
-LARGE_PANELS = 8 << 20  # bytes: larger ones come from memory
 
 
 def last_function(real, lone):
@@ -269,7 +272,7 @@ def pack(problem, device, w, packed):
 def predicted_seconds(problem, device):
     cycles = best_cycles(problem, device.threads) * device.threads
     seconds = predicted(problem, device, cycles + problem.N * problem.groups * blocked.store_cycles(problem))
-    return seconds + (panel_bytes(problem) / MEMORY_BYTES if panel_bytes(problem) > LARGE_PANELS else 0.0)
+    return seconds + fetch_seconds(panel_bytes(problem))
 
 
 def pack_seconds(problem, device):

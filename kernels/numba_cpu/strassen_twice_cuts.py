@@ -19,11 +19,11 @@ from .vectors import lanes
 TILES = 4  # of a group: two to the left, two to the right
 FILTER_CUTS = (1, 2, 3, 4, 6, 8)
 CYCLES_PER_TASK = 1_500
-SUM_CYCLES = 5.5  # for a vector of each outer sum of pixels: to make it, and what products then wait for the L2 cache
-# For a vector of each inner one, which products make: by so many multiply-adds a cycle. With two (not measured), as if
+SUM_CYCLES = 5.5  # for a line of each outer sum of pixels: to make it, and what products then wait for the L2 cache
+# For a line of each inner one, which products make: by so many multiply-adds a cycle. With two (not measured), as if
 # the multipliers waited for it.
 INNER_CYCLES = {1: 2.0, 2: 5.0}
-LEAVE_CYCLES = 4.5  # for a vector of a product that is added to others
+LEAVE_CYCLES = 6.5  # for a line of a product that is added to others: half of these lie in the L2 cache
 
 GROUPS = (
     "quads", "quad_tasks", "quad_filters", "quad_filter_tasks", "planes_bytes", "sums_at",
@@ -56,8 +56,9 @@ def group_cycles(problem, filters) -> float:
     products = PRODUCTS**2 * multiply_cycles(filters, VECTORS * W, depth, problem.accumulate) * share
     copy = blocked_cuts.copy_cycles(problem) / (problem.P * problem.Q) * group_pixels(problem)
     inner = INNER_CYCLES[target.multiply_adds_per_cycle()] * PRODUCTS * INNER
-    sums = VECTORS * depth * (SUM_CYCLES * OUTER + inner)
-    return CYCLES_PER_TASK + products + copy + sums + PRODUCTS**2 * VECTORS * filters * LEAVE_CYCLES
+    lines = VECTORS * target.vector_bytes() / LINE
+    sums = lines * depth * (SUM_CYCLES * OUTER + inner)
+    return CYCLES_PER_TASK + products + copy + sums + PRODUCTS**2 * lines * filters * LEAVE_CYCLES
 
 
 @lru_cache(maxsize=1024)
