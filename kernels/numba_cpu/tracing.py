@@ -361,10 +361,10 @@ def load_strided(V, address, step):
     return vector
 
 
-def prefetch(address):
-    """Ask for the line at `address` to be brought into the first-level cache; never faults."""
+def prefetch(address, level=1):
+    """Ask for the line at `address` to be brought into the cache of that level, 1 or 2; never faults."""
     where = Value(address.builder, pointer(address, Lanes("i8")), None)
-    flags = [constant(address, n, Lanes("i32")) for n in (0, 3, 1)]  # to read, keep near, data
+    flags = [constant(address, n, Lanes("i32")) for n in (0, 4 - level, 1)]  # to read, how near to keep it, data
     call(address, "llvm.prefetch.p0", None, [where, *flags])
 
 

@@ -56,6 +56,18 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
   14 x 14 and by F(2) 0.99. The transforms themselves take 150 cycles for 16 filters of a channel by F(4) there, 130
   where their taps do not share sets of L1, and 98 where they lie in L1; 16 channels' taps as quads, transposed into
   vectors in L1 first, would save 20 of them.
+- There too V of a strip that is larger than L2 came from L3 when it was read, a tenth of the multiply. The next plane
+  is now fetched into L2 while the last filters of this one are multiplied: plans of 512 -> 512 at 32 x 32 take 0.93 of
+  the time, of 1,024 -> 512 0.90, of 256 at 64 x 64 by F(6) 0.93. Held to AVX2, whose steps are 12 multiply-adds, the
+  fetching itself took 1.03. Reading V again then costs little, and M of so few filters (3 vectors, mostly) that it is
+  still in L2 when it is transformed more: 256 at 56 x 56 by F(6) 0.90 to 0.95, 128 -> 256 0.90, 256 -> 512 at 28 x 28
+  by F(4) 0.92 of the time.
+- There two threads that write strips of one map write the same cache lines, and the output stage of 128 channels of
+  28 x 28 takes 82 microseconds on both, 33 on one alone; of 256 -> 512 220 and 104. In another order of filters no
+  less. With filters split between threads instead (57 and 24), each transforms all of the input, which costs less.
+- Strassen over the products there, seven of half the tiles, channels and filters each: they alone took 5.7 ms of 5.7
+  (512 -> 512 at 32 x 32), 10.9 of 11.4 (1,024 -> 512), 4.4 of 4.3 (256 at 56 x 56), before any sum is made: its 7/4 of
+  U come from memory.
 - U of a chunk of 3/8 of L2, instead of all of it, leaves room for V and M: single calls of 512 -> 512 take 0.93 of the
   time at 7 x 7, 0.98 at 14 x 14, 0.95 by F(6) at 28 x 28. 256 -> 256 at 14 x 14 does not care.
 - Of 3 x 3 / 2, what is the same at several points stored once: single calls of 128 x 56 x 56 (F4) 0.92, 256 x 28 x 28

@@ -25,6 +25,8 @@ ALL_FILTERS = 5  # in sizes of the L2 cache: a thread's own filters up to this a
 ALL_FILTERS_OF_A_STRIP = 1  # likewise, where no second strip reads them
 FILTERS_IN_CACHE = 3 / 8  # U of a chunk, likewise: with V and M in L2, from where it is read soon after
 SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading V more often costs more
+SUMS_IN_CACHE_IF_SLOWER = 3 / 8  # likewise of plans, where V has time to come while the plane before is multiplied
+LEAST_CHUNK = VECTORS  # of filters: what the widest register tile takes
 SPREAD_BYTES, MOST_SPREAD = 24 << 10, 4  # what stays in L1 of spread pixels, and channels at a time
 MOST_SPARING = 10  # tiles in a line: of more, what those at its ends save is less than what lists of tiles take
 MOST_WORKSPACE = 48 << 20  # of all threads, where a cut is possible that needs no more
@@ -33,16 +35,19 @@ PAST_CACHE_WEIGHTS = 16 << 20  # transformed weights this large are, where a pla
 # The cost model, in cycles of the Zen 3 that microkernel.CLOCK is of, where kernels compare as they do on the Zen 5
 # that it was fitted to (two threads, AVX-512 and AVX2, 16 to 512 channels and filters, maps of 7 to 112), and with
 # `slower` on Zen 4 (32 layers' plans and single calls: all but two within 1.06 of the fastest).
-# F(6,3)'s transforms are taken for more than they are: it errs more.
+# F(6,3)'s transforms are taken for more than they are, if not slower: it errs more.
 INPUT_CYCLES = {2: 160, 4: 340, 6: 950}  # 3 x 3, per channel and vector of 64 bytes of tiles; others by their products
 STRIDED = 0.8  # of what its products say, F(4)'s input waits with a stride, of more than a few channels; less if slower
+SLOWER_SIXTH = 1.6  # times as long take F(6,3)'s if slower; others' are taken for twice as long
 OUTPUT_CYCLES = {2: 80, 4: 220, 6: 650}  # 3 x 3, per tile and vector of 64 bytes of filters; others by their planes
 TAP_CYCLES, FILTER_CYCLES = 0.3, 0.25  # per filter and channel: of each tap to gather, each number to compute and store
 STAGED_CYCLES = 0.6  # more for a tap of 16 bits, widened into a copy; over the multiply-adds that start per cycle
 PACKED_FIRST = 3  # times as long takes what is stored for all threads and then read by them
 EFFICIENCY = 0.88  # of the core's multiply-adds
-INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer
-DEEP_CHANNELS, DEEP = 256, 0.08  # of F(6,3): from so many on its products wait, less if slower (measured)
+INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer; not if slower:
+# there it is fetched ahead
+DEEP_CHANNELS, DEEP = 256, 0.08  # of F(6,3): from so many on its products wait; not if slower
+SHARED_CYCLES = 1_300  # of a filter whose outputs two threads write, if slower: their lines go from core to core
 WAITING_BYTES, BEYOND_ALL_CACHES = 16 << 20, 1.6  # and where V and M of all threads, waiting for other filters, are
 CYCLES_PER_PLANE, CYCLES_PER_UNIT = 150, 30  # of a group's strip beside the multiply-adds, which are few there
 LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
@@ -227,7 +232,8 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     soon_at = numbers_at + 8 * tile.products
     input_slot = lines(soon_at + 8)
     output_vector = max(strip_tiles, fewest_tiles()) * numbers.bytes
-    chunk = min(part, max(1, SUMS_IN_CACHE * target.cache_bytes(2) // (tile.planes * output_vector)))
+    most_sums = SUMS_IN_CACHE_IF_SLOWER if not runs and slower() > 1 else SUMS_IN_CACHE
+    chunk = min(part, max(LEAST_CHUNK, int(most_sums * target.cache_bytes(2)) // (tile.planes * output_vector)))
     depth_step, panel_bytes = problem.Cg, tile.numbers * problem.Cg * numbers.bytes
     most = ALL_FILTERS_OF_A_STRIP if runs == strips else ALL_FILTERS
     if runs and part * panel_bytes > most * target.cache_bytes(2):
@@ -280,17 +286,19 @@ def cycles(m, problem, threads, cut) -> float:
     vectors = problem.Cg * ceil_div(tiles, cut.panel)
     written = cut.part + problem.Kg % cut.panel / cut.panel  # a vector that is not full takes the long way
     inputs, outputs = (count / (m + 2) ** 2 for count in (tile.products, tile.planes))
+    slowly = SLOWER_SIXTH if m == 6 and slower() > 1 else slower()
     waiting = STRIDED / slower() if m == 4 and tile.phases > 1 and problem.Cg > FEW_CHANNELS else 0
-    transforms = INPUT_CYCLES[m] * inputs * vectors * (slower() + waiting)
-    transforms += OUTPUT_CYCLES[m] * outputs * tiles * stored_share(cut) * written * slower()
+    transforms = INPUT_CYCLES[m] * inputs * vectors * (slowly + waiting)
+    transforms += OUTPUT_CYCLES[m] * outputs * tiles * stored_share(cut) * written * slowly
     weights = tile.products * problem.Cg * cut.part  # vectors
     multiply = (
         weights * (tiles * kept_share(m, problem) + units * LOADED) / target.multiply_adds_per_cycle() / EFFICIENCY
     )
-    if cut.outputs_at - cut.inputs_at > INPUTS_IN_CACHE * target.cache_bytes(2):
-        multiply *= BEYOND_CACHE
-    if m == 6 and problem.Cg >= DEEP_CHANNELS:
-        multiply *= 1 + DEEP / slower()
+    if slower() == 1:
+        if cut.outputs_at - cut.inputs_at > INPUTS_IN_CACHE * target.cache_bytes(2):
+            multiply *= BEYOND_CACHE
+        if m == 6 and problem.Cg >= DEEP_CHANNELS:
+            multiply *= 1 + DEEP
     if cut.filters_at and threads * (cut.filters_at - cut.inputs_at) > WAITING_BYTES:
         multiply *= BEYOND_ALL_CACHES
     if cut.filters_at:
@@ -302,7 +310,13 @@ def cycles(m, problem, threads, cut) -> float:
     if problem.groups > 1:
         multiply += tile.products * (CYCLES_PER_PLANE + CYCLES_PER_UNIT * units) * slower()
     memory = memory_cycles(problem, cut) / threads
-    return tasks * (strips * (transforms * vector_share(problem) + multiply) + filters) + memory
+    shared = SHARED_CYCLES * cut.part * cut.panel if slower() > 1 and shares_outputs(problem, threads, cut) else 0
+    return tasks * (strips * (transforms * vector_share(problem) + multiply) + filters) + memory + shared
+
+
+def shares_outputs(problem, threads, cut) -> bool:
+    """Whether two threads have strips of one image and the same filters."""
+    return bool(cut.runs > 1 and problem.groups * cut.parts % threads and problem.N % threads)
 
 
 def slower() -> float:

@@ -13,7 +13,7 @@ tiles. The lists are divided among as few register tiles as hold them, all alike
 
 from numba import types
 
-from . import tracing
+from . import target, tracing
 from .compilation import inlined
 from .microkernel import VECTORS, accumulate, tile_rows
 from .tracing import I64, choose, load, store, traced, when, zeros
@@ -33,16 +33,19 @@ from .winograd_record import (
 
 
 def tile_function(V, vectors, listed):
-    """tile(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart): so many tiles
-    x `vectors` of filters, set in c or added to it.
+    """tile(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart): so
+    many tiles x `vectors` of filters, set in c or added to it.
 
     tiles: the first one's number, which the others follow; or, where they are `listed`, the address of their numbers,
-    which may repeat. a: tile 0 of a channel, a_step bytes from channel to channel. b: a vector of filters for every
-    channel. b_vector, c_vector: from one vector of filters to the next. Each block of channels is summed from zero:
-    shorter sums, smaller rounding errors.
+    which may repeat. a: tile 0 of a channel, a_step bytes from channel to channel. a_ahead: how far behind lie the same
+    tiles of the plane that is read next. b: a vector of filters for every channel. b_vector, c_vector: from one vector
+    of filters to the next. Each block of channels is summed from zero: shorter sums, smaller rounding errors.
     """
+    fetches_inputs = target.register_count() == 32  # steps of fewer multiply-adds have no time for it
 
-    def multiply(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart):
+    def multiply(
+        rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart
+    ):  # fmt: skip
         step = tracing.constant(a, V.bytes)
         if listed:
             numbers = [load(I64, tiles + I64.bytes * i) for i in range(rows)]
@@ -53,6 +56,7 @@ def tile_function(V, vectors, listed):
         sums = accumulate(
             V, rows, vectors, a, [number * V.item_bytes for number in numbers], None, a_step, b, step, depth, nothing,
             ahead, ahead_step, b_vector, fetched=vectors, apart=apart,
+            a_ahead=a_ahead + numbers[0] * V.item_bytes if fetches_inputs else None,
         )  # fmt: skip
         places = [[c + number * V.bytes + c_vector * j for j in range(vectors)] for number in numbers]
 
@@ -67,10 +71,13 @@ def tile_function(V, vectors, listed):
                 store(place, total)
 
     @traced(types.void)
-    def tile(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart):
+    def tile(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart):
         for count in range(tile_rows(VECTORS), fewest_tiles() - 1, -1):
             with when(rows.equals(count)):
-                multiply(count, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart)
+                multiply(
+                    count, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step,
+                    apart,
+                )  # fmt: skip
 
     return tile
 
@@ -182,26 +189,26 @@ def build_multiply_stage(real_name):
 
     @inlined
     def multiply_tiles(
-        vectors, rows, tiles, all_tiles, a, a_step, b, depth, c, c_vector, continued, ahead, share, apart
+        vectors, rows, tiles, all_tiles, a, a_step, a_ahead, b, depth, c, c_vector, continued, ahead, share, apart
     ):
         b_vector = depth * vector_bytes
         if all_tiles:
             if vectors == 3:
-                tile_3(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
+                tile_3(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
             elif vectors == 2:
-                tile_2(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
+                tile_2(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
             else:
-                tile_1(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
+                tile_1(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
         elif vectors == 3:
-            listed_3(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
+            listed_3(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
         elif vectors == 2:
-            listed_2(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
+            listed_2(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
         else:
-            listed_1(rows, tiles, a, a_step, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
+            listed_1(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
 
     @inlined
     def multiply_strip(
-        vectors, tiles, all_tiles, a, a_step, b, depth, c, c_vector, continued, ahead, ahead_step, apart
+        vectors, tiles, all_tiles, a, a_step, a_ahead, b, depth, c, c_vector, continued, ahead, ahead_step, apart
     ):
         """ahead_step: bytes that all register tiles fetch ahead at a step, a share of them each."""
         units, some, more, share = units_of(tiles)
@@ -210,8 +217,8 @@ def build_multiply_stage(real_name):
         for unit in range(units):
             rows, soon = some + (unit < more), ahead + unit * share * depth
             multiply_tiles(
-                vectors, max(rows, fewest), here, all_tiles, a, a_step, b, depth, c, c_vector, continued, soon, share,
-                apart,
+                vectors, max(rows, fewest), here, all_tiles, a, a_step, a_ahead, b, depth, c, c_vector, continued, soon,
+                share, apart,
             )  # fmt: skip
             here += size * rows
 
@@ -254,19 +261,22 @@ def build_multiply_stage(real_name):
         """The next depth_step channels, from `first` on, times the vectors of filters panel .. end-1 of `weights`.
 
         outputs: where the sums of the first of these vectors are, or shall be. The weights or taps that are needed
-        next are fetched meanwhile.
+        next are fetched meanwhile, and while the last filters are multiplied the next plane.
         """
         call = record_at(RECORD, call_address)
         row, at, a = strip_width(call, strip) * vector_bytes, 0, inputs
         soon = array_at(types.int64, inputs + call.soon_at, (1,), (8,))[0]
         behind, plane_bytes = min(first + call.depth_step, call.Cg), call.Cg * row + PLANE_PADDING
-        for plane in range(call.points_h * call.points_w):
+        planes = call.points_h * call.points_w
+        for plane in range(planes):
             (sums, phases), tiles = sums_of_plane(call, plane), tiles_of_plane(call, inputs, plane)
             j, all_tiles = panel if units_of(tiles)[0] else end, tiles == inputs + call.tiles_at
             after, then = next_plane(call, inputs, plane, at)
             _, then_phases = sums_of_plane(call, after)
+            next_a = a + sums * phases * plane_bytes
             while j < end:
                 vectors = tile_vectors(end - j)
+                a_ahead = 0 if j + vectors < end else (next_a if plane + 1 < planes else inputs) - a
                 to = outputs + plane * call.output_plane + (j - panel) * call.output_vector
                 for c in range(first, behind, call.depth_block):
                     depth = phases * min(call.depth_block, call.Cg - c)
@@ -282,10 +292,10 @@ def build_multiply_stage(real_name):
                             ahead, ahead_step = taps_to_fetch(call, soon, at + number, phases, c, j - panel, lanes)
                             apart = lanes * call.w_k
                         multiply_strip(
-                            vectors, tiles, all_tiles, pixels, row, b, depth, to, call.output_vector, c + number, ahead,
-                            ahead_step, apart,
+                            vectors, tiles, all_tiles, pixels, row, a_ahead, b, depth, to, call.output_vector,
+                            c + number, ahead, ahead_step, apart,
                         )  # fmt: skip
                 j += vectors
-            a, at = a + sums * phases * plane_bytes, at + sums
+            a, at = next_a, at + sums
 
     return multiply_stage

@@ -41,6 +41,9 @@ def half(window):
     return tuple(taps // 2 for taps in window)
 
 
+ONE_AT_A_TIME = {"SUMS_IN_CACHE": 0, "SUMS_IN_CACHE_IF_SLOWER": 0, "LEAST_CHUNK": 1, "STRIP_VECTORS": 1}
+
+
 @pytest.fixture
 def other_cut(monkeypatch):
     """Cut problems by other numbers: other_cut(SUMS_IN_CACHE=0, ...)."""
@@ -90,7 +93,7 @@ def test_the_bits_do_not_depend_on_threads_or_cuts(other_cut, algorithm, window,
     compute = partial(computed, m=TILES[algorithm], window=window, stride=stride)
     y = compute(threads=1)
     np.testing.assert_array_equal(y, compute(threads=3))
-    other_cut(SUMS_IN_CACHE=0, STRIP_VECTORS=1)
+    other_cut(**ONE_AT_A_TIME)
     np.testing.assert_array_equal(y, compute(threads=2))
     other_cut(STRIP_VECTORS=3)
     np.testing.assert_array_equal(y, compute(threads=2))
@@ -104,10 +107,21 @@ def test_transforming_the_filters_where_they_are_used_changes_no_bit(other_cut, 
     y = compute(threads=1)
     np.testing.assert_array_equal(y, compute(threads=1, packed=False))
     np.testing.assert_array_equal(y, compute(threads=3, packed=False))
-    other_cut(ALL_FILTERS=0, ALL_FILTERS_OF_A_STRIP=0, SUMS_IN_CACHE=0, STRIP_VECTORS=1)
+    other_cut(ALL_FILTERS=0, ALL_FILTERS_OF_A_STRIP=0, **ONE_AT_A_TIME)
     np.testing.assert_array_equal(y, compute(threads=2, packed=False))
     other_cut(part_counts=lambda problem, threads: [3])
     np.testing.assert_array_equal(y, compute(threads=3, packed=False))
+
+
+@pytest.mark.skipif(target.vector_bytes() != 64, reason="of vectors of 64 bytes")
+def test_where_products_are_slow_threads_share_no_outputs_and_sums_stay_in_the_cache(monkeypatch, other_cut):
+    problem = make_problem((1, 128, 28, 28), (128, 128, 3, 3), np.float32, padding=1)
+    for per_cycle, shared in ((2, True), (1, False)):
+        monkeypatch.setattr(target, "multiply_adds_per_cycle", lambda count=per_cycle: count)
+        other_cut()
+        cut = winograd.cut(6, problem, 2)
+        assert winograd_cuts.shares_outputs(problem, 2, cut) == shared
+    assert cut.chunk < cut.part
 
 
 @pytest.mark.parametrize("stride", [1, 2])
