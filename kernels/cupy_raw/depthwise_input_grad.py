@@ -48,10 +48,10 @@ def axis(size, outputs, window, stride, padding, dilation):
 @lru_cache(maxsize=4096)
 def tile_for(problem, device):
     """The tile that fits shared memory and is predicted to be the fastest; None where none fits."""
-    places, possible = over_grad_y(problem), list(tiles(problem))
-    how = (lambda _, tile: block_bytes(problem, tile)), (lambda *of: seconds(problem, *of))
-    tile = forward.best(places, device, possible, *how, least_bytes=forward.least_bytes_of(problem))
-    return tile and forward.busier(places, device, tile, possible, *how)
+    return forward.best(
+        over_grad_y(problem), device, tiles(problem), lambda _, tile: block_bytes(problem, tile),
+        lambda *of: seconds(problem, *of), least_bytes=forward.least_bytes_of(problem),
+    )  # fmt: skip
 
 
 def tiles(problem):
