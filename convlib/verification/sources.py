@@ -50,12 +50,19 @@ def imported(path) -> list[Path]:
     """Files of kernels/ that a Python file imports, and the .cu and .json files that it names."""
     text = path.read_text()
     modules = []
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            folder = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-            modules += [folder.with_suffix(".py"), *(folder / f"{name.name}.py" for name in node.names)]
+    for level, module, names in relative_imports(text):
+        folder = path.parents[level - 1].joinpath(*module.split("."))
+        modules += [folder.with_suffix(".py"), *(folder / f"{name}.py" for name in names)]
     sources = [path.parent / file for file in re.findall(r'"(\w+\.(?:cu|json))"', text)]
     return [file for file in modules + sources if file.is_file() and kernels_folder() in file.parents]
+
+
+@cache  # every kernel asks for the files that all of them stand on
+def relative_imports(text) -> list[tuple[int, str, list[str]]]:
+    """Of the text of a Python file: how many dots, the module after them, and the names imported from it."""
+    nodes = ast.walk(ast.parse(text))
+    found = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
+    return [(node.level, node.module or "", [name.name for name in node.names]) for node in found]
 
 
 def included(path) -> list[Path]:
