@@ -100,6 +100,8 @@ def test_cuda_c_comes_out_for_its_target(source, target, nvrtc):
     assert ".entry scale(" in ptx
     assert ".ftz" in ptx, "CuPy's kernels flush denormals"
     assert compiling.cuda_source_cubin(source, target)[:4] == b"\x7fELF"
+    both = compiling.through_nvrtc(source.text(), source.file, compiling.nvrtc_options(source, target))
+    assert both[0] == ptx, "the same text with machine code as without"
 
 
 @pytest.mark.parametrize("target", TARGETS)

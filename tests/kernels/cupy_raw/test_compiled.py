@@ -59,12 +59,12 @@ def sources_of(problem, wide=False):
 
 
 def check(source, target, dtype):
-    ptx = compiling.cuda_source_ptx(source, target)
+    ptx, cubin = compiling.through_nvrtc(source.text(), source.file, compiling.nvrtc_options(source, target))
     assert re.search(rf"^\.target sm_{target}$", ptx, re.M)
     assert f".entry {source.function}(" in ptx
     if dtype != "float64":
         assert ".f64" not in ptx, "float64 arithmetic in a float32 kernel"
-    used = compiling.resources(compiling.cuda_source_cubin(source, target))[source.function]
+    used = compiling.resources(cubin)[source.function]
     assert used.stack == 0, f"{source.function} spills registers: {used}"
     assert used.local == 0
     system = 1024 if target >= 90 else 0  # cuobjdump counts what the system keeps in each block
