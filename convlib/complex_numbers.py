@@ -23,6 +23,7 @@ Source: Trabelsi et al., Deep Complex Networks, ICLR 2018, section 3.2, which ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -167,10 +168,11 @@ def dtype_of(*dtypes) -> str | None:
     return np.result_type(*dtypes).name if any(dtype.kind == "c" for dtype in dtypes) else None
 
 
-def in_blocks(problem: ConvProblem, x_dtype, w_dtype) -> ConvProblem:
-    """The forward problem that the real kernels are given for `problem`, whose x or w or both are complex."""
-    images, filters = (2 if dtype.kind == "c" else 1 for dtype in (x_dtype, w_dtype))
-    return replace(problem, N=images * problem.N, K=filters * problem.K)
+def in_blocks(problem: ConvProblem, x_dtype, w_dtype, workspace_limit) -> tuple[ConvProblem, int | None]:
+    """The forward problem that real kernels get for `problem`, whose x, w or both are complex, and the bytes left."""
+    operands = ((x_dtype, math.prod(problem.x_shape)), (w_dtype, math.prod(problem.w_shape)))
+    left = limit_beside_blocks(workspace_limit, problem.dtype, *operands, math.prod(result_shape(problem, True)))
+    return replace(problem, N=copies(x_dtype) * problem.N, K=copies(w_dtype) * problem.K), left
 
 
 def check_no_activation(activation):
@@ -212,16 +214,16 @@ def multiplied(product: Product) -> Any:
     else:
         result, y = product.out, view_of_out(library, product.out, views)
     first, second = (views[operand.name] for operand in operands)
-    limit = limit_after(product.workspace_limit, block_bytes(first, second, y), "blocks of real and imaginary parts")
+    real, sizes = PARTS[product.dtype.name], ((first.dtype, first.size), (second.dtype, second.size))
+    limit = limit_beside_blocks(product.workspace_limit, real, *sizes, y.size)
     place = device_for(library, like, product.backend)
     backend = "numba_cuda" if place.kind == "simulator" and product.backend == "auto" else product.backend
     with device_arrays.array_module(place, library.stream(like), "complex numbers") as (module, array):
         given = {name: four_axes(array(view)) for name, view in views.items()}
-        real = PARTS[product.dtype.name]
         blocks = [as_blocks(module, given[operand.name], operand, real) for operand in operands]
         products = product.real(*blocks, backend=backend, workspace_limit=limit)
         y = four_axes(array(y))
-        put_together(module, y, products, operands, (copies(first), copies(second)))
+        put_together(module, y, products, operands, (copies(first.dtype), copies(second.dtype)))
         if "bias" in given:
             y += given["bias"] if product.layout == "NHWC" else given["bias"][:, None, None]
         if "residual" in given:
@@ -229,16 +231,18 @@ def multiplied(product: Product) -> Any:
     return library.finished(result)
 
 
-def copies(view) -> int:
+def copies(dtype) -> int:
     """How many blocks an operand makes."""
-    return 2 if view.dtype.kind == "c" else 1
+    return 2 if dtype.kind == "c" else 1
 
 
-def block_bytes(first, second, y):
-    """What the blocks of both operands and of their products take; an operand that serves as it is takes nothing."""
-    real = PARTS[y.dtype.name]
-    taken = sum(copies(view) * view.size * real.itemsize for view in (first, second) if view.dtype != real)
-    return taken + copies(first) * copies(second) * y.size * real.itemsize
+def limit_beside_blocks(workspace_limit, real, first, second, y_size):
+    """What is left for a kernel beside the blocks of both operands, each its dtype and size, and of their products; an
+    operand that serves as it is takes nothing.
+    """
+    taken = sum(copies(dtype) * size for dtype, size in (first, second) if dtype != real)
+    taken += copies(first[0]) * copies(second[0]) * y_size
+    return limit_after(workspace_limit, taken * real.itemsize, "blocks of real and imaginary parts")
 
 
 def four_axes(array):

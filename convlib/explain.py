@@ -51,7 +51,7 @@ class Explanation:
     """Every listed kernel held against one problem; `chosen` is the name of the one that would run, or None.
 
     complex_dtype: the result's, where x, w or both are complex: then `problem` is the real call that serves them.
-    workspace_limit: what kernels may take, without what a padding_mode takes before them.
+    workspace_limit: what kernels may take, without what blocks of complex numbers and a padding_mode take before them.
     """
 
     problem: ConvProblem
@@ -135,7 +135,7 @@ def explain(
         has_residual=has_residual, precision=precision,
     )  # fmt: skip
     if complex_dtype:
-        problem = complex_numbers.in_blocks(problem, *dtypes)
+        problem, workspace_limit = complex_numbers.in_blocks(problem, *dtypes, workspace_limit)
     elif layout == "NCHW" and lies_channels_last(x):
         problem = replace(problem, layout="NHWC")
     problem, left = padded_before(problem, padding_mode, workspace_limit)

@@ -296,6 +296,16 @@ def test_the_workspace_limit_counts_the_blocks_and_leaves_the_rest_to_the_kernel
     assert given == [1_000_000 - 4 * (x + w + y)]
 
 
+@pytest.mark.parametrize("padding", [{}, {"padding": 1, "padding_mode": "reflect"}], ids=["", "reflect"])
+@pytest.mark.parametrize(("x", "w"), [(X, W), (X, W.real.copy()), (X.real.copy(), W)], ids=["both", "x", "w"])
+def test_explain_leaves_to_kernels_what_a_call_leaves(x, w, padding, monkeypatch):
+    given, chosen = [], dispatch.chosen
+    monkeypatch.setattr(dispatch, "chosen", lambda *a, **k: (given.append(a[5]), chosen(*a, **k))[1])
+    convlib.conv2d(x, w, **padding, workspace_limit=2_000_000)
+    assert given == [convlib.explain(x, w, **padding, workspace_limit=2_000_000).workspace_limit]
+    assert given[0] < 2_000_000
+
+
 def test_explain_shows_the_real_call():
     explanation = convlib.explain(X, W, numbers(3), padding=1)
     assert (explanation.complex_dtype, explanation.problem.N, explanation.problem.K) == ("complex64", 2, 6)
