@@ -100,6 +100,22 @@ def test_what_kernels_call_is_linked_before_the_code_generator_has_touched_it(mo
     assert not any(engine.is_symbol_defined(f.name) for f in library.get_defined_functions())
 
 
+def test_a_function_of_which_numba_made_machine_code_is_seen_wherever_it_is_called():
+    """By what watches every compilation in these tests (tests/conftest.py)."""
+
+    @numba.njit
+    def write_one(address):
+        store_shared(max(address, 0), 1)
+
+    @compilation.inlined
+    def write_through(address):
+        write_one(address)
+
+    for kernel in (lambda address: write_one(address), lambda address: write_through(address)):
+        with pytest.raises(AssertionError, match="write_one: machine code was made of it before"):
+            compilation.compile_with_numba(kernel)
+
+
 @pytest.mark.skipif(target.architecture() != "x86_64", reason="about instruction sets of x86-64")
 @pytest.mark.skipif(target.vector_bytes() < 64, reason="these tests ran with AVX2 already")
 def test_kernels_compiled_for_avx2_read_nothing_before_it_is_written(tmp_path):
