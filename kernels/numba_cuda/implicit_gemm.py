@@ -17,8 +17,8 @@ Small problems, and the last wave of others: several blocks share a tile, each w
 as cupy_raw's (cut.py, waves.py). They leave their sums in the workspace, filters side by side or pixels as in y, and
 `implicit_gemm_sum` adds them in their order: the same bits every time. The layers of VGG-16, ResNet-50 and MobileNetV2
 are predicted to take 3.9 ms together at one image on 108 SMs, with whole tiles only 18.5; 89.4 and 94.2 at 32 images
-(cupy_raw 2.7 and 62.9). The loop is no longer for it, 693 instructions instead of 699; registers 142 instead of 128
-(channels last 795 instead of 791; 167, 157).
+(cupy_raw 2.7 and 62.9). The loop is no longer for it, 688 instructions instead of 699; registers 125 instead of 127
+(channels last 793 instead of 792; 158, 156).
 Bank conflicts: none. Eight lanes' runs of 4 numbers lie interleaved: pixel x of 32 at place x % 8 * 4 + x // 8. So
 lanes store 32 pixels into 32 banks, load runs of 16 bytes, and their outputs are neighbours when they leave. A row is
 16 bytes longer than its pixels, so that 8 channels times 4 places meet 32 banks as well.
@@ -29,8 +29,8 @@ What Numba's Python cannot say, and what it costs, beside cupy_raw/implicit_gemm
                                                         here     there
     instructions of a stage, channels first             699      637     those that only a new tap needs counted too
                              channels last              791      614
-                             a tile of 128 x 128        663      602     512 are 77 and 85 %
-    registers with it                                   128      122     two blocks an SM; of split tiles, 140, one
+                             a tile of 128 x 128        661      602     512 are 77 and 85 %
+    registers with it                                   122      122     two blocks an SM, of split tiles too
     wavefronts of a shared load of 128 bits             4        4       the least
     wavefronts of a shared store of 32 bits             1        1 to 2
     loads from global memory, channels first            16       10      of a thread in a stage of 64 x 64
@@ -45,9 +45,10 @@ What Numba's Python cannot say, and what it costs, beside cupy_raw/implicit_gemm
 - Addresses: Numba's integers are 64 bits long, and an offset that is cut to 32 takes a shift and two more instructions
   on its way to an address, where NVRTC has one (IMAD.WIDE).
 - Bounds on registers: `max_registers=128` would let two blocks of 256 threads share an SM always, but spills up to 40
-  bytes on sm_90, channels last on sm_80 too, and Numba's simulator does not take it. So of whole tiles the block's
-  place is worked out anew for the store, and steps are counted in 32 bits. Of split tiles that would take 12 registers
-  less on sm_80, but 4 more on sm_100 and 120, where 12 warps fit then instead of 16.
+  bytes on sm_90, channels last on sm_80 too, and Numba's simulator does not take it. So the block's place is worked out
+  anew for the store, steps and packed filters are counted in 32 bits, and each column's filters are made to look new:
+  otherwise the addresses of all eight in y and in the residual, and their biases, are worked out for all columns at
+  once and kept, 160 registers of split tiles of 64 x 64 (125 now). Channels first, 16 warps fit from sm_80 on.
 - Tensor cores (mma.sync), ldmatrix and cp.async: not at all, short of LLVM intrinsics, which no simulator runs.
 - Fast divisions by a number known at launch: a division by Q is some 20 instructions, once an output.
 
@@ -76,7 +77,7 @@ from .implicit_gemm_beside import THREADS, at_place, compiled_filters, compiled_
 from .storage import at, register_type, small, widen
 
 TILES = ((8, 8), (4, 16), (16, 16))  # filters x pixels, in the 8 (float64: 4) that a thread has of each
-BLOCKS_PER_SM = {64: 6, 256: 1}  # by the threads of a block: room for their registers, 128 to 166 of each
+BLOCKS_PER_SM = {64: 6, 256: 1}  # by the threads of a block: room for their registers, 122 to 167 of each
 OUTSIDE = -1  # an offset where there is no pixel
 FAR = -0x40000000  # a row outside of every image
 
@@ -91,7 +92,8 @@ passes = ("forward",)
 
 class Walk(NamedTuple):
     """How a block gathers its windows. taps_inner: d = (c, tap), not (tap, c); together: neighbouring lanes take
-    neighbouring channels, not pixels; whole: no stage ends amid the channels; wide: offsets into x take 64 bits.
+    neighbouring channels, not pixels; whole: no stage ends amid the channels; wide: offsets into x, or into the packed
+    filters, take 64 bits.
     """
 
     taps_inner: bool
@@ -112,7 +114,6 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue, split):
     micro = 2 * run
     threads = tile_k * tile_m // micro**2
     half_k, half_m = tile_k // 2, tile_m // 2
-    step_type = int64 if split else int32  # for fewer registers: see the opening
     warps_m = half_m // (8 * run)
     pixel_at, place_of, tile_and_part = at_place(8, run), place_in(8, run), tile_of_block(split)
     pitch = tile_m + run
@@ -181,16 +182,16 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue, split):
                 sums[i, j] = zero
 
         first_d = first_step * DEPTH
-        next_filter = ((g * filter_tiles + filter_tile) * depth + first_d) * tile_k + thread
+        next_filter = offset_type(((g * filter_tiles + filter_tile) * depth + first_d) * tile_k + thread)
         tap, first_channel = int32(first_d // channels), int32(first_d % channels)
         channel = int32(channels)
-        steps = step_type(steps)
-        for step in range(step_type(steps + 1)):
+        steps = int32(steps)
+        for step in range(int32(steps + 1)):
             last = step == steps
             if not last:
                 for i in range(filter_loads):
                     next_filters[i] = number(filters[at(next_filter + i * threads)])
-                next_filter += pixels_at
+                next_filter = offset_type(next_filter + pixels_at)
                 if taps_inner:
                     for i in range(rows):
                         d = small(first_d + step * DEPTH + my_row + i)
@@ -249,22 +250,24 @@ def compiled_product(R, S, tile_k, tile_m, walk, epilogue, split):
                         staged[at(free + target[j] + i * pitch)] = next_pixels[j, i]
                 cuda.syncthreads()
 
-        if not split:  # the block's place anew, or it would take registers throughout the loop; blockIdx.y is zero
-            tile = cuda.blockIdx.x + cuda.blockIdx.y
-            filter_tile, pixel_tile = tile % filter_tiles, tile // filter_tiles % pixel_tiles
-            g = tile // filter_tiles // pixel_tiles
+        # The block's place anew, or it would take registers throughout the loop; blockIdx.y is zero.
+        block = cuda.blockIdx.x + cuda.blockIdx.y
+        tile, part = tile_and_part(block, whole_tiles, split_tiles)
+        filter_tile, pixel_tile = tile % filter_tiles, tile // filter_tiles % pixel_tiles
+        g = tile // filter_tiles // pixel_tiles
         tile_k0, tile_m0 = warp // warps_m * 4 * run + (lane >> 3), warp % warps_m * 8 * run + (lane & 7)
         for j in range(micro):
             m = tile_m0 + j // run * half_m + j % run * 8
             pixel = small(pixel_tile * tile_m + m)
             if split and part >= 0:
-                target_0 = (cuda.blockIdx.x - whole_tiles) * (tile_k * tile_m) + m * partial_m
+                target_0 = (block - whole_tiles) * (tile_k * tile_m) + m * partial_m
                 for i in range(micro):
                     partial[at(target_0 + (tile_k0 + i // run * half_k + i % run * 4) * partial_k)] = sums[i, 0]
             elif pixel < small(pixels):
                 n, p, q = pixel // small(P * Q), pixel // small(Q) % small(P), pixel % small(Q)
+                first_k = filter_tile * tile_k + tile_k0 + (pixel >> 31)  # zero: see the opening
                 for i in range(micro):
-                    k = filter_tile * tile_k + tile_k0 + i // run * half_k + i % run * 4
+                    k = first_k + i // run * half_k + i % run * 4
                     if k < Kg:
                         k += g * Kg
                         y[at(n), at(k), at(p), at(q)] = finished(sums[i, 0], bias, residual, n, k, p, q)
@@ -368,7 +371,8 @@ def walk_for(problem, cut, strides):
     whole = problem.Cg % DEPTH == 0
     (top, bottom), (left, right) = problem.padding
     reach = problem.N, problem.C + DEPTH, problem.H + top + bottom, problem.W + left + right
-    wide = sum(abs(stride) * size for stride, size in zip(strides, reach)) >= 2**31
+    filters = problem.groups * (cut.depth + DEPTH) * cut.filters
+    wide = max(filters, sum(abs(stride) * size for stride, size in zip(strides, reach))) >= 2**31
     return Walk(cut.taps_inner, together, whole, wide)
 
 

@@ -76,6 +76,7 @@ def test_neighbouring_lanes_take_what_lies_side_by_side():
     assert implicit_gemm.walk_for(problem, cut, (320, 1, 80, 16)) == (False, True, True, False)
     assert implicit_gemm.walk_for(problem, cut, (320, 20, 5, 1)) == (False, False, True, False)
     assert implicit_gemm.walk_for(problem, cut, (2**31, 20, 5, 1)).wide
+    assert implicit_gemm.walk_for(problem, cut._replace(filters=2**31 // cut.depth), (320, 20, 5, 1)).wide
 
 
 # Sizes that stick out of a tile; groups, of which the first tiles are whole; splits that begin amid a tap.
