@@ -32,7 +32,7 @@ from convlib.kernels.cupy_raw import (
 )
 from convlib.kernels.cupy_raw import weight_grad_splits as splits
 from convlib.problem import make_problem, named_dtype
-from convlib.verification.problems import Case, arrays_of, expected, logical_arrays
+from convlib.verification.problems import Case, arrays_of, expected, in_memory, logical_arrays
 from tests.kernels.cupy_raw.test_values import (
     AS_THEY_LIE,
     DESCENDING,
@@ -75,6 +75,7 @@ STICKING_OUT = Case("sticking_out", (1, 5, 11, 37), (19, 5, 3, 3), {"padding": 1
 def check(kernel, name, case):
     problem = case.problem()
     x, w, bias, residual, out = arrays_of(case)
+    bias = None if bias is None else in_memory(bias, case.result_memory)
     views = logical_arrays(case, x, w, bias, residual)
     y = out.transpose(operations.FROM_LAYOUT[problem.layout])
     watched(kernel, problem, *views[:2], y, *views[2:])

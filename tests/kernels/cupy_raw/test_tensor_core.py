@@ -27,13 +27,14 @@ LYING = {
     "gathered": Case("gathered", (2, 20, 8, 10), (70, 20, 3, 3), {"padding": 1}, bias=True, residual=True,
                      dtype="float16"),
     "gathered_whole": Case("gathered_whole", (2, 48, 7, 9), (34, 24, 3, 3), {"groups": 2, "dilation": (1, 2)},
-                           dtype="float16", memory="slices"),
+                           bias=True, residual=True, dtype="float16", memory="slices"),
     "gathered_last": Case("gathered_last", (2, 9, 11, 21), (34, 21, 3, 3), {"padding": 2, "layout": "NHWC"},
                           residual=True, dtype="float16"),
     "copied_stages": Case("copied_stages", (1, 7, 9, 32), (34, 32, 3, 3), {"padding": 1, "layout": "NHWC"},
                           dtype="float16"),
     "gathered_stages": Case("gathered_stages", (1, 64, 8, 9), (34, 64, 3, 2), {"padding": 1}, dtype="float16"),
-    "taps": Case("taps", (2, 3, 13, 11), (35, 3, 5, 5), {"padding": 2, "stride": 2}, bias=True, dtype="float16"),
+    "taps": Case("taps", (2, 3, 13, 11), (35, 3, 5, 5), {"padding": (4, 6), "stride": 2, "dilation": (2, 3)}, bias=True,
+                 dtype="float16"),
 }  # fmt: skip
 EXPECTED = {
     "copied": tensor_core.Lying(True, True, 8),
@@ -267,7 +268,9 @@ class TestEmulated:
 
     @pytest.mark.parametrize("type_", ["float16", "3xtf32"])
     def test_windows_of_more_rows_and_columns_than_there_are_bits_run_without_a_fault(self, type_, monkeypatch):
-        case = of_type(Case("large", (1, 2, 18, 17), (9, 2, 17, 16), {"padding": (3, 8)}, bias=True), type_)
+        large = Case("large", (1, 2, 18, 17), (9, 2, 17, 15), {"padding": ((1, 15), (1, 17)), "dilation": 2}, bias=True)
+        case = of_type(large, type_)
+        assert case.problem().Cg * 17 * 15 % tensor_core.depth_of(case.problem()), "steps past the last"
         force_cut(monkeypatch, case.problem(), tensor_core.tiles_of(case.problem())[1])
         test_emulated.check(tensor_core, "tensor_core", case)
 
@@ -364,7 +367,23 @@ class TestEmulated:
         with pytest.raises(test_emulated.emulator.EmulationError, match="race"):
             test_emulated.check(tensor_core, "tensor_core", case)
 
-    @pytest.mark.parametrize("name", ["copied", "gathered"])
+    def test_splits_leave_their_counts_as_the_next_call_of_a_plan_needs_them(self, monkeypatch):
+        problem, gpu = LYING["copied_stages"].problem(), device.emulator()
+        smallest = min(tensor_core.TILES, key=lambda tile: tile.rows * tile.filters)
+        assert force_cut(monkeypatch, problem, smallest, 3).split_tiles > 1
+        x, w = (strided.empty_aligned(shape, np.float16) for shape in (problem.x_shape, problem.w_shape))
+        x[...], w[...] = 1, np.arange(problem.K).reshape(-1, 1, 1, 1)
+        packed, workspace = (
+            strided.empty_aligned((count(problem, gpu),), np.uint8)
+            for count in (tensor_core.packed_bytes, tensor_core.workspace_bytes)
+        )
+        tensor_core.pack(problem, gpu, w, packed)
+        for _ in range(2):
+            y = np.full(problem.y_shape, np.nan, np.float16)
+            tensor_core.run(problem, gpu, x, packed, y, workspace=workspace)
+            np.testing.assert_array_equal(y, reference.conv2d(problem, x, w))
+
+    @pytest.mark.parametrize("name", ["copied", "gathered", "gathered_odd", "more_taps_than_bits"])
     def test_an_infinity_reaches_the_outputs_of_its_windows_alone(self, name, monkeypatch):
         """What pads a stage, and what a chunk repeats, is zero in x too: zero weights times infinity would be NaN.
 
@@ -373,14 +392,17 @@ class TestEmulated:
         x_shape, w_shape, layout = {
             "copied": ((1, 9, 9, 40), (8, 40, 3, 3), "NHWC"),
             "gathered": ((1, 20, 9, 9), (8, 20, 3, 3), "NCHW"),
+            "gathered_odd": ((1, 21, 9, 9), (8, 21, 3, 3), "NCHW"),
+            "more_taps_than_bits": ((1, 9, 9, 8), (8, 8, 7, 5), "NHWC"),
         }[name]
-        problem = make_problem(x_shape, w_shape, np.dtype(np.float16), layout=layout)
+        padding = 2 if name == "more_taps_than_bits" else 0  # so that what would be an eighth row meets it
+        problem = make_problem(x_shape, w_shape, np.dtype(np.float16), layout=layout, padding=padding)
         force_cut(monkeypatch, problem, tensor_core.TILES[-1])
         x, w = strided.empty_aligned(x_shape, np.float16), np.ones(w_shape, np.float16)
         x[...] = 1
         x = x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
-        x[0, [0, -1, -6], 5, 5] = np.inf  # of 20 channels the last chunk repeats four, number 14 too
-        y = np.full((1, 8, 7, 7), np.nan, np.float16)
+        x[0, [0, -1, -6], 5, 5] = np.inf  # of 20 channels the last chunk repeats four, number 14 too; of 21 three
+        y = np.full(problem.y_shape, np.nan, np.float16)
         test_emulated.watched(tensor_core, problem, x, w, y)
         np.testing.assert_array_equal(y.astype(float), reference.conv2d(problem, x, w))
 

@@ -32,7 +32,7 @@ LYING = {
     "pixels_of_y": Case("pixels_of_y", (2, 20, 8, 10), (70, 10, 3, 3), {"padding": 1, "groups": 2}),
     "gathered": Case("gathered", (2, 19, 7, 9), (34, 19, 3, 3), {"dilation": (1, 2), "padding": (0, 3)}),
     "slices": Case("slices", (2, 16, 8, 8), (72, 16, 1, 1), memory="slices"),
-    "taps": Case("taps", (2, 3, 13, 12), (66, 3, 5, 5), {"padding": 2, "stride": 2}),
+    "taps": Case("taps", (2, 3, 13, 12), (66, 3, 5, 5), {"padding": (4, 6), "stride": 2, "dilation": (2, 3)}),
 }  # fmt: skip
 EXPECTED = {
     "channels": (CHANNELS, CHANNELS),
@@ -259,7 +259,9 @@ class TestEmulated:
 
     @pytest.mark.parametrize("tile", [kernel.TILES[0], kernel.SMALL], ids=str)
     def test_windows_of_more_rows_and_columns_than_there_are_bits_run_without_a_fault(self, tile, monkeypatch):
-        case = Case("large", (1, 2, 18, 17), (9, 2, 17, 16), {"padding": (3, 8)}, dtype="float16")
+        case = Case(
+            "large", (1, 2, 18, 17), (9, 2, 17, 15), {"padding": ((1, 15), (1, 17)), "dilation": 2}, dtype="float16"
+        )
         force_cut(monkeypatch, case.problem("weight_grad"), tile)
         check(case)
 

@@ -104,7 +104,7 @@ WALKS = {
     "whole": Case("whole", (2, 32, 9, 11), (70, 16, 3, 3), {"padding": 1, "groups": 2}, bias=True, memory="slices"),
     "part": Case("part", (2, 20, 9, 11), (35, 20, 3, 2), {"dilation": (1, 2)}, residual=True, memory="slices"),
     "taps": Case("taps", (2, 11, 9, 11), (35, 11, 3, 3), {"stride": 2, "padding": 2}, bias=True, memory="slices"),
-    "together": Case("together", (2, 9, 11, 20), (36, 20, 3, 3), {"padding": 1, "layout": "NHWC"}, residual=True),
+    "together": Case("together", (2, 9, 11, 20), (36, 20, 3, 3), {"padding": 1, "layout": "NHWC"}, True, True),
     "together_whole": Case("together_whole", (2, 9, 11, 48), (33, 16, 3, 3), {"groups": 3, "layout": "NHWC"}),
     "pointwise": Case("pointwise", (2, 40, 6, 10), (70, 40, 1, 1), {}, bias=True, residual=True),
     "pointwise_part": Case("pointwise_part", (3, 68, 9, 12), (70, 34, 1, 1), {"groups": 2, "activation": "relu"}),
