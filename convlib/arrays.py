@@ -200,13 +200,29 @@ class Torch:
         if array.is_neg() or array.is_conj():
             resolve = "resolve_neg" if array.is_neg() else "resolve_conj"
             raise TypeError(f"{name}: a tensor in memory as it reads needed; pass {name}.{resolve}()")
-        array = array.detach()
-        if array.device.type == "cpu":
+        return Torch.memory(array.detach(), name)
+
+    @staticmethod
+    def memory(array, name):
+        import torch
+
+        if array.is_cpu:
             if array.dtype is torch.bfloat16:
                 return array.view(torch.int16).numpy().view(Torch.dtype(array, name))
             return array.numpy()
         strides = tuple(s * array.element_size() for s in array.stride())
         return CudaView(array.data_ptr(), tuple(array.shape), strides, Torch.dtype(array, name), array)
+
+    @staticmethod
+    def plain(array):
+        """`view` of a tensor on the CPU that needs none of its checks; None of any other."""
+        torch = sys.modules["torch"]
+        if type(array) not in (torch.Tensor, torch.nn.Parameter):
+            return None
+        try:
+            return array.numpy()
+        except (RuntimeError, TypeError):
+            return None
 
     @staticmethod
     def result(array, shape, channels_last, dtype=None):
@@ -215,7 +231,7 @@ class Torch:
         order = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
         dtype = array.dtype if dtype is None else getattr(torch, dtype.name)
         y = torch.empty(shape, dtype=dtype, device=array.device, memory_format=order)
-        return y, Torch.view(y, "y")
+        return y, Torch.memory(y, "y")
 
     check_out = staticmethod(always_writeable)
     finished = staticmethod(unchanged)
@@ -316,6 +332,14 @@ class Jax:
 
 
 LIBRARIES = (NumPy, CuPy, Torch, Jax, Numba)
+
+
+def as_numpy(operands: tuple) -> tuple:
+    """Plain tensors on the CPU as NumPy arrays; the operands themselves where one is anything else."""
+    if not Torch.owns(operands[0]):
+        return operands
+    views = tuple(None if array is None else Torch.plain(array) for array in operands)
+    return views if all(view is not None or array is None for view, array in zip(views, operands)) else operands
 
 
 def is_complex(library, array) -> bool:

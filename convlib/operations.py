@@ -107,10 +107,11 @@ def conv2d(
         stride, padding, dilation, groups, layout, weight_layout, padding_mode, flip_kernel, activation, algorithm,
         backend, precision, max_error, workspace_limit, tune,
     )  # fmt: skip
-    signature = repeated.signature(operands, keywords)
+    views = operands if type(x) is np.ndarray else arrays.as_numpy(operands)
+    signature = repeated.signature(views, (*keywords, views is operands))
     known = known_calls.find(signature)
     if known is not None and known.settled.device is device.cpu():  # which has as many threads as Numba may use now
-        return again(known, *operands)
+        return again(known, operands, *views)
 
     library = arrays.library_of(x, "x")
     if arrays.is_complex(library, x) or arrays.is_complex(library, w):
@@ -145,7 +146,7 @@ def conv2d(
         call = as_call(settled, x_view, w_view, y_view, bias_view, residual_view, library.stream(x))
         run_kernel(settled.chosen, call)
         if signature is not None and settled.device.kind == "cpu" and not tune:
-            known_calls.keep(signature, Known(settled, cpu_launch(settled.chosen, call)))
+            known_calls.keep(signature, Known(settled, library, cpu_launch(settled.chosen, call)))
     return library.finished(out)
 
 
@@ -154,21 +155,22 @@ class Known:
     """What is known of a call that came before."""
 
     settled: Settled
+    library: Any
     launch: CpuLaunch
 
 
 known_calls = repeated.Repeated()
 
 
-def again(known, x, w, bias, residual, out):
-    """conv2d of NumPy arrays that are like those of an earlier call."""
-    settled = known.settled
+def again(known, operands, x, w, bias, residual, out):
+    """conv2d of operands that are like those of an earlier call, and of NumPy's views of them."""
+    settled, y = known.settled, operands[-1]
     if out is None:
-        out = strided.empty_aligned(settled.y_shape, x.dtype)
+        y, out = known.library.result(operands[0], settled.y_shape, settled.channels_last)
     elif any_may_overlap(out, x, w, bias, residual):
         check_no_overlap(out, {"x": x, "w": w, "bias": bias, "residual": residual})
     known.launch.run(as_call(settled, x, w, out, bias, residual, None))
-    return out
+    return y
 
 
 def any_may_overlap(out, x, w, bias, residual) -> bool:

@@ -19,7 +19,14 @@ except ImportError as error:
 
 from .gradients import transposed_shape
 from .problem import PRECISIONS, check_choice, checked_padding, pair, resolved_padding, shortened
-from .torch_operators import OPS, Convolution, Transposed, pairs, run_conv2d, run_conv_transpose2d
+from .torch_operators import (
+    OPS,
+    pairs,
+    record_convolution,
+    record_transposed,
+    run_conv2d,
+    run_conv_transpose2d,
+)
 
 
 def conv2d(
@@ -52,7 +59,7 @@ def conv2d(
     arguments = input, weight, bias, stride, padding, dilation, groups, precision
     if watched(*arguments[:3]):
         return OPS.conv2d(*arguments)
-    return Convolution.apply(*arguments) if to_record(*arguments[:3]) else run_conv2d(*arguments)
+    return record_convolution(*arguments) if to_record(*arguments[:3]) else run_conv2d(*arguments)
 
 
 def conv_transpose2d(
@@ -88,7 +95,7 @@ def conv_transpose2d(
     arguments = input, weight, bias, shape, stride, padding, dilation, groups, precision
     if watched(*arguments[:3]):
         return OPS.conv_transpose2d(*arguments)
-    return Transposed.apply(*arguments) if to_record(*arguments[:3]) else run_conv_transpose2d(*arguments)
+    return record_transposed(*arguments) if to_record(*arguments[:3]) else run_conv_transpose2d(*arguments)
 
 
 class Conv2d(nn.Conv2d):
@@ -190,7 +197,7 @@ def four(padding, size, window, stride, dilation) -> list[int]:
     return [top, bottom, left, right]
 
 
-def watched(*tensors) -> bool:
+def watched(input, weight, bias) -> bool:
     """Whether something beside autograd must see the operator itself, or works through it.
 
     A compiler or tracer, a transform of torch.func, a mode, the profiler, autocast, a tensor subclass, forward
@@ -206,15 +213,19 @@ def watched(*tensors) -> bool:
         or torch.is_autocast_enabled("cpu")
         or torch.is_autocast_enabled("cuda")
         or torch.autograd.forward_ad._current_level >= 0
-        or not all(tensor is None or is_plain(tensor) for tensor in tensors)
+        or not (is_plain(input) and is_plain(weight) and (bias is None or is_plain(bias)))
     )
+
+
+wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # by a transform, which may be over
 
 
 def is_plain(tensor) -> bool:
     known = type(tensor) in (Tensor, nn.Parameter) and (tensor.is_cpu or tensor.is_cuda)
-    return known and not (tensor.is_conj() or tensor.is_neg())
+    return known and not (tensor.is_conj() or tensor.is_neg() or wrapped(tensor))
 
 
-def to_record(*tensors) -> bool:
+def to_record(input, weight, bias) -> bool:
     """Whether autograd has to remember the call."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    wanted = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    return wanted and torch.is_grad_enabled()

@@ -52,7 +52,7 @@ def keywords(stride, padding, dilation, groups, precision=None) -> dict[str, Any
 
 def run_conv2d(x, w, bias, *parameters):
     share_threads(x)
-    return operations.conv2d(x.detach(), w.detach(), detached(bias), **keywords(*parameters))
+    return operations.conv2d(detached(x), detached(w), detached(bias), **keywords(*parameters))
 
 
 def run_input_grad(grad_y, w, input_shape, *parameters):
@@ -115,7 +115,7 @@ def share_threads(tensor):
 
 
 def detached(tensor):
-    return None if tensor is None else tensor.detach()
+    return tensor.detach() if tensor is not None and tensor.requires_grad else tensor
 
 
 # The fake kernels: shapes and memory formats alone.
@@ -242,6 +242,11 @@ class Transposed(torch.autograd.Function):
     @staticmethod
     def backward(context, grad):
         return backward_conv_transpose2d(context, grad)
+
+
+# Function.apply's own work, 4 microseconds of Python, is for transforms of torch.func, under which none of this runs.
+record_convolution = super(torch.autograd.Function, Convolution).apply
+record_transposed = super(torch.autograd.Function, Transposed).apply
 
 
 # Batching over a further axis (torch.func.vmap): images are stacked; weights become groups.

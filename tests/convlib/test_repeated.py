@@ -46,6 +46,31 @@ def test_a_call_that_comes_again_is_not_checked_again(no_checks):
     np.testing.assert_array_equal(out, exact(x, w, bias))
 
 
+def test_tensors_that_come_again_are_not_checked_again(no_checks):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x, w, bias = map(torch.from_numpy, arrays())
+    last = x.to(memory_format=torch.channels_last)
+    first = [convlib.conv2d(one, w, bias) for one in (x, last)]
+    convlib.conv2d(last.numpy(), w.numpy(), bias.numpy())
+    no_checks()
+    for one, wanted in zip((x, last), first, strict=True):
+        y = convlib.conv2d(one, w, bias)
+        assert isinstance(y, torch.Tensor)
+        assert y.stride() == wanted.stride()
+        assert torch.equal(y, wanted)
+    assert isinstance(convlib.conv2d(last.numpy(), w.numpy(), bias.numpy()), np.ndarray)
+
+
+def test_a_tensor_that_wants_a_gradient_is_still_refused():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x, w, bias = map(torch.from_numpy, arrays())
+    convlib.conv2d(x, w, bias)
+    with pytest.raises(TypeError, match="w: requires grad"):
+        convlib.conv2d(x, w.requires_grad_(), bias)
+    with pytest.raises(TypeError, match="w: an array of torch needed"):
+        convlib.conv2d(x, w.detach().numpy(), bias)
+
+
 def test_a_plan_checks_once(no_checks):
     x, w, bias = arrays()
     planned = convlib.plan(x.shape, w, bias)
