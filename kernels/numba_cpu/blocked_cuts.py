@@ -31,7 +31,6 @@ FEWEST_ROWS = 4  # of outputs, for which a block's planes fit half the L2 cache:
 FEWEST_DEPTHS = 64  # but of these no fewer, or sums wait too often
 FEW_TILES = 5  # of a map: their planes are read from the L2 cache anyhow
 OFFSET_BYTES, LINE = 8, 64
-L2_WAYS = 16  # of Zen's cache and, for the most part, of Intel's
 RUN_CYCLES = 0.4  # a number
 RUNS_SHARE, PLANES_SHARE = 8, 2  # of the L2 cache, for copied x, is one part in so many
 
@@ -122,8 +121,9 @@ def pixels_cycles(columns, depth, dtype) -> float:
 
 def collide(pixels, maps, item) -> bool:
     """Do so many maps lie so that the lines of one tile of pixels share too few places of the L2 cache?"""
-    period = target.cache_bytes(2) // L2_WAYS
-    return maps > L2_WAYS * (period // gcd(pixels * item, period))
+    ways = target.cache_ways(2)
+    period = target.cache_bytes(2) // ways
+    return maps > ways * (period // gcd(pixels * item, period))
 
 
 def from_memory(problem) -> bool:

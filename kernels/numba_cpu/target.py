@@ -75,11 +75,26 @@ def converts_float16() -> bool:
 def cache_bytes(level: int) -> int:
     """Size of one core's data cache of that level, as Linux tells it; a common size where it does not."""
     units = {"K": 1 << 10, "M": 1 << 20}
+    size = cache_fact(level, "size")
+    if size[:-1].isdigit() and size[-1:] in units:
+        return int(size[:-1]) * units[size[-1]]
+    return {1: 32_768, 2: 524_288, 3: 16 << 20}[level]
+
+
+@cache
+def cache_ways(level: int) -> int:
+    """How many lines of that cache one address may lie in, as Linux tells it; a common number where it does not."""
+    ways = cache_fact(level, "ways_of_associativity")
+    return int(ways) if ways.isdigit() and int(ways) else {1: 8, 2: 8, 3: 16}[level]
+
+
+def cache_fact(level, name) -> str:
+    """What Linux says of one core's data cache of that level; "" where it says nothing."""
     for entry in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
-            found, kind, size = ((entry / name).read_text().strip() for name in ("level", "type", "size"))
+            found, kind, fact = ((entry / file).read_text().strip() for file in ("level", "type", name))
         except OSError:
             continue
-        if found == str(level) and kind != "Instruction" and size[:-1].isdigit() and size[-1] in units:
-            return int(size[:-1]) * units[size[-1]]
-    return {1: 32_768, 2: 524_288, 3: 16 << 20}[level]
+        if found == str(level) and kind != "Instruction":
+            return fact
+    return ""

@@ -216,8 +216,8 @@ def test_channels_that_share_places_of_the_cache_are_copied(shape, filters, monk
 
 
 def test_channels_collide_where_maps_are_as_large_as_the_caches_ways():
-    way = target.cache_bytes(2) // blocked_cuts.L2_WAYS // 4
-    most = blocked_cuts.L2_WAYS
+    most = target.cache_ways(2)
+    way = target.cache_bytes(2) // most // 4
     assert blocked_cuts.collide(way, most + 1, 4)
     assert blocked_cuts.collide(2 * way, most + 1, 4)
     assert not blocked_cuts.collide(way, most, 4)

@@ -142,3 +142,17 @@ def test_the_exponential_is_right_to_two_units_in_the_last_place():
     all_of(x, y)
     np.testing.assert_allclose(y[:-2], np.exp(x[:-2]), rtol=4.5e-16)
     np.testing.assert_array_equal(y[-2:], 0)
+
+
+@pytest.mark.parametrize(("size", "ways", "known"), [("1280K", "20", (1280 << 10, 20)), ("2M", "16", (2 << 20, 16))])
+def test_caches_are_as_linux_tells(monkeypatch, size, ways, known):
+    told = {"size": size, "ways_of_associativity": ways}
+    monkeypatch.setattr(target, "cache_fact", lambda level, name: told[name])
+    assert (target.cache_bytes.__wrapped__(2), target.cache_ways.__wrapped__(2)) == known
+
+
+@pytest.mark.parametrize(("size", "ways"), [("", ""), ("many", "0")])
+def test_caches_are_common_ones_where_linux_tells_nothing(monkeypatch, size, ways):
+    told = {"size": size, "ways_of_associativity": ways}
+    monkeypatch.setattr(target, "cache_fact", lambda level, name: told[name])
+    assert (target.cache_bytes.__wrapped__(2), target.cache_ways.__wrapped__(2)) == (512 << 10, 8)
