@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numba import float32, float64, njit, types
 
-from convlib.kernels.numba_cpu import short_floats, tracing
+from convlib.kernels.numba_cpu import short_floats, target, tracing
 from convlib.kernels.numba_cpu.epilogue import exponential_of
 from convlib.kernels.numba_cpu.tracing import Lanes, traced
 from convlib.kernels.numba_cpu.vectors import (
