@@ -1,11 +1,13 @@
 """Run compiled GPU kernels on a CPU, checked harder than a GPU would check them, and count what they do.
 
     parser.py        PTX text to instructions
+    syntax.py        what it becomes: operands, instructions, variables, functions
     opcodes/         the table of instructions: what is known, and how each is bound
     dtypes.py        what NumPy has for the types of PTX
     arithmetic.py    what they compute, with the GPU's rounding
     tensor_cores.py  what mma computes: which lane holds which element, and the product
-    machine.py       executing a launch: lanes, masks, divergence, barriers
+    machine.py       executing a launch: lanes, masks, divergence
+    barriers.py      where lanes wait for others: barriers of blocks and warps
     registers.py     what operands stand for: arrays of registers, constants, addresses
     accesses.py      every access of memory, checked, counted and carried out
     memory.py        buffers with red zones, shared and local memory
@@ -34,7 +36,7 @@ from . import arguments, checks, parser
 from .faults import EmulationError, Fault, Report
 from .machine import Machine
 from .memory import GLOBAL_BASE, GlobalMemory, Tracked
-from .parser import PtxError, Refused
+from .syntax import PtxError, Refused
 
 __all__ = ["EmulationError", "Fault", "PtxError", "Refused", "Report", "Watch", "launch", "launch_kernel", "watching"]
 

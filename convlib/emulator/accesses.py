@@ -8,7 +8,7 @@ from . import checks, counters
 from .dtypes import BITS, DTYPES
 from .faults import KINDS
 from .memory import LOCAL_WINDOW, SHARED_WINDOW, WINDOW_SIZE, gather, scatter
-from .parser import SIZES
+from .syntax import SIZES
 
 
 def access(machine, instruction, space, kind, size, address, lanes, traffic):

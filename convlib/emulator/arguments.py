@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from .memory import up_to
-from .parser import PtxError
+from .syntax import PtxError
 
 
 def parameter_bytes(function, values):

@@ -9,11 +9,7 @@ before, the mask of those lanes. The first segment in program order runs next, f
 went different ways wait for each other at the first instruction that both reach, where their masks are joined again.
 (Compilers lay code out in an order in which that works; another order would cost time, not correctness.)
 
-Barriers. Lanes at bar.sync leave `pending` until every thread of their block has come to that barrier. When nothing is
-pending and lanes still wait, some threads can never come: that is reported, with the barrier's line. Shuffles, votes
-and bar.warp.sync wait in the same way for the lanes that their mask names. Instructions that are .aligned (mma,
-ldmatrix) want whole warps: lanes wait before the segment of such an instruction until their warp is all there, and
-if it never is, that is reported.
+Barriers, and whoever waits at them: barriers.py.
 """
 
 from __future__ import annotations
@@ -25,13 +21,14 @@ from functools import cached_property
 import numpy as np
 
 from . import checks, counters, opcodes, tensor_cores
+from .barriers import Barriers
 from .copies import Copies
 from .dtypes import BITS, DTYPES
 from .faults import Fault, Report
 from .fences import Fences, for_the_whole_gpu
 from .memory import SHARED_RED_ZONE, Space, up_to
 from .opcodes import parts, warps
-from .parser import SIZES, Instruction, PtxError, Register
+from .syntax import SIZES, Instruction, PtxError, Register
 
 LANES_PER_BATCH = 8_192
 MOST_FAULTS = 50
@@ -83,7 +80,7 @@ class Machine:
         self.guarded = {}
         self.lay_out_lanes()
         self.lay_out_memory(shared_bytes)
-        self.copies = Copies(self)
+        self.copies, self.barriers = Copies(self), Barriers(self)
         self.registers = {name: np.zeros(self.lanes, DTYPES[t] if t == "pred" else BITS[SIZES[t]])
                           for name, t in function.registers.items()}  # fmt: skip
 
@@ -230,7 +227,7 @@ class Machine:
         steps = 0
         while True:
             if not self.pending:
-                if not self.resolve_waiting():
+                if not self.barriers.resolve():
                     return
                 continue
             at = min(self.pending)
@@ -258,9 +255,7 @@ class Machine:
             self.fences.start()
             self.new_phase(np.arange(self.slots))
         self.pending = {0: self.here.copy()}
-        self.waiting = {}
-        self.at_barrier = {}
-        self.parted = {}
+        self.barriers.start()
         self.copies.clear()
 
     def new_phase(self, slots):
@@ -277,7 +272,7 @@ class Machine:
         """Run a segment. together: whether lanes wait for the rest of their warp where it has aligned instructions."""
         segment = self.segments[at]
         if segment.aligned and together:
-            lanes = self.whole_warps(at, lanes)
+            lanes = self.barriers.whole_warps(at, lanes)
             if not lanes.any():
                 return
         mask = None if np.array_equal(lanes, self.here) else lanes
@@ -298,133 +293,8 @@ class Machine:
         else:
             self.pending[segment] = lanes
 
-    def whole_warps(self, at, lanes):
-        """Those of the lanes before segment `at` whose warp is all there; the others wait for the rest of theirs."""
-        if at in self.parted:
-            lanes = lanes | self.parted.pop(at)
-        whole = lanes.reshape(-1, 32).all(axis=1).repeat(32)
-        parted = lanes & ~whole
-        if parted.any():
-            self.parted[at] = parted
-        return lanes & whole
-
     def leave(self, lanes):
         self.alive = self.alive & ~lanes
-
-    # Barriers
-
-    def wait_at_barrier(self, instruction, number, count, lanes, after):
-        """Lanes come to barrier `number` of their block; those complete go on to segment `after`.
-
-        count: the threads it waits for, or None for all of the block.
-        """
-        waiting = self.at_barrier.setdefault(number, {})
-        before = waiting.get(after)
-        waiting[after] = (lanes if before is None else before[0] | lanes, instruction)
-        come = np.zeros(self.lanes, bool)
-        for standing, _ in waiting.values():
-            come |= standing
-        per_block = come.reshape(self.slots, self.width).sum(axis=1)
-        needed = self.threads if count is None else count
-        complete = per_block == needed
-        if not complete.any():
-            return
-        whole = self.checked and needed == self.threads
-        if whole:
-            self.report_several_barriers(waiting, complete)
-            self.fences.barrier(np.flatnonzero(complete))
-            self.new_phase(np.flatnonzero(complete))
-        released = complete[self.slot]
-        if self.checked and not whole:
-            checks.learn(come & released, self.clock, self.known, self.width, self.width)
-        for segment, (standing, _) in list(waiting.items()):
-            free, still = standing & released, standing & ~released
-            if free.any():
-                self.go(segment, free)
-            if still.any():
-                waiting[segment] = (still, waiting[segment][1])
-            else:
-                del waiting[segment]
-
-    def report_several_barriers(self, waiting, complete):
-        """Threads of one block that meet at different barrier instructions: undefined in CUDA C, so a fault."""
-        if len(waiting) < 2:
-            return
-        places = [(standing & complete[self.slot], instruction) for standing, instruction in waiting.values()]
-        places = [(lanes, i) for lanes, i in places if lanes.any()]
-        for slot in np.flatnonzero(complete):
-            here = [(lanes, i) for lanes, i in places if lanes.reshape(self.slots, -1)[slot].any()]
-            if len(here) > 1:
-                lanes, instruction = here[0]
-                lane = int(np.flatnonzero(lanes & (self.slot == slot))[0])
-                others = ", ".join(str(i.line) for _, i in here[1:])
-                self.fault("divergent barrier", instruction, lane, f"other threads of the block wait at line {others}")
-                return
-
-    def resolve_waiting(self):
-        """Nothing is pending: done, or lanes wait for others that will never come. Returns whether to go on."""
-        for at in list(self.parted):
-            self.execute(at, self.parted.pop(at), together=False)
-            return True
-        for number, waiting in self.at_barrier.items():
-            for segment, (lanes, instruction) in list(waiting.items()):
-                self.report_unreachable(number, instruction, lanes)
-                del waiting[segment]
-                self.leave(lanes)
-                return True
-        for at, lanes in list(self.waiting.items()):
-            instruction = self.function.instructions[self.segments[at].first]
-            lane = int(np.flatnonzero(lanes)[0])
-            self.fault(
-                "missing threads at a warp barrier", instruction, lane,
-                "lanes that the mask names never come here", int(np.count_nonzero(lanes)),
-            )  # fmt: skip
-            del self.waiting[at]
-            self.go(at + 1, lanes)
-            return True
-        return False
-
-    def report_unreachable(self, number, instruction, lanes):
-        lane = int(np.flatnonzero(lanes)[0])
-        block = self.slot == self.slot[lane]
-        come = int(np.count_nonzero(lanes & block))
-        gone = int(np.count_nonzero(self.exists & block & ~self.alive))
-        message = f"{come} of {self.threads} threads wait at barrier {number}; {gone} have exited and never come"
-        self.fault("divergent barrier", instruction, lane, message, int(np.count_nonzero(lanes)))
-
-    def report_divergence(self, instruction, lanes):
-        """A fault if a warp of `lanes` is not whole, at an instruction that takes whole warps."""
-        here = lanes.reshape(-1, 32).sum(axis=1).repeat(32)
-        parted = lanes & (here < 32)
-        if parted.any():
-            lane = int(np.flatnonzero(parted)[0])
-            message = f"{here[lane]} of a warp's 32 threads come to an instruction that takes them all at once"
-            self.fault("divergent warp", instruction, lane, message, int(np.count_nonzero(parted)))
-
-    def learn_in_warps(self, lanes):
-        """A warp-level barrier or shuffle orders the accesses of the lanes that took part."""
-        checks.learn(lanes, self.clock, self.known, self.width, 32)
-
-    def gather_warp(self, at, lanes, named):
-        """Lanes come to a warp-level instruction whose mask names lanes. Returns those that may go on together.
-
-        named: each lane's mask. A lane goes on when all lanes it names, of those that have not exited, are here.
-        """
-        if at in self.waiting:
-            lanes = lanes | self.waiting.pop(at)
-        present = self.bits_of_warps(lanes)
-        alive = self.bits_of_warps(self.alive)
-        missing = named & alive & ~present
-        stuck = (lanes & (missing != 0)).reshape(-1, 32).any(axis=1).repeat(32)
-        held = lanes & stuck
-        if held.any():
-            self.waiting[at] = held
-        return lanes & ~stuck
-
-    def bits_of_warps(self, lanes):
-        """For every lane, its warp's lanes as 32 bits."""
-        packed = np.packbits(lanes.reshape(-1, 32), axis=1, bitorder="little").view(np.uint32)
-        return packed.repeat(32)
 
     # Faults and counts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .dtypes import BITS, DTYPES
-from .parser import SIZES, Address, Immediate, Register, Symbol
+from .syntax import SIZES, Address, Immediate, Register, Symbol
 
 
 def source(machine, instruction, operand, type_):

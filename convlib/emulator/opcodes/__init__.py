@@ -40,7 +40,7 @@ from ..counters import (
     SPECIAL,
     WARP,
 )
-from ..parser import SIZES, Instruction, Refused
+from ..syntax import SIZES, Instruction, Refused
 from .comparing import COMPARISONS, FLOAT_TESTS, choose, compare, test_property
 from .converting import address_conversion, convert, move
 from .copying import asynchronous_copy, commit_group, wait_all, wait_group

@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import arithmetic as a
 from .. import registers
-from ..parser import Negated, Pair, Register
+from ..syntax import Negated, Pair, Register
 from .elementwise import elementwise, giving
 from .parts import type_of
 

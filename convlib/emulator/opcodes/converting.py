@@ -8,7 +8,7 @@ from .. import arithmetic as a
 from .. import registers
 from ..dtypes import BITS, DTYPES
 from ..memory import LOCAL_WINDOW, SHARED_WINDOW
-from ..parser import SIZES, Refused, Vector
+from ..syntax import SIZES, Refused, Vector
 from .elementwise import elementwise, one
 from .parts import STATE_SPACES, type_of, types_of
 

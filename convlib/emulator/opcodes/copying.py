@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import accesses, checks, registers
 from ..counters import GLOBAL, SHARED, Traffic
-from ..parser import Immediate, Register
+from ..syntax import Immediate, Register
 from .parts import copied_bytes
 
 

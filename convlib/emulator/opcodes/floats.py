@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import arithmetic as a
-from ..parser import Refused
+from ..syntax import Refused
 from .converting import widened
 from .elementwise import elementwise, one, same, ufunc_of_numba
 from .parts import type_of, types_of

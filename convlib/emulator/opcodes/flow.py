@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import registers
-from ..parser import Immediate
+from ..syntax import Immediate
 from .parts import index_of
 
 
@@ -79,4 +79,4 @@ def block_barrier(machine, instruction):
     count = constants[1].bits if len(constants) > 1 else None
     count = None if count == machine.width == machine.threads else count
     after = machine.segment_at.get(index_of(machine, instruction) + 1, len(machine.segments))
-    return jump(machine, instruction, lambda lanes: machine.wait_at_barrier(instruction, number, count, lanes, after))
+    return jump(machine, instruction, lambda lanes: machine.barriers.wait(instruction, number, count, lanes, after))

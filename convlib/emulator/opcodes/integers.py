@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import arithmetic as a
-from ..parser import Instruction
+from ..syntax import Instruction
 from .elementwise import elementwise, same, two
 from .parts import type_of
 

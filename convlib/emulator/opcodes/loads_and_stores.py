@@ -9,7 +9,7 @@ from .. import accesses, checks, registers
 from ..counters import Traffic
 from ..dtypes import BITS, DTYPES
 from ..fences import for_the_whole_gpu
-from ..parser import SIZES, Symbol
+from ..syntax import SIZES, Symbol
 from .parts import elements, space_name, type_of
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from .. import accesses, checks, registers, tensor_cores
 from .. import arithmetic as a
 from ..counters import SHARED, Traffic
-from ..parser import Refused
+from ..syntax import Refused
 from .parts import registers_of, shape_of, space_name, types_of
 
 
@@ -17,7 +17,7 @@ def of_whole_warps(machine, instruction, run):
 
     def checked(mask):
         if mask is not None or last_is_cut:
-            machine.report_divergence(instruction, machine.here if mask is None else mask)
+            machine.barriers.report_divergence(instruction, machine.here if mask is None else mask)
         run(mask)
 
     return checked

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..parser import SIZES, Immediate, Refused, Vector
+from ..syntax import SIZES, Immediate, Refused, Vector
 
 STATE_SPACES = {"global", "shared", "local", "param", "const"}
 

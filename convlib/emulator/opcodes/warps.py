@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from .. import registers
+from ..barriers import bits_of_warps
 from ..dtypes import DTYPES
-from ..parser import Pair
+from ..syntax import Pair
 from .parts import index_of, type_of
 
 
@@ -30,11 +31,11 @@ def together(machine, instruction, named, act):
         if guard is not None:
             taken = lanes & (~guard if instruction.guard_negated else guard)
             lanes, rest = taken, lanes & ~taken
-        lanes = machine.gather_warp(at, lanes, named())
+        lanes = machine.barriers.gather_warp(at, lanes, named())
         if lanes.any():
             act(lanes)
             if machine.checked:
-                machine.learn_in_warps(lanes)
+                machine.barriers.learn_in_warps(lanes)
         if (lanes | rest).any():
             machine.go(at + 1, lanes | rest)
         return True
@@ -102,8 +103,8 @@ def vote(machine, instruction):
     value = registers.source(machine, instruction, predicate, "pred")
 
     def act(lanes):
-        yes = machine.bits_of_warps(lanes & value)
-        everyone = machine.bits_of_warps(lanes)
+        yes = bits_of_warps(lanes & value)
+        everyone = bits_of_warps(lanes)
         result = {"ballot": yes, "any": yes != 0, "all": yes == everyone, "uni": (yes == 0) | (yes == everyone)}[kind]
         np.copyto(out, result, where=lanes)
 
@@ -115,7 +116,7 @@ def active_mask(machine, instruction):
 
     def run(mask):
         lanes = machine.here if mask is None else mask
-        np.copyto(out, machine.bits_of_warps(lanes), where=lanes)
+        np.copyto(out, bits_of_warps(lanes), where=lanes)
 
     return run
 

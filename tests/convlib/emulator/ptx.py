@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from convlib import emulator
-from convlib.emulator.parser import SIZES
+from convlib.emulator.syntax import SIZES
 
 HEADER = ".version 8.0\n.target sm_80\n.address_size 64\n"
 LOADED_AS = {1: "u8", 2: "b16", 4: "b32", 8: "b64"}

@@ -32,7 +32,7 @@ T = np.arange(64, dtype=np.uint32)
     (".v8", "b32"),
 ])  # fmt: skip
 def test_loads_and_stores_of_every_width(width, type_):
-    count, size = int(width[2:] or 1), emulator.parser.SIZES[type_]
+    count, size = int(width[2:] or 1), emulator.syntax.SIZES[type_]
     letter = {"u8": "h", "b16": "h", "f32": "f", "b32": "r", "f64": "g", "b64": "d"}[type_]
     names = [f"%{letter}{i}" for i in range(count)]
     value = "{" + ", ".join(names) + "}" if count > 1 else names[0]
