@@ -32,12 +32,12 @@ FEWEST_DEPTHS = 64  # but of these no fewer, or sums wait too often
 FEW_TILES = 5  # of a map: their planes are read from the L2 cache anyhow
 OFFSET_BYTES, LINE = 8, 64
 RUN_CYCLES = 0.4  # a number
-RUNS_SHARE, PLANES_SHARE = 8, 2  # of the L2 cache, for copied x, is one part in so many
+RUNS_SHARE, PLANES_SHARE, ONE_TILE_SHARE = 8, 2, 4  # of the L2 cache, for copied x, is one part in so many
 
 BLOCKING = (
     "first_pixel", "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases",
     "plane_bytes", "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at",
-    "tail_at", "filter_block", "by_runs",
+    "tail_at", "filter_block", "by_runs", "dots_at",
 )  # fmt: skip
 
 
@@ -51,11 +51,22 @@ def reads_x_in_place(problem) -> bool:
     return point and problem.layout == "NCHW" and problem.dtype == problem.accumulate
 
 
+def one_tile(problem) -> bool:
+    """Are a map's pixels one tile, but for lone ones?"""
+    rest = problem.P * problem.Q - VECTORS * lanes(problem.accumulate)
+    return -lanes(problem.accumulate) < rest <= MOST_LONE
+
+
 def channel_block(problem) -> int:
     """Channels whose x, for one tile, fills about three quarters of the L1 cache, all blocks about equal; at least one.
 
-    Twice or four times as many where x comes from the L2 cache anyhow: sums then wait less often.
+    Twice or four times as many where x comes from the L2 cache anyhow: sums then wait less often. Where one tile has
+    all pixels of a 1x1 layer, so that each weight is read once, as many as fit a quarter of the L2 cache: rows come
+    faster in long pieces.
     """
+    if problem.R * problem.S == 1 and one_tile(problem):
+        most = max(target.cache_bytes(2) // ONE_TILE_SHARE // plane_bytes(problem, problem.P * problem.Q), 1)
+        return -(-problem.Cg // -(-problem.Cg // most))
     row_bytes = VECTORS * target.vector_bytes() + LINE  # of the cache lines that a tile's pixels touch
     depth = target.cache_bytes(1) * 3 // 4 // row_bytes
     if reads_x_in_place(problem):
@@ -182,10 +193,11 @@ def blocking(problem, threads, first=0, by_runs=False):
     gathered_at = up(bias_at + (filters + rows) * item, 64)
     offsets_at = gathered_at + up(MOST_LONE * depth * item, 64)
     tail_at = up(offsets_at + 2 * depth * OFFSET_BYTES, LINE)
-    worker_bytes = worker_span(tail_at + rows * depth * item)
+    dots_at = up(tail_at + rows * depth * item, LINE)
+    worker_bytes = worker_span(dots_at + rows * target.vector_bytes())
     numbers = (
         first, filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
         plane_of(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
-        tail_at, rows if by_runs or (copies and stores_runs(problem)) else FILTER_BLOCK, by_runs,
+        tail_at, rows if by_runs or (copies and stores_runs(problem)) else FILTER_BLOCK, by_runs, dots_at,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks

@@ -40,8 +40,10 @@ from .tracing import (
     Lanes,
     choose,
     convert,
+    first_lanes,
     fma,
     load,
+    load_lanes,
     loop,
     maximum,
     minimum,
@@ -146,10 +148,44 @@ def accumulate(
     return (sums, alone[0]) if lone else sums
 
 
+def accumulate_with_dots(V, rows, vectors, a, a_row, b, b_step, depth, sums, ahead, x, dots):
+    """As `accumulate` of rows of A that are numbers side by side, b_step: a table, and the products of these rows with
+    the numbers at x, as sums of vectors along the depth, which wait at `dots`: each vector of a row is multiplied where
+    its numbers have just been read, in the L1 cache. Sums are made in the order of lone_pixels.py.
+    """
+
+    def tiles(at, entry, count, sums):
+        return accumulate(
+            V, rows, vectors, a + at, a_row, 0, V.item_bytes, b, b_step + entry, count, sums, ahead + at, V.item_bytes,
+            indirect=True,
+        )  # fmt: skip
+
+    def add_dots(read, at):
+        column = read(x + at)
+        for i in range(rows):
+            there = dots + V.bytes * i
+            store(there, fma(read(a + a_row * i + at), column, load(V, there)))
+
+    def some(i, sums):
+        sums = tiles(i * V.bytes, i * (I64.bytes * V.count), tracing.constant(a, V.count), sums)
+        add_dots(lambda where: load(V, where), i * V.bytes)
+        return sums
+
+    for i in range(rows):
+        store(dots + V.bytes * i, tracing.zeros(V, a))
+    whole = depth // V.count
+    sums = loop(whole, some, sums)
+    left = depth - whole * V.count
+    sums = tiles(whole * V.bytes, whole * (I64.bytes * V.count), left, sums)
+    inside = first_lanes(V, left)
+    add_dots(lambda where: load_lanes(V, where, inside), whole * V.bytes)
+    return sums
+
+
 # A whole tile: sums from where the last depth block left them, to where the next or the result needs them.
 
 
-def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=False, arithmetic=None):
+def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=False, arithmetic=None, with_dots=False):
     """A Numba function for one tile of rows x vectors; bias_of: "row" or "column", what a bias belongs to.
     arithmetic: another than plain multiply-adds of `dtype`; not where results are transposed.
 
@@ -158,16 +194,15 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
     The sums start at zero (`first`) or at what `partial` holds, and go back to `partial`; or, where `out` is not 0,
     they are finished: y = clamp(sums + bias + residual), for the first `left` rows. transposed: in y and residual,
     columns lie out_row and residual_row apart, and the numbers of a column are neighbours. Addresses and strides are
-    in bytes.
+    in bytes. with_dots: the function has two more arguments, those of `accumulate_with_dots`.
     """
     V = vector_type(dtype)
     kind = arithmetic or plain(V)
     result_vector = V.count * kind.result_bytes
 
-    @traced(types.void)
-    def tile(
+    def emit(
         a, a_row, a_panel, a_step, b, b_step, depth, ahead, ahead_step, partial, partial_row, first,
-        out, out_row, left, bias, residual, residual_row, low, high,
+        out, out_row, left, bias, residual, residual_row, low, high, *dotted,
     ):  # fmt: skip
         def fresh():
             return [[tracing.zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
@@ -212,14 +247,37 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
             return choose(residual.differs(0), added, lambda: totals)
 
         sums = choose(first, fresh, continued)
-        b_vector = depth * b_step if bias_of == "column" else None
-        sums = accumulate(
-            V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead, ahead_step, b_vector,
-            indirect=indirect, multiply_add=kind.multiply_add,
-        )  # fmt: skip
+        if dotted:
+            sums = accumulate_with_dots(V, rows, vectors, a, a_row, b, b_step, depth, sums, ahead, *dotted)
+        else:
+            b_vector = depth * b_step if bias_of == "column" else None
+            sums = accumulate(
+                V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead, ahead_step, b_vector,
+                indirect=indirect, multiply_add=kind.multiply_add,
+            )  # fmt: skip
         choose(out.differs(0), finish_transposed if transposed else finish, leave)
 
-    return tile
+    @traced(types.void)
+    def tile(
+        a, a_row, a_panel, a_step, b, b_step, depth, ahead, ahead_step, partial, partial_row, first,
+        out, out_row, left, bias, residual, residual_row, low, high,
+    ):  # fmt: skip
+        emit(
+            a, a_row, a_panel, a_step, b, b_step, depth, ahead, ahead_step, partial, partial_row, first,
+            out, out_row, left, bias, residual, residual_row, low, high,
+        )  # fmt: skip
+
+    @traced(types.void)
+    def dotting_tile(
+        a, a_row, a_panel, a_step, b, b_step, depth, ahead, ahead_step, partial, partial_row, first,
+        out, out_row, left, bias, residual, residual_row, low, high, x, dots,
+    ):  # fmt: skip
+        emit(
+            a, a_row, a_panel, a_step, b, b_step, depth, ahead, ahead_step, partial, partial_row, first,
+            out, out_row, left, bias, residual, residual_row, low, high, x, dots,
+        )  # fmt: skip
+
+    return dotting_tile if with_dots else tile
 
 
 def multiply_function(dtype, bias_of, rows=None, transposed=False, indirect=False, arithmetic=None):

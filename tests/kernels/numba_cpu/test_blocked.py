@@ -21,6 +21,8 @@ from convlib.kernels.numba_cpu import (
     target,
     turned,
 )
+from convlib.kernels.numba_cpu.microkernel import VECTORS
+from convlib.kernels.numba_cpu.vectors import lanes
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
@@ -97,6 +99,27 @@ def test_images_that_are_slices_are_read_too(name):
     wider[..., 2:-3] = x
     exact = reference.conv2d(problem, x, w, None, None)
     np.testing.assert_array_equal(result(blocked, problem, wider[..., 2:-3], w, 2, packed=True), exact)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("channels", [2500, 37])
+def test_a_lone_pixel_is_finished_beside_its_tile(channels, dtype):
+    """With several blocks of channels and filters that fill no panel; nothing is read behind x and the weights."""
+    pixels = VECTORS * lanes(dtype) + 1
+    problem = make_problem((2, channels, 1, pixels), (21, channels, 1, 1), np.dtype(dtype), has_bias=True,
+                           has_residual=True, activation="relu")  # fmt: skip
+    assert blocked_cuts.one_tile(problem)
+    assert (blocked_cuts.channel_block(problem) < channels) == (channels > 37)
+    random = np.random.default_rng(0)
+    x, w, bias, residual = (
+        before_a_guard(random.integers(-3, 4, shape).astype(dtype))
+        for shape in (problem.x_shape, problem.w_shape, (21,), problem.y_shape)
+    )
+    y, device = np.full(problem.y_shape, np.nan, dtype), Device("cpu", threads=2)
+    workspace = empty_aligned((blocked.workspace_bytes(problem, device),), np.uint8)
+    workspace[:] = 255
+    blocked.run(problem, device, x, w, y, bias, residual, workspace)
+    np.testing.assert_array_equal(y, reference.conv2d(problem, x, w, bias, residual))
 
 
 # one window that sees all, windows read by vectors and by numbers, and tiles of filters that are not full
