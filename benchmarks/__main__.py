@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-import math
-import os
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from convlib import layers
 from convlib.device import TARGETS, named
@@ -24,19 +15,15 @@ from convlib.problem import DTYPES, LAYOUTS
 from . import (
     cases,
     engine,
-    gate,
     gpu,
     issued,
     layer_tables,
     machine,
+    measuring,
     memory,
-    ours,
-    peaks,
-    peers,
     readme_table,
     rehearsal,
     results,
-    runner,
     scaling,
     signal,
     simulated_cycles,
@@ -48,10 +35,6 @@ from . import (
     visit,
     waves,
 )
-
-QUICK = engine.Settings(rounds=5, block_seconds=0.010, most_seconds=1.0)
-GPU = engine.Settings(rounds=5, block_seconds=0.005, most_seconds=1.0, settles=False)
-
 
 ALL_SUITES = cases.suites() + cases.gradient_suites()
 OUTPUT = click.option(
@@ -93,7 +76,7 @@ def options(command):
 def main(context, **chosen):
     """Measure convlib on this machine's GPU if it has one, otherwise on its CPU."""
     if context.invoked_subcommand is None:
-        run = run_cpu if gpu.unavailable() else run_gpu
+        run = measuring.run_cpu if gpu.unavailable() else measuring.run_gpu
         run(**chosen)
 
 
@@ -101,7 +84,7 @@ def main(context, **chosen):
 @options
 def cpu_command(**chosen):
     """NumPy arrays on the CPU, beside PyTorch, ONNX Runtime, OpenVINO, ncnn, OpenCV, MNN and SciPy."""
-    run_cpu(**chosen)
+    measuring.run_cpu(**chosen)
 
 
 @main.command("gpu")
@@ -124,7 +107,7 @@ def gpu_command(**chosen):
 def startup_command(output):
     """Import, first call with and without compiled code on disk, and the cost of a call."""
     seconds = startup.measure()
-    keep(output, "startup", seconds)
+    measuring.keep(output, "startup", seconds)
     tables.console().print(tables.startup_table(seconds))
 
 
@@ -134,11 +117,11 @@ def startup_command(output):
 def memory_command(output, suites):
     """Peak resident memory of conv2d beyond its arguments and result, a process for each case (Linux)."""
     found = {}
-    chosen = chosen_cases(False, suites)
-    with progress_bar() as progress:
+    chosen = measuring.chosen_cases(False, suites)
+    with measuring.progress_bar() as progress:
         for case in progress.track(chosen, description="memory"):
             found.setdefault(case.suite, {})[case.name] = memory.extra_bytes(case)
-    keep(output, "memory", found)
+    measuring.keep(output, "memory", found)
     tables.console().print(tables.memory_table(found))
 
 
@@ -147,12 +130,12 @@ def memory_command(output, suites):
 @click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="Rounds of the engine.")
 def scaling_command(output, rounds):
     """One thread against all, on the compute-bound 3x3 layers."""
-    threads = set_threads(None)
-    chosen = [case for case in chosen_cases(False, ()) if scaling.compute_bound(case)]
-    with progress_bar() as progress:
+    threads = measuring.set_threads(None)
+    chosen = [case for case in measuring.chosen_cases(False, ()) if scaling.compute_bound(case)]
+    with measuring.progress_bar() as progress:
         settings = engine.Settings(rounds=rounds)
         found = [scaling.measure(case, settings, threads) for case in progress.track(chosen, description="scaling")]
-    keep(output, "scaling", [asdict(one) for one in found])
+    measuring.keep(output, "scaling", [asdict(one) for one in found])
     tables.console().print(tables.scaling_table([asdict(one) for one in found]))
 
 
@@ -163,10 +146,10 @@ def scaling_command(output, rounds):
 def stages_command(output, suites, rounds):
     """Where each layer's time goes: packing, transforms, multiplication."""
     settings = engine.Settings(rounds=rounds)
-    chosen = [case for case in chosen_cases(False, suites) if suites or case.suite != cases.FILTERS]
-    with progress_bar() as progress:
+    chosen = [case for case in measuring.chosen_cases(False, suites) if suites or case.suite != cases.FILTERS]
+    with measuring.progress_bar() as progress:
         found = [asdict(stages.measure(case, settings)) for case in progress.track(chosen, description="stages")]
-    keep(output, "stages", found)
+    measuring.keep(output, "stages", found)
     tables.console().print(tables.stages_table(found))
 
 
@@ -176,12 +159,12 @@ def stages_command(output, suites, rounds):
 @click.option("--rounds", type=click.IntRange(1), default=None, help="Rounds of the engine.")
 def signal_command(output, threads, rounds):
     """convlib.signal beside SciPy's and OpenCV's convolutions: 256 pairs in one call, 1080p with large kernels."""
-    threads, settings = set_threads(threads), engine_settings(signal.SETTINGS, rounds)
-    with progress_bar() as progress:
+    threads, settings = measuring.set_threads(threads), measuring.engine_settings(signal.SETTINGS, rounds)
+    with measuring.progress_bar() as progress:
         works = progress.track(signal.works(), description="signal")
         found = [one for work in works for one in signal.measure(work, settings, threads)]
-    about = {"machine": machine.describe(), "settings": run_settings(settings) | {"threads": threads}}
-    keep(output, "signal", about | {"rows": [asdict(one) for one in found]})
+    about = {"machine": machine.describe(), "settings": measuring.run_settings(settings) | {"threads": threads}}
+    measuring.keep(output, "signal", about | {"rows": [asdict(one) for one in found]})
     for table in tables.signal_tables(found, signal.bars(found)):
         tables.console().print(table)
 
@@ -191,8 +174,8 @@ def signal_command(output, threads, rounds):
 @click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="Rounds of the engine.")
 def training_command(output, rounds):
     """A training step of a network of ResNet-18's size: PyTorch's own convolutions beside convlib's."""
-    found = asdict(training.measure(engine.Settings(rounds=rounds), set_threads(None)))
-    keep(output, "training", found)
+    found = asdict(training.measure(engine.Settings(rounds=rounds), measuring.set_threads(None)))
+    measuring.keep(output, "training", found)
     tables.console().print(tables.training_table(found))
 
 
@@ -223,7 +206,7 @@ def issued_command(name, batch, layout, networks, path):
     """Multiply-adds among all instructions of the 3x3 layers, counted in the emulator; exit code 1 below the bar."""
     place, least = named(name), issued.BARS.get(batch, 0)
     chosen = issued.layers_of(networks or issued.NETWORKS, batch, layout)
-    with progress_bar() as progress:
+    with measuring.progress_bar() as progress:
         found = [(layer, issued.share(issued.KERNEL, problem, place)) for layer, problem in progress.track(chosen)]
     tables.console().print(issued.table(found, place, batch, layout))
     if path:
@@ -280,29 +263,6 @@ def cards_command(readme, results):
     click.echo(readme)
 
 
-def run_cpu(threads, with_peers, **chosen):
-    threads, place = set_threads(threads), ours.host()
-    if with_peers:
-        tell_missing(chosen["suites"] or default_suites(chosen["backward"]))
-    run_on(
-        place,
-        lambda case: peers.makers(case.suite, threads, case.problem.dtype.name) if with_peers else {},
-        engine.host_block,
-        {"threads": threads, "peaks": peaks.measure(threads)},
-        **chosen,
-    )
-
-
-def run_gpu(threads, with_peers, **chosen):
-    reason = gpu.unavailable()
-    if reason:
-        raise click.ClickException(f"no GPU to measure on: {reason}")
-    found = gpu.makers() if with_peers else {}
-    with gpu.stream():
-        about = {"threads": 1, "peaks": gpu.peaks(), "driver": gpu.driver()}
-        run_on(gpu.place(), lambda case: found, gpu.event_block, about, exact=gpu.exact, settings=GPU, **chosen)
-
-
 def visit_gpu(minutes, output, kernels, suites, names, rehearse):
     place = rehearsal.place() if rehearse else first_gpu()
     listed = verified.gpu_kernels(place)
@@ -312,7 +272,7 @@ def visit_gpu(minutes, output, kernels, suites, names, rehearse):
     chosen = [case for case in layer_tables.all_cases() if not suites or case.suite in suites]
     chosen = [case for case in chosen if not names or any(name in case.name for name in names)]
     folder = output or Path("results") / visit.folder_name(place, rehearse)
-    with progress_bar() as progress:
+    with measuring.progress_bar() as progress:
         task = progress.add_task("", total=len(visit.STAGES))
         note = lambda text: progress.update(task, description=text)  # noqa: E731
         try:
@@ -342,128 +302,6 @@ def first_gpu():
     if not found:
         raise click.ClickException(f"no GPU to measure on: {gpu.unavailable()}; --rehearse goes through it without one")
     return found[0]
-
-
-def run_on(
-    place, peers_of: Callable, block: Callable, about_run, *, quick, suites, backward, names, each_kernel, rounds, add,
-    output, minutes, batch, dtype, layout, exact=gate.exact, settings=None,
-):  # fmt: skip
-    """Measure the chosen cases with ours and their peers at one place, and write and show the results."""
-    console = tables.console()
-    suites = suites or (default_suites(backward) if backward else ())
-    chosen = [case for case in chosen_cases(quick, suites) if not names or any(name in case.name for name in names)]
-    if layout and any(case.problem.pass_ != "forward" for case in chosen):
-        raise click.UsageError("--layout: forward passes needed, got gradients")
-    chosen = [cases.in_dtype(cases.batch_of(cases.in_layout(case, layout), batch), dtype) for case in chosen]
-    chosen = list(dict.fromkeys(chosen))  # a case that was there in both layouts is now there twice
-    if not chosen:
-        raise click.UsageError(f"--case: no case has {' or '.join(names)} in its name")
-    settings = engine_settings(QUICK if quick else settings or engine.Settings(), rounds)
-    about = machine.describe()
-    console.print(f"{about['processor']}, {', '.join(about['instruction_sets'])}; on {place.device}", highlight=False)
-
-    def makers(case):
-        kernels = ours.kernel_makers(case, place) if each_kernel else {}
-        return ours.makers(case, place) | kernels | peers_of(case)
-
-    rows = measure(chosen, makers, settings, block, console, exact, minutes)
-    about_run |= run_settings(settings) | {"device": str(place.device), "batch": batch, "dtype": dtype}
-    measured = results.Results(about, about_run, rows)
-    if add and (output / "results.json").exists():
-        measured = results.added(results.read(output / "results.json"), measured)
-    finish(measured, output, console)
-
-
-def chosen_cases(quick, suites) -> list[cases.Case]:
-    if quick:
-        return cases.quick_cases(suites or cases.QUICK)
-    return [case for suite in suites or cases.suites() for case in cases.cases(suite)]
-
-
-def default_suites(backward: bool) -> tuple[str, ...]:
-    return cases.gradient_suites() if backward else cases.suites()
-
-
-def set_threads(threads: int | None) -> int:
-    """Give Numba so many threads and return their number; the peers are told one by one."""
-    import numba
-
-    if threads is None:
-        return numba.get_num_threads()
-    if threads > numba.config.NUMBA_NUM_THREADS:
-        raise click.UsageError(f"--threads: at most {numba.config.NUMBA_NUM_THREADS} needed here, got {threads}")
-    numba.set_num_threads(threads)
-    return threads
-
-
-def engine_settings(base: engine.Settings, rounds: int | None) -> engine.Settings:
-    return replace(base, rounds=rounds or base.rounds)
-
-
-def run_settings(settings: engine.Settings) -> dict:
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": results.command_of(sys.argv[1:]),
-        "rounds": settings.rounds,
-        "block_seconds": settings.block_seconds,
-        "sleep_seconds": engine.SLEEP_SECONDS,
-        "load_after": os.getloadavg()[0],
-    }
-
-
-def tell_missing(suites) -> None:
-    lacking = {name: package for suite in suites for name, package in peers.missing(suite).items()}
-    for name, package in lacking.items():
-        click.echo(f"{name} is not measured: {package} is not installed")
-    if lacking:
-        click.echo('all peers: python -m pip install -e ".[peers]"')
-
-
-def measure(
-    chosen, makers: Callable, settings: engine.Settings, block: Callable, console: Console, exact: Callable, minutes
-) -> list[results.Row]:
-    """Every row of the chosen cases, with a progress bar that says what is being done; none begins after `minutes`."""
-    end = time.monotonic() + 60 * (minutes or math.inf)
-    with progress_bar(console) as progress:
-        task = progress.add_task("", total=len(chosen))
-        rows = []
-        for case in chosen:
-            if time.monotonic() > end:
-                console.print(f"{minutes:g} minutes are over; not measured: {case} and what comes after it")
-                break
-            rows += runner.run_case(
-                case, makers(case), settings, block, lambda text: progress.update(task, description=text), exact
-            )
-            progress.advance(task)
-    return rows
-
-
-def progress_bar(console: Console | None = None) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True)
-
-
-def keep(output: Path, name: str, content) -> None:
-    """Write one of the report's further measurements, and draw the report again if there is one."""
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    if (output / "results.json").exists():
-        from . import report
-
-        report.write(results.read(output / "results.json"), output)
-
-
-def finish(measured: results.Results, output: Path, console: Console) -> None:
-    """Write everything, print the tables, and fail if one of ours did not pass."""
-    from . import report
-
-    results.write(measured, output)
-    report.write(measured, output)
-    tables.show(measured, console)
-    console.print(f"written: {output}/results.csv, results.json, report.html", highlight=False)
-    failed = [row for row in measured.rows if row.ours and not row.timed]
-    if failed:
-        raise SystemExit(f"{len(failed)} of convlib's own candidates failed; the first: {failed[0]}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_without_a_gpu_the_command_says_why(monkeypatch):
 
 def test_without_a_gpu_the_easy_door_leads_to_the_cpu(monkeypatch):
     seen = []
-    monkeypatch.setattr("benchmarks.__main__.run_cpu", lambda **chosen: seen.append(chosen))
+    monkeypatch.setattr("benchmarks.measuring.run_cpu", lambda **chosen: seen.append(chosen))
     monkeypatch.setattr(gpu, "unavailable", lambda: "none")
     assert CliRunner().invoke(main, ["--quick"]).exit_code == 0
     assert seen[0]["quick"] is True
