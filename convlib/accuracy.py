@@ -16,7 +16,7 @@ there; `max_error` holds them by the sums that they round.
 Neither bound speaks of NaN and infinities. Plain sums keep them to the outputs that read them. One thing is left to
 each kernel: a weight that is infinite or NaN over padding is either multiplied by that zero, which gives NaN, as in
 reference.py, or left out; the same kernel may do one above the image and the other beside it. Held to by
-test_operations.py.
+tests/convlib/test_not_finite.py.
 
 GROWTH says how much an algorithm multiplies these over plain summation.
 """
