@@ -23,7 +23,7 @@
 // 30 rows in (13.4 KB), 28 out (12.5 KB), 56,448 FLOPs. Counted by the emulator: 1.03 times the bytes of x and y in
 // whole sectors (1.09 with channels last), 61 instructions for each output, nine of them multiply-adds; an A100 has
 // issue slots for 110 in the time in which its memory moves 8 bytes. The layers
-// of tests/kernels/cupy_raw/test_emulated.py, 3x3 to 7x7 with stride 1 and 2, in both layouts: at most 1.2 times.
+// of tests/kernels/cupy_raw/test_depthwise_emulated.py, 3x3 to 7x7 with stride 1 and 2, in both layouts: at most 1.2 times.
 // Bank conflicts: lanes read neighbouring words, except where a warp runs from one strip or plane into the next (1.24
 // wavefronts per load in the example; the launcher spaces planes so that they meet other banks) and with stride 2,
 // where two lanes meet in a bank. It does not matter: 32 outputs take 5 wavefronts, 12 with stride 2, and an A100's

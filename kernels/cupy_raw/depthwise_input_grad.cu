@@ -19,7 +19,7 @@
 // grad_y is read four times and, channels first, every sector of grad_x is written twice, by halves: 12 words where
 // there are 5. Here a block stages a patch of grad_y (staged_planes.cuh), keeps ROWS stride^2 sums in registers and
 // sends its part of grad_x through shared memory, to leave by 128-bit stores where whole rows lie side by side.
-// Counted by the emulator on the layers of tests/kernels/cupy_raw/test_emulated.py, stride 2, 3x3 to 7x7, float32, sm_80,
+// Counted by the emulator (tests/kernels/cupy_raw/test_depthwise_emulated.py), stride 2, 3x3 to 7x7, float32, sm_80,
 // in whole sectors, over the bytes of grad_y, w and grad_x: 1.02 to 1.07 channels first and 1.07 to 1.13 channels last,
 // where the phases move 2.5 to 2.8 and 1.9 to 2.1 times as much.
 // Bank conflicts: as depthwise.cu; sums of neighbouring threads go stride words apart to shared memory, 2 to 2.7

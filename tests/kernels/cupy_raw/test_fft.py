@@ -13,7 +13,7 @@ from convlib.kernels.cupy_raw import fft
 from convlib.problem import DTYPES, make_problem, named_dtype
 from convlib.verification.problems import Case
 from tests.kernels import stand_in_cupy
-from tests.kernels.cupy_raw import on_cpu, test_compiled, test_emulated, test_launches, test_values
+from tests.kernels.cupy_raw import against_reference, in_emulator, on_cpu, test_launches, through_nvrtc
 
 GPU = device.emulator_of(80)
 
@@ -41,13 +41,13 @@ def small_slices(monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_equals_the_reference(case, dtype):
-    test_values.check(fft, "fft", replace(case, dtype=dtype), exactly=False)
+    against_reference.check(fft, "fft", replace(case, dtype=dtype), exactly=False)
 
 
 @needs_compiler
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_equals_the_reference_row_by_row(case, small_slices):
-    test_values.check(fft, "fft", case, exactly=False)
+    against_reference.check(fft, "fft", case, exactly=False)
 
 
 def test_the_slices_cover_every_pair_of_tiles_once(small_slices):
@@ -144,15 +144,15 @@ class TestMachineCode:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("target", TARGETS)
     def test_compiles_for_every_target_and_type_without_spills(self, target, dtype):
-        problem = test_compiled.problem_of("image_filter", dtype)
+        problem = through_nvrtc.problem_of("image_filter", dtype)
         for source in fft.sources(problem, alone=target % 2 == 0):
-            test_compiled.check(source, target, dtype)
+            through_nvrtc.check(source, target, dtype)
 
     @pytest.mark.parametrize("alone", [True, False])
     @pytest.mark.parametrize("target", [75, 90, 120])
     def test_both_ways_to_convolve_compile_with_an_activation(self, target, alone):
-        problem = replace(test_compiled.problem_of("image_filter"), activation="silu")
-        test_compiled.check(fft.sources(problem, alone)[-1], target, "float32")
+        problem = replace(through_nvrtc.problem_of("image_filter"), activation="silu")
+        through_nvrtc.check(fft.sources(problem, alone)[-1], target, "float32")
 
 
 class TestEmulated:
@@ -165,23 +165,23 @@ class TestEmulated:
 
     @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
     def test_runs_without_a_fault(self, case):
-        test_emulated.check(fft, "fft", case)
+        in_emulator.check(fft, "fft", case)
 
     @pytest.mark.parametrize("case", ["blocks", "filters"])
     def test_runs_without_a_fault_row_by_row(self, case, small_slices):
-        test_emulated.check(fft, "fft", CASES[case])
+        in_emulator.check(fft, "fft", CASES[case])
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_no_bank_conflicts_and_whole_sectors(self, dtype):
         problem = make_problem((1, 1, 100, 128), (1, 1, 40, 45), named_dtype(dtype), padding=((20, 19), (22, 22)))
         x, w, y = (np.ones(shape, dtype) for shape in (problem.x_shape, problem.w_shape, problem.y_shape))
         words = np.dtype(dtype).itemsize // 4
-        for report in test_emulated.watched(fft, problem, x, w, y):
+        for report in in_emulator.watched(fft, problem, x, w, y):
             for kind in ("load", "store"):
-                for access in test_emulated.accesses(report, "shared", kind):
+                for access in in_emulator.accesses(report, "shared", kind):
                     assert access.cost == access.requests * words, "a wavefront for each 128 bytes"
             spectra = report.kernel != "convolve_tiles"
-            for access in test_emulated.accesses(report, "global", "store") if spectra else ():
+            for access in in_emulator.accesses(report, "global", "store") if spectra else ():
                 assert access.cost == access.requests * 8 * words, "32 complex numbers side by side"
 
     def test_complex_numbers_and_gradients_take_it(self):

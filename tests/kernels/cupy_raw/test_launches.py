@@ -25,7 +25,7 @@ from convlib.kernels.cupy_raw import (
 from convlib.verification.problems import SMALL, TINY, arrays_of, logical_arrays
 from tests.kernels import stand_in_cupy
 from tests.kernels.cupy_raw import on_cpu
-from tests.kernels.cupy_raw.test_values import served
+from tests.kernels.cupy_raw.against_reference import served
 
 FORWARD = {"direct": direct, "tiled": tiled, "im2col": im2col, "implicit_gemm": implicit_gemm}
 FORWARD["depthwise"] = depthwise

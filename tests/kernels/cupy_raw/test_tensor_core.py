@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, compiling, device, dispatch, report, strided
+from convlib import accuracy, compiling, device, dispatch, emulator, report, strided
 from convlib.compiling import TARGETS
 from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import tensor_core, tensor_core_tile
 from convlib.problem import make_problem, named_dtype
 from convlib.verification.problems import Case
 from tests.kernels import stand_in_cupy
-from tests.kernels.cupy_raw import test_emulated, test_launches
+from tests.kernels.cupy_raw import in_emulator, test_launches
 
 GPU = device.emulator_of(80)
 
@@ -262,7 +262,7 @@ class TestEmulated:
         taken, lying_of = [], tensor_core.lying_of
         monkeypatch.setattr(tensor_core, "lying_of", lambda *given: taken.append(lying_of(*given)) or taken[-1])
         assert force_cut(monkeypatch, case.problem(), tile, splits, case.problem().groups - 1).splits == splits
-        test_emulated.check(tensor_core, "tensor_core", case)
+        in_emulator.check(tensor_core, "tensor_core", case)
         assert [lying._replace(run=0) for lying in taken] == [EXPECTED[name]._replace(run=0)]
         assert case.dtype == "float32" or taken == [EXPECTED[name]]
 
@@ -272,14 +272,14 @@ class TestEmulated:
         case = of_type(large, type_)
         assert case.problem().Cg * 17 * 15 % tensor_core.depth_of(case.problem()), "steps past the last"
         force_cut(monkeypatch, case.problem(), tensor_core.tiles_of(case.problem())[1])
-        test_emulated.check(tensor_core, "tensor_core", case)
+        in_emulator.check(tensor_core, "tensor_core", case)
 
     @pytest.mark.parametrize("target", TARGETS)
     @pytest.mark.parametrize("name", ["copied", "gathered"])
     def test_every_target_runs_without_a_fault(self, name, target, monkeypatch):
         monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(target))
         force_cut(monkeypatch, LYING[name].problem(), tensor_core.TILES[-1])
-        test_emulated.check(tensor_core, "tensor_core", LYING[name])
+        in_emulator.check(tensor_core, "tensor_core", LYING[name])
 
     def reports_of(self, case, tile, target, monkeypatch):
         monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(target))
@@ -291,7 +291,7 @@ class TestEmulated:
         y = strided.empty_aligned([problem.y_shape[axis] for axis in np.argsort(order)], problem.dtype)
         aligned = strided.empty_aligned(x.shape, x.dtype)
         aligned[...] = x
-        return test_emulated.watched(tensor_core, problem, aligned.transpose(order), w, y.transpose(order))
+        return in_emulator.watched(tensor_core, problem, aligned.transpose(order), w, y.transpose(order))
 
     @pytest.mark.parametrize("type_", ["float16", "tf32"])
     @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
@@ -311,7 +311,7 @@ class TestEmulated:
     def test_copies_move_each_chunk_once_and_whole_sectors(self, monkeypatch):
         case = Case("sectors", (1, 16, 16, 64), (128, 64, 1, 1), {"layout": "NHWC"}, dtype="float16")
         _, found = self.reports_of(case, tensor_core.TILES[0], 80, monkeypatch)
-        copies = test_emulated.accesses(found, "global", "copy")
+        copies = in_emulator.accesses(found, "global", "copy")
         assert sum(access.requests for access in copies) == 2 * 2 * (128 + 128) * 4 // 32, "two blocks, two stages"
         assert all(access.cost == access.requests * 16 for access in copies), "512 bytes per warp"
 
@@ -328,7 +328,7 @@ class TestEmulated:
     )
     @pytest.mark.parametrize("name", ["copied", "gathered"])
     def test_the_emulator_sees_what_is_missing(self, name, what, wrong, fault, monkeypatch):
-        whole = test_emulated.emulator.ptx_of_source
+        whole = emulator.ptx_of_source
 
         def mutated(source, target):
             text = whole(source, target)
@@ -337,10 +337,10 @@ class TestEmulated:
             assert re.search(what, text)
             return re.sub(what, wrong, text)
 
-        monkeypatch.setattr(test_emulated.emulator, "ptx_of_source", mutated)
+        monkeypatch.setattr(emulator, "ptx_of_source", mutated)
         force_cut(monkeypatch, LYING[name].problem(), tensor_core.TILES[1])
-        with pytest.raises(test_emulated.emulator.EmulationError, match=fault):
-            test_emulated.check(tensor_core, "tensor_core", LYING[name])
+        with pytest.raises(emulator.EmulationError, match=fault):
+            in_emulator.check(tensor_core, "tensor_core", LYING[name])
 
     @pytest.mark.parametrize(
         ("what", "which"),
@@ -351,8 +351,8 @@ class TestEmulated:
         case = LYING["copied_stages"]
         cut = force_cut(monkeypatch, case.problem(), tensor_core.TILES[1], 3)
         assert (cut.whole, cut.splits) == (0, 3)
-        test_emulated.check(tensor_core, "tensor_core", case)
-        whole = test_emulated.emulator.ptx_of_source
+        in_emulator.check(tensor_core, "tensor_core", case)
+        whole = emulator.ptx_of_source
 
         def mutated(source, target):
             text = whole(source, target)
@@ -363,9 +363,9 @@ class TestEmulated:
             at = found[which]
             return text[: at.start()] + text[at.end() :]
 
-        monkeypatch.setattr(test_emulated.emulator, "ptx_of_source", mutated)
-        with pytest.raises(test_emulated.emulator.EmulationError, match="race"):
-            test_emulated.check(tensor_core, "tensor_core", case)
+        monkeypatch.setattr(emulator, "ptx_of_source", mutated)
+        with pytest.raises(emulator.EmulationError, match="race"):
+            in_emulator.check(tensor_core, "tensor_core", case)
 
     def test_splits_leave_their_counts_as_the_next_call_of_a_plan_needs_them(self, monkeypatch):
         problem, gpu = LYING["copied_stages"].problem(), device.emulator()
@@ -403,7 +403,7 @@ class TestEmulated:
         x = x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
         x[0, [0, -1, -6], 5, 5] = np.inf  # of 20 channels the last chunk repeats four, number 14 too; of 21 three
         y = np.full(problem.y_shape, np.nan, np.float16)
-        test_emulated.watched(tensor_core, problem, x, w, y)
+        in_emulator.watched(tensor_core, problem, x, w, y)
         np.testing.assert_array_equal(y.astype(float), reference.conv2d(problem, x, w))
 
     @pytest.mark.parametrize("type_", ["tf32", "3xtf32"])
@@ -414,7 +414,7 @@ class TestEmulated:
         x[...] = 1
         x.view(np.uint32)[0, 0, 0, 0] = 0x7FFFFFFF
         y = np.zeros((1, 8, 3, 3), np.float32)
-        test_emulated.watched(tensor_core, case.problem(), x.transpose(0, 3, 1, 2), np.ones(case.w, np.float32), y)
+        in_emulator.watched(tensor_core, case.problem(), x.transpose(0, 3, 1, 2), np.ones(case.w, np.float32), y)
         nan = np.zeros(y.shape, bool)
         nan[:, :, 0, 0] = True
         np.testing.assert_array_equal(np.isnan(y), nan)
@@ -428,7 +428,7 @@ class TestEmulated:
         x = random.standard_normal((1, 6, 7, 72)).astype(problem.dtype).transpose(0, 3, 1, 2)
         w = (random.standard_normal((40, 72, 3, 3)) / np.sqrt(648)).astype(problem.dtype)
         y = np.full((1, 4, 5, 40), np.nan, problem.dtype).transpose(0, 3, 1, 2)
-        test_emulated.watched(tensor_core, problem, x, w, y)
+        in_emulator.watched(tensor_core, problem, x, w, y)
         exact = reference.conv2d(problem, x, w)
         error = np.linalg.norm(y.astype(np.float64) - exact) / np.linalg.norm(exact)
         bound = accuracy.norm_relative(problem, "tensor_core")

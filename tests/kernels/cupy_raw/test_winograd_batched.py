@@ -16,7 +16,7 @@ from convlib.kernels.cupy_raw import im2col, winograd_batched
 from convlib.problem import DTYPES, make_problem
 from convlib.verification.problems import SMALL, TINY, Case
 from tests.kernels import stand_in_cupy
-from tests.kernels.cupy_raw import on_cpu, test_compiled, test_emulated, test_launches, test_values
+from tests.kernels.cupy_raw import against_reference, in_emulator, on_cpu, test_launches, through_nvrtc
 
 GPU = device.emulator_of(80)
 SERVED = [case for case in TINY + SMALL if not winograd_batched.why_not(case.problem(), GPU)]
@@ -42,7 +42,7 @@ def small_slices(monkeypatch):
 @needs_compiler
 @pytest.mark.parametrize("case", SERVED, ids=str)
 def test_equals_the_reference(case):
-    test_values.check(winograd_batched, "winograd_batched", case, exactly=False)
+    against_reference.check(winograd_batched, "winograd_batched", case, exactly=False)
 
 
 @needs_compiler
@@ -52,7 +52,7 @@ def test_equals_the_reference_in_slices_however_y_lies(case, dtype, small_slices
     case = replace(case, dtype=dtype)
     sizes, tiles = winograd_batched.matrices(case.problem(), GPU), winograd_batched.transformed(case.problem()).W
     assert sizes.pixels == sizes.tile_m < tiles, "more than one slice"
-    test_values.check(winograd_batched, "winograd_batched", case, exactly=False)
+    against_reference.check(winograd_batched, "winograd_batched", case, exactly=False)
 
 
 @needs_compiler
@@ -60,7 +60,7 @@ def test_equals_the_reference_in_slices_however_y_lies(case, dtype, small_slices
 @pytest.mark.parametrize("padding", [1, 2, ((3, 0), (0, 4))], ids=str)
 def test_every_size_of_map_and_padding(size, padding):
     case = Case("size", (2, 3, *size), (5, 3, 3, 3), {"padding": padding})
-    test_values.check(winograd_batched, "winograd_batched", case, exactly=False)
+    against_reference.check(winograd_batched, "winograd_batched", case, exactly=False)
 
 
 @needs_compiler
@@ -130,13 +130,13 @@ class TestMachineCode:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("target", TARGETS)
     def test_compiles_for_every_target_and_type_without_spills(self, target, dtype):
-        problem = test_compiled.problem_of("3x3", dtype)
+        problem = through_nvrtc.problem_of("3x3", dtype)
         for source in winograd_batched.sources(problem, GPU, together=target == 90):
             if source.function == "conv2d_gemm":
                 (product,) = {s for s in im2col.sources(problem, GPU) if s.function == "conv2d_gemm"}
                 assert source.file == product.file, "compiled in test_compiled.py"
             else:
-                test_compiled.check(source, target, dtype)
+                through_nvrtc.check(source, target, dtype)
 
 
 class TestEmulated:
@@ -149,13 +149,13 @@ class TestEmulated:
 
     @pytest.mark.parametrize("case", LYING.values(), ids=LYING)
     def test_runs_without_a_fault_in_slices_however_y_lies(self, case, small_slices):
-        test_emulated.check(winograd_batched, "winograd_batched", replace(case, x=(2, *case.x[1:])))
+        in_emulator.check(winograd_batched, "winograd_batched", replace(case, x=(2, *case.x[1:])))
 
     def test_the_transforms_write_and_read_whole_sectors(self):
-        _, tiles, _, products = test_emulated.reports_of(winograd_batched, "wide")
-        for access in test_emulated.accesses(tiles, "global", "store"):
+        _, tiles, _, products = in_emulator.reports_of(winograd_batched, "wide")
+        for access in in_emulator.accesses(tiles, "global", "store"):
             assert access.cost == access.requests * 4, "128 bytes per warp"
-        for access in test_emulated.accesses(products, "global", "load"):
+        for access in in_emulator.accesses(products, "global", "load"):
             assert access.cost <= access.requests * 5, "128 bytes per warp, or the end of one filter's and the next's"
 
     def test_input_gradients_keep_to_the_bound(self):

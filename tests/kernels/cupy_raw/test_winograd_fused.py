@@ -13,7 +13,7 @@ from convlib.kernels.cupy_raw import winograd_fused
 from convlib.problem import DTYPES, make_problem, named_dtype
 from convlib.verification.problems import SMALL, TINY, Case
 from tests.kernels import stand_in_cupy
-from tests.kernels.cupy_raw import on_cpu, test_compiled, test_emulated, test_launches, test_values
+from tests.kernels.cupy_raw import against_reference, in_emulator, on_cpu, test_launches, through_nvrtc
 from tests.kernels.cupy_raw.machine_code import main_loop, multiply_share
 
 GPU = device.emulator_of(80)
@@ -29,7 +29,7 @@ def split_into(monkeypatch, splits):
 @needs_compiler
 @pytest.mark.parametrize("case", SERVED, ids=str)
 def test_equals_the_reference(case):
-    test_values.check(winograd_fused, "winograd_fused", case)
+    against_reference.check(winograd_fused, "winograd_fused", case)
 
 
 # Each way x can lie, on problems that stick out of a block of tiles, of filters and of a stage.
@@ -51,7 +51,7 @@ def test_equals_the_reference_however_x_lies_and_in_splits(adjacent, splits, dty
     case = replace(LYING[adjacent], dtype=dtype)
     if (adjacent, splits, dtype) == ("CHANNELS", 3, "float64"):
         splits = 1  # 13 channels are one round of a block's patches there
-    test_values.check(winograd_fused, "winograd_fused", case)
+    against_reference.check(winograd_fused, "winograd_fused", case)
     assert [kernel.function for kernel in compiled] == [
         "transform_filters", "conv2d_winograd", *["sum_splits"] * (splits > 1)
     ]  # fmt: skip
@@ -66,7 +66,8 @@ library = on_cpu.library
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (7, 7), (3, 70), (70, 3)], ids=str)
 @pytest.mark.parametrize("padding", [1, 2, ((3, 0), (0, 4))], ids=str)
 def test_every_size_of_map_and_padding(size, padding):
-    test_values.check(winograd_fused, "winograd_fused", Case("size", (2, 3, *size), (5, 3, 3, 3), {"padding": padding}))
+    case = Case("size", (2, 3, *size), (5, 3, 3, 3), {"padding": padding})
+    against_reference.check(winograd_fused, "winograd_fused", case)
 
 
 @needs_compiler
@@ -158,20 +159,20 @@ class TestMachineCode:
     @pytest.mark.parametrize("target", TARGETS)
     @pytest.mark.parametrize(("adjacent", "share"), [("PIXELS", 0.82), ("CHANNELS", 0.80)])
     def test_four_of_five_instructions_multiply_and_add(self, adjacent, share, target):
-        source = winograd_fused.sources_of(test_compiled.problem_of("3x3"), False, adjacent, False)[1]
+        source = winograd_fused.sources_of(through_nvrtc.problem_of("3x3"), False, adjacent, False)[1]
         loop = main_loop(compiling.sass(compiling.cuda_source_cubin(source, target)))
         assert multiply_share(loop) >= share
-        assert test_compiled.loads(loop, "LDS") == {"128": 64}
-        assert test_compiled.loads(loop, "LDG") == {"128": 8, "32": 16}, "a stage's filters, and a patch"
-        assert test_compiled.loads(loop, "STS") == {"128": 8, "32": 32}
+        assert through_nvrtc.loads(loop, "LDS") == {"128": 64}
+        assert through_nvrtc.loads(loop, "LDG") == {"128": 8, "32": 16}, "a stage's filters, and a patch"
+        assert through_nvrtc.loads(loop, "STS") == {"128": 8, "32": 32}
         assert sum(n for name, n in loop.items() if name.startswith("BAR")) == 2, "one barrier per stage"
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("target", TARGETS)
     def test_compiles_for_every_target_and_type_without_spills(self, target, dtype):
-        problem = test_compiled.problem_of("3x3", dtype)
+        problem = through_nvrtc.problem_of("3x3", dtype)
         for source in winograd_fused.sources_of(problem, False, "PIXELS", False):
-            test_compiled.check(source, target, dtype)
+            through_nvrtc.check(source, target, dtype)
 
     @pytest.mark.parametrize("target", [90, 100, 120])
     @pytest.mark.parametrize("split", [False, True])
@@ -179,9 +180,9 @@ class TestMachineCode:
     def test_compiles_however_x_lies_without_spills(self, adjacent, split, target):
         """The targets whose compilers want the most registers; sm_75 to sm_89 want fewer."""
         for wide in (False, True):
-            problem = test_compiled.problem_of("3x3")
+            problem = through_nvrtc.problem_of("3x3")
             for source in winograd_fused.sources_of(problem, wide, adjacent, split):
-                test_compiled.check(source, target, "float32")
+                through_nvrtc.check(source, target, "float32")
 
 
 class TestEmulated:
@@ -196,20 +197,20 @@ class TestEmulated:
     @pytest.mark.parametrize("case", LYING.values(), ids=LYING)
     def test_runs_without_a_fault_however_x_lies_and_in_splits(self, case, splits, monkeypatch):
         split_into(monkeypatch, splits)
-        test_emulated.check(winograd_fused, "winograd_fused", case)
+        in_emulator.check(winograd_fused, "winograd_fused", case)
 
     @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
     @pytest.mark.parametrize("layer", ["narrow", "channels_last"])
     def test_no_access_of_shared_memory_meets_a_bank_conflict(self, layer, dtype):
-        _, report = test_emulated.reports_of(winograd_fused, layer, dtype)
+        _, report = in_emulator.reports_of(winograd_fused, layer, dtype)
         shared = [access for access in report.counters.traffic if access.space == "shared"]
         assert {(access.kind, access.size) for access in shared} >= {("load", 16), ("store", 16)}
         for access in shared:
             assert access.cost == access.requests * max(access.size // 4, 1), access
 
     def test_reads_the_filters_by_whole_sectors_and_each_word_of_them_once_in_a_block(self):
-        _, report = test_emulated.reports_of(winograd_fused, "wide")
-        filters = [a for a in test_emulated.accesses(report, "global", "load") if a.size == 16]
+        _, report = in_emulator.reports_of(winograd_fused, "wide")
+        filters = [a for a in in_emulator.accesses(report, "global", "load") if a.size == 16]
         for access in filters:
             assert access.cost == access.requests * 16, "512 bytes per warp"
         blocks, stages, again = 6, 4, 1  # 192 tiles; 16 channels; the last stage's are fetched twice

@@ -9,16 +9,13 @@ import re
 
 import pytest
 
-from convlib import compiling, device
+from convlib import compiling, device, emulator
 from convlib.emulator.profile import profile
 from convlib.kernels import launching
 from convlib.kernels.cupy_raw import im2col, winograd_batched, winograd_fused
 from convlib.problem import make_problem
 from convlib.verification.problems import Case
-from tests.kernels.cupy_raw import test_emulated
-
-emulator = pytest.importorskip("convlib.emulator", reason="the emulator is not installed")
-pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
+from tests.kernels.cupy_raw import in_emulator
 
 CASES = {
     "pixels": Case("pixels", (1, 9, 5, 7), (5, 9, 3, 3), {"padding": 1}, bias=True),
@@ -41,7 +38,7 @@ def check(kernel, what):
     elif what.startswith("banks"):
         check_banks(kernel, "NHWC" if "last" in what else "NCHW")
     else:
-        test_emulated.check(kernel, name_of(kernel), CASES[what])
+        in_emulator.check(kernel, name_of(kernel), CASES[what])
 
 
 def check_banks(kernel, layout):

@@ -5,7 +5,7 @@ import pytest
 from convlib import device
 from convlib.kernels.numba_cuda import implicit_gemm
 from convlib.verification.problems import Case
-from tests.kernels.cupy_raw import test_emulated
+from tests.kernels.cupy_raw import in_emulator
 
 pytest.importorskip("numba.cuda", reason="numba-cuda is not installed (extra cuda13)")
 pytestmark = pytest.mark.skipif(device.simulating(), reason="Numba simulates CUDA in this process")
@@ -27,11 +27,11 @@ def test_parts_of_a_tile_run_without_a_fault_and_their_sums_move_side_by_side(la
     assert (cut.splits, cut.whole) == (3, problem.groups - 1)
     monkeypatch.setenv("CONVLIB_EMULATE", "1")
     monkeypatch.setattr(implicit_gemm, "cut_for", lambda problem, device: cut)
-    monkeypatch.setattr(test_emulated, "watched", keeping(test_emulated.watched, reports))
-    test_emulated.check(implicit_gemm, "implicit_gemm", case)
+    monkeypatch.setattr(in_emulator, "watched", keeping(in_emulator.watched, reports))
+    in_emulator.check(implicit_gemm, "implicit_gemm", case)
     _, product, adding = reports
     for report, kind, most in ((product, "store", STORED[layout]), (adding, "load", WHOLE), (adding, "store", WHOLE)):
-        for access in test_emulated.accesses(report, "global", kind):
+        for access in in_emulator.accesses(report, "global", kind):
             assert access.cost <= most * access.requests, access
 
 
