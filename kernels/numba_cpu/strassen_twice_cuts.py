@@ -24,6 +24,9 @@ SUM_CYCLES = 5.5  # for a line of each outer sum of pixels: to make it, and what
 # the multipliers waited for it.
 INNER_CYCLES = {1: 2.0, 2: 5.0}
 LEAVE_CYCLES = 6.5  # for a line of a product that is added to others: half of these lie in the L2 cache
+# What a single call takes longer: for a weight; and, on two Zen 4 cores, where threads read what others have just
+# written, for 256 KB of weights as for 1 MB.
+PACK_CYCLES, EXCHANGE_SECONDS = 6.0, 0.5e-3
 
 GROUPS = (
     "quads", "quad_tasks", "quad_filters", "quad_filter_tasks", "planes_bytes", "sums_at",

@@ -1,5 +1,7 @@
 """The sums that strassen_twice.py multiplies: of pixels, the outer level's, by every task, and of weights, ahead."""
 
+from functools import partial
+
 import numpy as np
 from numba.core import types
 
@@ -7,11 +9,12 @@ from . import tracing
 from .call import CALL
 from .microkernel import VECTORS, panel_rows, vector_type
 from .strassen_sums import PRODUCTS, seven_of
-from .threads import LINE, task_loop
-from .tracing import load, loop, store, traced
+from .threads import LINE, lines, task_loop
+from .tracing import interleave, load, loop, store, traced
 from .vectors import record_at
 
-OUTER, INNER = 4 * 4, 4  # rows of sums: of the outer sums the quarters; and the inner of one outer product
+QUARTERS = 4  # of the channels, and of the filters
+OUTER, INNER = 4 * QUARTERS, 4  # rows of sums: of the outer sums the quarters; and the inner of one outer product
 
 
 def row_bytes(real, lone):
@@ -51,44 +54,88 @@ def sums_twice_function(real, lone):
     return add_pixels
 
 
-def build_pack(dtype_name):
-    """Task: the panels of `rows` filters and of those a quarter, a half and three quarters of all further. call.w: the
-    weights, call.y: the panels.
+def outer_operand(q, number):
+    """The four quarters of what outer product q takes of the left operand. number(i, j): of the i-th quarter of the
+    filters and the j-th of the channels.
     """
-    rows, item = panel_rows(), np.dtype(dtype_name).itemsize
-    V = vector_type(dtype_name)
+
+    def half_of(i, j):
+        return [number(2 * i + k, 2 * j + c) for k in (0, 1) for c in (0, 1)]
+
+    halves = [half_of(i, j) for i in (0, 1) for j in (0, 1)]
+    four = [seven_of(*numbers)[q] for numbers in zip(*halves)]
+    return [-number for number in four] if q == PRODUCTS - 1 else four
+
+
+def staged_bytes(dtype_name):
+    """Of a worker: one vector's channels of all quarters of a panel."""
+    return lines(QUARTERS**2 * panel_rows() * vector_type(dtype_name).bytes)
+
+
+def pack_vectors_function(dtype_name):
+    """A Numba function pack_vectors(to, panel, w, w_k, quarter_filters, quarter_channels, count, staged): all 49 panels
+    of `rows` filters, count vectors of their channels, which are neighbours. staged: room for one of every quarter.
+    """
+    V, rows = vector_type(dtype_name), panel_rows()
 
     @traced(types.void)
-    def put(to, panel, w, quarter_filters, quarter_channels):
+    def pack_vectors(to, panel, w, w_k, quarter_filters, quarter_channels, count, staged):
+        def some(channels):
+            here, there = w + channels * V.bytes, to + channels * (rows * V.bytes)
+
+            def stage(i):
+                def quarter(j):
+                    begin = here + i * quarter_filters + j * quarter_channels
+                    for k, vector in enumerate(interleave([load(V, begin + w_k * k) for k in range(rows)])):
+                        store(staged + ((i * QUARTERS + j) * rows + k) * V.bytes, vector)
+
+                loop(tracing.constant(w, QUARTERS), quarter)
+
+            loop(tracing.constant(w, QUARTERS), stage)
+
+            def outer(q, j):
+                vector = staged + j * V.bytes
+                four = outer_operand(q, lambda i, k: load(V, vector + (i * QUARTERS + k) * rows * V.bytes))
+                for p, total in enumerate(seven_of(*four)):
+                    store(there + panel * (q * PRODUCTS + p) + j * V.bytes, total)
+
+            for q in range(PRODUCTS):
+                loop(tracing.constant(w, rows), partial(outer, q))
+
+        loop(count, some)
+
+    return pack_vectors
+
+
+def build_pack(dtype_name):
+    """Task: the panels of `rows` filters and of those a quarter, a half and three quarters of all further. call.w: the
+    weights, call.y: the panels, call.workspace: staged_bytes of every worker.
+    """
+    rows, item = panel_rows(), np.dtype(dtype_name).itemsize
+    V, step = vector_type(dtype_name), staged_bytes(dtype_name)
+    W, pack_vectors = V.count, pack_vectors_function(dtype_name)
+
+    @traced(types.void)
+    def pack_number(to, panel, w, quarter_filters, quarter_channels):
         """All 49 of one filter and channel."""
-
-        def quarters(outer_filters, outer_channels):
-            return [
-                load(
-                    V.scalar,
-                    w + (2 * outer_filters + i) * quarter_filters + (2 * outer_channels + j) * quarter_channels,
-                )
-                for i in (0, 1)
-                for j in (0, 1)
-            ]
-
-        a11, a12, a21, a22 = (quarters(i, j) for i in (0, 1) for j in (0, 1))
-        outer = list(zip(*(seven_of(*four) for four in zip(a11, a12, a21, a22))))
-        zero = tracing.zeros(V.scalar, w)
-        outer[PRODUCTS - 1] = [zero - number for number in outer[PRODUCTS - 1]]
-        for q, four in enumerate(outer):
+        for q in range(PRODUCTS):
+            four = outer_operand(q, lambda i, j: load(V.scalar, w + quarter_filters * i + quarter_channels * j))
             for p, number in enumerate(seven_of(*four)):
                 store(to + panel * (q * PRODUCTS + p), number)
 
     def pack(call_address, index, worker):
         call = record_at(CALL, call_address)
         depth, panels = call.Cg // 4, call.Kg // 4 // rows
-        panel = depth * rows * item
+        panel, quarter_filters, quarter_channels = depth * rows * item, call.Kg // 4 * call.w_k, depth * call.w_c
         w = call.w + (index // panels * call.Kg + index % panels * rows) * call.w_k
-        to = call.y + index * (PRODUCTS * PRODUCTS * panel)
-        for c in range(depth):
+        to, done = call.y + index * (PRODUCTS * PRODUCTS * panel), 0
+        if call.w_c == item:
+            staged = call.workspace + worker * step
+            pack_vectors(to, panel, w, call.w_k, quarter_filters, quarter_channels, depth // W, staged)
+            done = depth // W * W
+        for c in range(done, depth):
             for k in range(rows):
                 here, there = w + k * call.w_k + c * call.w_c, to + (c * rows + k) * item
-                put(there, panel, here, call.Kg // 4 * call.w_k, depth * call.w_c)
+                pack_number(there, panel, here, quarter_filters, quarter_channels)
 
     return task_loop(pack)

@@ -110,17 +110,42 @@ def test_is_left_where_its_error_may_pass_the_default(C, chosen):
     assert (accuracy.norm_relative(problem, "strassen_twice") < accuracy.DEFAULT_MAX_ERROR) == chosen
 
 
-@pytest.mark.parametrize("shape", [(512, 28, 28, 256), (256, 14, 14, 1024)])
-def test_plans_of_large_layers_choose_it_where_multiply_adds_are_few_a_cycle_and_calls_never_do(shape, monkeypatch):
-    C, H, W, K = shape
+@pytest.mark.parametrize(
+    ("shape", "called"),
+    [
+        ((1, 512, 28, 28, 256), False),
+        ((1, 256, 14, 14, 1024), False),
+        ((2, 512, 28, 28, 256), False),
+        ((16, 512, 28, 28, 512), True),
+    ],
+)
+def test_where_multiply_adds_are_few_a_cycle_plans_of_large_layers_choose_it_and_calls_of_the_largest(
+    shape, called, monkeypatch
+):
+    N, C, H, W, K = shape
     monkeypatch.setattr(target, "multiply_adds_per_cycle", lambda: 1)
     forget_cuts()
-    problem, place = make_problem((1, C, H, W), (K, C, 1, 1), np.float32), device.cpu_with(2)
+    problem, place = make_problem((N, C, H, W), (K, C, 1, 1), np.float32), device.cpu_with(2)
     once, twice = (dispatch.kernel(f"numba_cpu.{name}") for name in ("strassen", "strassen_twice"))
-    seconds = {kernel: kernel.predicted_seconds(problem, place) for kernel in (once, twice)}
+    planned = {kernel: kernel.predicted_seconds(problem, place) for kernel in (once, twice)}
+    single = {kernel: planned[kernel] + kernel.pack_seconds(problem, place) for kernel in (once, twice)}
     forget_cuts()
-    assert seconds[twice] < seconds[once]
-    assert seconds[twice] + twice.pack_seconds(problem, place) > seconds[once] + once.pack_seconds(problem, place)
+    assert planned[twice] < planned[once]
+    assert (single[twice] < single[once]) == called
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_weights_are_packed_to_the_same_bits_wherever_they_lie(dtype):
+    problem, place = make_problem((1, 152, 14, 14), (64, 152, 1, 1), dtype), device.cpu_with(2)
+    w = normal(64, 152, 1, 1).astype(dtype)
+    apart, rows = np.zeros((64, 152, 1, 2), dtype), np.zeros((64, 155, 1, 1), dtype)
+    apart[..., :1], rows[:, 1:-2] = w, w
+    packed = [np.full(strassen_twice.packed_bytes(problem, place), 255, np.uint8) for _ in range(3)]
+    for memory, weights in zip(packed, (w, apart[..., :1], rows[:, 1:-2])):
+        strassen_twice.pack(problem, place, weights, memory)
+    assert np.isfinite(packed[0][strassen_twice_cuts.rows_bytes(problem) :].view(dtype)).all()
+    np.testing.assert_array_equal(packed[0], packed[1])
+    np.testing.assert_array_equal(packed[0], packed[2])
 
 
 @pytest.mark.parametrize(
