@@ -45,11 +45,11 @@ What was learned there:
 - A flat tile must not fetch ahead behind its task's last weights: there lay the other thread's sums of x, and layers of
   7 x 7 took 1.15 to 1.2 times as long (two Zen 4 cores), as allocations happened to fall.
 - Tall tiles fetch weights ahead by any distance or not at all and are as fast: 7 MB from L3 cost 2 % of the peak.
-- Sums of weights made by vectors for one call, into a buffer that stays in the caches, 512 -> 2048 channels, each of two
-  Zen 4 threads its half: 112 to 135 microseconds (0.8 to 0.95 cycles a weight), of which 73 are reading 2 MB from L3 at
-  28 GB/s and 40 to 60 the transposing and the seven stores. Fetching ahead gains at most a sixth. Products save 35 to 50
-  of a call of blocked.py. (As plans make them: 990, 3.5 cycles a weight.) What would pay is making the next block's in
-  the loops of this block's products, whose shuffles and stores have room beside the multiply-adds; it was not written.
+- Sums of weights made by vectors for one call, into a buffer that stays in the caches: a thread's half of 512 -> 2048
+  channels took one Zen 4 core 112 to 135 microseconds, 0.8 to 0.95 cycles a weight, of which 72 are reading 2 MB of L3
+  at 29 GB/s, the rest transposing and seven stores; fetching ahead gained at most a sixth. Products save 30 to 60 of
+  blocked.py's time. (As plans make them, on two cores: 990.) What might pay is to make the next block's sums within the
+  loops of this block's products, where by arithmetic there is room for loads and stores; it was not written.
 - Where the maps are larger, strassen.py is faster by 1.2 times (14 x 14) and 1.4 times (28 x 28).
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; the order of the products
 after Huang et al., Strassen's Algorithm Reloaded, SC 2016; filters in the lanes as in blocked_by_filters.py.
