@@ -31,7 +31,7 @@ What was learned there:
   sums made by products, takes 0.89 to 0.94 of the time with 256 channels and more, and 0.96 to 1.03 where there are few
   filters or channels.
 - On 14 x 14 pixels, one group of tiles, each thread makes all sums for itself and takes half the filters.
-- Sums of weights in vectors, all quarters' channels first interleaved in the L1 cache, take 0.05 to 0.13 of the time
+- Sums of weights in vectors, all quarters' channels first interleaved in the L1 cache, take 0.05 to 0.16 of the time
   that one number at a time took (AVX2: 0.15 to 0.35): on two Zen 4 cores 0.1 ms for 256 -> 1024 channels, 0.19 for
   1024 -> 512, again and again into the same memory. In a single call they cost 0.15 to 0.47 ms more than a plan where
   each thread reads what it made, and 0.4 to 1.1, whatever their size, where it reads what the other has just written.
@@ -39,7 +39,7 @@ What was learned there:
   cache, from weights as they lie: 70 microseconds over a plan for 256 -> 1024 channels of 14 x 14, 120 for 1024 -> 256,
   310 for 1024 -> 512, 130 for 512 -> 1024 with stride 2: 1.05, 1.09, 1.05 to 1.09 and 0.91 to 1.0 times strassen.py's,
   and 1.1 where there is more than one group of tiles. Each outer product reads the weights again, 3.5 times in all,
-  from the L3 cache; fetching them ahead during the products before gains 20 to 30 of 70 and 120, and nothing of 310.
+  from the L3 cache; without fetching them ahead during the products before it is 90, 150, 310 and 140.
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; two levels at once as in
 Huang et al., Strassen's Algorithm Reloaded, SC 2016.
 """
