@@ -80,7 +80,14 @@ from .strassen_by_filters_cuts import (
     tall,
     tile_of,
 )
-from .strassen_by_filters_products import STEPS, product_function, sum_pixels_function, sum_rows_function
+from .strassen_by_filters_products import (
+    STEPS,
+    pack_vectors_function,
+    product_function,
+    seven_of_filters,
+    sum_pixels_function,
+    sum_rows_function,
+)
 from .strassen_sums import PRODUCTS
 from .threads import run_tasks, task_loop
 from .vectors import lanes, record_at
@@ -253,8 +260,9 @@ def build(dtype_name, height, width):
 def build_pack(dtype_name, width, channels):
     """Task: `width` vectors of filters and those half of all further. call.w: the weights, call.y: the panels."""
     V = vector_type(dtype_name)
-    item, group = V.item_bytes, width * V.count
+    W, item, group = V.count, V.item_bytes, width * V.count
     read, write, _, _ = memory_functions(dtype_name)
+    pack_vectors, seven_of = pack_vectors_function(dtype_name, group), inlined(seven_of_filters)
 
     def pack(call_address, index, worker):
         call = record_at(CALL, call_address)
@@ -263,22 +271,21 @@ def build_pack(dtype_name, width, channels):
         w = call.w + (index // groups * call.Kg + index % groups * group) * call.w_k
         to = call.y + index * (PRODUCTS * depth * group * item)
         for c0 in range(0, depth, channels):
-            count = min(channels, depth - c0)
+            count, begin, done = min(channels, depth - c0), w + c0 * call.w_c, 0
             panel = count * group * item
+            if call.w_c == item:
+                done = count // W * W
+                for k in range(0, group, W):
+                    here = begin + k * call.w_k
+                    pack_vectors(to + k * item, panel, here, call.w_k, half_filters, half_channels, done // W)
             for k in range(group):
-                for c in range(count):
-                    here, there = w + k * call.w_k + (c0 + c) * call.w_c, to + (c * group + k) * item
+                for c in range(done, count):
+                    here, there = begin + k * call.w_k + c * call.w_c, to + (c * group + k) * item
                     b11, b12 = read(here), read(here + half_filters)
                     b21, b22 = read(here + half_channels), read(here + half_filters + half_channels)
-                    t1 = b12 - b11
-                    t2 = b22 - t1
-                    write(there, b11)
-                    write(there + panel, b21)
-                    write(there + 2 * panel, t2)
-                    write(there + 3 * panel, t1)
-                    write(there + 4 * panel, b22)
-                    write(there + 5 * panel, b22 - b12)
-                    write(there + 6 * panel, b21 - t2)
+                    sums = seven_of(b11, b12, b21, b22)
+                    for p in range(PRODUCTS):
+                        write(there + p * panel, sums[p])
             to += PRODUCTS * panel
 
     return task_loop(pack)

@@ -22,6 +22,7 @@ from .tracing import (
     store,
     store_lanes,
     traced,
+    transpose,
     when,
     zeros,
 )
@@ -185,3 +186,33 @@ def sum_rows_function(real, height):
         loop(count, channel)
 
     return sum_rows
+
+
+def seven_of_filters(b11, b12, b21, b22):
+    """What the seven products take of the right operand, in their order."""
+    t1 = b12 - b11
+    t2 = b22 - t1
+    return b11, b21, t2, t1, b22, b22 - b12, b21 - t2
+
+
+def pack_vectors_function(real, group):
+    """A Numba function pack_vectors(to, panel, w, w_k, half_filters, half_channels, count): these of `count` vectors of
+    channels and one of filters, whose channels lie side by side. group: filters of a panel, which are `panel` bytes
+    apart.
+    """
+    V = vector_type(real)
+
+    @traced(types.void)
+    def pack_vectors(to, panel, w, w_k, half_filters, half_channels, count):
+        def some(i):
+            first = w + i * V.bytes
+            begins = (first, first + half_filters, first + half_channels, first + half_filters + half_channels)
+            quarters = [transpose([load(V, begin + w_k * k) for k in range(V.count)]) for begin in begins]
+            for d, quarter in enumerate(zip(*quarters)):
+                there = to + i * (V.count * group * V.item_bytes) + d * group * V.item_bytes
+                for p, vector in enumerate(seven_of_filters(*quarter)):
+                    store(there + panel * p, vector)
+
+        loop(count, some)
+
+    return pack_vectors
