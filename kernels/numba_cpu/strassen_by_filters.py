@@ -25,8 +25,7 @@ sums wait once a product; the halves are pixels 0 to 24 and 24 to 48, so nothing
 of x itself they read where it lies. x is small: each thread makes for itself all that the seven products take of it,
 once for all its filters.
 
-A single call would make the weights' sums for 49 pixels only. As plans make them, numbers one by one, that takes longer
-than the layer; by vectors, block by block where they are multiplied, still more than they save (below).
+A single call would make the weights' sums for 49 pixels only: more work than they save (below).
 
 Measured on two Zen 5 cores with AVX-512, plans at N = 1, as times of blocked.py over these: ResNet-50's 512 -> 2048
 channels of 7 x 7 1.10, 2048 -> 512 1.06 to 1.11, 1024 -> 2048 with stride 2 1.13, MobileNetV2's 320 -> 1280 1.07,
@@ -48,8 +47,9 @@ What was learned there:
 - Sums of weights made by vectors for one call, into a buffer that stays in the caches: a thread's half of 512 -> 2048
   channels took one Zen 4 core 112 to 135 microseconds, 0.8 to 0.95 cycles a weight, of which 72 are reading 2 MB of L3
   at 29 GB/s, the rest transposing and seven stores; fetching ahead gained at most a sixth. Products save 30 to 60 of
-  blocked.py's time. (As plans make them, on two cores: 990.) What might pay is to make the next block's sums within the
-  loops of this block's products, where by arithmetic there is room for loads and stores; it was not written.
+  blocked.py's time. (Plans make all in 178 on two cores; a call that does so takes 60 to 240 more than a plan's, and of
+  4 images or more 240 to 1,040.) What might pay is to make the next block's sums within the loops of this block's
+  products, where by arithmetic there is room for loads and stores; it was not written.
 - Where the maps are larger, strassen.py is faster by 1.2 times (14 x 14) and 1.4 times (28 x 28).
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; the order of the products
 after Huang et al., Strassen's Algorithm Reloaded, SC 2016; filters in the lanes as in blocked_by_filters.py.
