@@ -28,11 +28,15 @@ def tiles(request, monkeypatch):
         dispatch.candidates, dispatch.settled_choice, operations.settled_before,
     )  # fmt: skip
     monkeypatch.setattr(strassen_by_filters_cuts, "loads_are_free", lambda: request.param == "tall")
-    for function in cached:
-        function.cache_clear()
+    forget(cached)
     yield
+    forget(cached)
+
+
+def forget(cached):
     for function in cached:
         function.cache_clear()
+    operations.known_calls.known.clear()
 
 
 def normal(*shape):
