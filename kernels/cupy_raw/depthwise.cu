@@ -58,7 +58,7 @@
 // -DDESCENDS (1: a block takes several steps down, one plane and one filter at a time).
 
 #include "epilogue.cuh"
-#include "staged_planes.cuh"
+#include "depthwise_tile.cuh"
 
 constexpr int TAPS = R * S;
 constexpr int ROWS_READ = (ROWS - 1) * STRIDE_H + (R - 1) * DILATION_H + 1;  // by one thread
@@ -67,16 +67,6 @@ constexpr int UNROLL_S = TAPS * ROWS <= 512 ? S : 1;  // past these many multipl
 
 // Blocks of 256 threads that registers must leave room for: 64 each, 80, or 128.
 constexpr int BLOCKS_PER_SM = VECTOR == 2 || TAPS > 25 ? 2 : STAGING == STRETCH && TAPS <= 9 ? 4 : 3;
-
-struct Tile {
-    int planes, strips, columns;           // of a block at a time; strips of ROWS rows
-    int steps;                             // how often, each time so many rows further down
-    int across_p;                          // blocks down a plane
-    int all_planes;                        // N * ceil(C / SIDE)
-    int outputs_at, weights_at;            // in `words`
-    Divisor by_columns, by_strips;
-    Pitches pitches;
-};
 
 // What a block computes: from row p and column q of its planes on.
 struct Part {

@@ -31,22 +31,12 @@
 // Compiled with problem.cuh's and staged_planes.cuh's constants (x is grad_x, y is grad_y), -DROWS (u's of a thread),
 // -DTURNS (how often), -DSIDE_BY_SIDE (1: so a block's part of grad_x lies in memory).
 
-#include "staged_planes.cuh"
+#include "depthwise_tile.cuh"
 
 constexpr int TAPS = R * S;
 constexpr int REACH_H = (R - 1) * DILATION_H / STRIDE_H, REACH_W = (S - 1) * DILATION_W / STRIDE_W;  // behind u, v
 constexpr int ROWS_READ = ROWS + REACH_H;
 constexpr int BLOCKS_PER_SM = VECTOR == 2 ? 1 : 2;
-
-struct Tile {
-    int planes, strips, columns;           // of a block; strips of ROWS u's
-    int steps;                             // depthwise.cu's; one here
-    int across_p;                          // blocks down a plane
-    int all_planes;                        // N * ceil(C / SIDE)
-    int outputs_at, weights_at;            // in `words`
-    Divisor by_columns, by_strips;
-    Pitches pitches;
-};
 
 // What a block computes: of its planes, the rows and columns of grad_x from h, w on.
 struct Part {

@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-import numpy as np
-
 from .. import gpu_cost as cost
 from ..launching import CudaSource, ceil_div, launch
 from . import depthwise_tiles as forward
-from .depthwise import SIZES, TILE, divisor, is_contiguous, pitches
+from .depthwise import is_contiguous, tile_struct
 from .depthwise_tiles import ALIGNED, shared_words
 from .implicit_gemm import address_of
 from .parameters import is_wide, problem_struct, size_reasons, type_constants, window_constants
@@ -150,15 +148,3 @@ def run(problem, device, grad_y, w, grad_x, bias=None, residual=None, workspace=
     struct = problem_struct(problem, grad_x, w, grad_y, None, None)
     launch(kernel, tile.grid(places), tile.threads, (grad_y, w, grad_x, struct, tile_struct(places, tile)),
            stream=stream)  # fmt: skip
-
-
-@lru_cache(maxsize=4096)
-def tile_struct(places, tile):
-    """`struct Tile`."""
-    struct = np.zeros((), TILE)
-    for name in SIZES:
-        struct[name] = getattr(tile, name)
-    struct["by_columns"], struct["by_strips"] = divisor(tile.columns), divisor(tile.strips)
-    struct["pitches"] = pitches(places, tile, places.H * places.W, tile.width, tile.row_pitch, tile.plane_pitch)
-    struct.flags.writeable = False
-    return struct

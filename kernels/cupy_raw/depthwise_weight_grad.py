@@ -79,21 +79,11 @@ class Tile(NamedTuple):
     grad_at: int
     words: int
 
-    @property
-    def jobs(self):
-        return self.planes * self.strips * self.columns * self.side
+    jobs, turns, threads = forward.Tile.jobs, forward.Tile.turns, forward.Tile.threads
 
     @property
     def down(self):
         return self.strips * self.rows
-
-    @property
-    def turns(self):
-        return ceil_div(self.jobs, MOST_THREADS)
-
-    @property
-    def threads(self):
-        return ceil_div(ceil_div(self.jobs, self.turns), 32) * 32
 
     @property
     def splits(self):

@@ -37,7 +37,7 @@ from ...device import simulating
 from .. import gpu_cost as cost
 from ..launching import ceil_div, launch
 from .epilogue import epilogue_of, finish, operands
-from .storage import at, register_type, widen
+from .storage import at, register_type, run_length, widen
 
 WORKSPACE = 64 << 20  # bytes of columns: tiles enough for every SM, and large GPUs keep most of it in their L2
 ALIGNMENT = 256  # bytes, of what lies in the workspace
@@ -206,11 +206,6 @@ def compiled_product(tile_k, tile_m, epilogue):
                     sums[i, following - 1] = sums[i, following]
 
     return im2col_product
-
-
-def run_length(dtype_name):
-    """Numbers in a 16-byte load from shared memory."""
-    return 2 if dtype_name == "float64" else 4
 
 
 @dataclass(frozen=True, slots=True)

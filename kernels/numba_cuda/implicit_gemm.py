@@ -72,9 +72,8 @@ from ..cupy_raw.parameters import element_strides, size_reasons
 from ..cupy_raw.register_tile import DEPTH, reduction_of, tile_of
 from ..launching import MAX_GRID, ceil_div, launch
 from .epilogue import epilogue_of, finish, operands
-from .im2col import run_length
 from .implicit_gemm_beside import THREADS, at_place, compiled_filters, compiled_sum, place_in, tile_of_block
-from .storage import at, register_type, small, widen
+from .storage import at, register_type, run_length, small, widen
 
 TILES = ((8, 8), (4, 16), (16, 16))  # filters x pixels, in the 8 (float64: 4) that a thread has of each
 BLOCKS_PER_SM = {64: 6, 256: 1}  # by the threads of a block: room for their registers, 122 to 167 of each

@@ -31,6 +31,11 @@ def register_type(dtype_name):
     return float64 if dtype_name == "float64" else float32
 
 
+def run_length(dtype_name):
+    """Numbers in a 16-byte load from shared memory."""
+    return 2 if dtype_name == "float64" else 4
+
+
 @cache
 def widen(dtype_name):
     """The device function that turns an element of an array of `dtype_name` into a number."""

@@ -33,7 +33,7 @@ from ...device import simulating
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, ceil_div, launch
 from .epilogue import epilogue_of, finish, operands
-from .storage import at, register_type, small, widen
+from .storage import at, register_type, run_length, small, widen
 
 REGISTERS, SHARED_PER_SM = 65_536, 64 << 10  # of an SM; Turing has the least shared memory
 SHARED_BYTES = 24 << 10  # of 48 KB at least: two blocks share an SM even where it has no more than 64 KB
@@ -224,11 +224,6 @@ def compiled(window, stride, dilation, block, channels, epilogue):
                     sums[following - 1, j] = sums[following, j]
 
     return conv2d_tiled
-
-
-def run_length(dtype_name):
-    """Numbers in a 16-byte load from shared memory."""
-    return 2 if dtype_name == "float64" else 4
 
 
 @dataclass(frozen=True, slots=True)

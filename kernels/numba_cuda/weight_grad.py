@@ -32,8 +32,7 @@ from ...device import simulating
 from .. import gpu_cost as cost
 from ..cupy_raw.weight_grad_splits import DEPTH, fastest, launch_reasons
 from ..launching import ceil_div, launch
-from .im2col import run_length
-from .storage import at, narrow, register_type, widen
+from .storage import at, narrow, register_type, run_length, widen
 
 TILES = ((8, 8),)  # filters x columns, in the 8 (float64: 4) that a thread has of each
 THREADS = 64  # of the product: two warps, 16 runs of filters times 16 of columns, half of them in each

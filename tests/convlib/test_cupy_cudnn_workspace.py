@@ -10,7 +10,6 @@ from convlib import (
     dispatch,
     gradients,
     operations,
-    transposed,
     tuned_times,
     tuning,
 )
@@ -30,6 +29,7 @@ from tests.convlib.cudnn_calls import (
     filled,
     problem,
 )
+from tests.convlib.new_process import forget
 
 
 @pytest.fixture(autouse=True)
@@ -120,16 +120,6 @@ def measurements(monkeypatch, tmp_path):
     forget()
     yield asked
     forget()
-
-
-def forget():
-    """As in a new process."""
-    tuned_times.known.clear()
-    for cached in (
-        tuned_times.file_of, dispatch.algorithms, dispatch.candidates, dispatch.settled_choice,
-        operations.settled_before, transposed.faster_than_phases,
-    ):  # fmt: skip
-        cached.cache_clear()
 
 
 def all_three(auto_tune, dimensions=2, case=CASES[2]):

@@ -17,6 +17,7 @@ from convlib.verification import children, records, runs
 from convlib.verification.children import Result
 from convlib.verification.records import Records, RecordWarning
 from convlib.verification.rows import Row
+from tests.convlib.new_process import forget
 from tests.convlib.planted_child import ENDLESS, GPU_FAULTS, planted_child
 
 for module in ("cuda.bindings.nvrtc", "cupy"):
@@ -25,15 +26,6 @@ for module in ("cuda.bindings.nvrtc", "cupy"):
 GPU = device.emulator_of(80)
 FIRST, NEXT = "cupy_raw.direct", "cupy_raw.tiled"
 PROBLEM = convlib.explain((2, 3, 6, 5), (5, 3, 3, 3), on=GPU).problem
-
-
-def forget():
-    """As in a new process."""
-    trust.known.clear()
-    trust.warned.clear()
-    for cached in (trust.records_of, dispatch.algorithms, dispatch.candidates, dispatch.settled_choice):
-        cached.cache_clear()
-    operations.settled_before.cache_clear()
 
 
 @pytest.fixture(autouse=True)

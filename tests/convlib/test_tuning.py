@@ -17,18 +17,11 @@ from convlib.__main__ import main
 from convlib.device import Device
 from convlib.problem import make_problem
 from convlib.tuned_times import TuningWarning
+from tests.convlib.new_process import forget
 
 RANDOM = np.random.default_rng(0)
 X, W, BIAS = (RANDOM.standard_normal(shape).astype(np.float32) for shape in ((2, 8, 12, 10), (8, 8, 3, 3), (8,)))
 CPU_KERNELS = ("numba_cpu.direct", "numba_cpu.im2col", "numba_cpu.blocked")
-
-
-def forget():
-    """As in a new process."""
-    tuned_times.known.clear()
-    for cached in (tuned_times.file_of, dispatch.algorithms, dispatch.candidates, dispatch.settled_choice):
-        cached.cache_clear()
-    operations.settled_before.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,15 @@
+"""What a process remembers of choices, times and trust, forgotten."""
+
+from convlib import dispatch, operations, transposed, trust, tuned_times
+
+
+def forget():
+    """As in a new process."""
+    tuned_times.known.clear()
+    trust.known.clear()
+    trust.warned.clear()
+    for cached in (
+        tuned_times.file_of, trust.records_of, dispatch.algorithms, dispatch.candidates, dispatch.settled_choice,
+        operations.settled_before, transposed.faster_than_phases,
+    ):  # fmt: skip
+        cached.cache_clear()
