@@ -182,9 +182,7 @@ def build(dtype_name, lone):
         y = call.y + n * call.y_n + g * call.Kg * call.y_k + first * item
         for q in range(PRODUCTS):
             b, step, half, right = operand(q, x, x_step, x_half, totals)
-            finishes = (
-                q == 1 or q == 4 or q == 6
-            )  # outputs, and q = 5 with the sums before; their filters, their pixels:
+            finishes = q == 1 or q == 4 or q == 6  # outputs; q = 5 does with the sums before
             lower, to_right = int(q >= 5), int(q == 4 or q == 5)
             for k in range(begin, end, rows):
                 a = panels + (k // rows * PRODUCTS + q) * (PRODUCTS * product_bytes)
