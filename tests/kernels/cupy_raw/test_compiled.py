@@ -188,9 +188,16 @@ def test_the_largest_tile_of_the_implicit_product_multiplies_in_nine_of_ten_inst
     assert used.registers <= 128 or target in (100, 120), "two blocks of 256 threads on an SM"
 
 
-@pytest.mark.parametrize("target", [80, 90])
-@pytest.mark.parametrize(("tile", "share"), [((16, 16), 0.89), ((8, 8), 0.855), ((4, 8), 0.825)], ids=str)
-def test_to_read_weights_as_they_lie_costs_the_loop_little(tile, share, target):
+@pytest.mark.parametrize(
+    ("target", "tile", "share"),
+    [
+        (80, (16, 16), 0.893),  # 573 instructions, one more than on sm_90
+        (90, (16, 16), 0.895),
+        *((target, tile, share) for target in (80, 90) for tile, share in (((8, 8), 0.855), ((4, 8), 0.825))),
+    ],
+    ids=str,
+)
+def test_to_read_weights_as_they_lie_costs_the_loop_little(target, tile, share):
     """Of 1 x 1 with channels last: of packed weights 0.905, 0.88 and 0.85."""
     source = implicit_source("1x1", tile, together="CHANNELS", weights="AS_THEY_LIE")
     loop = main_loop(compiling.sass(compiling.cuda_source_cubin(source, target)))
