@@ -79,12 +79,21 @@ def possible_cuts(problem, threads):
     blocks = block_count(problem)
     few = sorted({1, 2, threads, 2 * threads, -(-threads // problem.N)})
     for bands in (n for n in few if n <= min(problem.P, 2 * threads)):
-        for block_tasks in (n for n in few if n <= min(blocks, 2 * threads)):
+        for block_tasks in (n for n in few if n <= min(blocks, 2 * threads) and not shares_groups(problem, n)):
             if problem.layout == "NCHW":
                 yield Cut(bands, block_tasks, strip_count(problem, bands, 1), 1)
             else:
                 at_once = min(-(-blocks // block_tasks), most_at_once(problem))
                 yield Cut(bands, block_tasks, strip_count(problem, bands, at_once), at_once)
+
+
+def shares_groups(problem, block_tasks) -> bool:
+    """Would two tasks write the same groups? The last block begins early enough to end with the groups, and what the
+    block before it wrote is written again, which must be the same task's: two at once might add a residual twice.
+    """
+    overlapping = problem.groups % groups_side_by_side(problem) != 0
+    blocks = block_count(problem)
+    return overlapping and blocks - blocks * (block_tasks - 1) // block_tasks < 2 <= block_tasks
 
 
 def most_at_once(problem) -> int:

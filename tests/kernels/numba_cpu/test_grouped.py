@@ -6,7 +6,7 @@ import pytest
 from convlib import dispatch
 from convlib.device import Device
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import grouped, target
+from convlib.kernels.numba_cpu import grouped, grouped_cuts, target
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
@@ -52,6 +52,22 @@ def test_equals_the_reference_exactly(name):
         grouped.run(problem, device, x, weights, y, bias, residual, workspace)
         np.testing.assert_array_equal(y, exact)
         assert np.isnan(wider[..., -2:]).all()
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("groups", [3, 5, 9, 13])
+def test_no_two_tasks_write_the_same_group(groups, layout):
+    """Or one might add the residual to what the other has finished."""
+    shape = (1, 4 * groups, 14, 14) if layout == "NCHW" else (1, 14, 14, 4 * groups)
+    problem = make_problem(shape, (4 * groups, 4, 3, 3), np.dtype(np.float32), padding=1, groups=groups, layout=layout)
+    together, blocks = grouped_cuts.groups_side_by_side(problem), grouped_cuts.block_count(problem)
+    for tasks in {cut.block_tasks for n in (2, 16) for cut in grouped_cuts.possible_cuts(problem, n)}:
+        written = []
+        for task in range(tasks):
+            mine = range(blocks * task // tasks, blocks * (task + 1) // tasks)
+            firsts = [min(block * together, groups - together) for block in mine]
+            written += {group for first in firsts for group in range(first, first + together)}
+        assert sorted(written) == list(range(groups)), tasks
 
 
 def test_is_chosen_for_the_first_layers_of_resnext():
