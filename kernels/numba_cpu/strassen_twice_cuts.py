@@ -10,7 +10,7 @@ from .blocked_cuts import BLOCKING
 from .call import CALL_DTYPE
 from .filter_cuts import until_all_done, up
 from .microkernel import VECTORS, multiply_cycles, panel_rows
-from .strassen_cuts import NOTHING_LEFT, lone_pixels, spread, tile_columns, vector_pixels
+from .strassen_cuts import NOTHING_LEFT, SHARED_CYCLES, lone_pixels, shared_maps, spread, tile_columns, vector_pixels
 from .strassen_sums import PRODUCTS
 from .strassen_twice_sums import INNER, OUTER, row_bytes
 from .threads import LINE, worker_span
@@ -66,12 +66,17 @@ def group_cycles(problem, filters) -> float:
 
 @lru_cache(maxsize=1024)
 def best_cut(problem, threads) -> int:
-    """Ranges of the filters."""
-    return min(FILTER_CUTS, key=lambda cut: cut_cycles(problem, threads, cut))
+    """Ranges of the filters, by which threads share few maps, where that costs little."""
+
+    def cost(cut):
+        return cut_cycles(problem, threads, cut) + SHARED_CYCLES * shared_maps(problem, groups(problem), cut, threads)
+
+    return min(FILTER_CUTS, key=cost)
 
 
 def best_cycles(problem, threads) -> float:
-    return cut_cycles(problem, threads, best_cut(problem, threads))
+    """Without what sharing maps costs in some hours, and avoiding it."""
+    return min(cut_cycles(problem, threads, cut) for cut in FILTER_CUTS)
 
 
 def cut_cycles(problem, threads, filter_tasks) -> float:

@@ -76,6 +76,16 @@ def test_the_bits_depend_neither_on_threads_nor_on_who_packs_nor_on_the_cut(name
     forget_cuts()
 
 
+def test_threads_of_a_plan_share_no_maps_where_that_costs_little():
+    one, two, few = (
+        make_problem((N, C, 14, 14), (K, C, 1, 1), np.float32)
+        for N, C, K in ((1, 64, 1024), (2, 64, 1024), (1, 1024, 64))
+    )
+    assert strassen_cuts.shared_maps(one, 3, 1, 2) == strassen_cuts.shared_maps(one, 6, 1, 4) / 3 == 1024
+    assert strassen_cuts.shared_maps(one, 3, 2, 2) == strassen_cuts.shared_maps(two, 3, 1, 2) == 0
+    assert [strassen_cuts.best_cut(problem, 2, True).filter_tasks for problem in (one, two, few)] == [2, 1, 1]
+
+
 def test_blocks_of_channels_go_on_with_the_sums_before():
     x, w = normal(1, 1600, 14, 14), normal(32, 1600, 1, 1)
     problem = make_problem(x.shape, w.shape, np.float32)
