@@ -103,6 +103,8 @@ def accumulate(
 ):  # fmt: skip
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
 
+    sums: None, if the first step's products begin them; of plain multiply-adds, by no table.
+
     a_row: from row to row, in panels; or a list, of where each row lies.
 
     indirect: b_step is the address of a table that says how far behind b each step's vectors lie.
@@ -132,7 +134,10 @@ def accumulate(
         for i in range(rows):
             where = a + (a_row[i] if isinstance(a_row, list) else a_row * (i % panel) + a_panel * (i // panel))
             weight = tracing.broadcast(V, load(V.scalar, where))
-            added.append([multiply_add(weight, columns[j], sums[i][j]) for j in range(vectors)])
+            if sums is None:
+                added.append([weight * column for column in columns])
+            else:
+                added.append([multiply_add(weight, columns[j], sums[i][j]) for j in range(vectors)])
         for j in range(fetched):
             tracing.prefetch(ahead + apart * j)
         if a_ahead is not None:
@@ -144,7 +149,10 @@ def accumulate(
         L, _, _, x_step = lone
         return [fma(tracing.broadcast(L, load(L.scalar, x)), load(L, a), sums), x + x_step]
 
-    sums, _, _, _, *alone = loop(depth, step, [sums, a, b, ahead, *(lone[1:3] if lone else [])])
+    start = [sums, a, b, ahead, *(lone[1:3] if lone else [])]
+    if sums is None:
+        depth, start = depth - 1, step(None, start)
+    sums, _, _, _, *alone = loop(depth, step, start)
     return (sums, alone[0]) if lone else sums
 
 

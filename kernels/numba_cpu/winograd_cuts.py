@@ -15,6 +15,7 @@ from .winograd_record import (
     PIECE_TILES,
     PLANE_KINDS,
     PLANE_PADDING,
+    PLANE_WORDS,
     STRIP_VECTORS,
     Numbers,
     fewest_tiles,
@@ -108,6 +109,7 @@ class Cut:
     filters_at: int
     tiles_at: int
     numbers_at: int
+    planes_at: int
     soon_at: int
     fetched: int  # parts of a filter's taps, by the sums of products that fetch them
     input_pitch: int
@@ -229,7 +231,8 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     strip_vectors = ceil_div(strip_tiles, W)
     tiles_at = tile.products * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
     numbers_at = tiles_at + 8 * PLANE_KINDS**2 * tile_list_words(numbers)
-    soon_at = numbers_at + 8 * tile.products
+    planes_at = numbers_at + 8 * tile.products
+    soon_at = planes_at + 8 * (1 + PLANE_WORDS * (tile.planes + 1))
     input_slot = lines(soon_at + 8)
     output_vector = max(strip_tiles, fewest_tiles()) * numbers.bytes
     most_sums = SUMS_IN_CACHE_IF_SLOWER if not runs and slower() > 1 else SUMS_IN_CACHE
@@ -271,7 +274,7 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
         row_panels, depth_block, depth_step, filter_plane, filter_group, output_plane, output_vector,
         input_slot if input_slots > 1 else 0, output_slot if output_slots > 1 else 0,
         worker_span(filters_at + (filter_group if runs else 0)), inputs_at, outputs_at,
-        filters_at if runs else 0, tiles_at, numbers_at, soon_at,
+        filters_at if runs else 0, tiles_at, numbers_at, planes_at, soon_at,
         max(1, (tile.products if tile.by_phases else tile.planes) // W),
         input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
         piece,

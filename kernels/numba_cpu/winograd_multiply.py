@@ -16,12 +16,13 @@ from numba import types
 from . import target, tracing
 from .compilation import inlined
 from .microkernel import VECTORS, accumulate, tile_rows
-from .tracing import I64, choose, load, store, traced, when, zeros
+from .tracing import I64, choose, load, loop, maximum, select, store, traced, when
 from .vectors import array_at, record_at
 from .winograd_record import (
     LIST_HEAD,
     PLANE_KINDS,
     PLANE_PADDING,
+    PLANE_WORDS,
     RECORD,
     Numbers,
     fewest_tiles,
@@ -32,29 +33,27 @@ from .winograd_record import (
 )
 
 
-def tile_function(V, vectors, listed):
-    """tile(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart): so
-    many tiles x `vectors` of filters, set in c or added to it.
+def strip_function(V, vectors, listed):
+    """product(tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart): the
+    tiles of a plane x `vectors` of filters, set in c or added to it, as many tiles at a time as the registers hold.
 
-    tiles: the first one's number, which the others follow; or, where they are `listed`, the address of their numbers,
-    which may repeat. a: tile 0 of a channel, a_step bytes from channel to channel. a_ahead: how far behind lie the same
-    tiles of the plane that is read next. b: a vector of filters for every channel. b_vector, c_vector: from one vector
-    of filters to the next. Each block of channels is summed from zero: shorter sums, smaller rounding errors.
+    tiles: the plane's list of them. Where they are `listed`, their numbers are; else they are all and follow each
+    other. a: tile 0 of a channel, a_step bytes from channel to channel. a_ahead: how far behind lie the same tiles of
+    the plane that is read next. b: a vector of filters for every channel. b_vector, c_vector: from one vector of
+    filters to the next. ahead_step: bytes that all register tiles fetch ahead at a step, a share of them each. Each
+    block of channels is summed from zero: shorter sums, smaller rounding errors.
     """
     fetches_inputs = target.register_count() == 32  # steps of fewer multiply-adds have no time for it
 
-    def multiply(
-        rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart
-    ):  # fmt: skip
+    def multiply(rows, here, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart):
         step = tracing.constant(a, V.bytes)
         if listed:
-            numbers = [load(I64, tiles + I64.bytes * i) for i in range(rows)]
+            numbers = [load(I64, here + I64.bytes * i) for i in range(rows)]
         else:  # constants: with few channels, what precedes the sums counts
             numbers = [tracing.constant(a, i) for i in range(rows)]
-            a, c = a + tiles * V.item_bytes, c + tiles * V.bytes
-        nothing = [[zeros(V, a) for _ in range(vectors)] for _ in range(rows)]
+            a, c = a + here * V.item_bytes, c + here * V.bytes
         sums = accumulate(
-            V, rows, vectors, a, [number * V.item_bytes for number in numbers], None, a_step, b, step, depth, nothing,
+            V, rows, vectors, a, [number * V.item_bytes for number in numbers], None, a_step, b, step, depth, None,
             ahead, ahead_step, b_vector, fetched=vectors, apart=apart,
             a_ahead=a_ahead + numbers[0] * V.item_bytes if fetches_inputs else None,
         )  # fmt: skip
@@ -71,15 +70,25 @@ def tile_function(V, vectors, listed):
                 store(place, total)
 
     @traced(types.void)
-    def tile(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart):
-        for count in range(tile_rows(VECTORS), fewest_tiles() - 1, -1):
-            with when(rows.equals(count)):
-                multiply(
-                    count, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step,
-                    apart,
-                )  # fmt: skip
+    def product(tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart):
+        units, some, more, share = (load(I64, tiles + I64.bytes * i) for i in range(LIST_HEAD))
+        ahead_step = (share * ahead_step + (V.bytes - 1)) // V.bytes
 
-    return tile
+        def unit(number, carried):
+            here, soon = carried
+            rows = some + select(number < more, tracing.constant(a, 1), 0)
+            taken = maximum(rows, fewest_tiles())
+            for count in range(tile_rows(VECTORS), fewest_tiles() - 1, -1):
+                with when(taken.equals(count)):
+                    multiply(
+                        count, here, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, soon, ahead_step,
+                        apart,
+                    )  # fmt: skip
+            return [here + rows * (I64.bytes if listed else 1), soon + ahead_step * depth]
+
+        loop(units, unit, [tiles + I64.bytes * LIST_HEAD if listed else tracing.constant(a, 0), ahead])
+
+    return product
 
 
 def build_tile_lists(real_name):
@@ -107,6 +116,30 @@ def build_tile_lists(real_name):
                 place = array_at(types.int64, address + 8 * at, (1,), (8,))
                 place[0] = filter_place(call, plane, phase) if call.numbers_h else number
                 at, number = at + 1, number + phases
+
+    @inlined
+    def plane_kind(point, points, shift, spared):
+        return 1 if shift and point == 0 else 2 if spared and point == points - 1 else 0
+
+    @inlined
+    def note_planes(call, lists, address):
+        planes = call.points_h * call.points_w
+        count = array_at(types.int64, address, (1,), (8,))
+        table = array_at(types.int64, address + 8, (planes + 1, PLANE_WORDS), (8 * PLANE_WORDS, 8))
+        found = at = before = 0
+        for plane in range(planes):
+            down = plane_kind(plane % call.points_h, call.points_h, call.shift_h, call.spared_h)
+            across = plane_kind(plane // call.points_h, call.points_w, call.shift_w, call.spared_w)
+            sums, phases = sums_of_plane(call, plane)
+            tiles = lists + (across * PLANE_KINDS + down) * 8 * words
+            if array_at(types.int64, tiles, (1,), (8,))[0] > 0:
+                table[found, 0], table[found, 1], table[found, 2] = tiles, sums, phases
+                table[found, 3], table[found, 4], table[found, 5] = at, before, plane
+                found += 1
+            at, before = at + sums, before + sums * phases
+        count[0] = found
+        for word in range(PLANE_WORDS):
+            table[found, word] = table[0, word]
 
     def tile_lists(call_address, strip, address, unused, unused_2, unused_3, unused_4, unused_5):
         call = record_at(RECORD, call_address)
@@ -137,7 +170,8 @@ def build_tile_lists(real_name):
             lists[kind, 3] = vector_bytes // max(units, 1)
             for i in range(count, fewest):
                 lists[kind, LIST_HEAD + i] = lists[kind, LIST_HEAD + count - 1]
-        note_filters(call, address + 8 * words * PLANE_KINDS * PLANE_KINDS)
+        note_filters(call, address + call.numbers_at - call.tiles_at)
+        note_planes(call, address, address + call.planes_at - call.tiles_at)
 
     return tile_lists
 
@@ -155,15 +189,12 @@ def taps_to_fetch(call, soon, number, phases, c, vector, lanes):
 
 
 def build_multiply_stage(real_name):
-    """All planes of a strip: their tiles, as many at a time as the registers hold, times some filters, up to 3
-    vectors at a time.
-    """
+    """All planes of a strip times some filters, up to 3 vectors of these at a time."""
     numbers = Numbers(real_name)
     vector_bytes, lanes = numbers.bytes, numbers.count
     _, strip_width, _ = strip_functions(numbers)
-    words, fewest = tile_list_words(numbers), fewest_tiles()
-    tile_3, tile_2, tile_1 = (tile_function(numbers.lanes, vectors, listed=False) for vectors in (3, 2, 1))
-    listed_3, listed_2, listed_1 = (tile_function(numbers.lanes, vectors, listed=True) for vectors in (3, 2, 1))
+    all_3, all_2, all_1 = (strip_function(numbers.lanes, vectors, listed=False) for vectors in (3, 2, 1))
+    listed_3, listed_2, listed_1 = (strip_function(numbers.lanes, vectors, listed=True) for vectors in (3, 2, 1))
 
     @inlined
     def tile_vectors(left):
@@ -171,91 +202,30 @@ def build_multiply_stage(real_name):
         return 2 if left == 4 else min(left, VECTORS)
 
     @inlined
-    def plane_kind(point, points, shift, spared):
-        return 1 if shift and point == 0 else 2 if spared and point == points - 1 else 0
-
-    @inlined
-    def tiles_of_plane(call, inputs, plane):
-        """Where the plane's list of tiles is."""
-        down = plane_kind(plane % call.points_h, call.points_h, call.shift_h, call.spared_h)
-        across = plane_kind(plane // call.points_h, call.points_w, call.shift_w, call.spared_w)
-        return inputs + call.tiles_at + (across * PLANE_KINDS + down) * 8 * words
-
-    @inlined
-    def units_of(tiles):
-        """The head of a list."""
-        head = array_at(types.int64, tiles, (LIST_HEAD,), (8,))
-        return head[0], head[1], head[2], head[3]
-
-    @inlined
-    def multiply_tiles(
-        vectors, rows, tiles, all_tiles, a, a_step, a_ahead, b, depth, c, c_vector, continued, ahead, share, apart
+    def multiply_strip(
+        vectors, tiles, all_tiles, a, a_step, a_ahead, b, depth, c, c_vector, continued, ahead, ahead_step, apart
     ):
         b_vector = depth * vector_bytes
         if all_tiles:
             if vectors == 3:
-                tile_3(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
+                all_3(tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart)
             elif vectors == 2:
-                tile_2(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
+                all_2(tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart)
             else:
-                tile_1(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
+                all_1(tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart)
         elif vectors == 3:
-            listed_3(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
+            listed_3(tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart)
         elif vectors == 2:
-            listed_2(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
+            listed_2(tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart)
         else:
-            listed_1(rows, tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, share, apart)
+            listed_1(tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart)
 
     @inlined
-    def multiply_strip(
-        vectors, tiles, all_tiles, a, a_step, a_ahead, b, depth, c, c_vector, continued, ahead, ahead_step, apart
-    ):
-        """ahead_step: bytes that all register tiles fetch ahead at a step, a share of them each."""
-        units, some, more, share = units_of(tiles)
-        share = (share * ahead_step + vector_bytes - 1) // vector_bytes
-        here, size = (0, 1) if all_tiles else (tiles + 8 * LIST_HEAD, 8)
-        for unit in range(units):
-            rows, soon = some + (unit < more), ahead + unit * share * depth
-            multiply_tiles(
-                vectors, max(rows, fewest), here, all_tiles, a, a_step, a_ahead, b, depth, c, c_vector, continued, soon,
-                share, apart,
-            )  # fmt: skip
-            here += size * rows
-
-    @inlined
-    def next_plane(call, inputs, plane, at):
-        """The next one that has tiles, and which of all sums its first is."""
-        planes = call.points_h * call.points_w
-        at, plane = at + sums_of_plane(call, plane)[0], plane + 1
-        while plane < planes and units_of(tiles_of_plane(call, inputs, plane))[0] == 0:
-            at, plane = at + sums_of_plane(call, plane)[0], plane + 1
-        return plane, at
-
-    @inlined
-    def filters_of(call, weights, inputs, at, phases, c, first, j):
+    def filters_of(call, weights, numbers, at, phases, c, first, j):
         """Where the filters of one of all sums are, from channel c and vector j on."""
-        numbers = array_at(types.int64, inputs + call.numbers_at, (at + 1,), (8,))
         channels = min(call.depth_block, call.Cg - c)
         block = phases * ((c - first) * call.row_panels + j * channels)
         return weights + numbers[at] * call.filter_plane + block * vector_bytes
-
-    @inlined
-    def following(
-        call, weights, inputs, at, sums, phases, then, then_phases, number, c, first, behind, j, vectors, panel, end
-    ):
-        """Where the weights begin that are needed after a plane's sum `number`: of its next sum, or the next channels,
-        or the next filters, or the next plane.
-
-        then, then_phases: of the next plane, as `at` and phases of this one.
-        """
-        number += 1
-        if number == sums:
-            number, c = 0, min(c + call.depth_block, call.Cg)
-        if c == behind:
-            c, j = first, j + vectors
-        if j == end:
-            at, phases, j = then, then_phases, panel
-        return filters_of(call, weights, inputs, at + number, phases, c, first, j)
 
     def multiply_stage(call_address, weights, panel, end, strip, inputs, outputs, first):
         """The next depth_step channels, from `first` on, times the vectors of filters panel .. end-1 of `weights`.
@@ -264,38 +234,46 @@ def build_multiply_stage(real_name):
         next are fetched meanwhile, and while the last filters are multiplied the next plane.
         """
         call = record_at(RECORD, call_address)
-        row, at, a = strip_width(call, strip) * vector_bytes, 0, inputs
+        row = strip_width(call, strip) * vector_bytes
         soon = array_at(types.int64, inputs + call.soon_at, (1,), (8,))[0]
         behind, plane_bytes = min(first + call.depth_step, call.Cg), call.Cg * row + PLANE_PADDING
-        planes = call.points_h * call.points_w
-        for plane in range(planes):
-            (sums, phases), tiles = sums_of_plane(call, plane), tiles_of_plane(call, inputs, plane)
-            j, all_tiles = panel if units_of(tiles)[0] else end, tiles == inputs + call.tiles_at
-            after, then = next_plane(call, inputs, plane, at)
-            _, then_phases = sums_of_plane(call, after)
-            next_a = a + sums * phases * plane_bytes
+        numbers = array_at(types.int64, inputs + call.numbers_at, (1,), (8,))
+        planes = array_at(types.int64, inputs + call.planes_at, (1,), (8,))[0]
+        table = array_at(types.int64, inputs + call.planes_at + 8, (planes + 1, PLANE_WORDS), (8 * PLANE_WORDS, 8))
+        b = filters_of(call, weights, numbers, table[0, 3], table[0, 2], first, first, panel)
+        for i in range(planes):
+            tiles, sums, phases, at = table[i, 0], table[i, 1], table[i, 2], table[i, 3]
+            a, next_a = inputs + table[i, 4] * plane_bytes, inputs + table[i + 1, 4] * plane_bytes
+            all_tiles, to, j = tiles == inputs + call.tiles_at, outputs + table[i, 5] * call.output_plane, panel
             while j < end:
                 vectors = tile_vectors(end - j)
-                a_ahead = 0 if j + vectors < end else (next_a if plane + 1 < planes else inputs) - a
-                to = outputs + plane * call.output_plane + (j - panel) * call.output_vector
+                then = j + vectors
+                a_ahead = 0 if then < end else next_a - a
                 for c in range(first, behind, call.depth_block):
                     depth = phases * min(call.depth_block, call.Cg - c)
                     for number in range(sums):
                         pixels = a + number * plane_bytes + phases * c * row
-                        b = filters_of(call, weights, inputs, at + number, phases, c, first, j)
-                        ahead = following(
-                            call, weights, inputs, at, sums, phases, then, then_phases, number, c, first, behind, j,
-                            vectors, panel, end,
-                        )  # fmt: skip
-                        ahead_step, apart = vector_bytes, depth * vector_bytes
+                        after = min(c + call.depth_block, call.Cg)  # what follows: the next sum, or channels,
+                        if number + 1 < sums:
+                            ahead = filters_of(call, weights, numbers, at + number + 1, phases, c, first, j)
+                        elif after < behind:
+                            ahead = filters_of(call, weights, numbers, at, phases, after, first, j)
+                        elif then < end:  # or filters,
+                            ahead = filters_of(call, weights, numbers, at, phases, first, first, then)
+                        else:  # or the next plane, or the first one's next filters
+                            ahead = filters_of(
+                                call, weights, numbers, table[i + 1, 3], table[i + 1, 2], first, first,
+                                panel if i + 1 < planes else end,
+                            )  # fmt: skip
+                        soon_here, ahead_step, apart = ahead, vector_bytes, depth * vector_bytes
                         if soon and at + number < lanes * call.fetched:
-                            ahead, ahead_step = taps_to_fetch(call, soon, at + number, phases, c, j - panel, lanes)
+                            soon_here, ahead_step = taps_to_fetch(call, soon, at + number, phases, c, j - panel, lanes)
                             apart = lanes * call.w_k
                         multiply_strip(
                             vectors, tiles, all_tiles, pixels, row, a_ahead, b, depth, to, call.output_vector,
-                            c + number, ahead, ahead_step, apart,
+                            c + number, soon_here, ahead_step, apart,
                         )  # fmt: skip
-                j += vectors
-            a, at = next_a, at + sums
+                        b = ahead
+                j, to = then, to + vectors * call.output_vector
 
     return multiply_stage

@@ -18,7 +18,8 @@ FIELDS = (
     "shift_h", "shift_w", "spared_h", "spared_w",  # outputs before y; no products at infinity in the last tiles
     "parts", "panel", "panels", "part", "chunk", "row_panels", "depth_block", "depth_step",  # of filters, channels
     "filter_plane", "filter_group", "output_plane", "output_vector", "input_slot", "output_slot",  # bytes
-    "worker_bytes", "inputs_at", "outputs_at", "filters_at", "tiles_at", "numbers_at", "soon_at", "fetched",
+    "worker_bytes", "inputs_at", "outputs_at", "filters_at", "tiles_at", "numbers_at", "planes_at", "soon_at",
+    "fetched",
     "input_pitch", "output_pitch", "input_staging", "spread_at", "spread_pitch", "spread_channels", "piece",
     "streaming",
 )  # fmt: skip
@@ -32,6 +33,7 @@ STRIP_VECTORS = 4  # at most
 PIECE_TILES = 8  # in a row, that are transformed and then stored: their outputs stay in L1
 PLANE_KINDS = 3  # each way: with all tiles, without the first, without the last
 LIST_HEAD = 4  # words before the numbers in a list of tiles
+PLANE_WORDS = 6  # that the multiply stage has of every plane
 PLANE_PADDING = 64  # bytes: without, the planes of a tile fall into the same cache sets
 
 
