@@ -70,6 +70,9 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
   U come from memory.
 - U of a chunk of 3/8 of L2, instead of all of it, leaves room for V and M: single calls of 512 -> 512 take 0.93 of the
   time at 7 x 7, 0.98 at 14 x 14, 0.95 by F(6) at 28 x 28. 256 -> 256 at 14 x 14 does not care.
+- All U of a single call, where it is larger than 3 MB, comes from L3 for every strip there; by chunks for one strip
+  each, although every strip transforms it again, 128 -> 256 takes 0.85 of the time at 64 x 64 by F(6), 0.82 to 0.96 at
+  56 x 56, 128 -> 128 0.95 at 112 x 112. Of 1 to 2 MB it took 1.01 to 1.17.
 - There sums that begin with their first products, instead of zeros, save some 40 of the 60 cycles that a register tile
   loses with its stores; with the places of planes looked up once for a strip, the multiply takes 0.98 of the time
   where 64 channels are summed, 0.99 for 128. That is still 1.08 to 1.11 of its products at the peak, and of 512

@@ -47,6 +47,7 @@ PACKED_FIRST = 3  # times as long takes what is stored for all threads and then 
 EFFICIENCY = 0.88  # of the core's multiply-adds
 INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer; not if slower:
 # there it is fetched ahead
+FILTERS_KEPT, FILTERS_BEYOND_CACHE = 3, 1.08  # likewise U of a single call, all transformed at once, if slower
 DEEP_CHANNELS, DEEP = 256, 0.08  # of F(6,3): from so many on its products wait; not if slower
 SHARED_CYCLES = 1_300  # of a filter whose outputs two threads write, if slower: their lines go from core to core
 WAITING_BYTES, BEYOND_ALL_CACHES = 16 << 20, 1.6  # and where V and M of all threads, waiting for other filters, are
@@ -297,7 +298,10 @@ def cycles(m, problem, threads, cut) -> float:
     multiply = (
         weights * (tiles * kept_share(m, problem) + units * LOADED) / target.multiply_adds_per_cycle() / EFFICIENCY
     )
-    if slower() == 1:
+    if slower() > 1:
+        if cut.filters_at and cut.filter_group > FILTERS_KEPT * target.cache_bytes(2):
+            multiply *= FILTERS_BEYOND_CACHE
+    else:
         if cut.outputs_at - cut.inputs_at > INPUTS_IN_CACHE * target.cache_bytes(2):
             multiply *= BEYOND_CACHE
         if m == 6 and problem.Cg >= DEEP_CHANNELS:

@@ -114,7 +114,7 @@ def test_transforming_the_filters_where_they_are_used_changes_no_bit(other_cut, 
 
 
 @pytest.mark.skipif(target.vector_bytes() != 64, reason="of vectors of 64 bytes")
-def test_where_products_are_slow_threads_share_no_outputs_and_sums_stay_in_the_cache(monkeypatch, other_cut):
+def test_where_products_are_slow_threads_share_no_outputs_and_much_stays_in_the_cache(monkeypatch, other_cut):
     problem = make_problem((1, 128, 28, 28), (128, 128, 3, 3), np.float32, padding=1)
     for per_cycle, shared in ((2, True), (1, False)):
         monkeypatch.setattr(target, "multiply_adds_per_cycle", lambda count=per_cycle: count)
@@ -122,6 +122,8 @@ def test_where_products_are_slow_threads_share_no_outputs_and_sums_stay_in_the_c
         cut = winograd.cut(6, problem, 2)
         assert winograd_cuts.shares_outputs(problem, 2, cut) == shared
     assert cut.chunk < cut.part
+    alone = winograd.cut(6, make_problem((1, 128, 64, 64), (256, 128, 3, 3), np.float32, padding=1), 2, False)
+    assert alone.filter_group <= target.cache_bytes(2)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
