@@ -69,7 +69,7 @@ from .flat_planes import copy_planes_function, copy_runs_function, fill_offsets,
 from .job import job_of
 from .lone_pixels import MOST as MOST_LONE
 from .lone_pixels import gather_function, joins_a_tile, lone_pixels_function, tile_with_lone_function
-from .microkernel import CLOCK, VECTORS, multiply_function, panel_rows, predicted
+from .microkernel import CLOCK, VECTORS, multiplied_rows, multiply_function, panel_rows, predicted
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop
 from .vectors import Vector, broadcast, lanes, record_at
@@ -158,7 +158,7 @@ def task_function(dtype_name):
     width, panel_row = VECTORS * W, VECTORS * W * item
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
     copy_rows = copy_rows_function(dtype_name)
-    multiply = multiply_function(real, "row", indirect=True)
+    multiply = multiply_function(real, "row", indirect=True, halves=True)
     copy_planes, copy_runs = copy_planes_function(dtype_name), copy_runs_function(real)
     gather, lone_pixels = gather_function(real), lone_pixels_function(real)
     multiply_with_lone, joins = tile_with_lone_function(real), joins_a_tile()
@@ -344,8 +344,7 @@ def predicted_seconds(problem, device):
     pixels, maps = problem.P * problem.Q, problem.N * problem.groups
     if few_channels.serves(problem):
         return few_channels.predicted_seconds(problem, device)
-    filters = weight_rows.padded_filters(problem.Kg)
-    multiply = filters * pixels_cycles(pixels, problem.reduction, problem.accumulate)
+    multiply = multiplied_rows(problem.Kg) * pixels_cycles(pixels, problem.reduction, problem.accumulate)
     numbers, _ = blocking(problem, device.threads)
     repeated = numbers[BLOCKING.index("filter_tasks")]  # each copies x for itself
     copy = repeated * copy_cycles(problem)

@@ -15,7 +15,7 @@ from . import patches, target, weight_rows
 from .filter_cuts import until_all_done, up
 from .flat_planes import row_phases, rows_below
 from .lone_pixels import MOST as MOST_LONE
-from .microkernel import VECTORS, multiply_cycles
+from .microkernel import VECTORS, multiplied_rows, multiply_cycles
 from .threads import worker_span
 from .vectors import lanes
 
@@ -101,7 +101,7 @@ def cut_cycles(problem, threads, pixels, tile_tasks, filter_tasks) -> float:
 
     def task(run, part):
         columns = min(all_tiles * (run + 1) // tile_tasks * width, pixels) - all_tiles * run // tile_tasks * width
-        some = max(0, min(filters, up(problem.Kg, rows) - part * filters))
+        some = max(0, min(filters, multiplied_rows(problem.Kg) - part * filters))
         product = some * pixels_cycles(columns, depth, problem.accumulate)
         return CYCLES_PER_TASK + product + columns * copy + CYCLES_TO_COME * depth * (some + columns)
 
