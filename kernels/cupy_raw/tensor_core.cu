@@ -29,8 +29,8 @@
 // Small problems, and the last wave of others: SPLIT, as in implicit_gemm.cu, but the split of a tile that comes last adds
 // them all (last_split.cuh), and no launch follows. Splits leave their sums as lanes have them, 16 bytes beside the
 // neighbour's, so 512 of a warp at once. With a launch that added them the layers of VGG-16, ResNet-50 and MobileNetV2,
-// one image of float16, were predicted to take 728 microseconds on sm_80 and 642 on sm_90; now 633 and 549, of which what
-// is chosen to fill waves takes 1 to 2 % more than the fastest cuts would; 0.1 to 0.6 % at 32 images.
+// one image of float16, were predicted to take 95 microseconds more on sm_80 and 93 on sm_90, of 633 and 549. What is
+// chosen to fill waves takes 0.6 to 1.6 % more than the fastest cuts would; 0.1 to 0.7 % at 32 images.
 // float32: rounded to TF32, 11 significant bits, the weights once by pack_filters, x in registers. PRECISE ("3xtf32")
 // keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
 // cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
@@ -42,53 +42,48 @@
 // gathered, and the tensor cores' share of the time on sm_80 and sm_90:
 //
 //     block     halves  mma   on sm_80, sm_90   ldmatrix, copies: shared   instructions  gathered     share
-//     128 x 128    1     64    512      392       16         8       384    138 to 140          233    100 %  100 %
-//     128 x  64    1     64    512      392       16        12       448    153 to 154   342 to 343    100 %   87 %
-//     128 x 128    2     32    256      196        8         4       192     85 to  86          135    100 %  100 %
-//
-// with smaller warps (64 x 32, 32 x 64, 64 x 32, 32 x 32, 32 x 48, 32 x 32, 64 x 32, 32 x 96):
-//
-//     128 x  64    1     32    256      196       12         6       288     96 to  97   191 to 193     89 %   68 %
-//      64 x 128    2     16    128       98        6         3       144     57 to  58    88 to  91     89 %   68 %
-//      64 x  64    2     16    128       98        6         4       160            68          117     80 %   61 %
-//      64 x  64    2      8     64       49        4         2        96     43 to  45    77 to  78     67 %   50 %
-//      32 x  96    2     12     96       74        5         4       144             53           86     67 %   51 %
-//      32 x  64    2      8     64       49        4         3       112             47           80     57 %   44 %
-//     128 x  32    1     32    256      196       12        10       352            111   303 to 305     73 %   56 %
-//      96 x  96    1     48    384      294       16         8       384    119 to 121          215    100 %   77 %
+//     128 x 128    1     64    512      392       16         8       384    137 to 140          200    100 %  100 %
+//     128 x 128    2     32    256      196        8         4       192            85          118    100 %  100 %
+//     128 x  64    1     64    512      392       16        12       448    153 to 154          270    100 %   87 %
+//     128 x  64    2     32    256      196        8         6       224            94          155    100 %   87 %
+//      64 x 128    2     32    256      196        8         6       224     88 to  89          122    100 %   87 %
+//      96 x  96    2     36    288      221        9         6       240     96 to  97          146    100 %   92 %
+//      64 x  64    2     32    256      196        8         8       256     94 to  95          157    100 %   77 %
+//      32 x  64    2     16    128       98        6         6       192            70          102     67 %   51 %
+//     128 x  32    2     32    256      196       10        10       320           110   225 to 227     80 %   61 %
 //
 // What counts is how often a byte of shared memory is multiplied. It grows with the warp's tile, which 255 registers
 // end at 64 x 64, and with the block's: a tile of M x K stores M + K rows of 64 bytes in each stage and reads each at
 // least once, in M + K cycles, in which sm_90 does 1,337 (M + K) of its 32 M K multiply-adds. So 64 x 64 ends at 77 %
-// there (100 % on sm_80) and 64 x 32 at 51 % (67 %) with any warps, and L2 has 47 of the 84 bytes a cycle that 64 x 64
-// would want. Where there are too few tiles to give each scheduler a warp, HALVES double the warps, not what they load.
-// So the three tiles above stand over 85 %, and the eight below under it: all on sm_90, and those of 64 x 64, 32 x 96,
-// 32 x 64 and 128 x 32 on sm_80 too. With the three alone the layers at one image are predicted to take 800 and 664
-// microseconds instead of 633 and 549, and 6 of 52 leave a last wave under four fifths on sm_90; at 32 images 0.5 and 0.6 %
-// more than with all eleven. 128 x 32 is for up to 32 filters, of which 128 x 64 would waste half; 96 x 96 for sizes that
-// it divides. Of 52 layers up to 3 are left: those of one stage, which nothing splits, and one where every cut that fills
-// costs more than waves.DEARER. At 32 images those keep the multiprocessors busy for 99 % of the time; of 202 tiles that
-// registers and shared memory allow, one that fills is predicted to take 1.27 times as long for 24x56x56-144-1x1, twice
-// for 3x224x224-64-3x3 on 108 SMs and seven times on 132. At one image none fills for 32x28x28-192-1x1: launches take
-// 6 of its 8 microseconds.
-// Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 285 to
-// 290 instructions, 171 to 177 in halves, 128 x 64 408, 128 x 32 367 to 369, which leaves it 70 % on sm_80. The others
-// stand as above. With taps inner an element takes 4.5 instructions, and a step 14 for all of a thread's pixels: 372 to
-// 391 at 128 x 128, 100 %; 274 in halves, 72 % on sm_90; 660 at 128 x 64, 78 and 59 %, since half as many filters share an
-// element: 64 of them, of which each takes 3 at least, and 16 steps, leave 392 cycles no room for 64 mma beside.
+// there (100 % on sm_80), 64 x 32 at 51 % (67 %) and 128 x 32 at 61 % (80 %) with any warps, and L2 has 47 of the 84 bytes
+// a cycle that 64 x 64 would want. All tiles stand there: their warps, or those of a half, are as large as the tile, or as
+// registers allow. HALVES make that possible with several warps, and double these where there are too few tiles to give
+// each scheduler one, without loading more.
+// Without the three lowest the layers at one image are predicted to take 744 and 638 microseconds instead of 671 and 583;
+// at 32 images as long. 128 x 32 is for up to 32 filters, of which 128 x 64 would waste half; 96 x 96 for sizes that it
+// divides. With smaller warps (32 x 32 of 64 x 64 and 32 x 64, which shared memory ends at 67 and 57 % on sm_80, 51 and
+// 44 % on sm_90) one image is predicted to take 630 and 546, since the model asks for eight warps on a multiprocessor, of
+// any size; 32 images as long.
+// A reduction of one stage is no loop, and nothing splits it: there four tiles more, of smaller warps, fill waves. Of 52
+// layers up to 3 are left: of one stage, and one where every cut that fills costs more than waves.DEARER.
+// Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 248
+// instructions, 153 in halves, 128 x 64 334 and 203, 64 x 128 157, 96 x 96 178, 64 x 64 205, 32 x 64 137, 128 x 32 291: the
+// shares stand. With taps inner an element takes 4.5 instructions, and a step 14 for all of a thread's pixels: 372 to 391
+// at 128 x 128, 100 %; 274 in halves, 72 % on sm_90; 628 to 661 at 128 x 64, 77 and 59 %, since half as many filters share
+// an element: 64 of them, of which each takes 3 at least, and 16 steps, leave 392 cycles no room for 64 mma beside. 64 x 128
+// and 96 x 96 stand at 96 and 73 % there, 64 x 64 at 57 and 43, 128 x 32 at 44 and 33, 32 x 64 at 35 and 27.
 // TF32 has the same cycles and two instructions more for each register of x. PRECISE, whose warps are of 64 x 32 and less,
 // stands at 100 % where x is copied (424 to 426 instructions at 128 x 128), with warps of 32 x 16 at 85 to 86 % on sm_90;
 // gathered from several taps there at 100 % with warps of 64 x 32, 79 to 91 % with 32 x 32, 61 to 67 % with 32 x 16.
-// What was learned. Places in shared memory are worked out once and kept from the compiler, which holds them for cheap
-// and works them out anew in each stage: 10 to 30 % of the instructions, 17 for ldmatrix alone. So are distances from
-// tap to tap. Splitting floats by integer addition, not by cvt.rna.tf32, spares a third of PRECISE's instructions. An
-// element's address is one instruction because the distance between channels is chosen for each window (zero outside):
-// were it the same for all, the assembler would work it out in bytes before the loop and add it in 64 bits, which takes
-// two; a pointer that walks from channel to channel took two as well, 278 instead of 241. Taps inner took 890 when a lane
-// divided anew for each element of its pixel. Now four pixels share a step, a row's and a column's bit tell in one
-// instruction what lies outside, and a predicate spares the load (488); a window's corner and a step, added to x in 64
-// bits, took four instructions, by a pointer to the window one (372). Sums that two branches leave, zero before they
-// are added or kept, spill registers at 64 x 64; a mask does not.
+// What was learned. Places in shared memory are worked out once and kept from the compiler, which holds them for
+// cheap and works them out anew in each stage: 10 to 30 % of the instructions, 17 for ldmatrix alone. So are
+// distances from tap to tap. Splitting floats by integer addition, not by cvt.rna.tf32, spares a third of PRECISE's
+// instructions. How far channels lie apart is a constant, which a load adds by itself: chosen for each window, an
+// element's address was an instruction, 233 instead of 200 at 128 x 128; a pointer that walks from channel to channel
+// took two. Taps inner took 890 when a lane divided anew for each element of its pixel. Now four pixels share a step,
+// a row's and a column's bit tell in one instruction what lies outside, and a predicate spares the load (488); a
+// window's corner and a step, added to x in 64 bits, took four instructions, by a pointer to the window one (372).
+// Sums that two branches leave, zero before they are added or kept, spill registers at 64 x 64; a mask does not.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
 // Limits: float16 from sm_75 on, bfloat16 and float32 from sm_80 on.
 // Source: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020 (stages, swizzle, multistage loop); NVIDIA, PTX ISA;
@@ -96,9 +91,9 @@
 // cores while surpassing the FP32 theoretical peak performance, 2022.
 //
 // Compiled with problem.cuh's, epilogue.cuh's and tensor_core_tile.cuh's constants, -DTOGETHER (x's channels lie side
-// by side in aligned chunks), -DTAPS_INNER, -DDROPPED (channels that a group's last chunk repeats), -DONE_TAP (no stage
-// ends amid the channels), -DALONG_FILTERS (y's filters lie side by side, not its pixels), -DRUN (how many a thread
-// stores at once), -DSPLIT.
+// by side in aligned chunks), -DX_APART (how far they lie apart where they are gathered), -DTAPS_INNER, -DDROPPED
+// (channels that a group's last chunk repeats), -DONE_TAP (no stage ends amid the channels), -DALONG_FILTERS (y's filters
+// lie side by side, not its pixels), -DRUN (how many a thread stores at once), -DSPLIT.
 
 #include "cut_job.cuh"
 #include "epilogue.cuh"

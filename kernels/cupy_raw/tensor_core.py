@@ -14,7 +14,6 @@ from .cut import Parts, Reduction, chosen, cut_struct, predictions, round_up, sp
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 from .tensor_core_tile import (
     CHUNKS,
-    SMALL,
     Tile,
     aligned,
     blocks_per_sm,
@@ -29,20 +28,20 @@ from .tensor_core_tile import (
 
 THREADS = 256  # of pack_filters
 
-BUSY_TILES = (Tile(128, 128, 64, 64), Tile(128, 128, 64, 64, 2), Tile(128, 64, 64, 64))
-# Shared memory keeps these under 85 % of the tensor cores' time on sm_90, most on sm_80 too, as tensor_core.cu says.
-# They fill waves that those above leave half empty.
-WAVE_TILES = (
-    Tile(128, 64, 64, 32),
-    Tile(64, 128, 32, 64, 2),
-    Tile(64, 64, 64, 32, 2),
-    SMALL,
-    Tile(32, 96, 32, 48, 2),
-    Tile(32, 64, 32, 32, 2),
-    Tile(128, 32, 64, 32),
-    Tile(96, 96, 32, 96),
+BUSY_TILES = (
+    Tile(128, 128, 64, 64),
+    Tile(128, 128, 64, 64, 2),
+    Tile(128, 64, 64, 64),
+    Tile(128, 64, 64, 64, 2),
+    Tile(64, 128, 64, 64, 2),
+    Tile(96, 96, 48, 96, 2),
 )
-TILES = BUSY_TILES + WAVE_TILES
+# Shared memory keeps these under 85 % of the tensor cores' time whatever their warps, as tensor_core.cu says; the first
+# on sm_90 only. For few filters, and for problems of few tiles.
+LOW_TILES = (Tile(64, 64, 64, 64, 2), Tile(32, 64, 32, 64, 2), Tile(128, 32, 128, 32, 2))
+TILES = BUSY_TILES + LOW_TILES
+# Of reductions of one stage, which is no loop and which nothing splits: more that fill waves.
+ONE_STAGE_TILES = (Tile(128, 64, 64, 32), Tile(64, 128, 32, 64, 2), Tile(32, 96, 32, 48, 2), Tile(128, 32, 64, 32))
 PRECISE_TILES = (
     Tile(128, 128, 64, 32),
     Tile(128, 64, 64, 32),
@@ -57,7 +56,7 @@ COUNT_BYTES = 4  # of a tile, how many of its splits have come
 LOOP_SLOTS = 90  # of each thread and stage, beside multiplying: addresses, copies, ldmatrix, the barrier
 # Of each element of x, where it is loaded by itself: from a stage of one tap, chunks of one, taps inner; there of each
 # step too, which serves the pixels of a thread.
-ONE_TAP_SLOTS, CHUNK_SLOTS, TAPS_SLOTS, STEP_SLOTS = 3, 4, 4.5, 14
+ONE_TAP_SLOTS, CHUNK_SLOTS, TAPS_SLOTS, STEP_SLOTS = 2, 3, 4.5, 14
 WAITING = cost.waiting("cupy_raw.tensor_core", like="cupy_raw.implicit_gemm")
 
 passes = ("forward",)
@@ -65,7 +64,9 @@ passes = ("forward",)
 
 def tiles_of(problem):
     """Those for which a thread has registers enough: three products leave none for warps of 64 x 64."""
-    return PRECISE_TILES if problem.precision == "3xtf32" else TILES
+    if problem.precision == "3xtf32":
+        return PRECISE_TILES
+    return TILES + ONE_STAGE_TILES * (reduction_of(problem).stages == 1)
 
 
 @lru_cache(maxsize=4096)
@@ -196,13 +197,20 @@ def lying_as_planned(problem):
     return Lying(vectors_of(problem), last, chunk if whole else 1)
 
 
+def apart_as_planned(problem):
+    """How far channels of x lie apart."""
+    return problem.H * problem.W if problem.layout == "NCHW" else 1
+
+
 @lru_cache(maxsize=4096)
-def sources_of(problem, cut, stages, wide, lying):
+def sources_of(problem, cut, stages, wide, lying, apart=None):
+    gathers = not lying.together and not cut.taps_inner
+    x_apart = (apart_as_planned(problem) if apart is None else apart) if gathers else 0
     shared = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     dropped, one_tap = 0 if cut.taps_inner else -problem.Cg % chunk_of(problem), problem.Cg % depth_of(problem) == 0
     own = (*shared, *constants(problem, cut.tile, stages), ("DROPPED", dropped), ("ONE_TAP", int(one_tap)))
-    own += (("TOGETHER", int(lying.together)), ("TAPS_INNER", int(cut.taps_inner)), ("RUN", lying.run))
-    own += (("SPLIT", int(cut.splits > 1)), ("ALONG_FILTERS", int(lying.along_filters)))
+    own += (("TOGETHER", int(lying.together)), ("X_APART", x_apart), ("TAPS_INNER", int(cut.taps_inner)))
+    own += (("SPLIT", int(cut.splits > 1)), ("RUN", lying.run), ("ALONG_FILTERS", int(lying.along_filters)))
     return tuple(CudaSource("tensor_core.cu", name, own) for name in ("pack_filters", "conv2d_tensor_core"))
 
 
@@ -246,7 +254,8 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     struct, part = problem_struct(problem, x, None, y, bias, residual), cut_struct(problem, cut)
     partial = workspace if cut.splits > 1 else None
     wide, lying = is_wide(problem, x, None, y, residual), lying_of(problem, x, y, residual)
-    _, multiply = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying)
+    apart, stages = x.strides[1] // x.itemsize, stages_held(cut.tile, device)
+    _, multiply = sources_of(problem, cut, stages, wide, lying, apart)
 
     arguments = (x, packed, y, bias, residual, partial, counts_in(packed, cut), struct, part)
     launch(multiply, cut.blocks, cut.tile.threads, arguments, stream=stream)

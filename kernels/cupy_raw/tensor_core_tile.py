@@ -63,11 +63,6 @@ class Tile(NamedTuple):
         return (self.halves - 1) * self.rows * self.filters * 4
 
 
-# For problems of so few tiles that larger ones would leave schedulers without a warp; shared memory bounds its loop at
-# 67 % of the tensor cores' time on sm_80, 51 % on sm_90, which tensor_core.cu accounts for.
-SMALL = Tile(64, 64, 32, 32, 2)
-
-
 def chunk_of(problem):
     """Elements of VECTOR bytes."""
     return VECTOR // problem.dtype.itemsize

@@ -7,12 +7,11 @@
 //                 +----+----+----+----+----+  +----+----+ ...    DROPPED = 6: x is read again, and is zero here
 //
 // A tap's last chunk ends with its last channel. Had it begun where the one before ends, each of its elements would
-// need a condition, 10 instructions in all instead of 3 to 4. The weights are zero there too, but zero times infinity
+// need a condition, 10 instructions in all instead of 2 to 3. The weights are zero there too, but zero times infinity
 // is NaN. Fewer channels than a chunk has: taps inner, see tensor_core_taps.cuh.
 // What the stages have in common is found once: a bit for each tap of a window that lies in the image, and how far it is
 // from a tap to the next. A thread spends 8 instructions on each of its chunks' places in the reduction and 5
-// on each pixel's chunk; on an element of 16 bits a load, its address, and half of one each to pack it and to drop what
-// is outside.
+// on each pixel's chunk; on an element of 16 bits a load, and half of one each to pack it and to drop what is outside.
 //
 // Compiled with tensor_core.cu's constants.
 
@@ -31,11 +30,13 @@ constexpr int PIXEL_BYTES = TILE_M * CHUNKS * 16, STAGE_BYTES = PIXEL_BYTES + TI
 // A thread's part of a stage of pixels: OWN of them, COLUMNS chunks of each; a block has AT_ONCE pixels beside each
 // other. What is gathered is found of a pixel's tap for all columns, so that these are one thread's; taps inner, of a
 // step for all pixels, so that a warp has one column, or as few as there are.
-constexpr int FEWEST = THREADS / CHUNKS > 32 ? THREADS / CHUNKS : 32, MOST = TILE_M < THREADS ? TILE_M : THREADS;
+constexpr int FEWEST = THREADS / CHUNKS > 32 ? THREADS / CHUNKS : 32;
+constexpr int MOST = TILE_M >= THREADS ? THREADS : THREADS % TILE_M == 0 ? TILE_M : FEWEST;
 constexpr int AT_ONCE = TOGETHER ? THREADS / CHUNKS : TAPS_INNER && FEWEST * CHUNKS % THREADS == 0 ? FEWEST : MOST;
 constexpr int OWN = TILE_M / AT_ONCE, COLUMNS = TILE_M * CHUNKS / THREADS / OWN;
 constexpr int OWN_FILTERS = TILE_K * CHUNKS / THREADS;
-static_assert(OWN * COLUMNS * THREADS == TILE_M * CHUNKS && OWN_FILTERS * THREADS == TILE_K * CHUNKS);
+static_assert(OWN * COLUMNS * THREADS == TILE_M * CHUNKS && THREADS % AT_ONCE == 0);
+static_assert(OWN_FILTERS * THREADS == TILE_K * CHUNKS);
 
 // Where chunk `column` of row `row` lies within a stage's pixels, or filters.
 __device__ __forceinline__ int place_of(int row, int column) { return (row * CHUNKS + (column ^ row >> 1 & 3)) * 16; }
@@ -150,7 +151,7 @@ struct Walk {
             const int p = pixel % problem.P, n = pixel / problem.P;
             const int h = p * STRIDE_H - problem.top, w = q * STRIDE_W - problem.left;
             inside[j].start(problem, exists ? h : -0x40000000, w);
-            corner[j] = offset(problem.x, n, group * problem.Cg, exists ? h : 0, w);
+            corner[j] = offset(problem.x, n, group * problem.Cg, h, w);
             if constexpr (TAPS_INNER && !PRECISE) {
                 window[j] = x + corner[j];
                 asm volatile("" : "+l"(window[j]));
@@ -225,11 +226,11 @@ struct Walk {
     }
 
     // Where a pixel's channels lie from `spot` on. Loads need no conditions if what is outside is taken from x's first
-    // element, and dropped afterwards. A group's last chunk ends with its last channel: it begins with DROPPED channels
+    // window, and dropped afterwards. A group's last chunk ends with its last channel: it begins with DROPPED channels
     // of the chunk before, which are dropped too.
     struct Window {
         bool inside, last;
-        Offset first, apart;
+        Offset first;
     };
 
     __device__ __forceinline__ Window window_of(int j, const Problem& problem, const Cut& cut) const
@@ -237,7 +238,7 @@ struct Walk {
         const bool wanted = inside[j].contains(problem, spot);
         const bool last = DROPPED > 0 && spot.channel + CHUNK >= cut.channels;
         const Offset first = corner[j] + spot.step - (last ? offset(problem.x, 0, DROPPED, 0, 0) : 0);
-        return {wanted, last, wanted ? first : 0, wanted ? (Offset)problem.x.c : 0};
+        return {wanted, last, wanted ? first : 0};
     }
 
     // The chunk from channel `from` of the window on.
@@ -246,7 +247,7 @@ struct Walk {
         constexpr int IN_WORD = 4 / sizeof(Element);
         Chunk chunk;
         #pragma unroll
-        for (int i = 0; i < CHUNK; ++i) chunk.lane[i] = x[window.first + (from + i) * window.apart];
+        for (int i = 0; i < CHUNK; ++i) chunk.lane[i] = x[window.first + (from + i) * (Offset)X_APART];
         unsigned(&words)[4] = reinterpret_cast<unsigned(&)[4]>(chunk);
         #pragma unroll
         for (int i = 0; i < 4; ++i) {

@@ -26,14 +26,14 @@ LYING = {
                                "stride": (1, 2)}, bias=True, dtype="float16"),
     "gathered": Case("gathered", (2, 20, 8, 10), (70, 20, 3, 3), {"padding": 1}, bias=True, residual=True,
                      dtype="float16"),
-    "gathered_whole": Case("gathered_whole", (2, 48, 7, 9), (34, 24, 3, 3), {"groups": 2, "dilation": (1, 2)},
-                           bias=True, residual=True, dtype="float16", memory="slices"),
+    "gathered_whole": Case("gathered_whole", (2, 48, 7, 9), (34, 24, 3, 3), {"groups": 2, "dilation": (2, 3),
+                           "padding": 1}, bias=True, residual=True, dtype="float16", memory="slices"),
     "gathered_last": Case("gathered_last", (2, 9, 11, 21), (34, 21, 3, 3), {"padding": 2, "layout": "NHWC"},
                           residual=True, dtype="float16"),
     "copied_stages": Case("copied_stages", (1, 7, 9, 32), (34, 32, 3, 3), {"padding": 1, "layout": "NHWC"},
                           dtype="float16"),
     "gathered_stages": Case("gathered_stages", (1, 64, 8, 9), (34, 64, 3, 2), {"padding": 1}, dtype="float16"),
-    "taps": Case("taps", (2, 3, 13, 11), (35, 3, 5, 5), {"padding": (4, 6), "stride": 2, "dilation": (2, 3)}, bias=True,
+    "taps": Case("taps", (2, 3, 12, 11), (35, 3, 5, 5), {"padding": (4, 6), "stride": 2, "dilation": (2, 3)}, bias=True,
                  dtype="float16"),
 }  # fmt: skip
 EXPECTED = {
@@ -47,7 +47,7 @@ EXPECTED = {
     "taps": tensor_core.Lying(False, False, 1),
 }
 NUMBERS = 6  # of cases to emulate for each way to lie
-ALL_TILES = tensor_core.TILES + tensor_core.PRECISE_TILES
+ALL_TILES = tensor_core.TILES + tensor_core.ONE_STAGE_TILES + tensor_core.PRECISE_TILES
 TYPES = {"float16": {}, "bfloat16": {}, "tf32": {"precision": "tf32"}, "3xtf32": {"precision": "3xtf32"}}
 
 
@@ -55,6 +55,16 @@ def of_type(case, type_):
     """`case` in one of TYPES."""
     dtype = "float32" if "tf32" in type_ else type_
     return replace(case, dtype=dtype, keywords={**case.keywords, **TYPES[type_]})
+
+
+def most_of_tensor_cores(tile, target):
+    """What share of their time shared memory leaves the tensor cores, whatever a tile's warps; not of three products.
+
+    A stage has 64 bytes of each row and filter, stored once and loaded once at least, 128 bytes in a cycle; of a 16-bit
+    type these are 32 steps.
+    """
+    multiplying = tile.rows * tile.filters * 32 / (report.SCHEDULERS * report.MULTIPROCESSORS[target].mma)
+    return min(1, multiplying / (2 * (tile.rows + tile.filters) * 64 / 128))
 
 
 def force_cut(monkeypatch, problem, tile, splits=1, whole=0):
@@ -173,6 +183,7 @@ class TestMachineCode:
     @pytest.mark.parametrize(
         ("type_", "tile"),
         [*((type_, tile) for type_ in ("float16", "tf32") for tile in tensor_core.TILES),
+         *(("float16", tile) for tile in tensor_core.ONE_STAGE_TILES),
          ("bfloat16", tensor_core.TILES[0]), *(("3xtf32", tile) for tile in tensor_core.PRECISE_TILES)],
         ids=str,
     )  # fmt: skip
@@ -189,27 +200,34 @@ class TestMachineCode:
             self.check(self.source(tensor_core.TILES[0], "float16", lying, target, splits, wide, channels)[1], target)
 
     @pytest.mark.parametrize(
-        ("tile", "type_", "together"),
-        [*((tile, "float16", together) for tile in tensor_core.BUSY_TILES for together in (True, False)),
-         *((tile, "tf32", True) for tile in tensor_core.BUSY_TILES), (tensor_core.TILES[0], "bfloat16", True),
-         *((tile, "3xtf32", True) for tile in tensor_core.PRECISE_TILES)],
+        ("target", "tile", "type_", "together"),
+        [*((90, tile, "float16", together) for tile in tensor_core.TILES for together in (True, False)),
+         *((80, tile, "float16", False) for tile in tensor_core.TILES), (90, tensor_core.TILES[0], "bfloat16", True),
+         *((90, tile, "tf32", True) for tile in tensor_core.TILES),
+         *((target, tile, "3xtf32", True) for tile in tensor_core.PRECISE_TILES for target in (80, 90))],
         ids=str,
     )  # fmt: skip
-    @pytest.mark.parametrize("target", [80, 90])
     def test_the_tensor_cores_are_kept_busy(self, target, tile, type_, together):
         """At least 85 % of the time in which instructions issue and shared memory answers, in the main loop.
 
-        Where x is gathered, its stages end amid the channels, and so do chunks.
+        Of small tiles shared memory allows less, whatever their warps. Where x is gathered, its stages end amid the
+        channels, and so do chunks.
         """
         channels = 256 if together else 258
         source = self.source(tile, type_, tensor_core.Lying(together, together, 8), target, channels=channels)[1]
         loop = report.Loop.of(compiling.sass(compiling.cuda_source_cubin(source, target)), source.function)
         blocks = tile.warp_rows * tile.warp_filters // (16 * 8)
         assert len(loop.tensor) == blocks * 2 // tile.halves * (3 if type_ == "3xtf32" else 1)
-        assert loop.issue_bound(report.MULTIPROCESSORS[target]) >= 0.85
+        most = 1 if type_ == "3xtf32" else most_of_tensor_cores(tile, target)
+        assert loop.issue_bound(report.MULTIPROCESSORS[target]) >= min(0.85, most)
         assert loop.roots["BAR"] == 1, "one barrier per stage"
         assert loop.roots["LDG"] == (0 if together else tile.rows * 32 // tile.threads)
         assert loop.load_bits("LDGSTS") == loop.load_bits("LDSM") == 128
+
+    def test_no_tile_but_small_ones_is_kept_from_85_percent_by_shared_memory(self):
+        for target, sizes in ((80, {(32, 64), (128, 32)}), (90, {(64, 64), (32, 64), (128, 32)})):
+            low = {tile[:2] for tile in tensor_core.TILES if most_of_tensor_cores(tile, target) < 0.85}
+            assert low == sizes
 
     @pytest.mark.parametrize(("target", "tile", "bound"), [(80, 0, 1), (90, 0, 1), (80, 2, 0.77), (90, 2, 0.58)])
     def test_windows_of_few_channels_are_gathered_beside(self, target, tile, bound):
@@ -218,18 +236,6 @@ class TestMachineCode:
         loop = report.Loop.of(compiling.sass(compiling.cuda_source_cubin(source[1], target)), source[1].function)
         assert loop.roots["LDG"] == 4096 // tensor_core.TILES[tile].threads
         assert loop.issue_bound(report.MULTIPROCESSORS[target]) >= bound
-
-    @pytest.mark.parametrize("together", [True, False])
-    @pytest.mark.parametrize(
-        ("tile", "bound"),
-        list(zip(tensor_core.WAVE_TILES, (8 / 9, 8 / 9, 4 / 5, 2 / 3, 2 / 3, 4 / 7, 8 / 11, 1), strict=True)),
-        ids=str,
-    )
-    def test_only_shared_memory_bounds_the_tiles_that_fill_waves(self, tile, bound, together):
-        """SMALL stores and loads 384 rows of 64 bytes: three wavefronts where tensor cores want time for two."""
-        source = self.source(tile, "float16", tensor_core.Lying(together, together, 8))[1]
-        loop = report.Loop.of(compiling.sass(compiling.cuda_source_cubin(source, 80)), source.function)
-        assert loop.issue_bound(report.MULTIPROCESSORS[80]) == pytest.approx(bound)
 
 
 class TestEmulated:
@@ -293,6 +299,15 @@ class TestEmulated:
         aligned[...] = x
         return in_emulator.watched(tensor_core, problem, aligned.transpose(order), w, y.transpose(order))
 
+    @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+    @pytest.mark.parametrize("tile", tensor_core.ONE_STAGE_TILES, ids=str)
+    def test_reductions_of_one_stage_run_without_a_fault(self, tile, layout, monkeypatch):
+        x = (2, 9, 10, 24) if layout == "NHWC" else (2, 24, 9, 10)
+        case = Case("one_stage", x, (70, 24, 1, 1), {"layout": layout}, bias=True, dtype="float16")
+        assert tile in tensor_core.tiles_of(case.problem())
+        assert force_cut(monkeypatch, case.problem(), tile).stages == 1
+        in_emulator.check(tensor_core, "tensor_core", case)
+
     @pytest.mark.parametrize("type_", ["float16", "tf32"])
     @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
     @pytest.mark.parametrize("tile", tensor_core.TILES, ids=str)
@@ -305,7 +320,7 @@ class TestEmulated:
         assert {access.kind for access in shared} == {"copy", "ldmatrix", "load", "store"}
         for access in shared:
             in_loop = access.kind in ("copy", "ldmatrix") or (access.kind, access.size) == ("store", 16)
-            lanes = 1 if in_loop or tile in tensor_core.BUSY_TILES else 2
+            lanes = 1 if in_loop or tile.warp_rows == tile.warp_filters == 64 else 2
             assert access.cost <= access.requests * max(access.size // 4, 1) * lanes, access
 
     def test_copies_move_each_chunk_once_and_whole_sectors(self, monkeypatch):
