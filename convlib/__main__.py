@@ -195,9 +195,8 @@ def print_explanation(explanation, as_json):
 @one_line_errors
 def profile(kernel, dtype, layout, target, threads, **shapes):
     """Execute a GPU kernel's compiled code in the emulator and count what it does; no GPU is needed."""
-    from .arrays import named_dtype
     from .emulator import profile
-    from .problem import make_problem
+    from .problem import make_problem, named_dtype
 
     x, w, keywords = shapes_asked(**shapes, layout=layout, bias=False)
     passes = dispatch.kernel(kernel).passes if kernel in profile.gpu_kernels() else ("forward",)
@@ -412,7 +411,7 @@ def new_table(title, *columns, show_header=True):
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=show_header)
     for column in columns:
-        justify = "right" if column in ("predicted", "workspace", "problems") else "left"
+        justify = "right" if column in ("time", "workspace", "problems") else "left"
         whole = column in ("kernel", "pass", "dtype", "problems")
         table.add_column(column, overflow="fold", no_wrap=whole, justify=justify)
     return table

@@ -21,9 +21,9 @@ except ImportError as error:
     needed = 'convlib.dask: needs dask, which is not installed: pip install "dask[array]>=2024.8"'
     raise ImportError(needed) from error
 
-from . import accuracy, operations
+from . import accuracy, dispatch, operations
 from .padding_modes import NUMPY_PAD, check_padding_mode
-from .problem import PADDING_MODES, batched_shape, check_choice, make_problem
+from .problem import PADDING_MODES, Padding, Pair, batched_shape, check_choice, make_problem
 
 DASK_PAD = {"zeros": "constant"} | NUMPY_PAD
 
@@ -33,9 +33,9 @@ def conv2d(
     w: Any,
     bias: Any = None,
     *,
-    stride: int | tuple[int, int] = 1,
-    padding: int | str | tuple = 0,
-    dilation: int | tuple[int, int] = 1,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
     groups: int = 1,
     layout: str = "NCHW",
     weight_layout: str = "OIHW",
@@ -67,12 +67,18 @@ def conv2d(
     if not isinstance(x, da.Array):
         raise TypeError(f"x: a dask array needed, got {type(x).__name__}")
     check_choice("padding_mode", padding_mode, PADDING_MODES)
+    if any(np.isnan(size) for size in x.shape):
+        raise ValueError(f"x: chunks of known sizes needed, got shape {x.shape}; call x.compute_chunk_sizes() first")
     x_shape, batched = batched_shape(x.shape)
     problem = make_problem(
         x_shape, tuple(w.shape), x.dtype, stride=stride, padding=padding, dilation=dilation, groups=groups,
         layout=layout, weight_layout=weight_layout, activation=activation, has_bias=bias is not None,
     )  # fmt: skip
     check_padding_mode(problem, padding_mode)
+    dispatch.checked_choice(problem, None, backend, algorithm, max_error, None)
+    for name, array in (("w", w), ("bias", bias)):
+        if array is not None and array.dtype != x.dtype:
+            raise TypeError(f"{name}: {x.dtype} needed, like x, got {array.dtype}; convlib never converts inputs")
 
     axes = [layout.index(axis) - (not batched) for axis in "CHW"]
     channels, *spatial = axes

@@ -87,8 +87,10 @@ TARGETS = {
 }
 
 
-def named(text: str) -> Device:
+def named(text: str, name: str = "device") -> Device:
     """The device that a user names: "cpu", "cuda:0", or a target, "sm_80", which stands for one card and needs none.
+
+    name: what the user calls it.
 
     >>> named("sm_90").sm_count
     132
@@ -100,15 +102,15 @@ def named(text: str) -> Device:
         return Device("cuda", 0, name, divmod(int(text.removeprefix("sm_")), 10), sm_count)
     kind, _, index = text.partition(":")
     if kind == "cuda" and (index or "0").isdecimal():
-        return visible_gpu(int(index or 0))
-    raise ValueError(f"device: one of cpu, cuda:0, {', '.join(TARGETS)} needed, got {text!r}")
+        return visible_gpu(int(index or 0), name)
+    raise ValueError(f"{name}: one of cpu, cuda:0, {', '.join(TARGETS)} needed, got {text!r}")
 
 
-def visible_gpu(index):
+def visible_gpu(index, name):
     try:
         return gpu(index)
     except Exception as error:  # each library has its own for "no driver"
-        raise ValueError(f"device: no GPU {index} is visible here ({type(error).__name__})") from error
+        raise ValueError(f"{name}: no GPU {index} is visible here ({type(error).__name__})") from error
 
 
 def simulating() -> bool:

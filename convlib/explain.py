@@ -20,6 +20,8 @@ from .problem import (
     COMPLEX_DTYPES,
     PADDING_MODES,
     ConvProblem,
+    Padding,
+    Pair,
     batched_shape,
     check_choice,
     checked_dtype,
@@ -90,9 +92,9 @@ def explain(
     bias: Any = None,
     *,
     dtype: Any = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | str | tuple = 0,
-    dilation: int | tuple[int, int] = 1,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
     groups: int = 1,
     layout: str = "NCHW",
     weight_layout: str = "OIHW",
@@ -112,16 +114,17 @@ def explain(
     Times are predicted, unless `tune` has measured them on this machine; what a call without tune=True would choose
     is told either way.
 
-    x, w: arrays, or their shapes (then `dtype` says of what, float32 if it is not given, and `on` where, as "cpu",
-    "cuda:0", "sm_90" or a Device; this CPU if it is not given). bias, residual: the arrays, or whether there is one.
-    The other arguments and the errors are conv2d's; where no kernel can run, `chosen` is None instead of an error.
+    x, w: arrays, or their shapes: then `dtype` says of what, float32 if neither it nor an array does, and `on` where,
+    as "cpu", "cuda:0", "sm_90" or a Device; this CPU if it is not given. bias, residual: the arrays, or whether there
+    is one. The other arguments and the errors are conv2d's; where no kernel can run, `chosen` is None instead of an
+    error.
 
     >>> explain((1, 64, 56, 56), (64, 64, 3, 3), padding=1).chosen is not None
     True
     """
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     check_flag("flip_kernel", flip_kernel)
-    on = device.named(on) if isinstance(on, str) else on
+    on = device.named(on, "on") if isinstance(on, str) else on
     dtypes, place = dtypes_and_place(x, w, dtype, on, backend)
     has_bias, has_residual = is_given("bias", bias), is_given("residual", residual)
     dtype, complex_dtype = dtypes[0], complex_numbers.dtype_of(*dtypes)
@@ -175,11 +178,16 @@ def with_trust(candidates, problem, place):
 
 def dtypes_and_place(x, w, dtype, on, backend):
     """Of what types x and w and where: as the arrays are, or as the caller said where x is only a shape."""
+    given = None if dtype is None else explained_dtype(dtype)
+    for name, array in (("x", x), ("w", w)):
+        if given is not None and not isinstance(array, (tuple, list)):
+            has = arrays.library_of(array, name).dtype(array, name)
+            if has != given:
+                raise TypeError(f"dtype: {has}, as {name} has it, or none needed, got {given}")
     if isinstance(x, (tuple, list)):
-        dtype = "float32" if dtype is None else dtype
-        dtype = named_dtype(dtype, "dtype") if isinstance(dtype, str) else np.dtype(dtype)
-        dtype = dtype if dtype.name in COMPLEX_DTYPES else checked_dtype(dtype, "dtype")
-        return (dtype, dtype), on or device.cpu()
+        if given is None and not isinstance(w, (tuple, list)):
+            given = explained_dtype(arrays.library_of(w, "w").dtype(w, "w"), "w")
+        return (given or np.dtype(np.float32),) * 2, on or device.cpu()
     library = arrays.library_of(x, "x")
     dtypes = [library.dtype(x, "x")] * 2
     if not isinstance(w, (tuple, list)):
@@ -187,6 +195,11 @@ def dtypes_and_place(x, w, dtype, on, backend):
         check_operands(library, x, None if any_complex else checked_dtype(dtypes[0]), w=w)
         dtypes[1] = library.dtype(w, "w")
     return dtypes, on or device_for(library, x, backend)
+
+
+def explained_dtype(dtype, name="dtype"):
+    dtype = named_dtype(dtype, name) if isinstance(dtype, str) else np.dtype(dtype)
+    return dtype if dtype.name in COMPLEX_DTYPES else checked_dtype(dtype, name)
 
 
 def shape_of(array):

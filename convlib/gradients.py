@@ -7,6 +7,7 @@ bias gradient     the sum over images and outputs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,8 @@ from .padding_modes import NUMPY_PAD, padded_before
 from .problem import (
     COMPLEX_DTYPES,
     PADDING_MODES,
+    Padding,
+    Pair,
     batched_shape,
     check_choice,
     checked_dtype,
@@ -47,11 +50,11 @@ from .transposed import Transposed, checked, run_folded, run_transposed
 def conv2d_input_grad(
     grad_y: Array,
     w: Array,
-    input_shape: tuple[int, ...],
+    input_shape: Sequence[int],
     *,
-    stride: int | tuple[int, int] = 1,
-    padding: int | str | tuple = 0,
-    dilation: int | tuple[int, int] = 1,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
     groups: int = 1,
     layout: str = "NCHW",
     weight_layout: str = "OIHW",
@@ -127,11 +130,11 @@ def conv2d_input_grad(
 def conv2d_weight_grad(
     x: Array,
     grad_y: Array,
-    weight_shape: tuple[int, ...],
+    weight_shape: Sequence[int],
     *,
-    stride: int | tuple[int, int] = 1,
-    padding: int | str | tuple = 0,
-    dilation: int | tuple[int, int] = 1,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
     groups: int = 1,
     layout: str = "NCHW",
     weight_layout: str = "OIHW",
@@ -227,10 +230,10 @@ def conv_transpose2d(
     w: Array,
     bias: Any = None,
     *,
-    stride: int | tuple[int, int] = 1,
-    padding: int | str | tuple = 0,
-    output_padding: int | tuple[int, int] = 0,
-    dilation: int | tuple[int, int] = 1,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    output_padding: Pair = 0,
+    dilation: Pair = 1,
     groups: int = 1,
     layout: str = "NCHW",
     weight_layout: str = "OIHW",

@@ -36,7 +36,7 @@ except ImportError as error:
 
 from . import gradients, operations
 from .operations import callers_shape
-from .problem import COMPLEX_DTYPES, batched_shape, checked_dtype, checked_padding, make_problem
+from .problem import COMPLEX_DTYPES, Padding, Pair, batched_shape, checked_dtype, checked_padding, make_problem
 
 # What each primitive is called by: the array that it gives. Its operands are the other two.
 PRIMITIVES = {
@@ -74,9 +74,9 @@ def conv2d(
     w: Any,
     bias: Any = None,
     *,
-    stride: int | tuple[int, int] = 1,
-    padding: int | str | tuple = 0,
-    dilation: int | tuple[int, int] = 1,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
     groups: int = 1,
     layout: str = "NCHW",
     weight_layout: str = "OIHW",
@@ -119,10 +119,10 @@ def conv_transpose2d(
     w: Any,
     bias: Any = None,
     *,
-    stride: int | tuple[int, int] = 1,
-    padding: int | str | tuple = 0,
-    output_padding: int | tuple[int, int] = 0,
-    dilation: int | tuple[int, int] = 1,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    output_padding: Pair = 0,
+    dilation: Pair = 1,
     groups: int = 1,
     layout: str = "NCHW",
     weight_layout: str = "OIHW",

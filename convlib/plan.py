@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,18 +25,18 @@ from .operations import (
     view_of_out,
     weights_view,
 )
-from .problem import batched_shape, checked_dtype, make_problem
+from .problem import ConvProblem, Padding, Pair, batched_shape, checked_dtype, make_problem
 from .workspace import scratch
 
 
 def plan(
-    x_shape: tuple[int, ...],
+    x_shape: Sequence[int],
     w: Any,
     bias: Any = None,
     *,
-    stride: int | tuple[int, int] = 1,
-    padding: int | str | tuple = 0,
-    dilation: int | tuple[int, int] = 1,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
     groups: int = 1,
     layout: str = "NCHW",
     weight_layout: str = "OIHW",
@@ -95,6 +96,12 @@ class Plan:
     name: the chosen kernel, or two of them with a plus between. problem: the ConvProblem. Several threads may call one
     plan at once; on a GPU, calls of one plan share a workspace and belong on one stream at a time.
     """
+
+    problem: ConvProblem
+    name: str
+    workspace_bytes: int
+    x_shape: tuple[int, ...]
+    y_shape: tuple[int, ...]
 
     def __init__(self, problem, device, chosen, library, place, batched, weights, bias, stream):
         self.problem, self.device, self.name = problem, device, chosen.name
@@ -224,6 +231,12 @@ class Plan:
         else:  # another thread is in this plan: take scratch memory of our own
             with scratch(self.workspace_bytes) as workspace:
                 kernel_run(x, self.weights, y, self.bias, residual, workspace)
+
+    def __reduce__(self):
+        raise TypeError(
+            "a plan cannot be pickled or copied: its weights are packed for this processor; send x_shape, w and the "
+            "other arguments of convlib.plan, and plan again there"
+        )
 
     def __repr__(self):
         return f"Plan({self.name}: {self.problem})"

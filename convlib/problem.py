@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
@@ -32,6 +33,8 @@ CALLERS_NAMES = {  # what the caller of a pass calls the shapes of x and w
     "input_grad": ("input_shape", "w"),
     "weight_grad": ("x", "weight_shape"),
 }
+Pair = int | Sequence[int]  # (rows, columns)
+Padding = int | str | Sequence[int | Sequence[int]]  # of ((top, bottom), (left, right))
 LARGEST_INT = 2**31 - 1  # kernels take sizes and parameters as 32-bit numbers, offsets as 64-bit ones
 LARGEST_ARRAY = 2**63 - 1
 
@@ -315,7 +318,9 @@ def integer(name, value, least, most=LARGEST_INT):
 
 
 PAIR = "an int or a pair (rows, columns)"
-PADDING = f"{PAIR}, two pairs ((top, bottom), (left, right)), 'valid' or 'same'"
+PADDING = "an int, a pair (rows, columns), two pairs ((top, bottom), (left, right)), 'valid' or 'same'"
+TOP_BOTTOM = "of rows an int or a pair (top, bottom)"
+LEFT_RIGHT = "of columns an int or a pair (left, right)"
 
 
 def pair(name, value, least, needed=PAIR):
@@ -361,7 +366,7 @@ def checked_padding(padding):
     if isinstance(padding, (tuple, list)) and len(padding) == 2:
         rows, columns = padding
         if isinstance(rows, (tuple, list)) or isinstance(columns, (tuple, list)):
-            return pair("padding", rows, least=0), pair("padding", columns, least=0)
+            return pair("padding", rows, 0, TOP_BOTTOM), pair("padding", columns, 0, LEFT_RIGHT)
     rows, columns = pair("padding", padding, least=0, needed=PADDING)
     return (rows, rows), (columns, columns)
 

@@ -22,7 +22,7 @@ from .device import Device
 from .errors import UnsupportedError
 from .explain import Explanation, explain
 from .operations import Call, check_flag, run_kernel
-from .problem import ConvProblem, as_float
+from .problem import ConvProblem, Padding, Pair, as_float
 
 ROUNDS, BLOCK_SECONDS, MOST_CALLS = 7, 2e-3, 50
 TOGETHER = " + "
@@ -38,9 +38,9 @@ def tune(
     *,
     planned: bool = False,
     dtype: Any = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | str | tuple = 0,
-    dilation: int | tuple[int, int] = 1,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
     groups: int = 1,
     layout: str = "NCHW",
     weight_layout: str = "OIHW",

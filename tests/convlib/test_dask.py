@@ -72,6 +72,14 @@ def test_errors_are_convlibs_and_come_before_anything_is_computed():
         conv2d(x, integers((1, 3, 2, 2), 1))
     with pytest.raises(ValueError, match="padding: at most 3 needed for padding_mode='reflect' with H = 4, got 4"):
         conv2d(x, integers((1, 2, 2, 2), 1), padding=4, padding_mode="reflect")
+    with pytest.raises(TypeError, match="w: float32 needed, like x, got float64; convlib never converts inputs"):
+        conv2d(x, np.zeros((1, 2, 2, 2)))
+    with pytest.raises(ValueError, match="algorithm: one of 'auto', .* needed, got 'fourier'"):
+        conv2d(x, integers((1, 2, 2, 2), 1), algorithm="fourier")
+    with pytest.raises(
+        ValueError, match=r"x: chunks of known sizes needed, got .*; call x.compute_chunk_sizes\(\) first"
+    ):
+        conv2d(x[x[:, 0, 0, 0] > 0], integers((1, 2, 2, 2), 1))
 
 
 SIZE, CHUNK, LIMIT = 20_000, 1_000, 800 << 20  # bytes: the picture has 1.6e9

@@ -27,6 +27,10 @@ def test_arrays_and_their_shapes_are_explained_alike():
     assert of_arrays != explain(X, W, **call)
 
 
+def test_weights_say_their_dtype_where_x_is_a_shape():
+    assert explain(X.shape, W.astype(np.float64)) == explain(X.shape, W.shape, dtype="float64")
+
+
 def test_every_kernel_has_a_verdict_and_one_is_chosen():
     explanation = explain(X, W, padding=1)
     assert [c.name for c in explanation.candidates] == list(dispatch.KERNELS)
@@ -80,6 +84,10 @@ def test_errors_are_conv2ds():
         explain(X, W.astype(np.float64))
     with pytest.raises(TypeError, match="^dtype: dtype must be one of"):
         explain(X.shape, W.shape, dtype="int8")
+    with pytest.raises(TypeError, match="^dtype: float32, as w has it, or none needed, got float64$"):
+        explain(X.shape, W, dtype="float64")
+    with pytest.raises(ValueError, match="^on: one of cpu, cuda:0, sm_75.* needed, got 'gpu'$"):
+        explain(X.shape, W.shape, on="gpu")
     with pytest.raises(TypeError, match=r"^x: a NumPy, CuPy, .* got builtins\.str"):
         explain("1x6x9x8", W)
 

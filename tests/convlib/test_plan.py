@@ -1,5 +1,7 @@
 """plan: equals conv2d, keeps its own weights, serves threads, and refuses what was not planned."""
 
+import copy
+import pickle
 import threading
 
 import numpy as np
@@ -194,6 +196,12 @@ def test_a_call_must_be_as_planned(arguments, kind, message):
 def test_a_residual_that_was_not_planned_is_refused():
     with pytest.raises(ValueError, match="^residual: none was planned, got one$"):
         plan(X.shape, W, padding=1)(X, residual=RESIDUAL)
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy], ids=["pickle", "copy", "deepcopy"])
+def test_a_plan_stays_in_its_process(copied):
+    with pytest.raises(TypeError, match="^a plan cannot be pickled or copied: .*, and plan again there$"):
+        copied(plan(X.shape, W))
 
 
 def test_no_kernel_is_an_unsupported_error():

@@ -93,7 +93,7 @@ def test_activations():
     assert math.copysign(1, problem(activation=("leaky_relu", -0.0)).slope) == 1
 
 
-PADDING = "padding: an int or a pair (rows, columns), two pairs ((top, bottom), (left, right)), 'valid' or 'same'"
+PADDING = "padding: an int, a pair (rows, columns), two pairs ((top, bottom), (left, right)), 'valid' or 'same'"
 ACTIVATION = "activation: one of None, 'relu', 'relu6', 'silu', (\"leaky_relu\", slope)"
 ONE_OF = "dtype must be one of float16, bfloat16, float32, float64"
 VALUE_ERRORS = {
@@ -125,6 +125,10 @@ VALUE_ERRORS = {
         f"padding: at least 0 and at most {LARGEST} needed, got -2",
     ),
     "padding by an unknown name": ({"padding": "full"}, "padding: one of 'valid', 'same' needed, got 'full'"),
+    "three paddings of columns": (
+        {"padding": (1, (1, 2, 3))},
+        "padding: of columns an int or a pair (left, right) needed, got (1, 2, 3)",
+    ),
     "four paddings": ({"padding": (1, 1, 1, 1)}, f"{PADDING} needed, got (1, 1, 1, 1)"),
     "groups 0": ({"groups": 0}, f"groups: at least 1 and at most {LARGEST} needed, got 0"),
     "groups that do not divide C": ({"groups": 4}, "groups: must divide C = 6, got 4"),
@@ -234,7 +238,7 @@ def test_what_equals_a_good_value_is_refused_after_that_value_too(wrong):
     """1, 1.0 and True are one key to a cache: a check that only runs when the cache misses would let them pass."""
     problem(stride=1, padding=1, dilation=(1, 1), groups=1)
     for keywords in ({"stride": wrong}, {"padding": wrong}, {"dilation": (wrong, 1)}, {"groups": wrong}):
-        with pytest.raises(TypeError, match=f"{next(iter(keywords))}: an int .*needed, got"):
+        with pytest.raises(TypeError, match=f"{next(iter(keywords))}: an int.*needed, got"):
             problem(**{"stride": 1, "padding": 1, "dilation": (1, 1), "groups": 1, **keywords})
 
 
