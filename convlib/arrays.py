@@ -197,10 +197,23 @@ class Torch:
                 f"{name}: requires grad, and convlib.conv2d does not record gradients; pass {name}.detach(), call it "
                 "under torch.no_grad(), or take convlib.torch.conv2d, which records them"
             )
+        if Torch.has_tangent(array):
+            raise TypeError(
+                f"{name}: has a tangent, and convlib.conv2d takes none along; pass "
+                f"torch.autograd.forward_ad.unpack_dual({name}).primal, or take convlib.torch.conv2d, which does"
+            )
         if array.is_neg() or array.is_conj():
             resolve = "resolve_neg" if array.is_neg() else "resolve_conj"
             raise TypeError(f"{name}: a tensor in memory as it reads needed; pass {name}.{resolve}()")
         return Torch.memory(array.detach(), name)
+
+    @staticmethod
+    def has_tangent(array):
+        """Whether forward derivatives are taken by it; not within a torch.autograd.Function, which has its own rule."""
+        forward_ad = sys.modules["torch"].autograd.forward_ad
+        if forward_ad._current_level < 0 or not sys.modules["torch"]._C._is_fwd_grad_enabled():
+            return False
+        return forward_ad.unpack_dual(array).tangent is not None
 
     @staticmethod
     def memory(array, name):
@@ -217,7 +230,7 @@ class Torch:
     def plain(array):
         """`view` of a tensor on the CPU that needs none of its checks; None of any other."""
         torch = sys.modules["torch"]
-        if type(array) not in (torch.Tensor, torch.nn.Parameter):
+        if type(array) not in (torch.Tensor, torch.nn.Parameter) or torch.autograd.forward_ad._current_level >= 0:
             return None
         try:
             return array.numpy()

@@ -17,10 +17,10 @@ try:
 except ImportError as error:
     raise ImportError('convlib.torch: needs PyTorch, which is not installed: pip install "torch>=2.6"') from error
 
+from . import torch_operators
 from .gradients import transposed_shape
-from .problem import PRECISIONS, check_choice, checked_padding, pair, resolved_padding, shortened
+from .problem import PRECISIONS, Padding, Pair, check_choice, checked_padding, pair, resolved_padding, shortened
 from .torch_operators import (
-    OPS,
     pairs,
     record_convolution,
     record_transposed,
@@ -33,9 +33,9 @@ def conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | str | tuple = 0,
-    dilation: int | tuple[int, int] = 1,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
     groups: int = 1,
     *,
     precision: str | None = None,
@@ -58,7 +58,7 @@ def conv2d(
     padding = four(padding, input.shape[2:], weight.shape[2:], stride, dilation)
     arguments = input, weight, bias, stride, padding, dilation, groups, precision
     if watched(*arguments[:3]):
-        return OPS.conv2d(*arguments)
+        return torch_operators.conv2d(*arguments)
     return record_convolution(*arguments) if to_record(*arguments[:3]) else run_conv2d(*arguments)
 
 
@@ -66,11 +66,11 @@ def conv_transpose2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple = 0,
-    output_padding: int | tuple[int, int] = 0,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    output_padding: Pair = 0,
     groups: int = 1,
-    dilation: int | tuple[int, int] = 1,
+    dilation: Pair = 1,
     *,
     precision: str | None = None,
 ) -> Tensor:
@@ -94,7 +94,7 @@ def conv_transpose2d(
     )  # fmt: skip
     arguments = input, weight, bias, shape, stride, padding, dilation, groups, precision
     if watched(*arguments[:3]):
-        return OPS.conv_transpose2d(*arguments)
+        return torch_operators.conv_transpose2d(*arguments)
     return record_transposed(*arguments) if to_record(*arguments[:3]) else run_conv_transpose2d(*arguments)
 
 

@@ -13,7 +13,10 @@ conjugates x, and so the table holds; only conv_transpose2d conjugates nothing, 
 Each has a fake kernel (torch.compile, torch.export, meta tensors), a rule for torch.func.vmap, and follows autocast.
 CPU tensors share their memory with the kernels, which run on PyTorch's threads (torch_threads.py); CUDA tensors are
 used where they lie, on PyTorch's current stream.
-torch.func.grad does not go through operators that are defined in Python (PyTorch 2.13 says so); backward() does.
+
+Transforms of torch.func do not go through operators that are defined in Python: of PyTorch 2.13 grad is an error, and
+jvp finds tangents of zero. Under one, and for forward derivatives, `operator` takes a torch.autograd.Function of the
+operator instead, which has the same rules, and one for tangents.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ LIBRARY.define(f"input_grad(Tensor grad_y, Tensor w, SymInt[4] input_shape, {PAR
 LIBRARY.define(f"weight_grad(Tensor x, Tensor grad_y, SymInt[4] weight_shape, {PARAMETERS}) -> Tensor")
 LIBRARY.define(f"conv_transpose2d(Tensor x, Tensor w, Tensor? bias, SymInt[4] output_shape, {PARAMETERS}) -> Tensor")
 OPS = torch.ops.convlib
+NAMES = ("conv2d", "input_grad", "weight_grad", "conv_transpose2d")
 
 
 def pairs(padding):
@@ -171,8 +175,8 @@ def as_operand(grad, dtype):
 def backward_conv2d(context, grad):
     x, w = context.saved_tensors
     needs_x, needs_w, needs_bias = context.needs_input_grad[:3]
-    by_x = as_operand(OPS.input_grad(grad, w, x.shape, *context.parameters), x.dtype) if needs_x else None
-    by_w = as_operand(OPS.weight_grad(x, grad, w.shape, *context.parameters), w.dtype) if needs_w else None
+    by_x = as_operand(input_grad(grad, w, x.shape, *context.parameters), x.dtype) if needs_x else None
+    by_w = as_operand(weight_grad(x, grad, w.shape, *context.parameters), w.dtype) if needs_w else None
     by_bias = as_operand(grad.sum((0, 2, 3)), context.bias_dtype) if needs_bias else None
     return by_x, by_w, by_bias, *NONE
 
@@ -180,16 +184,16 @@ def backward_conv2d(context, grad):
 def backward_input_grad(context, grad):
     grad_y, w = context.saved_tensors
     needs_grad_y, needs_w = context.needs_input_grad[:2]
-    by_grad_y = as_operand(OPS.conv2d(grad, w, None, *context.parameters), grad_y.dtype) if needs_grad_y else None
-    by_w = as_operand(OPS.weight_grad(grad, grad_y, w.shape, *context.parameters), w.dtype) if needs_w else None
+    by_grad_y = as_operand(conv2d(grad, w, None, *context.parameters), grad_y.dtype) if needs_grad_y else None
+    by_w = as_operand(weight_grad(grad, grad_y, w.shape, *context.parameters), w.dtype) if needs_w else None
     return by_grad_y, by_w, None, *NONE
 
 
 def backward_weight_grad(context, grad):
     x, grad_y = context.saved_tensors
     needs_x, needs_grad_y = context.needs_input_grad[:2]
-    by_x = as_operand(OPS.input_grad(grad_y, grad, x.shape, *context.parameters), x.dtype) if needs_x else None
-    by_grad_y = as_operand(OPS.conv2d(x, grad, None, *context.parameters), grad_y.dtype) if needs_grad_y else None
+    by_x = as_operand(input_grad(grad_y, grad, x.shape, *context.parameters), x.dtype) if needs_x else None
+    by_grad_y = as_operand(conv2d(x, grad, None, *context.parameters), grad_y.dtype) if needs_grad_y else None
     return by_x, by_grad_y, None, *NONE
 
 
@@ -199,10 +203,10 @@ def backward_conv_transpose2d(context, grad):
     H, W = x.shape[2:]
     by_x, by_w, by_bias = None, None, None
     if needs_x:
-        by_x = as_operand(OPS.conv2d(grad, w.conj(), None, *context.parameters)[:, :, :H, :W], x.dtype)
+        by_x = as_operand(conv2d(grad, w.conj(), None, *context.parameters)[:, :, :H, :W], x.dtype)
     if needs_w:
         of_all = as_many(x, grad, w, *context.parameters[:3])
-        by_w = as_operand(OPS.weight_grad(grad.conj(), of_all.conj(), w.shape, *context.parameters), w.dtype)
+        by_w = as_operand(weight_grad(grad.conj(), of_all.conj(), w.shape, *context.parameters), w.dtype)
     if needs_bias:
         by_bias = as_operand(grad.sum((0, 2, 3)), context.bias_dtype)
     return by_x, by_w, by_bias, None, *NONE
@@ -249,6 +253,56 @@ record_convolution = super(torch.autograd.Function, Convolution).apply
 record_transposed = super(torch.autograd.Function, Transposed).apply
 
 
+# Through transforms of torch.func, and with forward derivatives.
+
+
+def transforming() -> bool:
+    """Whether a derivative or batch is taken that only a torch.autograd.Function knows of."""
+    interpreter = torch._C._functorch.peek_interpreter_stack()
+    if isinstance(interpreter, torch._C._functorch.CInterpreter):
+        return interpreter.key() != torch._C._functorch.TransformType.Functionalize
+    return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
+
+
+def operator(name):
+    """The operator `name`, or a Function of it where a transform asks."""
+    return lambda *arguments: (FUNCTIONS[name].apply if transforming() else getattr(OPS, name))(*arguments)
+
+
+conv2d, input_grad, weight_grad, conv_transpose2d = map(operator, NAMES)
+
+
+def function_of(name):
+    """The operator as a Function, with the derivatives above, the batches below, and tangents."""
+
+    def setup_context(context, inputs, output):
+        keep(context, inputs, output)
+        context.save_for_forward(*inputs[:2])
+        context.others = [None if isinstance(other, Tensor) else other for other in inputs[2:]]  # without bias
+        context.shape = output.shape
+
+    def tangent(context, by_first, by_second, *by_others):
+        """Every operator is linear in each of its two operands, and a bias is added."""
+        first, second = context.saved_tensors
+        parts = []
+        if by_first is not None:
+            parts.append(globals()[name](by_first, second, *context.others))
+        if by_second is not None:
+            parts.append(globals()[name](first, by_second, *context.others))
+        if isinstance(by_others[0], Tensor):
+            parts.append(by_others[0][:, None, None].expand(context.shape))
+        return sum(parts[1:], parts[0])
+
+    rules = {
+        "forward": lambda *arguments: getattr(OPS, name)(*arguments),
+        "setup_context": setup_context,
+        "backward": globals()[f"backward_{name}"],
+        "jvp": tangent,
+        "vmap": globals()[f"vmap_{name}"],
+    }
+    return type(name, (torch.autograd.Function,), {rule: staticmethod(do) for rule, do in rules.items()})
+
+
 # Batching over a further axis (torch.func.vmap): images are stacked; weights become groups.
 
 
@@ -257,12 +311,12 @@ def vmap_conv2d(info, in_dims, x, w, bias, *parameters):
     B = info.batch_size
     if w_dim is None and bias_dim is None:
         x = x.movedim(x_dim, 0)
-        y = OPS.conv2d(x.flatten(0, 1), w, bias, *parameters)
+        y = conv2d(x.flatten(0, 1), w, bias, *parameters)
         return y.unflatten(0, (B, -1)), 0
     x, w = batched(x, x_dim, B), batched(w, w_dim, B)
     bias = None if bias is None else batched(bias, bias_dim, B).flatten()
     x = x.movedim(0, 1).flatten(1, 2)
-    y = OPS.conv2d(x, w.flatten(0, 1), bias, *for_groups(B, *parameters))
+    y = conv2d(x, w.flatten(0, 1), bias, *for_groups(B, *parameters))
     return y.unflatten(1, (B, -1)), 1
 
 
@@ -271,11 +325,11 @@ def vmap_input_grad(info, in_dims, grad_y, w, shape, *parameters):
     N, C, H, W = shape
     if in_dims[1] is None:
         grad_y = grad_y.movedim(in_dims[0], 0)
-        grad_x = OPS.input_grad(grad_y.flatten(0, 1), w, [B * N, C, H, W], *parameters)
+        grad_x = input_grad(grad_y.flatten(0, 1), w, [B * N, C, H, W], *parameters)
         return grad_x.unflatten(0, (B, -1)), 0
     grad_y, w = batched(grad_y, in_dims[0], B), batched(w, in_dims[1], B)
     stacked = grad_y.movedim(0, 1).flatten(1, 2)
-    grad_x = OPS.input_grad(stacked, w.flatten(0, 1), [N, B * C, H, W], *for_groups(B, *parameters))
+    grad_x = input_grad(stacked, w.flatten(0, 1), [N, B * C, H, W], *for_groups(B, *parameters))
     return grad_x.unflatten(1, (B, -1)), 1
 
 
@@ -283,7 +337,7 @@ def vmap_weight_grad(info, in_dims, x, grad_y, shape, *parameters):
     B = info.batch_size
     x, grad_y = (batched(t, d, B).movedim(0, 1).flatten(1, 2) for t, d in zip((x, grad_y), in_dims[:2], strict=True))
     K, *rest = shape
-    grad_w = OPS.weight_grad(x, grad_y, [B * K, *rest], *for_groups(B, *parameters))
+    grad_w = weight_grad(x, grad_y, [B * K, *rest], *for_groups(B, *parameters))
     return grad_w.unflatten(0, (B, -1)), 0
 
 
@@ -292,12 +346,12 @@ def vmap_conv_transpose2d(info, in_dims, x, w, bias, shape, *parameters):
     N, K, P, Q = shape
     if in_dims[1] is None and in_dims[2] is None:
         x = x.movedim(in_dims[0], 0)
-        y = OPS.conv_transpose2d(x.flatten(0, 1), w, bias, [B * N, K, P, Q], *parameters)
+        y = conv_transpose2d(x.flatten(0, 1), w, bias, [B * N, K, P, Q], *parameters)
         return y.unflatten(0, (B, -1)), 0
     x, w = batched(x, in_dims[0], B), batched(w, in_dims[1], B)
     bias = None if bias is None else batched(bias, in_dims[2], B).flatten()
     x = x.movedim(0, 1).flatten(1, 2)
-    y = OPS.conv_transpose2d(x, w.flatten(0, 1), bias, [N, B * K, P, Q], *for_groups(B, *parameters))
+    y = conv_transpose2d(x, w.flatten(0, 1), bias, [N, B * K, P, Q], *for_groups(B, *parameters))
     return y.unflatten(1, (B, -1)), 1
 
 
@@ -335,7 +389,7 @@ def is_castable(value, device_type):
 
 
 def register():
-    for name in ("conv2d", "input_grad", "weight_grad", "conv_transpose2d"):
+    for name in NAMES:
         for device_type, key in (("cpu", "CPU"), ("cuda", "CUDA")):
             LIBRARY.impl(name, globals()[f"run_{name}"], key)
             autocast = getattr(torch._C.DispatchKey, f"Autocast{key}")
@@ -347,3 +401,4 @@ def register():
 
 
 register()
+FUNCTIONS = {name: function_of(name) for name in NAMES}
