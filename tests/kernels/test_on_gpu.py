@@ -17,10 +17,9 @@ from convlib.verification import checks
 from convlib.verification.problems import LARGE, SMALL, TINY, arrays_of
 from tests.kernels.test_every_kernel import assert_close, forced
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not convlib.info()["gpus"], reason="no GPU is visible"),
-]
+GPUS = convlib.info()["gpus"]  # asked once: it looks for every package's version
+HERE = device.gpu(0) if GPUS else device.named("sm_80")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPUS, reason="no GPU is visible")]
 
 GPU_KERNELS = [name for name in dispatch.KERNELS if "cuda" in dispatch.FAMILIES[dispatch.family_of(name)].runs_on]
 BACKWARD = [name for name in GPU_KERNELS if "weight_grad" in dispatch.kernel(name).passes]
@@ -78,8 +77,7 @@ def guarded(shape, dtype_name):
 
 
 def serves(name, problem):
-    here = device.gpu(0) if convlib.info()["gpus"] else device.named("sm_80")
-    return not dispatch.kernel(name).why_not(problem, here)
+    return not dispatch.kernel(name).why_not(problem, HERE)
 
 
 def served(cases):
