@@ -12,6 +12,7 @@ the clock and the bandwidth. `python -m convlib calibrate` fits them to the comm
 """
 
 import json
+import math
 from pathlib import Path
 
 FITTED = json.loads((Path(__file__).parent / "gpu_cost.json").read_text())
@@ -40,6 +41,7 @@ L2_BYTES = {
     }.items()
 }  # fmt: skip
 L2_BYTES_PER_CYCLE = 47
+L2_CYCLES = 265  # until a load from there is answered: Luo et al., 2024 (262 on an A100, 263 on an H100, 273 on Ada)
 
 FLOAT32_LANES = {(7, 5): 64, (8, 0): 64}  # and 128 from 8.6 on
 FLOAT64_RATIO = {(8, 0): 2, (9, 0): 2, (10, 0): 2, (7, 5): 32}  # and 64 on cards for graphics
@@ -139,21 +141,22 @@ def passing_seconds(device, size):
     return 2 * size / (L2_BYTES_PER_CYCLE * clock(device) * sm_count(device))
 
 
-def adding_seconds(device, tiles, splits, tile_bytes):
+def adding_seconds(device, tiles, splits, tile_bytes, answers=0):
     """Seconds in which the splits of each tile write their sums and the last of them adds all, in the same launch.
 
-    Of two it reads the other's only. What the very last one reads it reads alone.
+    Of two it reads the other's only. What the very last one reads it reads alone. answers: of L2, that it waits for one
+    after the other in each split.
     """
     if splits == 1:
         return 0
     read = splits - (splits == 2)
-    alone = read * tile_bytes / (L2_BYTES_PER_CYCLE * clock(device))
+    alone = read * max(tile_bytes / L2_BYTES_PER_CYCLE, answers * L2_CYCLES) / clock(device)
     return passing_seconds(device, tiles * (splits + read) * tile_bytes / 2) + alone
 
 
 def memory_seconds(problem, device, extra_bytes=0):
     """Seconds to read x and w and write y once, and to move `extra_bytes` more."""
     x = problem.N * problem.C * problem.H * problem.W
-    w = problem.K * problem.reduction
+    w = math.prod(problem.w_shape)
     y = problem.N * problem.K * problem.P * problem.Q * (2 if problem.has_residual else 1)
     return moving_seconds(device, (x + w + y) * problem.dtype.itemsize + extra_bytes)

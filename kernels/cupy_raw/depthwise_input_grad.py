@@ -46,10 +46,11 @@ def axis(size, outputs, window, stride, padding, dilation):
 @lru_cache(maxsize=4096)
 def tile_for(problem, device):
     """The tile that fits shared memory and is predicted to be the fastest; None where none fits."""
-    return forward.best(
-        over_grad_y(problem), device, tiles(problem), lambda _, tile: block_bytes(problem, tile),
-        lambda *of: seconds(problem, *of), least_bytes=forward.least_bytes_of(problem),
-    )  # fmt: skip
+    possible = list(tiles(problem))
+    of = (lambda _, tile: block_bytes(problem, tile)), (lambda _, device, tile: seconds(problem, places, device, tile))
+    places, least = over_grad_y(problem), forward.least_bytes_of(problem)
+    tile = forward.best(places, device, possible, *of, least_bytes=least)
+    return tile and forward.busier(problem, device, tile, possible, *of)
 
 
 def tiles(problem):

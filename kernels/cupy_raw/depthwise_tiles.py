@@ -30,7 +30,7 @@ TALL = 9
 SECTOR = 32  # bytes that memory moves at least
 MOST_MOVED = 1.185  # times the bytes of x, w and y, as estimated: the bar is 1.2 as counted
 MOST_DOWN = 16  # blocks down an image, where each takes several steps
-SHORT = 0.25  # of a launch: what takes memory less lies in L2, where halos come from again
+SHORT = 0.25  # of a launch: see lies_in_l2
 SLOWER = 1.2  # times the fastest: what a large window's tile may take to move less
 
 # Issue slots, counted in the machine code: of a word staged in a stretch or pixel, or in pieces of rows; of a weight;
@@ -95,13 +95,13 @@ def tile_for(problem, device):
     return tile and without_conflicts(problem, tile)
 
 
-def busier(problem, device, tile, tiles, bytes_of_a_block, seconds):
+def busier(problem, device, tile, tiles, bytes_of_a_block, seconds, launches=1):
     """`tile` if it is busy, or moves more than L2 holds; else, of the busy ones that a call waits for little longer,
     the one that moves least.
     """
-    if is_busy(problem, device, tile) or cost.memory_seconds(problem, device) >= SHORT * cost.LAUNCH:
+    if is_busy(problem, device, tile) or not lies_in_l2(problem, device):
         return tile
-    most = waves.DEARER * (seconds(problem, device, tile) + cost.LAUNCH) - cost.LAUNCH
+    most = waves.DEARER * (seconds(problem, device, tile) + launches * cost.LAUNCH) - launches * cost.LAUNCH
     fitting = (other for other in tiles if shared_bytes(problem, other) <= SHARED_BYTES)
     taken = [other for other in fitting if is_busy(problem, device, other) and seconds(problem, device, other) <= most]
 
@@ -109,6 +109,11 @@ def busier(problem, device, tile, tiles, bytes_of_a_block, seconds):
         return math.prod(tile.grid(problem)) * bytes_of_a_block(problem, tile), seconds(problem, device, tile)
 
     return min(taken, key=order, default=tile)
+
+
+def lies_in_l2(problem, device):
+    """Whether memory moves the arrays in so little time that halos, and sums, come from L2 again."""
+    return cost.memory_seconds(problem, device) < SHORT * cost.LAUNCH
 
 
 def is_busy(problem, device, tile):

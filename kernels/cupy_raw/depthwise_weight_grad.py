@@ -98,7 +98,7 @@ def tile_for(problem, device):
     """The tile that fits shared memory and is predicted to be the fastest; None where none fits."""
     possible = list(tiles(problem, device))
     tile = forward.best(problem, device, possible, block_bytes, seconds)
-    tile = tile and forward.busier(problem, device, tile, possible, block_bytes, seconds)
+    tile = tile and forward.busier(problem, device, tile, possible, block_bytes, seconds, launches=2)
     return tile and without_conflicts(problem, device, tile)
 
 
@@ -165,15 +165,18 @@ def tile_of(problem, device, side, rows, planes, strips, columns, taps, further=
     across_p, groups = ceil_div(problem.P, strips * rows), ceil_div(ceil_div(problem.C, side), planes)
     items = problem.N * across_p * across_q
     wanted = ceil_div(BLOCKS_PER_SM * cost.sm_count(device), groups)
-    each = max(ceil_div(items, min(wanted, MOST_SPLITS)), min(fewest_items(problem, across_p * across_q), items))
+    fewest = min(fewest_items(problem, device, across_p * across_q), items)
+    each = max(ceil_div(items, min(wanted, MOST_SPLITS)), fewest)
     return Tile(
         side, rows, planes, strips, columns, *taps, across_p, across_q, groups, items, each, width, row_pitch,
         plane_pitch, grad_row_pitch, grad_plane_pitch, grad_at, words,
     )  # fmt: skip
 
 
-def fewest_items(problem, across):
+def fewest_items(problem, device, across):
     """Of one split, so that its sums, written and read again, are few beside what it reads. across: tiles per plane."""
+    if forward.lies_in_l2(problem, device):
+        return 1
     item = (problem.H * problem.W + problem.P * problem.Q) * problem.dtype.itemsize / across
     return math.ceil(MOST_SUMS * 2 * problem.R * problem.S * problem.accumulate.itemsize / item)
 

@@ -30,19 +30,18 @@ def test_every_last_wave_of_a_product_is_full_or_split(images, layout, place):
 @pytest.mark.parametrize("place", [A100, H100], ids=lambda place: f"{place.sm_count}_multiprocessors")
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("images", [1, 32])
-def test_input_gradients_fill_their_last_wave_or_are_split_but_for_a_few_that_say_why(images, layout, place):
-    """A slice of Winograd's, which no tile fills, and depthwise ones whose busy tiles would move more than they may."""
+def test_input_gradients_fill_their_last_wave_or_are_split_but_for_one_slice_of_winograds(images, layout, place):
+    """A slice of Winograd's, which no tile fills."""
     found = waves.rows(place, images, layout, pass_="input_grad")
     assert len(found) > 80
     left = [row for row in found if not row.passes]
-    assert len(left) <= (3 if images == 1 else 1), left
-    assert all(row.kernel == "winograd_batched" or 1 <= row.dearer < 1.02 for row in left), left
-    assert {row.kernel for row in left} <= {"winograd_batched", "depthwise_input_grad"}
+    assert len(left) <= 1, left
+    assert {row.kernel for row in left} <= {"winograd_batched"}, left
 
 
 @pytest.mark.parametrize(("place", "tile"), [(A100, "32 x 128"), (H100, "64 x 64")], ids=["108", "132"])
 def test_a_layer_of_two_stages_keeps_a_gpu_busy_by_slices_of_a_block(place, tile):
-    """16x112x112-96-1x1 at one image: split, its three launches would take 1.4 times as long as its two."""
+    """16x112x112-96-1x1 at one image: split it would take 1.2 times as long, what splits leave added by the last."""
     found = waves.rows(place, 1, "NCHW", ["mobilenet_v2"])
     (row,) = [row for row in found if row.layer == "16x112x112-96-1x1"]
     assert (row.tile, row.splits) == (f"{tile} in 2", 1)
@@ -66,14 +65,13 @@ def test_tensor_cores_fill_their_last_wave_or_are_split_where_that_costs_no_more
 
 
 @pytest.mark.parametrize("place", [A100, H100], ids=lambda place: f"{place.sm_count}_multiprocessors")
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("product", waves.PRODUCTS)
 @pytest.mark.parametrize("images", [1, 32])
-def test_weight_gradients_fill_their_last_wave_or_are_split(images, product, place):
-    found = waves.rows(place, images, "NCHW", product=product, pass_="weight_grad")
+def test_weight_gradients_fill_their_last_wave_or_are_split(images, product, layout, place):
+    found = waves.rows(place, images, layout, product=product, pass_="weight_grad")
     assert len(found) == (62 if product == "implicit_gemm" else 52)
-    left = [row for row in found if not row.passes]
-    assert len(left) <= (3 if images == 1 else 0), left
-    assert all(row.busy >= 0.5 and row.dearer > waves.waves.DEARER for row in left), left
+    assert [row for row in found if not row.passes] == []
 
 
 def test_a_strided_input_gradient_has_a_row_for_each_window_of_its_phases():
@@ -105,7 +103,7 @@ def test_parts_begin_beside_whole_tiles_that_fill_no_wave():
 
 def test_of_cuts_that_memory_makes_equal_the_one_that_multiplies_least_is_taken():
     """Of 49 pixels a tile of 128 would pad more than it has."""
-    (layer,) = [layer for layer in layers.layers("resnet50") if layer.name == "512x7x7-512-3x3"]
+    (layer,) = [layer for layer in layers.layers("resnet50") if layer.name == "1024x14x14-2048-1x1/2"]
     place = device.named("sm_89")
     taken = waves.implicit_gemm.cut_for(layer.problem, place)
     seconds = waves.implicit_gemm.seconds

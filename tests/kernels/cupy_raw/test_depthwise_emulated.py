@@ -180,8 +180,8 @@ def test_the_depthwise_weight_gradient_moves_at_most_a_fifth_more_than_it_must(l
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("layer", [layer for layer in BANDWIDTH_BOUND if "stride_2" in layer])
 def test_the_depthwise_input_gradient_moves_at_most_a_fifth_more_than_it_must(layer, layout):
-    """Phase by phase it is 1.9 to 2.8 times as much."""
-    problem = bandwidth_bound(layer, layout, "input_grad")
+    """Phase by phase it is 1.9 to 2.8 times as much. Of 16 images, as above."""
+    problem = bandwidth_bound(layer, layout, "input_grad", images=16)
     assert moved(profile("cupy_raw.depthwise_input_grad", problem, threads=16384)) <= MOST_MOVED
 
 

@@ -110,7 +110,7 @@ def test_slices_of_a_block_run_without_a_fault(name, monkeypatch):
 @pytest.mark.parametrize("name", AS_THEY_LIE)
 @pytest.mark.parametrize("tile", [(16, 16), (8, 8), (4, 8)], ids=str)
 def test_weights_read_as_they_lie_run_without_a_fault(tile, name, monkeypatch):
-    force_cut(monkeypatch, AS_THEY_LIE[name].problem(), tile, splits=1)
+    force_cut(monkeypatch, AS_THEY_LIE[name].problem(), tile, splits=2 if name == "windows" else 1)
     check(implicit_gemm, "implicit_gemm", AS_THEY_LIE[name])
 
 
@@ -145,6 +145,54 @@ def test_the_emulator_sees_when_slices_lack_a_barrier(barrier, monkeypatch):
     monkeypatch.setattr(emulator, "ptx_of_source", without)
     with pytest.raises(emulator.EmulationError, match="race|uninitialised"):
         check(implicit_gemm, "implicit_gemm", case)
+
+
+@pytest.mark.parametrize("splits", [3, 9])
+@pytest.mark.parametrize(
+    ("function", "what", "which", "fault"),
+    [
+        ("conv2d_implicit_gemm", "membar.gl;", 0, "race"),
+        ("conv2d_implicit_gemm", "membar.gl;", 1, "race"),
+        ("conv2d_implicit_gemm", r"(?s)bar\.sync[^;]*;(?=((?!bar\.sync).)*membar)", 0, "race"),
+        ("zero_counts", r"st\.global[^;]*;", 0, "uninitialised"),
+    ],
+    ids=["no_release", "no_acquire", "no_barrier", "no_zero"],
+)
+def test_the_emulator_sees_what_splits_need_to_find_each_others_sums(function, what, which, fault, splits, monkeypatch):
+    case = AS_THEY_LIE["windows"]
+    cut = force_cut(monkeypatch, case.problem(), (8, 8), splits)
+    assert (cut.whole, cut.splits) == (0, splits)
+    whole = emulator.ptx_of_source
+
+    def without(source, target):
+        text = whole(source, target)
+        if source.function != function:
+            return text
+        at = list(re.finditer(what, text))[which]
+        return text[: at.start()] + text[at.end() :]
+
+    monkeypatch.setattr(emulator, "ptx_of_source", without)
+    with pytest.raises(emulator.EmulationError, match=fault):
+        check(implicit_gemm, "implicit_gemm", case)
+
+
+@pytest.mark.parametrize(("channels", "splits"), [(17, 3), (72, 9), (144, 18)])
+def test_splits_leave_their_counts_as_the_next_call_of_a_plan_needs_them(channels, splits, monkeypatch):
+    """And more than AT_A_TIME are added in two steps."""
+    problem, gpu = make_problem((1, channels, 8, 8), (40, channels, 1, 1), np.float32), device.emulator()
+    cut = force_cut(monkeypatch, problem, (4, 4), splits, whole=1)
+    assert (cut.split_tiles, cut.splits) == (3, splits)
+    x, w = (strided.empty_aligned(shape, np.float32) for shape in (problem.x_shape, problem.w_shape))
+    x[...], w[...] = 1, np.arange(problem.K).reshape(-1, 1, 1, 1)
+    packed, workspace = (
+        strided.empty_aligned((count(problem, gpu),), np.uint8)
+        for count in (implicit_gemm.packed_bytes, implicit_gemm.workspace_bytes)
+    )
+    implicit_gemm.pack(problem, gpu, w, packed)
+    for _ in range(2):
+        y = np.full(problem.y_shape, np.nan, np.float32)
+        implicit_gemm.run(problem, gpu, x, packed, y, workspace=workspace)
+        np.testing.assert_array_equal(y, reference.conv2d(problem, x, w))
 
 
 FEW_WEIGHTS = Case("few_weights", (2, 2, 9, 10), (3, 2, 2, 3))
