@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from convlib import device, emulator, operations, strided
-from convlib.kernels import reference
+from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import (
     im2col,
     implicit_gemm,
@@ -193,6 +193,31 @@ def test_splits_leave_their_counts_as_the_next_call_of_a_plan_needs_them(channel
         y = np.full(problem.y_shape, np.nan, np.float32)
         implicit_gemm.run(problem, gpu, x, packed, y, workspace=workspace)
         np.testing.assert_array_equal(y, reference.conv2d(problem, x, w))
+
+
+@pytest.mark.parametrize("order", ["last_group_first", "group_by_group_in_turn"])
+def test_splits_may_come_in_any_order(order, monkeypatch):
+    """The emulator's blocks come in the order it is told, here groups of AT_A_TIME splits mixed."""
+    problem, gpu = make_problem((1, 80, 4, 8), (32, 80, 1, 1), np.float32), device.emulator()
+    cut = force_cut(monkeypatch, problem, (4, 4), splits=10)
+    assert (cut.blocks, cut.splits) == (10, 10)
+    x, w = (strided.empty_aligned(shape, np.float32) for shape in (problem.x_shape, problem.w_shape))
+    x[...], w[...] = 1, np.arange(problem.w_shape[1]).reshape(1, -1, 1, 1)
+    packed, workspace = (
+        strided.empty_aligned((count(problem, gpu),), np.uint8)
+        for count in (implicit_gemm.packed_bytes, implicit_gemm.workspace_bytes)
+    )
+    implicit_gemm.pack(problem, gpu, w, packed)
+    y = np.full(problem.y_shape, np.nan, np.float32)
+    with launching.recording() as launches:
+        implicit_gemm.run(problem, gpu, x, packed, y, workspace=workspace)
+    (launch,) = launches
+    blocks = [8, 9, *range(8)] if order == "last_group_first" else [0, 8, 1, 2, 9, 3, 4, 5, 6, 7]
+    ptx, function = emulator.ptx_of_source(launch.kernel, 80), launch.kernel.function
+    args = launching.with_null_pointers(launch.args)
+    for block in blocks:
+        emulator.launch(ptx, function, launch.grid, launch.block, args, checks=False, blocks=[block])
+    np.testing.assert_array_equal(y, reference.conv2d(problem, x, w))
 
 
 FEW_WEIGHTS = Case("few_weights", (2, 2, 9, 10), (3, 2, 2, 3))
