@@ -36,13 +36,13 @@ class WrongArgument(click.ClickException):
 
 
 def one_line_errors(command):
-    """convlib's own errors are the user's arguments: one line, exit code 2."""
+    """convlib's own errors are the user's arguments, or packages to install: one line, exit code 2."""
 
     @wraps(command)
     def run(*args, **keywords):
         try:
             return command(*args, **keywords)
-        except (ValueError, TypeError, UnsupportedError) as error:
+        except (ValueError, TypeError, UnsupportedError, ImportError) as error:
             raise WrongArgument(str(error)) from error
 
     return run

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 import convlib
-from convlib import layers
+from convlib import compiling, layers
 from convlib.__main__ import main
 
 CALL = ("explain", "--x", "1x64x56x56", "--w", "64x64x3x3")
@@ -150,6 +150,16 @@ def test_wrong_arguments_end_in_one_line_and_code_2(arguments, message):
 
 def test_an_unknown_option_ends_in_code_2():
     assert "No such option" in run(*CALL, "--strides", "2", code=2)
+
+
+def test_a_package_that_is_not_installed_is_named_in_one_line(monkeypatch):
+    def not_there(*_):
+        raise compiling.missing("cuda.bindings.nvrtc", "nvidia-cuda-nvrtc", "cuda13")
+
+    monkeypatch.setattr(compiling, "through_nvrtc", not_there)
+    output = run("profile", "--kernel", "cupy_raw.direct", "--x", "1x2x8x9", "--w", "2x2x2x7", code=2)
+    assert output.startswith("Error: cuda.bindings.nvrtc: needed here")
+    assert output.count("\n") == 1
 
 
 def test_profile_counts_a_layer_of_a_network():
