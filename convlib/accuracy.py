@@ -91,7 +91,7 @@ BY_STRASSEN = ("strassen", "strassen_by_filters", "strassen_twice")
 # NVIDIA tensor cores, 2021): at most 2 u of it for each number added, and for each result, of which there is one for
 # four products or more. TF32 rounds x and w to 11 bits beforehand. In three products each of x and w keeps all but
 # TF32^2 of itself, and the product of what remains of both, TF32^2, is left out; 24 numbers at a time, of 8 products,
-# are summed there, the rest in float32. Held to by test_accuracy.py, on a model of such sums, and test_tensor_core.py.
+# are summed there, the rest in float32. Held to by test_accuracy.py, on a model, and test_tensor_core_emulated.py.
 TF32 = 2.0**-11
 CUT_OFF = 2 * (1 + 1 / 4)
 SUMMED_FROM_ZERO = 24

@@ -1,6 +1,5 @@
 """The depthwise CUDA C kernels in the PTX emulator: every way to load, all checks, barriers taken out, bytes moved."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from convlib.kernels.cupy_raw import (
 from convlib.problem import make_problem
 from convlib.verification.problems import arrays_of, logical_arrays
 from tests.kernels.cupy_raw.in_emulator import check
+from tests.kernels.cupy_raw.planted import BARRIER, plant
 from tests.kernels.cupy_raw.test_depthwise_values import DESCENDING, GRADIENTS_OF_X, OTHER_TYPES, PATCHES, descend
 
 
@@ -44,15 +44,7 @@ def test_blocks_that_descend_run_without_a_fault(name, monkeypatch):
 @pytest.mark.parametrize("barrier", range(3))
 def test_the_emulator_sees_when_a_block_that_descends_lacks_a_barrier(barrier, monkeypatch):
     """After staging, before rows move up, and before more are staged."""
-    whole = emulator.ptx_of_source
-
-    def without(source, target):
-        parts = re.split(r"(?m)^\s*(?:bar|barrier)\.sync.*$", whole(source, target))
-        assert len(parts) == 4
-        parts[barrier : barrier + 2] = [parts[barrier] + parts[barrier + 1]]
-        return "bar.sync 0;".join(parts)
-
-    monkeypatch.setattr(emulator, "ptx_of_source", without)
+    plant(monkeypatch, "conv2d_depthwise", BARRIER, barrier, of=3)
     case, tile = DESCENDING["elements"]
     descend(monkeypatch, case.problem(), *tile)
     with pytest.raises(emulator.EmulationError, match="race|uninitialised"):
@@ -93,20 +85,7 @@ def test_the_depthwise_input_gradient_runs_without_a_fault(case):
 @pytest.mark.parametrize("barrier", range(2))
 def test_the_emulator_sees_when_the_depthwise_kernel_lacks_a_barrier(barrier, monkeypatch):
     """After staging, and before the outputs leave."""
-    whole = emulator.ptx_of_source
-
-    def without(source, target):
-        parts = re.split(r"(?m)^\s*(?:bar|barrier)\.sync.*$", whole(source, target))
-        assert len(parts) == 3
-        return (
-            parts[0]
-            + ("" if barrier == 0 else "bar.sync 0;")
-            + parts[1]
-            + ("" if barrier else "bar.sync 0;")
-            + parts[2]
-        )
-
-    monkeypatch.setattr(emulator, "ptx_of_source", without)
+    plant(monkeypatch, "conv2d_depthwise", BARRIER, barrier, of=2)
     with pytest.raises(emulator.EmulationError, match="race|uninitialised"):
         check(depthwise, "depthwise", PATCHES["rows"][1])
 
@@ -114,14 +93,7 @@ def test_the_emulator_sees_when_the_depthwise_kernel_lacks_a_barrier(barrier, mo
 @pytest.mark.parametrize("barrier", range(2))
 def test_the_emulator_sees_when_the_depthwise_input_gradient_lacks_a_barrier(barrier, monkeypatch):
     """After staging, and before its sums leave."""
-    whole = emulator.ptx_of_source
-
-    def without(source, target):
-        parts = re.split(r"(?m)^\s*(?:bar|barrier)\.sync.*$", whole(source, target))
-        assert len(parts) == 3
-        return parts[0] + "bar.sync 0;" * (barrier != 0) + parts[1] + "bar.sync 0;" * (barrier != 1) + parts[2]
-
-    monkeypatch.setattr(emulator, "ptx_of_source", without)
+    plant(monkeypatch, "conv2d_depthwise_input_grad", BARRIER, barrier, of=2)
     grad_y, w = np.ones((1, 4, 14, 14), np.float32), np.ones((4, 1, 3, 3), np.float32)
     call = {"stride": 2, "padding": 1, "groups": 4, "backend": "cupy_raw", "algorithm": "depthwise_input_grad"}
     with pytest.raises(emulator.EmulationError, match="race|uninitialised"):

@@ -9,8 +9,6 @@ winograd_batched.cu's `wanted`, depthwise.cu's Part::channel); ChannelWalk may c
 zeros onto zeros, and depthwise.cu's `exist` be more than ROWS, where its loops end.
 """
 
-import re
-
 import numpy as np
 import pytest
 
@@ -27,6 +25,7 @@ from convlib.kernels.cupy_raw import weight_grad_splits as splits
 from convlib.problem import make_problem
 from convlib.verification.problems import Case, arrays_of
 from tests.kernels.cupy_raw.in_emulator import check, watched
+from tests.kernels.cupy_raw.planted import BARRIER, plant
 from tests.kernels.cupy_raw.test_values import AS_THEY_LIE, GROUPS, SLICED, WALKS, WEIGHTS, force_cut
 
 
@@ -132,17 +131,7 @@ def test_the_emulator_sees_when_slices_lack_a_barrier(barrier, monkeypatch):
     """Of those around each half of the sums that change hands, behind two of the product."""
     tile, slices, case = SLICED["taps"]
     force_cut(monkeypatch, case.problem(), tile, splits=1, slices=slices)
-    whole = emulator.ptx_of_source
-
-    def without(source, target):
-        text = whole(source, target)
-        if source.function != "conv2d_implicit_gemm":
-            return text
-        barriers = list(re.finditer(r"(?m)^\s*(?:bar|barrier)\.sync.*$", text))
-        assert len(barriers) == 6
-        return text[: barriers[barrier].start()] + text[barriers[barrier].end() :]
-
-    monkeypatch.setattr(emulator, "ptx_of_source", without)
+    plant(monkeypatch, "conv2d_implicit_gemm", BARRIER, barrier, of=6)
     with pytest.raises(emulator.EmulationError, match="race|uninitialised"):
         check(implicit_gemm, "implicit_gemm", case)
 
@@ -162,16 +151,7 @@ def test_the_emulator_sees_what_splits_need_to_find_each_others_sums(function, w
     case = AS_THEY_LIE["windows"]
     cut = force_cut(monkeypatch, case.problem(), (8, 8), splits)
     assert (cut.whole, cut.splits) == (0, splits)
-    whole = emulator.ptx_of_source
-
-    def without(source, target):
-        text = whole(source, target)
-        if source.function != function:
-            return text
-        at = list(re.finditer(what, text))[which]
-        return text[: at.start()] + text[at.end() :]
-
-    monkeypatch.setattr(emulator, "ptx_of_source", without)
+    plant(monkeypatch, function, what, which)
     with pytest.raises(emulator.EmulationError, match=fault):
         check(implicit_gemm, "implicit_gemm", case)
 

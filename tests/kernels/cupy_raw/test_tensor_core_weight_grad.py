@@ -16,7 +16,8 @@ from convlib.problem import make_problem, named_dtype
 from convlib.verification.problems import Case, in_memory
 from tests.kernels import stand_in_cupy
 from tests.kernels.cupy_raw import test_launches
-from tests.kernels.cupy_raw.test_tensor_core import TYPES, of_type
+from tests.kernels.cupy_raw.planted import plant
+from tests.kernels.cupy_raw.tensor_core_cases import TYPES, of_type
 
 GPU = device.emulator_of(80)
 ALL_TILES = kernel.TILES + kernel.PRECISE_TILES
@@ -312,16 +313,7 @@ class TestEmulated:
         ids=["no_wait", "no_wait_for_pixels", "one_wait_too_weak", "no_barrier", "no_group"],
     )
     def test_the_emulator_sees_what_is_missing(self, name, what, wrong, fault, monkeypatch):
-        whole = emulator.ptx_of_source
-
-        def mutated(source, target):
-            text = whole(source, target)
-            if source.function != "conv2d_tensor_core_weight_grad":
-                return text
-            assert re.search(what, text)
-            return re.sub(what, wrong, text)
-
-        monkeypatch.setattr(emulator, "ptx_of_source", mutated)
+        plant(monkeypatch, "conv2d_tensor_core_weight_grad", what, instead=wrong)
         case = replace(LYING[name], dtype="float16")
         force_cut(monkeypatch, case.problem("weight_grad"), kernel.TILES[1])
         with pytest.raises(emulator.EmulationError, match=fault):
