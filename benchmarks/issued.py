@@ -14,9 +14,7 @@ of one. The product's loop is not run to its end either: its block issues
 
     a + s * stages + t * turns          stages: of the loop; turns: to the channels of the window's next tap
 
-three short runs tell a, s and t, and every block of the grid is charged for its own stages and turns. Of splits
-of a tile the one that comes last, whichever it is, also adds them, and one of these adds their sums: kinds of their
-own, of which one that adds fewer is charged as if it added AT_A_TIME. Where a window
+three short runs tell a, s and t, and every block of the grid is charged for its own stages and turns. Where a window
 leaves the image, predicates change, which no count sees.
 No time is measured and no GPU is needed.
 """
@@ -38,7 +36,6 @@ from convlib import compiling, dispatch, emulator, layers, strided
 from convlib.device import Device
 from convlib.kernels import launching
 from convlib.kernels.cupy_raw import implicit_gemm
-from convlib.kernels.cupy_raw.cut import AT_A_TIME
 from convlib.problem import ConvProblem
 from convlib.report import INSTRUCTION, LABEL
 
@@ -46,7 +43,6 @@ KERNEL = "cupy_raw.implicit_gemm"
 NETWORKS = ("resnet50", "vgg16")
 BARS = {1: 0.60, 32: 0.75}  # least share, by the images
 DEPTH = implicit_gemm.DEPTH
-COUNTS = 6  # of the product's arguments
 FEW = 6  # blocks: up to so many all run
 LINE = re.compile(r'//## File "kernel.ptx", line (\d+)')
 ENDS = ("BRA", "EXIT", "RET", "BRX", "CALL", "JMP")
@@ -79,7 +75,7 @@ class Share:
 
     problem: ConvProblem
     packing: Launched
-    product: Launched
+    launches: tuple[Launched, ...]  # of a plan
 
     @property
     def multiply_adds(self) -> float:
@@ -88,12 +84,12 @@ class Share:
 
     @property
     def of_plan(self) -> float:
-        return self.multiply_adds / self.product.issued
+        return self.multiply_adds / sum(launch.issued for launch in self.launches)
 
     @property
     def of_call(self) -> float:
         """The least: a plan issues nothing that a single call does not."""
-        return self.multiply_adds / (self.packing.issued + self.product.issued)
+        return self.multiply_adds / sum(launch.issued for launch in (self.packing, *self.launches))
 
 
 def layers_of(networks, images: int, layout: str) -> list[tuple[str, ConvProblem]]:
@@ -122,8 +118,9 @@ def share(kernel: str, problem: ConvProblem, place: Device) -> Share:
     with launching.recording() as launches:
         module.run(problem, place, x, w, y, bias, residual, workspace)
     target = int("".join(map(str, place.compute_capability)))
-    pack, product = launches
-    return Share(problem, launched(pack, target), of_product(product, target, problem, cut))
+    pack, product, *add = launches
+    counted = [of_product(product, target, problem, cut), *(launched(a, target) for a in add)]
+    return Share(problem, launched(pack, target), tuple(counted))
 
 
 def operands(problem):
@@ -173,10 +170,9 @@ def of_product(launch, target, problem, cut):
     """Of the implicit product's launch: whole tiles first, then the splits of others, split by split."""
     costs, issued = {}, 0
     for number, tile, stages, turns in blocks_of_product(problem, cut):
-        whole, adds = number < cut.whole, levels_of(cut, number)
-        kind = whole, adds, *ends_of(problem, cut, tile)
+        kind = number < cut.whole, *ends_of(problem, cut, tile)
         if kind not in costs:
-            costs[kind] = costs_of(launch, target, number if whole else tile, adds)
+            costs[kind] = costs_of(launch, target, number if number < cut.whole else tile)
         issued += np.dot(costs[kind], (1, stages, turns))
     return Launched(launch.kernel.function, launch.grid, float(issued))
 
@@ -193,31 +189,13 @@ def blocks_of_product(problem, cut):
             yield tile + split * cut.split_tiles, tile, behind - first, (behind - 1) // in_tap - first // in_tap
 
 
-def levels_of(cut, number):
-    """How often a block adds what others left: not, splits, or these and their sums."""
-    if number < cut.whole or cut.splits == 1:
-        return 0
-    split = (number - cut.whole) // cut.split_tiles
-    if split == cut.splits - 1:
-        return 1 if cut.splits <= AT_A_TIME else 2
-    return int((split + 1) % AT_A_TIME == 0)
-
-
-def costs_of(launch, target, block, adds):
-    """a, s and t of a block, of the first split if it is one, from runs of 4 and 6 stages with 2 or 3 in a tap.
-
-    adds: so often it is the last to come to a count.
-    """
+def costs_of(launch, target, block):
+    """a, s and t of a block, of the first split if it is one, from runs of 4 and 6 stages with 2 or 3 in a tap."""
     *others, part = launch.args
     counts = []
     for stages, in_tap in ((4, 2), (6, 3), (6, 2)):
         short = part.copy()
         short["stages"], short["depth"], short["channels"] = stages, stages * DEPTH, in_tap * DEPTH
-        if part["splits"] > 1:
-            groups = -(-part["splits"] // AT_A_TIME)
-            of_splits, of_groups = np.split(others[COUNTS].view(np.uint32), [groups * part["split_tiles"]])
-            of_splits[:] = min(part["splits"], AT_A_TIME) - 1 if adds > 0 else 0
-            of_groups[:] = groups - 1 if adds > 1 else 0
         counts.append(issued_by(launch, target, [block], (*others, short)))
     runs = [(1, stages, turns) for stages, turns in ((4, 1), (6, 1), (6, 2))]
     return np.linalg.solve(runs, counts).round(6)
@@ -276,7 +254,7 @@ def write_csv(path: Path, found: list[tuple[str, Share]]) -> None:
         rows.writerow(("layer", "of_plan", "of_call", "multiply_adds", "function", "blocks", "issued"))
         for layer, one in found:
             shares = f"{one.of_plan:.4f}", f"{one.of_call:.4f}"
-            for launch in (one.packing, one.product):
+            for launch in (one.packing, *one.launches):
                 numbers = math.prod(launch.grid), round(launch.issued)
                 rows.writerow((layer, *shares, round(one.multiply_adds), launch.function, *numbers))
 
@@ -286,9 +264,10 @@ def table(found: list[tuple[str, Share]], place: Device, images: int, layout: st
     head = f"{KERNEL} for {place.name}, {batch}, {layout}: instructions per multiply-add needed, counted on a CPU"
     drawn = Table(title=head, title_justify="left")
     drawn.add_column("layer")
-    for name in ("of a plan", "of a call", "pack", "multiply", "blocks"):
+    for name in ("of a plan", "of a call", "pack", "multiply", "add splits", "grid"):
         drawn.add_column(name, justify="right")
     for layer, one in found:
-        parts = [f"{launch.issued / one.multiply_adds:.3f}" for launch in (one.packing, one.product)]
-        drawn.add_row(layer, f"{one.of_plan:.1%}", f"{one.of_call:.1%}", *parts, f"{math.prod(one.product.grid):,}")
+        parts = [f"{launch.issued / one.multiply_adds:.3f}" for launch in (one.packing, *one.launches)]
+        grid = " x ".join(str(n) for n in one.launches[0].grid if n > 1)
+        drawn.add_row(layer, f"{one.of_plan:.1%}", f"{one.of_call:.1%}", *parts, *[""] * (3 - len(parts)), grid)
     return drawn

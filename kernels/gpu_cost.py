@@ -41,7 +41,6 @@ L2_BYTES = {
     }.items()
 }  # fmt: skip
 L2_BYTES_PER_CYCLE = 47
-L2_CYCLES = 265  # until a load from there is answered: Luo et al., 2024 (262 on an A100, 263 on an H100, 273 on Ada)
 
 FLOAT32_LANES = {(7, 5): 64, (8, 0): 64}  # and 128 from 8.6 on
 FLOAT64_RATIO = {(8, 0): 2, (9, 0): 2, (10, 0): 2, (7, 5): 32}  # and 64 on cards for graphics
@@ -141,16 +140,15 @@ def passing_seconds(device, size):
     return 2 * size / (L2_BYTES_PER_CYCLE * clock(device) * sm_count(device))
 
 
-def adding_seconds(device, tiles, splits, tile_bytes, answers=0):
+def adding_seconds(device, tiles, splits, tile_bytes):
     """Seconds in which the splits of each tile write their sums and the last of them adds all, in the same launch.
 
-    Of two it reads the other's only. What the very last one reads it reads alone. answers: of L2, that it waits for one
-    after the other in each split.
+    Of two it reads the other's only. What the very last one reads it reads alone.
     """
     if splits == 1:
         return 0
     read = splits - (splits == 2)
-    alone = read * max(tile_bytes / L2_BYTES_PER_CYCLE, answers * L2_CYCLES) / clock(device)
+    alone = read * tile_bytes / (L2_BYTES_PER_CYCLE * clock(device))
     return passing_seconds(device, tiles * (splits + read) * tile_bytes / 2) + alone
 
 

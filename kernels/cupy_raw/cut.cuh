@@ -21,6 +21,5 @@ struct Cut {
     int channels;          // of a group, padded, where they are inner
     int stages;            // of one split
     int whole, split_tiles, splits;  // tiles that are one block each; those behind them, of so many splits each
-    int counts;            // of splits that have come
     Divisor by_q, by_p;
 };

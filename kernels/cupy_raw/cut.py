@@ -15,11 +15,9 @@ from ..launching import ceil_div
 from . import waves
 
 MOST_SPLITS = 32
-COUNT_BYTES = 4  # of a tile, how many of its splits have come: last_split.cuh
-AT_A_TIME = 8  # splits of a tile that one of their blocks adds: implicit_gemm.cu
 
 DIVISOR = np.dtype([("multiplier", "u4"), ("shift", "i4")])
-COUNTS = ("tiles_m", "filters", "depth", "channels", "stages", "whole", "split_tiles", "splits", "counts")
+COUNTS = ("tiles_m", "filters", "depth", "channels", "stages", "whole", "split_tiles", "splits")
 CUT = np.dtype([("pixels", "i8"), *((name, "i4") for name in COUNTS), ("by_q", DIVISOR), ("by_p", DIVISOR)], align=True)
 
 
@@ -64,17 +62,6 @@ class Cut(NamedTuple):
     @property
     def partial_bytes(self):
         return self.parts * self.tile_bytes
-
-    @property
-    def counts(self):
-        """Of each split tile one for every AT_A_TIME splits, and one for these if they are several."""
-        groups = ceil_div(self.splits, AT_A_TIME)
-        return self.split_tiles * (groups + (groups > 1))
-
-    @property
-    def bytes_with_counts(self):
-        """Of packed weights; behind them the counts: zero before a call, and zero again behind it."""
-        return self.packed_bytes + round_up(COUNT_BYTES * self.counts, 64)
 
 
 class Parts(NamedTuple):
@@ -147,18 +134,14 @@ def predictions(problem, device, cuts, parts):
     return {cut: found[cut].seconds for cut in sorted(found, key=lambda cut: found[cut].multiply + found[cut].add)}
 
 
-def chosen(device, predicted):
+def chosen(device, predicted, launch=0):
     """Of cuts, with their predicted seconds, the fastest that is split or fills its last wave; else, that keeps the GPU
-    busy; else, of all. One that costs more than waves.DEARER allows is none of them.
+    busy; else, of all. One that costs more than waves.DEARER allows is none of them; nor may it cost more than `launch`
+    beside, the seconds of the launch that adds splits where one does.
     """
-    allowed = waves.DEARER * min(predicted.values())
+    allowed = waves.DEARER * min(predicted.values()) + launch
     taken = [cut for cut, seconds in predicted.items() if seconds <= allowed]
     return min(taken, key=lambda cut: (not fills(cut, device), not is_busy(cut, device), predicted[cut]))
-
-
-def counts_in(packed, cut):
-    """How many splits of each split tile have come, behind the packed weights; None if there are none."""
-    return packed[cut.packed_bytes :] if cut.splits > 1 else None
 
 
 def round_up(size, multiple):

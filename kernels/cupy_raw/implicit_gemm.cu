@@ -17,18 +17,19 @@
 // none that lie in that order already, 1x1 and windows with channels last, but reads rows of them (implicit_filters.cuh).
 // Four outputs that lie side by side in y leave as one store: filters (channels last), or pixels where they were loaded so.
 // Small problems, and the last wave of others (waves.py draws it): SPLIT makes several blocks share a tile, each with its
-// part of d; they write whole tiles of sums to the workspace, each thread its own, and the block that comes last to a tile
-// adds them, always in the same order (last_split.cuh): no launch follows. With one, the layers of VGG-16,
-// ResNet-50 and MobileNetV2 would take 1.5 % longer on 108 SMs at one image, 4 % on 132, and as long at 32 images, by
-// prediction. A block that adds waits for L2: so its threads have 16 loads under way. With 8, nothing would be gained; with
-// 16, where tiles are split, 64 threads take 142 registers instead of 125 to 139: 12 warps on an SM, as is asked for.
-// Predicted for these layers on 108 SMs: 63.0 ms together at 32 images, 66.6 with whole tiles only; 2.74 ms at one image,
-// 12.8. Every layer fills its last wave or is split, on 108 and on 132 SMs, which takes them all 0.1 % longer at 32 images
-// than the fastest cuts would, 0.3 % at one (python -m benchmarks waves).
-// Where a product has few stages adding splits costs more than they bring: there SLICES of a block share a tile,
+// part of d; they write whole tiles of sums to the workspace and sum_splits adds them, always in the same order. There
+// they lie as y does, filters inner or pixels, so that both kernels move whole sectors: of 64 x 14 x 14 outputs, channels
+// last, sum_splits stores into 1,568 sectors; it was 6,272 when its lanes were neighbouring pixels. Where instead the block
+// that comes last to a tile added them, 8 splits at a time with 16 loads of a thread under way, no launch followed, and the
+// model said 2 to 5 % less at one image; but in the simulator named below 576x14x14-96-1x1 took 48,800 cycles instead of
+// 34,300 and 64x7x7-512-3x3 68,300 instead of 54,300, launches counted: one block reads a tile's splits one after the other.
+// Predicted for the layers of VGG-16, ResNet-50 and MobileNetV2 on 108 SMs: 62.9 ms together at 32 images, 66.6 with
+// whole tiles only; 2.75 ms at one image, 12.8. Every layer fills its last wave or is split, on 108 and on 132 SMs, which
+// takes them all 0.1 % longer at 32 images than the fastest cuts would, 1 to 3 % at one (python -m benchmarks waves).
+// Where a product has few stages a further launch costs more than splits bring: there SLICES of a block share a tile,
 // each with threads, buffers and stages of its own, and hand their sums to the first by way of shared memory
 // (register_tile.cuh). 16x112x112-96-1x1 at one image: 294 blocks of 4 warps fill 0.91 of 324 slots, predicted 10.7
-// us, where 98 whole tiles took 11.3 and splits 12.7. There too a tile of 32 x 32, 8 x 4 sums a thread, may fill a wave:
+// us, where 98 whole tiles took 11.3 and splits 16.2. There too a tile of 32 x 32, 8 x 4 sums a thread, may fill a wave:
 // 3x224x224-32-3x3/2 and 32x112x112-16-1x1 at one image and 132 SMs are 392 blocks of it, in four slices, on 396 slots,
 // and as fast as 98 of 32 x 128 on 132. Its loop has 256 multiply-adds among 315 to 341 instructions (75 to 82 %).
 // Bank conflicts: none. Reads: register_tile.cuh. Neighbouring pixels come to neighbouring banks, and where two lanes
@@ -70,7 +71,6 @@ enum Together { NONE, CHANNELS, PIXELS, CHANNEL };
 #define MORE_REGISTERS WIDE
 #endif
 #include "implicit_filters.cuh"
-#include "last_split.cuh"
 
 // A thread's places in shared memory, in bytes; the other buffer is an exclusive or away.
 struct Addresses {
@@ -168,43 +168,33 @@ __device__ __forceinline__ void store_tile(Accumulator (&sums)[EACH][ACROSS], co
     }
 }
 
-// So many splits of a tile are added by the last of them, in their order; then so many of these sums, which lie where the
-// first of them lay: 32 splits in the time of 12.
-constexpr int AT_A_TIME = 8;
+// The sums of a split lie in `partial` as y does, a tile at a time: filters are inner, or pixels, these in the lanes' order.
+constexpr bool FILTERS_INNER = STORED == CHANNELS || STORED == CHANNEL;
+constexpr int IN_ROW = FILTERS_INNER ? TILE_K : TILE_M;
 
-// A split's tile of sums in `partial`: a thread's VECTORs, each beside its neighbours'.
-constexpr int VECTORS = EACH * ACROSS / VECTOR, APART = THREADS * VECTOR;
-__device__ __forceinline__ Vector& vector_of(Accumulator (&sums)[EACH][ACROSS], int v)
+// first: of the tile's sums. Its edges too: all places of `partial` exist.
+__device__ __forceinline__ void store_partial(const Accumulator (&sums)[EACH][ACROSS], const Place& place,
+                                              Accumulator* first)
 {
-    return vector_at(sums[v * VECTOR / ACROSS][v * VECTOR % ACROSS]);
-}
-
-__device__ __forceinline__ void leave_split(Accumulator (&sums)[EACH][ACROSS], Accumulator* tile)
-{
-    tile += threadIdx.x * VECTOR;
-    #pragma unroll
-    for (int v = 0; v < VECTORS; ++v) vector_at(tile[v * APART]) = vector_of(sums, v);
-}
-
-// Add what all splits left, `apart` from each other, in their order. 16 loads are under way at once: of a split, or of two
-// of a narrow tile; for 256 threads, which have 128 registers each, 8.
-__device__ __forceinline__ void add_splits(Accumulator (&sums)[EACH][ACROSS], const Accumulator* tile, int splits, int64 apart)
-{
-    constexpr int AT_ONCE = THREADS == 256 ? 8 : VECTORS, SPLITS_AT_ONCE = ACROSS == EACH ? 1 : 2;
-    tile += threadIdx.x * VECTOR;
-    #pragma unroll
-    for (int first = 0; first < VECTORS; first += AT_ONCE, tile += AT_ONCE * APART) {
+    const int filter = place.warp_filter + filter_of(place.filter_lane, 0);
+    if (FILTERS_INNER) {
+        first += (place.warp_pixel + pixel_of(place.pixel_lane, 0)) * TILE_K + filter;
         #pragma unroll
-        for (int v = first; v < first + AT_ONCE; ++v) vector_of(sums, v) = {};
-        const Accumulator* own = tile;
-        #pragma unroll SPLITS_AT_ONCE
-        for (int split = 0; split < splits; ++split, own += apart)
+        for (int j = 0; j < ACROSS; ++j)
             #pragma unroll
-            for (int v = 0; v < AT_ONCE; ++v) {
-                const Vector more = vector_at(own[v * APART]);
+            for (int i = 0; i < EACH; i += VECTOR) {
+                Vector neighbours;
                 #pragma unroll
-                for (int e = 0; e < VECTOR; ++e) vector_of(sums, first + v).lane[e] += more.lane[e];
+                for (int e = 0; e < VECTOR; ++e) neighbours.lane[e] = sums[i + e][j];
+                vector_at(first[pixel_of(0, j) * TILE_K + filter_of(0, i)]) = neighbours;
             }
+    } else {
+        first += filter * TILE_M + place.warp_pixel + place.pixel_lane * VECTOR;
+        #pragma unroll
+        for (int i = 0; i < EACH; ++i)
+            #pragma unroll
+            for (int v = 0; v < ACROSS / VECTOR; ++v)
+                vector_at(first[filter_of(0, i) * TILE_M + v * PIXEL_BLOCK]) = vector_at(sums[i][v * VECTOR]);
     }
 }
 
@@ -221,9 +211,8 @@ __device__ __forceinline__ unsigned block_again()
 extern "C" __global__ void __launch_bounds__(THREADS * SLICES, BLOCKS_PER_SM)
 conv2d_implicit_gemm(const Element* __restrict__ x, const Weight* __restrict__ weights, Element* __restrict__ y,
                      const Element* __restrict__ bias, const Element* __restrict__ residual,
-                     Accumulator* __restrict__ partial, unsigned* __restrict__ counts, Problem problem, Cut cut)
+                     Accumulator* __restrict__ partial, Problem problem, Cut cut)
 {
-    static_assert(!SPLIT || SLICES == 1, "the last split's block adds and stores with all its threads");
     const Job job(blockIdx.x, cut);
     const Tile first(job.tile, cut);
     const int stages = job.stages(cut, cut.depth / DEPTH) / SLICES;
@@ -268,23 +257,65 @@ conv2d_implicit_gemm(const Element* __restrict__ x, const Weight* __restrict__ w
     const Job done(block_again(), cut);
     const Tile tile(done.tile, cut);
     if (SPLIT && done.split != Job::WHOLE_TILE) {
-        const unsigned number = done.tile - cut.whole;
-        partial += (int64)number * (TILE_K * TILE_M);
-        counts += number;
-        int64 apart = (int64)cut.split_tiles * (TILE_K * TILE_M);
-        int own = done.split;
-        #pragma unroll 1
-        for (int all = cut.splits; all > 1; all = ceil_div(all, AT_A_TIME)) {
-            const int first = own / AT_A_TIME * AT_A_TIME, members = min(all - first, AT_A_TIME);
-            leave_split(sums, partial + own * apart);
-            if (!comes_last(counts + first / AT_A_TIME * cut.split_tiles, members, reinterpret_cast<bool&>(filters))) return;
-            add_splits(sums, partial + first * apart, members, apart);
-            counts += ceil_div(all, AT_A_TIME) * cut.split_tiles;
-            own /= AT_A_TIME;
-            apart *= AT_A_TIME;
-        }
+        store_partial(sums, place, partial + done.partial_tile(cut) * (TILE_K * TILE_M));
+    } else {
+        const int filter = place.warp_filter + filter_of(place.filter_lane, 0);
+        const Index m = tile.first_pixel + place.warp_pixel + pixel_of(place.pixel_lane, 0);
+        store_tile(sums, {y, bias, residual}, problem, cut, tile.group, tile.first_filter + filter, m);
     }
-    const int filter = place.warp_filter + filter_of(place.filter_lane, 0);
-    const Index m = tile.first_pixel + place.warp_pixel + pixel_of(place.pixel_lane, 0);
-    store_tile(sums, {y, bias, residual}, problem, cut, tile.group, tile.first_filter + filter, m);
+}
+
+// VECTOR sums, added in their order over all splits.
+__device__ __forceinline__ Vector added(const Accumulator* first, int64 apart, int splits)
+{
+    Vector sums = {};
+    #pragma unroll 4
+    for (int split = 0; split < splits; ++split, first += apart) {
+        const Vector more = vector_at(*first);
+        #pragma unroll
+        for (int e = 0; e < VECTOR; ++e) sums.lane[e] += more.lane[e];
+    }
+    return sums;
+}
+
+// Finish and store what leaves at once. pixel, k: the first of them.
+__device__ __forceinline__ void store_sums(Accumulator (&values)[AT_ONCE], const Output& output, const Problem& problem,
+                                           const Pixel& pixel, int k)
+{
+    if (output.bias)
+        #pragma unroll
+        for (int e = 0; e < AT_ONCE; ++e)
+            values[e] += widened(output.bias[(k + (STORED == CHANNELS ? e : 0)) * (Offset)problem.bias]);
+    if (output.residual) add(values, output.residual + offset(problem.residual, pixel.n, k, pixel.p, pixel.q));
+    finish(values, output.y + offset(problem.y, pixel.n, k, pixel.p, pixel.q), problem.slope);
+}
+
+// Add what the splits left in `partial`, and finish.
+// grid: over split_tiles * TILE_K * TILE_M / VECTOR, one thread each.
+extern "C" __global__ void __launch_bounds__(256)
+sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, const Element* __restrict__ bias,
+           const Element* __restrict__ residual, Problem problem, Cut cut, int splits)
+{
+    constexpr int OF_TILE = TILE_K * TILE_M / VECTOR, OF_ROW = IN_ROW / VECTOR;
+    const Index index = blockIdx.x * (Index)256 + threadIdx.x;
+    if (OF_TILE % 256 > 0 && index >= (Index)cut.split_tiles * OF_TILE) return;
+    const Tile tile(cut.whole + (unsigned)(index / OF_TILE), cut);
+    const int row = index % OF_TILE / OF_ROW, vector = index % OF_ROW;
+    const int filter = tile.first_filter + (FILTERS_INNER ? vector * VECTOR : row);
+    const auto pixel = [&](int e) {
+        if (FILTERS_INNER) return tile.first_pixel + row;
+        return tile.first_pixel + vector / PIXEL_LANES * PIXEL_BLOCK + pixel_of(vector % PIXEL_LANES, e);
+    };
+    if (filter >= problem.Kg || pixel(0) >= cut.pixels) return;
+    const int k = tile.group * problem.Kg + filter;
+    Vector sums = added(partial + (int64)index * VECTOR, (int64)cut.split_tiles * TILE_K * TILE_M, splits);
+    #pragma unroll
+    for (int e = 0; e < VECTOR; e += AT_ONCE) {
+        if (FILTERS_INNER ? filter + e >= problem.Kg : pixel(e) >= cut.pixels) continue;
+        const Pixel at = pixel_at(pixel(e), problem, cut);
+        Accumulator values[AT_ONCE];
+        #pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) values[i] = sums.lane[e + i];
+        store_sums(values, {y, bias, residual}, problem, at, FILTERS_INNER ? k + e : k);
+    }
 }

@@ -11,19 +11,19 @@ import numpy as np
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from .cut import AT_A_TIME, Parts, chosen, counts_in, cut_struct, predictions, split_cut, whole_cut, with_splits
+from .cut import Parts, chosen, cut_struct, predictions, split_cut, whole_cut, with_splits
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
-from .register_tile import DEPTH, EACH, WARP_PIXELS, reduction_of, tile_of
+from .register_tile import DEPTH, EACH, reduction_of, tile_of
 
 CHUNK = 4  # channels side by side that one thread loads at once
-THREADS = 256  # of zero_counts
+THREADS = 256  # of sum_splits
 PACKING = 128  # threads of a block of pack_filters ...
 PACKED_FILTERS, PACKED_NUMBERS = 16, 32  # ... and what it takes, in as many weights as have 16 bytes
 TILES = ((16, 16), (16, 8), (8, 16), (8, 8), (4, 16), (4, 8))  # filters x pixels, in EACH
 ALL_TILES = (*TILES, (4, 4))  # half a warp's pixels: a loop of more instructions, for few stages, to fill waves
 SLICES = (2, 4)  # of a block: they share its stages evenly, and have no more threads than this together
 MOST_THREADS = 256
-FEW_STAGES = 32  # stages: of more, what adding splits takes is little beside them
+FEW_STAGES = 32  # stages: of more, what a launch that adds splits takes is little beside them
 WARPS_PER_SM = {256: 16}  # that register_tile.cuh asks the compiler for, by a slice's threads; FEWER otherwise
 FEWER_WARPS = 12
 
@@ -34,15 +34,13 @@ WAITING = cost.waiting("cupy_raw.implicit_gemm")
 THREAD_SLOTS = 600  # of each thread of a block beside: addresses, the first stage's wait, the store
 SLICE_SLOTS = 250  # of each thread of another slice, which stores nothing ...
 GATHER_SLOTS = 1.5  # ... but hands on its sums, each
-HANDING_ON = 2  # answers of L2 that a block waits for between its sums and what others left: the fence, and the count
-ZERO_COUNTS = CudaSource("zero_counts.cu", "zero_counts")
 
 passes = ("forward",)
 
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    return chosen(device, predictions(problem, device, cuts(problem, device), parts))
+    return chosen(device, predictions(problem, device, cuts(problem, device), parts), cost.LAUNCH)
 
 
 def cuts(problem, device):
@@ -67,29 +65,14 @@ def parts(problem, device, cut):
 
     return Parts(
         WAITING * (multiplying(cut.whole, cut.depth // DEPTH) + multiplying(cut.parts, cut.stages)),
-        adding_seconds(problem, device, cut),
+        cost.passing_seconds(device, cut.partial_bytes),
         cost.memory_seconds(problem, device, 2 * cut.packed_bytes),
-        2 * cost.LAUNCH,
+        (3 if cut.splits > 1 else 2) * cost.LAUNCH,
     )
 
 
 def seconds(problem, device, cut):
     return parts(problem, device, cut).seconds
-
-
-def adding_seconds(problem, device, cut):
-    """AT_A_TIME splits by one of their blocks, then as many of these sums."""
-    seconds, sums, answers = 0, cut.splits, answers_of_split(problem, cut.tile)
-    while sums > 1:
-        members, sums = min(sums, AT_A_TIME), ceil_div(sums, AT_A_TIME)
-        seconds += cost.adding_seconds(device, cut.split_tiles * sums, members, cut.tile_bytes, answers)
-        seconds += HANDING_ON * cost.L2_CYCLES / cost.clock(device)
-    return seconds
-
-
-def answers_of_split(problem, tile):
-    """How often a thread that adds a split waits for memory: add_splits loads a split at once, of a narrow tile two."""
-    return 0.5 if tile.pixels < WARP_PIXELS * EACH[problem.accumulate.itemsize] else 1
 
 
 def block_slots(problem, device, cut, stages):
@@ -119,6 +102,7 @@ def why_not(problem, device):
         ("multiply", MAX_GRID[0], cut.blocks),
         ("pack the filters", MAX_GRID[1], filters),
         ("pack each filter", MAX_GRID[2], numbers),
+        ("add the splits", MAX_GRID[0], summing_blocks(problem, cut)),
     )
     for name, most, blocks in grids:
         if blocks > most:
@@ -127,7 +111,7 @@ def why_not(problem, device):
 
 
 def packed_bytes(problem, device):
-    return cut_for(problem, device).bytes_with_counts
+    return cut_for(problem, device).packed_bytes
 
 
 def workspace_bytes(problem, device):
@@ -144,9 +128,9 @@ def predicted_seconds(problem, device):
 
 
 def sources(problem, device, wide=False, together="NONE", stored="NONE", along="ROWS"):
-    """The kernels of a plan: pack the weights, and multiply."""
+    """The kernels of a plan: pack the weights, multiply, and add the splits."""
     cut = cut_for(problem, device)
-    return packing_source(problem, cut, wide, along), source_of(problem, cut, wide, together, stored)
+    return (packing_source(problem, cut, wide, along), *sources_of(problem, cut, wide, together, stored))
 
 
 @lru_cache(maxsize=4096)
@@ -157,13 +141,14 @@ def packing_source(problem, cut, wide, along, channels_inner=False):
 
 
 @lru_cache(maxsize=4096)
-def source_of(problem, cut, wide, together, stored, weights="PACKED"):
+def sources_of(problem, cut, wide, together, stored, weights="PACKED"):
     whole = problem.Cg % DEPTH == 0
     constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     constants += (("TILE_K", cut.tile.filters), ("TILE_M", cut.tile.pixels), ("ORDER", int(cut.taps_inner)))
     constants += (("TOGETHER", together), ("STORED", stored), ("WHOLE", int(whole)), ("SPLIT", int(cut.splits > 1)))
     constants += (("SLICES", cut.tile.slices), ("WEIGHTS", weights))
-    return CudaSource("implicit_gemm.cu", "conv2d_implicit_gemm", constants)
+    functions = ("conv2d_implicit_gemm", "sum_splits")
+    return tuple(CudaSource("implicit_gemm.cu", function, constants) for function in functions)
 
 
 def loaded_together(problem, cut, x):
@@ -249,7 +234,7 @@ def pack(problem, device, w, packed, stream=None):
     cut = cut_for(problem, device)
     wide = packs_wide(problem, cut) or is_wide(problem, w=w)
     kernel = packing_source(problem, cut, wide, *weights_along(problem, cut, w))
-    arguments = (w, packed, counts_in(packed, cut), problem_struct(problem, w=w), cut_struct(problem, cut))
+    arguments = (w, packed, problem_struct(problem, w=w), cut_struct(problem, cut))
     launch(kernel, packing_grid(problem, cut), PACKING, arguments, stream=stream)
 
 
@@ -260,25 +245,24 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     """
     cut = cut_for(problem, device)
     if w.ndim == 4:
-        packed, workspace = workspace[: cut.bytes_with_counts], workspace[cut.bytes_with_counts :]
-    else:
-        packed = w
+        packed, workspace = workspace[: cut.packed_bytes], workspace[cut.packed_bytes :]
     weights = weights_read(problem, cut, w)
     if weights is None:
         pack(problem, device, w, packed, stream)
         w, weights = packed, "PACKED"
-    elif weights == "AS_THEY_LIE" and cut.splits > 1:
-        arguments = (counts_in(packed, cut), np.int32(cut.counts))
-        launch(ZERO_COUNTS, ceil_div(cut.counts, THREADS), THREADS, arguments, stream=stream)
     lying = w if weights == "AS_THEY_LIE" else None
     struct, part = problem_struct(problem, x, lying, y, bias, residual), cut_struct(problem, cut)
     partial = workspace if cut.splits > 1 else None
     together = loaded_together(problem, cut, x)
     stored = stored_together(problem, together, y, residual)
     wide = packs_wide(problem, cut) or is_wide(problem, x, lying, y, residual)
-    multiply = source_of(problem, cut, wide, together, stored, weights)
-    arguments = (x, w, y, bias, residual, partial, counts_in(packed, cut), struct, part)
+    multiply, add = sources_of(problem, cut, wide, together, stored, weights)
+
+    arguments = (x, w, y, bias, residual, partial, struct, part)
     launch(multiply, cut.blocks, cut.tile.threads, arguments, stream=stream)
+    if cut.splits > 1:
+        arguments = (partial, y, bias, residual, struct, part, np.int32(cut.splits))
+        launch(add, summing_blocks(problem, cut), THREADS, arguments, stream=stream)
 
 
 def packs_wide(problem, cut):
@@ -290,3 +274,8 @@ def packing_grid(problem, cut):
     vector = 16 // problem.accumulate.itemsize
     filters, numbers = PACKED_FILTERS * vector, PACKED_NUMBERS * vector
     return problem.groups, ceil_div(cut.filters, filters), ceil_div(cut.depth, numbers)
+
+
+def summing_blocks(problem, cut):
+    """A thread for every vector of sums, those that pad a tile too."""
+    return ceil_div(cut.partial_bytes // cut.splits, 16 * THREADS)

@@ -7,8 +7,7 @@
 //
 // The fences and barriers order what the others wrote before what the last one reads: a barrier, then the thread's
 // fence and its count release it; their count, read by the last one's, its fence and its barrier acquire it. A count
-// begins at zero, which pack_filters writes behind the weights, or zero_counts.cu where none are packed; and atomicInc
-// leaves it there for the next call.
+// begins at zero, which pack_filters writes behind the weights, and atomicInc leaves it there for the next call.
 // A launch that adds splits takes 3 us after this one's end; one block brings the sums of 4 splits of 64 x 64, 64 KB from
 // L2, in 1 us.
 // Source: NVIDIA, CUDA samples, threadFenceReduction; PTX ISA, "Memory consistency model"; Osama et al., Stream-K, PPoPP
@@ -16,13 +15,7 @@
 
 #pragma once
 
-// Zero into so many counts, by all threads of a launch.
-__device__ __forceinline__ void zero_counts_of(unsigned* counts, int number)
-{
-    const unsigned block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
-    const unsigned threads = gridDim.x * gridDim.y * gridDim.z * blockDim.x;
-    for (unsigned i = block * blockDim.x + threadIdx.x; i < number; i += threads) counts[i] = 0;
-}
+#include "storage.cuh"
 
 // Whether this block is the last of `splits` to come to `count`; if so, all its threads see what the others' wrote.
 // flag: shared memory, free from the first barrier here to the next one behind.

@@ -25,7 +25,6 @@
 // -DALONG, -DCHANNELS_INNER (1: they are numbered first).
 
 #include "cut.cuh"
-#include "last_split.cuh"
 
 enum Along { STRIDES, ROWS, FILTERS };
 constexpr int TAPS = R * S;
@@ -103,10 +102,8 @@ struct Own {
 
 // grid: groups, over filters STEPS * OF_STEP a block, over depth WARPS * OF_WARP; block: THREADS.
 extern "C" __global__ void __launch_bounds__(THREADS)
-pack_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, unsigned* __restrict__ counts,
-             Problem problem, Cut cut)
+pack_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Problem problem, Cut cut)
 {
-    zero_counts_of(counts, cut.counts);
     const int group = blockIdx.x, lane = threadIdx.x % 32;
     const int filter = blockIdx.y * (STEPS * OF_STEP) + lane / NUMBER_LANES * VECTOR;
     const int of_warp = (blockIdx.z * WARPS + threadIdx.x / 32) * OF_WARP;

@@ -10,18 +10,7 @@ from typing import NamedTuple
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from .cut import (
-    Parts,
-    Reduction,
-    chosen,
-    counts_in,
-    cut_struct,
-    predictions,
-    round_up,
-    split_cut,
-    whole_cut,
-    with_splits,
-)
+from .cut import Parts, Reduction, chosen, cut_struct, predictions, round_up, split_cut, whole_cut, with_splits
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 from .tensor_core_tile import (
     CHUNKS,
@@ -63,6 +52,7 @@ PRECISE_TILES = (
     Tile(32, 64, 16, 32),
 )
 
+COUNT_BYTES = 4  # of a tile, how many of its splits have come
 LOOP_SLOTS = 90  # of each thread and stage, beside multiplying: addresses, copies, ldmatrix, the barrier
 # Of each element of x, where it is loaded by itself: from a stage of one tap, chunks of one, taps inner; there of each
 # step too, which serves the pixels of a thread.
@@ -165,7 +155,9 @@ def packing_blocks(problem, cut):
 
 
 def packed_bytes(problem, device):
-    return cut_for(problem, device).bytes_with_counts
+    """Behind the weights, a count for each split tile: zero before a call, and zero again behind it."""
+    cut = cut_for(problem, device)
+    return cut.packed_bytes + round_up(COUNT_BYTES * cut.split_tiles, 64)
 
 
 def workspace_bytes(problem, device):
@@ -242,6 +234,11 @@ def pack(problem, device, w, packed, stream=None):
     kernel, _ = sources_of(problem, cut, stages_held(cut.tile, device), wide, lying_as_planned(problem))
     arguments = (w, packed, counts_in(packed, cut), problem_struct(problem, w=w), cut_struct(problem, cut))
     launch(kernel, packing_blocks(problem, cut), THREADS, arguments, stream=stream)
+
+
+def counts_in(packed, cut):
+    """How many splits of each split tile have come, behind the packed weights; None if there are none."""
+    return packed[cut.packed_bytes :] if cut.splits > 1 else None
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):

@@ -5,8 +5,8 @@
     wave 1   0  1  2  3  4  5  6  7        whole tiles: they fill waves
     wave 2   8  9 10 11 12 13 14 15
     rest    16 17 18 19 20 16 17 18        a third as long: first thirds, second thirds ...
-            19 20 16 17 18 19 20           ... and what they leave is added in their order by the
-                                           block that comes last to each tile (last_split.cuh)
+            19 20 16 17 18 19 20           ... and what they leave is added in their order: by a kernel of its own
+                                           (implicit_gemm.cu), or by the last of each tile (last_split.cuh)
 
 Without, the five tiles of the last wave take as long as eight. Where there is no full wave, all tiles are split, or
 those that the multiprocessors cannot share evenly.
@@ -18,9 +18,8 @@ order.
 from ..launching import ceil_div
 
 FULL = 0.8  # of the slots of the last wave, or of the multiprocessors' time if all blocks take equally long
-# What full waves may cost: so many times the shortest predicted time. Where it was measured, the model is off by a
-# factor of 1.07 to 1.24 in the mean (gpu_cost.json): it knows no better. All layers of VGG-16, ResNet-50 and
-# MobileNetV2 together take at most 1.6 % longer for it, in any pass, float32 or float16.
+# What full waves may cost: so many times the shortest predicted time, and the launch that adds splits, if any. Where it
+# was measured, the model is off by a factor of 1.07 to 1.24 in the mean (gpu_cost.json): it knows no better.
 DEARER = 1.24
 
 

@@ -41,14 +41,6 @@ struct Fibre { ucontext_t context; std::vector<char> stack; bool done; };
 static ucontext_t scheduler;
 static Fibre* running;
 
-inline void __syncwarp() {}
-inline void __threadfence() {}
-inline unsigned atomicInc(unsigned* count, unsigned last)
-{
-    const unsigned before = *count;
-    *count = before >= last ? 0 : before + 1;
-    return before;
-}
 inline void __syncthreads() { swapcontext(&running->context, &scheduler); }
 
 extern char __start_shared_memory[] __attribute__((weak)), __stop_shared_memory[] __attribute__((weak));

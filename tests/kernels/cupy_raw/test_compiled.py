@@ -136,7 +136,7 @@ def test_the_matrix_product_multiplies_in_nine_of_ten_instructions(target):
 def implicit_source(case, tile, splits=1, together="NONE", wide=False, dtype="float32", slices=1, weights="PACKED"):
     problem = problem_of(case, dtype)
     cut = implicit_gemm.cut_of(problem, implicit_gemm.tile_of(problem, tile, slices), splits)
-    return implicit_gemm.source_of(problem, cut, wide, together, together, weights)
+    return implicit_gemm.sources_of(problem, cut, wide, together, together, weights)[0]
 
 
 @pytest.mark.parametrize("target", [80, 90, 100, 120])

@@ -118,9 +118,28 @@ IN_TURNS = {
 }
 
 
+@pytest.fixture
+def beyond_l2(monkeypatch):
+    """Tiles as for arrays that do not lie in the L2 cache."""
+    monkeypatch.setattr(depthwise_tiles, "SHORT", 0)
+    forget_tiles()
+    yield
+    forget_tiles()
+
+
+def forget_tiles():
+    """And sources, whose turns follow from a tile and MOST_THREADS."""
+    for remembered in (
+        *(module.tile_for for module in (depthwise_tiles, depthwise_input_grad, depthwise_weight_grad)),
+        *(module.source_of for module in (depthwise, depthwise_input_grad)),
+        depthwise_weight_grad.sources_of,
+    ):
+        remembered.cache_clear()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", IN_TURNS.values(), ids=IN_TURNS)
-def test_a_thread_of_the_weight_gradient_takes_several_strips_of_a_channel(case, dtype):
+def test_a_thread_of_the_weight_gradient_takes_several_strips_of_a_channel(case, dtype, beyond_l2):
     case = replace(case, dtype=dtype)
     tile = depthwise_weight_grad.tile_for(case.problem("weight_grad"), GPU)
     assert tile.turns > 1
@@ -138,10 +157,9 @@ def small_blocks(monkeypatch):
     for kernel in (depthwise_tiles, depthwise_weight_grad):
         monkeypatch.setattr(kernel, "MOST_THREADS", 32)
         monkeypatch.setattr(kernel, "ROWS", (2, 4))
-        kernel.tile_for.cache_clear()
+    forget_tiles()
     yield
-    for kernel in (depthwise_tiles, depthwise_weight_grad):
-        kernel.tile_for.cache_clear()
+    forget_tiles()
 
 
 MANY_TILES = ("rows", "strided", "dilated", "pieces", "image", "wide_rgb", "pixels", "strided_pixels")

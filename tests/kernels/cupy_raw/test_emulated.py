@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from convlib import device, emulator, operations, strided
-from convlib.kernels import launching, reference
+from convlib.kernels import reference
 from convlib.kernels.cupy_raw import (
     im2col,
     implicit_gemm,
@@ -134,70 +134,6 @@ def test_the_emulator_sees_when_slices_lack_a_barrier(barrier, monkeypatch):
     plant(monkeypatch, "conv2d_implicit_gemm", BARRIER, barrier, of=6)
     with pytest.raises(emulator.EmulationError, match="race|uninitialised"):
         check(implicit_gemm, "implicit_gemm", case)
-
-
-@pytest.mark.parametrize("splits", [3, 9])
-@pytest.mark.parametrize(
-    ("function", "what", "which", "fault"),
-    [
-        ("conv2d_implicit_gemm", "membar.gl;", 0, "race"),
-        ("conv2d_implicit_gemm", "membar.gl;", 1, "race"),
-        ("conv2d_implicit_gemm", r"(?s)bar\.sync[^;]*;(?=((?!bar\.sync).)*membar)", 0, "race"),
-        ("zero_counts", r"st\.global[^;]*;", 0, "uninitialised"),
-    ],
-    ids=["no_release", "no_acquire", "no_barrier", "no_zero"],
-)
-def test_the_emulator_sees_what_splits_need_to_find_each_others_sums(function, what, which, fault, splits, monkeypatch):
-    case = AS_THEY_LIE["windows"]
-    cut = force_cut(monkeypatch, case.problem(), (8, 8), splits)
-    assert (cut.whole, cut.splits) == (0, splits)
-    plant(monkeypatch, function, what, which)
-    with pytest.raises(emulator.EmulationError, match=fault):
-        check(implicit_gemm, "implicit_gemm", case)
-
-
-@pytest.mark.parametrize(("channels", "splits"), [(17, 3), (72, 9), (144, 18)])
-def test_splits_leave_their_counts_as_the_next_call_of_a_plan_needs_them(channels, splits, monkeypatch):
-    """And more than AT_A_TIME are added in two steps."""
-    problem, gpu = make_problem((1, channels, 8, 8), (40, channels, 1, 1), np.float32), device.emulator()
-    cut = force_cut(monkeypatch, problem, (4, 4), splits, whole=1)
-    assert (cut.split_tiles, cut.splits) == (3, splits)
-    x, w = (strided.empty_aligned(shape, np.float32) for shape in (problem.x_shape, problem.w_shape))
-    x[...], w[...] = 1, np.arange(problem.K).reshape(-1, 1, 1, 1)
-    packed, workspace = (
-        strided.empty_aligned((count(problem, gpu),), np.uint8)
-        for count in (implicit_gemm.packed_bytes, implicit_gemm.workspace_bytes)
-    )
-    implicit_gemm.pack(problem, gpu, w, packed)
-    for _ in range(2):
-        y = np.full(problem.y_shape, np.nan, np.float32)
-        implicit_gemm.run(problem, gpu, x, packed, y, workspace=workspace)
-        np.testing.assert_array_equal(y, reference.conv2d(problem, x, w))
-
-
-@pytest.mark.parametrize("order", ["last_group_first", "group_by_group_in_turn"])
-def test_splits_may_come_in_any_order(order, monkeypatch):
-    """The emulator's blocks come in the order it is told, here groups of AT_A_TIME splits mixed."""
-    problem, gpu = make_problem((1, 80, 4, 8), (32, 80, 1, 1), np.float32), device.emulator()
-    cut = force_cut(monkeypatch, problem, (4, 4), splits=10)
-    assert (cut.blocks, cut.splits) == (10, 10)
-    x, w = (strided.empty_aligned(shape, np.float32) for shape in (problem.x_shape, problem.w_shape))
-    x[...], w[...] = 1, np.arange(problem.w_shape[1]).reshape(1, -1, 1, 1)
-    packed, workspace = (
-        strided.empty_aligned((count(problem, gpu),), np.uint8)
-        for count in (implicit_gemm.packed_bytes, implicit_gemm.workspace_bytes)
-    )
-    implicit_gemm.pack(problem, gpu, w, packed)
-    y = np.full(problem.y_shape, np.nan, np.float32)
-    with launching.recording() as launches:
-        implicit_gemm.run(problem, gpu, x, packed, y, workspace=workspace)
-    (launch,) = launches
-    blocks = [8, 9, *range(8)] if order == "last_group_first" else [0, 8, 1, 2, 9, 3, 4, 5, 6, 7]
-    ptx, function = emulator.ptx_of_source(launch.kernel, 80), launch.kernel.function
-    args = launching.with_null_pointers(launch.args)
-    for block in blocks:
-        emulator.launch(ptx, function, launch.grid, launch.block, args, checks=False, blocks=[block])
-    np.testing.assert_array_equal(y, reference.conv2d(problem, x, w))
 
 
 FEW_WEIGHTS = Case("few_weights", (2, 2, 9, 10), (3, 2, 2, 3))
