@@ -98,8 +98,8 @@ def named(text: str, name: str = "device") -> Device:
     if text == "cpu":
         return cpu()
     if text in TARGETS:
-        name, sm_count = TARGETS[text]
-        return Device("cuda", 0, name, divmod(int(text.removeprefix("sm_")), 10), sm_count)
+        card, sm_count = TARGETS[text]
+        return Device("cuda", 0, card, divmod(int(text.removeprefix("sm_")), 10), sm_count)
     kind, _, index = text.partition(":")
     if kind == "cuda" and (index or "0").isdecimal():
         return visible_gpu(int(index or 0), name)

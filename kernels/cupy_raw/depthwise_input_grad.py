@@ -20,6 +20,7 @@ from .parameters import is_wide, problem_struct, size_reasons, type_constants, w
 MOST_TAPS = 121  # what the unrolled loops over a window may come to
 MOST_SUMS = 32  # of a thread
 MOST_PRODUCTS = 600  # of a thread, unrolled
+MOST_FROM_L2 = 1.45  # times the bytes of the arrays, as estimated: a small tile of a wide window reads more halos
 STORE_SLOTS = 12  # issue slots of one output: to shared memory and out of it
 
 passes = ("input_grad",)
@@ -46,11 +47,11 @@ def axis(size, outputs, window, stride, padding, dilation):
 @lru_cache(maxsize=4096)
 def tile_for(problem, device):
     """The tile that fits shared memory and is predicted to be the fastest; None where none fits."""
-    possible = list(tiles(problem))
+    places, least, possible = over_grad_y(problem), forward.least_bytes_of(problem), list(tiles(problem))
     of = (lambda _, tile: block_bytes(problem, tile)), (lambda _, device, tile: seconds(problem, places, device, tile))
-    places, least = over_grad_y(problem), forward.least_bytes_of(problem)
     tile = forward.best(places, device, possible, *of, least_bytes=least)
-    return tile and forward.busier(problem, device, tile, possible, *of)
+    busy = [other for other in possible if forward.moved(places, other, of[0]) <= MOST_FROM_L2 * least]
+    return tile and forward.busier(problem, device, tile, busy, *of)
 
 
 def tiles(problem):

@@ -106,9 +106,14 @@ def busier(problem, device, tile, tiles, bytes_of_a_block, seconds, launches=1):
     taken = [other for other in fitting if is_busy(problem, device, other) and seconds(problem, device, other) <= most]
 
     def order(tile):
-        return math.prod(tile.grid(problem)) * bytes_of_a_block(problem, tile), seconds(problem, device, tile)
+        return moved(problem, tile, bytes_of_a_block), seconds(problem, device, tile)
 
     return min(taken, key=order, default=tile)
+
+
+def moved(problem, tile, bytes_of_a_block):
+    """Bytes of all blocks."""
+    return math.prod(tile.grid(problem)) * bytes_of_a_block(problem, tile)
 
 
 def lies_in_l2(problem, device):
@@ -132,8 +137,8 @@ def best(problem, device, tiles, bytes_of_a_block, seconds, least_bytes=None):
     least = least_bytes or least_bytes_of(problem)
 
     def order(tile):
-        moved = math.prod(tile.grid(problem)) * bytes_of_a_block(problem, tile) / least
-        too_many = max(math.ceil(10 * (moved - MOST_MOVED)), 0)
+        times = moved(problem, tile, bytes_of_a_block) / least
+        too_many = max(math.ceil(10 * (times - MOST_MOVED)), 0)
         return too_many, not is_busy(problem, device, tile), seconds(problem, device, tile)
 
     return min((tile for tile in tiles if shared_bytes(problem, tile) <= SHARED_BYTES), key=order, default=None)
