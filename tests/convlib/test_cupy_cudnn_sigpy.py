@@ -5,7 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from convlib import cupy_cudnn
+from convlib import (
+    cupy_cudnn,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,25 +34,14 @@ def check_close(got, wanted):
     assert np.abs(got - wanted).max() <= tolerance * max(1, np.abs(wanted).max())
 
 
-DTYPES = ("f4", "f8", "c8", "c16")
-BATCHES, STRIDES, WINDOWS = [(), (2,), (2, 3)], [None, (1, 1, 1), (2, 2, 2), (3, 1, 2)], [(3, 2, 4), (1, 1, 1)]
-
-
-def combinations(dtype):
-    """A quarter of all, another for each dtype, in which it meets every batch, every strides and every window."""
-    chosen = product(enumerate(BATCHES), enumerate(STRIDES), enumerate(WINDOWS))
-    for (b, batch), (s, strides), (w, window) in chosen:
-        if (b + s + w) % len(DTYPES) == DTYPES.index(dtype):
-            yield batch, strides, window
-
-
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
 @pytest.mark.parametrize("multi_channel", [False, True])
 @pytest.mark.parametrize("mode", ["full", "valid"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c8", "c16"])
 def test_sigpys_cuda_branch_equals_its_scipy_branch(sigpy, dtype, mode, multi_channel, dimensions):
     by_scipy, by_convlib = sigpy
-    for batch, strides, window in combinations(dtype):
+    all_strides, windows = [None, (1, 1, 1), (2, 2, 2), (3, 1, 2)], [(3, 2, 4), (1, 1, 1)]
+    for batch, strides, window in product([(), (2,), (2, 3)], all_strides, windows):
         data_shape = (*batch, *(3,) * multi_channel, *(8, 7, 6)[:dimensions])
         filt_shape = (*(2, 3) * multi_channel, *window[:dimensions])
         keywords = {"mode": mode, "multi_channel": multi_channel, "strides": strides and strides[:dimensions]}
