@@ -35,6 +35,7 @@ from . import (
     visit,
     waves,
 )
+from .cores import Cores
 
 ALL_SUITES = cases.suites() + cases.gradient_suites()
 OUTPUT = click.option(
@@ -133,7 +134,7 @@ def scaling_command(output, rounds):
     threads = measuring.set_threads(None)
     chosen = [case for case in measuring.chosen_cases(False, ()) if scaling.compute_bound(case)]
     with measuring.progress_bar() as progress:
-        settings = engine.Settings(rounds=rounds)
+        settings = measuring.engine_settings(engine.Settings(), rounds, Cores(threads))
         found = [scaling.measure(case, settings, threads) for case in progress.track(chosen, description="scaling")]
     measuring.keep(output, "scaling", [asdict(one) for one in found])
     tables.console().print(tables.scaling_table([asdict(one) for one in found]))
@@ -145,7 +146,7 @@ def scaling_command(output, rounds):
 @click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="Rounds of the engine.")
 def stages_command(output, suites, rounds):
     """Where each layer's time goes: packing, transforms, multiplication."""
-    settings = engine.Settings(rounds=rounds)
+    settings = measuring.engine_settings(engine.Settings(), rounds, Cores(measuring.set_threads(None)))
     chosen = [case for case in measuring.chosen_cases(False, suites) if suites or case.suite != cases.FILTERS]
     with measuring.progress_bar() as progress:
         found = [asdict(stages.measure(case, settings)) for case in progress.track(chosen, description="stages")]
@@ -159,7 +160,8 @@ def stages_command(output, suites, rounds):
 @click.option("--rounds", type=click.IntRange(1), default=None, help="Rounds of the engine.")
 def signal_command(output, threads, rounds):
     """convlib.signal beside SciPy's and OpenCV's convolutions: 256 pairs in one call, 1080p with large kernels."""
-    threads, settings = measuring.set_threads(threads), measuring.engine_settings(signal.SETTINGS, rounds)
+    threads = measuring.set_threads(threads)
+    settings = measuring.engine_settings(signal.SETTINGS, rounds, Cores(threads))
     with measuring.progress_bar() as progress:
         works = progress.track(signal.works(), description="signal")
         found = [one for work in works for one in signal.measure(work, settings, threads)]
@@ -174,7 +176,8 @@ def signal_command(output, threads, rounds):
 @click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="Rounds of the engine.")
 def training_command(output, rounds):
     """A training step of a network of ResNet-18's size: PyTorch's own convolutions beside convlib's."""
-    found = asdict(training.measure(engine.Settings(rounds=rounds), measuring.set_threads(None)))
+    threads = measuring.set_threads(None)
+    found = asdict(training.measure(measuring.engine_settings(engine.Settings(), rounds, Cores(threads)), threads))
     measuring.keep(output, "training", found)
     tables.console().print(tables.training_table(found))
 

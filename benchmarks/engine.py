@@ -11,6 +11,9 @@ time, and whoever came after ONNX Runtime took twice as long. The order goes on 
 candidate has the same neighbour in all of them. Why the warm-up: after it the candidate's own
 threads must be awake again. A block's time is the median of its calls, a candidate's the median of its blocks, with
 p20 and p80. A ratio is the median of the rounds' ratios, since the two were neighbours there.
+
+A block before or after which the machine was not itself (Settings.settle says so, see cores.py) is measured again,
+twice at most.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -30,20 +34,38 @@ WARM_UP_SECONDS = 0.003
 LONG_SECONDS = 0.050  # a call as long as this needs no warm-up: waking threads costs less than 1 % of it
 BLOCK_SECONDS = 0.030
 MOST_CALLS = 2_000
+TRIES = 3
 ORDER = random.Random(0)
+
+
+def settle() -> bool:
+    """Sleep until no thread of this process is spinning any more. True: nothing else is looked at."""
+    give_up = time.perf_counter() + MOST_SLEEP_SECONDS
+    time.sleep(SLEEP_SECONDS)
+    while time.perf_counter() < give_up:
+        before = time.process_time()
+        time.sleep(LISTEN_SECONDS)
+        if time.process_time() - before < LISTEN_SECONDS / 4:
+            break
+    return True
+
+
+def at_once() -> bool:
+    """No wait: spinning threads take nothing from a GPU."""
+    return True
 
 
 @dataclass(frozen=True)
 class Settings:
     """How long to measure: rounds, the length of a timed block, and after how long a slow candidate gets no more.
 
-    settles: whether to wait for spinning threads before each block, which take nothing from a GPU.
+    settle: waits until the next block may begin and says whether the machine is as it should be.
     """
 
     rounds: int = 9
     block_seconds: float = BLOCK_SECONDS
     most_seconds: float = 6.0
-    settles: bool = True
+    settle: Callable[[], bool] = settle
 
 
 @dataclass(frozen=True)
@@ -81,27 +103,17 @@ def measure(
     gc.collect()
     gc.disable()
     try:
+        steady = settings.settle()
         for _ in range(settings.rounds):
             for candidate in ORDER.sample(candidates, len(candidates)):
                 name, so_far = candidate.name, seconds[candidate.name]
                 if sum(so_far) * calls[name] < settings.most_seconds:
-                    if settings.settles:
-                        settle()
-                    so_far.append(timed(candidate.call, calls[name], block, roughly[name] > LONG_SECONDS))
+                    turn = partial(timed, candidate.call, calls[name], block, roughly[name] > LONG_SECONDS)
+                    value, steady = steadily(turn, steady, settings.settle)
+                    so_far.append(value)
     finally:
         gc.enable()
     return {name: Timing(tuple(values), calls[name]) for name, values in seconds.items()}
-
-
-def settle() -> None:
-    """Sleep until no thread of this process is spinning any more."""
-    give_up = time.perf_counter() + MOST_SLEEP_SECONDS
-    time.sleep(SLEEP_SECONDS)
-    while time.perf_counter() < give_up:
-        before = time.process_time()
-        time.sleep(LISTEN_SECONDS)
-        if time.process_time() - before < LISTEN_SECONDS / 4:
-            return
 
 
 def call_seconds(call, block) -> float:
@@ -116,6 +128,18 @@ def timed(call, calls: int, block, long: bool) -> float:
     while not long and time.perf_counter() < end:
         block(call, 1)
     return block(call, calls)
+
+
+def steadily(turn, steady: bool, settle) -> tuple[float, bool]:
+    """What `turn` measures between two moments at which the machine was as it should be, and whether it was after it.
+
+    steady: whether it is now. The last of three tries counts in any case.
+    """
+    for _ in range(TRIES):
+        before, value, steady = steady, turn(), settle()
+        if before and steady:
+            break
+    return value, steady
 
 
 def ratio(slower: Timing, faster: Timing) -> float:

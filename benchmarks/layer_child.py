@@ -18,7 +18,7 @@ from convlib.verification.child import job_and_answers
 
 from . import cases, engine, gate, results, runner
 
-SETTINGS = engine.Settings(rounds=5, block_seconds=0.005, most_seconds=1.0, settles=False)
+SETTINGS = engine.Settings(rounds=5, block_seconds=0.005, most_seconds=1.0, settle=engine.at_once)
 BATCHES = (32, 16, 8, 4, 2, 1)
 COPIES = 40  # of x, w and y: one for every candidate, and the float64 result
 

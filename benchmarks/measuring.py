@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import cases, engine, gate, gpu, machine, ours, peaks, peers, results, runner, tables
+from .cores import Cores
 
 QUICK = engine.Settings(rounds=5, block_seconds=0.010, most_seconds=1.0)
-GPU = engine.Settings(rounds=5, block_seconds=0.005, most_seconds=1.0, settles=False)
+GPU = engine.Settings(rounds=5, block_seconds=0.005, most_seconds=1.0, settle=engine.at_once)
 
 
 def run_cpu(threads, with_peers, **chosen):
@@ -31,6 +32,7 @@ def run_cpu(threads, with_peers, **chosen):
         lambda case: peers.makers(case.suite, threads, case.problem.dtype.name) if with_peers else {},
         engine.host_block,
         {"threads": threads, "peaks": peaks.measure(threads)},
+        cores=Cores(threads),
         **chosen,
     )
 
@@ -47,7 +49,7 @@ def run_gpu(threads, with_peers, **chosen):
 
 def run_on(
     place, peers_of: Callable, block: Callable, about_run, *, quick, suites, backward, names, each_kernel, rounds, add,
-    output, minutes, batch, dtype, layout, exact=gate.exact, settings=None,
+    output, minutes, batch, dtype, layout, exact=gate.exact, settings=None, cores=None,
 ):  # fmt: skip
     """Measure the chosen cases with ours and their peers at one place, and write and show the results."""
     console = tables.console()
@@ -59,7 +61,7 @@ def run_on(
     chosen = list(dict.fromkeys(chosen))  # a case that was there in both layouts is now there twice
     if not chosen:
         raise click.UsageError(f"--case: no case has {' or '.join(names)} in its name")
-    settings = engine_settings(QUICK if quick else settings or engine.Settings(), rounds)
+    settings = engine_settings(QUICK if quick else settings or engine.Settings(), rounds, cores)
     about = machine.describe()
     console.print(f"{about['processor']}, {', '.join(about['instruction_sets'])}; on {place.device}", highlight=False)
 
@@ -69,6 +71,7 @@ def run_on(
 
     rows = measure(chosen, makers, settings, block, console, exact, minutes)
     about_run |= run_settings(settings) | {"device": str(place.device), "batch": batch, "dtype": dtype}
+    about_run |= {"cores_found_slow": cores.share_slow} if cores else {}
     measured = results.Results(about, about_run, rows)
     if add and (output / "results.json").exists():
         measured = results.added(results.read(output / "results.json"), measured)
@@ -97,8 +100,8 @@ def set_threads(threads: int | None) -> int:
     return threads
 
 
-def engine_settings(base: engine.Settings, rounds: int | None) -> engine.Settings:
-    return replace(base, rounds=rounds or base.rounds)
+def engine_settings(base: engine.Settings, rounds: int | None, cores: Cores | None) -> engine.Settings:
+    return replace(base, rounds=rounds or base.rounds, settle=cores.settle if cores else base.settle)
 
 
 def run_settings(settings: engine.Settings) -> dict:

@@ -407,10 +407,16 @@ def peak_gflops(dtype=np.float32) -> float:
     """Measured floating-point peak of one core, in GFLOP/s: the best of 20 runs of 1 ms of multiply-adds in
     registers.
     """
+    rounds = 300_000
+    run = multiply_adds(dtype, rounds)
+    return 2 * 12 * lanes(dtype) * rounds / min(seconds(run) for _ in range(20)) / 1e9
+
+
+def multiply_adds(dtype, rounds):
+    """A function without arguments that does 12 vectors of multiply-adds so many times, for one thread at a time."""
     words = np.full(12 * target.vector_bytes() // np.dtype(dtype).itemsize, 0.5, dtype)
-    kernel, rounds = compiled(build_peak, np.dtype(dtype).name).call, 300_000
-    flops = 2 * 12 * lanes(dtype) * rounds
-    return max(flops / seconds(kernel, words.ctypes.data, rounds) for _ in range(20)) / 1e9
+    kernel = compiled(build_peak, np.dtype(dtype).name).call
+    return lambda: kernel(words.ctypes.data, rounds)
 
 
 def build_tiles(dtype_name):

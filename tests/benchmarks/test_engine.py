@@ -1,11 +1,12 @@
 """The engine takes turns, pauses, stops at its budget, and compares neighbours. No test here measures real time."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
-from benchmarks import engine
+from benchmarks import cores, engine
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,9 @@ class Fake:
 
 
 @pytest.fixture
-def turns(monkeypatch):
+def turns():
     """Records sleeps and blocks in order; a block's time is what its candidate's call returns."""
     seen = []
-    monkeypatch.setattr(engine, "settle", lambda: seen.append("sleep"))
 
     def block(call, calls):
         name, seconds = call()
@@ -29,13 +29,24 @@ def turns(monkeypatch):
     return seen, block
 
 
+def settings_with(seen, steady=(), **numbers):
+    """Settings whose sleeps are recorded in `seen`. steady: what the first of them say of the machine."""
+    answers = iter(steady)
+
+    def settle():
+        seen.append("sleep")
+        return next(answers, True)
+
+    return engine.Settings(settle=settle, **numbers)
+
+
 def fake(name, seconds):
     return Fake(name, seconds, lambda: (name, seconds))
 
 
 def test_every_round_measures_every_candidate_once_in_changing_order(turns):
     seen, block = turns
-    settings = engine.Settings(rounds=20, block_seconds=0.1)
+    settings = settings_with(seen, rounds=20, block_seconds=0.1)
     timings = engine.measure([fake("a", 0.001), fake("b", 0.002)], settings, block)
     timed = [turn for turn in seen if turn in (("a", 100), ("b", 50))]
     rounds = [tuple(timed[i : i + 2]) for i in range(0, 40, 2)]
@@ -46,17 +57,37 @@ def test_every_round_measures_every_candidate_once_in_changing_order(turns):
 
 def test_each_block_comes_after_a_pause_and_a_warm_up(turns):
     seen, block = turns
-    engine.measure([fake("a", 0.001)], engine.Settings(rounds=2, block_seconds=0.01), block)
+    engine.measure([fake("a", 0.001)], settings_with(seen, rounds=2, block_seconds=0.01), block)
     for position in (i for i, turn in enumerate(seen) if turn == ("a", 10)):
         before = seen[:position]
         assert before[-1] == ("a", 1)
         assert "sleep" in before
-    assert seen.count("sleep") == 2
+    assert seen.count("sleep") == 3  # and one after the last block
+
+
+@pytest.mark.parametrize(
+    ("steady", "blocks"),
+    [((True, True), 1), ((False, True, True), 2), ((True, False, True, True), 3), ((True, False, False, False), 3)],
+)
+def test_a_block_beside_which_the_machine_was_not_itself_is_measured_again_twice_at_most(steady, blocks):
+    seen, times = [], iter((1e-3, 1e-3, 1e-3, 1.0, 2.0, 3.0))  # three rough looks, then blocks
+
+    def block(call, calls):
+        seen.append(calls)
+        return next(times)
+
+    settings = settings_with(seen, steady, rounds=1, block_seconds=0.01)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "WARM_UP_SECONDS", 0.0)
+        timings = engine.measure([fake("a", 0.001)], settings, block)
+    assert seen.count(10) == blocks
+    assert timings["a"].seconds == (float(blocks),)  # the last try counts
 
 
 def test_slow_candidates_stop_at_their_budget(turns):
-    _, block = turns
-    timings = engine.measure([fake("slow", 3.0), fake("fast", 0.01)], engine.Settings(rounds=9, most_seconds=5), block)
+    seen, block = turns
+    settings = settings_with(seen, rounds=9, most_seconds=5)
+    timings = engine.measure([fake("slow", 3.0), fake("fast", 0.01)], settings, block)
     assert len(timings["slow"].seconds) == 2
     assert len(timings["fast"].seconds) == 9
 
@@ -102,3 +133,20 @@ def test_a_thread_that_spins_is_heard_where_its_time_is_put_down_in_ticks(monkey
     monkeypatch.setattr(engine.time, "process_time", lambda: min(clock[0], 0.040) // 0.008 * 0.008)
     engine.settle()
     assert clock[0] > 0.040
+
+
+def test_cores_are_slow_when_the_slowest_takes_1_4_times_the_least_that_was_seen(monkeypatch):
+    """Twice the time, as when two virtual cores share one, is slow; noise is not; a faster look moves the measure."""
+    found = iter([1.0, 1.2] * (cores.FIRST_LOOKS // 2) + [1.3, 1.9, 0.8, 1.3])
+    monkeypatch.setattr(cores.Cores, "seconds", lambda self: next(found))
+    monkeypatch.setattr(engine, "settle", lambda: True)
+    both = cores.Cores(2)
+    assert [both.settle() for _ in range(4)] == [True, False, True, False]
+    assert both.share_slow == 0.5
+
+
+def test_cores_multiply_on_as_many_threads_at_once_as_they_were_asked_for():
+    both = cores.Cores(2)
+    together = threading.Barrier(2, timeout=60)  # one thread alone would wait here
+    both.runs = [together.wait] * 2
+    assert both.seconds() < 60

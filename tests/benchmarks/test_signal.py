@@ -11,7 +11,7 @@ pytest.importorskip("scipy.signal", reason="SciPy is not installed (extra peers)
 
 PAIRS = signal.Work("pairs", signal.normal((3, 20, 24)), signal.normal((3, 5, 6)), "full")
 IMAGE = signal.Work("image", signal.normal((1, 60, 50)), signal.normal((1, 13, 13)), "same")
-QUICK = engine.Settings(rounds=1, block_seconds=0.001, settles=False)
+QUICK = engine.Settings(rounds=1, block_seconds=0.001, settle=engine.at_once)
 
 
 @pytest.mark.parametrize("work", [PAIRS, IMAGE], ids=lambda work: work.name)
