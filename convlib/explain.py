@@ -114,10 +114,10 @@ def explain(
     Times are predicted, unless `tune` has measured them on this machine; what a call without tune=True would choose
     is told either way.
 
-    x, w: arrays, or their shapes: then `dtype` says of what, float32 if neither it nor an array does, and `on` where,
-    as "cpu", "cuda:0", "sm_90" or a Device; this CPU if it is not given. bias, residual: the arrays, or whether there
-    is one. The other arguments and the errors are conv2d's; where no kernel can run, `chosen` is None instead of an
-    error.
+    x, w: arrays, or their shapes: then `dtype` says of what, without it the array beside a shape does, or it is
+    float32; and `on` where, as "cpu", "cuda:0", "sm_90" or a Device; this CPU if it is not given. An array's own dtype
+    may differ from `dtype` where one of the two is complex. bias, residual: the arrays, or whether there is one. The
+    other arguments and the errors are conv2d's; where no kernel can run, `chosen` is None instead of an error.
 
     >>> explain((1, 64, 56, 56), (64, 64, 3, 3), padding=1).chosen is not None
     True
@@ -177,24 +177,26 @@ def with_trust(candidates, problem, place):
 
 
 def dtypes_and_place(x, w, dtype, on, backend):
-    """Of what types x and w and where: as the arrays are, or as the caller said where x is only a shape."""
+    """Of what types x and w and where: as the arrays are, or as the caller said where x or w is only a shape."""
+    own = {name: a_dtype(name, array) for name, array in (("x", x), ("w", w)) if not isinstance(array, (tuple, list))}
     given = None if dtype is None else explained_dtype(dtype)
-    for name, array in (("x", x), ("w", w)):
-        if given is not None and not isinstance(array, (tuple, list)):
-            has = arrays.library_of(array, name).dtype(array, name)
-            if has != given:
-                raise TypeError(f"dtype: {has}, as {name} has it, or none needed, got {given}")
-    if isinstance(x, (tuple, list)):
-        if given is None and not isinstance(w, (tuple, list)):
-            given = explained_dtype(arrays.library_of(w, "w").dtype(w, "w"), "w")
-        return (given or np.dtype(np.float32),) * 2, on or device.cpu()
+    for name, has in own.items():
+        beside_a_shape = len(own) == 1 and given is not None and "c" in (given.kind, has.kind)
+        if given is not None and given != has and not beside_a_shape:
+            raise TypeError(f"dtype: {has}, as {name} has it, or none needed, got {given}")
+    of_shapes = next(iter(own.values()), np.dtype(np.float32)) if given is None else given
+    dtypes = [own.get(name, of_shapes) for name in ("x", "w")]
+    if "x" not in own:
+        return [explained_dtype(each, name) for name, each in zip(("x", "w"), dtypes)], on or device.cpu()
     library = arrays.library_of(x, "x")
-    dtypes = [library.dtype(x, "x")] * 2
-    if not isinstance(w, (tuple, list)):
+    if "w" in own:
         any_complex = arrays.is_complex(library, x) or arrays.is_complex(library, w)
         check_operands(library, x, None if any_complex else checked_dtype(dtypes[0]), w=w)
-        dtypes[1] = library.dtype(w, "w")
     return dtypes, on or device_for(library, x, backend)
+
+
+def a_dtype(name, array):
+    return arrays.library_of(array, name).dtype(array, name)
 
 
 def explained_dtype(dtype, name="dtype"):

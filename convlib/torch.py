@@ -11,6 +11,9 @@ a gradient. `watched` says when, and both ways end in the same kernels and the s
 
 from __future__ import annotations
 
+import functools
+import re
+
 try:
     import torch
     from torch import Tensor, nn
@@ -18,6 +21,7 @@ except ImportError as error:
     raise ImportError('convlib.torch: needs PyTorch, which is not installed: pip install "torch>=2.6"') from error
 
 from . import torch_operators
+from .errors import UnsupportedError
 from .gradients import transposed_shape
 from .problem import PRECISIONS, Padding, Pair, check_choice, checked_padding, pair, resolved_padding, shortened
 from .torch_operators import (
@@ -28,7 +32,24 @@ from .torch_operators import (
     run_conv_transpose2d,
 )
 
+NAMES = {"x": "input", "w": "weight"}  # what the functions here call the arguments of convlib's own
 
+
+def errors_name_input_and_weight(function):
+    """Let errors from deeper, where the two are x and w, call them as `function` does; a size, as 1 x 1, stays one."""
+
+    @functools.wraps(function)
+    def renamed(*arguments, **keywords):
+        try:
+            return function(*arguments, **keywords)
+        except (ValueError, TypeError, UnsupportedError) as error:
+            error.args = (re.sub(r"(?<!\d )\b[xw]\b", lambda found: NAMES[found.group()], str(error)),)
+            raise
+
+    return renamed
+
+
+@errors_name_input_and_weight
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -44,8 +65,9 @@ def conv2d(
 
     input: (N, C, H, W) or (C, H, W); weight: (K, C / groups, R, S); bias: (K,). All float16, bfloat16, float32 or
     float64, of one dtype, or any of them complex; on the CPU or on one CUDA device. padding may also be ((top, bottom),
-    (left, right)). precision: what float32 may be multiplied in, forward and backward, as convlib.conv2d has it: None,
-    "tf32" or "3xtf32"; PyTorch's own switches for TF32 are not asked. Raises convlib.conv2d's errors.
+    (left, right)); one number in a tuple holds for rows and columns, as PyTorch has it and convlib.conv2d does not.
+    precision: what float32 may be multiplied in, forward and backward, as convlib.conv2d has it: None, "tf32" or
+    "3xtf32"; PyTorch's own switches for TF32 are not asked. Raises convlib.conv2d's errors.
 
     >>> import torch
     >>> conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2)).flatten()
@@ -62,6 +84,7 @@ def conv2d(
     return record_convolution(*arguments) if to_record(*arguments[:3]) else run_conv2d(*arguments)
 
 
+@errors_name_input_and_weight
 def conv_transpose2d(
     input: Tensor,
     weight: Tensor,
@@ -89,7 +112,7 @@ def conv_transpose2d(
     stride, dilation = two("stride", stride), two("dilation", dilation)
     padding = four(padding, input.shape[2:], weight.shape[2:], stride, dilation)
     shape, _ = transposed_shape(
-        tuple(input.shape), tuple(weight.shape), "NCHW", "OIHW", stride, pairs(padding),
+        as_ints(input.shape), as_ints(weight.shape), "NCHW", "OIHW", stride, pairs(padding),
         two("output_padding", output_padding), dilation, groups,
     )  # fmt: skip
     arguments = input, weight, bias, shape, stride, padding, dilation, groups, precision
@@ -162,6 +185,8 @@ def restore_convolutions(model: nn.Module) -> nn.Module:
 
 
 def swapped(model, classes, precision):
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: a torch.nn.Module needed, got {shortened(model)}")
     for module in model.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]
@@ -184,17 +209,29 @@ def check_axes(input, weight, bias):
 def two(name, value) -> list[int]:
     if isinstance(value, int):  # PyTorch's symbolic ones too
         return [value, value]
-    return list(value) if isinstance(value, (tuple, list)) else list(pair(name, value, least=0))
+    if isinstance(value, (tuple, list)):
+        return list(value) * 2 if len(value) == 1 else list(value)
+    return list(pair(name, value, least=0))
 
 
 def four(padding, size, window, stride, dilation) -> list[int]:
-    """Padding in any of conv2d's spellings as top, bottom, left, right."""
+    """Padding in any of conv2d's spellings, or a tuple of one, as top, bottom, left, right."""
+    if isinstance(padding, (tuple, list)) and len(padding) == 1:
+        (padding,) = padding
     if isinstance(padding, int):
         return [padding] * 4
     if isinstance(padding, (tuple, list)) and all(isinstance(p, int) for p in padding) and len(padding) == 2:
         return [padding[0], padding[0], padding[1], padding[1]]
-    (top, bottom), (left, right) = resolved_padding(checked_padding(padding), size, window, stride, dilation)
+    padding = checked_padding(padding)
+    if padding == "same":
+        size, window = as_ints(size), as_ints(window)
+    (top, bottom), (left, right) = resolved_padding(padding, size, window, stride, dilation)
     return [top, bottom, left, right]
+
+
+def as_ints(shape) -> tuple[int, ...]:
+    """A shape; where torch.jit traces, and sizes are tensors, as ints: it warns that they stay what they are now."""
+    return tuple(shape) if torch._C._get_tracing_state() is None else tuple(map(int, shape))
 
 
 def watched(input, weight, bias) -> bool:

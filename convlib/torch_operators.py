@@ -203,7 +203,9 @@ def backward_conv_transpose2d(context, grad):
     H, W = x.shape[2:]
     by_x, by_w, by_bias = None, None, None
     if needs_x:
-        by_x = as_operand(conv2d(grad, w.conj(), None, *context.parameters)[:, :, :H, :W], x.dtype)
+        # Narrowed, not indexed: PyTorch 2.13 has no batches (is_grads_batched) of an index that takes everything.
+        by_x = conv2d(grad, w.conj(), None, *context.parameters).narrow(2, 0, H).narrow(3, 0, W)
+        by_x = as_operand(by_x, x.dtype)
     if needs_w:
         of_all = as_many(x, grad, w, *context.parameters[:3])
         by_w = as_operand(weight_grad(grad.conj(), of_all.conj(), w.shape, *context.parameters), w.dtype)

@@ -313,6 +313,12 @@ def test_explain_shows_the_real_call():
     assert explanation == convlib.explain(X.shape, W.shape, True, dtype="complex64", padding=1)
     assert convlib.explain(X, W.real.copy()).problem.K == 3
     assert convlib.explain(X.real.copy(), W).problem.N == 1
+    assert convlib.explain(X.shape, W) == convlib.explain(X, W), "a shape is of the dtype of the array beside it"
+    assert convlib.explain(X.shape, W, dtype="float32") == convlib.explain(X.real.copy(), W)
+    assert convlib.explain(X, W.shape, dtype="float32") == convlib.explain(X, W.real.copy())
+    assert convlib.explain(X.real.copy(), W.shape, dtype="complex64") == convlib.explain(X.real.copy(), W)
+    with pytest.raises(TypeError, match="^dtype: complex64, as x has it, or none needed, got float32$"):
+        convlib.explain(X, W, dtype="float32")
     with pytest.raises(ValueError, match="^activation: None needed"):
         convlib.explain(X, W, activation="relu")
 

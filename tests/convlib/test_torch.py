@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 
 import numpy as np
 import pytest
@@ -277,6 +278,17 @@ def test_compiles_and_exports_without_a_break():
     assert {"convlib.conv2d.default", "convlib.conv_transpose2d.default"} <= names
 
 
+def test_a_traced_transposed_convolution_warns_that_it_keeps_its_sizes():
+    layer, x = ConvTranspose2d(2, 3, 3, stride=2, padding=1), torch.randn(1, 2, 5, 5)
+    with pytest.warns(torch.jit.TracerWarning, match="Python integer"):
+        traced = torch.jit.trace(layer, x)
+    torch.testing.assert_close(traced(x), layer(x))
+    w = torch.ones(1, 2, 2, 2)
+    torch.testing.assert_close(
+        torch.jit.trace(lambda x: conv2d(x, w, padding="same"), x)(x), F.conv2d(x, w, padding="same")
+    )
+
+
 def model():
     torch.manual_seed(0)
     return nn.Sequential(
@@ -345,9 +357,38 @@ def test_unbatched_and_output_size():
     torch.testing.assert_close(conv2d(x, torch.ones(1, 2, 2, 2)), F.conv2d(x, torch.ones(1, 2, 2, 2)))
 
 
-def test_errors_are_convlibs():
-    with pytest.raises(ValueError, match="w: C / groups = 2 input channels needed"):
-        conv2d(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 2, 2))
+ONE_IMAGE, FILTERS = torch.zeros(1, 2, 4, 4), torch.zeros(2, 2, 2, 2)
+ERRORS = {
+    "channels": (ONE_IMAGE, torch.zeros(3, 3, 2, 2), "weight: "),
+    "dtype": (ONE_IMAGE, FILTERS.double(), "weight: float32 needed, like input, got float64"),
+    "no such dtype": (ONE_IMAGE.int(), FILTERS.int(), "input: dtype must be one of"),
+    "sparse": (ONE_IMAGE.to_sparse(), FILTERS, "input: a dense tensor needed"),
+    "no rows": (torch.zeros(1, 2, 0, 4), FILTERS, "input(, weight)?: "),
+}
+
+
+@pytest.mark.parametrize("wrong", ERRORS)
+@pytest.mark.parametrize("function", [conv2d, conv_transpose2d])
+def test_errors_are_convlibs_with_the_names_of_pytorchs_arguments(function, wrong):
+    *tensors, message = ERRORS[wrong]
+    with pytest.raises((ValueError, TypeError), match=f"^{message}") as raised:
+        function(*tensors)
+    assert not re.search(r"\b[xw]\b", str(raised.value))
+
+
+def test_sizes_in_errors_stay_sizes():
+    @convlib.torch.errors_name_input_and_weight
+    def refused():
+        raise convlib.UnsupportedError("w: 1 x 1 needed, as x has it")
+
+    with pytest.raises(convlib.UnsupportedError, match="^weight: 1 x 1 needed, as input has it$"):
+        refused()
+
+
+@pytest.mark.parametrize("swap", [convlib.torch.replace_convolutions, convlib.torch.restore_convolutions])
+def test_what_is_no_module_has_no_convolutions_to_swap(swap):
+    with pytest.raises(TypeError, match=r"^model: a torch\.nn\.Module needed, got <function"):
+        swap(lambda x: x)
 
 
 WRONG = {
@@ -361,6 +402,15 @@ def test_errors_name_what_is_no_tensor_and_no_number(function, name):
     right = {"input": torch.zeros(1, 2, 4, 4), "weight": torch.zeros(2, 2, 2, 2)}
     with pytest.raises(TypeError, match=f"^{name}: .* needed, got "):
         function(**right | {name: WRONG[name]})
+
+
+def test_one_number_in_a_tuple_is_for_rows_and_columns_as_in_pytorch():
+    x, w, two = torch.randn(1, 2, 7, 7), torch.randn(2, 2, 3, 3), (2,)
+    for ours, theirs in ((conv2d, F.conv2d), (conv_transpose2d, F.conv_transpose2d)):
+        keywords = {"stride": two, "padding": [1], "dilation": two}
+        torch.testing.assert_close(ours(x, w, **keywords), theirs(x, w, **keywords))
+        with pytest.raises(ValueError, match=r"^stride: an int or a pair \(rows, columns\) needed, got .2, 2, 2.$"):
+            ours(x, w, stride=(2, 2, 2))
 
 
 def test_numpys_integers_are_integers():

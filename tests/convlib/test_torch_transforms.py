@@ -52,6 +52,19 @@ def test_transforms_and_forward_derivatives_are_pytorchs(transform):
         torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_many_gradients_at_once_are_pytorchs(name, dtype):
+    found = []
+    for function in (getattr(convlib.torch, name), getattr(F, name)):
+        torch.manual_seed(0)
+        at = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in ((1, 2, 4, 3), (2, 2, 3, 2), (2,))]
+        y = function(*at, 2, 1)
+        grads = torch.randn(3, *y.shape, dtype=dtype)
+        found.append(torch.autograd.grad(y, at, grads, is_grads_batched=True))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("call", [convlib.conv2d, torch.ops.convlib.conv2d], ids=["convlib.conv2d", "the operator"])
 def test_what_takes_no_tangent_along_refuses_it(call):
     with forward_ad.dual_level():
