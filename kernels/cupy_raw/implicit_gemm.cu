@@ -290,15 +290,17 @@ __device__ __forceinline__ void store_sums(Accumulator (&values)[AT_ONCE], const
     finish(values, output.y + offset(problem.y, pixel.n, k, pixel.p, pixel.q), problem.slope);
 }
 
-// Add what the splits left in `partial`, and finish.
+// Add what the splits left in `partial`, and finish. Blocks are small, to be shared evenly: 15 splits of 32,768 sums on 30
+// multiprocessors took 9,984 cycles in the simulator in 32 blocks of 256 threads, 7,749 in 128 of these.
 // grid: over split_tiles * TILE_K * TILE_M / VECTOR, one thread each.
-extern "C" __global__ void __launch_bounds__(256)
+constexpr int SUMMING = 64;
+extern "C" __global__ void __launch_bounds__(SUMMING)
 sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, const Element* __restrict__ bias,
            const Element* __restrict__ residual, Problem problem, Cut cut, int splits)
 {
     constexpr int OF_TILE = TILE_K * TILE_M / VECTOR, OF_ROW = IN_ROW / VECTOR;
-    const Index index = blockIdx.x * (Index)256 + threadIdx.x;
-    if (OF_TILE % 256 > 0 && index >= (Index)cut.split_tiles * OF_TILE) return;
+    static_assert(OF_TILE % SUMMING == 0);
+    const Index index = blockIdx.x * (Index)SUMMING + threadIdx.x;
     const Tile tile(cut.whole + (unsigned)(index / OF_TILE), cut);
     const int row = index % OF_TILE / OF_ROW, vector = index % OF_ROW;
     const int filter = tile.first_filter + (FILTERS_INNER ? vector * VECTOR : row);

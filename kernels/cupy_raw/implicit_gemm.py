@@ -16,9 +16,9 @@ from .parameters import is_wide, problem_struct, size_reasons, store_constants, 
 from .register_tile import DEPTH, EACH, reduction_of, tile_of
 
 CHUNK = 4  # channels side by side that one thread loads at once
-THREADS = 256  # of sum_splits
-PACKING = 128  # threads of a block of pack_filters ...
-PACKED_FILTERS, PACKED_NUMBERS = 16, 32  # ... and what it takes, in as many weights as have 16 bytes
+THREADS = 64  # of a block of sum_splits
+PACKING = 32  # threads of a block of pack_filters ...
+PACKED_FILTERS, PACKED_NUMBERS = 16, 8  # ... and what it takes, in as many weights as have 16 bytes
 TILES = ((16, 16), (16, 8), (8, 16), (8, 8), (4, 16), (4, 8))  # filters x pixels, in EACH
 ALL_TILES = (*TILES, (4, 4))  # half a warp's pixels: a loop of more instructions, for few stages, to fill waves
 SLICES = (2, 4)  # of a block: they share its stages evenly, and have no more threads than this together

@@ -63,16 +63,16 @@ def test_blocks_that_stand_for_others_stand_for_all():
 
 
 def test_packing_is_counted_as_if_all_its_blocks_ran_and_issues_three_instructions_a_weight():
-    """Of 160 channels under 3x3 the last blocks have fewer numbers than the others."""
-    problem = make_problem((1, 160, 7, 7), (512, 160, 3, 3), np.float32, padding=1)
+    """Of 168 channels under 3x3 the last blocks have fewer numbers than the others."""
+    problem = make_problem((1, 168, 7, 7), (512, 168, 3, 3), np.float32, padding=1)
     place = device.named("sm_80")
     w, packed = np.ones(problem.w_shape, np.float32), np.zeros(issued.implicit_gemm.packed_bytes(problem, place), "u1")
     with issued.launching.recording() as launches:
         issued.implicit_gemm.pack(problem, place, w, packed)
     (pack,) = launches
-    assert pack.grid == (1, 8, 12)
+    assert pack.grid == (1, 8, 48)
     counted = issued.launched(pack, 80).issued
-    assert counted == issued.issued_by(pack, 80, np.arange(8 * 12))
+    assert counted == issued.issued_by(pack, 80, np.arange(8 * 48))
     assert counted <= 3 * w.size / 32
 
 
