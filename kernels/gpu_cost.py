@@ -41,6 +41,9 @@ L2_BYTES = {
     }.items()
 }  # fmt: skip
 L2_BYTES_PER_CYCLE = 47
+# What an SM of 7.5 brings of what another launch left: simulated, 256 sectors under way, each for 444 cycles
+# (results/simulated-sm75-2026-11-28). With 47 a part of 512x28x28-1024-1x1/2 was split and took 1.8 times as long.
+PASSING_BYTES_PER_CYCLE = {(7, 5): 16}
 
 FLOAT32_LANES = {(7, 5): 64, (8, 0): 64}  # and 128 from 8.6 on
 FLOAT64_RATIO = {(8, 0): 2, (9, 0): 2, (10, 0): 2, (7, 5): 32}  # and 64 on cards for graphics
@@ -137,7 +140,8 @@ def passing_seconds(device, size):
     """
     if 2 * size > L2_BYTES.get(device.compute_capability, 0):
         return moving_seconds(device, 2 * size)
-    return 2 * size / (L2_BYTES_PER_CYCLE * clock(device) * sm_count(device))
+    of_sm = PASSING_BYTES_PER_CYCLE.get(device.compute_capability, L2_BYTES_PER_CYCLE)
+    return 2 * size / (of_sm * clock(device) * sm_count(device))
 
 
 def adding_seconds(device, tiles, splits, tile_bytes):
