@@ -16,6 +16,7 @@ from .device import Device
 from .errors import UnsupportedError
 from .operations import check_flag, check_operands, device_for
 from .padding_modes import padded_before
+from .padding_taps import without_padding_taps
 from .problem import (
     COMPLEX_DTYPES,
     PADDING_MODES,
@@ -142,6 +143,7 @@ def explain(
     elif layout == "NCHW" and lies_channels_last(x):
         problem = replace(problem, layout="NHWC")
     problem, left = padded_before(problem, padding_mode, workspace_limit)
+    problem, _ = without_padding_taps(problem)
     from . import tuning  # which needs this module
 
     asked = dispatch.checked_choice(problem, place, backend, algorithm, max_error, left)

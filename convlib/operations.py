@@ -16,6 +16,7 @@ from . import accuracy, arrays, device, device_arrays, dispatch, repeated, strid
 from .arrays import Array
 from .device import Device
 from .padding_modes import NO_PADDING, NUMPY_PAD, padded_before
+from .padding_taps import without_padding_taps
 from .problem import (
     PADDING_MODES,
     ConvProblem,
@@ -194,6 +195,8 @@ def as_call(settled, x, w, y, bias, residual, stream):
         x, y, residual = (logical(view, batched, order) for view in (x, y, residual))
         w = strided.as_storage(weights_view(w, settled.weight_layout, settled.flip_kernel))
         bias = strided.as_storage(bias)
+    if settled.taps is not None:
+        w = w[settled.taps]
     if settled.padding is not None:
         x = device_arrays.pad(x, settled.padding, settled.pad_mode, problem.layout, settled.device, stream)
     return Call(problem, settled.device, stream, x, w, y, bias, residual)
@@ -204,8 +207,8 @@ class Settled:
     """What a call's shapes, dtype and keywords decide, and its values do not.
 
     padding: what x is to be padded with beforehand, in NumPy's pad_mode; None where the kernel does it, as it does with
-    zeros. order: the axes of x, residual and y that are N, C, H and W. as_they_lie: whether kernels take the caller's
-    arrays as they are, in logical order.
+    zeros. taps: the part of w that meets more than padding; None where all of it does. order: the axes of x, residual
+    and y that are N, C, H and W. as_they_lie: whether kernels take the caller's arrays as they are, in logical order.
     """
 
     problem: ConvProblem
@@ -217,6 +220,7 @@ class Settled:
     channels_last: bool
     padding: tuple[tuple[int, int], tuple[int, int]] | None
     pad_mode: str | None
+    taps: tuple[slice, ...] | None
     weight_layout: str
     flip_kernel: bool
     as_they_lie: bool
@@ -252,13 +256,14 @@ def settled_before(
     problem = replace(problem, layout="NHWC") if channels_last else problem
     padding = None if padding_mode == "zeros" or problem.padding == NO_PADDING else problem.padding
     problem, workspace_limit = padded_before(problem, padding_mode, workspace_limit)
+    problem, taps = without_padding_taps(problem)
     chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit, tune=tune)
     as_they_lie = (
         batched and layout == "NCHW" and weight_layout == "OIHW" and not flip_kernel and problem.dtype.itemsize > 2
     )
     return Settled(
         problem, device, chosen, y_shape, batched, FROM_LAYOUT[layout], channels_last, padding,
-        NUMPY_PAD.get(padding_mode), weight_layout, flip_kernel, as_they_lie,
+        NUMPY_PAD.get(padding_mode), taps, weight_layout, flip_kernel, as_they_lie,
     )  # fmt: skip
 
 

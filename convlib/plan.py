@@ -25,6 +25,7 @@ from .operations import (
     view_of_out,
     weights_view,
 )
+from .padding_taps import without_padding_taps
 from .problem import ConvProblem, Padding, Pair, batched_shape, checked_dtype, make_problem
 from .workspace import scratch
 
@@ -82,6 +83,8 @@ def plan(
     check_shape("bias", bias, (problem.K,))
     device = device_for(library, w, backend)
     weights = weights_view(library.view(w, "w"), weight_layout, flip_kernel)
+    problem, taps = without_padding_taps(problem)
+    weights = weights if taps is None else weights[taps]
     asked = (backend, algorithm, max_error, workspace_limit)
     chosen = separable.chosen(problem, device, weights, *asked, planned=True, tune=tune)
     chosen = chosen or dispatch.chosen(problem, device, *asked, planned=True, tune=tune)
