@@ -143,7 +143,7 @@ def explain(
     elif layout == "NCHW" and lies_channels_last(x):
         problem = replace(problem, layout="NHWC")
     problem, left = padded_before(problem, padding_mode, workspace_limit)
-    problem, _ = without_padding_taps(problem)
+    problem, _ = without_padding_taps(problem, algorithm)
     from . import tuning  # which needs this module
 
     asked = dispatch.checked_choice(problem, place, backend, algorithm, max_error, left)

@@ -256,7 +256,7 @@ def settled_before(
     problem = replace(problem, layout="NHWC") if channels_last else problem
     padding = None if padding_mode == "zeros" or problem.padding == NO_PADDING else problem.padding
     problem, workspace_limit = padded_before(problem, padding_mode, workspace_limit)
-    problem, taps = without_padding_taps(problem)
+    problem, taps = without_padding_taps(problem, algorithm)
     chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit, tune=tune)
     as_they_lie = (
         batched and layout == "NCHW" and weight_layout == "OIHW" and not flip_kernel and problem.dtype.itemsize > 2

@@ -83,7 +83,7 @@ def plan(
     check_shape("bias", bias, (problem.K,))
     device = device_for(library, w, backend)
     weights = weights_view(library.view(w, "w"), weight_layout, flip_kernel)
-    problem, taps = without_padding_taps(problem)
+    problem, taps = without_padding_taps(problem, algorithm)
     weights = weights if taps is None else weights[taps]
     asked = (backend, algorithm, max_error, workspace_limit)
     chosen = separable.chosen(problem, device, weights, *asked, planned=True, tune=tune)

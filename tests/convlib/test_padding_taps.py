@@ -53,3 +53,11 @@ def test_every_tap_at_an_end_that_meets_x_is_kept_and_no_other():
 def test_a_problem_whose_taps_all_meet_x_stays_as_it_is():
     problem = make_problem((1, 2, 5, 5), (3, 2, 3, 3), "float32", padding=2, dilation=2)
     assert padding_taps.without_padding_taps(problem) == (problem, None)
+
+
+def test_a_forced_algorithm_gets_the_window_that_was_asked_for():
+    parameters = {"padding": 9, "dilation": 9, "algorithm": "im2col"}
+    assert convlib.explain(X, W, **parameters).problem.R == 3
+    wanted = defined(X, W, padding=9, dilation=9)
+    np.testing.assert_array_equal(convlib.conv2d(X, W, **parameters), wanted)
+    np.testing.assert_array_equal(convlib.plan(X.shape, W, **parameters)(X), wanted)
