@@ -12,9 +12,10 @@ and in reverse mode:
     convlib_weight_grad(x, y)    input_grad(y, g)           conv2d(x, g)
 
 vmap stacks images in N, filters in K and channels in C, or makes groups where both operands are batched: always one
-call. XLA hands its own buffers to the kernels (jax.experimental.buffer_callback), so nothing is copied on the way in or
-out; jax.pure_callback would copy both ways, and can wait for itself. On a GPU the buffers are used where they lie, on
-XLA's stream, through CuPy; that has not run on a GPU yet.
+call. Under shard_map a gradient is summed over the devices that share what it is taken by. XLA hands its own buffers to
+the kernels (jax.experimental.buffer_callback), so nothing is copied on the way in or out; jax.pure_callback would copy
+both ways, and can wait for itself. On a GPU the buffers are used where they lie, on XLA's stream, through CuPy; that
+has not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ try:
     from jax.experimental.buffer_callback import buffer_callback
     from jax.extend.core import Primitive
     from jax.interpreters import ad, batching, mlir
+    from jax.sharding import NamedSharding, PartitionSpec
 except ImportError as error:
     raise ImportError('convlib.jax: needs JAX, 0.6.1 or later: pip install "jax>=0.6.1"') from error
 
@@ -197,7 +199,26 @@ def as_many(x, shape):
 
 
 def bind(result, first, second, shape, parameters):
+    """A primitive of two arrays. Under shard_map both are made to vary over the devices that either varies over.
+
+    So the gradient of one that is the same on all of these is summed over them.
+    """
+    by_first, by_second = (varying(jax.typeof(array)) for array in (first, second))
+    first, second = cast_varying(first, by_second - by_first), cast_varying(second, by_first - by_second)
     return PRIMITIVES[result].bind(first, second, shape=tuple(shape), parameters=parameters)
+
+
+def varying(aval) -> frozenset:
+    """The axes of a shard_map's mesh along which an array of this type differs from device to device."""
+    kept = getattr(aval, "manual_axis_type", None)  # JAX 0.10
+    return getattr(aval, "vma", frozenset()) if kept is None else kept.varying
+
+
+def cast_varying(array, axes):
+    if not axes:
+        return array
+    axes = tuple(axes)
+    return jax.lax.pcast(array, axes, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(array, axes)
 
 
 @dataclass(frozen=True)
@@ -232,7 +253,11 @@ def run(result, first, second, *, shape, parameters):
 
 
 def abstract(first, second, *, shape, parameters):
-    return jax.core.ShapedArray(shape, first.dtype)
+    """An array that varies over devices as `first` does, with nothing said of how its own axes lie on them."""
+    if not varying(first):
+        return jax.core.ShapedArray(shape, first.dtype)
+    sharding = NamedSharding(first.sharding.mesh, PartitionSpec(*[None] * len(shape)))
+    return first.update(shape=shape, weak_type=False, sharding=sharding)
 
 
 def transposed_by_first(result, grad, first, second, *, shape, parameters):

@@ -50,6 +50,7 @@ def errors_name_input_and_weight(function):
 
 
 @errors_name_input_and_weight
+@torch.fx.wrap  # a node of its own where a model is traced symbolically
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -85,6 +86,7 @@ def conv2d(
 
 
 @errors_name_input_and_weight
+@torch.fx.wrap
 def conv_transpose2d(
     input: Tensor,
     weight: Tensor,

@@ -367,7 +367,8 @@ def batched(tensor, dim, B):
     return tensor.expand(B, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-# Autocast: floating tensors in the dtype that the user chose for the device, but none beside complex ones.
+# Autocast: floating tensors but float64, as PyTorch's own convolutions do, in the dtype that the user chose for the
+# device; none beside complex ones.
 
 
 def under_autocast(name, device_type, key):
@@ -387,7 +388,8 @@ def under_autocast(name, device_type, key):
 
 
 def is_castable(value, device_type):
-    return isinstance(value, Tensor) and value.is_floating_point() and value.device.type == device_type
+    floating = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+    return floating and value.device.type == device_type
 
 
 def register():

@@ -1,5 +1,6 @@
 """The JAX adapter: values, derivatives of both orders and modes, and what jit, vmap and tracing make of it."""
 
+import re
 from functools import partial
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install jax")
 
 from jax import numpy as jnp  # noqa: E402
+from jax.sharding import AbstractMesh, PartitionSpec  # noqa: E402
 from jax.test_util import check_grads  # noqa: E402
 
 import convlib.jax  # noqa: E402
@@ -262,6 +264,23 @@ def test_inputs_are_not_written_and_results_are_not_shared():
     f(x + 1, w).block_until_ready()
     np.testing.assert_array_equal(first, kept)
     np.testing.assert_array_equal(x, before)
+
+
+@pytest.mark.parametrize("split", ["x", "w"])
+def test_under_shard_map_a_gradient_is_summed_over_the_devices_that_share_its_array(split, calls):
+    """Traced for two devices: what is summed over them, and so is the gradient of what both of them have."""
+    over, whole = PartitionSpec("devices"), PartitionSpec()
+    specs = ((over, whole), over) if split == "x" else ((whole, over), PartitionSpec(None, "devices"))
+    mesh = AbstractMesh((2,), ("devices",))
+
+    def summed(function):
+        shared = jax.shard_map(function, mesh=mesh, in_specs=specs[0], out_specs=specs[1])
+        trace = jax.make_jaxpr(jax.grad(lambda x, w: (shared(x, w) ** 2).sum(), (0, 1)))(x, w)
+        return re.findall(r":(\S+) = psum", str(trace))
+
+    x, w, _ = arrays({})
+    assert summed(conv2d) == summed(by_lax) == [{"x": "f32[6,4,3,2]", "w": "f32[2,4,6,7]"}[split]]
+    assert calls == []
 
 
 def network(function, x, weights):

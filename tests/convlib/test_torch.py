@@ -173,13 +173,14 @@ def test_every_dtype_trains(dtype):
         torch.testing.assert_close(mine.grad.double(), their.grad, rtol=0.05, atol=0.05)
 
 
-def test_follows_autocast():
-    x, w, bias = tensors(dtype=torch.float32)
+@pytest.mark.parametrize(("dtype", "under"), [(torch.float32, torch.bfloat16), (torch.float64, torch.float64)])
+def test_follows_autocast(dtype, under):
+    x, w, bias = tensors(dtype=dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = conv2d(x, w, bias)
-    assert y.dtype == torch.bfloat16
+        assert y.dtype == F.conv2d(x, w, bias).dtype == under
     y.float().sum().backward()
-    assert w.grad.dtype == torch.float32
+    assert w.grad.dtype == dtype
 
 
 def asked_for(monkeypatch, module, names):
@@ -276,6 +277,14 @@ def test_compiles_and_exports_without_a_break():
     torch.testing.assert_close(exported.module()(x), model(x))
     names = {str(node.target) for node in exported.graph.nodes}
     assert {"convlib.conv2d.default", "convlib.conv_transpose2d.default"} <= names
+
+
+def test_a_model_is_traced_symbolically():
+    layers = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.ConvTranspose2d(4, 2, 2, stride=2)
+    model = convlib.torch.replace_convolutions(nn.Sequential(*layers))
+    traced = torch.fx.symbolic_trace(model)
+    assert {conv2d, conv_transpose2d} <= {node.target for node in traced.graph.nodes}
+    torch.testing.assert_close(traced(torch.ones(1, 3, 5, 6)), model(torch.ones(1, 3, 5, 6)))
 
 
 def test_a_traced_transposed_convolution_warns_that_it_keeps_its_sizes():
