@@ -50,7 +50,6 @@ def errors_name_input_and_weight(function):
 
 
 @errors_name_input_and_weight
-@torch.fx.wrap  # a node of its own where a model is traced symbolically
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -86,7 +85,6 @@ def conv2d(
 
 
 @errors_name_input_and_weight
-@torch.fx.wrap
 def conv_transpose2d(
     input: Tensor,
     weight: Tensor,
@@ -121,6 +119,10 @@ def conv_transpose2d(
     if watched(*arguments[:3]):
         return torch_operators.conv_transpose2d(*arguments)
     return record_transposed(*arguments) if to_record(*arguments[:3]) else run_conv_transpose2d(*arguments)
+
+
+for name in ("conv2d", "conv_transpose2d"):
+    torch.fx.wrap(name)  # a node of its own where a model is traced symbolically
 
 
 class Conv2d(nn.Conv2d):

@@ -124,22 +124,24 @@ def test_a_result_that_may_not_be_written_is_still_refused():
             call()
 
 
-@pytest.mark.parametrize("name", ["x", "w", "bias"])
+@pytest.mark.parametrize("name", ["x", "w", "bias", "residual"])
 def test_a_result_that_overlaps_is_still_refused(name):
-    operands = dict(zip(("x", "w", "bias"), arrays(), strict=True))
+    residual = np.ones((1, 4, 4, 4), np.float32)
+    operands = dict(zip(("x", "w", "bias", "residual"), (*arrays(), residual), strict=True))
     shape = operands[name].shape
     memory = np.zeros(2 * 108, np.float32)
     operands[name] = memory[: np.prod(shape)].reshape(shape)
     apart, over = (memory[start : start + 64].reshape(1, 4, 4, 4) for start in (108, 2))
-    planned = convlib.plan(operands["x"].shape, operands["w"], operands["bias"])
+    planned = convlib.plan(operands["x"].shape, operands["w"], operands["bias"], residual=True)
+    later = {key: operands[key] for key in ("x", "residual")}  # a plan has its own weights and bias
     for _ in range(2):
         convlib.conv2d(**operands, out=apart)
-        planned(operands["x"], out=apart)
+        planned(**later, out=apart)
     with pytest.raises(ValueError, match=f"overlaps {name}"):
         convlib.conv2d(**operands, out=over)
-    if name == "x":  # a plan has its own weights and bias
-        with pytest.raises(ValueError, match="overlaps x"):
-            planned(operands["x"], out=over)
+    if name in later:
+        with pytest.raises(ValueError, match=f"overlaps {name}"):
+            planned(**later, out=over)
 
 
 def test_what_is_remembered_stays_bounded(monkeypatch):
