@@ -92,6 +92,15 @@ def test_other_layouts_and_flipped_windows_come_again_alike(layout, weight_layou
     np.testing.assert_array_equal(convlib.conv2d(x[0], w, padding=1, **keywords), first[0])
 
 
+def test_other_strides_and_dtypes_are_other_calls():
+    for dtype in (np.float32, np.float64):
+        x, w, bias = (array.astype(dtype) for array in arrays())
+        for turned in (x, x[..., ::-1], x[:, :, ::-1], x[:, ::-1], x.transpose(0, 1, 3, 2)):
+            y = convlib.conv2d(turned, w, bias)
+            assert y.dtype == dtype
+            np.testing.assert_array_equal(y, exact(turned, w, bias))
+
+
 @pytest.mark.parametrize(
     ("keywords", "wrong"),
     [
