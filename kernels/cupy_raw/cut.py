@@ -134,13 +134,13 @@ def predictions(problem, device, cuts, parts):
     return {cut: found[cut].seconds for cut in sorted(found, key=lambda cut: found[cut].multiply + found[cut].add)}
 
 
-def chosen(device, predicted, launch=0):
+def chosen(device, predicted, launch=0, dearer=waves.DEARER):
     """Of cuts, with their predicted seconds, the fastest that is split or fills its last wave; else, that keeps the GPU
-    busy; else, of all. One that costs more than waves.DEARER allows is none of them; nor may it cost more than `launch`
+    busy; else, of all. One that costs more than `dearer` allows is none of them; a split one may cost `launch`
     beside, the seconds of the launch that adds splits where one does.
     """
-    allowed = waves.DEARER * min(predicted.values()) + launch
-    taken = [cut for cut, seconds in predicted.items() if seconds <= allowed]
+    allowed = dearer * min(predicted.values())
+    taken = [cut for cut, seconds in predicted.items() if seconds <= allowed + launch * (cut.splits > 1)]
     return min(taken, key=lambda cut: (not fills(cut, device), not is_busy(cut, device), predicted[cut]))
 
 
