@@ -63,6 +63,7 @@
 enum Adjacent { NONE, PIXELS, CHANNELS };
 
 constexpr int THREADS = 256;
+constexpr int SMALL = 64;  // threads of a block that transforms filters or adds splits
 constexpr int DEPTH = 4;                               // channels of a stage
 constexpr int EACH = 2 * VECTOR;                       // filters, and tiles, of a thread in each of its products
 constexpr int FILTER_LANES = 8, TILE_LANES = 4;        // of a warp
@@ -345,12 +346,12 @@ conv2d_winograd(const Element* __restrict__ x, const Accumulator* __restrict__ p
 }
 
 // Add what the splits left in `partial`, in their order, and finish. grid: over the outputs, one thread each.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(SMALL)
 sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, const Element* __restrict__ bias,
            const Element* __restrict__ residual, Problem problem, int splits)
 {
     const int64 outputs = (int64)problem.N * problem.K * problem.P * problem.Q;
-    const int64 index = (int64)blockIdx.x * 256 + threadIdx.x;
+    const int64 index = (int64)blockIdx.x * SMALL + threadIdx.x;
     if (index >= outputs) return;
     Accumulator sum = 0;
     for (int split = 0; split < splits; ++split) sum += partial[split * outputs + index];
@@ -365,11 +366,11 @@ sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, con
 }
 
 // Transform w. grid: over groups * filter_blocks * stages * DEPTH * FILTERS, one thread each; they fill whole blocks.
-static_assert(PHASES * DEPTH * FILTERS % 256 == 0);
-extern "C" __global__ void __launch_bounds__(256)
+static_assert(PHASES * DEPTH * FILTERS % SMALL == 0);
+extern "C" __global__ void __launch_bounds__(SMALL)
 transform_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Problem problem, Tiling tiling)
 {
-    const int64 index = (int64)blockIdx.x * 256 + threadIdx.x;
+    const int64 index = (int64)blockIdx.x * SMALL + threadIdx.x;
     const unsigned slab = index / (DEPTH * FILTERS), slabs_of_group = tiling.filter_blocks * tiling.stages;
     const int own = index % FILTERS, in_stage = index / FILTERS % DEPTH;
     const int group = slab / slabs_of_group, k = slab % slabs_of_group / tiling.stages * FILTERS + own;
