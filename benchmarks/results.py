@@ -130,15 +130,18 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 WINOGRAD_TILES = {
-    "numba_cpu.winograd_f2": 2, "numba_cpu.winograd_f4": 4, "numba_cpu.winograd_dilated": 4, "numba_cpu.winograd_f6": 6,
+    "numba_cpu.winograd_f2": 2, "numba_cpu.winograd_f3": 3, "numba_cpu.winograd_f4": 4, "numba_cpu.winograd_dilated": 4,
+    "numba_cpu.winograd_f5": 5, "numba_cpu.winograd_f6": 6,
 }  # fmt: skip
 # How many multiplications of a direct convolution one of an algorithm's stands for, in 3x3 layers without a stride.
 MULTIPLICATIONS_SAVED = {
     "winograd_f2": 2.25,
     "winograd_fused": 2.25,
+    "winograd_f3": 3.24,
     "winograd_f4": 4.0,
     "winograd_batched": 4.0,
     "winograd_weight_grad": 4.0,
+    "winograd_f5": 225 / 49,
     "winograd_f6": 5.0625,
     "strassen": 8 / 7,
     "strassen_by_filters": 8 / 7,

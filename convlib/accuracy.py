@@ -49,10 +49,12 @@ GROWTH = {
     # Element by element, against the largest magnitude in the image, with room; test_every_kernel.py holds them to it.
     "winograd_f2": 2.0,
     "winograd_fused": 2.0,
+    "winograd_f3": 4.0,
     "winograd_f4": 8.0,
     "winograd_dilated": 8.0,
     "winograd_batched": 8.0,
     "winograd_weight_grad": 8.0,
+    "winograd_f5": 20.0,
     "winograd_f6": 50.0,
     "fft": 8.0,
     "strassen": 4.0,
@@ -67,8 +69,8 @@ GROWTH = {
 # test_winograd_fused.py (F(2, 3)) and _batched.py (F(4, 3)). The weight gradient sums tiles, not channels,
 # in chains of its own: held to by test_winograd_weight_grad.py.
 WINOGRAD_TILES = {
-    "winograd_f2": 2, "winograd_fused": 2, "winograd_f4": 4, "winograd_dilated": 4, "winograd_batched": 4,
-    "winograd_f6": 6,
+    "winograd_f2": 2, "winograd_fused": 2, "winograd_f3": 3, "winograd_f4": 4, "winograd_dilated": 4,
+    "winograd_batched": 4, "winograd_f5": 5, "winograd_f6": 6,
 }  # fmt: skip
 WINOGRAD_NOISE = (2.15, 0.1395)
 SUMMED_AT_ONCE = ("winograd_fused", "winograd_batched")

@@ -24,9 +24,9 @@ What a thread does with a strip, some 7 to 64 tiles in a row (winograd_stages.py
                           +-------------+         +----------------+   the next filters
                            stays in L2, or a core's L3
 
-The multiply takes the tiles one number at a time, up to 8 (with 16 registers 4) at once, and filters by vectors: so 49
-tiles are 7 times 7, where lanes of tiles would make them 64. Tiles that stick out of y leave out the products of
-outputs that nobody wants (winograd_multiply.py). A plan has U transformed and packed ahead (`pack`), and it
+The multiply takes the tiles one number at a time, up to 8 (with 16 registers 4) at once, or all of 9, and filters by
+vectors: so 49 tiles are 7 times 7, where lanes of tiles would make them 64. Tiles that stick out of y leave out the
+products of outputs that nobody wants (winograd_multiply.py). A plan has U transformed and packed ahead (`pack`), and it
 streams by once per strip. V and M never hold more than a strip, so nothing of the size of the image is written but y.
 
 A single call transforms the filters where they are multiplied, and never stores the whole of U: each thread has a run
@@ -78,6 +78,13 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
   where 64 channels are summed, 0.99 for 128. That is still 1.08 to 1.11 of its products at the peak, and of 512
   channels 1.15 to 1.25, whose U comes from memory: fetched to L2, two sums ahead, past L2 or as one stream of three
   vectors it does not come faster (0.93 to 1.2).
+- F(5), whose 9 tiles cover 14 x 14 and are one register tile (of other numbers up to 9 at once, instead of 8, took
+  1.00 to 1.03), takes 0.91 of F(4)'s time there in plans of 256 channels
+  (307 microseconds; its products at the peak are 222, 244 with what they wait), 0.91 at 20 x 20, 0.92 at 40 x 40, and
+  0.95 of F(6)'s on 80 channels of 80 x 80. Single calls transform 49 numbers for it instead of 36, and gain nothing at
+  14 x 14. Its U of 512 -> 512 is 51 MB, of which L3 keeps some 24: 1.9 ms, F(4) 1.5. F(3) of 3 x 3 / 2 takes 0.93 of
+  F(2)'s time on 256 x 28 x 28, 0.85 on 128 -> 512 at 17 x 17; of stride 1 it won nowhere by more than 5 %. F(7) would
+  need 18 products for 14 outputs instead of 20, and err 2.6 times as much as F(6).
 - Rows of several segments joined before their pixels are put into lanes, by two loads with masks for each vector:
   spreading takes 0.6 to 0.7 of the time on maps of 14 x 14, where a segment has 4 tiles, 1.0 to 1.6 on larger ones, and
   whole plans 1.0. Nor does it pay to load the taps of 4 channels as quads of which no tap is loaded twice (0.89 to 1.09
@@ -201,7 +208,9 @@ def window_reasons(m, problem):
     reasons = []
     if m != 4 and window != (3, 3):
         reasons.append(f"3 x 3 kernels only, got {problem.R} x {problem.S}")
-    if m == 6 and stride != (1, 1):
+    if m == 3 and stride == (1, 1):
+        reasons.append("strides only, got (1, 1)")
+    if m in (5, 6) and stride != (1, 1):
         reasons.append(f"stride 1 only, got {stride}")
     if reasons:
         return reasons

@@ -19,7 +19,9 @@ from .winograd_record import (
     STRIP_VECTORS,
     Numbers,
     fewest_tiles,
+    most_tiles,
     tile_list_words,
+    units_of,
 )
 
 ALL_FILTERS = 5  # in sizes of the L2 cache: a thread's own filters up to this are transformed at once, not by chunks;
@@ -36,11 +38,14 @@ PAST_CACHE_WEIGHTS = 16 << 20  # transformed weights this large are, where a pla
 # The cost model, in cycles of the Zen 3 that microkernel.CLOCK is of, where kernels compare as they do on the Zen 5
 # that it was fitted to (two threads, AVX-512 and AVX2, 16 to 512 channels and filters, maps of 7 to 112), and with
 # `slower` on Zen 4 (32 layers' plans and single calls: all but two within 1.06 of the fastest).
-# F(6,3)'s transforms are taken for more than they are, if not slower: it errs more.
-INPUT_CYCLES = {2: 160, 4: 340, 6: 950}  # 3 x 3, per channel and vector of 64 bytes of tiles; others by their products
-STRIDED = 0.8  # of what its products say, F(4)'s input waits with a stride, of more than a few channels; less if slower
-SLOWER_SIXTH = 1.6  # times as long take F(6,3)'s if slower; others' are taken for twice as long
-OUTPUT_CYCLES = {2: 80, 4: 220, 6: 650}  # 3 x 3, per tile and vector of 64 bytes of filters; others by their planes
+# F(5,3)'s and F(6,3)'s transforms are taken for more than they are, if not slower: they err more.
+# 3 x 3, per channel and vector of 64 bytes of tiles; other windows by their products
+INPUT_CYCLES = {2: 160, 3: 240, 4: 340, 5: 750, 6: 950}
+STRIDED = 0.8  # of what their products say, F(3)'s and F(4)'s inputs wait with a stride, of more than a few channels;
+# less if slower
+SLOWER_LARGE = 1.6  # times as long take F(5,3)'s and F(6,3)'s if slower; others' are taken for twice as long
+# 3 x 3, per tile and vector of 64 bytes of filters; other windows by their planes
+OUTPUT_CYCLES = {2: 80, 3: 140, 4: 220, 5: 500, 6: 650}
 TAP_CYCLES, FILTER_CYCLES = 0.3, 0.25  # per filter and channel: of each tap to gather, each number to compute and store
 STAGED_CYCLES = 0.6  # more for a tap of 16 bits, widened into a copy; over the multiply-adds that start per cycle
 PACKED_FIRST = 3  # times as long takes what is stored for all threads and then read by them
@@ -57,7 +62,9 @@ CYCLES_PER_STRIP = 60  # and of any strip's plane, where cuts are otherwise as g
 LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
 CACHED_WEIGHTS = 19 << 20  # U up to this size comes from the L3 cache
 STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 17.0, 400.0  # U, from memory and from L3, beside the multiply
-MOST_BYTES_PER_CYCLE = 6.0  # U, from memory, whatever the multiply leaves time for
+MOST_BYTES_PER_CYCLE = 6.0  # U, from memory, whatever the multiply leaves time for;
+KEPT_WEIGHTS, BEYOND_BYTES_PER_CYCLE = 24 << 20, 1.7  # likewise of F(5,3) and F(6,3), but for what the L3 cache keeps
+CYCLES_PER_LINE = 7  # of F(5,3)'s U, at least, where it is not in L2 and not slower; in others' fits it is contained
 FIRST_BYTES_PER_CYCLE = 50.0  # U, when it is read first
 TAPS_BYTES_PER_CYCLE = 4.0  # w in a single call with a stride, whose smaller y repays its transforms less, but more
 # where products are slow
@@ -290,18 +297,19 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
 def cycles(m, problem, threads, cut) -> float:
     """Predicted cycles of the thread with the most work, with its share of the memory traffic."""
     tile, tiles = tile_of(m, problem), ceil_div(cut.tiles, cut.strips)
-    units = ceil_div(tiles, tile_rows(VECTORS))
+    units = units_of.py_func(tiles, tile_rows(VECTORS), most_tiles())
     vectors = problem.Cg * ceil_div(tiles, cut.panel)
     written = cut.part + problem.Kg % cut.panel / cut.panel  # a vector that is not full takes the long way
     inputs, outputs = (count / (m + 2) ** 2 for count in (tile.products, tile.planes))
-    slowly = SLOWER_SIXTH if m == 6 and slower() > 1 else slower()
-    waiting = STRIDED / slower() if m == 4 and tile.phases > 1 and problem.Cg > FEW_CHANNELS else 0
+    slowly = SLOWER_LARGE if m in (5, 6) and slower() > 1 else slower()
+    waiting = STRIDED / slower() if m in (3, 4) and tile.phases > 1 and problem.Cg > FEW_CHANNELS else 0
     transforms = INPUT_CYCLES[m] * inputs * vectors * (slowly + waiting)
     transforms += OUTPUT_CYCLES[m] * outputs * tiles * stored_share(cut) * written * slowly
     weights = tile.products * problem.Cg * cut.part  # vectors
     multiply = (
         weights * (tiles * kept_share(m, problem) + units * LOADED) / target.multiply_adds_per_cycle() / EFFICIENCY
     )
+    u_bytes = weights * target.vector_bytes()
     if slower() > 1:
         if cut.filters_at and cut.filter_group > FILTERS_KEPT * target.cache_bytes(2):
             multiply *= FILTERS_BEYOND_CACHE
@@ -310,12 +318,14 @@ def cycles(m, problem, threads, cut) -> float:
             multiply *= BEYOND_CACHE
         if m == 6 and problem.Cg >= DEEP_CHANNELS:
             multiply *= 1 + DEEP
+        if m == 5 and u_bytes > target.cache_bytes(2):
+            multiply = max(multiply, u_bytes / 64 * CYCLES_PER_LINE)
     if cut.filters_at and threads * (cut.filters_at - cut.inputs_at) > WAITING_BYTES:
         multiply *= BEYOND_ALL_CACHES
     if cut.filters_at:
         filters = filter_cycles(m, problem) * problem.Cg * cut.part * cut.panel
     else:
-        filters = stream_cycles(problem, cut, weights, tile.products / tile.numbers, multiply)
+        filters = stream_cycles(m, problem, cut, weights, tile.products / tile.numbers, multiply)
     strips = ceil_div(cut.strips, cut.runs)
     tasks = tasks_of_thread(problem, threads, cut)
     if problem.groups > 1:
@@ -368,7 +378,7 @@ def stored_share(cut) -> float:
     return ceil_div(columns, cut.panel) * cut.panel / columns
 
 
-def stream_cycles(problem, cut, weights, times, multiply) -> float:
+def stream_cycles(m, problem, cut, weights, times, multiply) -> float:
     """What packed weights, so many vectors, each of which is read so many times, add to a strip's multiplications,
     which take `multiply` cycles.
 
@@ -379,8 +389,10 @@ def stream_cycles(problem, cut, weights, times, multiply) -> float:
     count = weights / times * target.vector_bytes()
     if problem.groups * cut.filter_group * times <= CACHED_WEIGHTS:
         return count / CACHE_BYTES_PER_CYCLE
+    beyond = count * max(0, 1 - KEPT_WEIGHTS / (problem.groups * cut.filter_group)) if m in (5, 6) else 0
     count *= target.vector_bytes() / 64
-    return max(count / STREAM_BYTES_PER_CYCLE, count / MOST_BYTES_PER_CYCLE - multiply)
+    waiting = max(count / MOST_BYTES_PER_CYCLE, beyond / BEYOND_BYTES_PER_CYCLE)
+    return max(count / STREAM_BYTES_PER_CYCLE, waiting - multiply)
 
 
 def memory_cycles(problem, cut) -> float:

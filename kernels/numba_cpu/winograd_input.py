@@ -7,7 +7,14 @@ from .short_floats import as_numbers, memory_functions, stored_kind
 from .tracing import Lanes, load, store, traced, when
 from .vectors import array_at, broadcast, record_at
 from .winograd_record import PLANE_PADDING, RECORD, STRIP_VECTORS, Numbers, call_leaf, steps, strip_functions
-from .winograd_transforms import input_transform, spread_images, spread_rows, transposed_copy
+from .winograd_transforms import (
+    input_transform,
+    spread_images,
+    spread_rows,
+    spread_short_rows,
+    tiles_of_two_vectors,
+    transposed_copy,
+)
 
 
 def short_row_function(dtype_name):
@@ -163,10 +170,13 @@ def build_input_stage(dtype_name):
 
 def build_spread(tile, real_name, dilated):
     numbers = Numbers(real_name)
-    lanes, item, half = numbers.count, numbers.item, numbers.count // 2
-    rows_of = spread_images if dilated else spread_rows
-    spread, spread_few = (rows_of(tile, V) for V in (numbers.lanes, Lanes(numbers.lanes.kind, half)))
-    step = 1 if dilated else tile.columns.step
+    lanes, item, V = numbers.count, numbers.item, numbers.lanes
+    if dilated:
+        spread, spread_few = (spread_images(tile, lanes) for lanes in (V, Lanes(V.kind, V.count // 2)))
+        few, step = V.count // 2, 1
+    else:
+        spread, spread_few = spread_rows(tile, V), spread_short_rows(tile, V)
+        few, step = tiles_of_two_vectors(tile, V), tile.columns.step
 
     def spread_pixels(call_address, pieces, source, row, channel, channels, target, unused):
         """`channels` channels, `channel` bytes apart, each to a square of its own."""
@@ -178,7 +188,7 @@ def build_spread(tile, real_name, dilated):
             for t in range(0, places[s, 1], lanes):
                 of, into = here + t * step * item, to + t * item
                 left, right = places[s, 5] - t * step, places[s, 6] - t * step
-                if places[s, 1] - t <= half:
+                if places[s, 1] - t <= few:
                     spread_few(of, row, pixel, channel, channels, top, bottom, left, right, into, pitch)
                 else:
                     spread(of, row, pixel, channel, channels, top, bottom, left, right, into, pitch)

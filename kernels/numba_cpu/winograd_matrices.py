@@ -334,7 +334,7 @@ def square(row) -> float:
 
 def summed_at_a_time(tile) -> int:
     """Products that one sum from zero has at most: shorter sums err less, which larger tiles need."""
-    return 64 if amplification(tile.rows) * amplification(tile.columns) > 100 else 128
+    return 64 if amplification(tile.rows) * amplification(tile.columns) > 150 else 128
 
 
 def power(number, exponent):

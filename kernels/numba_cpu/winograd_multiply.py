@@ -27,9 +27,11 @@ from .winograd_record import (
     Numbers,
     fewest_tiles,
     filter_place,
+    most_tiles,
     strip_functions,
     sums_of_plane,
     tile_list_words,
+    units_of,
 )
 
 
@@ -78,7 +80,7 @@ def strip_function(V, vectors, listed):
             here, soon = carried
             rows = some + select(number < more, tracing.constant(a, 1), 0)
             taken = maximum(rows, fewest_tiles())
-            for count in range(tile_rows(VECTORS), fewest_tiles() - 1, -1):
+            for count in range(most_tiles(), fewest_tiles() - 1, -1):
                 with when(taken.equals(count)):
                     multiply(
                         count, here, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, soon, ahead_step,
@@ -100,7 +102,8 @@ def build_tile_lists(real_name):
     """
     numbers = Numbers(real_name)
     first_tile, _, _ = strip_functions(numbers)
-    words, fewest, most, vector_bytes = tile_list_words(numbers), fewest_tiles(), tile_rows(VECTORS), numbers.bytes
+    words, vector_bytes = tile_list_words(numbers), numbers.bytes
+    fewest, whole, most = fewest_tiles(), tile_rows(VECTORS), most_tiles()
 
     @inlined
     def is_missing(kind, tile, behind):
@@ -165,7 +168,7 @@ def build_tile_lists(real_name):
                     column, row = 0, row + 1
                 if row == call.tile_rows:
                     row = 0
-            units = (count + most - 1) // most
+            units = units_of(count, whole, most)
             lists[kind, 0], lists[kind, 1], lists[kind, 2] = units, count // max(units, 1), count % max(units, 1)
             lists[kind, 3] = vector_bytes // max(units, 1)
             for i in range(count, fewest):

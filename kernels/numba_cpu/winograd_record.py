@@ -3,7 +3,7 @@
 import numpy as np
 from numba import from_dtype, types
 
-from . import tracing
+from . import target, tracing
 from .call import CALL_DTYPE
 from .compilation import inlined
 from .microkernel import VECTORS, tile_rows, vector_type
@@ -61,9 +61,20 @@ class Numbers:
         return self.item * QUAD * -(-taps // QUAD)
 
 
+def most_tiles():
+    """Of a register tile: 9, F(5)'s of a map of 14 x 14, x 3 sums and 3 vectors of filters are 30 of 32 registers."""
+    return 9 if target.register_count() == 32 else tile_rows(VECTORS)
+
+
+@inlined
+def units_of(tiles, whole, most):
+    """How many register tiles hold them: of `whole` tiles each, or one of `most`."""
+    return 1 if 0 < tiles <= most else (tiles + whole - 1) // whole
+
+
 def fewest_tiles():
     """Of a register tile: what is left of any two whole ones and one tile more, shared."""
-    return tile_rows(VECTORS) // 2
+    return most_tiles() // 2
 
 
 def tile_list_words(numbers):

@@ -202,8 +202,35 @@ def spread_rows(tile, V):
 
     Zeros stand for rows outside top .. bottom-1 and columns outside left .. right-1, which are not read.
     """
-    height, width, step = tile.rows.span, tile.columns.span, tile.columns.step
+    width, step = tile.columns.span, tile.columns.step
     loads = step - (step - width) // V.count  # the pixels of all tiles, and what the last tile reads of later ones
+
+    def apart(pixels):
+        columns = every(pixels[:step], step)
+        return columns + [shifted(columns, pixels[step:], j) for j in range(step, width)]
+
+    return spread_function(tile, V, loads, apart, V)
+
+
+def tiles_of_two_vectors(tile, V):
+    """How many neighbours have all their pixels in two vectors: half a vector's lanes at most."""
+    return min(V.count // 2, (2 * V.count - tile.columns.span) // tile.columns.step + 1)
+
+
+def spread_short_rows(tile, V):
+    """The same of `tiles_of_two_vectors` tiles, to half vectors: one shuffle for each pixel of a tile."""
+    width, step, tiles = tile.columns.span, tile.columns.step, tiles_of_two_vectors(tile, V)
+    lanes = [step * min(lane, tiles - 1) for lane in range(V.count // 2)]
+
+    def apart(pixels):
+        return [shuffle(*pixels, [at + j for at in lanes]) for j in range(width)]
+
+    return spread_function(tile, V, 2, apart, Lanes(V.kind, V.count // 2))
+
+
+def spread_function(tile, V, loads, apart, stored):
+    """apart(vectors of a row's pixels): a vector, of type `stored`, for each column of the tiles."""
+    height, width = tile.rows.span, tile.columns.span
 
     @traced(types.void)
     def spread(source, source_row, _, source_channel, channels, top, bottom, left, right, target, pitch):
@@ -217,11 +244,10 @@ def spread_rows(tile, V):
             pixels = [load_lanes(V, here + V.bytes * k, mask) for k, mask in enumerate(masks)]
             for k in range(loads):
                 prefetch(here + ahead + V.bytes * k)
-            columns = every(pixels[:step], step)
-            write(to, row, columns + [shifted(columns, pixels[step:], j) for j in range(step, width)])
+            write(to, row, apart(pixels))
 
         def blank(to, row):
-            write(to, row, [zeros(V, source)] * width)
+            write(to, row, [zeros(stored, source)] * width)
 
         def channel(c):
             here, to = source + source_channel * c, target + pitch * (height * width) * c

@@ -15,10 +15,11 @@ from convlib.problem import make_problem
 
 from .guarded_pages import before_a_guard
 
-TILES = {"winograd_f2": 2, "winograd_f4": 4, "winograd_f6": 6}
-OF_3X3 = [(algorithm, (3, 3), 1) for algorithm in TILES]
+TILES = {f"winograd_f{m}": m for m in (2, 3, 4, 5, 6)}
+OF_3X3 = [(f"winograd_f{m}", (3, 3), 1) for m in (2, 4, 5, 6)]
 OTHERS = [
     ("winograd_f2", (3, 3), 2),
+    ("winograd_f3", (3, 3), 2),
     ("winograd_f4", (3, 3), 2),
     ("winograd_f4", (5, 5), 1),
     ("winograd_f4", (7, 7), 2),
@@ -144,6 +145,8 @@ def test_where_the_weights_lie_changes_no_bit(to_layout, stride):
         (4, 14, 2, 17),  # 3 + 4: of 5 points none is infinity
         (4, 5, 1, 10),
         (4, 56, 1, 84),
+        (5, 14, 1, 20),  # 4 + 5 + 5
+        (3, 28, 2, 33),  # 3 + 3 + 3 + 3 + 2: 7 products each, at infinity of both phases
     ],
 )
 def test_products_are_left_out_that_no_output_needs(m, size, stride, products):
@@ -291,6 +294,7 @@ def test_every_size_of_map(algorithm, window, stride, size):
     ("algorithm", "window", "stride", "reason"),
     [
         ("winograd_f2", (5, 3), 1, "3 x 3 kernels only, got 5 x 3"),
+        ("winograd_f3", (3, 3), 1, "strides only, got (1, 1)"),
         ("winograd_f6", (3, 3), 2, "stride 1 only, got (2, 2)"),
         ("winograd_f4", (1, 1), 1, "windows that overlap only, got 1 x 1 with stride (1, 1)"),
         ("winograd_f4", (2, 3), 2, "windows that overlap only, got 2 x 3 with stride (2, 2)"),
@@ -314,6 +318,8 @@ def test_refuses_dilation():
     ("shape", "w_shape", "stride", "right"),
     [
         ((1, 128, 56, 56), (128, 128, 3, 3), 2, "winograd_f4"),
+        ((1, 256, 28, 28), (256, 256, 3, 3), 2, "winograd_f3 winograd_f2"),
+        ((1, 256, 14, 14), (256, 256, 3, 3), 1, "winograd_f5 winograd_f4"),  # F(5) has too few tiles for fast products
         ((1, 512, 14, 14), (512, 512, 3, 3), 2, "winograd_f2 blocked"),  # F(4) would stream 38 MB of weights
         ((1, 3, 224, 224), (64, 3, 7, 7), 2, "winograd_f4"),
         ((1, 96, 27, 27), (192, 96, 5, 5), 1, "winograd_f4"),
