@@ -1,8 +1,14 @@
 """What holds for every CPU kernel that any test compiles."""
 
+import gc
+
 import pytest
 
 from convlib.kernels.numba_cpu import compilation
+
+# Of the objects that Numba's compiler makes hardly one is garbage: to look for some after every 700 took 14 % of the
+# time of thirteen kernels' compilation (21.0 s; 18.1 s so, on a Zen 4).
+gc.set_threshold(50_000, 20, 20)
 
 NUMBAS_OWN = ("_ZN5numba", "cfunc._ZN5numba", "NRT_", "nrt_")  # as their names begin in machine code
 

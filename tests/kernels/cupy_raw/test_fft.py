@@ -13,7 +13,7 @@ from convlib.kernels.cupy_raw import fft
 from convlib.problem import DTYPES, make_problem, named_dtype
 from convlib.verification.problems import Case
 from tests.kernels import stand_in_cupy
-from tests.kernels.cupy_raw import against_reference, in_emulator, on_cpu, test_launches, through_nvrtc
+from tests.kernels.cupy_raw import against_reference, on_cpu, test_launches
 
 GPU = device.emulator_of(80)
 
@@ -136,43 +136,34 @@ def test_chosen_for_large_windows_and_not_for_small_ones():
 
 
 class TestMachineCode:
-    @pytest.fixture(autouse=True)
-    def compilers(self):
-        pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
-        pytest.importorskip("nvidia", reason="cuobjdump and nvdisasm are not installed (extra emulate)")
-
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("target", TARGETS)
-    def test_compiles_for_every_target_and_type_without_spills(self, target, dtype):
+    def test_compiles_for_every_target_and_type_without_spills(self, target, dtype, through_nvrtc):
         problem = through_nvrtc.problem_of("image_filter", dtype)
         for source in fft.sources(problem, alone=target % 2 == 0):
             through_nvrtc.check(source, target, dtype)
 
     @pytest.mark.parametrize("alone", [True, False])
     @pytest.mark.parametrize("target", [75, 90, 120])
-    def test_both_ways_to_convolve_compile_with_an_activation(self, target, alone):
+    def test_both_ways_to_convolve_compile_with_an_activation(self, target, alone, through_nvrtc):
         problem = replace(through_nvrtc.problem_of("image_filter"), activation="silu")
         through_nvrtc.check(fft.sources(problem, alone)[-1], target, "float32")
 
 
+@pytest.mark.usefixtures("in_emulator")
 class TestEmulated:
     """Its PTX, executed: races, bounds, uninitialised reads and every output written once are checked by `watched`."""
 
-    @pytest.fixture(autouse=True)
-    def emulated(self, monkeypatch):
-        pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
-        monkeypatch.setenv("CONVLIB_EMULATE", "1")
-
     @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-    def test_runs_without_a_fault(self, case):
+    def test_runs_without_a_fault(self, case, in_emulator):
         in_emulator.check(fft, "fft", case)
 
     @pytest.mark.parametrize("case", ["blocks", "filters"])
-    def test_runs_without_a_fault_row_by_row(self, case, small_slices):
+    def test_runs_without_a_fault_row_by_row(self, case, small_slices, in_emulator):
         in_emulator.check(fft, "fft", CASES[case])
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
-    def test_no_bank_conflicts_and_whole_sectors(self, dtype):
+    def test_no_bank_conflicts_and_whole_sectors(self, dtype, in_emulator):
         problem = make_problem((1, 1, 100, 128), (1, 1, 40, 45), named_dtype(dtype), padding=((20, 19), (22, 22)))
         x, w, y = (np.ones(shape, dtype) for shape in (problem.x_shape, problem.w_shape, problem.y_shape))
         words = np.dtype(dtype).itemsize // 4

@@ -16,7 +16,7 @@ from convlib.kernels.cupy_raw import im2col, winograd_batched
 from convlib.problem import DTYPES, make_problem
 from convlib.verification.problems import SMALL, TINY, Case
 from tests.kernels import stand_in_cupy
-from tests.kernels.cupy_raw import against_reference, in_emulator, on_cpu, test_launches, through_nvrtc
+from tests.kernels.cupy_raw import against_reference, on_cpu, test_launches
 
 GPU = device.emulator_of(80)
 SERVED = [case for case in TINY + SMALL if not winograd_batched.why_not(case.problem(), GPU)]
@@ -122,14 +122,9 @@ def test_refuses_what_it_does_not_compute():
 
 
 class TestMachineCode:
-    @pytest.fixture(autouse=True)
-    def compilers(self):
-        pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
-        pytest.importorskip("nvidia", reason="cuobjdump and nvdisasm are not installed (extra emulate)")
-
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("target", TARGETS)
-    def test_compiles_for_every_target_and_type_without_spills(self, target, dtype):
+    def test_compiles_for_every_target_and_type_without_spills(self, target, dtype, through_nvrtc):
         problem = through_nvrtc.problem_of("3x3", dtype)
         for source in winograd_batched.sources(problem, GPU, together=target == 90):
             if source.function == "conv2d_gemm":
@@ -139,19 +134,15 @@ class TestMachineCode:
                 through_nvrtc.check(source, target, dtype)
 
 
+@pytest.mark.usefixtures("in_emulator")
 class TestEmulated:
     """Its PTX, executed: races, bounds, uninitialised reads and every output written once are checked by `watched`."""
 
-    @pytest.fixture(autouse=True)
-    def emulated(self, monkeypatch):
-        pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
-        monkeypatch.setenv("CONVLIB_EMULATE", "1")
-
     @pytest.mark.parametrize("case", LYING.values(), ids=LYING)
-    def test_runs_without_a_fault_in_slices_however_y_lies(self, case, small_slices):
+    def test_runs_without_a_fault_in_slices_however_y_lies(self, case, small_slices, in_emulator):
         in_emulator.check(winograd_batched, "winograd_batched", replace(case, x=(2, *case.x[1:])))
 
-    def test_the_transforms_write_and_read_whole_sectors(self):
+    def test_the_transforms_write_and_read_whole_sectors(self, in_emulator):
         _, tiles, _, products = in_emulator.reports_of(winograd_batched, "wide")
         for access in in_emulator.accesses(tiles, "global", "store"):
             assert access.cost == access.requests * 4, "128 bytes per warp"

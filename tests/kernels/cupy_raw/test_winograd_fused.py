@@ -13,7 +13,7 @@ from convlib.kernels.cupy_raw import winograd_fused
 from convlib.problem import DTYPES, make_problem, named_dtype
 from convlib.verification.problems import SMALL, TINY, Case
 from tests.kernels import stand_in_cupy
-from tests.kernels.cupy_raw import against_reference, in_emulator, on_cpu, test_launches, through_nvrtc
+from tests.kernels.cupy_raw import against_reference, on_cpu, test_launches
 from tests.kernels.cupy_raw.machine_code import main_loop, multiply_share
 
 GPU = device.emulator_of(80)
@@ -151,14 +151,9 @@ def test_splits_keep_more_multiprocessors_busy_at_one_image():
 class TestMachineCode:
     """What the compilers of a GPU make of it."""
 
-    @pytest.fixture(autouse=True)
-    def compilers(self):
-        pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
-        pytest.importorskip("nvidia", reason="cuobjdump and nvdisasm are not installed (extra emulate)")
-
     @pytest.mark.parametrize("target", TARGETS)
     @pytest.mark.parametrize(("adjacent", "share"), [("PIXELS", 0.82), ("CHANNELS", 0.80)])
-    def test_four_of_five_instructions_multiply_and_add(self, adjacent, share, target):
+    def test_four_of_five_instructions_multiply_and_add(self, adjacent, share, target, through_nvrtc):
         source = winograd_fused.sources_of(through_nvrtc.problem_of("3x3"), False, adjacent, False)[1]
         loop = main_loop(compiling.sass(compiling.cuda_source_cubin(source, target)))
         assert multiply_share(loop) >= share
@@ -169,7 +164,7 @@ class TestMachineCode:
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("target", TARGETS)
-    def test_compiles_for_every_target_and_type_without_spills(self, target, dtype):
+    def test_compiles_for_every_target_and_type_without_spills(self, target, dtype, through_nvrtc):
         problem = through_nvrtc.problem_of("3x3", dtype)
         for source in winograd_fused.sources_of(problem, False, "PIXELS", False):
             through_nvrtc.check(source, target, dtype)
@@ -177,7 +172,7 @@ class TestMachineCode:
     @pytest.mark.parametrize("target", [90, 100, 120])
     @pytest.mark.parametrize("split", [False, True])
     @pytest.mark.parametrize("adjacent", LYING)
-    def test_compiles_however_x_lies_without_spills(self, adjacent, split, target):
+    def test_compiles_however_x_lies_without_spills(self, adjacent, split, target, through_nvrtc):
         """The targets whose compilers want the most registers; sm_75 to sm_89 want fewer."""
         for wide in (False, True):
             problem = through_nvrtc.problem_of("3x3")
@@ -185,30 +180,26 @@ class TestMachineCode:
                 through_nvrtc.check(source, target, "float32")
 
 
+@pytest.mark.usefixtures("in_emulator")
 class TestEmulated:
     """Its PTX, executed: races, bounds, uninitialised reads and every output written once are checked by `watched`."""
 
-    @pytest.fixture(autouse=True)
-    def emulated(self, monkeypatch):
-        pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
-        monkeypatch.setenv("CONVLIB_EMULATE", "1")
-
     @pytest.mark.parametrize("splits", [1, 2])
     @pytest.mark.parametrize("case", LYING.values(), ids=LYING)
-    def test_runs_without_a_fault_however_x_lies_and_in_splits(self, case, splits, monkeypatch):
+    def test_runs_without_a_fault_however_x_lies_and_in_splits(self, case, splits, monkeypatch, in_emulator):
         split_into(monkeypatch, splits)
         in_emulator.check(winograd_fused, "winograd_fused", case)
 
     @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
     @pytest.mark.parametrize("layer", ["narrow", "channels_last"])
-    def test_no_access_of_shared_memory_meets_a_bank_conflict(self, layer, dtype):
+    def test_no_access_of_shared_memory_meets_a_bank_conflict(self, layer, dtype, in_emulator):
         _, report = in_emulator.reports_of(winograd_fused, layer, dtype)
         shared = [access for access in report.counters.traffic if access.space == "shared"]
         assert {(access.kind, access.size) for access in shared} >= {("load", 16), ("store", 16)}
         for access in shared:
             assert access.cost == access.requests * max(access.size // 4, 1), access
 
-    def test_reads_the_filters_by_whole_sectors_and_each_word_of_them_once_in_a_block(self):
+    def test_reads_the_filters_by_whole_sectors_and_each_word_of_them_once_in_a_block(self, in_emulator):
         _, report = in_emulator.reports_of(winograd_fused, "wide")
         filters = [a for a in in_emulator.accesses(report, "global", "load") if a.size == 16]
         for access in filters:
