@@ -214,6 +214,9 @@ def kernels() -> tuple[KernelFacts, ...]:
     """Every listed kernel with the first line of its account and what is on record.
 
     Reads files and imports no kernel; where there is a driver for GPUs, it imports a library to ask for their names.
+
+    >>> kernels()[0].name
+    'numba_cpu.direct'
     """
     from .verification import records
 
@@ -238,7 +241,11 @@ def kernels_folder() -> Path:
 
 
 def info() -> dict[str, Any]:
-    """What this machine offers: versions, processor, threads, GPUs and the kernel families that can run."""
+    """What this machine offers: versions, processor, threads, GPUs and the kernel families that can run.
+
+    >>> info()["families"]["numba_cpu"]
+    'ready'
+    """
     gpus = visible_gpus()
     return {
         "convlib": installed_version("convlib-kernels") or "a checkout",

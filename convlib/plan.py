@@ -98,6 +98,11 @@ class Plan:
 
     name: the chosen kernel, or two of them with a plus between. problem: the ConvProblem. Several threads may call one
     plan at once; on a GPU, calls of one plan share a workspace and belong on one stream at a time.
+
+    >>> import numpy as np
+    >>> p = plan((1, 1, 4, 4), np.ones((2, 1, 3, 3), np.float32), padding=1, algorithm="direct")
+    >>> p.name, p.y_shape
+    ('numba_cpu.direct', (1, 2, 4, 4))
     """
 
     problem: ConvProblem

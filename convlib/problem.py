@@ -45,6 +45,10 @@ class ConvProblem:
 
     precision: what float32 may be multiplied in: None, float32 itself; "tf32", on tensor cores, x and w rounded to 11
     significant bits; "3xtf32", there too, as three products that keep the bits of float32.
+
+    >>> problem = make_problem((1, 3, 8, 8), (4, 3, 3, 3), "float32", stride=2, padding=1)
+    >>> problem.y_shape, problem.macs
+    ((1, 4, 4, 4), 1728)
     """
 
     N: int

@@ -184,7 +184,12 @@ def replace_convolutions(model: nn.Module, *, precision: str | None = None) -> n
 
 
 def restore_convolutions(model: nn.Module) -> nn.Module:
-    """Undo `replace_convolutions`: every convolution of `model` is PyTorch's own again."""
+    """Undo `replace_convolutions`: every convolution of `model` is PyTorch's own again.
+
+    >>> from torch import nn
+    >>> type(restore_convolutions(replace_convolutions(nn.Conv2d(1, 1, 1)))) is nn.Conv2d
+    True
+    """
     return swapped(model, {ours: theirs for theirs, ours in REPLACEMENTS.items()}, None)
 
 
