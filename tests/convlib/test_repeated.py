@@ -1,5 +1,7 @@
 """Calls that come again: what is remembered of them, and what is not taken for one of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -118,6 +120,17 @@ def test_an_equal_value_of_a_wrong_type_is_still_refused(keywords, wrong):
     convlib.conv2d(x, w, bias, **keywords)
     with pytest.raises(TypeError, match=next(iter(wrong))):
         convlib.conv2d(x, w, bias, **wrong)
+
+
+def test_another_number_of_threads_is_another_call(monkeypatch):
+    x, w, bias = arrays()
+    wanted = convlib.conv2d(x, w, bias)
+    here = operations.device.cpu()
+    other, settled = replace(here, threads=1 + here.threads % 2), []
+    monkeypatch.setattr(operations.device, "cpu", lambda: other)
+    monkeypatch.setattr(operations, "cpu_launch", lambda chosen, call: settled.append(call.device))
+    np.testing.assert_array_equal(convlib.conv2d(x, w, bias), wanted)
+    assert settled == [other]
 
 
 def test_a_result_that_may_not_be_written_is_still_refused():
