@@ -123,7 +123,9 @@ def test_refuses_what_it_does_not_compute():
     assert reasons((4, 2, 9, 9), groups=2) == ["takes one channel per group (groups = C); this problem has 2"]
 
 
-def test_chosen_for_large_windows_and_not_for_small_ones():
+def test_chosen_for_large_windows_and_not_for_small_ones(monkeypatch):
+    monkeypatch.setattr(dispatch, "installed", lambda package: True)
+
     def chosen(window, dtype="float32", **keywords):
         problem = make_problem((1, 1, 1080, 1920), (1, 1, window, window), named_dtype(dtype), padding=window // 2)
         return dispatch.choose(problem, device.named("sm_90"), **keywords)
