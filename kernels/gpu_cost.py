@@ -14,6 +14,7 @@ the clock and the bandwidth. `python -m convlib calibrate` fits them to the comm
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 FITTED = json.loads((Path(__file__).parent / "gpu_cost.json").read_text())
 
@@ -41,7 +42,8 @@ L2_BYTES = {
     }.items()
 }  # fmt: skip
 L2_BYTES_PER_CYCLE = 47
-# What an SM of 7.5 brings of what another launch left: simulated, 256 sectors under way, each for 444 cycles
+L2_CYCLES = 265  # until a load from there is answered: Luo et al., 2025 (262 on an A100, 263 on an H100, 273 on Ada)
+# What an SM of 7.5 brings of what others left: simulated, 256 sectors under way, each for 444 cycles
 # (results/simulated-sm75-2026-11-28). With 47 a part of 512x28x28-1024-1x1/2 was split and took 1.8 times as long.
 PASSING_BYTES_PER_CYCLE = {(7, 5): 16}
 
@@ -95,32 +97,43 @@ def tensor_multiply_adds(problem, device):
     return rate / 3 if problem.precision == "3xtf32" else rate
 
 
+class Block(NamedTuple):
+    """slots: that a block issues in all; enough: as many such blocks keep an SM issuing all the time."""
+
+    slots: float
+    enough: float
+
+
 def block_seconds(device, blocks, threads, slots):
     """Seconds until the busiest SM has issued its blocks, each of `threads` threads and `slots` issue slots in all."""
+    return seconds_of(device, blocks, Block(slots, WARPS_TO_SATURATE * 32 / threads))
+
+
+def seconds_of(device, blocks, block):
+    """The same of a Block: an SM that has fewer than enough takes as long as if it had them."""
     busiest = -(-blocks // sm_count(device))
     if busiest == 0:
         return 0
-    saturation = min(busiest * threads / 32 / WARPS_TO_SATURATE, 1)
-    return busiest * slots / (SLOTS_PER_CYCLE * clock(device) * saturation)
+    return max(busiest, block.enough) * block.slots / (SLOTS_PER_CYCLE * clock(device))
 
 
-def wave_seconds(device, counts, resident, threads, slots):
-    """The same for so many whole tiles and so many parts behind them, of so many slots each; an SM holds `resident`.
+def wave_seconds(device, counts, resident, blocks):
+    """The same for so many whole tiles and so many parts behind them, a Block of each; an SM holds `resident`.
 
     The last wave has fewer warps to issue from. Whole tiles that fill none share their SMs with the parts, which begin
     as soon as there is room.
     """
-    (whole, parts), (of_whole, of_part) = counts, slots
+    (whole, parts), (of_whole, of_part) = counts, blocks
     waves, rest = divmod(whole, sm_count(device) * resident)
-    full = waves * block_seconds(device, resident * sm_count(device), threads, of_whole)
+    full = waves * seconds_of(device, resident * sm_count(device), of_whole)
     if rest == 0:
         waves, rest = divmod(parts, sm_count(device) * resident)
-        full += waves * block_seconds(device, resident * sm_count(device), threads, of_part)
-        return full + block_seconds(device, rest, threads, of_part)
+        full += waves * seconds_of(device, resident * sm_count(device), of_part)
+        return full + seconds_of(device, rest, of_part)
     whole, parts = -(-rest // sm_count(device)), -(-parts // sm_count(device))
-    saturation = min(min(whole + parts, resident) * threads / 32 / WARPS_TO_SATURATE, 1)
-    together = (whole * of_whole + parts * of_part) / (SLOTS_PER_CYCLE * clock(device) * saturation)
-    return full + max(together, block_seconds(device, 1, threads, of_whole))
+    saturation = min(min(whole + parts, resident) / of_whole.enough, 1)
+    together = (whole * of_whole.slots + parts * of_part.slots) / (SLOTS_PER_CYCLE * clock(device) * saturation)
+    return full + max(together, seconds_of(device, 1, of_whole))
 
 
 def bytes_per_second(device):
@@ -140,19 +153,24 @@ def passing_seconds(device, size):
     """
     if 2 * size > L2_BYTES.get(device.compute_capability, 0):
         return moving_seconds(device, 2 * size)
-    of_sm = PASSING_BYTES_PER_CYCLE.get(device.compute_capability, L2_BYTES_PER_CYCLE)
-    return 2 * size / (of_sm * clock(device) * sm_count(device))
+    return 2 * size / (passing_bytes_per_second(device) * sm_count(device))
+
+
+def passing_bytes_per_second(device):
+    """Of one SM."""
+    return PASSING_BYTES_PER_CYCLE.get(device.compute_capability, L2_BYTES_PER_CYCLE) * clock(device)
 
 
 def adding_seconds(device, tiles, splits, tile_bytes):
     """Seconds in which the splits of each tile write their sums and the last of them adds all, in the same launch.
 
-    Of two it reads the other's only. What the very last one reads it reads alone.
+    Of two it reads the other's only. What the very last one reads it reads alone, after four answers of L2, one behind
+    the other: of its writes, its fence, its count and the first that it reads.
     """
     if splits == 1:
         return 0
     read = splits - (splits == 2)
-    alone = read * tile_bytes / (L2_BYTES_PER_CYCLE * clock(device))
+    alone = 4 * L2_CYCLES / clock(device) + read * tile_bytes / passing_bytes_per_second(device)
     return passing_seconds(device, tiles * (splits + read) * tile_bytes / 2) + alone
 
 

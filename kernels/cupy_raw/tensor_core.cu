@@ -28,9 +28,10 @@
 // stores 16 bytes of neighbours: filters, or pixels in NCHW. With warps of 64 without conflicts, else of two lanes.
 // Small problems, and the last wave of others: SPLIT, as in implicit_gemm.cu, but the split of a tile that comes last adds
 // them all (last_split.cuh), and no launch follows. Splits leave their sums as lanes have them, 16 bytes beside the
-// neighbour's, so 512 of a warp at once. With a launch that added them the layers of VGG-16, ResNet-50 and MobileNetV2,
-// one image of float16, were predicted to take 95 microseconds more on sm_80 and 93 on sm_90, of 633 and 549. What is
-// chosen to fill waves takes 0.6 to 1.6 % more than the fastest cuts would; 0.1 to 0.7 % at 32 images.
+// neighbour's, so 512 of a warp at once; the last copies them to shared memory as stages are, some rows ahead of what it
+// adds. Predicted for the layers of VGG-16, ResNet-50 and MobileNetV2, one image of float16, on sm_80 and sm_90: 658 and
+// 565 microseconds; 681 and 595 with a launch that adds, whatever cuts are chosen for it, so that there is none; 689 and
+// 594 if the last waited for each row. What is chosen to fill waves takes up to 2 % more than the fastest cuts would.
 // float32: rounded to TF32, 11 significant bits, the weights once by pack_filters, x in registers. PRECISE ("3xtf32")
 // keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
 // cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
@@ -48,30 +49,33 @@
 //     128 x  64    2     32    256      196        8         6       224            94          155    100 %   87 %
 //      64 x 128    2     32    256      196        8         6       224     88 to  89          122    100 %   87 %
 //      96 x  96    2     36    288      221        9         6       240     96 to  97          146    100 %   92 %
-//      64 x  64    2     32    256      196        8         8       256     94 to  95          157    100 %   77 %
-//      32 x  64    2     16    128       98        6         6       192            70          102     67 %   51 %
+//      64 x  64    1     16    128       98        8         4       192            69          101     67 %   51 %
+//      32 x  64    2      8     64       49        4         3       112      47 to 48           72     57 %   44 %
 //     128 x  32    2     32    256      196       10        10       320           110   225 to 227     80 %   61 %
 //
 // What counts is how often a byte of shared memory is multiplied. It grows with the warp's tile, which 255 registers
 // end at 64 x 64, and with the block's: a tile of M x K stores M + K rows of 64 bytes in each stage and reads each at
 // least once, in M + K cycles, in which sm_90 does 1,337 (M + K) of its 32 M K multiply-adds. So 64 x 64 ends at 77 %
-// there (100 % on sm_80), 64 x 32 at 51 % (67 %) and 128 x 32 at 61 % (80 %) with any warps, and L2 has 47 of the 84 bytes
-// a cycle that 64 x 64 would want. All tiles stand there: their warps, or those of a half, are as large as the tile, or as
+// there (100 % on sm_80), 32 x 64 at 51 % (67 %) and 128 x 32 at 61 % (80 %) with any warps, and L2 has 47 of the 84 bytes
+// a cycle that 64 x 64 would want. Tiles stand there: their warps, or those of a half, are as large as the tile, or as
 // registers allow. HALVES make that possible with several warps, and double these where there are too few tiles to give
 // each scheduler one, without loading more.
-// Without the three lowest the layers at one image are predicted to take 744 and 638 microseconds instead of 671 and 583;
-// at 32 images as long. 128 x 32 is for up to 32 filters, of which 128 x 64 would waste half; 96 x 96 for sizes that it
-// divides. With smaller warps (32 x 32 of 64 x 64 and 32 x 64, which shared memory ends at 67 and 57 % on sm_80, 51 and
-// 44 % on sm_90) one image is predicted to take 630 and 546, since the model asks for eight warps on a multiprocessor, of
-// any size; 32 images as long.
-// A reduction of one stage is no loop, and nothing splits it: there four tiles more, of smaller warps, fill waves. Of 52
-// layers up to 3 are left: of one stage, and one where every cut that fills costs more than waves.DEARER.
+// All but 64 x 64 and 32 x 64, which have four warps of 32 x 32. They are for one image, where a multiprocessor has one
+// block or two: of two warps, each as large as the tile, half the schedulers would have none. A stage alone takes what one
+// warp waits, some 128 cycles that nothing hides, and multiplies: of 64 x 64 on sm_80 128 in one of four warps, 256 in one
+// of two. So one block takes 256 cycles a stage instead of 384, two take 384 either way (2 x 192 of shared memory); where
+// there are more, L2 leaves 64 x 64 no more than 73 and 56 % with any warps, and 128 x 64 is faster. CUTLASS's generator and
+// cuDNN's kernels give 64 x 64 four such warps too. With warps as large as the tile one image is predicted to take 669 and 574, without the three lowest tiles 742 and
+// 631; 32 images as long. 128 x 32 is for up to 32 filters, of which 128 x 64 would waste half; 96 x 96 for sizes that it
+// divides.
+// A reduction of one stage is no loop, and nothing splits it; there, and of two, six tiles more fill waves. Of 52 layers
+// one is left, of one stage: 32 channels of 28 x 28 for one image, 3 of 224 x 224 for 32, whose 24 to 39 waves end at 76 %.
 // Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 248
-// instructions, 153 in halves, 128 x 64 334 and 203, 64 x 128 157, 96 x 96 178, 64 x 64 205, 32 x 64 137, 128 x 32 291: the
+// instructions, 153 in halves, 128 x 64 334 and 203, 64 x 128 157, 96 x 96 178, 64 x 64 136, 32 x 64 100, 128 x 32 291: the
 // shares stand. With taps inner an element takes 4.5 instructions, and a step 14 for all of a thread's pixels: 372 to 391
 // at 128 x 128, 100 %; 274 in halves, 72 % on sm_90; 628 to 661 at 128 x 64, 77 and 59 %, since half as many filters share
 // an element: 64 of them, of which each takes 3 at least, and 16 steps, leave 392 cycles no room for 64 mma beside. 64 x 128
-// and 96 x 96 stand at 96 and 73 % there, 64 x 64 at 57 and 43, 128 x 32 at 44 and 33, 32 x 64 at 35 and 27.
+// and 96 x 96 stand at 96 and 73 % there, 64 x 64 at 53 and 40, 128 x 32 at 44 and 33, 32 x 64 at 33 and 25.
 // TF32 has the same cycles and two instructions more for each register of x. PRECISE, whose warps are of 64 x 32 and less,
 // stands at 100 % where x is copied (424 to 426 instructions at 128 x 128), with warps of 32 x 16 at 85 to 86 % on sm_90;
 // gathered from several taps there at 100 % with warps of 64 x 32, 79 to 91 % with 32 x 32, 61 to 67 % with 32 x 16.
@@ -228,12 +232,17 @@ __device__ __forceinline__ void leave_split(const Sums& sums, const Warp& warp, 
                 reinterpret_cast<const float4&>(sums[i][j]);
 }
 
-// Of two splits it is enough to add the other's to those in registers: a + b is b + a.
+// A row of a warp's blocks, of all warps, in shared memory, where as many lie as there is room for.
+constexpr int ROW_BYTES = BLOCKS_K * LANES * 16, ROWS_HELD = MEMORY_BYTES / ROW_BYTES;
+static_assert(!SPLIT || ROWS_HELD >= 2);
+
+// Add the sums of all splits, row by row as the loop's stages come: the next are on their way while one is added. Nobody
+// reads what another thread has copied, so that there is no barrier. Of two splits it is enough to add the other's to
+// those in registers: a + b is b + a.
 __device__ __forceinline__ void add_splits(Sums& sums, const Warp& warp, const Accumulator* partial, int own, int splits,
                                            int64 apart)
 {
     if (warp.half == 1) return;
-    partial += own_place(warp);
     const bool pair = splits == 2;
     const unsigned kept = pair ? ~0u : 0;  // as a mask: two branches would keep the sums in registers of their own each
     #pragma unroll
@@ -241,18 +250,34 @@ __device__ __forceinline__ void add_splits(Sums& sums, const Warp& warp, const A
         Accumulator& sum = sums[i / 4 / BLOCKS_K][i / 4 % BLOCKS_K][i % 4];
         sum = __uint_as_float(__float_as_uint(sum) & kept);
     }
-    partial += pair ? (1 - own) * apart : 0;
     splits = pair ? 1 : splits;
-    for (int split = 0; split < splits; ++split, partial += apart)
+
+    const Accumulator* next = partial + own_place(warp) + (pair ? (1 - own) * apart : 0);
+    int fetched = 0, place = own_place(warp) * sizeof(Accumulator), free = place;
+    const int last = place + (ROWS_HELD - 1) * ROW_BYTES;
+    const auto fetch = [&] {
+        if (fetched < splits * BLOCKS_M) {
+            #pragma unroll
+            for (int j = 0; j < BLOCKS_K; ++j) 
+                copy_async(shared_address(memory) + free + j * LANES * 16, next + j * LANES * 4);
+            next += BLOCKS_K * LANES * 4 + (++fetched % BLOCKS_M ? 0 : apart - TILE_M * TILE_K);
+            free = free == last ? free - (ROWS_HELD - 1) * ROW_BYTES : free + ROW_BYTES;
+        }
+        commit_copies();
+    };
+    for (int row = 0; row < ROWS_HELD - 1; ++row) fetch();
+    for (int split = 0; split < splits; ++split)
         #pragma unroll
         for (int i = 0; i < BLOCKS_M; ++i) {
-            __syncwarp();  // no load is moved across it: all at once would want more registers than there are
+            fetch();
+            wait_for_copies<ROWS_HELD - 1>();
             #pragma unroll
             for (int j = 0; j < BLOCKS_K; ++j) {
-                const float4 more = *reinterpret_cast<const float4*>(partial + (i * BLOCKS_K + j) * LANES * 4);
+                const float4 more = *reinterpret_cast<const float4*>(memory + place + j * LANES * 16);
                 Accumulator(&to)[4] = sums[i][j];
                 to[0] += more.x, to[1] += more.y, to[2] += more.z, to[3] += more.w;
             }
+            place = place == last ? place - (ROWS_HELD - 1) * ROW_BYTES : place + ROW_BYTES;
         }
 }
 

@@ -95,7 +95,7 @@ __device__ __forceinline__ void multiply(float (&sums)[4], const unsigned (&a)[4
 }
 
 // 16 bytes from global to shared memory, past the registers and the L1 cache; zeros where they are not wanted.
-__device__ __forceinline__ void copy_async(unsigned to, const void* from, bool wanted)
+__device__ __forceinline__ void copy_async(unsigned to, const void* from, bool wanted = true)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"(to), "l"(__cvta_generic_to_global(from)), "r"(wanted ? 16 : 0) : "memory");
@@ -111,6 +111,11 @@ __device__ __forceinline__ void wait_for_copies()
 }
 
 #else  // sm_75: stages come by registers, and a barrier is all they need
+
+__device__ __forceinline__ void copy_async(unsigned to, const void* from)
+{
+    store_shared(to, *reinterpret_cast<const uint4*>(from));
+}
 
 __device__ __forceinline__ void commit_copies() {}
 template <int> __device__ __forceinline__ void wait_for_copies() {}

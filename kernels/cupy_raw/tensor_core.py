@@ -16,13 +16,12 @@ from .tensor_core_tile import (
     CHUNKS,
     Tile,
     aligned,
+    block_of,
     blocks_per_sm,
     chunk_of,
     constants,
     depth_of,
     dtype_reasons,
-    other_slots,
-    stage_slots,
     stages_held,
 )
 
@@ -36,12 +35,19 @@ BUSY_TILES = (
     Tile(64, 128, 64, 64, 2),
     Tile(96, 96, 48, 96, 2),
 )
-# Shared memory keeps these under 85 % of the tensor cores' time whatever their warps, as tensor_core.cu says; the first
-# on sm_90 only. For few filters, and for problems of few tiles.
-LOW_TILES = (Tile(64, 64, 64, 64, 2), Tile(32, 64, 32, 64, 2), Tile(128, 32, 128, 32, 2))
+# Shared memory keeps these under 85 % of the tensor cores' time, as tensor_core.cu says: for problems of few tiles, a
+# warp for each scheduler, and for few filters.
+LOW_TILES = (Tile(64, 64, 32, 32), Tile(32, 64, 32, 32, 2), Tile(128, 32, 128, 32, 2))
 TILES = BUSY_TILES + LOW_TILES
-# Of reductions of one stage, which is no loop and which nothing splits: more that fill waves.
-ONE_STAGE_TILES = (Tile(128, 64, 64, 32), Tile(64, 128, 32, 64, 2), Tile(32, 96, 32, 48, 2), Tile(128, 32, 64, 32))
+# Of reductions of one stage, which nothing splits, and of two: more that fill waves.
+SHORT_TILES = (
+    Tile(128, 64, 64, 32),
+    Tile(64, 128, 32, 64, 2),
+    Tile(32, 96, 32, 48, 2),
+    Tile(128, 32, 64, 32),
+    Tile(192, 48, 96, 48),
+    Tile(32, 32, 16, 16),
+)
 PRECISE_TILES = (
     Tile(128, 128, 64, 32),
     Tile(128, 64, 64, 32),
@@ -66,7 +72,7 @@ def tiles_of(problem):
     """Those for which a thread has registers enough: three products leave none for warps of 64 x 64."""
     if problem.precision == "3xtf32":
         return PRECISE_TILES
-    return TILES + ONE_STAGE_TILES * (reduction_of(problem).stages == 1)
+    return TILES + SHORT_TILES * (reduction_of(problem).stages <= 2)
 
 
 @lru_cache(maxsize=4096)
@@ -100,12 +106,10 @@ def parts(problem, device, cut):
     beside = LOOP_SLOTS * tile.threads
     if not vectors_of(problem):
         beside += gather_slots(problem, cut) * tile.rows * depth_of(problem)
-    stage = stage_slots(problem, device, tile, beside)
-
-    slots = [stages * stage + other_slots(tile) for stages in (cut.depth // depth_of(problem), cut.stages)]
-    counts = cut.whole, cut.parts
+    stages = cut.depth // depth_of(problem), cut.stages
+    blocks = [block_of(problem, device, tile, count, beside) for count in stages]
     return Parts(
-        WAITING * cost.wave_seconds(device, counts, cut.blocks_per_sm, tile.threads, slots),
+        WAITING * cost.wave_seconds(device, (cut.whole, cut.parts), cut.blocks_per_sm, blocks),
         cost.adding_seconds(device, cut.split_tiles, cut.splits, cut.tile_bytes),
         cost.memory_seconds(problem, device, 2 * cut.packed_bytes),
         2 * cost.LAUNCH,

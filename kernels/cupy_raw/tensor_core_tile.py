@@ -21,6 +21,10 @@ DTYPES = {"float16": (7, 5), "bfloat16": (8, 0), "float32": (8, 0)}  # since whi
 
 THREAD_SLOTS = 900  # of each thread of a block beside its stages: addresses, the first stage's wait, the store
 SHARED_BYTES_PER_CYCLE = 128  # of one SM: all banks
+SCHEDULERS = 4  # of one SM, each with a tensor core
+# What a warp that has a scheduler for itself waits in each stage: some 60 instructions beside its mma, and the barrier
+# and the first ldmatrix, some 30 each. An assumption; nobody measured it.
+WAITING_CYCLES = 128
 
 
 class Tile(NamedTuple):
@@ -104,6 +108,20 @@ def stage_slots(problem, device, tile, beside):
     multiplies = macs / (16 * 8 * (32 // problem.dtype.itemsize)) * (3 if problem.precision == "3xtf32" else 1)
     issuing = (multiplies * 32 + beside) / cost.SLOTS_PER_CYCLE
     return max(multiplying, bringing, sharing, issuing) * cost.SLOTS_PER_CYCLE
+
+
+def block_of(problem, device, tile, stages, beside):
+    """The cost of a block of so many stages; `beside`: as in stage_slots.
+
+    Alone on an SM, a stage takes as long as one of its warps multiplies and waits; so many blocks are enough, as have
+    their stages multiplied in that time. Beside their stages, warps issue as those of other kernels do.
+    """
+    stage, other = stage_slots(problem, device, tile, beside), other_slots(tile)
+    multiplying = tile.rows * tile.filters * depth_of(problem) / cost.tensor_multiply_adds(problem, device)
+    stage_alone = (WAITING_CYCLES + multiplying * SCHEDULERS * 32 / tile.threads) * cost.SLOTS_PER_CYCLE
+    slots = stages * stage + other
+    alone = stages * stage_alone + other * cost.WARPS_TO_SATURATE * 32 / tile.threads
+    return cost.Block(slots, max(alone / slots, 1))
 
 
 def other_slots(tile):

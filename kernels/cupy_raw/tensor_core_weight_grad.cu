@@ -46,11 +46,13 @@
 //     128 x 128    2             134 100 %            168 100 %                     196 100 %
 //     128 x  64    2             211  87 %            226  87 %                     251  78 %
 //      64 x 128    2             199  87 %            185  87 %                     254  77 %
+//      64 x  64    2             199  77 %             258  76 %                     334  59 %
 //      64 x  64    2              72  51 %            112  44 %                     115  43 %
 //
-// The last has 8 HMMA of 49 cycles, 64 on sm_80 (67, 58 and 56 %), for 96 of shared memory; with taps inner, 7x7 and 3x3,
-// 169 and 139 instructions, 29 and 35 % of sm_90, where there had been 329 and 297. It is for few tiles, and for the few
-// columns of first layers, of which a larger one would pad as many again.
+// The last has eight warps of 32 x 32, 8 HMMA of 49 cycles, 64 on sm_80 (67, 58 and 56 %), for 96 of shared memory; the
+// one before two of 64 x 64 (100, 99 and 76 % on sm_80). It is for few tiles, and for the few columns of first layers, of
+// which a larger one would pad as many again: with taps inner, 7x7 and 3x3, 169 and 139 instructions, 29 and 35 % of
+// sm_90, where there had been 329 and 297.
 //
 // An element gathered by itself takes two instructions: to load it, and a half each to pair it and to drop it outside.
 // It took a third to find it, until how far channels lie apart became a constant, which the load adds by itself; and

@@ -20,26 +20,26 @@ from .tensor_core_tile import (
     VECTOR,
     Tile,
     aligned,
+    block_of,
     blocks_per_sm,
     chunk_of,
     constants,
     depth_of,
     dtype_reasons,
-    other_slots,
-    stage_slots,
     stages_held,
 )
 from .weight_grad import THREADS
 from .weight_grad_splits import MOST_SPLITS, affordable, blocks, cut_reasons, grid, splits_struct
 
-# For problems of so few tiles that larger ones would leave schedulers without a warp; shared memory bounds its loop at
-# 67 % of the tensor cores' time on sm_80, 51 % on sm_90.
+# Eight warps, for few tiles and for the few columns of first layers, of which a thread has one chunk then; shared
+# memory bounds its loop at 67 % of the tensor cores' time on sm_80, 51 % on sm_90.
 SMALL = Tile(64, 64, 32, 32, 2)
 TILES = (
     Tile(128, 128, 64, 64),
     Tile(128, 128, 64, 64, 2),
     Tile(128, 64, 64, 64, 2),
     Tile(64, 128, 64, 64, 2),
+    Tile(64, 64, 64, 64, 2),
     SMALL,
 )
 PRECISE_TILES = (  # three products and 64-bit offsets leave too few registers for larger warps
@@ -124,8 +124,8 @@ def seconds(problem, device, cut):
         beside += each * tile.rows * depth
     if lying.y_together == "NONE":
         beside += GATHER_SLOTS * tile.filters * depth
-    slots = cut.pixels / depth * stage_slots(problem, device, tile, beside) + other_slots(tile)
-    multiply = WAITING * cost.block_seconds(device, math.prod(cut.grid(problem)), tile.threads, slots)
+    block = block_of(problem, device, tile, cut.pixels / depth, beside)
+    multiply = WAITING * cost.seconds_of(device, cut.blocks, block)
     least = cost.memory_seconds(problem, device)
     return max(multiply, least) + cost.passing_seconds(device, cut.partial_bytes)
 

@@ -94,7 +94,7 @@ def test_parts_begin_beside_whole_tiles_that_fill_no_wave():
     """Of a multiprocessor's two places one is free: halves of two more take it while a whole tile is multiplied."""
 
     def seconds(whole, parts):
-        return gpu_cost.wave_seconds(A100, (whole, parts), 2, 128, (1000, 500))
+        return gpu_cost.wave_seconds(A100, (whole, parts), 2, (gpu_cost.Block(1000, 2), gpu_cost.Block(500, 2)))
 
     assert seconds(108, 216) == seconds(216, 0) == seconds(0, 432)
     assert seconds(108, 0) == seconds(108, 108) < seconds(108, 324)

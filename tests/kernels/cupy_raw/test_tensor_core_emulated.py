@@ -80,7 +80,7 @@ def reports_of(case, tile, target, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
-@pytest.mark.parametrize("tile", tensor_core.ONE_STAGE_TILES, ids=str)
+@pytest.mark.parametrize("tile", tensor_core.SHORT_TILES, ids=str)
 def test_reductions_of_one_stage_run_without_a_fault(tile, layout, monkeypatch):
     x = (2, 9, 10, 24) if layout == "NHWC" else (2, 24, 9, 10)
     case = Case("one_stage", x, (70, 24, 1, 1), {"layout": layout}, bias=True, dtype="float16")
@@ -133,17 +133,24 @@ def test_the_emulator_sees_what_is_missing(name, what, wrong, fault, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("what", "which"),
-    [("membar.gl;", 0), ("membar.gl;", 1), (r"(?s)bar\.sync[^;]*;(?=((?!bar\.sync).)*membar)", 0)],
-    ids=["no_release", "no_acquire", "no_barrier"],
+    ("what", "which", "fault"),
+    [
+        ("membar.gl;", 0, "race"),
+        ("membar.gl;", 1, "race"),
+        (r"(?s)bar\.sync[^;]*;(?=((?!bar\.sync).)*membar)", 0, "race"),
+        (r"(?s)bar\.sync[^;]*;(?=((?!bar\.sync).)*wait_group 2)", 0, "race|in flight"),
+        (r"cp\.async\.wait_group 2;", None, "copy in flight"),
+        (r"(?<=cp\.async\.wait_group )2(?=;)", None, "copy in flight"),
+    ],
+    ids=["no_release", "no_acquire", "no_barrier", "no_barrier_behind_the_flag", "no_wait", "one_wait_too_weak"],
 )
-def test_the_emulator_sees_what_the_splits_need_to_find_each_others_sums(what, which, monkeypatch):
+def test_the_emulator_sees_what_the_splits_need_to_find_each_others_sums(what, which, fault, monkeypatch):
     case = LYING["copied_stages"]
     cut = force_cut(monkeypatch, case.problem(), tensor_core.TILES[1], 3)
     assert (cut.whole, cut.splits) == (0, 3)
     in_emulator.check(tensor_core, "tensor_core", case)
-    plant(monkeypatch, "conv2d_tensor_core", what, which)
-    with pytest.raises(emulator.EmulationError, match="race"):
+    plant(monkeypatch, "conv2d_tensor_core", what, which, instead="3" if what.endswith("(?=;)") else "")
+    with pytest.raises(emulator.EmulationError, match=fault):
         in_emulator.check(tensor_core, "tensor_core", case)
 
 

@@ -211,6 +211,7 @@ class TestMachineCode:
     @pytest.mark.parametrize(
         ("lying", "target", "tile"),
         [*((lying, 90, tile) for lying in ((CHANNELS, CHANNELS), (PIXELS, PIXELS)) for tile in kernel.TILES[:4]),
+         *((lying, 80, kernel.TILES[4]) for lying in ((CHANNELS, CHANNELS), (NONE, PIXELS))),
          ((CHANNELS, CHANNELS), 80, kernel.TILES[0]), *(((NONE, NONE), 90, tile) for tile in kernel.TILES[:2]),
          *(((NONE, NONE), 80, tile) for tile in kernel.TILES[2:4]),
          *(((NONE, PIXELS), 90, tile) for tile in kernel.TILES[:4])],
