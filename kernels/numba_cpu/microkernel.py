@@ -116,7 +116,7 @@ def accumulate(
 ):  # fmt: skip
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
 
-    sums: None, if the first step's products begin them; of plain multiply-adds, by no table.
+    sums: None, if the first step's products begin them; of plain multiply-adds. So does the lone column's then.
 
     a_row: from row to row, in panels; or a list, of where each row lies.
 
@@ -160,12 +160,15 @@ def accumulate(
 
     def with_lone(a, sums, x):
         L, _, _, x_step = lone
-        return [fma(tracing.broadcast(L, load(L.scalar, x)), load(L, a), sums), x + x_step]
+        number, column = tracing.broadcast(L, load(L.scalar, x)), load(L, a)
+        return [number * column if sums is None else fma(number, column, sums), x + x_step]
 
     start = [sums, a, b, ahead, *(lone[1:3] if lone else [])]
     if sums is None:
-        depth, start = depth - 1, step(None, start)
-    sums, _, _, _, *alone = loop(depth, step, start)
+        start = step(tracing.constant(a, 0), start)
+        sums, _, _, _, *alone = loop(depth - 1, lambda d, carried: step(d + 1, carried), start)
+    else:
+        sums, _, _, _, *alone = loop(depth, step, start)
     return (sums, alone[0]) if lone else sums
 
 

@@ -48,22 +48,22 @@ What was learned there:
   for 8 before its sums, of which there are several times as many; it was not written.
 - Tasks of what is left over lie evenly among the pairs'. Behind them all they were one thread's, and 512 -> 384
   channels of 16 x 16 took 259 microseconds instead of 203.
-- Fetching x ahead, for the sums or the next pair's during this pair's products, and walking a pair's filters in
-  another order than the neighbour's, change nothing.
+- Fetching x ahead for the sums, and walking a pair's filters in another order than the neighbour's, change nothing;
+  nor did fetching the next pair's during this pair's products on two Zen 5 cores. On two Zen 4 cores the latter takes
+  0.98 of the time with 128 channels and more, whose x, of one pair, the L1 cache does not hold, and with 64 up to 1.04.
 - Sums of pixels made by the first products, and not before them, on two Zen 4 cores: 0.94 to 1.0 of the time, least
-  where filters are few. A product loses 60 to 70 cycles there between its last multiply-add and the next one's first,
-  wherever its operands lie (L1 or L2 cache, channels any number of bytes apart); a tile that is only stored loses 30.
-  Biases as the sums' beginning, and no limits where there is no activation, gain 9 of them; t or e as the beginning
-  gains nothing, nor do 2 or 4 channels a step.
+  where filters are few. All four by the first product are as fast.
+- Between a product's last multiply-add and the next one's first two Zen 4 cores lose 20 cycles. Sums that begin with
+  zeros cost 10 to 30 more than such that begin with the first step's products; 24 vectors of biases or limits 9 each.
+  A tile that is stored as it is then costs 18 in all, added to t or e and stored 28, and both y and t 90; it was 140
+  when all 24 sums were made before one was stored, and half of them left the registers. Storing them between the next
+  product's first multiply-adds would gain 4 of 28 and 15 of 90. t or e as the beginning gains nothing, nor do 2 or 4
+  channels a step. Plans take 0.97 to 1.0 of the time so, two levels 0.93 to 0.99.
 - Plans in which two threads write one map, each other pixels of it: where each takes half the filters and all pixels,
   and makes all T's, two Zen 4 cores took 0.77 of the time for 96 -> 576 channels of 14 x 14, 0.86 to 0.92 for 256 ->
   1024, 0.94 and 0.96 for 512 -> 512 and 1024 -> 512, and 0.90 to 0.93 for 128 -> 512 and 192 -> 384 of 28 x 28 (two
   levels 0.88 and 0.93); 512 -> 256 and 1024 -> 256 were alike; in quiet hours some of these are, too. Fetching y's
   lines ahead to write them changes nothing, nor do rows of y of which no cache line has two owners.
-- On these a store of 64 bytes takes 0.8 cycles from the multiply-adds beside it, a load and an addition 0.1. A product
-  out of the L1 cache costs 11 cycles beside its steps, 45 with its tile stored, 55 added to t and finished, 150 where t
-  and y are stored: 4 % where it has 64 steps. Of 390 microseconds of 256 -> 1024 channels of 14 x 14, two levels,
-  multiply-adds are 326, lone pixels 7, those cycles 13, t and e in the L2 cache 13, and sums and the last additions 14.
 - Raw halves of x are read where they lie; copying them beside T1 .. T4 gains 1 % at best and costs 3 % for few filters.
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; sums made while packing and
 results added on leaving as in Huang et al., Strassen's Algorithm Reloaded, SC 2016.
@@ -74,7 +74,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import blocked, patches, weight_rows
+from . import blocked, patches, target, weight_rows
 from .blocked import copy_biases_function, finish_tile_function, flat_rows
 from .blocked_cuts import BLOCKING
 from .call import pack_call, problem_fields
@@ -83,7 +83,6 @@ from .epilogue import CLAMP
 from .flat_planes import copy_planes_function
 from .job import job_of
 from .microkernel import CLOCK, VECTORS, panel_rows, predicted
-from .short_floats import memory_functions
 from .strassen_cuts import (
     CALL_STRASSEN,
     PAIRS,
@@ -112,11 +111,10 @@ def build(dtype_name, lone):
     x_tile, row = width * item, VECTORS * lanes(real) * item
     gap = lone * LINE
     tile_bytes, wait_row = rows * row + gap, row + gap
-    wait_tile = rows * wait_row
+    wait_tile, near = rows * wait_row, target.cache_bytes(1)
     copy_planes, multiply_pair = copy_planes_function(dtype_name), pair_function(real, lone)
     copy_patches = patches.copy_patches_function(real)
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
-    _, write, _, _ = memory_functions(np.dtype(real).name)
     pack_panel, left_over = pack_panel_function(dtype_name), inlined(blocked.task_function(dtype_name))
 
     @inlined
@@ -169,11 +167,9 @@ def build(dtype_name, lone):
         planes = call.workspace + worker * call.worker_bytes
         totals, alone = planes + call.sums_at, planes + call.alone_at
         t, biases = planes + call.tiles_at, planes + call.pair_bias_at
-        waiting, nothing = t + 2 * tile_bytes, biases + 2 * call.pair_filters * item
+        waiting = t + 2 * tile_bytes
         copy_biases(call, g * call.Kg + begin, end - begin, biases)
         copy_biases(call, g * call.Kg + half + begin, end - begin, biases + call.pair_filters * item)
-        for i in range(rows):
-            write(nothing + i * item, 0.0)
 
         x = call.x + n * call.x_n + g * call.Cg * call.x_c
         in_place = same and call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
@@ -196,25 +192,31 @@ def build(dtype_name, lone):
                 copy_halves(call, planes, x, first, c0, channels)
                 b, b_step, b_half = planes + first % call.Q * item, call.planes_bytes, channels * call.planes_bytes
             last = c0 + channels == depth
+            fetches = in_place and number + 1 < call.pairs and 4 * panel > near
             for k in range(begin, end, rows):
                 a = panels + k // rows * (PRODUCTS * product_bytes) + c0 * rows * item
                 wait = waiting + (k - begin) // rows * call.waiting_step
                 bias = biases + (k - begin) * item
                 if last and direct:
                     out, out_row, out_half, out_tile = y + k * call.y_k, call.y_k, y_half, x_tile
-                    above, below, low, high = bias, bias + call.pair_filters * item, call.low, call.high
+                    above, below, low, high = 0, 0, call.low, call.high
+                    if call.has_bias:
+                        above, below = bias, bias + call.pair_filters * item
                 else:
                     out, out_row, out_half, out_tile = wait, wait_row, 2 * wait_tile, wait_tile
-                    above, below, low, high = nothing, nothing, -np.inf, np.inf
+                    above, below, low, high = 0, 0, -np.inf, np.inf
                 add, add_row, add_half, add_tile = 0, call.residual_k, r_half, x_tile
                 if c0 > 0:
                     add, add_row, add_half, add_tile = wait, wait_row, 2 * wait_tile, wait_tile
                 elif last and direct and call.has_residual:
                     add = residual + k * call.residual_k
+                soon = 0
+                if fetches and (k == begin + rows or k == begin + 2 * rows):  # the next pair's first half, its second
+                    soon = b + 2 * x_tile + (k - begin - rows) // rows * b_half
                 multiply_pair(
                     k == begin, a, product_bytes, b, b_step, b_half, x_tile, totals, panel, row, alone,
-                    channels * item, item, channels, t, out, out_row, out_half, out_tile, above, below, add, add_row,
-                    add_half, add_tile, low, high,
+                    channels * item, item, channels, t, out, out_row, out_half, out_tile, above, below, add, 0,
+                    add_row, add_half, add_tile, low, high, soon, b_step,
                 )  # fmt: skip
                 if last and not direct:
                     for i in range(4):

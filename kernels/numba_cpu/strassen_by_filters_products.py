@@ -24,7 +24,6 @@ from .tracing import (
     traced,
     transpose,
     when,
-    zeros,
 )
 
 
@@ -65,9 +64,8 @@ def product_function(real, height, width, added_to, becomes):
                     )  # fmt: skip
 
         waits = {"t": t, "e": e}
-        sums = [[zeros(V, a) for _ in range(width)] for _ in range(height)]
         sums = accumulate(
-            V, height, width, a, V.item_bytes, panel_rows() * V.item_bytes, a_step, b, width * V.bytes, depth, sums,
+            V, height, width, a, V.item_bytes, panel_rows() * V.item_bytes, a_step, b, width * V.bytes, depth, None,
             ahead, ahead_step,
         )  # fmt: skip
         for name in added_to:  # after the loop: sums that begin with these would round each step at their size

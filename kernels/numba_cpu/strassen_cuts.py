@@ -190,7 +190,7 @@ def blocking(problem, threads, planned):
     alone_at = sums_at + SUMS * channels * VECTORS * W * item
     tiles_at = alone_at + up(SUMS * channels * item, LINE)
     bias_at = tiles_at + 2 * tile_bytes + 4 * wait_bytes + (filters // rows - 1) * waiting_step
-    worker_bytes = worker_span(max(rest[BLOCKING.index("worker_bytes")], bias_at + (2 * filters + rows) * item))
+    worker_bytes = worker_span(max(rest[BLOCKING.index("worker_bytes")], bias_at + 2 * filters * item))
     rest[BLOCKING.index("worker_bytes")] = worker_bytes
     made_at, made_step = threads * worker_bytes, worker_span(panel_bytes(problem)) if cut.copies > 1 else 0
     own = (

@@ -4,7 +4,7 @@ import numpy as np
 from numba.core import types
 
 from .compilation import inlined
-from .microkernel import VECTORS, accumulate, panel_rows, vector_type
+from .microkernel import AHEAD, VECTORS, accumulate, panel_rows, vector_type
 from .threads import LINE
 from .tracing import (
     Lanes,
@@ -18,14 +18,15 @@ from .tracing import (
     minimum,
     store,
     traced,
-    zeros,
+    when,
 )
 
 
-def product_function(real, lone, becomes, bias_sign=0, makes=None):
+def product_function(real, lone, becomes, makes=None):
     """A Numba function for one product of half the channels; becomes: of it, t and e, what is stored to t, e or y.
-    bias_sign: the sums begin with the biases, or with these negated, and else with zero. makes: of a number of this
-    operand and its `Quarters`, sums of the same channels; such a product's arguments say where these and those lie.
+    makes: of a number of this operand and its `Quarters`, sums of the same channels; such a product's arguments say
+    where these and those lie. bias, residual, also: 0 if there is none. also: a tile like the residual's, to which what
+    is finished is added before all else.
 
     Tiles are lists of rows; where there is a lone pixel, its filters are one more row, of one vector.
     """
@@ -33,7 +34,8 @@ def product_function(real, lone, becomes, bias_sign=0, makes=None):
     L = Lanes(V.kind, rows)
 
     def emit(
-        a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high, aside=None
+        a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, soon, soon_step,
+        aside=None,
     ):  # fmt: skip
         row = VECTORS * V.bytes
 
@@ -46,13 +48,26 @@ def product_function(real, lone, becomes, bias_sign=0, makes=None):
                 for j, vector in enumerate(vectors):
                     store(where + row * i + V.bytes * j, vector)
 
+        def keep_sum(where, sums):
+            """Of these and what lies there: one by one, or registers do not suffice for both."""
+            for i, vectors in enumerate(sums):
+                for j, vector in enumerate(vectors):
+                    there = where + row * i + V.bytes * j
+                    store(there, load(vector.type, there) + vector)
+
         def biases():
             sums = [[broadcast(V, load(V.scalar, bias + V.item_bytes * i))] * VECTORS for i in range(rows)]
             return [*sums, [load(L, bias)]] if lone else sums
 
-        def nothing():
-            sums = [[zeros(V, a)] * VECTORS for _ in range(rows)]
-            return [*sums, [zeros(L, a)]] if lone else sums
+        def add_to_another(sums):
+            for i in range(rows):
+                for j, total in enumerate(sums[i]):
+                    there = also + residual_row * i + V.bytes * j
+                    store(there, load(V, there) + total)
+            if lone:
+                column = load_strided(L, also + row, residual_row) + sums[rows][0]
+                for i in range(rows):
+                    store(also + residual_row * i + row, extract(column, i))
 
         def residuals():
             sums = [[load(V, residual + residual_row * i + V.bytes * j) for j in range(VECTORS)] for i in range(rows)]
@@ -69,6 +84,9 @@ def product_function(real, lone, becomes, bias_sign=0, makes=None):
             ]
 
         def finish(sums):
+            with when(also.differs(0)):
+                add_to_another(sums)
+            sums = choose(bias.differs(0), lambda: added(biases(), sums), lambda: sums)
             sums = choose(residual.differs(0), lambda: added(residuals(), sums), lambda: sums)
             bounded = low.differs(-np.inf) | high.differs(np.inf)  # most are not, and each limit is a cycle a vector
             sums = choose(bounded, lambda: clamped(sums), lambda: sums)
@@ -78,23 +96,25 @@ def product_function(real, lone, becomes, bias_sign=0, makes=None):
                 if lone:
                     store(y + y_row * i + row, extract(sums[rows][0], i))
 
-        begun = biases() if bias_sign else nothing()
-        if bias_sign < 0:
-            begun = added(nothing(), begun, -1)
         sums = accumulate(
-            V, rows, VECTORS, a, V.item_bytes, 0, rows * V.item_bytes, b, b_step, depth, begun[:rows],
-            lone=(L, begun[rows][0], x, x_step) if lone else None, aside=aside,
+            V, rows, VECTORS, a, V.item_bytes, 0, rows * V.item_bytes, b, b_step, depth, None, soon, soon_step,
+            lone=(L, None, x, x_step) if lone else None, aside=aside,
         )  # fmt: skip
-        becomes([*sums[0], [sums[1]]] if lone else sums, Tiles(tile, keep, finish, biases, t, e))
+        becomes([*sums[0], [sums[1]]] if lone else sums, Tiles(tile, keep, keep_sum, finish, t, e))
 
     @traced(types.void)
-    def product(a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high):
-        emit(a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high)
+    def product(
+        a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, soon, soon_step
+    ):  # fmt: skip
+        emit(
+            a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, soon,
+            soon_step,
+        )  # fmt: skip
 
     @traced(types.void)
     def making_product(
-        a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high, right, down, totals,
-        panel, step, alone, lone_panel, lone_step,
+        a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, right, down,
+        totals, panel, step, alone, lone_panel, lone_step,
     ):  # fmt: skip
         def make(d, here, columns):
             for j, own in enumerate(columns):
@@ -104,16 +124,19 @@ def product_function(real, lone, becomes, bias_sign=0, makes=None):
                 here, there = here + VECTORS * V.bytes, alone + lone_step * d
                 makes(load(V.scalar, here), Quarters(V.scalar, here, right, down, there, lone_panel))
 
-        emit(a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, residual_row, low, high, make)
+        emit(
+            a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, a + AHEAD,
+            rows * V.item_bytes, make,
+        )  # fmt: skip
 
     return making_product if makes else product
 
 
 class Tiles:
-    """What a product may be added to and become: the tiles t and e, the biases, and the finished y."""
+    """What a product may be added to and become: the tiles t and e, and the finished y."""
 
-    def __init__(self, tile, keep, finish, biases, t, e):
-        self.tile, self.keep, self.finish, self.biases, self.t, self.e = tile, keep, finish, biases, t, e
+    def __init__(self, tile, keep, keep_sum, finish, t, e):
+        self.tile, self.keep, self.keep_sum, self.finish, self.t, self.e = tile, keep, keep_sum, finish, t, e
 
 
 def added(one, other, sign=1):
@@ -157,10 +180,12 @@ def pair_function(real, lone):
     a_product bytes before the next one's. x: where the left tile of the first half of the channels begins; the other
     half lies x_half, the right tile x_right, channels x_step further. totals, alone: T1 .. T4 and those of the lone
     pixels, `panel` and lone_panel from sum to sum, `step` and lone_step from channel to channel. t: room for two tiles.
-    y_half, y_tile, r_half, r_tile: to the other filters and the other tile.
+    y_half, y_tile, r_half, r_tile: to the other filters and the other tile. above, below, residual, also: 0 if none.
+    soon: what to fetch ahead, a line `soon_step` bytes behind another at every step, the next line of each in the next
+    product; if 0, the weights.
     """
     V, rows = vector_type(real), panel_rows()
-    row = VECTORS * V.bytes
+    row, a_step = VECTORS * V.bytes, rows * V.item_bytes
     tile_bytes = rows * row + lone * LINE
 
     def keep_first(p, tiles):
@@ -170,62 +195,74 @@ def pair_function(real, lone):
         tiles.finish(added(tiles.tile(tiles.t), p))
 
     def both(p, tiles):
-        tiles.keep(tiles.t, added(tiles.tile(tiles.t), p))
-        tiles.finish(added(added(tiles.tile(tiles.e), p), tiles.biases()))
+        tiles.keep_sum(tiles.t, p)
+        tiles.finish(added(tiles.tile(tiles.e), p))
 
-    product_1, product_2 = product_function(real, lone, keep_first), product_function(real, lone, finish_second, 1)
-    making_1 = product_function(real, lone, keep_first, makes=first_sums)
-    making_2 = product_function(real, lone, finish_second, 1, other_sums)
-    product_6 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.t, added(tiles.tile(tiles.t), p)))
+    product_1, product_2 = product_function(real, lone, keep_first), product_function(real, lone, finish_second)
+    making_1 = product_function(real, lone, keep_first, first_sums)
+    making_2 = product_function(real, lone, finish_second, other_sums)
+    product_6 = product_function(real, lone, lambda p, tiles: tiles.keep_sum(tiles.t, p))
     product_5 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.e, added(tiles.tile(tiles.t), p)))
-    product_3 = product_function(real, lone, lambda p, tiles: tiles.finish(added(tiles.tile(tiles.e), p)), 1)
-    product_4 = product_function(real, lone, lambda p, tiles: tiles.finish(added(tiles.tile(tiles.t), p, -1)), -1)
+    product_3 = product_function(real, lone, lambda p, tiles: tiles.finish(added(tiles.tile(tiles.e), p)))
+    product_4 = product_function(real, lone, lambda p, tiles: tiles.finish(added(tiles.tile(tiles.t), p, -1)))
     product_7 = product_function(real, lone, both)
 
     @inlined
     def multiply_pair(
         makes, a, a_product, x, x_step, x_half, x_right, totals, panel, step, alone, lone_panel, lone_step, depth, t, y,
-        y_row, y_half, y_tile, above, below, residual, residual_row, r_half, r_tile, low, high,
+        y_row, y_half, y_tile, above, below, residual, also, residual_row, r_half, r_tile, low, high, soon, soon_step,
     ):  # fmt: skip
         e, lower = t + tile_bytes, x + x_half
-        r12, r21, r22 = 0, 0, 0
+        r12, r21, r22, also_12, also_21, also_22 = 0, 0, 0, 0, 0, 0
         if residual != 0:
             r12, r21, r22 = residual + r_tile, residual + r_half, residual + r_half + r_tile
+        if also != 0:
+            also_12, also_21, also_22 = also + r_tile, also + r_half, also + r_half + r_tile
+        line = LINE
+        if soon == 0:
+            soon, line, soon_step = a + AHEAD, a_product, a_step
         if makes:
             making_1(
-                a, x, x_step, x + row, x_step, depth, t, e, 0, 0, 0, 0, 0, low, high,
+                a, x, x_step, x + row, x_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high,
                 x_right, x_half, totals, panel, step, alone, lone_panel, lone_step,
             )  # fmt: skip
             making_2(
-                a + a_product, lower, x_step, lower + row, x_step, depth, t, e, y, y_row, above, residual, residual_row,
-                low, high, x_right, x_half, totals, panel, step, alone, lone_panel, lone_step,
+                a + a_product, lower, x_step, lower + row, x_step, depth, t, e, y, y_row, above, residual, also,
+                residual_row, low, high, x_right, x_half, totals, panel, step, alone, lone_panel, lone_step,
             )  # fmt: skip
         else:
-            product_1(a, x, x_step, x + row, x_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
+            product_1(a, x, x_step, x + row, x_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high, soon, soon_step)
             product_2(
-                a + a_product, lower, x_step, lower + row, x_step, depth, t, e, y, y_row, above, residual, residual_row,
-                low, high,
+                a + a_product, lower, x_step, lower + row, x_step, depth, t, e, y, y_row, above, residual, also,
+                residual_row, low, high, soon + line, soon_step,
             )  # fmt: skip
         a += 2 * a_product
-        product_6(a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        product_6(
+            a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high,
+            soon + 2 * line, soon_step,
+        )  # fmt: skip
         a += a_product
-        product_5(a, totals, step, alone, lone_step, depth, t, e, 0, 0, 0, 0, 0, low, high)
+        product_5(
+            a, totals, step, alone, lone_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high, soon + 3 * line, soon_step
+        )
         a += a_product
         right = lower + x_right
         product_3(
-            a, right, x_step, right + row, x_step, depth, t, e, y + y_tile, y_row, above, r12, residual_row, low, high
+            a, right, x_step, right + row, x_step, depth, t, e, y + y_tile, y_row, above, r12, also_12, residual_row,
+            low, high, soon + 4 * line, soon_step,
         )  # fmt: skip
         a += a_product
         y += y_half
         totals += 2 * panel
         alone += 2 * lone_panel
         product_7(
-            a, totals, step, alone, lone_step, depth, t, e, y + y_tile, y_row, below, r22, residual_row, low, high
+            a, totals, step, alone, lone_step, depth, t, e, y + y_tile, y_row, below, r22, also_22, residual_row, low,
+            high, soon + 5 * line, soon_step,
         )  # fmt: skip
         a += a_product
         product_4(
-            a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, y, y_row, below, r21, residual_row,
-            low, high,
+            a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, y, y_row, below, r21, also_21,
+            residual_row, low, high, soon + 6 * line, soon_step,
         )  # fmt: skip
 
     return multiply_pair

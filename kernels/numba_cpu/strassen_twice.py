@@ -5,22 +5,24 @@
         for every outer product, in this order: for every 8 filters and those a quarter, a half and three quarters of
         all further
             t  = A11 B11      Y11 = t + A12 B21      t += S2 T2      e = t + S1 T1
-            Y12 = e + S4 B22  p = S3 T3              Y22 = e + p     t += p       Y21 = t - A22 T4
+            Y12 = e + S4 B22  Y22 = e + S3 T3        t += S3 T3      Y21 = t - A22 T4
 
 Each of these products is of two halves of filters, channels and pixels, and is what strassen.py does with a pair of
 tiles, seven times the micro-kernel, the first of which make the inner sums: only that what it finishes are the tiles of
-t, e or p, four each, which lie in the L1 and L2 cache, and that it begins with t or e where that has a residual.
+t or e, four each, which lie in the L1 and L2 cache, that t or e is what that has as a residual, and that S3 T3 is added
+to t besides.
 
 Why so: a level more saves an eighth of the multiply-adds, and costs sums: of pixels, 2.5 times as many, and of
 products, each of which is added twice. Where a core starts one multiply-add of 64 bytes a cycle, or two of 32, that
-pays from 256 channels and 128 filters on; where it starts two of 64, by the same account, hardly. All sums of the
+pays from 64 channels and 128 filters on; where it starts two of 64, by the same account, hardly. All sums of the
 weights, 49/16 of them, are made ahead: a single call, which makes them first, is faster than strassen.py's for the
 largest layers only. The error grows by less than twice once more (accuracy.py).
 
 Measured on two Zen 4 cores with AVX-512, plans of ResNet-50's 1x1 layers at N = 1, as times of strassen.py over these:
 1024 -> 512 channels of 14 x 14 1.09, 1024 -> 256 1.04, 256 -> 1024 1.02 to 1.18, with a residual 1.10, 512 -> 1024 and
-256 -> 512 with stride 2 1.07 and 1.05, 512 -> 256 of 28 x 28 1.02 to 1.05, 256 -> 128 of 56 x 56 1.03; 512 -> 128
-0.97 and 128 -> 512 0.91 to 0.95 of 28 x 28; with 64 channels or filters 0.92 to 0.98. 1024 -> 1024 of 14 x 14 1.16,
+256 -> 512 with stride 2 1.07 and 1.05, 512 -> 256 of 28 x 28 1.02 to 1.05, 256 -> 128 of 56 x 56 1.03; 128 -> 512 of
+28 x 28, 128 -> 128 and 64 -> 256 of 56 x 56 1.03, 96 -> 576 of 14 x 14 1.02, 64 -> 64 of 56 x 56 1.0, 256 -> 64 0.99,
+384 -> 64 of 14 x 14 0.86, 576 -> 96 0.75. 1024 -> 1024 of 14 x 14 1.16,
 with 12 MB of sums of weights, which stay in the L3 cache; 2048 -> 2048 of 28 x 28, whose 49 MB do not, 1.05. Held to
 AVX2, in the same order, 1.17, 1.12, 1.07, 1.05 and 1.13, 1.09, 1.10; 1.02 and 0.99; 0.86 to 1.01.
 What was learned there:
@@ -30,6 +32,9 @@ What was learned there:
   suffice at a time, 20 rows a channel and not 40, which with 512 channels were more than the L2 cache. That, and inner
   sums made by products, takes 0.89 to 0.94 of the time with 256 channels and more, and 0.96 to 1.03 where there are few
   filters or channels.
+- Since products begin with their first step's (strassen.py) and those of S3 T3 are added to t and to Y22 as they are
+  finished, not afterwards, plans take 0.93 (64 -> 256 channels of 56 x 56), 0.96 (128 -> 512 of 28 x 28) and 0.98 of
+  the time (14 x 14); the two were not measured apart.
 - On 14 x 14 pixels, one group of tiles, each thread makes all sums for itself and takes half the filters.
 - Sums of weights in vectors, all quarters' channels first interleaved in the L1 cache, take 0.05 to 0.16 of the time
   that one number at a time took (AVX2: 0.15 to 0.35): on two Zen 4 cores 0.1 ms for 256 -> 1024 channels, 0.19 for
@@ -48,9 +53,8 @@ import struct
 from functools import lru_cache
 
 import numpy as np
-from numba.core import types
 
-from . import blocked, tracing
+from . import blocked
 from .blocked import copy_biases_function, finish_tile_function, flat_rows
 from .blocked_cuts import BLOCKING
 from .call import pack_call, problem_fields
@@ -58,8 +62,7 @@ from .compilation import compiled, inlined
 from .epilogue import CLAMP
 from .flat_planes import copy_planes_function
 from .job import job_of
-from .microkernel import CLOCK, VECTORS, panel_rows, predicted, vector_type
-from .short_floats import memory_functions
+from .microkernel import CLOCK, VECTORS, panel_rows, predicted
 from .strassen_cuts import fetch_seconds
 from .strassen_products import pair_function
 from .strassen_sums import PRODUCTS
@@ -78,39 +81,9 @@ from .strassen_twice_cuts import (
 )
 from .strassen_twice_sums import INNER, OUTER, build_pack, row_bytes, staged_bytes, sums_twice_function
 from .threads import LINE, aligned_words, run_tasks, task_loop
-from .tracing import convert, load, loop, maximum, minimum, store, traced
 from .vectors import lanes, record_at
 
 passes = ("forward",)
-
-
-def last_function(real, lone):
-    """A Numba function add_last(t, e, p, row, y, y_row, bias, low, high): of one tile, t += p and y = clamp(e + p +
-    bias); t, e, p: tiles with rows so many bytes apart.
-    """
-    V, rows = vector_type(real), panel_rows()
-
-    @traced(types.void)
-    def add_last(t, e, p, row, y, y_row, bias, low, high):
-        def part(type_, at, there, i):
-            product, number = load(type_, p + at), load(V.scalar, bias + i * V.item_bytes)
-            number, least, most = (
-                tracing.broadcast(type_, one) if type_.count else one
-                for one in (number, convert(low, V.scalar), convert(high, V.scalar))
-            )
-            store(t + at, load(type_, t + at) + product)
-            store(there, maximum(least, minimum(most, load(type_, e + at) + product + number)))
-
-        def one_row(i):
-            for j in range(VECTORS):
-                part(V, row * i + V.bytes * j, y + y_row * i + V.bytes * j, i)
-            for j in range(lone):
-                behind = V.bytes * VECTORS + V.item_bytes * j
-                part(V.scalar, row * i + behind, y + y_row * i + behind, i)
-
-        loop(tracing.constant(t, rows), one_row)
-
-    return add_last
 
 
 def build(dtype_name, lone):
@@ -123,8 +96,7 @@ def build(dtype_name, lone):
     copy_planes, multiply_pair = copy_planes_function(dtype_name), pair_function(real, lone)
     add_pixels = sums_twice_function(real, lone)
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
-    add_last, left_over = last_function(real, lone), inlined(blocked.task_function(dtype_name))
-    _, write, _, _ = memory_functions(dtype_name)
+    left_over = inlined(blocked.task_function(dtype_name))
 
     @inlined
     def operand(q, x, x_step, x_half, totals):
@@ -154,13 +126,9 @@ def build(dtype_name, lone):
         alone = inner + INNER * row
         pair_tiles = planes + call.tiles_at
         waiting = pair_tiles + 2 * tile_bytes
-        last = waiting + 4 * tile_bytes
-        tiles, biases = waiting + 8 * tile_bytes, planes + call.quad_bias_at
-        nothing = biases + 4 * call.quad_filters * item
+        tiles, biases = waiting + 4 * tile_bytes, planes + call.quad_bias_at
         for i in range(4):
             copy_biases(call, g * call.Kg + i * quarter + begin, end - begin, biases + i * call.quad_filters * item)
-        for i in range(rows):
-            write(nothing + i * item, 0.0)
 
         x, x_step = call.x + n * call.x_n + g * call.Cg * call.x_c, call.x_c
         in_place = call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
@@ -182,39 +150,30 @@ def build(dtype_name, lone):
         y = call.y + n * call.y_n + g * call.Kg * call.y_k + first * item
         for q in range(PRODUCTS):
             b, step, half, right = operand(q, x, x_step, x_half, totals)
-            finishes = q == 1 or q == 4 or q == 6  # outputs; q = 5 does with the sums before
-            lower, to_right = int(q >= 5), int(q == 4 or q == 5)
+            finishes, lower, to_right = q == 1 or q >= 4, int(q >= 5), int(q == 4 or q == 5)
             for k in range(begin, end, rows):
                 a = panels + (k // rows * PRODUCTS + q) * (PRODUCTS * product_bytes)
                 t = tiles + (k - begin) // rows * (8 * tile_bytes)
                 e, bias = t + 4 * tile_bytes, biases + (k - begin) * item + 2 * lower * bias_half
-                if direct:
+                out, out_row, out_half, out_tile = e if q == 3 else t, wait_row, wait_half, wait_tile
+                above, below, low, high = 0, 0, -np.inf, np.inf
+                if finishes and direct:
                     out, out_row, out_half, out_tile = y + k * call.y_k, call.y_k, quarter * call.y_k, x_tile
                     out += 2 * lower * out_half + 2 * to_right * x_tile
-                    above, below, low, high = bias, bias + bias_half, call.low, call.high
-                else:
-                    out, out_row, out_half, out_tile = waiting, wait_row, wait_half, wait_tile
-                    above, below, low, high = nothing, nothing, -np.inf, np.inf
-                to, to_row, to_half, to_tile, source = out, out_row, out_half, out_tile, e if q == 4 else t
-                over, under, least, most = above, below, low, high
-                if not finishes:
-                    to, to_row, to_half, to_tile = e if q == 3 else t, wait_row, wait_half, wait_tile
-                    over, under, least, most = nothing, nothing, -np.inf, np.inf
-                    if q == 5:
-                        to = last
-                    if q == 0 or q == 5:
-                        source = 0
+                    low, high = call.low, call.high
+                    if call.has_bias:
+                        above, below = bias, bias + bias_half
+                elif finishes:
+                    out = waiting
+                source, also = e if q == 4 or q == 5 else t, t if q == 5 else 0
+                if q == 0:
+                    source = 0
                 multiply_pair(
                     k == begin, a, product_bytes, b, step, half, right, inner, row, sums_row, alone, item, sums_row,
-                    depth, pair_tiles, to, to_row, to_half, to_tile, over, under, source, wait_row, wait_half,
-                    wait_tile, least, most,
+                    depth, pair_tiles, out, out_row, out_half, out_tile, above, below, source, also, wait_row,
+                    wait_half, wait_tile, low, high, 0, 0,
                 )  # fmt: skip
-                if q == 5:
-                    for i in range(4):
-                        at, number = i * tile_bytes, below if i > 1 else above
-                        there = out + i // 2 * out_half + i % 2 * out_tile
-                        add_last(t + at, e + at, last + at, wait_row, there, out_row, number, low, high)
-                if not direct and (finishes or q == 5):
+                if finishes and not direct:
                     for i in range(4):
                         k0 = g * call.Kg + k + (2 * lower + i // 2) * quarter
                         pixel, number = first + (2 * to_right + i % 2) * width, bias + i // 2 * bias_half

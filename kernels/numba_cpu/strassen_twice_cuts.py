@@ -22,8 +22,9 @@ CYCLES_PER_TASK = 1_500
 SUM_CYCLES = 5.5  # for a line of each outer sum of pixels: to make it, and what products then wait for the L2 cache
 # For a line of each inner one, which products make: by so many multiply-adds a cycle. With two (not measured), as if
 # the multipliers waited for it.
-INNER_CYCLES = {1: 2.0, 2: 5.0}
-LEAVE_CYCLES = 6.5  # for a line of a product that is added to others: half of these lie in the L2 cache
+INNER_CYCLES = {1: 3.0, 2: 5.0}
+# For a line of a product that is added to others, half of which lie in the L2 cache: by so many multiply-adds a cycle.
+LEAVE_CYCLES = {1: 2.0, 2: 6.5}
 # What a single call takes longer: for a weight; and, on two Zen 4 cores, where threads read what others have just
 # written, for 256 KB of weights as for 1 MB.
 PACK_CYCLES, EXCHANGE_SECONDS = 6.0, 0.5e-3
@@ -61,7 +62,8 @@ def group_cycles(problem, filters) -> float:
     inner = INNER_CYCLES[target.multiply_adds_per_cycle()] * PRODUCTS * INNER
     lines = VECTORS * target.vector_bytes() / LINE
     sums = lines * depth * (SUM_CYCLES * OUTER + inner)
-    return CYCLES_PER_TASK + products + copy + sums + PRODUCTS**2 * lines * filters * LEAVE_CYCLES
+    leave = LEAVE_CYCLES[target.multiply_adds_per_cycle()] * PRODUCTS**2 * lines * filters
+    return CYCLES_PER_TASK + products + copy + sums + leave
 
 
 @lru_cache(maxsize=1024)
@@ -106,8 +108,8 @@ def blocking(problem, threads):
     planes_bytes = blocked_cuts.plane_bytes(problem, group_pixels(problem))
     sums_at = up(problem.Cg * planes_bytes, LINE)
     tiles_at = sums_at + depth * row_bytes(problem.accumulate, lone(problem))
-    bias_at = tiles_at + (2 + 2 * TILES + filters // rows * 2 * TILES) * tile_bytes
-    worker_bytes = max(rest[BLOCKING.index("worker_bytes")], bias_at + (TILES * filters + rows) * item)
+    bias_at = tiles_at + (2 + TILES + filters // rows * 2 * TILES) * tile_bytes
+    worker_bytes = max(rest[BLOCKING.index("worker_bytes")], bias_at + TILES * filters * item)
     rest[BLOCKING.index("worker_bytes")] = worker_span(worker_bytes)
     own = (
         count, count * maps * filter_tasks, filters, filter_tasks, planes_bytes, sums_at,
