@@ -53,7 +53,7 @@ EFFICIENCY = 0.88  # of the core's multiply-adds
 INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer; not if slower:
 # there it is fetched ahead
 FILTERS_KEPT, FILTERS_BEYOND_CACHE = 3, 1.08  # likewise U of a single call, all transformed at once, if slower
-DEEP_CHANNELS, DEEP = 256, 0.08  # of F(6,3): from so many on its products wait; not if slower
+DEEP_CHANNELS, DEEP = 256, 0.08  # of F(5,3) and F(6,3): from so many on products wait; not if slower
 SHARED_CYCLES = 1_300  # of a filter whose outputs two threads write, if slower: their lines go from core to core
 WAITING_BYTES, BEYOND_ALL_CACHES = 16 << 20, 1.6  # and where V and M of all threads, waiting for other filters, are
 CYCLES_PER_PLANE, CYCLES_PER_UNIT = 150, 30  # of a group's strip beside the multiply-adds, which are few there
@@ -316,7 +316,7 @@ def cycles(m, problem, threads, cut) -> float:
     else:
         if cut.outputs_at - cut.inputs_at > INPUTS_IN_CACHE * target.cache_bytes(2):
             multiply *= BEYOND_CACHE
-        if m == 6 and problem.Cg >= DEEP_CHANNELS:
+        if m in (5, 6) and problem.Cg >= DEEP_CHANNELS:
             multiply *= 1 + DEEP
         if m == 5 and u_bytes > target.cache_bytes(2):
             multiply = max(multiply, u_bytes / 64 * CYCLES_PER_LINE)
