@@ -60,14 +60,14 @@
 // a cycle that 64 x 64 would want. Tiles stand there: their warps, or those of a half, are as large as the tile, or as
 // registers allow. HALVES make that possible with several warps, and double these where there are too few tiles to give
 // each scheduler one, without loading more.
-// All but 64 x 64 and 32 x 64, which have four warps of 32 x 32. They are for one image, where a multiprocessor has one
-// block or two: of two warps, each as large as the tile, half the schedulers would have none. A stage alone takes what one
-// warp waits, some 128 cycles that nothing hides, and multiplies: of 64 x 64 on sm_80 128 in one of four warps, 256 in one
-// of two. So one block takes 256 cycles a stage instead of 384, two take 384 either way (2 x 192 of shared memory); where
-// there are more, L2 leaves 64 x 64 no more than 73 and 56 % with any warps, and 128 x 64 is faster. CUTLASS's generator and
-// cuDNN's kernels give 64 x 64 four such warps too. With warps as large as the tile one image is predicted to take 669 and 574, without the three lowest tiles 742 and
-// 631; 32 images as long. 128 x 32 is for up to 32 filters, of which 128 x 64 would waste half; 96 x 96 for sizes that it
-// divides.
+// All but 64 x 64 and 32 x 64, which have four warps of 32 x 32. They are for one image, where a multiprocessor has
+// one block or two: of two warps, each as large as the tile, half the schedulers would have none. A stage alone takes
+// what one warp waits, some 128 cycles that nothing hides, and multiplies: of 64 x 64 on sm_80 128 in one of four
+// warps, 256 in one of two. So one block takes 256 cycles a stage instead of 384, two take 384 either way (2 x 192 of
+// shared memory); where there are more, L2 leaves 64 x 64 no more than 73 and 56 % with any warps, and 128 x 64 is
+// faster. CUTLASS's generator and cuDNN's kernels give 64 x 64 four such warps too. With warps as large as the tile
+// one image is predicted to take 669 and 574, without the three lowest tiles 742 and 631; 32 images as long. 128 x 32
+// is for up to 32 filters, of which 128 x 64 would waste half; 96 x 96 for sizes that it divides.
 // A reduction of one stage is no loop, and nothing splits it; there, and of two, six tiles more fill waves. Of 52 layers
 // one is left, of one stage: 32 channels of 28 x 28 for one image, 3 of 224 x 224 for 32, whose 24 to 39 waves end at 76 %.
 // Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 248
@@ -258,7 +258,7 @@ __device__ __forceinline__ void add_splits(Sums& sums, const Warp& warp, const A
     const auto fetch = [&] {
         if (fetched < splits * BLOCKS_M) {
             #pragma unroll
-            for (int j = 0; j < BLOCKS_K; ++j) 
+            for (int j = 0; j < BLOCKS_K; ++j)
                 copy_async(shared_address(memory) + free + j * LANES * 16, next + j * LANES * 4);
             next += BLOCKS_K * LANES * 4 + (++fetched % BLOCKS_M ? 0 : apart - TILE_M * TILE_K);
             free = free == last ? free - (ROWS_HELD - 1) * ROW_BYTES : free + ROW_BYTES;

@@ -195,9 +195,10 @@ class TestMachineCode:
         assert loop.load_bits("LDGSTS") == loop.load_bits("LDSM") == 128
 
     def test_no_tile_but_small_ones_is_kept_from_85_percent_by_shared_memory(self):
-        for target in (80, 90):
-            low = {tile[:2] for tile in tensor_core.TILES if most_of_tensor_cores(tile, target) < 0.85}
-            assert low == {(64, 64), (32, 64), (128, 32)}
+        small = (64, 64), (32, 64), (128, 32)
+        for target, shares in ((80, (0.67, 0.57, 0.8)), (90, (0.51, 0.44, 0.61))):
+            most = {tile[:2]: round(most_of_tensor_cores(tile, target), 2) for tile in tensor_core.TILES}
+            assert {size: share for size, share in most.items() if share < 0.85} == dict(zip(small, shares))
 
     def test_tiles_for_few_blocks_give_each_scheduler_a_warp(self):
         few = [tile for tile in tensor_core.TILES if tile.rows * tile.filters <= 64 * 64 and tile.filters >= 64]
