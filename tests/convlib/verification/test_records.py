@@ -205,7 +205,7 @@ def test_a_kernels_digest_is_of_its_own_sources(tmp_path, monkeypatch):
     assert changed_by("numba_cuda/tiled.py") == {"numba_cuda.tiled"}
     assert changed_by("cupy_raw/epilogue.cuh") >= {"cupy_raw.direct", "cupy_raw.implicit_gemm"}
     assert changed_by("numba_cpu/winograd_stages.py") == {
-        f"numba_cpu.winograd_{form}" for form in ("f2", "f4", "f6", "dilated")
+        f"numba_cpu.winograd_{form}" for form in ("f2", "f3", "f4", "f5", "f6", "dilated")
     }
     assert changed_by("gpu_cost.json") == {n for n in dispatch.KERNELS if not n.startswith("numba_cpu")}
     assert changed_by("launching.py") == {n for n in dispatch.KERNELS if not n.startswith("numba_cpu")}
