@@ -29,9 +29,11 @@
 // Small problems, and the last wave of others: SPLIT, as in implicit_gemm.cu, but the split of a tile that comes last adds
 // them all (last_split.cuh), and no launch follows. Splits leave their sums as lanes have them, 16 bytes beside the
 // neighbour's, so 512 of a warp at once; the last copies them to shared memory as stages are, some rows ahead of what it
-// adds. Predicted for the layers of VGG-16, ResNet-50 and MobileNetV2, one image of float16, on sm_80 and sm_90: 658 and
-// 565 microseconds; 681 and 595 with a launch that adds, whatever cuts are chosen for it, so that there is none; 689 and
-// 594 if the last waited for each row. What is chosen to fill waves takes up to 2 % more than the fastest cuts would.
+// adds. Predicted for the layers of VGG-16, ResNet-50 and MobileNetV2, one image of float16, on sm_80 and sm_90: 663
+// and 569 microseconds; 658 and 565 with 32 x 64 in warps of 32 x 32, which would wait for instructions a third of the
+// time on sm_90, and with that 681 and 595 with a launch that adds, whatever cuts are chosen for it, so that there is
+// none; 689 and 594 if the last waited for each row. What is chosen to fill waves takes up to 2 % more than the fastest
+// cuts would.
 // float32: rounded to TF32, 11 significant bits, the weights once by pack_filters, x in registers. PRECISE ("3xtf32")
 // keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
 // cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
@@ -50,7 +52,7 @@
 //      64 x 128    2     32    256      196        8         6       224     88 to  89          122    100 %   87 %
 //      96 x  96    2     36    288      221        9         6       240     96 to  97          146    100 %   92 %
 //      64 x  64    1     16    128       98        8         4       192            69          101     67 %   51 %
-//      32 x  64    2      8     64       49        4         3       112      47 to 48           72     57 %   44 %
+//      32 x  64    2     16    128       98        6         6       192            70          102     67 %   51 %
 //     128 x  32    2     32    256      196       10        10       320           110   225 to 227     80 %   61 %
 //
 // What counts is how often a byte of shared memory is multiplied. It grows with the warp's tile, which 255 registers
@@ -60,22 +62,23 @@
 // a cycle that 64 x 64 would want. Tiles stand there: their warps, or those of a half, are as large as the tile, or as
 // registers allow. HALVES make that possible with several warps, and double these where there are too few tiles to give
 // each scheduler one, without loading more.
-// All but 64 x 64 and 32 x 64, which have four warps of 32 x 32. They are for one image, where a multiprocessor has
-// one block or two: of two warps, each as large as the tile, half the schedulers would have none. A stage alone takes
-// what one warp waits, some 128 cycles that nothing hides, and multiplies: of 64 x 64 on sm_80 128 in one of four
-// warps, 256 in one of two. So one block takes 256 cycles a stage instead of 384, two take 384 either way (2 x 192 of
-// shared memory); where there are more, L2 leaves 64 x 64 no more than 73 and 56 % with any warps, and 128 x 64 is
-// faster. CUTLASS's generator and cuDNN's kernels give 64 x 64 four such warps too. With warps as large as the tile
-// one image is predicted to take 669 and 574, without the three lowest tiles 742 and 631; 32 images as long. 128 x 32
-// is for up to 32 filters, of which 128 x 64 would waste half; 96 x 96 for sizes that it divides.
+// All but 64 x 64, which has four warps of 32 x 32. It is for one image, where a multiprocessor has one block or two:
+// of two warps, each as large as the tile, half the schedulers would have none. A stage alone takes what one warp
+// waits, some 128 cycles that nothing hides, and multiplies: of 64 x 64 on sm_80 128 in one of four warps, 256 in one
+// of two. By issue alone four stand at 100 and 97 %. So one block takes 256 cycles a stage instead of 384, two take
+// 384 either way (2 x 192 of shared memory); where there are more, L2 leaves 64 x 64 no more than 73 and 56 % with
+// any warps, and 128 x 64 is faster. CUTLASS's generator and cuDNN's kernels give 64 x 64 four such warps too. With
+// warps as large as the tile one image is predicted to take 669 and 574, without the three lowest tiles 742 and 631;
+// 32 images as long. 128 x 32 is for up to 32 filters, of which 128 x 64 would waste half; 96 x 96 for sizes that it
+// divides.
 // A reduction of one stage is no loop, and nothing splits it; there, and of two, six tiles more fill waves. Of 52 layers
 // one is left, of one stage: 32 channels of 28 x 28 for one image, 3 of 224 x 224 for 32, whose 24 to 39 waves end at 76 %.
 // Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 248
-// instructions, 153 in halves, 128 x 64 334 and 203, 64 x 128 157, 96 x 96 178, 64 x 64 136, 32 x 64 100, 128 x 32 291: the
+// instructions, 153 in halves, 128 x 64 334 and 203, 64 x 128 157, 96 x 96 178, 64 x 64 136, 32 x 64 137, 128 x 32 291: the
 // shares stand. With taps inner an element takes 4.5 instructions, and a step 14 for all of a thread's pixels: 372 to 391
 // at 128 x 128, 100 %; 274 in halves, 72 % on sm_90; 628 to 661 at 128 x 64, 77 and 59 %, since half as many filters share
 // an element: 64 of them, of which each takes 3 at least, and 16 steps, leave 392 cycles no room for 64 mma beside. 64 x 128
-// and 96 x 96 stand at 96 and 73 % there, 64 x 64 at 53 and 40, 128 x 32 at 44 and 33, 32 x 64 at 33 and 25.
+// and 96 x 96 stand at 96 and 73 % there, 64 x 64 at 53 and 40, 128 x 32 at 44 and 33, 32 x 64 at 35 and 27.
 // TF32 has the same cycles and two instructions more for each register of x. PRECISE, whose warps are of 64 x 32 and less,
 // stands at 100 % where x is copied (424 to 426 instructions at 128 x 128), with warps of 32 x 16 at 85 to 86 % on sm_90;
 // gathered from several taps there at 100 % with warps of 64 x 32, 79 to 91 % with 32 x 32, 61 to 67 % with 32 x 16.

@@ -189,20 +189,23 @@ class TestMachineCode:
         stages, rest = divmod(len(loop.tensor), blocks * 2 // tile.halves * (3 if type_ == "3xtf32" else 1))
         assert (stages, rest) in ((1, 0), (2, 0))
         most = 1 if type_ == "3xtf32" else most_of_tensor_cores(tile, target)
-        assert loop.issue_bound(report.MULTIPROCESSORS[target]) >= min(0.85, most)
+        has = report.MULTIPROCESSORS[target]
+        assert loop.issue_bound(has) >= min(0.85, most)
+        if together:
+            assert loop.tensor_cycles(has) >= 0.85 * loop.size, "the tensor cores wait for instructions"
         assert loop.roots["BAR"] == stages, "one barrier per stage"
         assert loop.roots["LDG"] == (0 if together else tile.rows * 32 // tile.threads * stages)
         assert loop.load_bits("LDGSTS") == loop.load_bits("LDSM") == 128
 
     def test_no_tile_but_small_ones_is_kept_from_85_percent_by_shared_memory(self):
         small = (64, 64), (32, 64), (128, 32)
-        for target, shares in ((80, (0.67, 0.57, 0.8)), (90, (0.51, 0.44, 0.61))):
+        for target, shares in ((80, (0.67, 0.67, 0.8)), (90, (0.51, 0.51, 0.61))):
             most = {tile[:2]: round(most_of_tensor_cores(tile, target), 2) for tile in tensor_core.TILES}
             assert {size: share for size, share in most.items() if share < 0.85} == dict(zip(small, shares))
 
-    def test_tiles_for_few_blocks_give_each_scheduler_a_warp(self):
-        few = [tile for tile in tensor_core.TILES if tile.rows * tile.filters <= 64 * 64 and tile.filters >= 64]
-        assert {tile.threads // 32 for tile in few} == {report.SCHEDULERS}
+    def test_the_tile_for_few_blocks_gives_each_scheduler_a_warp(self):
+        (few,) = (tile for tile in tensor_core.TILES if tile[:2] == (64, 64))
+        assert few.threads // 32 == report.SCHEDULERS
 
     @pytest.mark.parametrize(("target", "tile", "bound"), [(80, 0, 1), (90, 0, 1), (80, 2, 0.77), (90, 2, 0.58)])
     def test_windows_of_few_channels_are_gathered_beside(self, target, tile, bound):
