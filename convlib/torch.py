@@ -36,14 +36,16 @@ NAMES = {"x": "input", "w": "weight"}  # what the functions here call the argume
 
 
 def errors_name_input_and_weight(function):
-    """Let errors from deeper, where the two are x and w, call them as `function` does; a size, as 1 x 1, stays one."""
+    """Let errors from deeper, where the two are x and w, call them as `function` does; a size, as 1 x 1, stays one, and
+    what is quoted, as the caller's own keyword, what it is.
+    """
 
     @functools.wraps(function)
     def renamed(*arguments, **keywords):
         try:
             return function(*arguments, **keywords)
         except (ValueError, TypeError, UnsupportedError) as error:
-            error.args = (re.sub(r"(?<!\d )\b[xw]\b", lambda found: NAMES[found.group()], str(error)),)
+            error.args = (re.sub(r"(?<!\d )(?<!')\b[xw]\b", lambda found: NAMES[found.group()], str(error)),)
             raise
 
     return renamed
@@ -121,8 +123,8 @@ def conv_transpose2d(
     return record_transposed(*arguments) if to_record(*arguments[:3]) else run_conv_transpose2d(*arguments)
 
 
-for name in ("conv2d", "conv_transpose2d"):
-    torch.fx.wrap(name)  # a node of its own where a model is traced symbolically
+torch.fx.wrap("conv2d")  # a node of its own where a model is traced symbolically
+torch.fx.wrap("conv_transpose2d")
 
 
 class Conv2d(nn.Conv2d):

@@ -394,6 +394,11 @@ def test_sizes_in_errors_stay_sizes():
         refused()
 
 
+def test_a_keyword_that_there_is_not_is_named_as_it_was_given():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'x'"):
+        conv2d(x=ONE_IMAGE, weight=FILTERS)
+
+
 @pytest.mark.parametrize("swap", [convlib.torch.replace_convolutions, convlib.torch.restore_convolutions])
 def test_what_is_no_module_has_no_convolutions_to_swap(swap):
     with pytest.raises(TypeError, match=r"^model: a torch\.nn\.Module needed, got <function"):
