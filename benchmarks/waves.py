@@ -8,7 +8,8 @@ product has a row for the slices of its tiles, and one for the last of them wher
     tile       "64 x 64 in 2": two slices of a block share its reduction
     whole      tiles that are one block each, and how many others are split in how many parts
     last wave  of the slots, SMs times the blocks that one has room for, how many the last wave of blocks has; where
-               whole tiles come before parts of tiles they fill their waves, and the last wave is of parts
+               whole tiles come before parts of tiles they fill their waves, and the last wave is of parts; where tiles
+               are of one stage and blocks stay, each for one after the other, there is one wave, of all slots
     busy       of the multiprocessors' time until the last is done, what blocks take, if all take equally long
 
 A product passes if its last wave fills four fifths of the slots or it is split; a depthwise layer if it is busy for
@@ -204,7 +205,7 @@ def product_row(network, layer, kernel, module, problem: ConvProblem, place: Dev
     cut = module.cut_for(problem, place)
     row = Row(
         network, layer, kernel, words(cut.tile), cut.whole, cut.split_tiles, cut.splits,
-        waves.busy(cut.blocks, place.sm_count), waves.last_wave(cut.parts or cut.whole, slots(cut, place)),
+        waves.busy(cut.whole + cut.parts, place.sm_count), waves.last_wave(cut.parts or cut.blocks, slots(cut, place)),
         module.predicted_seconds(problem, place), limit_of(module.parts(problem, place, cut)),
     )  # fmt: skip
     return row if row.passes else replace(row, dearer=dearer(module, problem, place), stages=cut.stages)

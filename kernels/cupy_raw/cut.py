@@ -34,7 +34,8 @@ class Cut(NamedTuple):
     """How the product is cut into blocks: `whole` tiles, then `split_tiles` in `splits` parts of `stages` each.
 
     tile: with `filters`, `pixels` and `threads`. blocks_per_sm: for how many a multiprocessor has room at once; where
-    their code takes few registers, for some more. tile_bytes: of a tile's sums.
+    their code takes few registers, for some more. tile_bytes: of a tile's sums. staying: so many blocks take one whole
+    tile after the other; 0: a block takes one.
     """
 
     tile: Any
@@ -50,6 +51,7 @@ class Cut(NamedTuple):
     whole: int
     split_tiles: int
     packed_bytes: int
+    staying: int = 0
 
     @property
     def parts(self):
@@ -57,7 +59,7 @@ class Cut(NamedTuple):
 
     @property
     def blocks(self):
-        return self.whole + self.parts
+        return self.staying or self.whole + self.parts
 
     @property
     def partial_bytes(self):
@@ -109,6 +111,16 @@ def with_splits(device, cuts):
         for stages in sorted({ceil_div(cut.stages, n) for n in range(2, min(cut.stages, MOST_SPLITS) + 1)}):
             for first in {0} | rounds - {cut.whole}:
                 yield split_cut(cut, ceil_div(cut.stages, stages), first)
+
+
+def with_staying(device, cuts):
+    """Of cuts: those that nothing splits, of one stage, in as many blocks as there are slots, if these share the tiles
+    evenly enough.
+    """
+    for cut in cuts:
+        places = slots(cut, device)
+        stays = cut.splits == cut.stages == 1 and cut.whole > places and waves.busy(cut.whole, places) >= waves.FULL
+        yield cut._replace(staying=places) if stays else cut
 
 
 def slots(cut, device):

@@ -30,10 +30,9 @@
 // them all (last_split.cuh), and no launch follows. Splits leave their sums as lanes have them, 16 bytes beside the
 // neighbour's, so 512 of a warp at once; the last copies them to shared memory as stages are, some rows ahead of what it
 // adds. Predicted for the layers of VGG-16, ResNet-50 and MobileNetV2, one image of float16, on sm_80 and sm_90: 663
-// and 569 microseconds; 658 and 565 with 32 x 64 in warps of 32 x 32, which would wait for instructions a third of the
-// time on sm_90, and with that 681 and 595 with a launch that adds, whatever cuts are chosen for it, so that there is
-// none; 689 and 594 if the last waited for each row. What is chosen to fill waves takes up to 2 % more than the fastest
-// cuts would.
+// and 568 microseconds; 654 and 559 with 32 x 64 in warps of 32 x 32, which would wait for instructions a third of the
+// time on sm_90. What is chosen to fill waves takes 3 and 4 % more than the fastest cuts would, 647 and 547; with a launch
+// that adds instead, these would take 672 and 568, so that there is none.
 // float32: rounded to TF32, 11 significant bits, the weights once by pack_filters, x in registers. PRECISE ("3xtf32")
 // keeps what rounding leaves as a second TF32 number and adds the products that matter, the small ones first; tensor
 // cores cut off where they add, so each eight steps are summed there from zero and added to the rest in float32. An
@@ -68,11 +67,14 @@
 // of two. By issue alone four stand at 100 and 97 %. So one block takes 256 cycles a stage instead of 384, two take
 // 384 either way (2 x 192 of shared memory); where there are more, L2 leaves 64 x 64 no more than 73 and 56 % with
 // any warps, and 128 x 64 is faster. CUTLASS's generator and cuDNN's kernels give 64 x 64 four such warps too. With
-// warps as large as the tile one image is predicted to take 669 and 574, without the three lowest tiles 742 and 631;
+// warps as large as the tile one image is predicted to take 669 and 573, without the three lowest tiles 739 and 629;
 // 32 images as long. 128 x 32 is for up to 32 filters, of which 128 x 64 would waste half; 96 x 96 for sizes that it
 // divides.
-// A reduction of one stage is no loop, and nothing splits it; there, and of two, six tiles more fill waves. Of 52 layers
-// one is left, of one stage: 32 channels of 28 x 28 for one image, 3 of 224 x 224 for 32, whose 24 to 39 waves end at 76 %.
+// Of up to four stages the loop is little, and eight tiles more fill waves. A reduction of one stage, ONE_STAGE, is no loop:
+// without it the code is a fifth to a third shorter. Nothing splits it. Where it has more tiles than slots, STAYING, as many
+// blocks as there are slots take one after the other, as CUTLASS's persistent kernels do: 3 channels of 224 x 224 for 32
+// images, 24 to 30 waves which would end at 4 to 76 %. Where it has fewer, 32 channels of 28 x 28 for one image, tiles of
+// 16 filters fill these, twelve warps each, in 1.13 times the predicted time on sm_80, in 1.06 on sm_90.
 // Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 248
 // instructions, 153 in halves, 128 x 64 334 and 203, 64 x 128 157, 96 x 96 178, 64 x 64 136, 32 x 64 137, 128 x 32 291: the
 // shares stand. With taps inner an element takes 4.5 instructions, and a step 14 for all of a thread's pixels: 372 to 391
@@ -100,7 +102,8 @@
 // Compiled with problem.cuh's, epilogue.cuh's and tensor_core_tile.cuh's constants, -DTOGETHER (x's channels lie side
 // by side in aligned chunks), -DX_APART (how far they lie apart where they are gathered), -DTAPS_INNER, -DDROPPED
 // (channels that a group's last chunk repeats), -DONE_TAP (no stage ends amid the channels), -DALONG_FILTERS (y's filters
-// lie side by side, not its pixels), -DRUN (how many a thread stores at once), -DSPLIT.
+// lie side by side, not its pixels), -DRUN (how many a thread stores at once), -DSPLIT, -DONE_STAGE (the reduction has),
+// -DSTAYING (a block takes tile after tile).
 
 #include "cut_job.cuh"
 #include "epilogue.cuh"
@@ -346,15 +349,14 @@ __device__ __forceinline__ void finish(const Problem& problem, const Cut& cut, c
     }
 }
 
-// grid: whole tiles and the splits of others, block: THREADS.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
-conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ packed, Element* __restrict__ y,
-                   const Element* __restrict__ bias, const Element* __restrict__ residual,
-                   Accumulator* __restrict__ partial, unsigned* __restrict__ counts, Problem problem, Cut cut)
+// One whole tile, or a split of one.
+__device__ __forceinline__ void compute(const Job& job, const Element* __restrict__ x, const Element* __restrict__ packed,
+                                        const Output& output, Accumulator* __restrict__ partial,
+                                        unsigned* __restrict__ counts, const Problem& problem, const Cut& cut)
 {
-    const Job job(blockIdx.x, cut);
     const Tile tile(job.tile, cut);
-    const int all = cut.depth / DEPTH, first = job.first_stage(cut), count = job.stages(cut, all);
+    const int all = ONE_STAGE ? 1 : cut.depth / DEPTH, first = ONE_STAGE ? 0 : job.first_stage(cut);
+    const int count = ONE_STAGE ? 1 : job.stages(cut, all);
 
     unsigned start = shared_address(memory);
     asm volatile("" : "+r"(start));
@@ -375,7 +377,21 @@ conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ pa
         partial += (int64)number * (TILE_K * TILE_M);
         add_splits(sums, warp, partial, job.split, cut.splits, (int64)cut.split_tiles * (TILE_K * TILE_M));
     }
-    finish(problem, cut, {y, bias, residual}, sums, tile.first_pixel, tile.group, tile.first_filter, warp);
+    finish(problem, cut, output, sums, tile.first_pixel, tile.group, tile.first_filter, warp);
+}
+
+// grid: whole tiles and the splits of others; STAYING: fewer than there are tiles. block: THREADS.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
+conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ packed, Element* __restrict__ y,
+                   const Element* __restrict__ bias, const Element* __restrict__ residual,
+                   Accumulator* __restrict__ partial, unsigned* __restrict__ counts, Problem problem, Cut cut)
+{
+    for (unsigned block = blockIdx.x;;) {
+        compute(Job(block, cut), x, packed, {y, bias, residual}, partial, counts, problem, cut);
+        block += gridDim.x;
+        if (!STAYING || block >= cut.whole) return;
+        __syncthreads();  // nobody reads sums any more where the next stages come
+    }
 }
 
 // Write w stage by stage: CHUNKS chunks of each filter; and zero into the count of every split tile.

@@ -10,7 +10,18 @@ from typing import NamedTuple
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from .cut import Parts, Reduction, chosen, cut_struct, predictions, round_up, split_cut, whole_cut, with_splits
+from .cut import (
+    Parts,
+    Reduction,
+    chosen,
+    cut_struct,
+    predictions,
+    round_up,
+    split_cut,
+    whole_cut,
+    with_splits,
+    with_staying,
+)
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 from .tensor_core_tile import (
     CHUNKS,
@@ -39,14 +50,17 @@ BUSY_TILES = (
 # first with a warp for each scheduler, and for few filters.
 LOW_TILES = (Tile(64, 64, 32, 32), Tile(32, 64, 32, 64, 2), Tile(128, 32, 128, 32, 2))
 TILES = BUSY_TILES + LOW_TILES
-# Of reductions of one stage, which nothing splits, and of two: more that fill waves.
+# Of reductions of so many stages, whose loop is little: more that fill waves.
+SHORT = 4
 SHORT_TILES = (
     Tile(128, 64, 64, 32),
     Tile(64, 128, 32, 64, 2),
     Tile(32, 96, 32, 48, 2),
-    Tile(128, 32, 64, 32),
     Tile(192, 48, 96, 48),
     Tile(32, 32, 16, 16),
+    Tile(96, 16, 16, 16, 2),
+    Tile(80, 16, 16, 16, 2),
+    Tile(176, 16, 16, 16),
 )
 PRECISE_TILES = (
     Tile(128, 128, 64, 32),
@@ -72,7 +86,7 @@ def tiles_of(problem):
     """Those for which a thread has registers enough: three products leave none for warps of 64 x 64."""
     if problem.precision == "3xtf32":
         return PRECISE_TILES
-    return TILES + SHORT_TILES * (reduction_of(problem).stages <= 2)
+    return TILES + SHORT_TILES * (reduction_of(problem).stages <= SHORT)
 
 
 @lru_cache(maxsize=4096)
@@ -81,7 +95,7 @@ def cut_for(problem, device):
 
 
 def cuts(problem, device):
-    return with_splits(device, [cut_of(problem, tile) for tile in tiles_of(problem)])
+    return with_staying(device, with_splits(device, [cut_of(problem, tile) for tile in tiles_of(problem)]))
 
 
 def cut_of(problem, tile, splits=1, first=0):
@@ -214,7 +228,8 @@ def sources_of(problem, cut, stages, wide, lying, apart=None):
     dropped, one_tap = 0 if cut.taps_inner else -problem.Cg % chunk_of(problem), problem.Cg % depth_of(problem) == 0
     own = (*shared, *constants(problem, cut.tile, stages), ("DROPPED", dropped), ("ONE_TAP", int(one_tap)))
     own += (("TOGETHER", int(lying.together)), ("X_APART", x_apart), ("TAPS_INNER", int(cut.taps_inner)))
-    own += (("SPLIT", int(cut.splits > 1)), ("RUN", lying.run), ("ALONG_FILTERS", int(lying.along_filters)))
+    own += (("SPLIT", int(cut.splits > 1)), ("STAYING", int(cut.staying > 0)), ("RUN", lying.run))
+    own += (("ALONG_FILTERS", int(lying.along_filters)), ("ONE_STAGE", int(cut.depth == depth_of(problem))))
     return tuple(CudaSource("tensor_core.cu", name, own) for name in ("pack_filters", "conv2d_tensor_core"))
 
 

@@ -120,7 +120,7 @@ __device__ __forceinline__ void multiply_stages(int count, Bring& bring, const M
 __device__ __forceinline__ void add_halves(Sums& sums, const Warp& warp, unsigned char* memory)
 {
     if constexpr (HALVES == 1) return;
-    constexpr int AT_ONCE = BLOCKS_M / 2;
+    constexpr int AT_ONCE = BLOCKS_M > 1 ? BLOCKS_M / 2 : 1;
     const int own = warp.number * (AT_ONCE * BLOCKS_K * 32) + threadIdx.x % 32;
     float4* const passed = reinterpret_cast<float4*>(memory) + own;
     #pragma unroll

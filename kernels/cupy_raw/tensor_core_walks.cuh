@@ -34,9 +34,10 @@ constexpr int FEWEST = THREADS / CHUNKS > 32 ? THREADS / CHUNKS : 32;
 constexpr int MOST = TILE_M >= THREADS ? THREADS : THREADS % TILE_M == 0 ? TILE_M : FEWEST;
 constexpr int AT_ONCE = TOGETHER ? THREADS / CHUNKS : TAPS_INNER && FEWEST * CHUNKS % THREADS == 0 ? FEWEST : MOST;
 constexpr int OWN = TILE_M / AT_ONCE, COLUMNS = TILE_M * CHUNKS / THREADS / OWN;
-constexpr int OWN_FILTERS = TILE_K * CHUNKS / THREADS;
+constexpr bool ALL_BRING_FILTERS = TILE_K * CHUNKS >= THREADS;  // or the first warps a chunk each, the rest none
+constexpr int OWN_FILTERS = ALL_BRING_FILTERS ? TILE_K * CHUNKS / THREADS : 1;
 static_assert(OWN * COLUMNS * THREADS == TILE_M * CHUNKS && THREADS % AT_ONCE == 0);
-static_assert(OWN_FILTERS * THREADS == TILE_K * CHUNKS);
+static_assert(!ALL_BRING_FILTERS || OWN_FILTERS * THREADS == TILE_K * CHUNKS);
 
 // Where chunk `column` of row `row` lies within a stage's pixels, or filters.
 __device__ __forceinline__ int place_of(int row, int column) { return (row * CHUNKS + (column ^ row >> 1 & 3)) * 16; }
@@ -283,8 +284,11 @@ struct FilterWalk {
         asm volatile("" : "+r"(first_place));
     }
 
+    static __device__ __forceinline__ bool brings() { return ALL_BRING_FILTERS || threadIdx.x < TILE_K * CHUNKS; }
+
     __device__ __forceinline__ void fetch(unsigned stage, int filters)
     {
+        if (!brings()) return;
         #pragma unroll
         for (int j = 0; j < OWN_FILTERS; ++j)
 #if __CUDA_ARCH__ >= 800
@@ -297,7 +301,7 @@ struct FilterWalk {
 
     __device__ __forceinline__ void put(int stage) const
     {
-        if constexpr (__CUDA_ARCH__ >= 800) return;
+        if (__CUDA_ARCH__ >= 800 || !brings()) return;
         #pragma unroll
         for (int j = 0; j < OWN_FILTERS; ++j)
             store_shared(stage + first_place + j * THREADS * 16, held[j]);

@@ -133,13 +133,13 @@ class TestMachineCode:
         pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
         pytest.importorskip("nvidia", reason="cuobjdump and nvdisasm are not installed (extra emulate)")
 
-    def source(self, tile, type_, lying, target=80, splits=1, wide=False, channels=256):
+    def source(self, tile, type_, lying, target=80, splits=1, wide=False, channels=256, window=3, staying=0):
         precision = TYPES[type_].get("precision")
         dtype = named_dtype("float32" if precision else type_)
         layout, x = ("NHWC", (8, 14, 14, channels)) if lying.along_filters else ("NCHW", (8, channels, 14, 14))
-        problem = make_problem(x, (256, channels, 3, 3), dtype, padding=1, layout=layout, precision=precision,
+        problem = make_problem(x, (256, channels, window, window), dtype, padding=1, layout=layout, precision=precision,
                                activation="relu")  # fmt: skip
-        cut = tensor_core.cut_of(problem, tile, splits)
+        cut = tensor_core.cut_of(problem, tile, splits)._replace(staying=staying)
         stages = tensor_core.stages_held(tile, device.emulator_of(target))
         lying = lying._replace(run=min(lying.run, tensor_core.chunk_of(problem)))
         return tensor_core.sources_of(problem, cut, stages, wide, lying)
@@ -159,6 +159,12 @@ class TestMachineCode:
     def test_every_tile_compiles_without_spills(self, type_, tile):
         for target in (90, 120):  # whose compilers want the most registers
             self.check(self.source(tile, type_, tensor_core.Lying(True, True, 8), target)[1], target)
+
+    @pytest.mark.parametrize("target", [90, 120])
+    @pytest.mark.parametrize("tile", [tensor_core.TILES[0], tensor_core.TILES[2]], ids=str)
+    def test_blocks_that_stay_compile_without_spills(self, tile, target):
+        lying = tensor_core.Lying(False, False, 8)
+        self.check(self.source(tile, "float16", lying, target, channels=3, staying=132)[1], target)
 
     @pytest.mark.parametrize("target", [75, 90, 120])
     @pytest.mark.parametrize("lying", sorted(set(EXPECTED.values())), ids=str)
@@ -210,7 +216,8 @@ class TestMachineCode:
     @pytest.mark.parametrize(("target", "tile", "bound"), [(80, 0, 1), (90, 0, 1), (80, 2, 0.77), (90, 2, 0.58)])
     def test_windows_of_few_channels_are_gathered_beside(self, target, tile, bound):
         """A step found for all of a thread's pixels, an element in under five instructions."""
-        source = self.source(tensor_core.TILES[tile], "float16", tensor_core.Lying(False, False, 8), target, channels=3)
+        source = self.source(tensor_core.TILES[tile], "float16", tensor_core.Lying(False, False, 8), target, channels=3,
+                             window=7)  # fmt: skip
         loop = report.Loop.of(compiling.sass(compiling.cuda_source_cubin(source[1], target)), source[1].function)
         assert loop.roots["LDG"] == 4096 // tensor_core.TILES[tile].threads
         assert loop.issue_bound(report.MULTIPROCESSORS[target]) >= bound

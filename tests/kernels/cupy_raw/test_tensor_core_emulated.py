@@ -1,12 +1,14 @@
 """Tensor cores in the PTX emulator: races, bounds, waits, uninitialised reads, every output written once; accuracy."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import convlib
 from convlib import accuracy, device, emulator, strided
 from convlib.compiling import TARGETS
-from convlib.kernels import reference
+from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import tensor_core
 from convlib.problem import make_problem, named_dtype
 from convlib.verification.problems import Case
@@ -66,9 +68,9 @@ def test_every_target_runs_without_a_fault(name, target, monkeypatch):
     in_emulator.check(tensor_core, "tensor_core", LYING[name])
 
 
-def reports_of(case, tile, target, monkeypatch):
+def reports_of(case, tile, target, monkeypatch, splits=1):
     monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(target))
-    force_cut(monkeypatch, case.problem(), tile)
+    force_cut(monkeypatch, case.problem(), tile, splits)
     x_shape, w_shape = case.x, case.w
     problem = case.problem()
     x, w = np.ones(x_shape, problem.dtype), np.ones(w_shape, problem.dtype)
@@ -79,30 +81,70 @@ def reports_of(case, tile, target, monkeypatch):
     return in_emulator.watched(tensor_core, problem, aligned.transpose(order), w, y.transpose(order))
 
 
-@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+SHORT = {
+    1: Case("copied", (2, 9, 10, 24), (70, 24, 1, 1), {"layout": "NHWC"}, bias=True, dtype="float16"),
+    3: Case("gathered", (2, 24, 9, 10), (70, 24, 2, 2), {}, bias=True, dtype="float16"),
+}
+
+
+@pytest.mark.parametrize("stages", SHORT)
 @pytest.mark.parametrize("tile", tensor_core.SHORT_TILES, ids=str)
-def test_reductions_of_one_stage_run_without_a_fault(tile, layout, monkeypatch):
-    x = (2, 9, 10, 24) if layout == "NHWC" else (2, 24, 9, 10)
-    case = Case("one_stage", x, (70, 24, 1, 1), {"layout": layout}, bias=True, dtype="float16")
-    assert tile in tensor_core.tiles_of(case.problem())
-    assert force_cut(monkeypatch, case.problem(), tile).stages == 1
+def test_short_reductions_run_without_a_fault(tile, stages, monkeypatch):
+    problem = SHORT[stages].problem()
+    assert tile in tensor_core.tiles_of(problem)
+    assert force_cut(monkeypatch, problem, tile).stages == stages
+    in_emulator.check(tensor_core, "tensor_core", SHORT[stages])
+
+
+@pytest.mark.parametrize("tile", [tensor_core.TILES[2], tensor_core.SHORT_TILES[0]], ids=str)
+@pytest.mark.parametrize("channels", [24, 3], ids=["copied", "taps"])
+def test_blocks_that_stay_take_tile_after_tile(channels, tile, monkeypatch):
+    x, window = ((2, 9, 22, 24), (1, 1)) if channels == 24 else ((2, 3, 9, 22), (3, 3))
+    layout = "NHWC" if channels == 24 else "NCHW"
+    case = Case("staying", x, (34, channels, *window), {"layout": layout}, bias=True, residual=True, dtype="float16")
+    cut = tensor_core.cut_of(case.problem(), tile)._replace(staying=2)
+    assert cut.whole > 2 * cut.blocks - 2
+    monkeypatch.setattr(tensor_core, "cut_for", lambda problem, device: cut)
     in_emulator.check(tensor_core, "tensor_core", case)
+    plant(monkeypatch, "conv2d_tensor_core", r"(?s)bar\.sync[^;]*;(?=((?!bar\.sync).)*$)", 0)
+    with pytest.raises(emulator.EmulationError, match="race"):
+        in_emulator.check(tensor_core, "tensor_core", case)
 
 
 @pytest.mark.parametrize("type_", ["float16", "tf32"])
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("tile", tensor_core.TILES, ids=str)
 def test_no_copy_and_no_matrix_meets_a_bank_conflict(tile, layout, type_, monkeypatch):
-    """Nor does anything else, but that on the way out warps narrower than 64 meet in twos."""
+    """Nor does anything else, but that on the way out warps narrower than 64 meet in twos.
+
+    Half of them are split: what the last split copies of the others, and reads, meets none either.
+    """
+    splits = 3 if layout == "NHWC" else 1
     x = (1, 9, 16, 32) if layout == "NHWC" else (1, 32, 9, 16)
     case = of_type(Case("banks", x, (128, 32, 3, 3), {"padding": 1, "layout": layout}), type_)
-    _, found = reports_of(case, tile, 80, monkeypatch)
+    _, found = reports_of(case, tile, 80, monkeypatch, splits)
     shared = [access for access in found.counters.traffic if access.space == "shared"]
+    if splits > 1:
+        check_ring(shared, tile, found, splits)
     assert {access.kind for access in shared} == {"copy", "ldmatrix", "load", "store"}
     for access in shared:
         in_loop = access.kind in ("copy", "ldmatrix") or (access.kind, access.size) == ("store", 16)
         lanes = 1 if in_loop or tile.warp_rows == tile.warp_filters == 64 else 2
         assert access.cost <= access.requests * max(access.size // 4, 1) * lanes, access
+
+
+def check_ring(shared, tile, found, splits):
+    """512 bytes of a warp at a time, of each split, in four wavefronts each, copied and read."""
+    flag = max(access.line for access in shared if access.size == 1)
+    text = (Path(launching.__file__).parent / "cupy_raw/tensor_core.cu").read_text().splitlines()
+    copied = [access for access in shared if access.kind == "copy" and access.line > flag]
+    read = [access for access in shared if "(memory + place" in text[access.source[1] - 1] and access.kind == "load"]
+    tiles = -(-9 * 16 // tile.rows) * -(-128 // tile.filters)
+    for accesses in (copied, read):
+        assert sum(access.requests for access in accesses) == tiles * splits * tile.rows * tile.filters * 4 // 512
+        assert all(access.cost == access.requests * 4 for access in accesses)
+    out = [access for access in in_emulator.accesses(found, "global", "copy") if access.line > flag]
+    assert all(access.cost == access.requests * 16 for access in out), "whole sectors"
 
 
 def test_copies_move_each_chunk_once_and_whole_sectors(monkeypatch):
