@@ -68,7 +68,13 @@ class CudaView:
 
 def empty_aligned(shape, dtype):
     """An uninitialised C-contiguous array whose first element lies on a 64-byte boundary, as vector stores like it."""
-    raw = np.empty(math.prod(shape) * np.dtype(dtype).itemsize + 63, np.uint8)
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        raw = np.empty(count + 63, np.uint8)
+    except MemoryError:
+        raise MemoryError(
+            f"no room for {count:,} bytes, an array of shape {shape} and dtype {np.dtype(dtype)}"
+        ) from None
     address = ctypes.addressof(ctypes.c_char.from_buffer(raw))  # raw.ctypes.data takes five times as long
     return np.ndarray(shape, dtype, raw, -address % 64)
 

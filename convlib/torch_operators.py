@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from . import gradients, operations
-from .problem import output_size
+from .problem import check_channels, check_window, output_size
 
 LIBRARY = torch.library.Library("convlib", "DEF")
 PARAMETERS = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups, str? precision=None"
@@ -132,7 +132,9 @@ def memory_format(like):
     return torch.contiguous_format
 
 
-def fake_conv2d(x, w, bias, stride, padding, dilation, *others):
+def fake_conv2d(x, w, bias, stride, padding, dilation, groups, precision=None):
+    check_channels(x.shape[1], w.shape[0], w.shape[1], groups, "weight")
+    check_window(x.shape[2:], w.shape[2:], pairs(padding), dilation, "input", "weight")
     sizes = [output_size(x.shape[2 + a], w.shape[2 + a], stride[a], pairs(padding)[a], dilation[a]) for a in (0, 1)]
     return empty_product(x, w, (x.shape[0], w.shape[0], *sizes)).to(memory_format=memory_format(x))
 

@@ -39,7 +39,12 @@ def take(count):
     held.memory = None
     if memory is not None and memory.size >= count:
         return memory
-    return empty_aligned((max(count, 4096),), np.uint8)
+    try:
+        return empty_aligned((max(count, 4096),), np.uint8)
+    except MemoryError:
+        raise MemoryError(
+            f"no room for {count:,} bytes of scratch memory; a workspace_limit leaves kernels that take less"
+        ) from None
 
 
 def keep(memory):

@@ -163,7 +163,12 @@ def key(name, constants) -> str:
 
 
 def folders():
-    """Where compiled code may be kept, in order: NUMBA_CACHE_DIR, beside the sources, the user's cache folder."""
+    """Where compiled code may be kept, in order: NUMBA_CACHE_DIR, beside the sources, the user's cache folder.
+
+    Nowhere where there are no sources to tell it from another version's, as in a zip file or a frozen program.
+    """
+    if not any(SOURCES.glob("*.py")):
+        return []
     if numba.config.CACHE_DIR:
         return [Path(numba.config.CACHE_DIR) / "convlib"]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
@@ -191,8 +196,12 @@ def write(file, parameters, symbol, code):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder, delete=False) as temporary:
-                temporary.write(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-            os.replace(temporary.name, folder / file)
-            return
+                try:
+                    temporary.write(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+                    temporary.close()
+                    os.replace(temporary.name, folder / file)
+                    return
+                except OSError:  # a full disk, of which nothing must stay taken
+                    os.unlink(temporary.name)
         except OSError:
             continue

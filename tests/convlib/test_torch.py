@@ -385,6 +385,12 @@ def test_errors_are_convlibs_with_the_names_of_pytorchs_arguments(function, wron
     assert not re.search(r"\b[xw]\b", str(raised.value))
 
 
+@pytest.mark.parametrize(("size", "filters"), [(4, (2, 3, 2, 2)), (1, (2, 2, 2, 2))], ids=["channels", "window"])
+def test_tensors_without_data_are_refused_where_others_are(size, filters):
+    with pytest.raises(ValueError, match="^weight: "):
+        conv2d(torch.empty(1, 2, size, size, device="meta"), torch.empty(filters, device="meta"))
+
+
 def test_sizes_in_errors_stay_sizes():
     @convlib.torch.errors_name_input_and_weight
     def refused():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from convlib import workspace
+from convlib.strided import empty_aligned
 from convlib.workspace import KEPT_BYTES, aligned, scratch
 
 
@@ -72,6 +73,13 @@ def test_a_failure_inside_gives_it_back():
     with pytest.raises(RuntimeError):
         fail()
     assert workspace.held.memory.size >= 5_000
+
+
+def test_what_memory_has_no_room_for_is_named():
+    with pytest.raises(MemoryError, match="^no room for 4,611,686,018,427,387,904 bytes of scratch memory; "):
+        workspace.take(1 << 62)
+    with pytest.raises(MemoryError, match=r" 4,611,686,018,427,387,904 bytes, an array of shape \(2305843.* uint16$"):
+        empty_aligned((1 << 61,), np.uint16)
 
 
 def test_aligned_rounds_up_to_64():

@@ -2,6 +2,7 @@
 read.
 """
 
+import errno
 import os
 import subprocess
 import sys
@@ -72,6 +73,21 @@ def test_works_where_nothing_can_be_written(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(compilation, "folders", lambda: [tmp_path / "file" / "cache"])
     assert written_by(compilation.load_or_compile(build_constant, (11,))) == 11
+
+
+def test_a_full_disk_keeps_nothing_of_what_it_had_no_room_for(folder, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert written_by(compilation.load_or_compile(build_constant, (13,))) == 13
+    assert list(folder.iterdir()) == []
+
+
+def test_code_whose_sources_cannot_be_read_is_not_kept(monkeypatch, tmp_path):
+    assert compilation.folders()
+    monkeypatch.setattr(compilation, "SOURCES", tmp_path / "convlib.zip" / "convlib" / "kernels")
+    assert compilation.folders() == []
 
 
 def test_what_kernels_call_is_linked_before_the_code_generator_has_touched_it(monkeypatch):
