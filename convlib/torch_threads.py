@@ -7,7 +7,10 @@ operators as alone. So from the first convolution of convlib.torch on the CPU, t
     threads.run_tasks -> GOMP_parallel of the OpenMP library that PyTorch has loaded -> its threads, each in `member`
 
 A fork leaves OpenMP's threads behind, and a child that asks for them waits for ever: threads.py gives every child a
-pool of its own again. Where PyTorch was built on another threading library, everything stays as it was.
+pool of its own again. Where PyTorch was built on another threading library, the pool stays as it was.
+
+Everywhere, in a child too, no more threads run than torch.set_num_threads allows: a DataLoader's worker says 1 there,
+as torchrun does by OMP_NUM_THREADS. Where no convolution of convlib.torch ever ran, Numba alone is asked.
 """
 
 from __future__ import annotations
@@ -67,7 +70,10 @@ def gomp_parallel():
 
 @cache
 def share() -> None:
-    """From here on run the CPU kernels on PyTorch's threads, where it has any that can be had."""
+    """From here on run the CPU kernels on as many threads as PyTorch may use, its own where they can be had."""
+    import torch
+
+    threads.most = torch.get_num_threads
     parallel = gomp_parallel()
     if parallel is not None:
         threads._pool = TorchThreads(parallel)

@@ -154,13 +154,19 @@ def worker_span(count) -> int:
     return lines(count) + WORKER_GAP
 
 
+def most() -> int:
+    """How many threads a job may have at all; torch_threads.py puts PyTorch's number in its place."""
+    return sys.maxsize
+
+
 def run_tasks(loop, call, tasks, threads, before=0):
-    """Run tasks 0 .. tasks-1 of a compiled task_loop on up to `threads` threads, the calling one among them.
+    """Run tasks 0 .. tasks-1 of a compiled task_loop on up to `threads` threads, and no more than `most()`, the calling
+    one among them.
 
     loop: Compiled. call: what every task is handed the address of, as bytes or an address. before: for a
     two_round_loop, how many tasks of its first round to run before.
     """
-    if threads > 1 and (tasks > 1 or before > 1):
+    if threads > 1 and (tasks > 1 or before > 1) and (threads := min(threads, most())) > 1:
         pool = _pool
         if pool.lock.acquire(blocking=False):
             try:

@@ -19,8 +19,14 @@ from convlib.kernels.numba_cpu import threads
 from convlib.torch import conv2d
 from tests.kernels.numba_cpu.test_threads import run_counting
 
-has_openmp = torch_threads.gomp_parallel() is not None
+gomp_parallel = torch_threads.gomp_parallel
+has_openmp = gomp_parallel() is not None
 needs_openmp = pytest.mark.skipif(not has_openmp, reason="this PyTorch has no GOMP_parallel")
+
+
+@pytest.fixture(autouse=True)
+def no_limit(monkeypatch):
+    monkeypatch.setattr(threads, "most", lambda: sys.maxsize)
 
 
 @pytest.fixture
@@ -80,11 +86,29 @@ def test_convolutions_of_pytorch_run_on_its_threads_and_give_the_same_bits(monke
     np.testing.assert_array_equal(y, wanted)
 
 
+@pytest.mark.parametrize("library", [gomp_parallel, lambda: None], ids=["PyTorch's threads", "our own"])
+def test_no_more_threads_run_than_pytorch_may_use(library, monkeypatch):
+    monkeypatch.setattr(torch_threads, "gomp_parallel", library)
+    monkeypatch.setattr(threads, "_pool", threads.Pool())
+    torch_threads.share.cache_clear()
+    torch_threads.share()
+    numbers = []
+    monkeypatch.setattr(threads._pool, "run", lambda *job: numbers.append(job[-1]), raising=True)
+    before = torch.get_num_threads()
+    try:
+        for allowed in (1, 2, 3):
+            torch.set_num_threads(allowed)
+            run_counting(40, 8)
+    finally:
+        torch.set_num_threads(before)
+    assert numbers == [2, 3]
+
+
 @needs_openmp
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_has_threads_of_its_own():
     program = """
-        import os, warnings
+        import os, threading, warnings
         import torch
         from convlib.torch import conv2d
         warnings.simplefilter("ignore")   # Python 3.12 warns of any fork beside threads
@@ -92,7 +116,10 @@ def test_a_forked_child_has_threads_of_its_own():
         y = conv2d(x, w)
         child = os.fork()
         if child == 0:
-            os._exit(0 if all(bytes(conv2d(x, w).numpy()) == bytes(y.numpy()) for _ in range(5)) else 1)
+            torch.set_num_threads(1)  # as a worker of a DataLoader does
+            right = bytes(conv2d(x, w).numpy()) == bytes(y.numpy()) and threading.active_count() == 1
+            torch.set_num_threads(2)
+            os._exit(0 if right and all(bytes(conv2d(x, w).numpy()) == bytes(y.numpy()) for _ in range(5)) else 1)
         assert os.waitpid(child, 0)[1] == 0
         assert bytes(conv2d(x, w).numpy()) == bytes(y.numpy())
     """

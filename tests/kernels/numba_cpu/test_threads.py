@@ -34,6 +34,12 @@ def run_counting(tasks, thread_count):
     return counts
 
 
+@pytest.fixture(autouse=True)
+def no_limit(monkeypatch):
+    """A test before, of convlib.torch, may have set PyTorch's."""
+    monkeypatch.setattr(threads, "most", lambda: sys.maxsize)
+
+
 @pytest.mark.parametrize("thread_count", [1, 2, 3, 8])
 @pytest.mark.parametrize("tasks", [1, 2, 7, 100])
 def test_every_task_runs_exactly_once(tasks, thread_count):
