@@ -132,6 +132,14 @@ def test_a_numba_kernel_gets_its_configuration_and_arguments(cupy):
     assert cupy.RawKernel.made == []
 
 
+def test_a_numba_kernel_is_started_on_the_callers_stream(cupy, monkeypatch):
+    monkeypatch.setattr("numba.cuda", SimpleNamespace(external_stream="stream at {:x}".format), raising=False)
+    kernel = Dispatcher()
+    for stream in (None, 0, 0xABC0):
+        launch(kernel, 1, 32, (), stream=stream)
+    assert [configuration[2] for configuration, _ in kernel.calls] == [0, 0, "stream at abc0"]
+
+
 def test_a_numba_kernel_runs_in_numbas_simulator():
     code = """
 import numpy as np
@@ -142,7 +150,7 @@ from convlib.kernels.launching import launch
 def number(y):
     y[cuda.blockIdx.y, cuda.threadIdx.x] = 10 * cuda.blockIdx.y + cuda.threadIdx.x
 
-y = np.zeros((2, 3), np.int32)
+y = np.zeros((2, 6), np.int32)[:, ::2]  # which the simulator would refuse
 launch(number, (1, 2), 3, (y,))
 print(y.tolist())
 """
@@ -160,6 +168,7 @@ print(y.tolist())
         ((1,), 1_025, "block: sizes from 1 to"),
         ((1,), (1, 1, 65), "block: sizes from 1 to"),
         ((1,), (64, 32), "block: at most 1024 threads"),
+        ((1,), (16, 16, 5), "block: at most 1024 threads"),
     ],
 )
 def test_sizes_that_no_gpu_takes_are_refused(fill, cupy, grid, block, message):
@@ -176,3 +185,22 @@ def test_recording_collects_launches_and_runs_none(fill, cupy):
     launch(fill, 1, 32, args)
     assert len(launches) == 1
     assert len(cupy.RawKernel.made) == 1
+
+
+def test_the_innermost_executor_takes_a_launch(fill, cupy):
+    with recording() as outer:
+        with recording() as inner:
+            launch(fill, 1, (64, 16), (np.float64(2.5),))  # as many threads as there may be; a Python float, too
+        assert (len(outer), len(inner)) == (0, 1)
+        launch(fill, 1, 32, ())
+    assert (len(outer), len(inner)) == (1, 1)
+
+
+def test_launches_go_to_the_emulator_where_it_is_asked_for(monkeypatch):
+    for asked, executor in (("1", launching.on_emulator), ("0", launching.on_gpu)):
+        monkeypatch.setenv("CONVLIB_EMULATE", asked)
+        assert launching.default_executor() is executor
+
+
+def test_a_whole_number_of_blocks_is_no_block_more():
+    assert [launching.ceil_div(count, 4) for count in (1, 4, 5)] == [1, 1, 2]
