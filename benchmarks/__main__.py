@@ -9,7 +9,7 @@ import click
 
 from convlib import layers
 from convlib.device import TARGETS, named
-from convlib.explain import visible_gpus
+from convlib.machine import visible_gpus
 from convlib.problem import DTYPES, LAYOUTS
 
 from . import (

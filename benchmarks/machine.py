@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 import convlib
-from convlib.explain import processor_name
 from convlib.kernels.numba_cpu import target
+from convlib.machine import installed_version, processor_name
 
 PACKAGES = (
     "convlib-kernels", "numpy", "numba", "llvmlite", "torch", "onnxruntime", "openvino", "ncnn", "MNN",
@@ -65,10 +64,3 @@ def numba_target() -> str:
     from numba import config
 
     return config.CPU_NAME or llvm.get_host_cpu_name()
-
-
-def installed_version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -21,8 +21,8 @@ from statistics import fmean, median
 
 from . import dispatch, layers
 from .device import Device
-from .explain import kernels_folder
 from .kernels import gpu_cost
+from .machine import kernels_folder
 from .problem import ConvProblem
 
 PASSES = {"": "forward", "input-grad": "input_grad", "weight-grad": "weight_grad"}  # by what follows a suite's network

@@ -24,13 +24,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import import_module
-from importlib.util import find_spec
 from numbers import Real
 from types import ModuleType
 
 from . import accuracy
 from .device import Device
 from .errors import UnsupportedError
+from .machine import installed
 from .problem import LARGEST_ARRAY, ConvProblem, as_float, check_choice, integer, shortened
 from .workspace import aligned, fresh_seconds, memory_bytes
 
@@ -225,11 +225,6 @@ def family_reasons(family, device):
         return []
     missing = [package for package in facts.needs if not installed(package)]
     return [f"needs {package}, which is not installed: {facts.install}" for package in missing]
-
-
-@cache
-def installed(package: str) -> bool:
-    return find_spec(package) is not None
 
 
 def choose(

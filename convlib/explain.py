@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from . import accuracy, arrays, complex_numbers, device, dispatch
 from .complex_numbers import PARTS
 from .device import Device
 from .errors import UnsupportedError
+from .machine import installed_version, kernels_folder, processor_name, visible_gpus
 from .operations import check_flag, check_operands, device_for
 from .padding_modes import padded_before
 from .padding_taps import without_padding_taps
@@ -234,12 +234,6 @@ def kernel_facts(name):
     return KernelFacts(name, dispatch.family_of(name), dispatch.algorithm_of(name), idea, str(path))
 
 
-def kernels_folder() -> Path:
-    from . import kernels as package
-
-    return Path(package.__path__[0])
-
-
 def info() -> dict[str, Any]:
     """What this machine offers: versions, processor, threads, GPUs and the kernel families that can run.
 
@@ -263,40 +257,3 @@ def family_state(name, gpus):
     if place is None:
         return "no GPU is visible"
     return "; ".join(dispatch.family_reasons(name, place)) or "ready"
-
-
-def installed_version(name):
-    from importlib.metadata import PackageNotFoundError, version  # 20 ms, which `import convlib` need not take
-
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def processor_name() -> str:
-    """The processor's own name for itself."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def visible_gpus() -> list[Device]:
-    """The CUDA devices that an installed GPU library can see; none where there is no driver."""
-    if not device.has_driver():
-        return []
-    if dispatch.installed("cupy"):
-        import cupy
-
-        try:
-            return [device.gpu(i) for i in range(cupy.cuda.runtime.getDeviceCount())]
-        except cupy.cuda.runtime.CUDARuntimeError:
-            return []
-    if not dispatch.installed("numba") or device.simulating():
-        return []
-    from numba import cuda
-
-    return [device.gpu(i) for i in range(len(cuda.gpus))] if cuda.is_available() else []

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from . import machine
 from .device import Device
 from .errors import UnsupportedError
 from .problem import ConvProblem, check_choice
@@ -93,9 +94,7 @@ def state_of(entry: Entry | None) -> str:
 
 
 def is_here(place: Device) -> bool:
-    from .explain import visible_gpus
-
-    return place.kind != "cuda" or place in visible_gpus()
+    return place.kind != "cuda" or place in machine.visible_gpus()
 
 
 def asked_policy() -> str:

@@ -25,8 +25,8 @@ import convlib
 from .. import device
 from ..device import Device
 from ..dispatch import FAMILIES, family_of
-from ..explain import processor_name
 from ..json_file import Format, JsonFile
+from ..machine import processor_name
 from .sources import digest
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .. import compiling, device, dispatch
 from ..device import Device
 from ..errors import UnsupportedError
-from ..explain import visible_gpus
+from ..machine import visible_gpus
 from ..problem import DTYPES
 from . import problems
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from .. import dispatch
-from ..explain import installed_version, kernels_folder
+from ..machine import installed_version, kernels_folder
 
 PACKAGE = Path(__file__).parents[1]
 JUDGES = ("verification/problems.py", "verification/checks.py", "accuracy.py")  # what the kernel was held against

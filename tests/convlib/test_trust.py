@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import device, dispatch, json_file, operations, trust
+from convlib import device, dispatch, json_file, machine, operations, trust
 from convlib.device import Device
 from convlib.kernels.cupy_raw import direct
 from convlib.verification import children, records, runs
@@ -307,7 +307,7 @@ def test_the_cpu_is_believed_without_a_record(folder):
 
 def test_a_gpu_that_is_not_here_has_no_state(monkeypatch):
     monkeypatch.setattr(trust, "DISTRUSTED", ("cuda",))
-    monkeypatch.setattr(sys.modules["convlib.explain"], "visible_gpus", list)
+    monkeypatch.setattr(machine, "visible_gpus", list)
     assert trust.state(FIRST, PROBLEM, Device("cuda", name="H100", compute_capability=(9, 0))) is None
 
 
