@@ -78,9 +78,12 @@
 // Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 248
 // instructions, 153 in halves, 128 x 64 334 and 203, 64 x 128 157, 96 x 96 178, 64 x 64 136, 32 x 64 137, 128 x 32 291: the
 // shares stand. With taps inner an element takes 4.5 instructions, and a step 14 for all of a thread's pixels: 372 to 391
-// at 128 x 128, 100 %; 274 in halves, 72 % on sm_90; 628 to 661 at 128 x 64, 77 and 59 %, since half as many filters share
-// an element: 64 of them, of which each takes 3 at least, and 16 steps, leave 392 cycles no room for 64 mma beside. 64 x 128
-// and 96 x 96 stand at 96 and 73 % there, 64 x 64 at 53 and 40, 128 x 32 at 44 and 33, 32 x 64 at 35 and 27.
+// at 128 x 128, 100 %; 275 in halves, 93 and 71 %. Smaller tiles leave room, beside three stages, for a table of all steps,
+// of which a load finds two: 388 to 392 at 128 x 64 instead of 662, 206 to 210 in halves, 145 to 149 at 64 x 128 instead of
+// 282. Shared memory bounds them then, which takes 576 cycles of a warp's stage at 128 x 64, 128 for the table: 89 and 68 %,
+// instead of 77 and 59, and 64 x 128 too; 96 x 96 stands at 95 and 73, 128 x 32 at 57 and 44 instead of 42 and 32, 64 x 64
+// at 50 and 38, 32 x 64 at 40 and 31. An entry has 8 bytes, of which none can go: a distance, and a bit for each row
+// and column.
 // TF32 has the same cycles and two instructions more for each register of x. PRECISE, whose warps are of 64 x 32 and less,
 // stands at 100 % where x is copied (424 to 426 instructions at 128 x 128), with warps of 32 x 16 at 85 to 86 % on sm_90;
 // gathered from several taps there at 100 % with warps of 64 x 32, 79 to 91 % with 32 x 32, 61 to 67 % with 32 x 16.
@@ -361,6 +364,7 @@ __device__ __forceinline__ void compute(const Job& job, const Element* __restric
     unsigned start = shared_address(memory);
     asm volatile("" : "+r"(start));
     Bring bring{x, problem, cut};
+    find_steps(problem, cut);
     bring.pixels.start(x, problem, cut, tile.first_pixel, tile.group, first);
     bring.filters.start(reinterpret_cast<const uint4*>(packed)
                         + (((int64)tile.group * all + first) * cut.filters + tile.first_filter) * CHUNKS);

@@ -25,6 +25,8 @@ from .cut import (
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 from .tensor_core_tile import (
     CHUNKS,
+    FEWEST_STAGES,
+    SHARED_BYTES,
     Tile,
     aligned,
     block_of,
@@ -75,18 +77,23 @@ PRECISE_TILES = (
 COUNT_BYTES = 4  # of a tile, how many of its splits have come
 LOOP_SLOTS = 90  # of each thread and stage, beside multiplying: addresses, copies, ldmatrix, the barrier
 # Of each element of x, where it is loaded by itself: from a stage of one tap, chunks of one, taps inner; there of each
-# step too, which serves the pixels of a thread.
-ONE_TAP_SLOTS, CHUNK_SLOTS, TAPS_SLOTS, STEP_SLOTS = 2, 3, 4.5, 14
+# step too, which serves the pixels of a thread, unless all steps lie in a table.
+ONE_TAP_SLOTS, CHUNK_SLOTS, TAPS_SLOTS, STEP_SLOTS, TABLE_SLOTS = 2, 3, 4.5, 14, 3.6
+TABLE_BYTES, STEP_BYTES = 4096, 8  # at most, as in tensor_core_walks.cuh, and of a step
 WAITING = cost.waiting("cupy_raw.tensor_core", like="cupy_raw.implicit_gemm")
 
 passes = ("forward",)
 
 
 def tiles_of(problem):
-    """Those for which a thread has registers enough: three products leave none for warps of 64 x 64."""
+    """Those for which a thread has registers enough: three products leave none for warps of 64 x 64, and several stages
+    with taps inner none for warps of 96 x 48.
+    """
     if problem.precision == "3xtf32":
         return PRECISE_TILES
-    return TILES + SHORT_TILES * (reduction_of(problem).stages <= SHORT)
+    reduction = reduction_of(problem)
+    is_short = reduction.stages <= (1 if reduction.taps_inner else SHORT)
+    return TILES + SHORT_TILES * is_short
 
 
 @lru_cache(maxsize=4096)
@@ -117,11 +124,13 @@ def reduction_of(problem):
 
 def parts(problem, device, cut):
     tile = cut.tile
-    beside = LOOP_SLOTS * tile.threads
+    beside, read = LOOP_SLOTS * tile.threads, 0
     if not vectors_of(problem):
         beside += gather_slots(problem, cut) * tile.rows * depth_of(problem)
+        if cut.taps_inner and has_table(problem, tile):
+            read = pixels_at_once(tile) * depth_of(problem) * STEP_BYTES
     stages = cut.depth // depth_of(problem), cut.stages
-    blocks = [block_of(problem, device, tile, count, beside) for count in stages]
+    blocks = [block_of(problem, device, tile, count, beside, read) for count in stages]
     return Parts(
         WAITING * cost.wave_seconds(device, (cut.whole, cut.parts), cut.blocks_per_sm, blocks),
         cost.adding_seconds(device, cut.split_tiles, cut.splits, cut.tile_bytes),
@@ -131,9 +140,18 @@ def parts(problem, device, cut):
 
 
 def gather_slots(problem, cut):
+    if cut.taps_inner and has_table(problem, cut.tile):
+        return TABLE_SLOTS
     if cut.taps_inner:
         return TAPS_SLOTS + STEP_SLOTS * pixels_at_once(cut.tile) / cut.tile.rows
     return CHUNK_SLOTS if problem.Cg % depth_of(problem) else ONE_TAP_SLOTS
+
+
+def has_table(problem, tile):
+    """TABLE of tensor_core_walks.cuh: whether shared memory has room for all steps of the reduction."""
+    size = round_up((chunk_of(problem) - 1) * problem.R * problem.S, depth_of(problem)) * STEP_BYTES
+    room = SHARED_BYTES - FEWEST_STAGES * tile.stage_bytes
+    return size <= min(TABLE_BYTES, room) and problem.R + problem.S < 32
 
 
 def pixels_at_once(tile):
@@ -226,6 +244,7 @@ def sources_of(problem, cut, stages, wide, lying, apart=None):
     x_apart = (apart_as_planned(problem) if apart is None else apart) if gathers else 0
     shared = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     dropped, one_tap = 0 if cut.taps_inner else -problem.Cg % chunk_of(problem), problem.Cg % depth_of(problem) == 0
+    stages = min(stages, FEWEST_STAGES) if cut.taps_inner else stages
     own = (*shared, *constants(problem, cut.tile, stages), ("DROPPED", dropped), ("ONE_TAP", int(one_tap)))
     own += (("TOGETHER", int(lying.together)), ("X_APART", x_apart), ("TAPS_INNER", int(cut.taps_inner)))
     own += (("SPLIT", int(cut.splits > 1)), ("STAYING", int(cut.staying > 0)), ("RUN", lying.run))

@@ -97,26 +97,27 @@ def constants(problem, tile, stages):
     return (*zip(names, tile, strict=True), ("STAGES", stages), ("PRECISE", int(problem.precision == "3xtf32")))
 
 
-def stage_slots(problem, device, tile, beside):
+def stage_slots(problem, device, tile, beside, read=0):
     """Issue slots that a stage takes of an SM, by its slowest part: multiplying, bringing it from L2, storing it and
-    loading matrices of it, or issuing its instructions; `beside`: of those, what does not multiply.
+    loading matrices of it and what is `read` beside, or issuing its instructions; `beside`: of those, what does not
+    multiply.
     """
     macs = tile.rows * tile.filters * depth_of(problem)
     multiplying = macs / cost.tensor_multiply_adds(problem, device)
     bringing = tile.stage_bytes / cost.L2_BYTES_PER_CYCLE
-    sharing = (tile.stage_bytes + tile.matrix_bytes) / SHARED_BYTES_PER_CYCLE
+    sharing = (tile.stage_bytes + tile.matrix_bytes + read) / SHARED_BYTES_PER_CYCLE
     multiplies = macs / (16 * 8 * (32 // problem.dtype.itemsize)) * (3 if problem.precision == "3xtf32" else 1)
     issuing = (multiplies * 32 + beside) / cost.SLOTS_PER_CYCLE
     return max(multiplying, bringing, sharing, issuing) * cost.SLOTS_PER_CYCLE
 
 
-def block_of(problem, device, tile, stages, beside):
-    """The cost of a block of so many stages; `beside`: as in stage_slots.
+def block_of(problem, device, tile, stages, beside, read=0):
+    """The cost of a block of so many stages; `beside` and `read`: as in stage_slots.
 
     Alone on an SM, a stage takes as long as one of its warps multiplies and waits; so many blocks are enough, as have
     their stages multiplied in that time. Beside their stages, warps issue as those of other kernels do.
     """
-    stage, other = stage_slots(problem, device, tile, beside), other_slots(tile)
+    stage, other = stage_slots(problem, device, tile, beside, read), other_slots(tile)
     multiplying = tile.rows * tile.filters * depth_of(problem) / cost.tensor_multiply_adds(problem, device)
     stage_alone = (WAITING_CYCLES + multiplying * SCHEDULERS * 32 / tile.threads) * cost.SLOTS_PER_CYCLE
     slots = stages * stage + other

@@ -88,6 +88,42 @@ struct Spot {
     }
 };
 
+// Taps inner, of small windows: all steps of the reduction in shared memory, found once for all threads and stages, so
+// that a thread finds two of 16 bits by one load, which is the same for a warp.
+struct Found { int from; unsigned bits; };
+constexpr int MOST_STEPS = ((CHUNK - 1) * TAPS + DEPTH - 1) / DEPTH * DEPTH;
+constexpr int TABLE_BYTES = MOST_STEPS * sizeof(Found);
+constexpr bool TABLE = TAPS_INNER && BITS_OF_AXES && !WIDE && TABLE_BYTES <= 4096
+                       && STAGES * STAGE_BYTES + TABLE_BYTES <= 48 * 1024;
+alignas(16) __shared__ Found all_steps[TABLE ? MOST_STEPS : 1];
+
+__device__ __forceinline__ void find_steps(const Problem& problem, const Cut& cut)
+{
+    if constexpr (TABLE) {
+        for (int d = threadIdx.x; d < cut.depth; d += THREADS) {
+            Step step;
+            step.find(problem, d);
+            all_steps[d] = {(int)step.from, step.bits};
+        }
+        __syncthreads();
+    }
+}
+
+// Those of a word of a chunk, from step d on.
+constexpr int IN_WORD = 4 / sizeof(Element);
+__device__ __forceinline__ void steps_of_word(Step (&steps)[IN_WORD], const Problem& problem, int d)
+{
+    if constexpr (TABLE) {
+        struct alignas(sizeof(Found) * IN_WORD) Together { Found step[IN_WORD]; };
+        const Together found = *reinterpret_cast<const Together*>(all_steps + d);
+        #pragma unroll
+        for (int e = 0; e < IN_WORD; ++e) steps[e].from = found.step[e].from, steps[e].bits = found.step[e].bits;
+    } else {
+        #pragma unroll
+        for (int e = 0; e < IN_WORD; ++e) steps[e].find(problem, d + e);
+    }
+}
+
 // Which taps of a pixel's window lie in the image. Of small windows a bit for each, found once; chunks that pad the
 // last stage are of up to three taps more, which lie outside. Taps inner, see axes_inside.
 struct Inside {
@@ -213,14 +249,13 @@ struct Walk {
         #pragma unroll
         for (int word = 0; word < 4; ++word) {
             unsigned words[OWN] = {};
+            Step steps[IN_WORD];
+            steps_of_word(steps, problem, spot.channel + word * IN_WORD);
             #pragma unroll
-            for (int e = 0; e < CHUNK / 4; ++e) {
-                Step step;
-                step.find(problem, spot.channel + word * (CHUNK / 4) + e);
+            for (int e = 0; e < IN_WORD; ++e)
                 #pragma unroll
                 for (int j = 0; j < OWN; ++j)
-                    words[j] += load_if(inside[j].contains(problem, step), address_of(j, step, x)) << e * 16;
-            }
+                    words[j] += load_if(inside[j].contains(problem, steps[e]), address_of(j, steps[e], x)) << e * 16;
             #pragma unroll
             for (int j = 0; j < OWN; ++j) reinterpret_cast<unsigned(&)[4]>(held[j * COLUMNS + i])[word] = words[j];
         }
@@ -245,7 +280,6 @@ struct Walk {
     // The chunk from channel `from` of the window on.
     static __device__ __forceinline__ uint4 gathered(const Window& window, int from, const Element* __restrict__ x)
     {
-        constexpr int IN_WORD = 4 / sizeof(Element);
         Chunk chunk;
         #pragma unroll
         for (int i = 0; i < CHUNK; ++i) chunk.lane[i] = x[window.first + (from + i) * (Offset)X_APART];
@@ -301,7 +335,8 @@ struct FilterWalk {
 
     __device__ __forceinline__ void put(int stage) const
     {
-        if (__CUDA_ARCH__ >= 800 || !brings()) return;
+        if constexpr (__CUDA_ARCH__ >= 800) return;
+        if (!brings()) return;
         #pragma unroll
         for (int j = 0; j < OWN_FILTERS; ++j)
             store_shared(stage + first_place + j * THREADS * 16, held[j]);

@@ -213,11 +213,16 @@ class TestMachineCode:
         (few,) = (tile for tile in tensor_core.TILES if tile[:2] == (64, 64))
         assert few.threads // 32 == report.SCHEDULERS
 
-    @pytest.mark.parametrize(("target", "tile", "bound"), [(80, 0, 1), (90, 0, 1), (80, 2, 0.77), (90, 2, 0.58)])
+    @pytest.mark.parametrize(
+        ("target", "tile", "bound"),
+        [(80, 0, 1), (90, 0, 1), (80, 2, 0.88), (90, 2, 0.68), (80, 4, 0.88), (90, 5, 0.72)],
+    )
     def test_windows_of_few_channels_are_gathered_beside(self, target, tile, bound):
-        """A step found for all of a thread's pixels, an element in under five instructions."""
+        """A step found for all of a thread's pixels, or all of them in a table, two to a load."""
         source = self.source(tensor_core.TILES[tile], "float16", tensor_core.Lying(False, False, 8), target, channels=3,
                              window=7)  # fmt: skip
         loop = report.Loop.of(compiling.sass(compiling.cuda_source_cubin(source[1], target)), source[1].function)
-        assert loop.roots["LDG"] == 4096 // tensor_core.TILES[tile].threads
+        tile = tensor_core.TILES[tile]
+        assert loop.roots["LDG"] == tile.rows * 32 // tile.threads
+        assert (loop.roots["LDS"] > 0) == (tile.rows * tile.filters < 128 * 128)
         assert loop.issue_bound(report.MULTIPROCESSORS[target]) >= bound
