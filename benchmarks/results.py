@@ -140,6 +140,7 @@ MULTIPLICATIONS_SAVED = {
     "winograd_f3": 3.24,
     "winograd_f4": 4.0,
     "winograd_batched": 4.0,
+    "winograd_columns": 2.0,
     "winograd_weight_grad": 4.0,
     "winograd_f5": 225 / 49,
     "winograd_f6": 5.0625,

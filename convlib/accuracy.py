@@ -23,7 +23,7 @@ GROWTH says how much an algorithm multiplies these over plain summation.
 
 import numpy as np
 
-from .kernels.numba_cpu.winograd_matrices import amplification, summed_at_a_time, tile_of
+from .kernels.numba_cpu.winograd_matrices import Axis, Tile, amplification, summed_at_a_time, tile_of
 from .kernels.numba_cpu.winograd_weight_grad_chains import TILE, chains_of, longest_chain
 
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
@@ -51,6 +51,7 @@ GROWTH = {
     "winograd_fused": 2.0,
     "winograd_f3": 4.0,
     "winograd_f4": 8.0,
+    "winograd_columns": 4.0,
     "winograd_dilated": 8.0,
     "winograd_batched": 8.0,
     "winograd_weight_grad": 8.0,
@@ -70,7 +71,7 @@ GROWTH = {
 # in chains of its own: held to by test_winograd_weight_grad.py.
 WINOGRAD_TILES = {
     "winograd_f2": 2, "winograd_fused": 2, "winograd_f3": 3, "winograd_f4": 4, "winograd_dilated": 4,
-    "winograd_batched": 4, "winograd_f5": 5, "winograd_f6": 6,
+    "winograd_batched": 4, "winograd_columns": 4, "winograd_f5": 5, "winograd_f6": 6,
 }  # fmt: skip
 WINOGRAD_NOISE = (2.15, 0.1395)
 SUMMED_AT_ONCE = ("winograd_fused", "winograd_batched")
@@ -132,6 +133,9 @@ def winograd_noise(problem, algorithm) -> float:
     transforms, sums = WINOGRAD_NOISE
     if algorithm == "winograd_weight_grad":
         tile, summed = TILE, longest_chain(problem) + chains_of(problem)
+    elif algorithm == "winograd_columns":
+        tile = Tile(Axis(WINOGRAD_TILES[algorithm], problem.R), Axis(1, 1))
+        summed = problem.Cg * problem.S + 1
     else:
         tile = tile_of(WINOGRAD_TILES[algorithm], problem)
         products = problem.Cg * tile.phases

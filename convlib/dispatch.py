@@ -50,6 +50,7 @@ KERNELS: tuple[str, ...] = (
     "numba_cpu.winograd_f4",
     "numba_cpu.winograd_f5",
     "numba_cpu.winograd_f6",
+    "numba_cpu.winograd_columns",
     "numba_cpu.winograd_dilated",
     "numba_cpu.fft",
     "numba_cpu.input_grad",

@@ -106,6 +106,9 @@ SMALL = (
     Case("wide_row", (1, 3, 3, 300), (5, 3, 3, 3), {"padding": 1}),
     Case("tall", (1, 2, 259, 5), (3, 2, 5, 3), {"padding": (2, 1)}),
     Case("first_layer", (2, 3, 33, 35), (17, 3, 7, 7), {"stride": 2, "padding": 3}, bias=True),
+    Case(
+        "first_layer_3x3", (2, 3, 14, 21), (9, 3, 3, 3), {"padding": ((2, 0), (1, 3)), "activation": "relu"}, bias=True
+    ),
     Case("strided_1x1", (1, 40, 15, 15), (33, 40, 1, 1), {"stride": 2}),
     Case("strided_3x3", (2, 19, 21, 27), (35, 19, 3, 3), {"stride": 2, "padding": 1}, bias=True),
     Case("depthwise_wide", (2, 37, 29, 31), (37, 1, 3, 3), {"groups": 37, "padding": 1}, bias=True),
@@ -149,9 +152,9 @@ MOST_TAPS = 200_000  # for which the reference takes a few seconds
 # For --quick: one and two images, both layouts, groups, strides, and sizes under and past a tile.
 QUICK = (
     "one_output", "3x3_same", "nhwc", "depthwise", "depthwise_one_image", "depthwise_stride_2_two_filters",
-    "depthwise_5x4", "first_layer", "strided_3x3", "nhwc_wide", "groups_wide", "1x1_in_halves",
-    "1x1_in_halves_groups", "dilation", "1x1_in_quarters", "1x1_in_quarters_stride_2", "nhwc_5_dilated", "tf32",
-    "3xtf32",
+    "depthwise_5x4", "wide_row", "first_layer", "first_layer_3x3", "strided_3x3", "nhwc_wide", "groups_wide",
+    "1x1_in_halves", "1x1_in_halves_groups", "dilation", "1x1_in_quarters", "1x1_in_quarters_stride_2",
+    "nhwc_5_dilated", "tf32", "3xtf32",
 )  # fmt: skip
 QUICK_EMULATED = (
     "3x3_same", "nhwc", "depthwise", "depthwise_one_image", "depthwise_5x4", "groups", "tf32", "3xtf32",

@@ -20,7 +20,7 @@ GFLOP/s, 1.27 times as fast; 3 x 3 with stride 2 1.32, with stride 1 1.13 (12.8 
 under 5 x 5 2.2. 64 channels of 224 x 224 to 3 filters under 3 x 3, eight images: 9 ms instead of 17, of which copying
 rows is 5.5. Of MobileNetV2's first layer, 3 x 3 with stride 2 and 32 filters, copying rows is an eighth.
 On two Zen 4 cores that layer takes 120 to 140 microseconds, by Winograd 165; of 299 x 299 230 and 310, 16 filters of
-640 x 640 530 and 950, VGG-16's first layer 930 and 1,180 to 1,470.
+640 x 640 530 and 950, VGG-16's first layer 930 and 1,180 to 1,470, down the columns alone (winograd_columns.py) 490.
 Lesson: filters' planes are often a multiple of 4,096 bytes apart, so that what 64 filters store of one tile shares a
 few places of the caches, and lines that one tile ends in are thrown out before the next one fills them. So 8 filters
 store a strip of a row before the next 8 begin: 3 channels of 224 x 224 to 64 filters under 3 x 3 take 385 to 400
