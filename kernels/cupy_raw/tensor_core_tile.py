@@ -23,7 +23,9 @@ THREAD_SLOTS = 900  # of each thread of a block beside its stages: addresses, th
 SHARED_BYTES_PER_CYCLE = 128  # of one SM: all banks
 SCHEDULERS = 4  # of one SM, each with a tensor core
 # What a warp that has a scheduler for itself waits in each stage: some 60 instructions beside its mma, and the barrier
-# and the first ldmatrix, some 30 each. An assumption; nobody measured it.
+# and the first ldmatrix, some 30 each. An assumption; nobody measured it. Who has a GPU measures it with
+# `python -m convlib tune --layer resnet50:256x14x14-256-3x3 --dtype float16`: of 0, 128 and 256 cycles are predicted
+# 11.8, 12.9 and 14.2 microseconds on an A100, 10.3, 10.9 and 11.7 on an H100.
 WAITING_CYCLES = 128
 
 
