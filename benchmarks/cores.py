@@ -23,7 +23,7 @@ class Cores:
     """The machine's cores, as `threads` threads find them that multiply and add in registers, all at once."""
 
     def __init__(self, threads: int):
-        from convlib.kernels.numba_cpu.microkernel import multiply_adds
+        from convlib.kernels.numba_cpu.core_peak import multiply_adds
 
         self.runs = [multiply_adds("float32", ROUNDS) for _ in range(threads)]
         self.pool = ThreadPoolExecutor(threads, initializer=stay_on, initargs=(processors(threads),))

@@ -15,7 +15,7 @@ def measure(threads: int) -> dict:
     """In float32: core_gflops, one core's multiply-adds in registers; tile_gflops, those of the widest tile of the CPU
     kernels, on panels in its caches; bandwidth_gbs, GB/s read and written by copying.
     """
-    from convlib.kernels.numba_cpu.microkernel import peak_gflops, tile_gflops
+    from convlib.kernels.numba_cpu.core_peak import peak_gflops, tile_gflops
 
     return {
         "core_gflops": peak_gflops(np.float32),

@@ -267,8 +267,8 @@ def task_function(dtype_name):
                         elif not lone:
                             multiply(
                                 (columns + W - 1) // W, some, weights, from_row_to_row, rows * from_row_to_row, item,
-                                b, steps, depth, sums, panel_row, c0 == 0, out, call.y_k, bias, add, call.residual_k,
-                                call.low, call.high,
+                                b, steps, depth, sums, panel_row, c0 == 0, out, call.y_k, bias if call.has_bias else 0,
+                                add, call.residual_k, call.low, call.high,
                             )  # fmt: skip
                         if last and not done:
                             finish_tile(call, n, k0 + f, some, first, columns, sums, panel_row, bias)

@@ -26,7 +26,6 @@ Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication
 in Van Zee and van de Geijn, BLIS, ACM TOMS 2015.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,8 +34,7 @@ from numba.core import types
 
 from . import target, tracing
 from .column_stores import store_columns
-from .compilation import compiled, inlined
-from .threads import aligned_words
+from .compilation import inlined
 from .tracing import (
     I64,
     Lanes,
@@ -112,11 +110,12 @@ def plain(V) -> Arithmetic:
 
 def accumulate(
     V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None, b_vector=None, *,
-    fetched=1, apart=None, a_ahead=None, indirect=False, multiply_add=fma, lone=None, aside=None,
+    fetched=1, apart=None, a_ahead=None, indirect=False, multiply_add=fma, lone=None, aside=None, begins=None,
 ):  # fmt: skip
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
 
     sums: None, if the first step's products begin them; of plain multiply-adds. So does the lone column's then.
+    begins: whether they do, where that is known when running; `sums` is then a function that gives the others.
 
     a_row: from row to row, in panels; or a list, of where each row lies.
 
@@ -163,9 +162,15 @@ def accumulate(
         number, column = tracing.broadcast(L, load(L.scalar, x)), load(L, a)
         return [number * column if sums is None else fma(number, column, sums), x + x_step]
 
+    def first_step(sums):
+        return step(tracing.constant(a, 0), [sums, *start[1:]])
+
     start = [sums, a, b, ahead, *(lone[1:3] if lone else [])]
-    if sums is None:
-        start = step(tracing.constant(a, 0), start)
+    if begins is not None:
+        start = choose(begins, lambda: first_step(None), lambda: first_step(sums()))
+    elif sums is None:
+        start = first_step(None)
+    if sums is None or begins is not None:
         sums, _, _, _, *alone = loop(depth - 1, lambda d, carried: step(d + 1, carried), start)
     else:
         sums, _, _, _, *alone = loop(depth, step, start)
@@ -215,8 +220,9 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
 
     Where it is the column, vectors of B lie one after the other, each with all its steps; else side by side.
 
-    The sums start at zero (`first`) or at what `partial` holds, and go back to `partial`; or, where `out` is not 0,
-    they are finished: y = clamp(sums + bias + residual), for the first `left` rows. transposed: in y and residual,
+    The sums start with the first products (`first`) or at what `partial` holds, and go back to `partial`; or, where
+    `out` is not 0, they are finished: y = clamp(sums + bias + residual), for the first `left` rows. bias: 0, if rows
+    have none. transposed: in y and residual,
     columns lie out_row and residual_row apart, and the numbers of a column are neighbours. Addresses and strides are
     in bytes. with_dots: the function has two more arguments, those of `accumulate_with_dots`.
     """
@@ -244,10 +250,14 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
             return maximum(least, minimum(most, total))
 
         def finish():
+            bounded = low.differs(-np.inf) | high.differs(np.inf)
             for i in range(rows):
                 with when(left > i):
-                    for j, total in enumerate(with_residual(with_bias(i), i)):
-                        kind.write(out + out_row * i + result_vector * j, clamp(total))
+                    for j, total in enumerate(limited(with_residual(with_bias(i), i), bounded)):
+                        kind.write(out + out_row * i + result_vector * j, total)
+
+        def limited(totals, bounded):
+            return choose(bounded, lambda: [clamp(total) for total in totals], lambda: totals)
 
         def finish_transposed():
             for j, columns in enumerate(zip(*(with_bias(i) for i in range(rows)))):
@@ -259,9 +269,12 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
 
         def with_bias(i):
             if bias_of == "row":
-                number = tracing.broadcast(V, load(V.scalar, bias + V.item_bytes * i))
-                return [total + number for total in sums[i]]
+                return choose(bias.differs(0), lambda: with_number(i), lambda: sums[i])
             return [total + load(V, bias + V.bytes * j) for j, total in enumerate(sums[i])]
+
+        def with_number(i):
+            number = tracing.broadcast(V, load(V.scalar, bias + V.item_bytes * i))
+            return [total + number for total in sums[i]]
 
         def with_residual(totals, i):
             def added():
@@ -270,14 +283,16 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
 
             return choose(residual.differs(0), added, lambda: totals)
 
-        sums = choose(first, fresh, continued)
         if dotted:
+            sums = choose(first, fresh, continued)
             sums = accumulate_with_dots(V, rows, vectors, a, a_row, b, b_step, depth, sums, ahead, *dotted)
         else:
             b_vector = depth * b_step if bias_of == "column" else None
+            begins = first if kind.multiply_add is fma else None
+            sums = choose(first, fresh, continued) if begins is None else continued
             sums = accumulate(
                 V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead, ahead_step, b_vector,
-                indirect=indirect, multiply_add=kind.multiply_add,
+                indirect=indirect, multiply_add=kind.multiply_add, begins=begins,
             )  # fmt: skip
         choose(out.differs(0), finish_transposed if transposed else finish, leave)
 
@@ -337,7 +352,7 @@ def multiply_function(dtype, bias_of, rows=None, transposed=False, indirect=Fals
             sums = partial + i * partial_row
             to = out + i * (item if transposed else out_row) if out != 0 else 0
             add = residual + i * (item if transposed else residual_row) if residual != 0 else 0
-            weight = bias + i * bias_step
+            weight = bias + i * bias_step if bias != 0 else 0
             if few_rows and vectors == 3 and rows - i <= few_rows:
                 few(here, a_row, a_panel, a_step, b, b_step, depth, soon, ahead_step, sums, partial_row, first,
                     to, out_row, rows - i, weight, add, residual_row, low, high)  # fmt: skip
@@ -384,69 +399,3 @@ def predicted(problem, device, cycles, memory_bytes=MEMORY_BYTES) -> float:
     N, C, H, W = problem.x_shape
     numbers = N * C * H * W + problem.K * problem.reduction + N * problem.K * problem.P * problem.Q
     return CALL_SECONDS + cycles / CLOCK / device.threads + numbers * problem.dtype.itemsize / memory_bytes / 2
-
-
-# What the core can do at most.
-
-
-def build_peak(dtype_name):
-    """Independent multiply-adds in registers and nothing else, as many as the latency needs."""
-    V = vector_type(dtype_name)
-
-    @traced(types.void)
-    def multiply_often(address, rounds):
-        factor = tracing.broadcast(V, load(V.scalar, address))
-        sums = [tracing.broadcast(V, load(V.scalar, address + V.item_bytes * i)) for i in range(12)]
-        for i, total in enumerate(loop(rounds, lambda _, sums: [fma(s, factor, factor) for s in sums], sums)):
-            store(address + V.bytes * i, total)
-
-    def peak(address, rounds):
-        multiply_often(address, rounds)
-
-    return peak
-
-
-def peak_gflops(dtype=np.float32) -> float:
-    """Measured floating-point peak of one core, in GFLOP/s: the best of 20 runs of 1 ms of multiply-adds in
-    registers.
-    """
-    rounds = 300_000
-    run = multiply_adds(dtype, rounds)
-    return 2 * 12 * lanes(dtype) * rounds / min(seconds(run) for _ in range(20)) / 1e9
-
-
-def multiply_adds(dtype, rounds):
-    """A function without arguments that does 12 vectors of multiply-adds so many times, for one thread at a time."""
-    words = np.full(12 * target.vector_bytes() // np.dtype(dtype).itemsize, 0.5, dtype)
-    kernel = compiled(build_peak, np.dtype(dtype).name).call
-    return lambda: kernel(words.ctypes.data, rounds)
-
-
-def build_tiles(dtype_name):
-    """The widest tile over and over, on panels that stay in the L1 and L2 cache."""
-    multiply = multiply_function(dtype_name, "row")
-    item, rows = np.dtype(dtype_name).itemsize, panel_rows()
-    row = VECTORS * lanes(dtype_name) * item
-
-    def tiles(a, b, sums, panels, depth):
-        multiply(
-            VECTORS, panels * rows, a, item, rows * depth * item, rows * item, b, row, depth, sums, row, True,
-            0, 0, 0, 0, 0, 0.0, 0.0,
-        )  # fmt: skip
-
-    return tiles
-
-
-def tile_gflops(dtype=np.float32, panels=64, depth=256) -> float:
-    """Measured speed of the micro-kernel on one core, in GFLOP/s: the best of 200 runs over `panels` panels of A."""
-    rows, columns = panels * panel_rows(), VECTORS * lanes(dtype)
-    a, b, sums = (aligned_words(count).view(dtype) for count in (rows * depth, depth * columns, rows * columns))
-    kernel = compiled(build_tiles, np.dtype(dtype).name).call
-    arguments = (a.ctypes.data, b.ctypes.data, sums.ctypes.data, panels, depth)
-    return max(2 * rows * columns * depth / seconds(kernel, *arguments) for _ in range(200)) / 1e9
-
-
-def seconds(function, *arguments):
-    start = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - start
