@@ -43,6 +43,7 @@ PROBLEMS = {
     "3x3, stride 3, dilation 2": ((2, 16, 19, 70), (20, 16, 3, 3), {"stride": 3, "dilation": 2}, "shifted"),
     "groups": ((2, 24, 9, 50), (40, 12, 3, 3), {"groups": 2, "padding": 1}, "shifted"),
     "depthwise": ((2, 6, 21, 20), (6, 1, 3, 3), {"groups": 6, "padding": 1}, "pixels"),
+    "depthwise on a narrow map": ((2, 6, 240, 6), (6, 1, 3, 3), {"groups": 6, "padding": 1, "stride": 2}, "pixels"),
     "depthwise, scattered": ((2, 6, 9, 20), (6, 1, 3, 3), {"groups": 6, "padding": 1}, "windows"),
     "large": ((1, 160, 70, 90), (24, 160, 3, 3), {"padding": 1}, "shifted"),
 }
