@@ -303,7 +303,7 @@ def workspace_bytes(problem, device):
     if few_channels.serves(problem):
         most = max(most, few_channels.workspace_bytes(problem, device.threads))
     if few_pixels.serves(problem):
-        most = max(most, few_pixels.workspace_bytes(problem))
+        most = max(most, few_pixels.workspace_bytes(problem, device.threads))
     if turned.serves(problem):
         most = max(most, turned.places(problem)[-1] + workspace_bytes(turned.in_nchw(problem), device))
     return most
@@ -374,8 +374,8 @@ def store_cycles(problem) -> float:
 def job(problem, device, x, w, y, bias, residual):
     """`run` for arrays of these strides."""
     if few_pixels.serves(problem) and few_pixels.takes(x, w, y, bias, residual):
-        fields, loop, tasks, copies = few_pixels.prepared(problem, device.threads)
-        return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual, before=copies)
+        fields, loop, tasks = few_pixels.prepared(problem, device.threads)
+        return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
     if turned.serves(problem) and turned.takes(x, y, residual):
         return TurnedJob(problem, device)
     if few_channels.serves(problem) and few_channels.takes(y, residual):

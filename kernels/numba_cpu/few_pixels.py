@@ -3,8 +3,8 @@ products, with the vectors along the depth d = (c, r, s).
 
     y[k, pixel] = sum over d of w[k, d] * column[pixel, d]       3 filters x 9 pixels in registers, or 8 x 1 to 8 x 3
 
-    round 1: each window of x copied side by side, a column       not where one window sees all of x, as it lies
-    round 2: tiles of filters times all pixels; at last the lanes of each sum are added, and leave as vectors
+    each thread: every window of x copied side by side, a column     not where one window sees all of x, as it lies
+    each task: tiles of filters times all pixels; at last the lanes of each sum are added, and leave as vectors
 
 Why: nine pixels fill little more than half of a vector, and one pixel a sixteenth; along the depth vectors are full.
 Weights are read once, as they lie, so a single call packs none. Columns of larger maps cost more to copy than that
@@ -25,6 +25,8 @@ What was learned there:
   blocks of 12 KB are 2 to 7 % faster.
 - Nine columns loaded before they are used three times each spill sums: 39 instead of 22 microseconds. All depths at
   once, columns coming from L2 for each tile: 22 instead of 19.
+- Columns copied once for both threads were fetched by each from the other, on two Zen 4 cores slowly: 128 -> 256 under
+  3 x 3 took 92 microseconds on nine pixels and 42 on four, 45 and 22 since each copies them all.
 - In batches Winograd wins (nine pixels, eight images: 19 instead of 29), which `OTHERS` tells dispatch.
 Source: gemv, as in Goto and van de Geijn, High-Performance Implementation of the Level-3 BLAS, ACM TOMS 2008.
 """
@@ -44,7 +46,7 @@ from .epilogue import activated
 from .lone_pixels import lane_sums
 from .microkernel import CALL_SECONDS, CLOCK, multiply_cycles, vector_type
 from .short_floats import memory_functions
-from .threads import lines, two_round_loop
+from .threads import lines, two_round_loop, worker_span
 from .tracing import choose, first_lanes, fma, load, load_lanes, loop, minimum, store, store_lanes, traced, zeros
 from .vectors import lanes, record_at
 
@@ -55,7 +57,7 @@ BYTES_PER_CYCLE = 36  # of weights, from the L2 cache
 WAITING = 3.0  # cycles to store and load a sum between two blocks of depths, where a multiply-add takes one
 OTHERS = 1.6  # other kernels' predictions, fitted on a Zen 3, are so many times what they take where this was fitted
 
-CUT = ("parts", "packed_row", "columns", "column_bytes", "depth_block", "partial_at")
+CUT = ("parts", "packed_row", "columns", "column_bytes", "depth_block", "partial_at", "worker_bytes")
 CALL_FEW_PIXELS = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in CUT]))
 
 
@@ -197,15 +199,21 @@ def build(dtype_name, rows, pixels):
     item, tile_bytes = np.dtype(dtype_name).itemsize, rows * pixels * vector_type(dtype_name).bytes
     dot_tile, copy_column = dot_function(dtype_name, rows, pixels), copy_function(dtype_name)
 
-    def copy(call_address, index, worker):
+    def no_task(call_address, index, worker):
+        pass
+
+    def copy(call_address, worker):
         call = record_at(CALL_FEW_PIXELS, call_address)
-        n, pixel = index // pixels, index % pixels
-        copy_column(call.workspace + index * call.column_bytes, call, n, pixel // call.Q, pixel % call.Q)
+        for index in range(call.columns):
+            to = call.workspace + worker * call.worker_bytes + index * call.column_bytes
+            pixel = index % pixels
+            copy_column(to, call, index // pixels, pixel // call.Q, pixel % call.Q)
 
     def multiply(call_address, index, worker):
         call = record_at(CALL_FEW_PIXELS, call_address)
         all_depths = call.C * call.R * call.S
-        x = call.workspace if call.columns else call.x
+        own = call.workspace + worker * call.worker_bytes
+        x = own if call.columns else call.x
         w_row = call.packed_row if call.w_k == 0 else call.w_k
         tiles = (call.K + rows - 1) // rows
         biases = call.bias if call.has_bias else call.w  # of which nothing is taken; but address 0 takes 200 cycles
@@ -218,12 +226,12 @@ def build(dtype_name, rows, pixels):
                     here = (n * call.K + k) * pixels * item
                     dot_tile(
                         call.w + k * w_row + d * item, w_row, call.K - k, x + n * pixels * call.column_bytes + d * item,
-                        call.column_bytes, depth, call.workspace + call.partial_at + (tile * call.N + n) * tile_bytes,
+                        call.column_bytes, depth, own + call.partial_at + ((tile - begin) * call.N + n) * tile_bytes,
                         d == 0, d + depth == all_depths, call.y + here, biases + k * item, call.has_bias,
                         call.residual + here, call.has_residual, call.activation, call.low, call.high, call.slope,
                     )  # fmt: skip
 
-    return two_round_loop(copy, multiply)
+    return two_round_loop(no_task, multiply, copy)
 
 
 # How a problem is cut.
@@ -253,25 +261,29 @@ def depth_block(problem) -> int:
     return -(-depth // -(-depth // most) // W) * W
 
 
-def workspace_bytes(problem) -> int:
+def worker_bytes(problem, threads) -> int:
     """Columns, and the sums that wait for other depths."""
-    if depth_block(problem) >= problem.reduction:
-        return columns_bytes(problem)
-    filters = -(-problem.K // rows_of(problem)) * rows_of(problem)
-    return columns_bytes(problem) + problem.N * filters * problem.P * problem.Q * target.vector_bytes()
+    tiles = 0 if depth_block(problem) >= problem.reduction else -(-problem.K // rows_of(problem))
+    waiting = problem.N * -(-tiles // part_count(problem, threads)) * rows_of(problem) * problem.P * problem.Q
+    count = columns_bytes(problem) + waiting * target.vector_bytes()
+    return worker_span(count) if count else 0
+
+
+def workspace_bytes(problem, threads) -> int:
+    return part_count(problem, threads) * worker_bytes(problem, threads)
 
 
 @lru_cache(maxsize=1024)
 def prepared(problem, threads):
-    """The record's fixed part, the compiled loop, the number of tasks of its second round and that of its first."""
+    """The record's fixed part, the compiled loop and the number of tasks."""
     parts, pixels = part_count(problem, threads), problem.P * problem.Q
     copies = 0 if reads_in_place(problem) else problem.N * pixels
     numbers = (
         parts, weight_rows.row_bytes(problem), copies, column_bytes(problem), depth_block(problem),
-        columns_bytes(problem),
+        columns_bytes(problem), worker_bytes(problem, threads),
     )  # fmt: skip
     fields = problem_fields(problem) + struct.pack(f"{len(CUT)}q", *numbers)
-    return fields, compiled(build, problem.dtype.name, rows_of(problem), pixels), parts, copies
+    return fields, compiled(build, problem.dtype.name, rows_of(problem), pixels), parts
 
 
 def predicted_seconds(problem, threads) -> float:

@@ -155,6 +155,26 @@ def test_few_pixels_are_dot_products(name, dtype):
     assert np.isnan(around[-1]).all()
 
 
+def test_few_pixels_of_two_threads_are_the_bits_of_one():
+    """Each copies columns and keeps sums, here of several blocks of depths, where the other does not."""
+    problem = make_problem((2, 100, 4, 4), (405, 100, 3, 3), np.dtype("float32"))
+    assert few_pixels.part_count(problem, 2) == 2
+    assert few_pixels.depth_block(problem) < problem.reduction
+    random = np.random.default_rng(0)
+    x, w = (random.standard_normal(shape, dtype=np.float32) for shape in (problem.x_shape, problem.w_shape))
+
+    def run(threads):
+        y, device = np.full(problem.y_shape, np.nan, np.float32), Device("cpu", threads=threads)
+        workspace = empty_aligned((blocked.workspace_bytes(problem, device),), np.uint8)
+        workspace[:] = 255
+        blocked.run(problem, device, x, w, y, None, None, workspace)
+        return y
+
+    one = run(threads=1)
+    for _ in range(100):  # in most of which the second thread is awake
+        np.testing.assert_array_equal(run(threads=2), one)
+
+
 def test_few_pixels_with_channels_last_are_dot_products_only_where_they_lie_as_in_nchw():
     assert not few_pixels.serves(make_problem((1, 5, 5, 20), (10, 20, 3, 3), np.dtype("float32"), layout="NHWC"))
     assert few_pixels.serves(make_problem((1, 1, 1, 20), (10, 20, 1, 1), np.dtype("float32"), layout="NHWC"))
