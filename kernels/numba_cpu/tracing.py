@@ -27,6 +27,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from . import target
+from .compilation import once
 from .traced_values import BITS, I64, Lanes, Value, call, constant, zeros
 
 # Vectors.
@@ -375,20 +376,21 @@ def traced(returns):
     types.
     """
 
-    def decorate(function):
-        def typed(typing_context, *arguments):
-            arguments = [argument_type(a) for a in arguments]
-            result = returns if isinstance(returns, types.Type) else returns(*arguments)
+    return lambda function: once(make_traced, function, returns)
 
-            def emit(context, builder, signature, values):
-                value = function(*(Value(builder, v, lanes_of(t)) for v, t in zip(values, signature.args)))
-                return context.get_dummy_value() if result == types.void else value.ir
 
-            return result(*arguments), emit
+def make_traced(function, returns):
+    def typed(typing_context, *arguments):
+        arguments = [argument_type(a) for a in arguments]
+        result = returns if isinstance(returns, types.Type) else returns(*arguments)
 
-        return named_intrinsic(typed, function)
+        def emit(context, builder, signature, values):
+            value = function(*(Value(builder, v, lanes_of(t)) for v, t in zip(values, signature.args)))
+            return context.get_dummy_value() if result == types.void else value.ir
 
-    return decorate
+        return result(*arguments), emit
+
+    return named_intrinsic(typed, function)
 
 
 def named_intrinsic(typed, function):

@@ -3,6 +3,8 @@ read.
 """
 
 import errno
+import gc
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 
 from convlib.kernels.numba_cpu import compilation, target
+from convlib.kernels.numba_cpu.traced_values import constant
+from convlib.kernels.numba_cpu.tracing import store, traced
 from convlib.kernels.numba_cpu.vectors import store_shared
 
 
@@ -114,6 +118,75 @@ def test_what_kernels_call_is_linked_before_the_code_generator_has_touched_it(mo
     (library,) = libraries
     engine = numba.core.registry.cpu_target.target_context.codegen()._engine
     assert not any(engine.is_symbol_defined(f.name) for f in library.get_defined_functions())
+
+
+def add_function(number):
+    def of_word(word):
+        return word + number
+
+    @compilation.inlined
+    def add(address, default=0):
+        store_shared(address, of_word(default))
+
+    return add
+
+
+def multiple_function(numbers):
+    """A traced function that writes the product of `numbers`, of which a plain function knows."""
+
+    def product():
+        return math.prod(numbers)
+
+    @traced(numba.types.void)
+    def multiple(address):
+        store(address, constant(address, product()))
+
+    return multiple
+
+
+def test_equal_functions_are_one_and_others_are_not():
+    for function in (add_function, lambda number: multiple_function((number, 3))):
+        first = function(2)
+        assert function(2) is first
+        assert len({function(number) for number in (2, 3, 2.0)} | {first}) == 3
+        assert function(True) is not function(1)
+    listed = [2, 3]  # may change, so that functions of it are never equal
+    assert multiple_function(listed) is not multiple_function(listed)
+
+    @compilation.inlined
+    def write_later(address):
+        store_shared(address, later)
+
+    later = 7  # after the function that it is a free variable of
+
+    product, other = multiple_function((2, 3)), multiple_function((2, 5))
+
+    def kernel(address):
+        product(address)
+        other(address + 8)
+        write_later(address + 16)
+
+    words = np.zeros(3, np.int64)
+    compiled, _ = compilation.compile_with_numba(kernel)
+    compilation.as_callable(compiled.address, 1, compiled).call(words.ctypes.data)
+    assert words.tolist() == [6, 10, 7]
+
+
+def test_pythons_garbage_collector_is_left_as_it_was():
+    before, seen = gc.get_threshold(), []
+
+    @traced(numba.types.void)
+    def note(address):
+        seen.append(gc.get_threshold())
+
+    try:
+        for threshold in ((700, 10, 10), (0, 10, 10)):  # as Python sets it; switched off
+            gc.set_threshold(*threshold)
+            compilation.compile_with_numba(lambda address: note(address))
+            assert gc.get_threshold() == threshold
+    finally:
+        gc.set_threshold(*before)
+    assert [threshold[0] for threshold in seen] == [50_000, 0]
 
 
 def test_a_function_of_which_numba_made_machine_code_is_seen_wherever_it_is_called():
