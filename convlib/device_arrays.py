@@ -163,9 +163,13 @@ def joined_first_axes(view, device):
 
 @contextlib.contextmanager
 def array_module(device, stream, argument):
-    """NumPy, or CuPy on the caller's stream, and the function that makes a view its array; `argument` needs it."""
+    """NumPy, or CuPy on the caller's stream, and the function that makes a view its array; `argument` needs it.
+
+    NumPy warns of no overflow, infinity or NaN here, as no kernel does.
+    """
     if device.kind != "cuda":
-        yield np, lambda array: array
+        with np.errstate(all="ignore"):
+            yield np, lambda array: array
         return
     if find_spec("cupy") is None:
         raise UnsupportedError(f"{argument}: on a GPU it needs CuPy, which is not installed: pip install cupy-cuda13x")

@@ -265,6 +265,7 @@ def surrounded(library, image, padding, mode, fill):
 # Numbers that no kernel takes.
 
 
+@np.errstate(all="ignore")  # an infinity less an infinity is NaN without a warning, as in kernels
 def complex_sums(library, image, kernel, padding, convolving, options):
     """By the real and imaginary parts of both, as two more axes of one call; what is real has only one part."""
     module = module_of(library)
@@ -274,7 +275,7 @@ def complex_sums(library, image, kernel, padding, convolving, options):
         library, with_axes(image, rank)[:, None], with_axes(kernel, rank)[None], padding, convolving, options
     )  # fmt: skip
     sign = 1 if convolving else -1  # a correlation conjugates the kernel
-    real, imaginary = y[0, 0], 0 * y[0, 0]
+    real, imaginary = y[0, 0], 0
     if kernel.shape[0] == 2:
         imaginary = y[0, 1] * sign
     if image.shape[0] == 2:

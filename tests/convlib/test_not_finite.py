@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from convlib import conv2d
+from convlib import conv2d, conv2d_bias_grad, conv2d_input_grad
 from convlib.kernels import reference
 from convlib.problem import make_problem
+from convlib.signal import convolve2d
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -69,3 +70,22 @@ def test_an_infinite_weight_over_padding_is_left_out_or_gives_nan(algorithm, key
     over_padding[:, 0, :rows] = over_padding[:, 0, :, :columns] = True
     np.testing.assert_array_equal(y[~over_padding], wanted[~over_padding])
     assert ((y == left_out) | np.isnan(y))[over_padding].all()
+
+
+LARGEST, ENDLESS = np.full((1, 1, 3, 3), 6e4, np.float16), np.full((1, 1, 3, 3), complex(np.inf, np.inf), np.complex64)
+QUIET = {
+    "bias gradient": lambda: conv2d_bias_grad(LARGEST),
+    "folded": lambda: conv2d_input_grad(LARGEST, LARGEST, (1, 1, 3, 3), padding=1, padding_mode="reflect"),
+    "complex": lambda: conv2d(ENDLESS, np.full((1, 1, 1, 1), 1 + 1j, np.complex64)),
+    "signal": lambda: convolve2d(ENDLESS[0, 0], np.full((1, 1), 1 + 1j, np.complex64)),
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_overflow_and_infinities_are_not_warned_of(name, recwarn):
+    assert not np.isfinite(QUIET[name]()).any()
+    assert not recwarn
+
+
+def test_a_real_kernel_leaves_real_infinities_out_of_imaginary_parts():
+    assert convolve2d(np.array([[complex(np.inf, 3)]]), np.array([[2.0]]))[0, 0].imag == 6
