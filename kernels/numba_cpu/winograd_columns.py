@@ -21,7 +21,8 @@ channels of 224 x 224 490 and 480 microseconds (870), of which storing 12.8 MB a
 and 640 (1,140), of 112 x 112 155 and 150 (230); 3 -> 32 of 299 x 299 510 and 490 (810), of 640 x 640 6.2 and 5.7 ms
 (7.1 to 8); 2 -> 64 of 224 x 224 370 and 350 (630); 3 -> 3 of 256 x 256 79 and 74 (165 and 145), of 1080 x 1080 1.5 ms
 (2.7). float16 490 (860), bfloat16 600 (960, by pairs 650). 6 -> 32 of 224 x 224 480 and 460 (F(4 x 4) 590), 8 -> 16
-325 (F(6 x 6) 385), 8 -> 32 of 112 x 112 160 (F(4 x 4) 165 to 190); of 12 and more channels tiles both ways won.
+325 (F(6 x 6) 385), 8 -> 32 of 112 x 112 160 (F(4 x 4) 165 to 190); of 12 and more channels tiles both ways won. In
+32 groups 128 channels of 56 x 56 135 and 128, 256 of 28 x 28 122 and 105 (`grouped` 180 and 165).
 One channel, which `depthwise` computes as it stores, gained nothing.
 What was learned there:
 - A load of 64 bytes that lies across two lines costs no more than another: copies of the rows, one for each column of
@@ -93,7 +94,7 @@ TASKS_PER_THREAD = 4
 
 # Cycles: of a vector of a channel's transformed rows; of a column of a filter; of an output that is stored; and how
 # often memory takes a line of a large y, however few the multiply-adds.
-ROWS_CYCLES, FILTER_CYCLES, STORE_CYCLES, LINE_CYCLES = 40, 30, 0.25, 22
+ROWS_CYCLES, FILTER_CYCLES, STORE_CYCLES, LINE_CYCLES = 40, 12, 0.25, 22
 ROUNDING_CYCLES = 0.25  # of an output that becomes bfloat16
 
 GEOMETRY = (

@@ -71,7 +71,9 @@ def test_no_two_tasks_write_the_same_group(groups, layout):
 
 
 def test_is_chosen_for_the_first_layers_of_resnext():
-    """Four channels a group, channels last, where vectors hold two groups; with four, NCHW and more channels too."""
+    """Four channels a group, channels last, where vectors hold two groups; with four, NCHW and more channels too, where
+    at most Winograd down the columns, for rows of a vector and more, comes before or next.
+    """
     sizes = [(128, 56, "NHWC")] if target.vector_bytes() > 16 else []
     if target.vector_bytes() == 64:
         sizes += [(128, 56, "NCHW"), (256, 28, "NHWC"), (256, 28, "NCHW"), (512, 14, "NHWC"), (512, 14, "NCHW")]
@@ -81,4 +83,7 @@ def test_is_chosen_for_the_first_layers_of_resnext():
         problem = make_problem(x_shape, weights, np.dtype(np.float32), padding=1, groups=32, layout=layout)
         for planned in (False, True):
             names = dispatch.ranked(problem, Device("cpu", threads=2), "auto", "auto", 5e-6, None, planned)
-            assert names[0] == "numba_cpu.grouped", (channels, layout, planned)
+            first = {"numba_cpu.grouped"}
+            if layout == "NCHW" and size > 16:
+                first |= {"numba_cpu.winograd_columns"}
+            assert set(names[: len(first)]) == first, (channels, layout, planned)
