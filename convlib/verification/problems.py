@@ -116,6 +116,7 @@ SMALL = (
     Case("image_filter_15x15", (1, 1, 70, 81), (1, 1, 15, 15), {"padding": 7}),
     Case("image_filter_31x31", (1, 1, 50, 61), (1, 1, 31, 31), {"padding": "same"}),
     Case("nhwc_wide", (1, 21, 23, 35), (40, 35, 3, 3), {"layout": "NHWC", "padding": 1}, bias=True),
+    Case("nhwc_first_layer", (2, 7, 11, 3), (32, 3, 3, 3), {**NHWC, "padding": ((2, 0), (1, 3))}, bias=True),
     Case("nhwc_two_filters", (1, 9, 37, 2), (4, 1, 3, 5), {**NHWC, "groups": 2, "padding": 2}, residual=True),
     Case("nhwc_5_dilated", (2, 13, 41, 5), (5, 1, 3, 3), {**NHWC, "groups": 5, "dilation": (2, 3)}, bias=True),
     Case("nhwc_5_asymmetric", (1, 13, 41, 5), (5, 1, 3, 3), {**NHWC, "groups": 5, "padding": ((2, 0), (1, 3))}),
