@@ -26,8 +26,8 @@ for module, wheel in (("cuda.bindings.nvrtc", "NVRTC"), ("numba.cuda", "numba-cu
     pytest.importorskip(module, reason=f"{wheel} is not installed (extra cuda13)")
 
 TARGET = 80
-# What SentryWard 0.1.1 cannot decide: a branch that hangs on a loaded value or an array's alignment. The emulator's check
-# stands alone there.
+# What SentryWard 0.1.1 cannot decide: a branch that hangs on a loaded value or an array's alignment. The emulator's
+# check stands alone there.
 UNDECIDED = {
     ("numba_cuda.im2col", "im2col_product"): "control_predicate_not_static",
     ("cupy_raw.depthwise", "conv2d_depthwise"): "control_predicate_not_static",
