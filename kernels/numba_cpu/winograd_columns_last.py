@@ -13,7 +13,7 @@ from numba.core import types
 from .compilation import inlined
 from .short_floats import lanes_for, stored_kind, vector_of
 from .threads import two_round_loop
-from .tracing import Lanes, broadcast, fma, hidden, load, loop, traced, zeros
+from .tracing import Lanes, broadcast, constant, fma, hidden, load, loop, traced, zeros
 from .vectors import record_at
 from .weight_rows import LINE
 from .winograd_columns_tiles import (
@@ -61,7 +61,7 @@ def tiles_function(dtype_name):
 
             begin = [bias_of(None), *[zeros(V, u)] * (n - 2), bias_of(None)]
             sums = loop(C, step, [[list(begin) for _ in range(OWN)], u + turn * C * i, v])[0]
-            left, at = (u * 0 + OWN, rows_left), i * V.count
+            left, at = (constant(u, OWN), rows_left), i * V.count
             put_outputs(
                 dtype_name, sums, bias_of, to.at(at), more.at(at), has_residual, left, at_once, past, scratch,
                 activation,

@@ -31,8 +31,8 @@ from .tracing import (
     traced,
     zeros,
 )
-from .winograd_matrices import HALF, ONE, Axis, filter_matrix, input_matrix, output_matrix
-from .winograd_transforms import combine, pairs, times_paired_rows
+from .winograd_matrices import Axis, filter_matrix, input_matrix, output_matrix
+from .winograd_transforms import times_paired_columns, times_paired_rows
 
 AXIS = Axis(4, 3)  # of a tile: 4 rows of outputs
 OWN = 24 // AXIS.points  # filters of a tile, or pixels: sums of all their products are in registers
@@ -124,15 +124,7 @@ def copies(dtype_name):
 
 def outputs_of(sums, bias):
     """The rows of a tile's outputs, of the sums of its products: A^T. The first and last sums began with the bias."""
-    matrix, values = [list(row) for row in output_matrix(AXIS)], list(sums)
-    for plus, minus in pairs(len(values)):
-        a, b = values[plus], values[minus]
-        values[plus], values[minus] = a + b, a - b
-        for row in matrix:
-            c, d = row[plus], row[minus]
-            row[plus], row[minus] = (c + d) * HALF, (c - d) * HALF
-    inner = [combine([ONE, *row], [bias, *values]) for row in matrix[1:-1]]
-    return [combine(matrix[0], values), *inner, combine(matrix[-1], values)]
+    return times_paired_columns(output_matrix(AXIS), sums, [None, *[bias] * (AXIS.m - 2), None])
 
 
 class Place(NamedTuple):

@@ -83,8 +83,10 @@ def times_paired_rows(matrix, values):
     return [combine(row, values) if done is None else done for row, done in zip(matrix, result, strict=True)]
 
 
-def times_paired_columns(matrix, values):
-    """matrix @ values, where columns 1 and 2, 3 and 4, ... belong to the points p and -p."""
+def times_paired_columns(matrix, values, added=None):
+    """matrix @ values, where columns 1 and 2, 3 and 4, ... belong to the points p and -p. added: a value that begins
+    the sum of each row, or None for a row that has none.
+    """
     matrix, values = [list(row) for row in matrix], list(values)
     for plus, minus in pairs(len(values)):
         a, b = values[plus], values[minus]
@@ -92,7 +94,11 @@ def times_paired_columns(matrix, values):
         for row in matrix:
             c, d = row[plus], row[minus]
             row[plus], row[minus] = (c + d) * HALF, (c - d) * HALF
-    return [combine(row, values) for row in matrix]
+    starts = added or [None] * len(matrix)
+    return [
+        combine(row, values) if start is None else combine([ONE, *row], [start, *values])
+        for row, start in zip(matrix, starts, strict=True)
+    ]
 
 
 # Quads of many addresses as vectors.
