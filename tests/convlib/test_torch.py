@@ -438,3 +438,14 @@ def test_numpys_integers_are_integers():
     for function in (conv2d, conv_transpose2d):
         taken = function(x, w, stride=two, padding=np.int64(1), dilation=two)
         assert torch.equal(taken, function(x, w, stride=2, padding=1, dilation=2))
+
+
+def test_channels_known_only_when_running_are_compiled_and_checked_then():
+    x, w = torch.ones(1, 2, 5, 5), torch.ones(3, 2, 3, 3)
+    torch._dynamo.decorators.mark_unbacked(x, 1)
+    compiled = torch.compile(lambda x, w: conv2d(x, w), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, w), torch.full((1, 3, 3, 3), 18.0))
+    x = torch.ones(1, 4, 5, 5)
+    torch._dynamo.decorators.mark_unbacked(x, 1)
+    with pytest.raises(ValueError, match="channels"):
+        compiled(x, w)
