@@ -3,7 +3,7 @@
 For a product (implicit_gemm in float32, tensor_core in float16, and Winograd's where one of them is predicted to be the
 fastest) and for the depthwise layers, with the tile that their launchers choose, in each pass: input gradients are
 forward products, one for each phase of the stride; weight gradients have kernels of their own. Winograd's batched
-product has a row for the slices of its tiles, and one for the last of them where that is smaller.
+product has a row for slices of equally many tiles.
 
     tile       "64 x 64 in 2": two slices of a block share its reduction
     whole      tiles that are one block each, and how many others are split in how many parts
@@ -22,6 +22,7 @@ Predicted is not measured: no GPU is needed.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -37,7 +38,6 @@ from convlib.kernels.cupy_raw import (
     depthwise_input_grad,
     depthwise_tiles,
     depthwise_weight_grad,
-    im2col,
     implicit_gemm,
     tensor_core,
     tensor_core_weight_grad,
@@ -258,21 +258,18 @@ def winograd_row(network, layer, problem: ConvProblem, place: Device) -> Row:
 
 
 def winograd_batched_rows(network, layer, problem: ConvProblem, place: Device) -> list[Row]:
-    """Its matrix product's launches: of whole slices, and of the last one."""
-    sizes, products = winograd_batched.matrices(problem, place), winograd_batched.transformed(problem)
-    slices, rest = divmod(products.W, sizes.pixels)
+    """Its matrix product's launches: those of slices of as many tiles are one row."""
+    sizes = winograd_batched.matrices(problem, place)
     found = []
-    for count, tiles in ((slices, sizes.pixels), (1, rest)):
-        if count == 0 or tiles == 0:
-            continue
+    for tiles, count in Counter(tiles for _, tiles in winograd_batched.slices(problem, sizes)).items():
         others = [
             (
-                im2col.gemm_blocks(products, other, im2col.round_up(tiles, other.tile_m)), 1,
+                winograd_batched.product_blocks(problem, other, tiles), 1,
                 count * winograd_batched.multiply_seconds(problem, place, other, tiles),
             )
             for other in winograd_batched.possible_matrices(problem)
         ]  # fmt: skip
-        blocks = im2col.gemm_blocks(products, sizes, im2col.round_up(tiles, sizes.tile_m))
+        blocks = winograd_batched.product_blocks(problem, sizes, tiles)
         name, tile = f"{layer}, slice of {tiles:,}", f"{sizes.tile_k} x {sizes.tile_m}"
         row = Row(
             network, name, "winograd_batched", tile, blocks, 0, 1, waves.busy(blocks, place.sm_count), None,

@@ -146,12 +146,12 @@ def predictions(problem, device, cuts, parts):
     return {cut: found[cut].seconds for cut in sorted(found, key=lambda cut: found[cut].multiply + found[cut].add)}
 
 
-def chosen(device, predicted, launch=0, dearer=waves.DEARER):
+def chosen(device, predicted, launch=0, dearer=waves.DEARER, close=0):
     """Of cuts, with their predicted seconds, the fastest that is split or fills its last wave; else, that keeps the GPU
-    busy; else, of all. One that costs more than `dearer` allows is none of them; a split one may cost `launch`
-    beside, the seconds of the launch that adds splits where one does.
+    busy; else, of all. One that costs more than `dearer` times the fastest and `close` seconds is none of them; a split
+    one may cost `launch` beside, the seconds of the launch that adds splits where one does.
     """
-    allowed = dearer * min(predicted.values())
+    allowed = dearer * min(predicted.values()) + close
     taken = [cut for cut, seconds in predicted.items() if seconds <= allowed + launch * (cut.splits > 1)]
     return min(taken, key=lambda cut: (not fills(cut, device), not is_busy(cut, device), predicted[cut]))
 

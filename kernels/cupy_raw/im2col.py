@@ -12,14 +12,16 @@ import numpy as np
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
+from .cut import round_up
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
+from .register_tile import DEPTH, EACH, tile_of
 
-DEPTH = 8  # reduction steps per stage, as in gemm_layout.cuh
-EACH = {4: 8, 8: 4}  # filters, and pixels, per thread of gemm.cu, by the bytes of a sum
+TILES = ((16, 16), (8, 16), (4, 16))  # filters x pixels of gemm.cu, in the 8 (float64: 4) that a thread has of each
 THREADS, CHANNELS_PER_THREAD = 256, 8  # as in im2col.cu
 COLUMNS_BYTES = 64 << 20  # enough pixels for every SM of the largest cards at 576 rows of reduction
 WAITING = cost.waiting("cupy_raw.im2col")
-SLOTS_PER_MULTIPLY_ADD = 0.1  # beside the multiply-add itself, in the GEMM's main loop: see gemm.cu
+# Beside the multiply-add itself, in the GEMM's main loop: see gemm.cu; in a tile of half a warp's pixels.
+SLOTS_PER_MULTIPLY_ADD, NARROW_SLOTS = 0.1, 0.22
 
 SLICE = np.dtype([("first", "i8"), ("pixels", "i4"), ("padded", "i4"), ("depth", "i4"), ("filters", "i4")], align=True)
 
@@ -33,7 +35,7 @@ class Matrices(NamedTuple):
     filters: int
     tile_k: int
     tile_m: int
-    each: int
+    threads: int  # of a tile
     pixels: int  # most in one slice, a multiple of tile_m
     packed_bytes: int
     columns_bytes: int
@@ -41,37 +43,37 @@ class Matrices(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def matrices(problem, device):
-    return min(possible_matrices(problem), key=lambda sizes: gemm_seconds(problem, device, sizes.tile_k, sizes.tile_m))
+    return min(possible_matrices(problem, TILES), key=lambda sizes: gemm_seconds(problem, device, sizes))
 
 
-def possible_matrices(problem):
-    """For tiles of each size."""
-    each = EACH[problem.accumulate.itemsize]
-    return [matrices_of(problem, each, lanes * each) for lanes in (16, 8, 4)]
+def possible_matrices(problem, tiles):
+    return [matrices_of(problem, tile_of(problem, lanes)) for lanes in tiles]
 
 
-def matrices_of(problem, each, tile_k):
-    itemsize, tile_m = problem.accumulate.itemsize, 16 * each
-    depth, filters = round_up(problem.reduction, DEPTH), round_up(problem.Kg, tile_k)
+def matrices_of(problem, tile):
+    itemsize = problem.accumulate.itemsize
+    depth, filters = round_up(problem.reduction, DEPTH), round_up(problem.Kg, tile.filters)
     pixel_bytes = problem.groups * depth * itemsize
-    wanted = round_up(problem.N * problem.P * problem.Q, tile_m)
-    affordable = max(COLUMNS_BYTES // pixel_bytes // tile_m, 1) * tile_m
+    wanted = round_up(problem.N * problem.P * problem.Q, tile.pixels)
+    affordable = max(COLUMNS_BYTES // pixel_bytes // tile.pixels, 1) * tile.pixels
     pixels = min(wanted, affordable)
     packed = round_up(problem.groups * depth * filters * itemsize, 64)
-    return Matrices(depth, filters, tile_k, tile_m, each, pixels, packed, pixels * pixel_bytes)
+    columns = pixels * pixel_bytes
+    return Matrices(depth, filters, tile.filters, tile.pixels, tile.threads, pixels, packed, columns)
 
 
-def gemm_seconds(problem, device, tile_k, tile_m):
+def gemm_seconds(problem, device, sizes):
     """All slices together: the matrix product of every output."""
-    pixels = ceil_div(problem.N * problem.P * problem.Q, tile_m)
-    blocks = problem.groups * pixels * ceil_div(problem.Kg, tile_k)
-    threads = tile_k * tile_m // EACH[problem.accumulate.itemsize] ** 2
-    each = SLOTS_PER_MULTIPLY_ADD + cost.multiply_slots(problem, device)
-    return cost.block_seconds(device, blocks, threads, tile_k * tile_m * round_up(problem.reduction, DEPTH) * each)
+    blocks = gemm_blocks(problem, sizes, round_up(problem.N * problem.P * problem.Q, sizes.tile_m))
+    return cost.block_seconds(device, blocks, sizes.threads, block_slots(problem, device, sizes))
 
 
-def round_up(size, multiple):
-    return ceil_div(size, multiple) * multiple
+def block_slots(problem, device, sizes):
+    """Issue slots of a block of the matrix product, over all its threads, in its loop."""
+    macs = sizes.tile_k * sizes.tile_m
+    is_narrow = macs < sizes.threads * EACH[problem.accumulate.itemsize] ** 2
+    beside = NARROW_SLOTS if is_narrow else SLOTS_PER_MULTIPLY_ADD
+    return macs * sizes.depth * (beside + cost.multiply_slots(problem, device))
 
 
 def why_not(problem, device):
@@ -100,7 +102,7 @@ def predicted_seconds(problem, device):
     slices = ceil_div(total, sizes.pixels)
     columns = round_up(total, sizes.tile_m) * problem.groups * sizes.depth * problem.accumulate.itemsize
     moved = cost.memory_seconds(problem, device, 2 * columns + 2 * sizes.packed_bytes)
-    return WAITING * gemm_seconds(problem, device, sizes.tile_k, sizes.tile_m) + moved + (1 + 2 * slices) * cost.LAUNCH
+    return WAITING * gemm_seconds(problem, device, sizes) + moved + (1 + 2 * slices) * cost.LAUNCH
 
 
 def sources(problem, device, wide=False):
@@ -136,8 +138,7 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
         chunks = min(ceil_div(problem.C, CHANNELS_PER_THREAD), MAX_GRID[1])
         launch(gather, (ceil_div(padded, THREADS), chunks), THREADS, (x, columns, struct, part), stream=stream)
         arguments = (packed, columns, y, bias, residual, struct, part)
-        threads = sizes.tile_k // sizes.each * (sizes.tile_m // sizes.each)
-        launch(gemm, gemm_blocks(problem, sizes, padded), threads, arguments, stream=stream)
+        launch(gemm, gemm_blocks(problem, sizes, padded), sizes.threads, arguments, stream=stream)
 
 
 @lru_cache(maxsize=4096)

@@ -23,15 +23,14 @@
 // that comes last to a tile added them, 8 splits at a time with 16 loads of a thread under way, no launch followed, and the
 // model said 2 to 5 % less at one image; but in the simulator named below 576x14x14-96-1x1 took 48,800 cycles instead of
 // 34,300 and 64x7x7-512-3x3 68,300 instead of 54,300, launches counted: one block reads a tile's splits one after the other.
-// Predicted for the layers of VGG-16, ResNet-50 and MobileNetV2 on 108 SMs: 62.9 ms together at 32 images, 66.6 with
-// whole tiles only; 2.75 ms at one image, 12.8. Every layer fills its last wave or is split, on 108 and on 132 SMs, which
-// takes them all 0.1 % longer at 32 images than the fastest cuts would, 1 to 3 % at one (python -m benchmarks waves).
+// Predicted for the layers of VGG-16, ResNet-50 and MobileNetV2 on 108 SMs: 61.8 ms together at 32 images, 65.7 with
+// whole tiles only; 2.80 ms at one image, 12.4. Every layer fills its last wave or is split, on 108 and on 132 SMs, which
+// takes them all 0.1 % longer at 32 images than the fastest cuts would, 1 to 2 % at one (python -m benchmarks waves).
 // Where a product has few stages a further launch costs more than splits bring: there SLICES of a block share a tile,
 // each with threads, buffers and stages of its own, and hand their sums to the first by way of shared memory
-// (register_tile.cuh). 16x112x112-96-1x1 at one image: 294 blocks of 4 warps fill 0.91 of 324 slots, predicted 10.7
-// us, where 98 whole tiles took 11.3 and splits 16.2. There too a tile of 32 x 32, 8 x 4 sums a thread, may fill a wave:
-// 3x224x224-32-3x3/2 and 32x112x112-16-1x1 at one image and 132 SMs are 392 blocks of it, in four slices, on 396 slots,
-// and as fast as 98 of 32 x 128 on 132. Its loop has 256 multiply-adds among 315 to 341 instructions (75 to 82 %).
+// (register_tile.cuh). There too a tile of 32 x 32, 8 x 4 sums a thread, may fill a wave: 3x224x224-32-3x3/2 and
+// 32x112x112-16-1x1 at one image and 132 SMs are 392 blocks of it, in four slices, on 396 slots, predicted to be 0.03 and
+// 0.02 faster than 98 of 32 x 128. Its loop has 256 multiply-adds among 315 to 341 instructions (75 to 82 %).
 // Bank conflicts: none. Reads: register_tile.cuh. Neighbouring pixels come to neighbouring banks, and where two lanes
 // hold one pixel's upper and lower channels, the halves of the lower rows' vectors change places (Windows::place).
 //

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
-from .cut import Parts, chosen, cut_struct, predictions, split_cut, whole_cut, with_splits
+from .cut import Parts, chosen, cut_struct, predictions, slots, split_cut, whole_cut, with_splits
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 from .register_tile import DEPTH, EACH, reduction_of, tile_of
 
@@ -31,18 +31,17 @@ FEWER_WARPS = 12
 # for each vector of filters; for each element of a pixel, channels inner, taps inner.
 STAGE_SLOTS, VECTOR_SLOTS, ELEMENT_SLOTS = 14, 3, (4.5, 30)
 WAITING = cost.waiting("cupy_raw.implicit_gemm")
-# Instead of waves.DEARER, with which 160x7x7-960-1x1 took 31,700 simulated cycles on 30 multiprocessors, and 28,700 so.
-DEARER = 1.15
-THREAD_SLOTS = 600  # of each thread of a block beside: addresses, the first stage's wait, the store
-SLICE_SLOTS = 250  # of each thread of another slice, which stores nothing ...
-GATHER_SLOTS = 1.5  # ... but hands on its sums, each
+# Fitted to 31 simulated cuts (results/simulated-sm75-2026-11-28), whose product is off by a factor of 1.07 in the mean.
+EDGE_CYCLES = 3500  # of a launch: until the first stage has come, and while the last sums leave
+BRINGING = 0.5  # of the time in which stages come from L2: as much is not hidden by what is multiplied meanwhile
+DEARER, CLOSE = 1.05, 5e-7  # instead of waves.DEARER: a full wave may cost so many times, and seconds, more
 
 passes = ("forward",)
 
 
 @lru_cache(maxsize=4096)
 def cut_for(problem, device):
-    return chosen(device, predictions(problem, device, cuts(problem, device), parts), cost.LAUNCH, DEARER)
+    return chosen(device, predictions(problem, device, cuts(problem, device), parts), cost.LAUNCH, DEARER, CLOSE)
 
 
 def cuts(problem, device):
@@ -62,15 +61,35 @@ def cut_of(problem, tile, splits=1, first=0):
 
 
 def parts(problem, device, cut):
-    def multiplying(blocks, stages):
-        return cost.block_seconds(device, blocks, cut.tile.threads, block_slots(problem, device, cut, stages))
-
+    stages = (cut.depth // DEPTH, cut.stages)
+    blocks = [cost.Block(block_slots(problem, device, cut, count), enough(cut.tile)) for count in stages]
+    multiply = WAITING * cost.wave_seconds(device, (cut.whole, cut.parts), cut.blocks_per_sm, blocks)
     return Parts(
-        WAITING * (multiplying(cut.whole, cut.depth // DEPTH) + multiplying(cut.parts, cut.stages)),
+        multiply + bringing_seconds(problem, device, cut) + edges_seconds(device, cut),
         cost.passing_seconds(device, cut.partial_bytes),
         cost.memory_seconds(problem, device, 2 * cut.packed_bytes),
         (3 if cut.splits > 1 else 2) * cost.LAUNCH,
     )
+
+
+def enough(tile):
+    """Blocks that keep a multiprocessor issuing."""
+    return cost.WARPS_TO_SATURATE * 32 / tile.threads
+
+
+def bringing_seconds(problem, device, cut):
+    """In which the busiest multiprocessor's stages come from L2, as far as no multiplication hides it."""
+    stages = ceil_div(cut.whole * (cut.depth // DEPTH) + cut.parts * cut.stages, cost.sm_count(device))
+    stage_bytes = DEPTH * (cut.tile.filters + cut.tile.pixels) * problem.accumulate.itemsize
+    return BRINGING * stages * stage_bytes / cost.passing_bytes_per_second(device)
+
+
+def edges_seconds(device, cut):
+    """In which nothing is multiplied: before the first stages have come, and while the last sums leave; between waves
+    as well, where no other block of the multiprocessor has some.
+    """
+    between = ceil_div(cut.blocks, slots(cut, device)) - 1
+    return EDGE_CYCLES / cost.clock(device) * (1 + between / cut.blocks_per_sm)
 
 
 def seconds(problem, device, cut):
@@ -86,8 +105,7 @@ def block_slots(problem, device, cut, stages):
     beside = (STAGE_SLOTS + DEPTH * loads_of(problem, cut.tile)) * of_slice
     beside += VECTOR_SLOTS * vectors + ELEMENT_SLOTS[cut.taps_inner] * elements
     macs = DEPTH * cut.tile.filters * cut.tile.pixels
-    once = THREAD_SLOTS * of_slice + (cut.tile.slices - 1) * (SLICE_SLOTS * of_slice + GATHER_SLOTS * macs / DEPTH)
-    return stages * (macs * cost.multiply_slots(problem, device) + beside) + once
+    return stages * (macs * cost.multiply_slots(problem, device) + beside)
 
 
 def loads_of(problem, tile):

@@ -12,6 +12,7 @@ from functools import lru_cache
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
 from . import im2col, waves
+from .cut import round_up
 from .parameters import (
     is_wide,
     problem_struct,
@@ -27,6 +28,7 @@ MINIMAL = 4  # outputs of a tile each way
 PRODUCTS = (MINIMAL + 2) ** 2  # of a tile, a filter and a channel
 THREADS, CHANNELS_PER_THREAD = 256, 8  # as in winograd_batched.cu
 WORKSPACE_BYTES = 64 << 20  # of columns and products, unless a single tile of the matrix product has more
+TILES = (*im2col.TILES, (8, 4), (4, 4))  # of a matrix product: one of few tiles is cut into more blocks
 THREAD_SLOTS = 600  # of each thread of the matrix product beside its loop: few channels make a short one
 
 passes = ("forward",)
@@ -72,23 +74,38 @@ def matrices(problem, device):
 
 
 def possible_matrices(problem):
-    return [in_slices(problem, sizes) for sizes in im2col.possible_matrices(transformed(problem))]
+    return [in_slices(problem, sizes) for sizes in im2col.possible_matrices(transformed(problem), TILES)]
 
 
 def is_busy(problem, device, sizes):
-    """Of a slice."""
-    blocks = im2col.gemm_blocks(transformed(problem), sizes, sizes.pixels)
-    return waves.busy(blocks, cost.sm_count(device)) >= waves.FULL
+    """In each of its slices."""
+    blocks = [product_blocks(problem, sizes, tiles) for _, tiles in slices(problem, sizes)]
+    return all(waves.busy(count, cost.sm_count(device)) >= waves.FULL for count in blocks)
 
 
 def in_slices(problem, sizes):
-    """Slices are equally large: a small last one would leave multiprocessors idle."""
+    """With the tiles of its largest slice."""
     products = transformed(problem)
     column = products.groups * sizes.depth * problem.accumulate.itemsize
     affordable = WORKSPACE_BYTES // (column + product_bytes(problem, 1)) // sizes.tile_m * sizes.tile_m
-    slices = ceil_div(products.W, max(affordable, sizes.tile_m))
-    pixels = im2col.round_up(ceil_div(products.W, slices), sizes.tile_m)
+    count = ceil_div(products.W, max(affordable, sizes.tile_m))
+    pixels = round_up(ceil_div(products.W, count), sizes.tile_m)
     return sizes._replace(pixels=pixels, columns_bytes=pixels * column)
+
+
+def slices(problem, sizes):
+    """The first tile of each slice, and how many it has: as evenly as whole tiles of the matrix product allow, since a
+    small one would leave multiprocessors idle.
+    """
+    total = transformed(problem).W
+    whole, count = ceil_div(total, sizes.tile_m), ceil_div(total, sizes.pixels)
+    firsts = [whole * number // count * sizes.tile_m for number in range(count)]
+    return [(first, end - first) for first, end in zip(firsts, [*firsts[1:], total])]
+
+
+def product_blocks(problem, sizes, tiles):
+    """Of the matrix product of a slice of so many."""
+    return im2col.gemm_blocks(transformed(problem), sizes, round_up(tiles, sizes.tile_m))
 
 
 def product_bytes(problem, tiles):
@@ -128,9 +145,9 @@ def workspace_bytes(problem, device):
 def predicted_seconds(problem, device):
     """Packing, then per slice: columns and products written and read, and whole waves of the products' blocks."""
     sizes, tiles = matrices(problem, device), transformed(problem).W
-    columns = sizes.columns_bytes // sizes.pixels * im2col.round_up(tiles, sizes.tile_m)
+    columns = sizes.columns_bytes // sizes.pixels * round_up(tiles, sizes.tile_m)
     extra = 2 * (columns + product_bytes(problem, tiles) + sizes.packed_bytes)
-    launches = 1 + 3 * ceil_div(tiles, sizes.pixels)
+    launches = 1 + 3 * len(slices(problem, sizes))
     return (
         products_seconds(problem, device, sizes) + cost.memory_seconds(problem, device, extra) + launches * cost.LAUNCH
     )
@@ -138,23 +155,14 @@ def predicted_seconds(problem, device):
 
 def products_seconds(problem, device, sizes):
     """The matrix products of all slices."""
-    slices, rest = divmod(transformed(problem).W, sizes.pixels)
-    multiply = slices * multiply_seconds(problem, device, sizes, sizes.pixels)
-    return multiply + (multiply_seconds(problem, device, sizes, rest) if rest else 0)
+    return sum(multiply_seconds(problem, device, sizes, tiles) for _, tiles in slices(problem, sizes))
 
 
 def multiply_seconds(problem, device, sizes, tiles):
     """The matrix products of one slice of `tiles`."""
-    blocks = im2col.gemm_blocks(transformed(problem), sizes, im2col.round_up(tiles, sizes.tile_m))
-    threads = threads_of(sizes)
-    macs = sizes.tile_k * sizes.tile_m * sizes.depth
-    slots = macs * (im2col.SLOTS_PER_MULTIPLY_ADD + cost.multiply_slots(problem, device)) + THREAD_SLOTS * threads
-    return im2col.WAITING * cost.block_seconds(device, blocks, threads, slots)
-
-
-def threads_of(sizes):
-    """Of a block of the matrix product."""
-    return sizes.tile_k // sizes.each * (sizes.tile_m // sizes.each)
+    blocks = product_blocks(problem, sizes, tiles)
+    slots = im2col.block_slots(problem, device, sizes) + THREAD_SLOTS * sizes.threads
+    return im2col.WAITING * cost.block_seconds(device, blocks, sizes.threads, slots)
 
 
 def sources(problem, device, wide=False, together=False):
@@ -188,13 +196,13 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
 
     arguments = (w, packed, struct, im2col.slice_struct(sizes, 0, total))
     launch(pack, packing_blocks(problem, sizes), THREADS, arguments, stream=stream)
-    for first in range(0, total, sizes.pixels):
-        part = im2col.slice_struct(sizes, first, total)
-        tiles, padded = int(part["pixels"]), int(part["padded"])
+    for first, tiles in slices(problem, sizes):
+        part = im2col.slice_struct(sizes, first, first + tiles)
+        padded = int(part["padded"])
         launch(scatter, (ceil_div(padded, THREADS), chunks), THREADS, (x, columns, struct, part), stream=stream)
         arguments = (packed, columns, products, None, None, products_struct(problem, padded, together))
-        blocks = im2col.gemm_blocks(transformed(problem), sizes, padded)
-        launch(gemm, blocks, threads_of(sizes), (*arguments, im2col.slice_struct(sizes, 0, tiles)), stream=stream)
+        arguments += (im2col.slice_struct(sizes, 0, tiles),)
+        launch(gemm, product_blocks(problem, sizes, tiles), sizes.threads, arguments, stream=stream)
         arguments = (products, y, bias, residual, struct, part)
         launch(gather, finishing_blocks(problem, tiles), THREADS, arguments, stream=stream)
 

@@ -17,7 +17,7 @@ Small problems, and the last wave of others: several blocks share a tile, each w
 as cupy_raw's (cut.py, waves.py). They leave their sums in the workspace, filters side by side or pixels as in y, and
 `implicit_gemm_sum` adds them in their order: the same bits every time. The layers of VGG-16, ResNet-50 and MobileNetV2
 are predicted to take 3.9 ms together at one image on 108 SMs, with whole tiles only 18.5; 89.4 and 94.2 at 32 images
-(cupy_raw 2.7 and 62.9). The loop is no longer for it, 688 instructions instead of 699; registers 125 instead of 127
+(cupy_raw 2.8 and 61.8). The loop is no longer for it, 688 instructions instead of 699; registers 125 instead of 127
 (channels last 793 instead of 792; 158, 156).
 Bank conflicts: none. Eight lanes' runs of 4 numbers lie interleaved: pixel x of 32 at place x % 8 * 4 + x // 8. So
 lanes store 32 pixels into 32 banks, load runs of 16 bytes, and their outputs are neighbours when they leave. A row is

@@ -47,7 +47,7 @@ def test_every_tile_of_the_tiled_kernel_runs_without_a_fault(number, monkeypatch
 
 @pytest.mark.parametrize("tile_k", [32, 64, 128])
 def test_every_tile_of_the_matrix_product_runs_without_a_fault_in_slices(tile_k, monkeypatch):
-    monkeypatch.setattr(im2col, "gemm_seconds", lambda problem, device, tile, tile_m: abs(tile - tile_k))
+    monkeypatch.setattr(im2col, "gemm_seconds", lambda problem, device, sizes: abs(sizes.tile_k - tile_k))
     monkeypatch.setattr(im2col, "COLUMNS_BYTES", 1)
     im2col.matrices.cache_clear()
     assert im2col.matrices(STICKING_OUT.problem(), device.emulator()).tile_k == tile_k

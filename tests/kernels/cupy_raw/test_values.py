@@ -63,7 +63,7 @@ def test_every_tile_of_the_tiled_kernel_equals_the_reference(number, monkeypatch
 @pytest.mark.parametrize("wanted", [0, 1, 2])
 def test_every_tile_of_the_matrix_product_equals_the_reference(wanted, dtype, monkeypatch):
     tile_k = (4, 8, 16)[wanted] * im2col.EACH[np.dtype(dtype).itemsize]
-    monkeypatch.setattr(im2col, "gemm_seconds", lambda problem, device, tile, tile_m: abs(tile - tile_k))
+    monkeypatch.setattr(im2col, "gemm_seconds", lambda problem, device, sizes: abs(sizes.tile_k - tile_k))
     monkeypatch.setattr(im2col, "COLUMNS_BYTES", 1)  # and many slices
     im2col.matrices.cache_clear()
     case = replace(STICKING_OUT, dtype=dtype)

@@ -116,6 +116,20 @@ def test_the_slices_cover_every_tile_once(small_slices):
     assert sum(int(part["pixels"]) for part in slices) == tiles
 
 
+def test_slices_differ_by_a_tile_at_most():
+    """32 images of 28 x 28 are 1,568 tiles, of whose columns and products the workspace takes a third."""
+    problem = make_problem((32, 512, 28, 28), (256, 512, 3, 3), np.float32, padding=1)
+    for sizes in winograd_batched.possible_matrices(problem):
+        slices = winograd_batched.slices(problem, sizes)
+        ends = [first + tiles for first, tiles in slices]
+        assert [first for first, _ in slices] == [0, *ends[:-1]]
+        assert ends[-1] == 32 * 7 * 7
+        counts = [launching.ceil_div(tiles, sizes.tile_m) for _, tiles in slices]
+        assert len(counts) > 2
+        assert max(counts) - min(counts) <= 1
+        assert max(counts) * sizes.tile_m == sizes.pixels
+
+
 def test_refuses_what_it_does_not_compute():
     problem = make_problem((1, 4, 9, 9), (4, 4, 3, 3), np.float32, stride=2)
     assert winograd_batched.why_not(problem, GPU) == ["stride 1 only, got (2, 2)"]
