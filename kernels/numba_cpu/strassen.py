@@ -5,7 +5,7 @@ filters, channels and pixels, not eight.
                    [ A11 A12 ]            [ B11 B12 ]           [ Y11 Y12 ]
                    [ A21 A22 ]            [ B21 B22 ]           [ Y21 Y22 ]
 
-    S1 = A21 + A22    S2 = S1 - A11    S3 = A11 - A21    S4 = A12 - S2        of the weights, ahead or first in a call
+    S1 = A21 + A22    S2 = S1 - A11    S3 = A11 - A21    S4 = A12 - S2        of the weights, ahead or in a call
     T1 = B12 - B11    T2 = B22 - T1    T3 = B22 - B12    T4 = T2 - B21        of two tiles of pixels, by every task
 
     for every pair of neighbouring tiles of pixels, 3 vectors each and perhaps a lone one: the left is B's first half
@@ -28,14 +28,18 @@ Measured on two Zen 5 cores, plans of ResNet-50's 1x1 layers at N = 1, as times 
 to AVX2 1.06 to 1.11, and more where x's rows lie so that blocked.py reads them slowly. Seven products instead of eight
 would be 1.14: sums of pixels cost 2 to 9 %, most where there are few filters, and what is left over 2 to 5 %.
 What was learned there:
-- A single call has to make the weights' sums, in a first round of tasks. When threads then read what the others wrote,
-  it took 9 microseconds more than a plan's for 65,536 weights, 28 for 262,144, of layers that take 200 to 400; and 37
-  and 118 to 150 in hours in which what one core writes comes slowly to the other. So each thread makes for itself what
-  it reads (strassen_cuts.py): where filters or weights are few the sums of all weights, and takes pairs of its own;
-  else the sums of its own filters, and takes all pairs, whose T's it makes again. That takes 8 to 12, and 22 to 40,
-  in such hours too. (When threads helped each other with the former, 512 -> 128 channels of 28 x 28 took 219 instead
-  of 211.) Half of it is writing the sums, 7/4 of the weights, where the L2 cache does not hold them from call to
-  call. Fetching ahead what is read or written changes nothing there; interleaving before summing, 5 %.
+- A single call has to make the weights' sums. When threads then read what the others wrote, it took 9 microseconds more
+  than a plan's for 65,536 weights, 28 for 262,144, of layers that take 200 to 400; and 37 and 118 to 150 in hours in
+  which what one core writes comes slowly to the other. So each thread makes for itself what it reads, for one range of
+  filters at a time, during its first pair of tiles.
+- These sums are made beside the products of the 8 filters before, where registers allow: four channels a step, in five
+  turns of which none needs more than 7 registers besides the product's own (`pack_few`). On two Zen 4 cores calls take
+  5 to 15 microseconds more than plans so, 5 of them in Python, instead of 32 for 256 -> 1024 channels of 14 x 14, 40 to
+  47 for 1024 -> 256, 80 to 110 for 1024 -> 512; by themselves they cost 240 to 390 cycles for 512 weights, most where
+  rows lie a multiple of 4,096 bytes apart, beside products 50. Making them just before their products, with weights
+  and what is written fetched ahead, gained 1 or 2 % only: stores and shuffles are what costs. Beside products, 24
+  shuffles of two whole vectors for 8 x 16 weights took registers from the sums, and twice the time of all in turn.
+  With 16 registers they are made just before.
 - Products that begin with t or e in their registers, instead of being added to them, two at a time without a store
   between: 0.99 to 1.00 of the time, and 1.17 times the error, since each step is rounded at the sum's size.
 - Two threads had a pair each of a map of 14 x 14, and one of them the last four pixels as well: 12 % of the time. In
@@ -95,10 +99,10 @@ from .strassen_cuts import (
     rows_bytes,
     tile_pixels,
 )
-from .strassen_products import pair_function
-from .strassen_sums import PRODUCTS, build_pack, half_depth, pack_panel_function
+from .strassen_products import next_weights, packs_beside, pair_function
+from .strassen_sums import CHANNELS, PRODUCTS, build_pack, half_depth, pack_numbers_function, pack_panel_function
 from .threads import LINE, run_tasks, two_round_loop
-from .vectors import lanes, record_at
+from .vectors import lanes, load_shared, record_at, store_shared
 
 passes = ("forward",)
 
@@ -115,29 +119,22 @@ def build(dtype_name, lone):
     copy_planes, multiply_pair = copy_planes_function(dtype_name), pair_function(real, lone)
     copy_patches = patches.copy_patches_function(real)
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
-    pack_panel, left_over = pack_panel_function(dtype_name), inlined(blocked.task_function(dtype_name))
+    pack_panel, pack_numbers = pack_panel_function(dtype_name), pack_numbers_function(dtype_name)
+    may_pack, left_over = packs_beside(), inlined(blocked.task_function(dtype_name))
 
     @inlined
-    def panels_of(call, worker):
-        """Where the weights' sums begin: behind the packed rows, or in the workspace where there are none."""
-        return call.w + call.panels_at if call.w_k == 0 else call.workspace + call.made_at + worker * call.made_step
+    def next_pixels(x):
+        """Lines of x, one of each row in each product."""
+        return x, x + LINE, x + 2 * LINE, x + 3 * LINE, x + 4 * LINE, x + 5 * LINE, x + 6 * LINE
 
-    @inlined
-    def pack_into(call, number, to):
-        panels = call.Kg // 2 // rows
-        w = call.w + (number // panels * call.Kg + number % panels * rows) * call.w_k
-        pack_panel(call, to + number * (PRODUCTS * half_depth(call) * rows * item), w)
-
-    def pack_round(call_address, index, worker):
+    def forget(call_address, worker):
+        """A worker has no filters' sums of weights; at `made` stands whose it has, and behind that they are."""
         call = record_at(CALL_STRASSEN, call_address)
-        pack_into(call, index, panels_of(call, 0))
+        if call.w_k != 0:
+            store_shared(call.workspace + worker * call.worker_bytes + call.made_at, -1)
 
-    def pack_own(call_address, worker):
-        """All panels, where each worker has its own."""
-        call = record_at(CALL_STRASSEN, call_address)
-        if call.w_k != 0 and call.made_step != 0:
-            for number in range(call.groups * (call.Kg // 2 // rows)):
-                pack_into(call, number, panels_of(call, worker))
+    def no_task(call_address, index, worker):
+        pass
 
     @inlined
     def copy_halves(call, planes, x, first, c0, channels):
@@ -160,7 +157,7 @@ def build(dtype_name, lone):
     def pair(call, index, worker):
         number, rest = index % call.pairs, index // call.pairs
         n, rest = rest % call.N, rest // call.N
-        filter_task, g = rest % call.pair_filter_tasks, rest // call.pair_filter_tasks
+        filter_task, g = rest % call.pair_filter_tasks, rest // call.pair_filter_tasks  # rest: whose weights
         first, depth, half = number * 2 * width, half_depth(call), call.Kg // 2
         begin = filter_task * call.pair_filters
         end = min(begin + call.pair_filters, half)
@@ -180,7 +177,11 @@ def build(dtype_name, lone):
             direct = direct and call.residual_q == item and flat_rows(call.residual_p, call.residual_q, call.Q)
         y_half, r_half = half * call.y_k, half * call.residual_k if call.has_residual else 0
         product_bytes = depth * rows * item
-        panels = panels_of(call, worker) + g * (half // rows * PRODUCTS * product_bytes)
+        panels, own, makes = call.w + call.panels_at + g * (half // rows * PRODUCTS * product_bytes), 0, False
+        made, w = planes + call.made_at, call.w + g * call.Kg * call.w_k
+        if call.w_k != 0:
+            own, panels = rest, made + LINE - begin // rows * PRODUCTS * product_bytes
+            makes = load_shared(made) != own
         y = call.y + n * call.y_n + g * call.Kg * call.y_k + first * item
         residual = call.residual + n * call.residual_n + g * call.Kg * call.residual_k + first * item
         for c0 in range(0, depth, call.pair_channels):
@@ -192,11 +193,15 @@ def build(dtype_name, lone):
                 copy_halves(call, planes, x, first, c0, channels)
                 b, b_step, b_half = planes + first % call.Q * item, call.planes_bytes, channels * call.planes_bytes
             last = c0 + channels == depth
+            beside = may_pack and makes and call.w_c == item and channels >= CHANNELS
             fetches = in_place and number + 1 < call.pairs and 4 * panel > near
             for k in range(begin, end, rows):
                 a = panels + k // rows * (PRODUCTS * product_bytes) + c0 * rows * item
                 wait = waiting + (k - begin) // rows * call.waiting_step
                 bias = biases + (k - begin) * item
+                packs, next_w = beside and k + rows < end, w + (k + rows) * call.w_k
+                if makes and (k == begin or not beside):
+                    pack_panel(call, a - c0 * rows * item, w + k * call.w_k, c0, channels)
                 if last and direct:
                     out, out_row, out_half, out_tile = y + k * call.y_k, call.y_k, y_half, x_tile
                     above, below, low, high = 0, 0, call.low, call.high
@@ -210,19 +215,25 @@ def build(dtype_name, lone):
                     add, add_row, add_half, add_tile = wait, wait_row, 2 * wait_tile, wait_tile
                 elif last and direct and call.has_residual:
                     add = residual + k * call.residual_k
-                soon = 0
+                soon, soon_step = next_weights(a, product_bytes), rows * item
                 if fetches and (k == begin + rows or k == begin + 2 * rows):  # the next pair's first half, its second
-                    soon = b + 2 * x_tile + (k - begin - rows) // rows * b_half
+                    soon, soon_step = next_pixels(b + 2 * x_tile + (k - begin - rows) // rows * b_half), b_step
                 multiply_pair(
-                    k == begin, a, product_bytes, b, b_step, b_half, x_tile, totals, panel, row, alone,
-                    channels * item, item, channels, t, out, out_row, out_half, out_tile, above, below, add, 0,
-                    add_row, add_half, add_tile, low, high, soon, b_step,
+                    k == begin, packs, (next_w + c0 * item, call.w_k, half * call.w_k, depth * item), a, product_bytes,
+                    b, b_step, b_half, x_tile, totals, panel, row, alone, channels * item, item, channels, t, out,
+                    out_row, out_half, out_tile, above, below, add, 0, add_row, add_half, add_tile, low, high, soon,
+                    soon_step,
                 )  # fmt: skip
+                if packs:
+                    to, whole = a + PRODUCTS * product_bytes - c0 * rows * item, channels // CHANNELS * CHANNELS
+                    pack_numbers(call, to, next_w, c0 + whole, c0 + channels)
                 if last and not direct:
                     for i in range(4):
                         k0, number = g * call.Kg + k + i // 2 * half, bias + i // 2 * call.pair_filters * item
                         column = first + i % 2 * width
                         finish_tile(call, n, k0, rows, column, width, wait + i * wait_tile, wait_row, number)
+        if makes:
+            store_shared(made, own)
 
     def task(call_address, index, worker):
         call = record_at(CALL_STRASSEN, call_address)
@@ -233,14 +244,14 @@ def build(dtype_name, lone):
         else:
             left_over(call_address, before, worker)
 
-    return two_round_loop(pack_round, task, pack_own)
+    return two_round_loop(no_task, task, forget)
 
 
 @lru_cache(maxsize=1024)
 def prepared(problem, threads, planned):
-    numbers, packs, tasks, _ = blocking(problem, threads, planned)
+    numbers, tasks, _ = blocking(problem, threads, planned)
     fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING + PAIRS)}q", *numbers)
-    return fields, compiled(build, problem.dtype.name, lone_pixels(problem)), packs, tasks
+    return fields, compiled(build, problem.dtype.name, lone_pixels(problem)), tasks
 
 
 def why_not(problem, device):
@@ -272,7 +283,7 @@ def workspace_bytes(problem, device):
 
 
 def reads_in_place(problem, w):
-    """Weights of which a call makes the sums by itself, in a first round."""
+    """Weights of which a call makes the sums by itself."""
     return problem.Kg % weight_rows.padded_filters(1) == 0 and blocked.reads_in_place(problem, w)
 
 
@@ -311,9 +322,9 @@ def pack_seconds(problem, device):
 def job(problem, device, x, w, y, bias, residual):
     """`run` for arrays of these strides."""
     planned = w.ndim == 1
-    fields, loop, packs, tasks = prepared(problem, device.threads, planned)
+    fields, loop, tasks = prepared(problem, device.threads, planned)
     w = w if planned else by_depth(problem, w)
-    return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual, before=packs)
+    return job_of(fields, loop, tasks, device.threads, x, w, y, bias, residual)
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):

@@ -1,6 +1,5 @@
 """How strassen.py cuts a problem: pairs of tiles, ranges of filters, blocks of channels; and what that costs."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
@@ -24,13 +23,14 @@ FILTER_CUTS = (1, 2, 3, 4)
 NOTHING_LEFT = (0,) * len(BLOCKING)
 SUM_CYCLES = 2.2  # for a vector of each T
 LEAVE_CYCLES = 1.5  # for a vector of a product that is added to others
-PACK_CYCLES, FAR_CYCLES = 0.45, 0.7  # for a weight whose sums a call makes by itself; where these leave the L2 cache
+# For a weight whose sums a call makes by itself, and where these leave the L2 cache: by so many multiply-adds a cycle.
+PACK_CYCLES = {1: (0.25, 0.25), 2: (0.45, 0.7)}
 SHARED_CYCLES = 120  # for a filter's map that two threads write: on two Zen 4 cores 0 to 250, by the hour
-MOST_COPIED = 16 << 20  # bytes: no more of them in all where every thread has sums of its own
+MOST_MADE = 16 << 20  # bytes of weights' sums that all threads make at a time
 
 PAIRS = (
     "pairs", "pair_tasks", "pair_filters", "pair_filter_tasks", "pair_channels", "waiting_step", "planes_bytes",
-    "sums_at", "alone_at", "tiles_at", "pair_bias_at", "panels_at", "left_tasks", "made_at", "made_step",
+    "sums_at", "alone_at", "tiles_at", "pair_bias_at", "panels_at", "left_tasks", "made_at",
 )  # fmt: skip
 CALL_STRASSEN = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING + PAIRS]))
 
@@ -86,23 +86,13 @@ def pair_cycles(problem, filters) -> float:
     return CYCLES_PER_TASK + products + copy + sums + PRODUCTS * VECTORS * filters * LEAVE_CYCLES
 
 
-@dataclass(frozen=True)
-class Cut:
-    """filter_tasks: ranges of the filters. copies: how often a call makes the weights' sums, once in all or once for
-    every thread; 0 in a plan, which has them.
-    """
-
-    filter_tasks: int
-    copies: int = 0
-
-
 @lru_cache(maxsize=1024)
-def best_cut(problem, threads, planned) -> Cut:
-    """In a plan, one by which threads share few maps, where that costs little."""
+def best_cut(problem, threads, planned) -> int:
+    """Ranges of the filters, by which threads share few maps, where that costs little."""
 
     def cost(cut):
-        shared = shared_maps(problem, pairs(problem), cut.filter_tasks, threads) if planned else 0
-        return cut_cycles(problem, threads, cut) + SHARED_CYCLES * shared
+        shared = shared_maps(problem, pairs(problem), cut, threads)
+        return cut_cycles(problem, threads, cut, planned) + SHARED_CYCLES * shared
 
     return min(possible_cuts(problem, threads, planned), key=cost)
 
@@ -116,40 +106,53 @@ def shared_maps(problem, tasks_of_map, filter_tasks, threads) -> int:
 
 def best_cycles(problem, threads, planned) -> float:
     """Without what sharing maps costs in some hours, and avoiding it."""
-    return min(cut_cycles(problem, threads, cut) for cut in possible_cuts(problem, threads, planned))
+    return min(cut_cycles(problem, threads, cut, planned) for cut in possible_cuts(problem, threads, planned))
 
 
 def possible_cuts(problem, threads, planned):
-    """In a call each thread makes the sums that it wants itself: of all weights, or of those filters that are its
-    tasks'. What another has just written takes longer to come than to make.
+    """In a call each thread makes the sums of weights that it wants itself, of one range of the filters at a time: what
+    another has just written takes longer to come than to make.
     """
     if planned:
-        return [Cut(tasks) for tasks in FILTER_CUTS]
-    ranges = [Cut(threads * tasks, 1) for tasks in FILTER_CUTS]
-    if threads * panel_bytes(problem) > MOST_COPIED:
-        return ranges
-    return ranges + [Cut(tasks, threads) for tasks in FILTER_CUTS]
+        return FILTER_CUTS
+    ranges = [*FILTER_CUTS, *(threads * tasks for tasks in FILTER_CUTS)]
+    return [tasks for tasks in ranges if threads * made_bytes(problem, tasks) <= MOST_MADE] or ranges[-1:]
 
 
-def cut_cycles(problem, threads, cut) -> float:
+def cut_cycles(problem, threads, filter_tasks, planned) -> float:
     """Predicted cycles until the last thread is done."""
     half, rest = problem.Kg // 2, problem.P * problem.Q - paired_pixels(problem)
-    filters = up(-(-half // cut.filter_tasks), panel_rows())
+    filters = range_filters(problem, filter_tasks)
     parts = [pair_cycles(problem, min(filters, half - begin)) for begin in range(0, half, filters)]
     left = problem.Kg * blocked_cuts.pixels_cycles(rest, problem.reduction, problem.accumulate) / threads
     each = pairs(problem) * problem.N
     tasks = [part for part in parts for _ in range(each)] * problem.groups
     tasks = spread(tasks, [left] * (threads * problem.N * problem.groups))
-    return pack_cycles(problem, cut.copies / threads) + until_all_done(tasks, threads)
+    pack = 0.0 if planned else pack_cycles(problem, most_made(problem, threads, len(parts)))
+    return pack + until_all_done(tasks, threads)
 
 
-def pack_cycles(problem, share) -> float:
-    """Of a thread that makes the sums of that share of the weights. Where to it writes them has to come from L3 first,
-    unless that and the sums of x stay in the L2 cache from one call to the next.
+def pack_cycles(problem, filters) -> float:
+    """Of a thread that makes the sums of so many filters. Where to it writes them has to come from L3 first, unless
+    that and the sums of x stay in the L2 cache from one call to the next.
     """
     sums_of_x = SUMS * channel_block(problem) * VECTORS * target.vector_bytes()
-    far = share * panel_bytes(problem) + sums_of_x > target.cache_bytes(2)
-    return (FAR_CYCLES if far else PACK_CYCLES) * share * problem.K * problem.reduction
+    made = panel_bytes(problem) * filters / problem.K
+    near, far = PACK_CYCLES[target.multiply_adds_per_cycle()]
+    return (far if made + sums_of_x > target.cache_bytes(2) else near) * filters * problem.reduction
+
+
+def range_filters(problem, filter_tasks) -> int:
+    """Of half the filters, those of one range."""
+    return up(-(-(problem.Kg // 2) // filter_tasks), panel_rows())
+
+
+def most_made(problem, threads, filter_tasks) -> int:
+    """Filters whose sums one thread makes, in a call, for the tasks of its range."""
+    each = pairs(problem) * problem.N
+    ends = [each * problem.groups * filter_tasks * i // threads for i in range(threads + 1)]
+    ranges = max(-(-end // each) - begin // each for begin, end in pairwise(ends))
+    return ranges * 2 * range_filters(problem, filter_tasks)
 
 
 def spread(tasks, others):
@@ -180,7 +183,7 @@ def blocking(problem, threads, planned):
     rest, left = blocked_cuts.blocking(problem, threads, first) if first < problem.P * problem.Q else (NOTHING_LEFT, 0)
     rest = list(rest)
     cut = best_cut(problem, threads, planned)
-    filters = up(-(-half // cut.filter_tasks), rows)
+    filters = range_filters(problem, cut)
     filter_tasks = -(-half // filters)
     gap = lone_pixels(problem) * LINE
     tile_bytes, wait_bytes = rows * VECTORS * W * item + gap, rows * (VECTORS * W * item + gap)
@@ -190,15 +193,20 @@ def blocking(problem, threads, planned):
     alone_at = sums_at + SUMS * channels * VECTORS * W * item
     tiles_at = alone_at + up(SUMS * channels * item, LINE)
     bias_at = tiles_at + 2 * tile_bytes + 4 * wait_bytes + (filters // rows - 1) * waiting_step
-    worker_bytes = worker_span(max(rest[BLOCKING.index("worker_bytes")], bias_at + 2 * filters * item))
+    # Sums of weights stay from task to task, also of what is left over.
+    made_at = up(max(rest[BLOCKING.index("worker_bytes")], bias_at + 2 * filters * item), LINE)
+    worker_bytes = worker_span(made_at if planned else made_at + LINE + made_bytes(problem, cut))
     rest[BLOCKING.index("worker_bytes")] = worker_bytes
-    made_at, made_step = threads * worker_bytes, worker_span(panel_bytes(problem)) if cut.copies > 1 else 0
     own = (
         count, count * maps * filter_tasks, filters, filter_tasks, channels, waiting_step, planes_bytes, sums_at,
-        alone_at, tiles_at, bias_at, rows_bytes(problem), left, made_at, made_step,
+        alone_at, tiles_at, bias_at, rows_bytes(problem), left, made_at,
     )  # fmt: skip
-    packs = problem.groups * half // rows if cut.copies == 1 else 0
-    return tuple(rest) + own, packs, own[1] + left, made_at + cut.copies * max(made_step, panel_bytes(problem))
+    return tuple(rest) + own, own[1] + left, threads * worker_bytes
+
+
+def made_bytes(problem, filter_tasks) -> int:
+    """Of the sums of one range of the filters' weights."""
+    return PRODUCTS * range_filters(problem, filter_tasks) * (problem.reduction // 2) * problem.accumulate.itemsize
 
 
 def panel_bytes(problem):

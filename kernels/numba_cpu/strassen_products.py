@@ -3,13 +3,16 @@
 import numpy as np
 from numba.core import types
 
+from . import target
 from .compilation import inlined
 from .microkernel import AHEAD, VECTORS, accumulate, panel_rows, vector_type
+from .strassen_sums import CHANNELS, PRODUCTS, pack_few
 from .threads import LINE
 from .tracing import (
     Lanes,
     broadcast,
     choose,
+    constant,
     convert,
     extract,
     load,
@@ -22,11 +25,12 @@ from .tracing import (
 )
 
 
-def product_function(real, lone, becomes, makes=None):
+def product_function(real, lone, becomes, makes=None, packs=()):
     """A Numba function for one product of half the channels; becomes: of it, t and e, what is stored to t, e or y.
     makes: of a number of this operand and its `Quarters`, sums of the same channels; such a product's arguments say
-    where these and those lie. bias, residual, also: 0 if there is none. also: a tile like the residual's, to which what
-    is finished is added before all else.
+    where these and those lie. packs: steps of packing the next filters' weights (strassen_sums.py), done beside it,
+    `depth` // CHANNELS times each; such a product's further arguments are pack_few's. bias, residual, also: 0 if there
+    is none. also: a tile like the residual's, to which what is finished is added before all else.
 
     Tiles are lists of rows; where there is a lone pixel, its filters are one more row, of one vector.
     """
@@ -35,7 +39,7 @@ def product_function(real, lone, becomes, makes=None):
 
     def emit(
         a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, soon, soon_step,
-        aside=None,
+        aside=None, pack=None,
     ):  # fmt: skip
         row = VECTORS * V.bytes
 
@@ -96,10 +100,20 @@ def product_function(real, lone, becomes, makes=None):
                 if lone:
                     store(y + y_row * i + row, extract(sums[rows][0], i))
 
-        sums = accumulate(
-            V, rows, VECTORS, a, V.item_bytes, 0, rows * V.item_bytes, b, b_step, depth, None, soon, soon_step,
-            lone=(L, None, x, x_step) if lone else None, aside=aside,
-        )  # fmt: skip
+        def steps(first, count, sums=None, aside=aside):
+            """So many from that one on, added to these sums."""
+            column = (L, sums and sums[1], x + x_step * first, x_step) if lone else None
+            sums = sums and (sums[0] if lone else sums)
+            return accumulate(
+                V, rows, VECTORS, a + (rows * V.item_bytes) * first, V.item_bytes, 0, rows * V.item_bytes,
+                b + b_step * first, b_step, count, sums, soon + soon_step * first, soon_step, lone=column, aside=aside,
+            )  # fmt: skip
+
+        sums, done = None, constant(a, 0)
+        for number in packs:
+            sums = steps(done, depth // CHANNELS, sums, lambda d, here, columns, number=number: pack(number, d))
+            done += depth // CHANNELS
+        sums = steps(done, depth - done, sums)
         becomes([*sums[0], [sums[1]]] if lone else sums, Tiles(tile, keep, keep_sum, finish, t, e))
 
     @traced(types.void)
@@ -129,6 +143,22 @@ def product_function(real, lone, becomes, makes=None):
             rows * V.item_bytes, make,
         )  # fmt: skip
 
+    @traced(types.void)
+    def packing_product(
+        a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, soon, soon_step,
+        to, panel_bytes, w, w_k, half_filters, half_channels,
+    ):  # fmt: skip
+        def pack(number, i):
+            there, here = to + i * (CHANNELS * rows * V.item_bytes), w + i * (CHANNELS * V.item_bytes)
+            pack_few(V, number, there, panel_bytes, here, w_k, half_filters, half_channels)
+
+        emit(
+            a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, soon,
+            soon_step, pack=pack,
+        )  # fmt: skip
+
+    if packs:
+        return packing_product
     return making_product if makes else product
 
 
@@ -172,20 +202,35 @@ def other_sums(b21, quarters):
     quarters.keep(3, quarters.kept(1) - b21)
 
 
+def packs_beside() -> bool:
+    """Are there registers for packing weights beside multiply-adds?"""
+    return target.register_count() == 32
+
+
+@inlined
+def next_weights(a, a_product):
+    """Where the weights lie that each product wants soon."""
+    a += AHEAD
+    return (
+        a, a + a_product, a + 2 * a_product, a + 3 * a_product, a + 4 * a_product, a + 5 * a_product, a + 6 * a_product
+    )  # fmt: skip
+
+
 def pair_function(real, lone):
     """A Numba function multiply_pair: the four tiles of `rows` filters and of those half of all further, of two
     neighbouring tiles of pixels, by seven products.
 
-    makes: are T1 .. T4 to be made by the first two products? Else they are there. a: the weights of the first product,
-    a_product bytes before the next one's. x: where the left tile of the first half of the channels begins; the other
-    half lies x_half, the right tile x_right, channels x_step further. totals, alone: T1 .. T4 and those of the lone
-    pixels, `panel` and lone_panel from sum to sum, `step` and lone_step from channel to channel. t: room for two tiles.
-    y_half, y_tile, r_half, r_tile: to the other filters and the other tile. above, below, residual, also: 0 if none.
-    soon: what to fetch ahead, a line `soon_step` bytes behind another at every step, the next line of each in the next
-    product; if 0, the weights.
+    makes: are T1 .. T4 to be made by the first two products? Else they are there. packs: are weights to be packed
+    behind those of the seven products? packing: these weights, and from filter to filter, to the other halves of the
+    filters and of the channels. a: the weights of the first product, a_product bytes before the next one's. x: where
+    the left tile of the first half of the channels begins; the other half lies x_half, the right tile x_right, channels
+    x_step further. totals, alone: T1 .. T4 and those of the lone pixels, `panel` and lone_panel from sum to sum, `step`
+    and lone_step from channel to channel. t: room for two tiles. y_half, y_tile, r_half, r_tile: to the other filters
+    and the other tile. above, below, residual, also: 0 if none.
+    soon: of each product what to fetch ahead, a line `soon_step` bytes behind another at every step.
     """
     V, rows = vector_type(real), panel_rows()
-    row, a_step = VECTORS * V.bytes, rows * V.item_bytes
+    row, beside = VECTORS * V.bytes, packs_beside()
     tile_bytes = rows * row + lone * LINE
 
     def keep_first(p, tiles):
@@ -203,14 +248,21 @@ def pair_function(real, lone):
     making_2 = product_function(real, lone, finish_second, other_sums)
     product_6 = product_function(real, lone, lambda p, tiles: tiles.keep_sum(tiles.t, p))
     product_5 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.e, added(tiles.tile(tiles.t), p)))
+    packing_6, packing_5 = product_6, product_5
+    if packs_beside():
+        packing_6 = product_function(real, lone, lambda p, tiles: tiles.keep_sum(tiles.t, p), packs=(0, 1, 2))
+        packing_5 = product_function(
+            real, lone, lambda p, tiles: tiles.keep(tiles.e, added(tiles.tile(tiles.t), p)), packs=(3, 4)
+        )
     product_3 = product_function(real, lone, lambda p, tiles: tiles.finish(added(tiles.tile(tiles.e), p)))
     product_4 = product_function(real, lone, lambda p, tiles: tiles.finish(added(tiles.tile(tiles.t), p, -1)))
     product_7 = product_function(real, lone, both)
 
     @inlined
     def multiply_pair(
-        makes, a, a_product, x, x_step, x_half, x_right, totals, panel, step, alone, lone_panel, lone_step, depth, t, y,
-        y_row, y_half, y_tile, above, below, residual, also, residual_row, r_half, r_tile, low, high, soon, soon_step,
+        makes, packs, packing, a, a_product, x, x_step, x_half, x_right, totals, panel, step, alone, lone_panel,
+        lone_step, depth, t, y, y_row, y_half, y_tile, above, below, residual, also, residual_row, r_half, r_tile, low,
+        high, soon, soon_step,
     ):  # fmt: skip
         e, lower = t + tile_bytes, x + x_half
         r12, r21, r22, also_12, also_21, also_22 = 0, 0, 0, 0, 0, 0
@@ -218,9 +270,6 @@ def pair_function(real, lone):
             r12, r21, r22 = residual + r_tile, residual + r_half, residual + r_half + r_tile
         if also != 0:
             also_12, also_21, also_22 = also + r_tile, also + r_half, also + r_half + r_tile
-        line = LINE
-        if soon == 0:
-            soon, line, soon_step = a + AHEAD, a_product, a_step
         if makes:
             making_1(
                 a, x, x_step, x + row, x_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high,
@@ -231,25 +280,36 @@ def pair_function(real, lone):
                 residual_row, low, high, x_right, x_half, totals, panel, step, alone, lone_panel, lone_step,
             )  # fmt: skip
         else:
-            product_1(a, x, x_step, x + row, x_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high, soon, soon_step)
+            product_1(a, x, x_step, x + row, x_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high, soon[0], soon_step)
             product_2(
                 a + a_product, lower, x_step, lower + row, x_step, depth, t, e, y, y_row, above, residual, also,
-                residual_row, low, high, soon + line, soon_step,
+                residual_row, low, high, soon[1], soon_step,
             )  # fmt: skip
         a += 2 * a_product
-        product_6(
-            a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high,
-            soon + 2 * line, soon_step,
-        )  # fmt: skip
-        a += a_product
-        product_5(
-            a, totals, step, alone, lone_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high, soon + 3 * line, soon_step
-        )
-        a += a_product
+        if beside and packs:
+            to, (w, w_k, half_filters, half_channels) = a + (PRODUCTS - 2) * a_product, packing
+            packing_6(
+                a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high,
+                soon[2], soon_step, to, a_product, w, w_k, half_filters, half_channels,
+            )  # fmt: skip
+            packing_5(
+                a + a_product, totals, step, alone, lone_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high, soon[3],
+                soon_step, to, a_product, w, w_k, half_filters, half_channels,
+            )  # fmt: skip
+        else:
+            product_6(
+                a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high,
+                soon[2], soon_step,
+            )  # fmt: skip
+            product_5(
+                a + a_product, totals, step, alone, lone_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high, soon[3],
+                soon_step,
+            )  # fmt: skip
+        a += 2 * a_product
         right = lower + x_right
         product_3(
             a, right, x_step, right + row, x_step, depth, t, e, y + y_tile, y_row, above, r12, also_12, residual_row,
-            low, high, soon + 4 * line, soon_step,
+            low, high, soon[4], soon_step,
         )  # fmt: skip
         a += a_product
         y += y_half
@@ -257,12 +317,12 @@ def pair_function(real, lone):
         alone += 2 * lone_panel
         product_7(
             a, totals, step, alone, lone_step, depth, t, e, y + y_tile, y_row, below, r22, also_22, residual_row, low,
-            high, soon + 5 * line, soon_step,
+            high, soon[5], soon_step,
         )  # fmt: skip
         a += a_product
         product_4(
             a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, y, y_row, below, r21, also_21,
-            residual_row, low, high, soon + 6 * line, soon_step,
+            residual_row, low, high, soon[6], soon_step,
         )  # fmt: skip
 
     return multiply_pair

@@ -1,4 +1,4 @@
-"""The sums of weights that strassen.py multiplies, made ahead or once a call; those of pixels its products make."""
+"""The sums of weights that strassen.py multiplies, made ahead or beside products; those of pixels products make."""
 
 import numpy as np
 from numba.core import types
@@ -8,10 +8,11 @@ from .compilation import inlined
 from .microkernel import panel_rows, vector_type
 from .short_floats import memory_functions
 from .threads import task_loop
-from .tracing import interleave, load, loop, store, traced
+from .tracing import Lanes, load, loop, shuffle, store, traced
 from .vectors import record_at
 
 PRODUCTS = 7
+CHANNELS, PACKING_STEPS = 4, 5  # packed at a time, and in how many steps
 
 
 @inlined
@@ -26,35 +27,93 @@ def seven_of(a11, a12, a21, a22):
     return a11, a12, s2, s1, a12 - s2, a11 - a21, a22
 
 
+def few_of_rows(V, w, w_k):
+    """Traced: four channels of `rows` filters, of each channel one vector: the filters."""
+    four = Lanes(V.kind, CHANNELS)
+    parts = [[load(four, w + w_k * (i + j)) for i in range(4)] for j in range(0, panel_rows(), 4)]
+    rows = parts[0] if len(parts) == 1 else [shuffle(a, b, range(2 * CHANNELS)) for a, b in zip(*parts)]
+    count = rows[0].type.count
+
+    def picked(a, b, order):
+        return shuffle(a, b, [g + i % 4 + i // 4 * count for g in range(0, count, 4) for i in order])
+
+    low, high, first, last = (0, 4, 1, 5), (2, 6, 3, 7), (0, 1, 4, 5), (2, 3, 6, 7)
+    pairs = [[picked(rows[i], rows[i + 1], order) for i in (0, 2)] for order in (low, high)]
+    return [picked(*pair, order) for pair in pairs for order in (first, last)]
+
+
+def pack_few(V, step, to, panel_bytes, w, w_k, half_filters, half_channels):
+    """Traced: one of PACKING_STEPS towards what the seven products take of four channels of each half.
+
+    What a step makes the later ones read again, so that each weight is turned once; and a step needs few registers.
+    """
+    L = Lanes(V.kind, panel_rows())
+
+    def kept(p, c):
+        return load(L, to + panel_bytes * p + L.bytes * c)
+
+    def keep(p, c, vector):
+        store(to + panel_bytes * p + L.bytes * c, vector)
+
+    def quarter(i):
+        return enumerate(few_of_rows(V, w + (0, half_channels, half_filters, half_filters + half_channels)[i], w_k))
+
+    if step < 3:
+        for c, vector in quarter((0, 1, 3)[step]):
+            keep((0, 1, 6)[step], c, vector)
+    elif step == 3:
+        for c, a21 in quarter(2):
+            keep(3, c, a21 + kept(6, c))
+            keep(5, c, kept(0, c) - a21)
+    else:
+        for c in range(CHANNELS):
+            s2 = kept(3, c) - kept(0, c)
+            keep(2, c, s2)
+            keep(4, c, kept(1, c) - s2)
+
+
 def pack_panel_function(dtype_name):
-    """A Numba function pack_panel(call, to, w): the seven products' weights for `rows` filters, [7][depth][rows]."""
+    """A Numba function pack_panel(call, to, w, c0, channels): the seven products' weights for `rows` filters,
+    [7][depth][rows], of these channels of each half.
+    """
     real = np.float64 if dtype_name == "float64" else np.float32
     item, V, rows = np.dtype(real).itemsize, vector_type(real), panel_rows()
-    W, contiguous = V.count, dtype_name == np.dtype(real).name
-    read, _, _, _ = memory_functions(dtype_name)
-    _, write, _, _ = memory_functions(np.dtype(real).name)
+    contiguous, pack_numbers = dtype_name == np.dtype(real).name, pack_numbers_function(dtype_name)
 
     @traced(types.void)
-    def pack_vectors(to, panel_bytes, w, w_k, half_filters, half_channels, count):
+    def pack_all(to, panel_bytes, w, w_k, half_filters, half_channels, count):
         def some(i):
-            here, there = w + i * V.bytes, to + i * (rows * V.bytes)
-            begins = (here, here + half_channels, here + half_filters, here + half_filters + half_channels)
-            quarters = [interleave([load(V, begin + w_k * j) for j in range(rows)]) for begin in begins]
-            for j, quarter in enumerate(zip(*quarters)):
-                for p, vector in enumerate(seven_of(*quarter)):
-                    store(there + panel_bytes * p + V.bytes * j, vector)
+            there, here = to + i * (CHANNELS * rows * V.item_bytes), w + i * (CHANNELS * V.item_bytes)
+            for step in range(PACKING_STEPS):
+                pack_few(V, step, there, panel_bytes, here, w_k, half_filters, half_channels)
 
         loop(count, some)
 
     @inlined
-    def pack_panel(call, to, w):
+    def pack_panel(call, to, w, c0, channels):
+        depth, first = half_depth(call), c0
+        panel_bytes, half_filters, half_channels = depth * rows * item, call.Kg // 2 * call.w_k, depth * call.w_c
+        if contiguous and call.w_c == item:
+            there, here = to + c0 * rows * item, w + c0 * item
+            pack_all(there, panel_bytes, here, call.w_k, half_filters, half_channels, channels // CHANNELS)
+            first += channels // CHANNELS * CHANNELS
+        pack_numbers(call, to, w, first, c0 + channels)
+
+    return pack_panel
+
+
+def pack_numbers_function(dtype_name):
+    """A Numba function pack_numbers(call, to, w, first, end): as pack_panel, one by one."""
+    real = np.float64 if dtype_name == "float64" else np.float32
+    item, rows = np.dtype(real).itemsize, panel_rows()
+    read, _, _, _ = memory_functions(dtype_name)
+    _, write, _, _ = memory_functions(np.dtype(real).name)
+
+    @inlined
+    def pack_numbers(call, to, w, first, end):
         depth = half_depth(call)
         panel_bytes, half_filters, half_channels = depth * rows * item, call.Kg // 2 * call.w_k, depth * call.w_c
-        done = 0
-        if contiguous and call.w_c == item:
-            pack_vectors(to, panel_bytes, w, call.w_k, half_filters, half_channels, depth // W)
-            done = depth // W * W
-        for c in range(done, depth):
+        for c in range(first, end):
             for j in range(rows):
                 here, there = w + j * call.w_k + c * call.w_c, to + (c * rows + j) * item
                 a11, a12 = read(here), read(here + half_channels)
@@ -69,7 +128,7 @@ def pack_panel_function(dtype_name):
                 write(there + 5 * panel_bytes, a11 - a21)
                 write(there + 6 * panel_bytes, a22)
 
-    return pack_panel
+    return pack_numbers
 
 
 def build_pack(dtype_name):
@@ -81,6 +140,6 @@ def build_pack(dtype_name):
         call = record_at(CALL, call_address)
         panels = call.Kg // 2 // rows
         w = call.w + (index // panels * call.Kg + index % panels * rows) * call.w_k
-        pack_panel(call, call.y + index * (PRODUCTS * half_depth(call) * rows * item), w)
+        pack_panel(call, call.y + index * (PRODUCTS * half_depth(call) * rows * item), w, 0, half_depth(call))
 
     return task_loop(pack)

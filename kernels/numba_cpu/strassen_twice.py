@@ -64,7 +64,7 @@ from .flat_planes import copy_planes_function
 from .job import job_of
 from .microkernel import CLOCK, VECTORS, panel_rows, predicted
 from .strassen_cuts import fetch_seconds
-from .strassen_products import pair_function
+from .strassen_products import next_weights, pair_function
 from .strassen_sums import PRODUCTS
 from .strassen_twice_cuts import (
     CALL_TWICE,
@@ -169,9 +169,9 @@ def build(dtype_name, lone):
                 if q == 0:
                     source = 0
                 multiply_pair(
-                    k == begin, a, product_bytes, b, step, half, right, inner, row, sums_row, alone, item, sums_row,
-                    depth, pair_tiles, out, out_row, out_half, out_tile, above, below, source, also, wait_row,
-                    wait_half, wait_tile, low, high, 0, 0,
+                    k == begin, False, (0, 0, 0, 0), a, product_bytes, b, step, half, right, inner, row, sums_row,
+                    alone, item, sums_row, depth, pair_tiles, out, out_row, out_half, out_tile, above, below, source,
+                    also, wait_row, wait_half, wait_tile, low, high, next_weights(a, product_bytes), rows * item,
                 )  # fmt: skip
                 if finishes and not direct:
                     for i in range(4):
