@@ -146,6 +146,17 @@ def hidden(number):
     return Value(number.builder, number.builder.asm(empty, "", "=r,0", [number.ir], False), number.type)
 
 
+def settled(vector):
+    """The same vector, which is there before what is stored next, as it is written; the compiler would make it late.
+
+    Costs no instruction. Where registers are not known by that name, nothing is said to the compiler.
+    """
+    if target.vector_bytes() < 64:
+        return vector
+    same = ir.FunctionType(vector.type.ir, [vector.type.ir])
+    return Value(vector.builder, vector.builder.asm(same, "", "=v,0,~{memory}", [vector.ir], True), vector.type)
+
+
 # Memory: addresses are 64-bit integers.
 
 

@@ -53,9 +53,16 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
 - The taps of the next chunk are fetched while this one is multiplied, a part of a filter's by each sum of products:
   waiting for them took half as long as the transforms of 512 filters. On Zen 4 single calls of 512 -> 512 take 0.89 of
   the time at 14 x 14 and by F(6) 0.87 at 28 x 28, 256 -> 512 there 0.88, 1024 -> 1024 at 16 x 16 0.92, of 256 -> 256 at
-  14 x 14 and by F(2) 0.99. The transforms themselves take 150 cycles for 16 filters of a channel by F(4) there, 130
-  where their taps do not share sets of L1, and 98 where they lie in L1; 16 channels' taps as quads, transposed into
-  vectors in L1 first, would save 20 of them.
+  14 x 14 and by F(2) 0.99.
+- A store of 64 bytes takes 2 cycles on Zen 4, also where its line comes from L2. All taps of a channel loaded, and then
+  all its numbers stored, hardly overlapped: 150 cycles for 16 filters of a channel by F(4), 255 by F(6), 85 by F(2).
+  With each number made when it is stored, and the next channel's taps loaded in between, 130, 206 and 76 (by F(2) four
+  channels at a time: 9 quads instead of 12): single calls of 256 -> 256 at 14 x 14 take 0.96 of the time, of
+  512 -> 512 at 14 x 14 0.97, at 7 x 7 and with stride 2 0.98. Left to itself the compiler moves all shuffles behind the
+  stores (`settled` in tracing.py). Where taps lie in L1, by F(4) and F(2) these are 100 and 50:
+  with 512 channels the taps of 16 filters share two sets of it, 8 lines each. Fetching them to L1 ahead took 0.94 to
+  1.07 as long, two quads at a time 1.03, 32 bytes at a time 0.97, through a copy in L1 1.2. Transposed while the chunk
+  before is multiplied, 4 filters' quads at each step, they would take 1.07 of the multiply, as much as that would save.
 - There too V of a strip that is larger than L2 came from L3 when it was read, a tenth of the multiply. The next plane
   is now fetched into L2 while the last filters of this one are multiplied: plans of 512 -> 512 at 32 x 32 take 0.93 of
   the time, of 1,024 -> 512 0.90, of 256 at 64 x 64 by F(6) 0.93. Held to AVX2, whose steps are 12 multiply-adds, the

@@ -1,14 +1,147 @@
 """Winograd's filters: from w, wherever its taps lie, to where the products read them."""
 
+from functools import partial
+
 from numba import types
 
-from . import tracing
+from . import target, tracing
 from .compilation import inlined
 from .short_floats import as_numbers, memory_functions, stored_kind
-from .tracing import Lanes, load, store, traced
+from .tracing import Lanes, load, loop, minimum, settled, store, traced
 from .vectors import array_at, record_at
 from .winograd_record import RECORD, Numbers, call_leaf
-from .winograd_transforms import QUAD, filter_gather, filter_transform, side_by_side_filter_transform
+from .winograd_transforms import QUAD, filter_planes, load_quads, load_rows, tile_addresses
+
+MOST_TAPS_AHEAD = 9
+FEW_NUMBERS = 25  # F(2), and F(3) with a stride; with F(4)'s 36 four channels take 1.1 times as long as one (Zen 4)
+
+# One lane is one filter.
+
+
+def filter_transform(tile, V, vectors=1, store_vector=store):
+    """transform(base, step, table, target, plane, channel): the taps at base + table[lane] to their planes.
+
+    And so on for `vectors` vectors that begin `step` bytes apart; all of a plane's are stored together. Planes and
+    channels are larger by the number of their phases, as in input_transform.
+    """
+
+    @traced(types.void)
+    def transform(base, step, table, target, plane, channel):
+        addresses = tile_addresses(V, base, table)
+        taps = [taps_at(tile, V, [a + step * i for a in addresses]) for i in range(vectors)]
+        for values in zip(*(filter_planes(tile, one) for one in taps), strict=True):
+            phases = len(values[0])
+            for i, value in enumerate(value for vector in values for value in vector):
+                store_vector(target + channel * phases + V.bytes * i, value)
+            target = target + plane * phases
+
+    return transform
+
+
+def loads_ahead(tile):
+    """Whether the registers hold a channel's taps and the next one's."""
+    return target.register_count() == 32 and QUAD <= tile.rows.taps * tile.columns.taps <= MOST_TAPS_AHEAD
+
+
+def channels_at_once(tile):
+    """Of how many neighbouring channels the taps are loaded together: quads of four have no tap in common, which pays
+    where a channel has few numbers to store, so that loads take longer.
+    """
+    return QUAD if tile.numbers <= FEW_NUMBERS else 1
+
+
+def channels_transform(tile, V, together):
+    """transform(base, step, groups, table, target, plane, channel): the same of `groups` times `together` channels,
+    `step` bytes from group to group; taps of a group are neighbours.
+
+    The taps of the next channel are loaded between the stores of this one's numbers. All of one after all of the
+    other would not overlap: no more stores can wait than one channel has.
+    """
+    count = tile.rows.taps * tile.columns.taps
+
+    def quads_of(i):
+        """Where in the group those quads begin that hold the taps of channel i."""
+        if together == 1:
+            return sorted({*range(0, count - QUAD + 1, QUAD), count - QUAD})
+        return range(i * count // QUAD * QUAD, (i + 1) * count, QUAD)
+
+    def load_missing(taps, addresses, quad):
+        for i, tap in enumerate(load_quads(V, addresses, quad), start=quad):
+            if i not in taps:
+                taps[i] = settled(tap)
+
+    def store_numbers(taps, target, plane, channel, loads):
+        """And call the `loads` in between."""
+        done = 0
+        for i, values in enumerate(filter_planes(tile, taps), start=1):
+            for phase, value in enumerate(values):
+                store(target + channel * len(values) + V.bytes * phase, value)
+            target = target + plane * len(values)
+            due = i * (len(loads) + 1) // tile.numbers
+            for load_some in loads[done:due]:
+                load_some()
+            done = max(done, due)
+        for load_some in loads[done:]:
+            load_some()
+
+    @traced(types.void)
+    def transform(base, step, groups, table, target, plane, channel):
+        addresses, first = tile_addresses(V, base, table), {}
+        for quad in quads_of(0):
+            load_missing(first, addresses, quad)
+        places = sorted(first)
+
+        def group(g, carried):
+            taps, following = dict(zip(places, carried, strict=True)), {}
+            here, then = ([a + step * number for a in addresses] for number in (g, minimum(g + 1, groups - 1)))
+            for i in range(together):
+                last = i + 1 == together
+                of, where, quads = (following, then, quads_of(0)) if last else (taps, here, quads_of(i + 1))
+                loads = [partial(load_missing, of, where, quad) for quad in quads if last or quad not in taps]
+                number = channel + (g * together + i) * V.bytes
+                store_numbers([taps[i * count + t] for t in range(count)], target, plane, number, loads)
+            return [following[place] for place in places]
+
+        loop(groups, group, [first[place] for place in places])
+
+    return transform
+
+
+def taps_at(tile, V, addresses):
+    """A vector for each tap, of the filters at these addresses."""
+    count = tile.rows.taps * tile.columns.taps
+    return load_rows(V, addresses, max(count, QUAD))[:count]
+
+
+def filter_gather(tile, V):
+    """gather(base, table, target): the taps at base + table[lane], a vector for each."""
+
+    @traced(types.void)
+    def gather(base, table, target):
+        for i, tap in enumerate(taps_at(tile, V, tile_addresses(V, base, table))):
+            store(target + V.bytes * i, tap)
+
+    return gather
+
+
+def side_by_side_filter_transform(tile, V):
+    """transform(base, row, column, target, plane, channel): the same of filters that lie side by side; tap (r, s) of
+    them at base + r * row + s * column.
+    """
+    R, S = tile.rows.taps, tile.columns.taps
+
+    @traced(types.void)
+    def transform(base, row, column, target, plane, channel):
+        taps = [load(V, base + row * r + column * s) for r in range(R) for s in range(S)]
+        for values in filter_planes(tile, taps):
+            for i, value in enumerate(values):
+                store(target + channel * len(values) + V.bytes * i, value)
+            target = target + plane * len(values)
+
+    return transform
+
+
+# Panels of filters.
 
 
 def transform_filters_function(real_name):
@@ -78,6 +211,8 @@ def build_filter_stage(tile, dtype_name):
     line = max(1, 64 // vector_bytes)
     transform = filter_transform(tile, numbers.lanes)
     transform_line_past = filter_transform(tile, numbers.lanes, line, tracing.store_past_cache)
+    together, ahead = channels_at_once(tile), loads_ahead(tile)
+    transform_channels = channels_transform(tile, numbers.lanes, together)
     gather = filter_gather(tile, numbers.lanes)
     transform_side_by_side = side_by_side_filter_transform(tile, numbers.lanes)
     staging_at, R, S = numbers.staging_at, tile.rows.taps, tile.columns.taps
@@ -128,11 +263,16 @@ def build_filter_stage(tile, dtype_name):
                 here = block + done * vector_bytes
                 transform_line_past(w + done * call.w_c, call.w_c, scratch, target, call.filter_plane, here)
                 done += line
+        groups = (depth - done) // together if together == 1 or call.w_c == R * S * item else 0
+        if ahead and groups > 0:
+            here, first = block + done * vector_bytes, w + done * call.w_c
+            transform_channels(first, together * call.w_c, groups, scratch, target, call.filter_plane, here)
+            done += groups * together
         while done < depth:
             here = block + done * vector_bytes
             transform(w + done * call.w_c, 0, scratch, target, call.filter_plane, here)
             done += 1
-        return done
+        return depth
 
     @inlined
     def pack_turned(call, w, depth, scratch, target, block):

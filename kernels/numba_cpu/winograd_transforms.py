@@ -17,6 +17,7 @@ a register, and a 4 x 4 transpose inside each half of the register makes of them
 
 from numba.core import types
 
+from . import target
 from .short_floats import widen
 from .tracing import (
     I64,
@@ -68,19 +69,31 @@ def times_paired_rows(matrix, values):
     """matrix @ values, where rows 1 and 2, 3 and 4, ... belong to the points p and -p; None for a row of zeros."""
     result = [None] * len(matrix)
     for plus, minus in pairs(len(matrix)):
-        both = list(zip(matrix[plus], matrix[minus], strict=True))
-        evens, odds = [(a + b) * HALF for a, b in both], [(a - b) * HALF for a, b in both]
-        if not any(evens) or not any(odds):
-            continue
-        even = combine(evens, values)
-        lead = next(c for c in reversed(odds) if c)
-        odd = combine([c / lead for c in odds], values)
-        if lead == ONE:
-            result[plus], result[minus] = even + odd, even - odd
-        else:
-            result[plus] = fma(odd, constant(odd, float(lead)), even)
-            result[minus] = fma(odd, constant(odd, -float(lead)), even)
+        result[plus], result[minus] = pair_of_rows(matrix[plus], matrix[minus], values)
     return [combine(row, values) if done is None else done for row, done in zip(matrix, result, strict=True)]
+
+
+def rows_in_turn(matrix, values):
+    """The same, a row made when it is asked for."""
+    partners, waiting = dict(pairs(len(matrix))), {}
+    for i, row in enumerate(matrix):
+        if i in partners:
+            waiting[i], waiting[partners[i]] = pair_of_rows(row, matrix[partners[i]], values)
+        yield waiting[i] if i in waiting else combine(row, values)
+
+
+def pair_of_rows(plus, minus, values):
+    """plus @ values and minus @ values."""
+    both = list(zip(plus, minus, strict=True))
+    evens, odds = [(a + b) * HALF for a, b in both], [(a - b) * HALF for a, b in both]
+    if not any(evens) or not any(odds):
+        return combine(plus, values), combine(minus, values)
+    even = combine(evens, values)
+    lead = next(c for c in reversed(odds) if c)
+    odd = combine([c / lead for c in odds], values)
+    if lead == ONE:
+        return even + odd, even - odd
+    return fma(odd, constant(odd, float(lead)), even), fma(odd, constant(odd, -float(lead)), even)
 
 
 def times_paired_columns(matrix, values, added=None):
@@ -342,83 +355,34 @@ def input_transform(tile, V):
     return transform
 
 
-def filter_transform(tile, V, vectors=1, store_vector=store):
-    """transform(base, step, table, target, plane, channel): the taps at base + table[lane] to their planes.
-
-    And so on for `vectors` vectors that begin `step` bytes apart; all of a plane's are stored together. Planes and
-    channels are larger by the number of their phases, as in input_transform.
-    """
-
-    @traced(types.void)
-    def transform(base, step, table, target, plane, channel):
-        addresses = tile_addresses(V, base, table)
-        taps = [taps_at(tile, V, [a + step * i for a in addresses]) for i in range(vectors)]
-        for values in zip(*(filter_planes(tile, one) for one in taps), strict=True):
-            phases = len(values[0])
-            for i, value in enumerate(value for vector in values for value in vector):
-                store_vector(target + channel * phases + V.bytes * i, value)
-            target = target + plane * phases
-
-    return transform
-
-
-def taps_at(tile, V, addresses):
-    """A vector for each tap, of the filters at these addresses."""
-    count = tile.rows.taps * tile.columns.taps
-    return load_rows(V, addresses, max(count, QUAD))[:count]
-
-
-def filter_gather(tile, V):
-    """gather(base, table, target): the taps at base + table[lane], a vector for each."""
-
-    @traced(types.void)
-    def gather(base, table, target):
-        for i, tap in enumerate(taps_at(tile, V, tile_addresses(V, base, table))):
-            store(target + V.bytes * i, tap)
-
-    return gather
-
-
-def side_by_side_filter_transform(tile, V):
-    """transform(base, row, column, target, plane, channel): the same of filters that lie side by side; tap (r, s) of
-    them at base + r * row + s * column.
-    """
-    R, S = tile.rows.taps, tile.columns.taps
-
-    @traced(types.void)
-    def transform(base, row, column, target, plane, channel):
-        taps = [load(V, base + row * r + column * s) for r in range(R) for s in range(S)]
-        for values in filter_planes(tile, taps):
-            for i, value in enumerate(values):
-                store(target + channel * len(values) + V.bytes * i, value)
-            target = target + plane * len(values)
-
-    return transform
-
-
 def filter_planes(tile, taps):
-    """Of a window's taps, row by row: for every plane a list of the numbers of the phases that it has.
+    """Of a window's taps, row by row: for every plane a list of the numbers of the phases that it has, made when asked
+    for.
 
     Or, by phases, for every number that is stored a list of that.
     """
     S = tile.columns.taps
     grid = [taps[i : i + S] for i in range(0, len(taps), S)]
-    return numbers_of(tile, grid) if tile.by_phases else planes_of(tile, transformed_taps, grid)
+    return numbers_of(tile, grid) if tile.by_phases or tile.phases == 1 else planes_of(tile, transformed_taps, grid)
 
 
 def numbers_of(tile, grid):
-    """Column by column, [number] for each of tile.numbers: of the long phases at all points, then of each short one."""
-    rows = [different_numbers(tile.columns, row) for row in grid]
+    """Column by column, [number] for each of tile.numbers: of the long phases at all points, then of each short one.
+
+    Few registers do not hold the taps until the last number: all rows are made first then.
+    """
+    in_turn = target.register_count() == 32
+    times, made = (rows_in_turn, iter) if in_turn else (times_paired_rows, list)
+    rows = [made(different_numbers(tile.columns, row, times)) for row in grid]
     for column in zip(*rows, strict=True):
-        for number in different_numbers(tile.rows, column):
+        for number in made(different_numbers(tile.rows, column, times)):
             yield [number]
 
 
-def different_numbers(axis, taps):
-    phases = transformed_taps(axis, taps)
-    return [number for phase in phases[: axis.long_phases] for number in phase] + [
-        phase[-1] for phase in phases[axis.long_phases :]
-    ]
+def different_numbers(axis, taps, times):
+    for f in range(axis.phases):
+        numbers = times(lean_filter_matrix(axis, f), taps[f :: axis.stride])
+        yield from numbers if f < axis.long_phases else list(numbers)[-1:]
 
 
 def output_transform(tile, V):

@@ -136,6 +136,14 @@ def test_where_the_weights_lie_changes_no_bit(to_layout, stride):
     np.testing.assert_array_equal(convolve(x, w), convolve(x, there, weight_layout=layout))
 
 
+@pytest.mark.parametrize(("algorithm", "window", "stride"), OF_3X3 + OTHERS)
+def test_taps_that_are_loaded_ahead_change_no_bit_and_none_is_read_behind_the_last(algorithm, window, stride):
+    convolve = partial(convlib.conv2d, algorithm=algorithm, padding=half(window), stride=stride)
+    for C in (17, 18, 19, 20):
+        x, w = normal(1, C, 9, 9), weights(32, C, window)
+        np.testing.assert_array_equal(convolve(x, before_a_guard(w)), convolve(x, every_other(w)))
+
+
 @pytest.mark.parametrize(
     ("m", "size", "stride", "products"),
     [
