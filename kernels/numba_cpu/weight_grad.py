@@ -29,7 +29,8 @@ How x is copied makes the shift of a tap one constant, whatever the pixel: no te
     in place  stride 1, no padding, and rows that lie one after the other: x is its own copy.
 
 Groups of 1 to 4 channels, as first and depthwise layers have, need none of this where grad_y's rows are contiguous:
-weight_grad_pixels.py has the pixels in the lanes.
+weight_grad_pixels.py has the pixels in the lanes; weight_grad_depthwise.py reads depthwise layers straight from x and
+grad_y, with channels last too.
 
 The multiplied zeros are also why an infinity in x may make NaN in other taps of its channel than those that read it.
 
@@ -40,7 +41,8 @@ Measured (Zen 5, AVX-512, two cores): the multiplication alone runs at 450 to 50
 every second column of 28 took 7 cycles a number row by row, whose masks cost more than the row; for all channels at
 once, masks made once, a strided 1x1 layer went from 5.5 to 4.5 ms. With three channels that made it slower.
 Its parts: weight_grad_cuts.py (tasks, slabs, the ways x is copied), weight_grad_input.py (copying x),
-weight_grad_transposing.py (grad_y, and the sums), weight_grad_tasks.py (the loops); weight_grad_pixels.py.
+weight_grad_transposing.py (grad_y, and the sums), weight_grad_tasks.py (the loops); weight_grad_pixels.py and
+weight_grad_depthwise.py.
 Source: the blocking of Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, ACM TOMS 2008.
 """
 
@@ -48,10 +50,10 @@ import struct
 from functools import lru_cache
 from math import ceil
 
-from . import weight_grad_pixels
+from . import weight_grad_depthwise, weight_grad_pixels
 from .call import pack_call, problem_fields
 from .compilation import compiled
-from .microkernel import panel_rows
+from .microkernel import panel_rows, predicted
 from .threads import run_tasks
 from .vectors import lanes
 from .weight_grad_cuts import BATCHED, CUTS, FOUND, WINDOWS, cuts, lies_in_place, mode_of
@@ -67,12 +69,15 @@ def why_not(problem, device):
 
 def workspace_bytes(problem, device):
     own = cuts(problem, device.threads)[1]
-    few = weight_grad_pixels.serves(problem)
-    return max(own, weight_grad_pixels.workspace_bytes(problem, device.threads)) if few else own
+    if weight_grad_pixels.serves(problem):
+        own = max(own, weight_grad_pixels.workspace_bytes(problem, device.threads))
+    return max(own, weight_grad_depthwise.workspace_bytes(problem)) if weight_grad_depthwise.serves(problem) else own
 
 
 def predicted_seconds(problem, device):
     """Whole tiles at 60 GFLOP/s a thread: few filters or channels per group waste most of a tile."""
+    if weight_grad_depthwise.serves(problem):
+        return predicted(problem, device, weight_grad_depthwise.cycles(problem))
     width = lanes(problem.accumulate)
     if weight_grad_pixels.serves(problem):
         return 40e-6 + 2 * problem.macs * weight_grad_pixels.filled(problem) / (60e9 * device.threads)
@@ -95,6 +100,10 @@ def prepared(problem, threads):
 
 def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):
     """Write the weight gradient into grad_w (K, C/groups, R, S), from x (N, C, H, W) and grad_y (N, K, P, Q)."""
+    if weight_grad_depthwise.serves(problem) and weight_grad_depthwise.takes(problem, x, grad_y):
+        fields, loop, tasks, before = weight_grad_depthwise.prepared(problem)
+        run_tasks(loop, pack_call(fields, x, grad_w, x, None, grad_y, workspace), tasks, device.threads, before)
+        return
     if weight_grad_pixels.serves(problem) and weight_grad_pixels.takes(grad_y):
         fields, loop, tasks = weight_grad_pixels.prepared(problem, device.threads)
         run_tasks(loop, pack_call(fields, x, grad_w, x, None, grad_y, workspace), tasks, device.threads)

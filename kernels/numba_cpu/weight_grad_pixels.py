@@ -17,6 +17,8 @@ filters, all taps, while their rows of grad_y, some 16 KB, stay in the L1 cache 
 first tile of taps leaves what it reads of grad_y in one piece, by vectors, for the others. Sums wait in the workspace
 between bands; after every 32,768 pixels or so their lanes are added to totals.
 
+Depthwise layers come here where weight_grad_depthwise.py does not serve them: large windows, strides of 3 and more.
+
 Each element's sum is made by one task in the order of images and pixels, whatever the number of threads or tasks. The
 last tile of filters ends with the group: what it has in common with the one before is dropped.
 

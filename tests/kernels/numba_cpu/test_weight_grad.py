@@ -7,7 +7,13 @@ import pytest
 
 from benchmarks import cases, gate
 from convlib.device import Device
-from convlib.kernels.numba_cpu import target, weight_grad, weight_grad_cuts, weight_grad_pixels
+from convlib.kernels.numba_cpu import (
+    target,
+    weight_grad,
+    weight_grad_cuts,
+    weight_grad_depthwise,
+    weight_grad_pixels,
+)
 from convlib.kernels.numba_cpu.vectors import lanes
 from convlib.problem import make_problem
 
@@ -19,6 +25,8 @@ MODES = {
     weight_grad_cuts.WINDOWS: "windows",
     weight_grad_cuts.BATCHED: "batched",
 }
+
+DEPTHWISE = "depthwise" if target.vector_bytes() >= 32 else "pixels"
 
 # name -> x, w, keywords, and how x comes to the micro-kernel
 PROBLEMS = {
@@ -42,8 +50,29 @@ PROBLEMS = {
     "stride 3, small": ((9, 16, 14, 14), (70, 16, 3, 3), {"stride": 3, "padding": 1}, "batched"),
     "3x3, stride 3, dilation 2": ((2, 16, 19, 70), (20, 16, 3, 3), {"stride": 3, "dilation": 2}, "shifted"),
     "groups": ((2, 24, 9, 50), (40, 12, 3, 3), {"groups": 2, "padding": 1}, "shifted"),
-    "depthwise": ((2, 6, 21, 20), (6, 1, 3, 3), {"groups": 6, "padding": 1}, "pixels"),
-    "depthwise on a narrow map": ((2, 6, 240, 6), (6, 1, 3, 3), {"groups": 6, "padding": 1, "stride": 2}, "pixels"),
+    "depthwise": ((2, 6, 21, 20), (6, 1, 3, 3), {"groups": 6, "padding": 1}, DEPTHWISE),
+    "depthwise on a narrow map": ((2, 6, 240, 6), (6, 1, 3, 3), {"groups": 6, "padding": 1, "stride": 2}, DEPTHWISE),
+    "depthwise on small maps": ((5, 6, 7, 7), (6, 1, 5, 5), {"groups": 6, "padding": 2}, DEPTHWISE),
+    "depthwise, dilated": (
+        (3, 5, 19, 37),
+        (10, 1, 3, 3),
+        {"groups": 5, "dilation": (2, 3), "padding": 2, "stride": (2, 1)},
+        DEPTHWISE,
+    ),
+    "depthwise, stride 2": ((4, 3, 11, 70), (3, 1, 3, 5), {"groups": 3, "stride": 2, "dilation": (1, 3)}, DEPTHWISE),
+    "depthwise, 7x7": ((2, 5, 15, 33), (5, 1, 7, 7), {"groups": 5, "padding": 3}, DEPTHWISE),
+    "depthwise, channels last": (
+        (2, 21, 20, 21),
+        (21, 1, 3, 3),
+        {"groups": 21, "padding": 1, "layout": "NHWC"},
+        DEPTHWISE,
+    ),
+    "depthwise, 7x7, channels last": (
+        (2, 15, 9, 40),
+        (40, 1, 7, 7),
+        {"groups": 40, "padding": (2, 3), "stride": 2, "layout": "NHWC"},
+        DEPTHWISE,
+    ),
     "depthwise, scattered": ((2, 6, 9, 20), (6, 1, 3, 3), {"groups": 6, "padding": 1}, "windows"),
     "large": ((1, 160, 70, 90), (24, 160, 3, 3), {"padding": 1}, "shifted"),
 }
@@ -57,11 +86,18 @@ def operands(name):
     """The problem, x and grad_y; small integers. For "windows" columns of grad_y are no neighbours."""
     x, w, keywords, way = PROBLEMS[name]
     problem = make_problem(x, w, "float32", pass_="weight_grad", **keywords)
-    x, grad_y = integers(x, 0), integers(problem.y_shape, 1)
+    x, grad_y = in_memory(problem, integers(problem.x_shape, 0)), in_memory(problem, integers(problem.y_shape, 1))
     return problem, x, np.asfortranarray(grad_y) if way == "windows" else grad_y
 
 
+def in_memory(problem, array, place=np.ascontiguousarray):
+    """The same numbers as the problem's layout has them in memory."""
+    return place(array) if problem.layout == "NCHW" else place(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
 def way_of(problem, x, grad_y):
+    if weight_grad_depthwise.serves(problem) and weight_grad_depthwise.takes(problem, x, grad_y):
+        return "depthwise"
     if weight_grad_pixels.serves(problem) and weight_grad_pixels.takes(grad_y):
         return "pixels"
     mode = weight_grad.mode_of(problem)
@@ -89,10 +125,11 @@ def test_every_way_is_taken_and_exact(name, threads):
 
 
 def forget():
-    for module in (weight_grad, weight_grad_pixels):
+    for module in (weight_grad, weight_grad_pixels, weight_grad_depthwise):
         module.prepared.cache_clear()
+    for module in (weight_grad_pixels, weight_grad_depthwise):
+        module.geometry.cache_clear()
     weight_grad.cuts.cache_clear()
-    weight_grad_pixels.geometry.cache_clear()
 
 
 @pytest.fixture
@@ -101,6 +138,7 @@ def small_caches(monkeypatch):
     vector = 4 * lanes(np.float32)
     monkeypatch.setattr(target, "cache_bytes", {1: 64 * vector, 2: 40 << 10}.__getitem__)
     monkeypatch.setattr(weight_grad_pixels, "CHAIN", 150)
+    monkeypatch.setattr(weight_grad_depthwise, "CHAIN", 30)
     yield
     forget()
 
@@ -108,7 +146,10 @@ def small_caches(monkeypatch):
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_slabs_and_chunks_change_nothing(name, small_caches):
     problem, x, grad_y = operands(name)
-    if way_of(problem, x, grad_y) == "pixels":
+    if way_of(problem, x, grad_y) == "depthwise":
+        cut = dict(zip(weight_grad_depthwise.GEOMETRY, weight_grad_depthwise.geometry(problem)[0], strict=True))
+        assert cut["groups_of_images"] * cut["bands"] > 1
+    elif way_of(problem, x, grad_y) == "pixels":
         assert (
             dict(zip(weight_grad_pixels.GEOMETRY, weight_grad_pixels.geometry(problem, 2)[0], strict=True))["bands"] > 1
         )
@@ -143,5 +184,17 @@ def test_nothing_is_read_behind_the_arrays(name):
     """Both operands end where a page ends behind which nothing may be read: a read there ends the process."""
     x_shape, w, keywords, _ = PROBLEMS[name]
     problem = make_problem(x_shape, w, "float32", pass_="weight_grad", **keywords)
-    x, grad_y = (before_a_guard(integers(shape, seed)) for seed, shape in enumerate((x_shape, problem.y_shape)))
+    shapes = problem.x_shape, problem.y_shape
+    x, grad_y = (in_memory(problem, integers(shape, seed), before_a_guard) for seed, shape in enumerate(shapes))
     np.testing.assert_array_equal(computed(problem, x, grad_y), exact(problem, x, grad_y))
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_depthwise_infinities_that_no_output_reads_change_nothing(layout):
+    """Nor do they where rows of outputs are left over, or a vector's lanes are."""
+    x_shape = (2, 12, 18, 3) if layout == "NHWC" else (2, 3, 12, 18)
+    problem = make_problem(x_shape, (3, 1, 3, 3), "float32", pass_="weight_grad", stride=2, groups=3, layout=layout)
+    x, grad_y = integers(problem.x_shape, 0), integers(problem.y_shape, 1)
+    wanted = exact(problem, x, grad_y)
+    x[:, :, 11], x[:, :, :, 17] = np.inf, np.nan
+    np.testing.assert_array_equal(computed(problem, in_memory(problem, x), in_memory(problem, grad_y)), wanted)
