@@ -31,6 +31,10 @@ CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_500, 4_000
 CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
 BORDER_CYCLES, BORDER_DEPTH = 80.0, 256  # for a pixel, or a filter, where two threads' outputs meet; 0 from so deep on
 LAST_CYCLES = 8.0  # a number of x or y with channels last, read or stored by itself
+COPIED_BY_STRIDES = (
+    0.75  # of what copying takes otherwise: every second column of x with several groups, on a processor
+)
+# that starts one multiply-add per cycle (groups of 2 to 32 channels, two Zen 4 cores)
 LONE_CYCLES = 0.6  # for a vector of a lone pixel's depths
 
 FILTER_BLOCK = 64  # whose weights stay in the L2 cache while a group of tiles is multiplied with them
@@ -129,7 +133,9 @@ def copy_cycles(problem) -> float:
         return LAST_CYCLES * rows * problem.Q
     if problem.dtype != problem.accumulate or problem.stride[1] > 2:
         return 2.0 * rows * problem.Q
-    return rows * (4.0 * -(-problem.Q // lanes(problem.accumulate)) + 0.375 * problem.Q)
+    strided = problem.groups > 1 and problem.stride[1] == 2 and target.multiply_adds_per_cycle() == 1
+    cycles = rows * (4.0 * -(-problem.Q // lanes(problem.accumulate)) + 0.375 * problem.Q)
+    return cycles * (COPIED_BY_STRIDES if strided else 1.0)
 
 
 def pixels_cycles(columns, depth, dtype) -> float:

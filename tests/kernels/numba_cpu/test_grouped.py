@@ -72,11 +72,13 @@ def test_no_two_tasks_write_the_same_group(groups, layout):
 
 def test_is_chosen_for_the_first_layers_of_resnext():
     """Four channels a group, channels last, where vectors hold two groups; with four, NCHW and more channels too, where
-    at most Winograd down the columns, for rows of a vector and more, comes before or next.
+    at most Winograd down the columns, for rows of a vector and more, comes before or next. Sixteen in NCHW are
+    Winograd's where one multiply-add starts per cycle.
     """
     sizes = [(128, 56, "NHWC")] if target.vector_bytes() > 16 else []
     if target.vector_bytes() == 64:
-        sizes += [(128, 56, "NCHW"), (256, 28, "NHWC"), (256, 28, "NCHW"), (512, 14, "NHWC"), (512, 14, "NCHW")]
+        sizes += [(128, 56, "NCHW"), (256, 28, "NHWC"), (256, 28, "NCHW"), (512, 14, "NHWC")]
+        sizes += [(512, 14, "NCHW")] if target.multiply_adds_per_cycle() == 2 else []
     for channels, size, layout in sizes:
         x_shape = (1, channels, size, size) if layout == "NCHW" else (1, size, size, channels)
         weights = (channels, channels // 32, 3, 3)
@@ -87,3 +89,19 @@ def test_is_chosen_for_the_first_layers_of_resnext():
             if layout == "NCHW" and size > 16:
                 first |= {"numba_cpu.winograd_columns"}
             assert set(names[: len(first)]) == first, (channels, layout, planned)
+
+
+@pytest.mark.skipif(target.multiply_adds_per_cycle() == 2 or target.vector_bytes() < 64, reason="measured on a Zen 4")
+@pytest.mark.parametrize(
+    ("channels", "size", "groups", "stride", "chosen"),
+    [(24, 112, 3, 2, "blocked"), (48, 28, 3, 1, "winograd_f4"), (512, 14, 32, 1, "winograd_f4"),
+     (96, 28, 8, 1, "winograd_f4"), (12, 112, 6, 2, "blocked"), (512, 28, 32, 2, "grouped")],
+)  # fmt: skip
+def test_others_are_chosen_where_they_are_faster(channels, size, groups, stride, chosen):
+    problem = make_problem(
+        (1, channels, size, size), (channels, channels // groups, 3, 3), np.dtype(np.float32), padding=1, stride=stride,
+        groups=groups,
+    )  # fmt: skip
+    for planned in (False, True):
+        names = dispatch.ranked(problem, Device("cpu", threads=2), "auto", "auto", 5e-6, None, planned)
+        assert names[0] == f"numba_cpu.{chosen}"
