@@ -12,6 +12,9 @@
 // neighbours, and so are the words that it writes to each of 36 rows. transform_products, one thread a tile of one
 // filter; its neighbours are filters where the channels of y lie side by side, elsewhere tiles: gemm.cu writes
 // `products` in that order.
+// Sectors of a request, counted in the emulator (NCHW): 4, the least, wherever the transforms meet the workspace. A
+// warp's loads of x lie four pixels apart and meet 15, its stores to y 16; its loads of w, filters apart, 32. The same
+// sectors are met again by requests beside each, out of L1 or L2. Loads and stores of 128 bits would spare that.
 // What it costs: a patch is 36 numbers for 16 new pixels, so columns are 2.25 times x and products 2.25 times y, each
 // written once and read once. In exchange there are 9/16 of the multiplications of the fused kernel's F(2 x 2). That
 // pays where channels and filters are enough to hide the moving; slices keep the workspace to 64 MiB and the filters.

@@ -35,7 +35,7 @@
 //                16 bytes of a pixel; in plain order four lanes would meet in a bank: tile_place turns channel c by 8 c
 //     sums       a quarter of a warp stores 4 filters x 2 words of 128 bits; a warp loads 32 tiles of a filter (NCHW),
 //                or 4 tiles of 8 filters (NHWC); sum_place turns each filter's row so that each of these meets 32 banks
-// Small problems: where the blocks are fewer than the multiprocessors, the channels are split among several blocks, as
+// Small problems: where that is predicted to be faster, the channels are split among several blocks, as
 // in implicit_gemm.cu; A^T . A is linear, so they write sums of outputs, a quarter of what the products would be.
 // Rounding: as a plain sum's, with the transforms' (accuracy.py). NaN and infinity in x reach all outputs of the tiles
 // that read them, not only those whose window does.

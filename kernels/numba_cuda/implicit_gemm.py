@@ -69,14 +69,16 @@ from ...device import simulating
 from .. import gpu_cost as cost
 from ..cupy_raw.cut import Parts, chosen, split_cut, whole_cut, with_splits
 from ..cupy_raw.parameters import element_strides, size_reasons
-from ..cupy_raw.register_tile import DEPTH, reduction_of, tile_of
+from ..cupy_raw.register_tile import DEPTH, EACH, reduction_of, tile_of
 from ..launching import MAX_GRID, ceil_div, launch
 from .epilogue import epilogue_of, finish, operands
 from .implicit_gemm_beside import THREADS, at_place, compiled_filters, compiled_sum, place_in, tile_of_block
 from .storage import at, register_type, run_length, small, widen
 
 TILES = ((8, 8), (4, 16), (16, 16))  # filters x pixels, in the 8 (float64: 4) that a thread has of each
-BLOCKS_PER_SM = {64: 6, 256: 1}  # by the threads of a block: room for their registers, 122 to 167 of each
+# For how many blocks a multiprocessor has registers, by layout and tile: the least of sm_75 to 120, whose compilers
+# take 121 to 226 of a thread. In NCHW 128 mostly are enough, and it has some for 8 of the smallest, 2 of the largest.
+BLOCKS_PER_SM = {"NCHW": {(8, 8): 6, (4, 16): 6, (16, 16): 1}, "NHWC": {(8, 8): 6, (4, 16): 4, (16, 16): 1}}
 OUTSIDE = -1  # an offset where there is no pixel
 FAR = -0x40000000  # a row outside of every image
 
@@ -289,7 +291,8 @@ def cuts(problem, device):
 
 def cut_of(problem, tile, splits=1, first=0):
     """All tiles whole, or all but the first in so many splits."""
-    per_sm = BLOCKS_PER_SM[tile.threads]
+    each = EACH[problem.accumulate.itemsize]
+    per_sm = BLOCKS_PER_SM[problem.layout][tile.filters // each, tile.pixels // each]
     return split_cut(whole_cut(problem, tile, per_sm, reduction_of(problem), problem.dtype.itemsize), splits, first)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convlib import compiling, device, operations, strided
+from convlib import compiling, device, operations, report, strided
 from convlib.compiling import TARGETS
 from convlib.kernels.launching import recording
 from convlib.verification.problems import Case, arrays_of, logical_arrays
@@ -123,9 +123,12 @@ def test_every_tile_and_walk_of_the_implicit_product_compiles(lanes, layout, tar
         monkeypatch.setattr(implicit_gemm, "cut_for", lambda problem, device, cut=cut: cut)
         _, *launches = launches_of("implicit_gemm", case, target)
         assert len(launches) == (1 if splits == 1 else 2), "the product, and what adds its parts"
-        for launch in launches:
-            cubin = assert_fits(launch, target)
+        cubins = [assert_fits(launch, target) for launch in launches]
+        for cubin in cubins:
             assert not re.search(r"\bD(ADD|MUL|FMA|SETP)\b", compiling.sass(cubin)), "mixed integers become float64"
+        (product,) = compiling.resources(cubins[0]).values()
+        has, threads = report.MULTIPROCESSORS[target], launches[0].block[0]
+        assert report.blocks_at_once(has, threads, product.registers, shared=0)[0] >= cut.blocks_per_sm, product
 
 
 def test_every_block_of_tiled_compiles(monkeypatch):
