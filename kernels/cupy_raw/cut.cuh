@@ -4,13 +4,13 @@
 
 #include "problem.cuh"
 
-// Division by a number that the launcher knew: n / d = n * multiplier / 2^(32 + shift) for n < 2^31.
+// Division by a number that the launcher knew: n / d = 2 n * multiplier / 2^(32 + shift) for n < 2^31.
 struct Divisor { unsigned multiplier; int shift; };
 struct Divided { Index quotient; int rest; };
 __device__ __forceinline__ Divided divide(Index n, int by, const Divisor& divisor)
 {
     if constexpr (WIDE) return {n / by, (int)(n % by)};
-    const unsigned quotient = by == 1 ? n : (unsigned)((uint64)(unsigned)n * divisor.multiplier >> 32) >> divisor.shift;
+    const unsigned quotient = __umulhi(2 * (unsigned)n, divisor.multiplier) >> divisor.shift;
     return {quotient, (int)(n - quotient * by)};
 }
 

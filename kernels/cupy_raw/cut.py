@@ -173,13 +173,13 @@ def cut_struct(problem, cut):
 
 
 def divisor(number):
-    """`struct Divisor`: n // number == n * multiplier // 2**32 >> shift for every n below 2**31.
+    """`struct Divisor`: n // number == 2 * n * multiplier // 2**32 >> shift for every n below 2**31.
 
-    Granlund and Montgomery, Division by invariant integers using multiplication, PLDI 1994. Not for 1: there the kernel
-    takes n itself.
+    Granlund and Montgomery, Division by invariant integers using multiplication, PLDI 1994. Twice n, so that 1 is no
+    exception, whose multiplier would be 2**32.
 
-    >>> [(1_000_000_007 * int(m) // 2**32 >> s, 1_000_000_007 // 56) for m, s in [divisor(56)]]
+    >>> [(2 * 1_000_000_007 * int(m) // 2**32 >> s, 1_000_000_007 // 56) for m, s in [divisor(56)]]
     [(17857142, 17857142)]
     """
-    bits = max((number - 1).bit_length(), 1)
-    return -(-(2 ** (31 + bits)) // number) % 2**32, bits - 1
+    shift = (number - 1).bit_length()
+    return -(-(2 ** (31 + shift)) // number), shift

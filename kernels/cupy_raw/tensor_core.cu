@@ -63,7 +63,8 @@
 // each scheduler one, without loading more.
 // All but 64 x 64, which has four warps of 32 x 32. It is for one image, where a multiprocessor has one block or two:
 // of two warps, each as large as the tile, half the schedulers would have none. A stage alone takes what one warp
-// waits, some 128 cycles that nothing hides, and multiplies: of 64 x 64 on sm_80 128 in one of four warps, 256 in one
+// waits, 128 cycles that nothing hides, and multiplies (128 is assumed, and the first thing to measure, see
+// WAITING_CYCLES): of 64 x 64 on sm_80 128 in one of four warps, 256 in one
 // of two. By issue alone four stand at 100 and 97 %. So one block takes 256 cycles a stage instead of 384, two take
 // 384 either way (2 x 192 of shared memory); where there are more, L2 leaves 64 x 64 no more than 73 and 56 % with
 // any warps, and 128 x 64 is faster. CUTLASS's generator and cuDNN's kernels give 64 x 64 four such warps too. With
@@ -76,14 +77,14 @@
 // images, 24 to 30 waves which would end at 4 to 76 %. Where it has fewer, 32 channels of 28 x 28 for one image, tiles of
 // 16 filters fill these, twelve warps each, in 1.13 times the predicted time on sm_80, in 1.06 on sm_90.
 // Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 248
-// instructions, 153 in halves, 128 x 64 334 and 203, 64 x 128 157, 96 x 96 178, 64 x 64 136, 32 x 64 137, 128 x 32 291: the
-// shares stand. With taps inner an element takes 4.5 instructions, and a step 14 for all of a thread's pixels: 372 to 391
-// at 128 x 128, 100 %; 275 in halves, 93 and 71 %. Smaller tiles leave room, beside three stages, for a table of all steps,
-// of which a load finds two: 388 to 392 at 128 x 64 instead of 662, 206 to 210 in halves, 145 to 149 at 64 x 128 instead of
-// 282. Shared memory bounds them then, which takes 576 cycles of a warp's stage at 128 x 64, 128 for the table: 89 and 68 %,
-// instead of 77 and 59, and 64 x 128 too; 96 x 96 stands at 95 and 73, 128 x 32 at 57 and 44 instead of 42 and 32, 64 x 64
-// at 50 and 38, 32 x 64 at 40 and 31. An entry has 8 bytes, of which none can go: a distance, and a bit for each row
-// and column.
+// instructions, 153 in halves, 128 x 64 334 and 203, 64 x 128 157, 96 x 96 178, 64 x 64 136, 32 x 64 137, 128 x 32 291:
+// the shares stand. With taps inner an element takes 3.7 instructions, and a step 2.3 for all of a thread's pixels, since
+// it is looked up in a table that the launcher makes: 259 at 128 x 128, 147 in halves, 405 and 214 at 128 x 64, 153 at
+// 64 x 128, 187 at 96 x 96, 135 at 64 x 64, 148 at 32 x 64, with the shares of copies; 358 at 128 x 32, 71 and 55 %.
+// The table is an argument, so that it lies in constant memory, which answers beside shared memory, one address for a
+// warp. That LDC.64 costs no more than its issue is assumed, the second thing to measure. In shared memory the table took
+// 128 of 576 cycles of a warp's stage at 128 x 64, which left 68 % on sm_90. Where it has no room, in 3.5 of the 4 KB of
+// arguments, or windows need more than 31 bits, or offsets 64, a step takes 14.
 // TF32 has the same cycles and two instructions more for each register of x. PRECISE, whose warps are of 64 x 32 and less,
 // stands at 100 % where x is copied (424 to 426 instructions at 128 x 128), with warps of 32 x 16 at 85 to 86 % on sm_90;
 // gathered from several taps there at 100 % with warps of 64 x 32, 79 to 91 % with 32 x 32, 61 to 67 % with 32 x 16.
@@ -94,7 +95,8 @@
 // element's address was an instruction, 233 instead of 200 at 128 x 128; a pointer that walks from channel to channel
 // took two. Taps inner took 890 when a lane divided anew for each element of its pixel. Now four pixels share a step,
 // a row's and a column's bit tell in one instruction what lies outside, and a predicate spares the load (488); a
-// window's corner and a step, added to x in 64 bits, took four instructions, by a pointer to the window one (372).
+// window's corner and a step, added to x in 64 bits, took four instructions, by a pointer to the window one (372); then
+// steps came from the table.
 // Sums that two branches leave, zero before they are added or kept, spill registers at 64 x 64; a mask does not.
 // No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
 // Limits: float16 from sm_75 on, bfloat16 and float32 from sm_80 on.
@@ -106,7 +108,7 @@
 // by side in aligned chunks), -DX_APART (how far they lie apart where they are gathered), -DTAPS_INNER, -DDROPPED
 // (channels that a group's last chunk repeats), -DONE_TAP (no stage ends amid the channels), -DALONG_FILTERS (y's filters
 // lie side by side, not its pixels), -DRUN (how many a thread stores at once), -DSPLIT, -DONE_STAGE (the reduction has),
-// -DSTAYING (a block takes tile after tile).
+// -DSTAYING (a block takes tile after tile), -DTABLE_STEPS (of the reduction, that lie in a table; 0: none).
 
 #include "cut_job.cuh"
 #include "epilogue.cuh"
@@ -131,12 +133,13 @@ struct Bring {
     const Element* __restrict__ x;
     const Problem& problem;
     const Cut& cut;
+    const Steps& steps;
     Walk pixels;
     FilterWalk filters;
 
     __device__ __forceinline__ void fetch(int place)
     {
-        pixels.fetch(place, x, problem, cut);
+        pixels.fetch(place, x, problem, cut, steps);
         filters.fetch(place + PIXEL_BYTES, cut.filters);
     }
 
@@ -355,7 +358,8 @@ __device__ __forceinline__ void finish(const Problem& problem, const Cut& cut, c
 // One whole tile, or a split of one.
 __device__ __forceinline__ void compute(const Job& job, const Element* __restrict__ x, const Element* __restrict__ packed,
                                         const Output& output, Accumulator* __restrict__ partial,
-                                        unsigned* __restrict__ counts, const Problem& problem, const Cut& cut)
+                                        unsigned* __restrict__ counts, const Problem& problem, const Cut& cut,
+                                        const Steps& steps)
 {
     const Tile tile(job.tile, cut);
     const int all = ONE_STAGE ? 1 : cut.depth / DEPTH, first = ONE_STAGE ? 0 : job.first_stage(cut);
@@ -363,8 +367,7 @@ __device__ __forceinline__ void compute(const Job& job, const Element* __restric
 
     unsigned start = shared_address(memory);
     asm volatile("" : "+r"(start));
-    Bring bring{x, problem, cut};
-    find_steps(problem, cut);
+    Bring bring{x, problem, cut, steps};
     bring.pixels.start(x, problem, cut, tile.first_pixel, tile.group, first);
     bring.filters.start(reinterpret_cast<const uint4*>(packed)
                         + (((int64)tile.group * all + first) * cut.filters + tile.first_filter) * CHUNKS);
@@ -388,10 +391,11 @@ __device__ __forceinline__ void compute(const Job& job, const Element* __restric
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_tensor_core(const Element* __restrict__ x, const Element* __restrict__ packed, Element* __restrict__ y,
                    const Element* __restrict__ bias, const Element* __restrict__ residual,
-                   Accumulator* __restrict__ partial, unsigned* __restrict__ counts, Problem problem, Cut cut)
+                   Accumulator* __restrict__ partial, unsigned* __restrict__ counts, Problem problem, Cut cut,
+                   const __grid_constant__ Steps steps)
 {
     for (unsigned block = blockIdx.x;;) {
-        compute(Job(block, cut), x, packed, {y, bias, residual}, partial, counts, problem, cut);
+        compute(Job(block, cut), x, packed, {y, bias, residual}, partial, counts, problem, cut, steps);
         block += gridDim.x;
         if (!STAYING || block >= cut.whole) return;
         __syncthreads();  // nobody reads sums any more where the next stages come

@@ -25,8 +25,6 @@ from .cut import (
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 from .tensor_core_tile import (
     CHUNKS,
-    FEWEST_STAGES,
-    SHARED_BYTES,
     Tile,
     aligned,
     block_of,
@@ -36,6 +34,8 @@ from .tensor_core_tile import (
     depth_of,
     dtype_reasons,
     stages_held,
+    steps_struct,
+    table_steps,
 )
 
 THREADS = 256  # of pack_filters
@@ -77,9 +77,8 @@ PRECISE_TILES = (
 COUNT_BYTES = 4  # of a tile, how many of its splits have come
 LOOP_SLOTS = 90  # of each thread and stage, beside multiplying: addresses, copies, ldmatrix, the barrier
 # Of each element of x, where it is loaded by itself: from a stage of one tap, chunks of one, taps inner; there of each
-# step too, which serves the pixels of a thread, unless all steps lie in a table.
-ONE_TAP_SLOTS, CHUNK_SLOTS, TAPS_SLOTS, STEP_SLOTS, TABLE_SLOTS = 2, 3, 4.5, 14, 3.6
-TABLE_BYTES, STEP_BYTES = 4096, 8  # at most, as in tensor_core_walks.cuh, and of a step
+# step too, which serves the pixels of a thread: found in a table, or worked out.
+ONE_TAP_SLOTS, CHUNK_SLOTS, TABLE_SLOTS, TAPS_SLOTS = 2, 3, (3.7, 2.3), (4.5, 14)
 WAITING = cost.waiting("cupy_raw.tensor_core", like="cupy_raw.implicit_gemm")
 
 passes = ("forward",)
@@ -124,13 +123,11 @@ def reduction_of(problem):
 
 def parts(problem, device, cut):
     tile = cut.tile
-    beside, read = LOOP_SLOTS * tile.threads, 0
+    beside = LOOP_SLOTS * tile.threads
     if not vectors_of(problem):
         beside += gather_slots(problem, cut) * tile.rows * depth_of(problem)
-        if cut.taps_inner and has_table(problem, tile):
-            read = pixels_at_once(tile) * depth_of(problem) * STEP_BYTES
     stages = cut.depth // depth_of(problem), cut.stages
-    blocks = [block_of(problem, device, tile, count, beside, read) for count in stages]
+    blocks = [block_of(problem, device, tile, count, beside) for count in stages]
     return Parts(
         WAITING * cost.wave_seconds(device, (cut.whole, cut.parts), cut.blocks_per_sm, blocks),
         cost.adding_seconds(device, cut.split_tiles, cut.splits, cut.tile_bytes),
@@ -140,18 +137,10 @@ def parts(problem, device, cut):
 
 
 def gather_slots(problem, cut):
-    if cut.taps_inner and has_table(problem, cut.tile):
-        return TABLE_SLOTS
     if cut.taps_inner:
-        return TAPS_SLOTS + STEP_SLOTS * pixels_at_once(cut.tile) / cut.tile.rows
+        element, step = TABLE_SLOTS if table_steps(problem, cut.depth) else TAPS_SLOTS
+        return element + step * pixels_at_once(cut.tile) / cut.tile.rows
     return CHUNK_SLOTS if problem.Cg % depth_of(problem) else ONE_TAP_SLOTS
-
-
-def has_table(problem, tile):
-    """TABLE of tensor_core_walks.cuh: whether shared memory has room for all steps of the reduction."""
-    size = round_up((chunk_of(problem) - 1) * problem.R * problem.S, depth_of(problem)) * STEP_BYTES
-    room = SHARED_BYTES - FEWEST_STAGES * tile.stage_bytes
-    return size <= min(TABLE_BYTES, room) and problem.R + problem.S < 32
 
 
 def pixels_at_once(tile):
@@ -244,11 +233,11 @@ def sources_of(problem, cut, stages, wide, lying, apart=None):
     x_apart = (apart_as_planned(problem) if apart is None else apart) if gathers else 0
     shared = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     dropped, one_tap = 0 if cut.taps_inner else -problem.Cg % chunk_of(problem), problem.Cg % depth_of(problem) == 0
-    stages = min(stages, FEWEST_STAGES) if cut.taps_inner else stages
     own = (*shared, *constants(problem, cut.tile, stages), ("DROPPED", dropped), ("ONE_TAP", int(one_tap)))
     own += (("TOGETHER", int(lying.together)), ("X_APART", x_apart), ("TAPS_INNER", int(cut.taps_inner)))
     own += (("SPLIT", int(cut.splits > 1)), ("STAYING", int(cut.staying > 0)), ("RUN", lying.run))
     own += (("ALONG_FILTERS", int(lying.along_filters)), ("ONE_STAGE", int(cut.depth == depth_of(problem))))
+    own += (("TABLE_STEPS", table_steps(problem, cut.depth, wide)),)
     return tuple(CudaSource("tensor_core.cu", name, own) for name in ("pack_filters", "conv2d_tensor_core"))
 
 
@@ -295,5 +284,6 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     apart, stages = x.strides[1] // x.itemsize, stages_held(cut.tile, device)
     _, multiply = sources_of(problem, cut, stages, wide, lying, apart)
 
-    arguments = (x, packed, y, bias, residual, partial, counts_in(packed, cut), struct, part)
+    steps = steps_struct(problem, x, table_steps(problem, cut.depth, wide))
+    arguments = (x, packed, y, bias, residual, partial, counts_in(packed, cut), struct, part, steps)
     launch(multiply, cut.blocks, cut.tile.threads, arguments, stream=stream)

@@ -1,14 +1,14 @@
 // Windows of fewer channels than a chunk has, taps inner: step d of the reduction is of channel d / (R * S), tap
 // d % (R * S). What it takes to load an element is found in two halves, which meet in three instructions:
 //
-//     step     how far from a window's first element; a bit for its row, one for its column    14 instructions
+//     step     how far from a window's first element; a bit for its row, one for its column    14 instructions, or 1
 //     window   its first element; a bit for each of its rows and columns that lies inside      3 for each of them
 //     element  x[window + step], where the window has all of the step's bits                   LOP3, IMAD.WIDE, LDG
 //
 // A thread that gathers several pixels finds a step once for all of them, and one that gathers several steps of a pixel
-// its window.
+// its window; steps that the launcher found, see Steps, are looked up.
 //
-// Compiled with problem.cuh's constants.
+// Compiled with problem.cuh's constants and -DTABLE_STEPS (that the launcher's table has; 0: none).
 
 #pragma once
 
@@ -35,6 +35,24 @@ struct Step {
     }
 };
 
+// All steps of the reduction as the launcher found them, an argument of the kernel: a warp, whose lanes want the same
+// two, has their distances by one instruction from constant memory, and their bits by another.
+constexpr bool TABLE = TABLE_STEPS > 0;
+constexpr int PAIRS = TABLE ? TABLE_STEPS / 2 : 1;
+struct Steps { int2 from[PAIRS]; uint2 bits[PAIRS]; };
+
+// Steps 2 * pair and the one behind it.
+__device__ __forceinline__ void find_pair(Step (&two)[2], const Steps& steps, const Problem& problem, int pair)
+{
+    if constexpr (TABLE) {
+        const int2 from = steps.from[pair];
+        const uint2 bits = steps.bits[pair];
+        two[0].from = from.x, two[1].from = from.y, two[0].bits = bits.x, two[1].bits = bits.y;
+    } else {
+        two[0].find(problem, 2u * pair), two[1].find(problem, 2u * pair + 1);
+    }
+}
+
 // Which rows and columns lie in the image, of the window whose top left is (h, w).
 __device__ __forceinline__ unsigned axes_inside(const Problem& problem, int h, int w)
 {
@@ -45,6 +63,28 @@ __device__ __forceinline__ unsigned axes_inside(const Problem& problem, int h, i
     for (int s = 0; BITS_OF_AXES && s < S; ++s)
         bits |= (unsigned)((unsigned)(w + s * DILATION_W) < problem.W) << (R + s);
     return bits;
+}
+
+// The same in a bit for each tap, and behind the last the first again, so that neighbours tell of the steps of a chunk,
+// wherever it begins: R2P makes predicates of seven bits, where bits of axes take an instruction for each step.
+constexpr int TAPS = R * S, AHEAD = 16 / sizeof(Element) - 1;
+constexpr bool BITS_OF_TAPS = TABLE && TAPS + AHEAD <= 64;
+constexpr uint64 every(int distance, int end)
+{
+    uint64 bits = 0;
+    for (int i = 0; i < end && i < 64; i += distance) bits |= 1ull << i;
+    return bits;
+}
+
+// Of so many steps along an axis, how many lie before `from`.
+template <int DILATION>
+__device__ __forceinline__ int before(int from, int steps) { return min(ceil_div(max(from, 0), DILATION), steps); }
+
+__device__ __forceinline__ uint64 taps_inside(const Problem& problem, int h, int w)
+{
+    const unsigned columns = ~0u << before<DILATION_W>(-w, S) & ~(~0u << before<DILATION_W>(problem.W - w, S));
+    const int above = before<DILATION_H>(-h, R) * S, until = before<DILATION_H>(problem.H - h, R) * S;
+    return (columns * every(S, TAPS) & ~0ull << above & ~(~0ull << until)) * every(TAPS, TAPS + AHEAD);
 }
 
 // Whether a step of it does; `inside`: as axes_inside says.
@@ -61,30 +101,24 @@ __device__ __forceinline__ unsigned bits_of(const Element& element)
     else return reinterpret_cast<const unsigned&>(element);
 }
 
-// An element's bits, or anything where it is not wanted: without a branch, and whatever the address is then.
-__device__ __forceinline__ unsigned loaded_if(bool wanted, const Element* from)
+// A word of one element, or of two, each with zeros above its bits; zero if it is not wanted. The same instruction
+// does both: it takes any four of eight bytes.
+__device__ __forceinline__ unsigned word_of(const unsigned* elements, bool wanted)
 {
-    unsigned bits;
-    const auto global = __cvta_generic_to_global(from);
-    if constexpr (sizeof(Element) == 2)
-        asm("{ .reg .pred p; setp.ne.s32 p, %1, 0; @p ld.global.nc.u16 %0, [%2]; }"
-            : "=r"(bits) : "r"((int)wanted), "l"(global));
-    else
-        asm("{ .reg .pred p; setp.ne.s32 p, %1, 0; @p ld.global.nc.u32 %0, [%2]; }"
-            : "=r"(bits) : "r"((int)wanted), "l"(global));
-    return bits;
+    if constexpr (sizeof(Element) == 2) return __byte_perm(elements[0], elements[1], wanted ? 0x5410 : 0x2222);
+    else return wanted ? elements[0] : 0;
 }
 
-// Or zero there.
-__device__ __forceinline__ unsigned load_if(bool wanted, const Element* from)
+// An element's bits, or zero where it is not wanted: without a branch, and whatever the address is then.
+__device__ __forceinline__ unsigned load_if(int wanted, const Element* from)
 {
     unsigned bits = 0;
     const auto global = __cvta_generic_to_global(from);
     if constexpr (sizeof(Element) == 2)
         asm("{ .reg .pred p; setp.ne.s32 p, %1, 0; @p ld.global.nc.u16 %0, [%2]; }"
-            : "+r"(bits) : "r"((int)wanted), "l"(global));
+            : "+r"(bits) : "r"(wanted), "l"(global));
     else
         asm("{ .reg .pred p; setp.ne.s32 p, %1, 0; @p ld.global.nc.u32 %0, [%2]; }"
-            : "+r"(bits) : "r"((int)wanted), "l"(global));
+            : "+r"(bits) : "r"(wanted), "l"(global));
     return bits;
 }

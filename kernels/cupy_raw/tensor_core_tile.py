@@ -5,10 +5,14 @@ tensor_core.py and tensor_core_weight_grad.py bring their tiles and launch; tens
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
+
+import numpy as np
 
 from .. import gpu_cost as cost
 from .implicit_gemm import address_of
+from .parameters import element_strides
 
 VECTOR = 16  # bytes that a thread copies, loads or stores at once
 CHUNKS = 4  # of them in a stage of one row or filter
@@ -18,6 +22,9 @@ SHARED_PER_SM = 160 * 1024  # of sm_80, for its blocks' stages
 FEWEST_STAGES, MOST_STAGES = 3, 4  # that cp.async brings
 WARPS_PER_SM = ((16, 8), (8, 12), (0, 16))  # above so many blocks of 16 x 8 sums of a warp
 DTYPES = {"float16": (7, 5), "bfloat16": (8, 0), "float32": (8, 0)}  # since which compute capability they are taken
+
+FOUND = (("from", "i4"), ("bits", "u4"))  # of a step of the reduction
+MOST_FOUND = 3_584 // 8  # of 4 KB, which drivers take of arguments, 3.5 for a table of steps
 
 THREAD_SLOTS = 900  # of each thread of a block beside its stages: addresses, the first stage's wait, the store
 SHARED_BYTES_PER_CYCLE = 128  # of one SM: all banks
@@ -99,27 +106,50 @@ def constants(problem, tile, stages):
     return (*zip(names, tile, strict=True), ("STAGES", stages), ("PRECISE", int(problem.precision == "3xtf32")))
 
 
-def stage_slots(problem, device, tile, beside, read=0):
+def table_steps(problem, steps, wide=False):
+    """Taps inner: so many steps of the reduction lie in a table if all have room there, else none."""
+    fits = steps <= MOST_FOUND and problem.R + problem.S < 32
+    return steps if problem.Cg < chunk_of(problem) and fits and not wide else 0
+
+
+def steps_struct(problem, x, count):
+    """`struct Steps` of tensor_core_taps.cuh, for x: the first `count` steps of the reduction."""
+    return steps_by_strides(problem, x.strides, count)
+
+
+@lru_cache(maxsize=4096)
+def steps_by_strides(problem, strides, count):
+    struct = np.zeros((), [(name, type_, max(count, 2)) for name, type_ in FOUND])
+    _, apart, down, right = element_strides("x", strides, problem.dtype.itemsize)
+    channel, tap = divmod(np.arange(count), problem.R * problem.S)
+    (r, s), exists = divmod(tap, problem.S), channel < problem.Cg
+    here = r * problem.dilation[0] * down + s * problem.dilation[1] * right
+    struct["from"][:count] = here + np.where(exists, channel * apart, 0)
+    struct["bits"][:count] = np.where(exists, 1 << r | 1 << problem.R + s, 0xFFFFFFFF)
+    struct.flags.writeable = False
+    return struct
+
+
+def stage_slots(problem, device, tile, beside):
     """Issue slots that a stage takes of an SM, by its slowest part: multiplying, bringing it from L2, storing it and
-    loading matrices of it and what is `read` beside, or issuing its instructions; `beside`: of those, what does not
-    multiply.
+    loading matrices of it, or issuing its instructions; `beside`: of those, what does not multiply.
     """
     macs = tile.rows * tile.filters * depth_of(problem)
     multiplying = macs / cost.tensor_multiply_adds(problem, device)
     bringing = tile.stage_bytes / cost.L2_BYTES_PER_CYCLE
-    sharing = (tile.stage_bytes + tile.matrix_bytes + read) / SHARED_BYTES_PER_CYCLE
+    sharing = (tile.stage_bytes + tile.matrix_bytes) / SHARED_BYTES_PER_CYCLE
     multiplies = macs / (16 * 8 * (32 // problem.dtype.itemsize)) * (3 if problem.precision == "3xtf32" else 1)
     issuing = (multiplies * 32 + beside) / cost.SLOTS_PER_CYCLE
     return max(multiplying, bringing, sharing, issuing) * cost.SLOTS_PER_CYCLE
 
 
-def block_of(problem, device, tile, stages, beside, read=0):
-    """The cost of a block of so many stages; `beside` and `read`: as in stage_slots.
+def block_of(problem, device, tile, stages, beside):
+    """The cost of a block of so many stages; `beside`: as in stage_slots.
 
     Alone on an SM, a stage takes as long as one of its warps multiplies and waits; so many blocks are enough, as have
     their stages multiplied in that time. Beside their stages, warps issue as those of other kernels do.
     """
-    stage, other = stage_slots(problem, device, tile, beside, read), other_slots(tile)
+    stage, other = stage_slots(problem, device, tile, beside), other_slots(tile)
     multiplying = tile.rows * tile.filters * depth_of(problem) / cost.tensor_multiply_adds(problem, device)
     stage_alone = (WAITING_CYCLES + multiplying * SCHEDULERS * 32 / tile.threads) * cost.SLOTS_PER_CYCLE
     slots = stages * stage + other

@@ -23,7 +23,6 @@
 
 constexpr int CHUNKS = 4;                         // of a row of a stage
 constexpr int DEPTH = CHUNKS * CHUNK;             // reduction steps per stage
-constexpr int TAPS = R * S;
 
 constexpr int PIXEL_BYTES = TILE_M * CHUNKS * 16, STAGE_BYTES = PIXEL_BYTES + TILE_K * CHUNKS * 16;
 
@@ -88,41 +87,7 @@ struct Spot {
     }
 };
 
-// Taps inner, of small windows: all steps of the reduction in shared memory, found once for all threads and stages, so
-// that a thread finds two of 16 bits by one load, which is the same for a warp.
-struct Found { int from; unsigned bits; };
-constexpr int MOST_STEPS = ((CHUNK - 1) * TAPS + DEPTH - 1) / DEPTH * DEPTH;
-constexpr int TABLE_BYTES = MOST_STEPS * sizeof(Found);
-constexpr bool TABLE = TAPS_INNER && BITS_OF_AXES && !WIDE && TABLE_BYTES <= 4096
-                       && STAGES * STAGE_BYTES + TABLE_BYTES <= 48 * 1024;
-alignas(16) __shared__ Found all_steps[TABLE ? MOST_STEPS : 1];
-
-__device__ __forceinline__ void find_steps(const Problem& problem, const Cut& cut)
-{
-    if constexpr (TABLE) {
-        for (int d = threadIdx.x; d < cut.depth; d += THREADS) {
-            Step step;
-            step.find(problem, d);
-            all_steps[d] = {(int)step.from, step.bits};
-        }
-        __syncthreads();
-    }
-}
-
-// Those of a word of a chunk, from step d on.
-constexpr int IN_WORD = 4 / sizeof(Element);
-__device__ __forceinline__ void steps_of_word(Step (&steps)[IN_WORD], const Problem& problem, int d)
-{
-    if constexpr (TABLE) {
-        struct alignas(sizeof(Found) * IN_WORD) Together { Found step[IN_WORD]; };
-        const Together found = *reinterpret_cast<const Together*>(all_steps + d);
-        #pragma unroll
-        for (int e = 0; e < IN_WORD; ++e) steps[e].from = found.step[e].from, steps[e].bits = found.step[e].bits;
-    } else {
-        #pragma unroll
-        for (int e = 0; e < IN_WORD; ++e) steps[e].find(problem, d + e);
-    }
-}
+constexpr int IN_WORD = 4 / sizeof(Element);  // elements
 
 // Which taps of a pixel's window lie in the image. Of small windows a bit for each, found once; chunks that pad the
 // last stage are of up to three taps more, which lie outside. Taps inner, see axes_inside.
@@ -201,7 +166,7 @@ struct Walk {
 
     // Bring the next stage: into `stage` at once, by cp.async, or into registers, whence `put` takes it.
     __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ x, const Problem& problem,
-                                          const Cut& cut)
+                                          const Cut& cut, const Steps& steps)
     {
         if constexpr (TOGETHER) {
             #pragma unroll
@@ -220,7 +185,7 @@ struct Walk {
             #pragma unroll
             for (int i = 0; i < COLUMNS; ++i) {
                 if constexpr (TAPS_INNER) {
-                    gather_taps(i, x, problem);
+                    gather_taps(i, x, problem, steps);
                 } else {
                     #pragma unroll
                     for (int j = 0; j < OWN; ++j) {
@@ -244,20 +209,23 @@ struct Walk {
     }
 
     // Column i of all pixels, taps inner.
-    __device__ __forceinline__ void gather_taps(int i, const Element* __restrict__ x, const Problem& problem)
+    __device__ __forceinline__ void gather_taps(int i, const Element* __restrict__ x, const Problem& problem,
+                                                const Steps& steps)
     {
         #pragma unroll
-        for (int word = 0; word < 4; ++word) {
-            unsigned words[OWN] = {};
-            Step steps[IN_WORD];
-            steps_of_word(steps, problem, spot.channel + word * IN_WORD);
+        for (int j = 0; j < OWN; ++j) held[j * COLUMNS + i] = {};
+        #pragma unroll
+        for (int d = 0; d < CHUNK; d += 2) {
+            Step two[2];
+            find_pair(two, steps, problem, spot.channel / 2 + d / 2);
             #pragma unroll
-            for (int e = 0; e < IN_WORD; ++e)
+            for (int e = d; e < d + 2; ++e)
                 #pragma unroll
-                for (int j = 0; j < OWN; ++j)
-                    words[j] += load_if(inside[j].contains(problem, steps[e]), address_of(j, steps[e], x)) << e * 16;
-            #pragma unroll
-            for (int j = 0; j < OWN; ++j) reinterpret_cast<unsigned(&)[4]>(held[j * COLUMNS + i])[word] = words[j];
+                for (int j = 0; j < OWN; ++j) {
+                    const Step& step = two[e % 2];
+                    const unsigned bits = load_if(inside[j].contains(problem, step), address_of(j, step, x));
+                    reinterpret_cast<unsigned(&)[4]>(held[j * COLUMNS + i])[e / IN_WORD] += bits << e % IN_WORD * 16;
+                }
         }
     }
 

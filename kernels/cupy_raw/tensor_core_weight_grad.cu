@@ -26,40 +26,49 @@
 //                multiplies, and stores them afterwards
 // Tensor cores take pixels side by side, as PIXELS lie. Otherwise a row of a stage is a pixel, and ldmatrix transposes
 // matrices of 16-bit types on their way to the registers; of floats a lane loads the words that it needs.
-// d: taps, then channels, padded to 16 bytes of them; fewer channels than that: TAPS_INNER, d = c * R * S + tap, see
-// tensor_core_taps.cuh. A thread whose columns are one chunk finds its steps once, and what lies inside of its pixel's
-// window once for all of them: 9 to 13 instructions an element, where it had been 24; others, which have no registers for
-// that, find their steps in each stage, 22.
+// d: taps, then channels, padded to 16 bytes of them. The last chunk ends with the last channel, and begins with
+// X_DROPPED of the chunk before, whose sums nobody reads; so do filters that are gathered. Fewer channels than that:
+// TAPS_INNER, d = c * R * S + tap, see tensor_core_taps.cuh. Their steps lie in a table, an argument in constant memory,
+// as in tensor_core.cu: half an instruction finds how far one is, and half of one what lies inside of its pixel's
+// window, by a bit for each tap: 3.9 instructions an element with its load, where it had been 22. Windows of more than
+// 57 taps, in 16-bit types, go by rows and columns, 5.
 // Stages, and waiting for them: as in tensor_core.cu. sm_75 has no cp.async: two stages, filled through registers.
 // Bank conflicts: none. Chunk c of pixel r lies at place c ^ f of its row, f = 2 (r % 4) + r / 4 % 2. ldmatrix reads,
 // and gathering lanes store, one chunk of eight pixels: eight values of f. Eight lanes that copy write eight chunks of
 // one row. Words of floats: four pixels of 8 or 16 columns, or 8 filters, at once, hence pixels two places apart.
 // PIXELS: rows of 64 bytes, as in tensor_core.cu.
 // float32: both operands are rounded to TF32 in registers; PRECISE ("3xtf32") as in tensor_core.cu.
-// Registers, of 128 x 128: 195 with copies only, 250 where all is gathered (128 of them sums), two blocks on a
+// Registers, of 128 x 128: 204 with copies only, 244 where all is gathered (128 of them sums), two blocks on a
 // multiprocessor. Tiles, HALVES and what bounds the loop: as in tensor_core.cu. Instructions of the loop in float16 for
 // 64 HMMA, or 32 in HALVES, which take 392 and 196 cycles of sm_90, and the tensor cores' share there; on sm_80 it is
 // 100 % of all but 64 x 64.
 //
-//     block      halves   channels last   channels first: x gathered   channels not a multiple of 8: both gathered
-//     128 x 128    1      236 to 240 100 %            300 100 %                     374 100 %
-//     128 x 128    2             134 100 %            168 100 %                     196 100 %
-//     128 x  64    2             211  87 %            226  87 %                     251  78 %
-//      64 x 128    2             199  87 %            185  87 %                     254  77 %
-//      64 x  64    2             199  77 %             258  76 %                     334  59 %
-//      64 x  64    2              72  51 %            112  44 %                     115  43 %
+//     block      halves   channels last   channels first: x gathered   both gathered       channels not a multiple of 8
+//     128 x 128    1           226 100 %            252 100 %             300 100 %          316 100 %
+//     128 x 128    2           125 100 %            152 100 %             172 100 %          180 100 %
+//     128 x  64    2           177  87 %            199  87 %             221  87 %          229  86 %
+//      64 x 128    2           138  87 %            161  87 %             213  87 %          229  86 %
+//      64 x  64    2           182  77 %            210  77 %             260  75 %          276  71 %
+//      64 x  64    2            62  51 %             94  51 %              97  50 %          101  48 %
 //
-// The last has eight warps of 32 x 32, 8 HMMA of 49 cycles, 64 on sm_80 (67, 58 and 56 %), for 96 of shared memory; the
-// one before two of 64 x 64 (100, 99 and 76 % on sm_80). It is for few tiles, and for the few columns of first layers, of
-// which a larger one would pad as many again: with taps inner, 7x7 and 3x3, 169 and 139 instructions, 29 and 35 % of
-// sm_90, where there had been 329 and 297.
+// The last, for few tiles, has eight warps of 32 x 32, 8 HMMA of 49 cycles, 64 on sm_80 (67 %, of odd channels 65), for
+// 96 of shared memory; the one before two of 64 x 64 (on sm_80 100 %, 98 and 92 gathered), for 256.
+// Taps inner, of 7 x 7, with pixels of grad_y copied, channels, or a number of filters gathered that 8 does not divide; on
+// sm_80 1.3 times as much, up to 100 % or what 64 x 64 leaves:
 //
-// An element gathered by itself takes two instructions: to load it, and a half each to pair it and to drop it outside.
-// It took a third to find it, until how far channels lie apart became a constant, which the load adds by itself; and
-// with that a select less for each chunk, since loads are told what is not wanted, where a thread gathers no more than
-// 48 (with 64 the compiler then spills). 128 x 64 gathers 48 for its 32 HMMA, 128 instructions with these; 102 more are
-// all that 85 % of 196 cycles allow: windows, stores and ldmatrix take 123. The launcher counts them and takes
-// 128 x 128 where problems are large enough.
+//     128 x 128    1           327 100 %            319 100 %             394  99 %
+//     128 x 128    2           207  95 %            198  99 %             239  82 %
+//     128 x  64    1           460  85 %            451  87 %             526  75 %
+//      64 x 128    2           217  87 %            208  87 %             287  68 %
+//      64 x  64    1           481  77 %            473  77 %             618  63 %
+//      64 x  64    1           188  51 %            179  51 %             225  44 %    four warps of 32 x 32
+//
+// An element gathered by itself takes an instruction and a half: to load it, by a distance that is a constant, and to
+// pair it; PRMT drops it, too, where its pixel is outside, as it takes any four of eight bytes, of which a 16-bit load
+// leaves zeros. What is chosen is chosen in 32 bits: the compiler widens first, else, three instructions a chunk. An
+// offset of a pixel is kept, or its parts are added to each column's; of grad_y whose pixels lie evenly (Y_EVEN) it is
+// one product, and no division. Divisors take twice n, so that 1 is no exception, whose branch hides from the compiler
+// that x's and grad_y's pixels are the same.
 // TF32: 313 with copies of pixels, 444 with copies of channels, of which 128 round: 88 % on sm_90 at 128 x 128, 63 to
 // 85 % in halves.
 // What was learned: where a lane points ldmatrix is worked out anew in each stage if the compiler may, 22 instructions.
@@ -73,8 +82,9 @@
 // tensor_core.cu.
 //
 // Compiled with problem.cuh's constants (y is grad_y, w is grad_w), tensor_core_tile.cuh's, -DX_TOGETHER -DY_TOGETHER,
-// -DX_WHOLE -DY_WHOLE (no chunk ends amid a group's channels, or filters), -DX_APART -DY_APART (where NONE: how far they
-// lie from each other), -DTAPS_INNER.
+// -DX_DROPPED -DY_DROPPED (channels, or filters, that a group's last chunk repeats), -DY_COUNT (filters of a chunk, fewer
+// where a group has fewer), -DY_EVEN, -DX_APART -DY_APART (where NONE: how far they lie from each other), -DTAPS_INNER,
+// -DTABLE_STEPS.
 
 #include "tensor_core_weight_grad_walks.cuh"
 #include "weight_grad_splits.cuh"
@@ -83,6 +93,7 @@
 struct Bring {
     const Element* __restrict__ x;
     const Element* __restrict__ grad_y;
+    const Steps& steps;
     Pixels pixels;
     Columns columns;
     Filters filters;
@@ -90,7 +101,7 @@ struct Bring {
     __device__ __forceinline__ void fetch(int place)
     {
         const unsigned stage = shared_address(memory) + place;
-        columns.fetch(stage, x, pixels);
+        columns.fetch(stage, x, pixels, steps);
         filters.fetch(stage + COLUMN_BYTES, grad_y, pixels);
         pixels.next += DEPTH;
     }
@@ -215,7 +226,7 @@ __device__ __forceinline__ void leave(const Sums& sums, Accumulator* to, int64 p
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 conv2d_tensor_core_weight_grad(const Element* __restrict__ x, const Element* __restrict__ grad_y,
                                Accumulator* __restrict__ partial, Problem problem, Splits splits, Divisor by_q,
-                               Divisor by_p)
+                               Divisor by_p, const __grid_constant__ Steps steps)
 {
     const int across_k = splits.filters / TILE_K, across_m = splits.columns / TILE_M;
     unsigned block = blockIdx.x;
@@ -223,9 +234,9 @@ conv2d_tensor_core_weight_grad(const Element* __restrict__ x, const Element* __r
     const int first_column = block % across_m * TILE_M;
     const int group = block / across_m, count = splits.stages_of(blockIdx.y, DEPTH);
 
-    Bring bring{x, grad_y, {problem, (Index)(blockIdx.y * splits.pixels), (Index)splits.all_pixels, by_q, by_p}};
+    Bring bring{x, grad_y, steps, {problem, (Index)(blockIdx.y * splits.pixels), (Index)splits.all_pixels, by_q, by_p}};
     bring.columns.start(problem, first_column, group);
-    bring.filters.start(first_filter, group);
+    bring.filters.start(problem, first_filter, group);
     const Warp warp;
     const Aim aim(warp);
     Sums sums = {};

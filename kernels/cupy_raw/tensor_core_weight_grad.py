@@ -16,7 +16,6 @@ from ..launching import CudaSource, ceil_div, launch
 from .cut import DIVISOR, chosen, divisor, round_up
 from .parameters import is_wide, problem_struct, type_constants, window_constants
 from .tensor_core_tile import (
-    CHUNKS,
     VECTOR,
     Tile,
     aligned,
@@ -27,20 +26,28 @@ from .tensor_core_tile import (
     depth_of,
     dtype_reasons,
     stages_held,
+    steps_struct,
+    table_steps,
 )
 from .weight_grad import THREADS
 from .weight_grad_splits import MOST_SPLITS, affordable, blocks, cut_reasons, grid, splits_struct
 
-# Eight warps, for few tiles and for the few columns of first layers, of which a thread has one chunk then; shared
-# memory bounds its loop at 67 % of the tensor cores' time on sm_80, 51 % on sm_90.
-SMALL = Tile(64, 64, 32, 32, 2)
 TILES = (
     Tile(128, 128, 64, 64),
     Tile(128, 128, 64, 64, 2),
     Tile(128, 64, 64, 64, 2),
     Tile(64, 128, 64, 64, 2),
     Tile(64, 64, 64, 64, 2),
-    SMALL,
+    Tile(64, 64, 32, 32, 2),  # eight warps, for few tiles
+)
+# Taps inner: a thread that gathers more has what it finds of a pixel for more. The last has four warps, for few tiles.
+TAPS_TILES = (
+    Tile(128, 128, 64, 64),
+    Tile(128, 128, 64, 64, 2),
+    Tile(128, 64, 64, 64),
+    Tile(64, 128, 64, 64, 2),
+    Tile(64, 64, 64, 64),
+    Tile(64, 64, 32, 32),
 )
 PRECISE_TILES = (  # three products and 64-bit offsets leave too few registers for larger warps
     Tile(128, 128, 64, 32),
@@ -48,10 +55,10 @@ PRECISE_TILES = (  # three products and 64-bit offsets leave too few registers f
     Tile(64, 64, 32, 32),
 )
 
-# Instructions beside multiplying, read from the machine code: of each thread and stage; of each chunk that it copies;
-# of each element gathered by itself; of that, taps inner, in threads of one chunk, and of several, which find their
-# steps in each stage; of each word of shared memory that it rounds to TF32.
-LOOP_SLOTS, CHUNK_SLOTS, GATHER_SLOTS, TAPS_SLOTS = 50, 18, 2, (11, 22)
+# Instructions beside multiplying, read from the machine code: of each thread and stage; of each chunk; of each element
+# gathered by itself; of that, taps inner, where steps lie in a table, and where they are found in each stage; of each
+# word of shared memory that it rounds to TF32.
+LOOP_SLOTS, CHUNK_SLOTS, GATHER_SLOTS, TABLE_SLOTS, TAPS_SLOTS = 50, 12, 1.5, 3.3, 22
 ROUND_SLOTS = {None: 0, "tf32": 3, "3xtf32": 3}
 WAITING = cost.waiting("cupy_raw.tensor_core_weight_grad", like="cupy_raw.implicit_gemm")
 
@@ -75,15 +82,20 @@ class Cut(NamedTuple):
 
 
 class Lying(NamedTuple):
-    """Of which 16 bytes lie side by side in memory, of x and of grad_y: CHANNELS, PIXELS or NONE."""
+    """Of which 16 bytes lie side by side in memory, of x and of grad_y: CHANNELS, PIXELS or NONE; y_even: of CHANNELS,
+    whether all pixels lie equally far from the next.
+    """
 
     x_together: str
     y_together: str
+    y_even: bool = False
 
 
 def tiles_of(problem):
     """Those for which a thread has registers enough."""
-    return PRECISE_TILES if problem.precision == "3xtf32" else TILES
+    if problem.precision == "3xtf32":
+        return PRECISE_TILES
+    return TAPS_TILES if problem.Cg < chunk_of(problem) else TILES
 
 
 @lru_cache(maxsize=4096)
@@ -120,8 +132,8 @@ def seconds(problem, device, cut):
     beside = LOOP_SLOTS * tile.threads + CHUNK_SLOTS * tile.stage_bytes / VECTOR
     beside += ROUND_SLOTS[problem.precision] * tile.matrix_bytes / 4
     if lying.x_together == "NONE":
-        each = TAPS_SLOTS[tile.rows * CHUNKS > tile.threads] if cut.taps_inner else GATHER_SLOTS
-        beside += each * tile.rows * depth
+        of_taps = TABLE_SLOTS if table_steps(problem, cut.columns) else TAPS_SLOTS
+        beside += (of_taps if cut.taps_inner else GATHER_SLOTS) * tile.rows * depth
     if lying.y_together == "NONE":
         beside += GATHER_SLOTS * tile.filters * depth
     block = block_of(problem, device, tile, cut.pixels / depth, beside)
@@ -146,7 +158,8 @@ def lying_as_planned(problem):
     """As fresh arrays lie in the problem's layout."""
     chunk = chunk_of(problem)
     if problem.layout == "NHWC":
-        return Lying(*("NONE" if channels % chunk else "CHANNELS" for channels in (problem.Cg, problem.Kg)))
+        x, y = ("NONE" if channels % chunk else "CHANNELS" for channels in (problem.Cg, problem.Kg))
+        return Lying(x, y, y == "CHANNELS")
     y = "NONE" if problem.P * problem.Q % chunk else "PIXELS"
     return Lying(y if reads_every_pixel(problem) else "NONE", y)
 
@@ -161,7 +174,13 @@ def lying_of(problem, x, grad_y):
     """How these arrays lie."""
     y = together(problem, grad_y, problem.Kg)
     of_x = together(problem, x, problem.Cg)
-    return Lying("NONE" if of_x == "PIXELS" and not reads_every_pixel(problem) else of_x, y)
+    x_together = "NONE" if of_x == "PIXELS" and not reads_every_pixel(problem) else of_x
+    return Lying(x_together, y, y == "CHANNELS" and is_even(grad_y))
+
+
+def is_even(array):
+    (images, _, rows, columns), (n, _, h, w) = array.shape, array.strides
+    return h == columns * w and (images == 1 or n == rows * h)
 
 
 def together(problem, array, channels):
@@ -191,9 +210,14 @@ def sources_of(problem, cut, stages, wide, lying, apart=None):
     own = (*shared, *constants(problem, cut.tile, stages), ("TAPS_INNER", int(cut.taps_inner)))
     own += (("X_TOGETHER", lying.x_together), ("Y_TOGETHER", lying.y_together))
     own += (("X_APART", x_apart * (lying.x_together == "NONE")), ("Y_APART", y_apart * (lying.y_together == "NONE")))
-    own += (("X_WHOLE", int(problem.Cg % chunk == 0)), ("Y_WHOLE", int(problem.Kg % chunk == 0)))
+    gathers_x = lying.x_together == "NONE" and not cut.taps_inner
+    gathers_y = lying.y_together == "NONE" and problem.Kg >= chunk
+    ends = (("X_DROPPED", -problem.Cg % chunk * gathers_x), ("Y_DROPPED", -problem.Kg % chunk * gathers_y))
+    own += (("Y_EVEN", int(lying.y_even)),)
+    own += (*ends, ("Y_COUNT", min(problem.Kg, chunk)))
+    own += (("TABLE_STEPS", table_steps(problem, cut.columns, wide)),)
     multiply = CudaSource("tensor_core_weight_grad.cu", "conv2d_tensor_core_weight_grad", own)
-    shared += () if cut.taps_inner else (("CHANNELS_INNER", chunk),)
+    shared += ends if cut.taps_inner else (*ends, ("CHANNELS_INNER", chunk))
     return multiply, CudaSource("finish_weight_grad.cu", "finish_weight_grad", shared)
 
 
@@ -207,7 +231,9 @@ def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=
     lying, stages = lying_of(problem, x, grad_y), stages_held(cut.tile, device)
     multiply, finish = sources_of(problem, cut, stages, wide, lying, apart)
     struct, part = problem_struct(problem, x, grad_w, grad_y, None, None), splits_struct(problem, cut)
-    arguments = (x, grad_y, workspace, struct, part, divisor_struct(problem.Q), divisor_struct(problem.P))
+    divisors = divisor_struct(problem.Q), divisor_struct(problem.P)
+    steps = steps_struct(problem, x, table_steps(problem, cut.columns, wide))
+    arguments = (x, grad_y, workspace, struct, part, *divisors, steps)
     launch(multiply, cut.grid(problem), cut.tile.threads, arguments, stream=stream)
     weights = problem.K * problem.Cg * problem.R * problem.S
     launch(finish, ceil_div(weights, THREADS), THREADS, (workspace, grad_w, struct, part), stream=stream)

@@ -10,7 +10,6 @@
 #include "tensor_core_tile.cuh"
 
 constexpr int DEPTH = 64 / sizeof(Element);  // pixels per stage
-constexpr int TAPS = R * S;
 
 enum { NONE, CHANNELS, PIXELS };  // of which 16 bytes lie together in memory
 
@@ -24,12 +23,12 @@ constexpr int STEP_OF_FILTERS = (STAGE_BYTES - COLUMN_BYTES) / STEPS;
 alignas(1024) __shared__ unsigned char memory[STAGES * STAGE_BYTES];
 
 // Where chunk `chunk` of pixel `row` lies, in a stage of WIDTH columns or filters.
+__host__ __device__ constexpr int swizzle(int row) { return (row & 3) << 1 | (row >> 2 & 1); }
 template <int WIDTH>
 __device__ __forceinline__ int place_of(int row, int chunk)
 {
     static_assert(WIDTH / CHUNK >= 8, "eight places in a row");
-    const int swizzle = (row & 3) << 1 | (row >> 2 & 1);
-    return (row * (WIDTH / CHUNK) + (chunk ^ swizzle)) * 16;
+    return (row * (WIDTH / CHUNK) + (chunk ^ swizzle(row))) * 16;
 }
 
 // Where chunk `chunk` of the pixels of column or filter `row` lies, in a stage of PIXELS.
@@ -50,10 +49,12 @@ struct Pixels {
     Index next, end;  // of the stage to fetch next
     Divisor by_q, by_p;
 
+    __device__ __forceinline__ bool exists(int i) const { return next + i < end; }
+
     __device__ __forceinline__ Pixel operator[](int i) const
     {
         const Divided row = divide(next + i, problem.Q, by_q), image = divide(row.quotient, problem.P, by_p);
-        return {(int)image.quotient, image.rest, row.rest, next + i < end};
+        return {(int)image.quotient, image.rest, row.rest, exists(i)};
     }
 };
 
@@ -65,7 +66,6 @@ struct Share {
     static constexpr int ACROSS = TOGETHER == CHANNELS ? CHUNKS : TOGETHER == PIXELS ? PIXEL_CHUNKS : DEPTH;
     static constexpr int APART = THREADS / ACROSS;
     static_assert(OWN * THREADS == DEPTH * CHUNKS && APART * ACROSS == THREADS);
-    static constexpr bool FEW = DEPTH * (TILE_M + TILE_K) / THREADS <= 48;  // elements that a thread gathers at most
 
     uint4 held[OWN];
 
@@ -90,13 +90,13 @@ struct Share {
         asm volatile("" : "+r"(first_place));  // or it is worked out anew in each stage
     }
 
-    // Chunks of one pixel differ in bits that an exclusive or meets alone. Rows are swizzled alike if they lie eight
-    // apart; four apart they differ in the swizzle's lowest bit.
+    // Chunks of one pixel differ in bits that an exclusive or meets alone, and so do the swizzles of rows that lie a
+    // power of two apart; of eight they are alike.
     __device__ __forceinline__ int place(int stage, int j) const
     {
         if constexpr (TOGETHER == NONE) return stage + first_place ^ j * APART * 16;
-        static_assert(TOGETHER == NONE || APART % 8 == 0 || (TOGETHER == CHANNELS && APART == 4));
-        return (stage + first_place ^ (APART == 4 ? j % 2 * 16 : 0)) + j * APART * ACROSS * 16;
+        static_assert(TOGETHER == NONE || APART % 8 == 0 || (TOGETHER == CHANNELS && (APART & APART - 1) == 0));
+        return (stage + first_place ^ (TOGETHER == CHANNELS ? swizzle(j * APART) * 16 : 0)) + j * APART * ACROSS * 16;
     }
 
     // Bring number j, a chunk that lies together: into `stage` at once, by cp.async, or into a register.
@@ -109,24 +109,18 @@ struct Share {
 #endif
     }
 
-    // Or one whose elements lie APART. WHOLE: all of it exist; else number `last` is the last. What is not wanted is not
-    // loaded, and dropped afterwards; or, with no registers to say so, or with an end, taken from the array's beginning.
-    template <bool WHOLE, Offset APART>
-    __device__ __forceinline__ void gather(int j, const Element* array, Offset from, int last, bool wanted)
+    // Or one whose elements lie APART, of which there are COUNT. What is not wanted is taken from the array's beginning,
+    // and dropped where two elements become a word.
+    template <int COUNT, Offset APART>
+    __device__ __forceinline__ void gather(int j, const Element* array, Offset from, bool wanted)
     {
-        unsigned words[4] = {};
-        if (!(WHOLE && FEW)) from = wanted ? from : 0;
-        const Element* const first = array + from;
-        const Offset apart = WHOLE || wanted ? APART : 0;
+        from = wanted ? from : 0;
+        keep(from);  // in 32 bits: one instruction chooses, and one adds it to the array's address
+        unsigned loaded[CHUNK], words[4];
         #pragma unroll
-        for (int i = 0; i < CHUNK; ++i) {
-            const Element* const element = first + (WHOLE ? i : min(i, last)) * apart;
-            unsigned bits = WHOLE && FEW ? loaded_if(wanted, element) : bits_of(*element);
-            if (!WHOLE && i > last) bits = 0;
-            words[i / (CHUNK / 4)] |= bits << i % (CHUNK / 4) * 16;
-        }
+        for (int i = 0; i < CHUNK; ++i) loaded[i] = bits_of((array + from)[(i < COUNT ? i : 0) * APART]);
         #pragma unroll
-        for (unsigned& word : words) word = wanted ? word : 0;
+        for (int i = 0; i < 4; ++i) words[i] = word_of(loaded + i * (CHUNK / 4), wanted);
         held[j] = reinterpret_cast<const uint4&>(words);
     }
 
@@ -144,7 +138,7 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
     int h[COLUMNS], w[COLUMNS];  // of the tap, less the padding; far outside where there is no such column
     Offset corner[COLUMNS];      // its address, in the window of pixel 0
     int channel[COLUMNS];        // of the chunk's first element; taps inner: its column
-    Step steps[CHUNK];           // of a thread that has one chunk: others have no registers, and find them in each stage
+    int first_tap[COLUMNS];      // taps inner: of the chunk
 
     __device__ __forceinline__ void start(const Problem& problem, int first_column, int group)
     {
@@ -154,10 +148,8 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
         for (int j = 0; j < COLUMNS; ++j) {
             const int d = first_column + element(j);
             if constexpr (TAPS_INNER) {
-                h[j] = -problem.top, w[j] = -problem.left, channel[j] = d;
+                h[j] = -problem.top, w[j] = -problem.left, channel[j] = d, first_tap[j] = d % TAPS;
                 corner[j] = offset(problem.x, 0, group * problem.Cg, h[j], w[j]);
-                #pragma unroll
-                for (int e = 0; COLUMNS == 1 && e < CHUNK; ++e) steps[e].find(problem, d + e);
                 continue;
             }
             const int tap = d / channels;  // PIXELS: there is one tap
@@ -165,7 +157,8 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
             const bool exists = tap < TAPS && channel[j] < problem.Cg;
             h[j] = exists ? tap / S * DILATION_H - problem.top : -0x40000000;
             w[j] = tap % S * DILATION_W - problem.left;
-            corner[j] = offset(problem.x, 0, group * problem.Cg + channel[j], exists ? h[j] : 0, w[j]);
+            const int first = channel[j] - (channel[j] + CHUNK > problem.Cg ? X_DROPPED : 0);
+            corner[j] = offset(problem.x, 0, group * problem.Cg + first, exists ? h[j] : 0, w[j]);
         }
     }
 
@@ -174,43 +167,58 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
         return (unsigned)h < problem.H && (unsigned)w < problem.W;
     }
 
-    __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ x, const Pixels& pixels)
+    __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ x, const Pixels& pixels,
+                                          const Steps& steps)
     {
         const Problem& problem = pixels.problem;
         if constexpr (TAPS_INNER) {
-            gather_taps(x, pixels[pixel(0)], problem);
+            gather_taps(x, pixels[pixel(0)], problem, steps);
             return;
         }
+        Pixel at;
+        Offset own;
         #pragma unroll
         for (int j = 0; j < OWN; ++j) {
-            const Pixel at = pixels[pixel(j)];
+            if (j == 0 || X_TOGETHER == CHANNELS) {
+                at = pixels[pixel(j)], own = offset(problem.x, at.n, 0, at.p * STRIDE_H, at.q * STRIDE_W);
+                keep(own);  // or its parts are added anew to each column's
+            }
             const int k = COLUMNS == 1 ? 0 : j, top = at.p * STRIDE_H + h[k], left = at.q * STRIDE_W + w[k];
-            const Offset from = corner[k] + offset(problem.x, at.n, 0, at.p * STRIDE_H, at.q * STRIDE_W);
+            const Offset from = corner[k] + own;
             const bool wanted = at.exists && contains(problem, top, left);
             if constexpr (X_TOGETHER != NONE) copy(j, stage, x + from, wanted);
-            else this->template gather<X_WHOLE, X_APART>(j, x, from, problem.Cg - 1 - channel[k], wanted);
+            else this->template gather<CHUNK, X_APART>(j, x, from, wanted);
         }
     }
 
     // Taps inner: all chunks are of one pixel.
-    __device__ __forceinline__ void gather_taps(const Element* __restrict__ x, const Pixel& at, const Problem& problem)
+    __device__ __forceinline__ void gather_taps(const Element* __restrict__ x, const Pixel& at, const Problem& problem,
+                                                const Steps& steps)
     {
         const int top = at.exists ? at.p * STRIDE_H + h[0] : -0x40000000, left = at.q * STRIDE_W + w[0];
-        const unsigned inside = axes_inside(problem, top, left);
+        const uint64 taps = BITS_OF_TAPS ? taps_inside(problem, top, left) : 0;
+        const unsigned axes = BITS_OF_TAPS ? 0 : axes_inside(problem, top, left);
         const Element* window =
             x + (corner[0] + offset(problem.x, at.n, 0, at.exists ? at.p * STRIDE_H : 0, at.q * STRIDE_W));
         asm volatile("" : "+l"(window));  // or its parts and a step are added anew, in 64 bits
+        int first = channel[0] / 2;
+        if (!TABLE) asm volatile("" : "+r"(first));  // divide anew in each stage
         #pragma unroll
         for (int j = 0; j < OWN; ++j) {
-            unsigned first = channel[j], words[4] = {};
-            asm volatile("" : "+r"(first));  // divide anew in each stage
+            unsigned words[4] = {};
+            const unsigned of_chunk = taps >> first_tap[j];
             #pragma unroll
-            for (int e = 0; e < CHUNK; ++e) {
-                if (COLUMNS > 1) steps[e].find(problem, first + e);
-                const bool wanted = has_inside(problem, steps[e], inside, top, left);
-                Offset from = steps[e].from;
-                keep(from);  // in 32 bits: one instruction adds it to the window's address
-                words[e / (CHUNK / 4)] += load_if(wanted, window + from) << e % (CHUNK / 4) * 16;
+            for (int d = 0; d < CHUNK; d += 2) {
+                Step two[2];
+                find_pair(two, steps, problem, first + (j * APART * CHUNK + d) / 2);
+                #pragma unroll
+                for (int e = d; e < d + 2; ++e) {
+                    const Step& step = two[e % 2];
+                    const int wanted = BITS_OF_TAPS ? of_chunk & 1 << e : has_inside(problem, step, axes, top, left);
+                    Offset from = step.from;
+                    keep(from);  // in 32 bits: one instruction adds it to the window's address
+                    words[e / (CHUNK / 4)] += load_if(wanted, window + from) << e % (CHUNK / 4) * 16;
+                }
             }
             held[j] = reinterpret_cast<const uint4&>(words);
         }
@@ -219,25 +227,34 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
 
 // The filters: grad_y.
 struct Filters : Share<TILE_K, Y_TOGETHER> {
-    int filter, group;  // the block's first, and its group's number
+    int filter;     // of number 0, in its group
+    Offset corner;  // its address in pixel 0
 
-    __device__ __forceinline__ void start(int first_filter, int its_group)
+    __device__ __forceinline__ void start(const Problem& problem, int first_filter, int group)
     {
         find_place();
-        filter = first_filter, group = its_group;
+        filter = first_filter + element(0), corner = offset(problem.y, 0, group * problem.Kg + filter, 0, 0);
     }
 
     __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ grad_y, const Pixels& pixels)
     {
         const Problem& problem = pixels.problem;
+        Offset own;
         #pragma unroll
         for (int j = 0; j < OWN; ++j) {
-            const Pixel at = pixels[pixel(j)];
-            const int k = filter + element(j);
-            const Offset from = offset(problem.y, at.n, group * problem.Kg + k, at.p, at.q);
-            const bool wanted = at.exists && k < problem.Kg;
+            if (Y_EVEN) {
+                own = (pixels.next + pixel(j)) * (Offset)problem.y.w;
+            } else if (j == 0 || Y_TOGETHER == CHANNELS) {
+                const Pixel at = pixels[pixel(j)];
+                own = offset(problem.y, at.n, 0, at.p, at.q);
+                keep(own);  // or its parts are added anew to each filter's
+            }
+            const int k = filter + element(j) - element(0);
+            const int first = element(j) - element(0) - (k + CHUNK > problem.Kg ? Y_DROPPED : 0);
+            const Offset from = corner + own + first * (Offset)problem.y.c;
+            const bool wanted = pixels.exists(pixel(j)) && k < problem.Kg;
             if constexpr (Y_TOGETHER != NONE) copy(j, stage, grad_y + from, wanted);
-            else this->template gather<Y_WHOLE, Y_APART>(j, grad_y, from, problem.Kg - 1 - k, wanted);
+            else this->template gather<Y_COUNT, Y_APART>(j, grad_y, from, wanted);
         }
     }
 };

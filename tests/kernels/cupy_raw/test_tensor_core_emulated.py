@@ -147,14 +147,6 @@ def check_ring(shared, tile, found, splits):
     assert all(access.cost == access.requests * 16 for access in out), "whole sectors"
 
 
-def test_a_warp_reads_two_steps_of_the_table_at_once_without_conflicts(monkeypatch):
-    case = Case("table", (1, 3, 12, 16), (64, 3, 7, 7), {"padding": 3}, dtype="float16")
-    _, found = reports_of(case, tensor_core.TILES[2], 80, monkeypatch)
-    read = [access for access in in_emulator.accesses(found, "shared", "load") if "walks" in str(access.source[0])]
-    assert sum(access.requests for access in read) == 2 * 5 * 2 * 8, "tiles, stages, warps, pairs of steps"
-    assert all(access.cost == access.requests * 4 for access in read)
-
-
 def test_copies_move_each_chunk_once_and_whole_sectors(monkeypatch):
     case = Case("sectors", (1, 16, 16, 64), (128, 64, 1, 1), {"layout": "NHWC"}, dtype="float16")
     _, found = reports_of(case, tensor_core.TILES[0], 80, monkeypatch)

@@ -1,0 +1,150 @@
+"""The main loops of the tensor cores' kernels, as machine code: every pass, tile, type and way in which arrays lie.
+
+A loop's share is what report.py calls its issue bound: of the time in which its instructions issue and shared memory
+answers, how much the tensor cores multiply. It is 85 %, or what a tile of its size leaves by the bytes that it stores
+and loads in shared memory; loops that their instructions keep under that are named, with their share, and must gather.
+On sm_90, whose tensor cores are faster: sm_80 has the same loops, of a few instructions less, and 1.3 times as long for
+each. A way that gathers floats from whole stages of one tap has fewer instructions than one that does not.
+"""
+
+import pytest
+
+from convlib import compiling, device, report
+from convlib.kernels.cupy_raw import tensor_core, tensor_core_weight_grad
+from convlib.kernels.cupy_raw.tensor_core_tile import chunk_of, depth_of, stages_held
+from convlib.problem import make_problem, named_dtype
+from tests.kernels.cupy_raw.tensor_core_cases import TYPES
+
+TARGET = 90
+BAR = 0.85
+# What instructions leave where a thread gathers many elements for each that it multiplies, way by way and tile by tile.
+KEPT = {
+    ("float16", "forward", "taps", (128, 32, 128, 32, 2)): 0.54,
+    ("3xtf32", "forward", "taps", (64, 32, 32, 16, 1)): 0.69,
+    ("3xtf32", "forward", "taps", (32, 64, 16, 32, 1)): 0.75,
+    ("3xtf32", "forward", "gathered_odd", (64, 32, 32, 16, 1)): 0.64,
+    ("3xtf32", "forward", "gathered_odd", (32, 64, 16, 32, 1)): 0.69,
+    ("float16", "weight_grad", "channels_of_x", (64, 64, 64, 64, 2)): 0.71,
+    ("float16", "weight_grad", "channels_of_x", (64, 64, 32, 32, 2)): 0.50,
+    ("float16", "weight_grad", "gathered", (64, 64, 64, 64, 2)): 0.75,
+    ("float16", "weight_grad", "gathered", (64, 64, 32, 32, 2)): 0.50,
+    ("float16", "weight_grad", "gathered_odd", (64, 64, 64, 64, 2)): 0.71,
+    ("float16", "weight_grad", "gathered_odd", (64, 64, 32, 32, 2)): 0.48,
+    ("float16", "weight_grad", "taps_gathered", (128, 128, 64, 64, 2)): 0.82,
+    ("float16", "weight_grad", "taps_gathered", (128, 64, 64, 64, 1)): 0.74,
+    ("float16", "weight_grad", "taps_gathered", (64, 128, 64, 64, 2)): 0.68,
+    ("float16", "weight_grad", "taps_gathered", (64, 64, 64, 64, 1)): 0.63,
+    ("float16", "weight_grad", "taps_gathered", (64, 64, 32, 32, 1)): 0.43,
+}
+
+# Forward: x's channels, window and layout. Whole chunks of channels are copied; of 258 the last chunk is not whole; of
+# 3, and of 2, taps are inner.
+FORWARD = {
+    "copied": (256, 3, "NHWC"),
+    "gathered": (256, 3, "NCHW"),
+    "gathered_odd": (258, 3, "NCHW"),
+    "taps": (3, 7, "NCHW"),
+}
+# Weight gradients: how x and grad_y lie, channels, filters and window.
+WEIGHT_GRAD = {
+    "channels": ("CHANNELS", "CHANNELS", 256, 256, 3),
+    "pixels": ("PIXELS", "PIXELS", 256, 256, 1),
+    "pixels_of_y": ("NONE", "PIXELS", 256, 256, 3),
+    "channels_of_x": ("CHANNELS", "NONE", 256, 258, 3),
+    "gathered": ("NONE", "NONE", 256, 256, 3),
+    "gathered_odd": ("NONE", "NONE", 258, 258, 3),
+    "taps": ("NONE", "PIXELS", 3, 256, 7),
+    "taps_channels": ("NONE", "CHANNELS", 3, 256, 7),
+    "taps_gathered": ("NONE", "NONE", 3, 258, 7),
+}
+
+
+def problem_of(way, type_, pass_):
+    channels, window = (FORWARD[way][:2]) if pass_ == "forward" else WEIGHT_GRAD[way][2::2]
+    filters = 256 if pass_ == "forward" else WEIGHT_GRAD[way][3]
+    last = (FORWARD[way][2] == "NHWC") if pass_ == "forward" else "CHANNELS" in WEIGHT_GRAD[way]
+    channels = min(channels, 2) if channels == 3 and "tf32" in type_ else channels
+    precision = TYPES[type_].get("precision")
+    keywords = {"padding": window // 2, "layout": "NHWC" if last else "NCHW", "precision": precision, "pass_": pass_}
+    x = (8, 14, 14, channels) if last else (8, channels, 14, 14)
+    dtype = named_dtype("float32" if precision else type_)
+    return make_problem(x, (filters, channels, window, window), dtype, **keywords)
+
+
+def source_of(problem, way, tile):
+    stages = stages_held(tile, device.emulator_of(TARGET))
+    if problem.pass_ == "forward":
+        copied = way == "copied"
+        lying = tensor_core.Lying(copied, copied, chunk_of(problem))
+        return tensor_core.sources_of(problem, tensor_core.cut_of(problem, tile), stages, False, lying)[1]
+    x, y = WEIGHT_GRAD[way][:2]
+    lying = tensor_core_weight_grad.Lying(x, y, y == "CHANNELS")
+    cut = tensor_core_weight_grad.cut_of(problem, tile, 4)
+    return tensor_core_weight_grad.sources_of(problem, cut, stages, False, lying)[0]
+
+
+def multiplied(problem, tile):
+    """Instructions of a warp that multiply a stage."""
+    blocks = tile.warp_rows * tile.warp_filters // (16 * 8)
+    return blocks * 2 // tile.halves * (3 if problem.precision == "3xtf32" else 1)
+
+
+def gathered(problem, way, tile):
+    """Elements of rows, and of filters, that a thread loads one by one in a stage."""
+    if problem.pass_ == "forward":
+        rows, filters = way != "copied", False
+    else:
+        rows, filters = (lies == "NONE" for lies in WEIGHT_GRAD[way][:2])
+    depth = depth_of(problem)
+    return rows * tile.rows * depth // tile.threads, filters * tile.filters * depth // tile.threads
+
+
+def by_shared_memory(problem, tile, target=TARGET):
+    """The share that it leaves: a stage is stored once and loaded by every warp, 128 bytes in a cycle."""
+    multiply_adds = tile.rows * tile.filters * 32 * (3 if problem.precision == "3xtf32" else 1)
+    multiplying = multiply_adds / (report.SCHEDULERS * report.MULTIPROCESSORS[target].mma)
+    return min(1, multiplying / ((tile.stage_bytes + tile.matrix_bytes) / 128))
+
+
+def loops():
+    for type_ in ("float16", "tf32", "3xtf32"):
+        for way in FORWARD:
+            if type_ == "float16" or way != "gathered":
+                tiles = tensor_core.PRECISE_TILES if type_ == "3xtf32" else tensor_core.TILES
+                yield from ((type_, "forward", way, tile) for tile in tiles)
+    for way in WEIGHT_GRAD:
+        tiles = tensor_core_weight_grad.tiles_of(problem_of(way, "float16", "weight_grad"))
+        yield from (("float16", "weight_grad", way, tile) for tile in tiles)
+    yield ("bfloat16", "forward", "copied", tensor_core.TILES[0])
+
+
+@pytest.mark.parametrize(("type_", "pass_", "way", "tile"), list(loops()), ids=str)
+def test_every_loop_keeps_the_tensor_cores_busy(type_, pass_, way, tile):
+    pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
+    pytest.importorskip("nvidia", reason="cuobjdump and nvdisasm are not installed (extra emulate)")
+    problem = problem_of(way, type_, pass_)
+    source = source_of(problem, way, tile)
+    cubin, has = compiling.cuda_source_cubin(source, TARGET), report.MULTIPROCESSORS[TARGET]
+    used = compiling.resources(cubin)[source.function]
+    assert (used.stack, used.local) == (0, 0), f"spills registers: {used}"
+    loop = report.Loop.of(compiling.sass(cubin), source.function)
+    stages, rest = divmod(len(loop.tensor), multiplied(problem, tile))
+    assert (stages, rest) in ((1, 0), (2, 0)), "of one stage, or of two where the compiler unrolls a short loop"
+    assert loop.roots["BAR"] == stages, "one barrier per stage"
+    assert loop.roots["LDG"] == sum(gathered(problem, way, tile)) * stages
+    least = min(BAR, by_shared_memory(problem, tile))
+    share, kept = loop.issue_bound(has), KEPT.get((type_, pass_, way, tile))
+    if kept:
+        assert share < least, "its instructions no longer keep it: strike it out"
+        least = kept
+    assert share >= least - 0.001
+    if way == "copied" and type_ != "3xtf32":
+        assert loop.tensor_cycles(has) >= BAR * loop.size, "the tensor cores wait for instructions"
+
+
+@pytest.mark.parametrize(("target", "shares"), [(80, (0.67, 0.67, 0.8)), (90, (0.51, 0.51, 0.61))])
+def test_no_tile_but_small_ones_is_kept_from_85_percent_by_shared_memory(target, shares):
+    problem = problem_of("copied", "float16", "forward")
+    most = {tile[:2]: round(by_shared_memory(problem, tile, target), 2) for tile in tensor_core.TILES}
+    small = (64, 64), (32, 64), (128, 32)
+    assert {size: share for size, share in most.items() if share < BAR} == dict(zip(small, shares, strict=True))
