@@ -31,7 +31,7 @@ FEWER_WARPS = 12
 # for each vector of filters; for each element of a pixel, channels inner, taps inner.
 STAGE_SLOTS, VECTOR_SLOTS, ELEMENT_SLOTS = 14, 3, (4.5, 30)
 WAITING = cost.waiting("cupy_raw.implicit_gemm")
-# Fitted to 31 simulated cuts (results/simulated-sm75-2026-11-28), whose product is off by a factor of 1.07 in the mean.
+# Fitted to 31 simulated cuts (results/simulated-sm75-2026-11-28), whose product is off by a factor of 1.06 in the mean.
 EDGE_CYCLES = 3500  # of a launch: until the first stage has come, and while the last sums leave
 BRINGING = 0.5  # of the time in which stages come from L2: as much is not hidden by what is multiplied meanwhile
 DEARER, CLOSE = 1.05, 5e-7  # instead of waves.DEARER: a full wave may cost so many times, and seconds, more
