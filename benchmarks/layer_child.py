@@ -11,34 +11,16 @@ An error that is nobody's in a row ends it; the parent goes on with another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 from convlib.verification.child import job_and_answers
 
-from . import cases, engine, gate, results, runner
+from . import cases, engine, runner
+from .bench import Bench
 
 SETTINGS = engine.Settings(rounds=5, block_seconds=0.005, most_seconds=1.0, settle=engine.at_once)
 BATCHES = (32, 16, 8, 4, 2, 1)
 COPIES = 40  # of x, w and y: one for every candidate, and the float64 result
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What measures here: a GPU, or the stand-ins of a rehearsal. status: of every row that has a time.
-
-    about: the facts of the card; case: the case as it is to be measured; makers: the candidates; block, exact: as
-    runner takes them; clocks: the card's clocks now; clean: give memory back.
-    """
-
-    about: Callable[[], dict]
-    case: Callable[[cases.Case], cases.Case]
-    makers: Callable[[cases.Case], runner.Makers]
-    block: Callable
-    clocks: Callable[[], dict]
-    exact: Callable = gate.exact
-    clean: Callable[[], None] = lambda: None
-    status: str = results.MEASURED
 
 
 def main():

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import convlib
-from convlib import accuracy, dispatch, transposed
+from convlib import accuracy, choosing, dispatch, transposed
 from convlib.device import Device, cpu
 from convlib.input_grad_phases import phases
 
@@ -68,7 +68,7 @@ def shown(suite: str) -> str:
 
 
 def choice(case: Case, place: Place, max_error: float) -> str:
-    return dispatch.choose(case.problem, place.device, "auto", "auto", max_error)
+    return choosing.choose(case.problem, place.device, "auto", "auto", max_error)
 
 
 def conv2d(
@@ -118,13 +118,13 @@ def gradient(case: Case, operands: Operands, place: Place, kernel: str | None = 
 def kernels_of(problem, place: Place) -> list[str]:
     """What a gradient chooses: a kernel, or one for each phase of the stride, each named once."""
     if problem.pass_ != "input_grad":
-        return [dispatch.choose(problem, place.device)]
+        return [choosing.choose(problem, place.device)]
     choice = transposed.Choice("auto", "auto", accuracy.DEFAULT_MAX_ERROR, None)
     whole = transposed.chosen_for_all(problem, (problem.P, problem.Q), place.device, choice)
     if whole is not None:
         return [whole.name]
     parts = [phase.problem for phase in phases(problem)]
-    return list(dict.fromkeys(dispatch.choose(part, place.device) for part in parts if part is not None))
+    return list(dict.fromkeys(choosing.choose(part, place.device) for part in parts if part is not None))
 
 
 def forced(kernel: str | None) -> dict:

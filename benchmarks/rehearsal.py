@@ -20,16 +20,16 @@ from functools import partial
 
 import numpy as np
 
-from convlib import device, dispatch
+from convlib import choosing, device
 from convlib.device import Device
 from convlib.emulator import profile
 from convlib.kernels import launching
 from convlib.problem import ConvProblem
 
 from . import cases, gate, ours
+from .bench import Bench
 from .candidate import Candidate
 from .counters import METRICS
-from .layer_child import Bench
 from .ours import CONV2D, PLAN
 from .results import REHEARSED
 
@@ -88,7 +88,7 @@ def shrunk_problem(problem: ConvProblem) -> ConvProblem:
 def makers(case: cases.Case) -> dict[str, Callable]:
     """Ours and stand-ins for cuDNN and PyTorch, under the names they have on a GPU."""
     here = ours.Place(place(), np.array, np.asarray)
-    chosen = dispatch.choose(case.problem, here.device)
+    chosen = choosing.choose(case.problem, here.device)
     mine = {PLAN: partial(ours.plan, place=here, name=PLAN, kernel=chosen), CONV2D: partial(conv2d, here, chosen)}
     return mine | ours.kernel_makers(case, here) | {name: partial(peer, name) for name in PEERS}
 

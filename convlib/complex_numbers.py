@@ -31,17 +31,11 @@ from typing import Any
 
 import numpy as np
 
-from . import arrays, device_arrays, gradients, operations
-from .operations import (
-    check_operands,
-    check_shape,
-    device_for,
-    result_shape,
-    spelled,
-    view_of_out,
-)
+from . import arrays, device_arrays
+from .operands import check_operands, check_shape, device_for, result_shape, spelled, view_of_out
 from .padding_modes import limit_after
 from .problem import COMPLEX_DTYPES, ConvProblem, batched_shape, checked_padding, make_problem, shortened
+from .transposed_shapes import transposed_shape
 
 PARTS = {"complex64": np.dtype(np.float32), "complex128": np.dtype(np.float64)}
 BESIDE = ("float16", "float32", "float64")  # what a real operand beside a complex one may be
@@ -78,8 +72,8 @@ class Product:
     residual: Any = None
 
 
-def conv2d(x, w, bias, *, activation, residual, out, backend, workspace_limit, **keywords):
-    """operations.conv2d where x, w or both are complex."""
+def conv2d(real_conv2d, x, w, bias, *, activation, residual, out, backend, workspace_limit, **keywords):
+    """`real_conv2d`, which is operations.conv2d, where x, w or both are complex."""
     check_no_activation(activation)
     library, dtype = common(x=x, w=w, bias=bias, residual=residual, out=out)
     shape, batched = batched_shape(x.shape)
@@ -90,14 +84,14 @@ def conv2d(x, w, bias, *, activation, residual, out, backend, workspace_limit, *
     check_shape("residual", residual, shape)
     images = Operand("x", x, 0, 1, 0, 1)
     filters = Operand("w", w, keywords["weight_layout"].index("O"), groups, layout.index("C"), groups)
-    real = partial(operations.conv2d, **keywords)
+    real = partial(real_conv2d, **keywords)
     return multiplied(
         Product(library, dtype, real, images, filters, shape, layout, backend, workspace_limit, out, bias, residual)
     )
 
 
-def conv2d_input_grad(grad_y, w, input_shape, *, out, backend, workspace_limit, **keywords):
-    """gradients.conv2d_input_grad where grad_y, w or both are complex."""
+def conv2d_input_grad(real_input_grad, grad_y, w, input_shape, *, out, backend, workspace_limit, **keywords):
+    """`real_input_grad`, which is gradients.conv2d_input_grad, where grad_y, w or both are complex."""
     library, dtype = common(grad_y=grad_y, w=w, out=out)
     shape, batched = batched_shape(input_shape, "input_shape")
     problem = problem_of(shape, w.shape, keywords, "input_grad")
@@ -107,7 +101,7 @@ def conv2d_input_grad(grad_y, w, input_shape, *, out, backend, workspace_limit, 
 
     def real(grad_y, w, **choice):
         sizes = {"N": grad_y.shape[0], "C": groups * w.shape[channels], "H": problem.H, "W": problem.W}
-        return gradients.conv2d_input_grad(grad_y, w, tuple(sizes[axis] for axis in layout), **keywords, **choice)
+        return real_input_grad(grad_y, w, tuple(sizes[axis] for axis in layout), **keywords, **choice)
 
     images = Operand("grad_y", grad_y, 0, 1, 0, 1)
     by_channels = Operand("w", w, channels, 1, layout.index("C"), groups, conjugated=True)
@@ -115,8 +109,8 @@ def conv2d_input_grad(grad_y, w, input_shape, *, out, backend, workspace_limit, 
     return multiplied(Product(library, dtype, real, images, by_channels, shape, layout, backend, workspace_limit, out))
 
 
-def conv2d_weight_grad(x, grad_y, weight_shape, *, out, backend, workspace_limit, **keywords):
-    """gradients.conv2d_weight_grad where x, grad_y or both are complex."""
+def conv2d_weight_grad(real_weight_grad, x, grad_y, weight_shape, *, out, backend, workspace_limit, **keywords):
+    """`real_weight_grad`, which is gradients.conv2d_weight_grad, where x, grad_y or both are complex."""
     library, dtype = common(x=x, grad_y=grad_y, out=out)
     shape, batched = batched_shape(x.shape)
     problem = problem_of(shape, weight_shape, keywords, "weight_grad")
@@ -126,7 +120,7 @@ def conv2d_weight_grad(x, grad_y, weight_shape, *, out, backend, workspace_limit
 
     def real(x, grad_y, **choice):
         sizes = {"O": grad_y.shape[channels], "I": x.shape[channels] // groups, "H": problem.R, "W": problem.S}
-        return gradients.conv2d_weight_grad(x, grad_y, tuple(sizes[a] for a in weight_layout), **keywords, **choice)
+        return real_weight_grad(x, grad_y, tuple(sizes[a] for a in weight_layout), **keywords, **choice)
 
     by_channels = Operand("x", x, channels, groups, weight_layout.index("I"), 1, conjugated=True)
     by_filters = Operand("grad_y", grad_y, channels, groups, weight_layout.index("O"), groups)
@@ -136,13 +130,13 @@ def conv2d_weight_grad(x, grad_y, weight_shape, *, out, backend, workspace_limit
     )
 
 
-def conv_transpose2d(x, w, bias, *, activation, residual, out, backend, workspace_limit, **keywords):
-    """gradients.conv_transpose2d where x, w or both are complex."""
+def conv_transpose2d(real_transpose, x, w, bias, *, activation, residual, out, backend, workspace_limit, **keywords):
+    """`real_transpose`, which is gradients.conv_transpose2d, where x, w or both are complex."""
     check_no_activation(activation)
     library, dtype = common(x=x, w=w, bias=bias, residual=residual, out=out)
     layout, weight_layout, groups = keywords["layout"], keywords["weight_layout"], keywords["groups"]
     shape, batched = batched_shape(x.shape)
-    shape, _ = gradients.transposed_shape(
+    shape, _ = transposed_shape(
         shape, w.shape, layout, weight_layout, keywords["stride"], checked_padding(keywords["padding"]),
         keywords["output_padding"], keywords["dilation"], groups,
     )  # fmt: skip
@@ -151,7 +145,7 @@ def conv_transpose2d(x, w, bias, *, activation, residual, out, backend, workspac
     check_shape("residual", residual, shape)
     images = Operand("x", x, 0, 1, 0, 1)
     filters = Operand("w", w, weight_layout.index("I"), 1, layout.index("C"), groups)
-    real = partial(gradients.conv_transpose2d, **keywords)
+    real = partial(real_transpose, **keywords)
     return multiplied(
         Product(library, dtype, real, images, filters, shape, layout, backend, workspace_limit, out, bias, residual)
     )

@@ -24,7 +24,7 @@ from typing import Any
 
 from . import arrays, gradients, operations
 from .errors import UnsupportedError
-from .operations import check_operands, spelled, view_of_out
+from .operands import check_operands, spelled, view_of_out
 from .problem import LARGEST_ARRAY, integer, output_size, shortened
 
 CUDNN_TENSOR_NCHW, CUDNN_TENSOR_NHWC = 0, 1  # as in cupy.cuda.cudnn

@@ -1,4 +1,4 @@
-"""The one list of kernels: why each can or cannot run a problem, and which one is chosen.
+"""The one list of kernels, and why each can or cannot run a problem; choosing.py takes one of those that can.
 
 A kernel is a module of convlib.kernels. It has
 
@@ -27,10 +27,9 @@ from importlib import import_module
 from numbers import Real
 from types import ModuleType
 
-from . import accuracy
+from . import accuracy, machine
 from .device import Device
 from .errors import UnsupportedError
-from .machine import installed
 from .problem import LARGEST_ARRAY, ConvProblem, as_float, check_choice, integer, shortened
 from .workspace import aligned, fresh_seconds, memory_bytes
 
@@ -103,7 +102,7 @@ class Candidate:
     """One listed kernel held against one problem. seconds: predicted, never measured.
 
     workspace_bytes: all the scratch memory of a call, repacked weights included. trust: on a GPU, whether the kernel
-    is verified there and since when (trust.py); None elsewhere. measured: what tuning.py found on this machine.
+    is verified there and since when (trust.py); None elsewhere. measured: what measuring.py found on this machine.
     """
 
     name: str
@@ -224,47 +223,8 @@ def family_reasons(family, device):
         return [f"runs on {' or '.join(facts.runs_on)}, the arrays are on {device.kind}"]
     if device.kind == "emulator":
         return []
-    missing = [package for package in facts.needs if not installed(package)]
+    missing = [package for package in facts.needs if not machine.installed(package)]
     return [f"needs {package}, which is not installed: {facts.install}" for package in missing]
-
-
-def choose(
-    problem: ConvProblem,
-    device: Device,
-    backend: str = "auto",
-    algorithm: str = "auto",
-    max_error: float = accuracy.DEFAULT_MAX_ERROR,
-    workspace_limit: int | None = None,
-) -> str | None:
-    """The name of the kernel that `chosen` would find if every unverified one is right; None if none is left."""
-    arguments = checked_choice(problem, device, backend, algorithm, max_error, workspace_limit)
-    names = ranked(*arguments)
-    if not device.is_gpu:
-        return names[0]
-    from . import trust  # which needs this module
-
-    return trust.first_expected(names, problem, device)
-
-
-def chosen(
-    problem: ConvProblem,
-    device: Device,
-    backend: str = "auto",
-    algorithm: str = "auto",
-    max_error: float = accuracy.DEFAULT_MAX_ERROR,
-    workspace_limit: int | None = None,
-    planned: bool = False,
-    tune: bool = False,
-) -> Chosen:
-    """The kernel to run: the fastest predicted among those that can, were asked for and, on a GPU, are verified.
-
-    planned: its weights will be packed once for many calls. tune: the fastest measured (tuning.py).
-
-    Raises ValueError for an unknown backend or algorithm, TypeError or ValueError for a wrong max_error or
-    workspace_limit, and UnsupportedError, with every reason, when no kernel can run.
-    """
-    asked = checked_choice(problem, device, backend, algorithm, max_error, workspace_limit)
-    return settled_choice(*asked, planned, tune)
 
 
 def checked_choice(problem, device, backend, algorithm, max_error, workspace_limit):
@@ -280,22 +240,6 @@ def checked_choice(problem, device, backend, algorithm, max_error, workspace_lim
     if workspace_limit is not None:
         workspace_limit = integer("workspace_limit", workspace_limit, least=0, most=LARGEST_ARRAY)
     return problem, device, backend, algorithm, as_float(max_error), workspace_limit
-
-
-@lru_cache(maxsize=4096)
-def settled_choice(problem, device, backend, algorithm, max_error, workspace_limit, planned, tune):
-    names = ranked(problem, device, backend, algorithm, max_error, workspace_limit, planned)
-    problem = with_an_image(problem)
-    if tune:
-        from . import tuning  # which needs this module
-
-        names = tuning.fastest_first(names, problem, device, planned)
-    name = names[0]
-    if device.is_gpu:
-        from . import trust  # likewise
-
-        name = trust.first_believed(names, problem, device)
-    return as_chosen(name, problem, device, planned)
 
 
 def as_chosen(name, problem, device, planned) -> Chosen:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from . import accuracy, arrays, complex_numbers, device, dispatch
+from . import accuracy, arrays, choosing, complex_numbers, device, dispatch, measuring
 from .complex_numbers import PARTS
 from .device import Device
 from .errors import UnsupportedError
 from .machine import installed_version, kernels_folder, processor_name, visible_gpus
-from .operations import check_flag, check_operands, device_for
+from .operands import check_flag, check_operands, device_for
 from .padding_modes import padded_before
 from .padding_taps import without_padding_taps
 from .problem import (
@@ -144,16 +144,14 @@ def explain(
         problem = replace(problem, layout="NHWC")
     problem, left = padded_before(problem, padding_mode, workspace_limit)
     problem, _ = without_padding_taps(problem, algorithm)
-    from . import tuning  # which needs this module
-
     asked = dispatch.checked_choice(problem, place, backend, algorithm, max_error, left)
     try:
-        chosen = dispatch.choose(*asked)
+        chosen = choosing.choose(*asked)
     except UnsupportedError:
         chosen = None
     *_, max_error, left = asked
     candidates = dispatch.candidates(problem, place, max_error, left)
-    candidates = tuning.with_measured(with_trust(candidates, problem, place), problem, place)
+    candidates = measuring.with_measured(with_trust(candidates, problem, place), problem, place)
     return Explanation(problem, place, candidates, chosen, complex_dtype, left)
 
 
@@ -173,7 +171,7 @@ def with_trust(candidates, problem, place):
     """Candidates on a GPU with what is on record of them there."""
     if not place.is_gpu:
         return candidates
-    from . import trust
+    from . import trust  # which imports what `import convlib` should not
 
     return tuple(replace(c, trust=trust.state(c.name, problem, place)) if c.possible else c for c in candidates)
 

@@ -11,19 +11,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from . import accuracy, arrays, device_arrays, dispatch, strided
+from . import accuracy, arrays, choosing, complex_numbers, device_arrays, strided
 from .arrays import Array
-from .operations import (
+from .operands import (
     FROM_LAYOUT,
-    FROM_WEIGHT_LAYOUT,
-    Call,
     check_flag,
     check_operands,
     check_shape,
     device_for,
     logical,
     result_shape,
-    run_kernel,
     view_of_out,
     weights_view,
 )
@@ -38,13 +35,11 @@ from .problem import (
     checked_dtype,
     checked_padding,
     four_sizes,
-    integer,
     make_problem,
-    pair,
-    resolved_padding,
-    same_padding,
 )
+from .running import Call, run_kernel
 from .transposed import Transposed, checked, run_folded, run_transposed
+from .transposed_shapes import transposed_shape
 
 
 def conv2d_input_grad(
@@ -88,10 +83,9 @@ def conv2d_input_grad(
     check_flag("tune", tune)
     library = arrays.library_of(grad_y, "grad_y")
     if arrays.is_complex(library, grad_y) or arrays.is_complex(library, w):
-        from . import complex_numbers  # which needs this module
-
         return complex_numbers.conv2d_input_grad(
-            grad_y, w, input_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
+            conv2d_input_grad, grad_y, w, input_shape,
+            stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
             weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, algorithm=algorithm,
             backend=backend, precision=precision, max_error=max_error, workspace_limit=workspace_limit,
             tune=tune, out=out,
@@ -166,10 +160,9 @@ def conv2d_weight_grad(
     check_flag("tune", tune)
     library = arrays.library_of(x, "x")
     if arrays.is_complex(library, x) or arrays.is_complex(library, grad_y):
-        from . import complex_numbers  # which needs this module
-
         return complex_numbers.conv2d_weight_grad(
-            x, grad_y, weight_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
+            conv2d_weight_grad, x, grad_y, weight_shape,
+            stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
             weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, algorithm=algorithm,
             backend=backend, precision=precision, max_error=max_error, workspace_limit=workspace_limit,
             tune=tune, out=out,
@@ -193,7 +186,7 @@ def conv2d_weight_grad(
     problem, workspace_limit = padded_before(problem, padding_mode, workspace_limit)
     if problem.padding != padding:
         x_view = device_arrays.pad(x_view, padding, NUMPY_PAD[padding_mode], layout, device, stream)
-    chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit, tune=tune)
+    chosen = choosing.chosen(problem, device, backend, algorithm, max_error, workspace_limit, tune=tune)
     if problem.N == 0:
         device_arrays.fill_zeros(grad_w, device, stream)
     else:
@@ -269,10 +262,9 @@ def conv_transpose2d(
     check_flag("tune", tune)
     library = arrays.library_of(x, "x")
     if arrays.is_complex(library, x) or arrays.is_complex(library, w):
-        from . import complex_numbers  # which needs this module
-
         return complex_numbers.conv_transpose2d(
-            x, w, bias, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation,
+            conv_transpose2d, x, w, bias,
+            stride=stride, padding=padding, output_padding=output_padding, dilation=dilation,
             groups=groups, layout=layout, weight_layout=weight_layout, flip_kernel=flip_kernel, activation=activation,
             residual=residual, algorithm=algorithm, backend=backend, precision=precision, max_error=max_error,
             workspace_limit=workspace_limit, tune=tune, out=out,
@@ -319,49 +311,3 @@ def result_and_view(library, like, shape, out, inputs, channels_last=False):
     if out is None:
         return library.result(like, shape, channels_last)
     return out, view_of_out(library, out, inputs)
-
-
-def transposed_shape(x_shape, w_shape, layout, weight_layout, stride, padding, output_padding, dilation, groups):
-    """The shape of a transposed convolution's result, in `layout`'s order, and its padding in full."""
-    check_choice("layout", layout, tuple(FROM_LAYOUT))
-    check_choice("weight_layout", weight_layout, tuple(FROM_WEIGHT_LAYOUT))
-    if len(w_shape) != 4:
-        raise ValueError(f"w: 4 dimensions needed ({', '.join(weight_layout)}), got {len(w_shape)}: {tuple(w_shape)}")
-    N, C, H, W = (x_shape[axis] for axis in FROM_LAYOUT[layout])
-    O, I, R, S = (w_shape[axis] for axis in FROM_WEIGHT_LAYOUT[weight_layout])  # noqa: E741
-    groups = integer("groups", groups, least=1)
-    if O != C:
-        raise ValueError(f"w: along O of {weight_layout} it must have x's C = {C}, got {O}")
-    if min(H, W, *w_shape) < 1:
-        raise ValueError(f"x, w: sizes of at least 1 needed, got {tuple(x_shape)} and {tuple(w_shape)}")
-    stride, dilation = pair("stride", stride, least=1), pair("dilation", dilation, least=1)
-    extra = pair("output_padding", output_padding, least=0)
-    for axis in (0, 1):
-        if extra[axis] >= max(stride[axis], dilation[axis]):
-            raise ValueError(
-                f"output_padding: less than stride or dilation needed, got {extra[axis]} with stride {stride[axis]} "
-                f"and dilation {dilation[axis]}"
-            )
-    sizes, padding = zip(
-        *(
-            transposed_axis(size, window, stride[axis], padding, extra[axis], dilation[axis], axis)
-            for axis, (size, window) in enumerate(((H, R), (W, S)))
-        ),
-        strict=True,
-    )
-    shape = {"N": N, "C": I * groups, "H": sizes[0], "W": sizes[1]}
-    return tuple(shape[letter] for letter in layout), padding
-
-
-def transposed_axis(size, window, stride, padding, extra, dilation, axis):
-    """How long a transposed convolution's result is along one axis, and its padding there."""
-    if padding == "same":
-        return size * stride, same_padding(size * stride, window, stride, dilation)
-    before, after = resolved_padding(padding, (0, 0), (0, 0), (1, 1), (1, 1))[axis]
-    length = (size - 1) * stride - before - after + dilation * (window - 1) + extra + 1
-    if length < 1:
-        raise ValueError(
-            f"padding: it leaves {length} {('rows', 'columns')[axis]} of the result; at most "
-            f"{before + after + length - 1} in all possible, got {before + after}"
-        )
-    return length, (before, after)

@@ -36,8 +36,8 @@ try:
 except ImportError as error:
     raise ImportError('convlib.jax: needs JAX, 0.6.1 or later: pip install "jax>=0.6.1"') from error
 
-from . import gradients, operations
-from .operations import callers_shape
+from . import gradients, operations, transposed_shapes
+from .operands import callers_shape
 from .problem import COMPLEX_DTYPES, Padding, Pair, batched_shape, checked_dtype, checked_padding, make_problem
 
 # What each primitive is called by: the array that it gives. Its operands are the other two.
@@ -143,7 +143,7 @@ def conv_transpose2d(
     """
     x, w, bias = operands(x, w, bias)
     shape, batched = batched_shape(x.shape)
-    shape_y, padding = gradients.transposed_shape(
+    shape_y, padding = transposed_shapes.transposed_shape(
         shape, w.shape, layout, weight_layout, stride, checked_padding(padding), output_padding, dilation, groups
     )
     # The transposed convolution goes from y to x of this one.

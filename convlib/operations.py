@@ -1,20 +1,31 @@
 """conv2d: from the caller's arrays to one kernel and back.
 
-arrays --> views (arrays.py) --> ConvProblem (problem.py) --> a kernel (dispatch.py) --> result, in the caller's library
+arrays --> views (operands.py) --> ConvProblem (problem.py) --> a kernel (choosing.py) --> run (running.py) --> result
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from . import accuracy, arrays, device, device_arrays, dispatch, repeated, strided, workspace
+from . import accuracy, arrays, choosing, complex_numbers, device, device_arrays, dispatch, repeated, running, strided
 from .arrays import Array
 from .device import Device
+from .operands import (
+    FROM_LAYOUT,
+    check_flag,
+    check_no_overlap,
+    check_operands,
+    check_shape,
+    device_for,
+    logical,
+    result_shape,
+    view_of_out,
+    weights_view,
+)
 from .padding_modes import NO_PADDING, NUMPY_PAD, padded_before
 from .padding_taps import without_padding_taps
 from .problem import (
@@ -27,13 +38,7 @@ from .problem import (
     checked_dtype,
     make_problem,
     one_spelling,
-    shortened,
 )
-
-PACKED = np.empty(0, np.uint8)  # stands for packed weights, whose one dimension is all that a job wants to know
-OPTIONAL = ("bias", "residual", "out")
-FROM_LAYOUT = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2)}
-FROM_WEIGHT_LAYOUT = {"OIHW": (0, 1, 2, 3), "OHWI": (0, 3, 1, 2), "HWIO": (3, 2, 0, 1)}
 
 
 def conv2d(
@@ -118,10 +123,8 @@ def conv2d(
 
     library = arrays.library_of(x, "x")
     if arrays.is_complex(library, x) or arrays.is_complex(library, w):
-        from . import complex_numbers  # which needs this module
-
         return complex_numbers.conv2d(
-            x, w, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
+            conv2d, x, w, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout,
             weight_layout=weight_layout, padding_mode=padding_mode, flip_kernel=flip_kernel, activation=activation,
             residual=residual, algorithm=algorithm, backend=backend, precision=precision, max_error=max_error,
             workspace_limit=workspace_limit, tune=tune, out=out,
@@ -147,9 +150,9 @@ def conv2d(
         y_view = view_of_out(library, out, {"x": x_view, "w": w_view, "bias": bias_view, "residual": residual_view})
     if settled.problem.N > 0:
         call = as_call(settled, x_view, w_view, y_view, bias_view, residual_view, library.stream(x))
-        run_kernel(settled.chosen, call)
+        running.run_kernel(settled.chosen, call)
         if signature is not None and settled.device.kind == "cpu" and not tune:
-            known_calls.keep(signature, Known(settled, library, cpu_launch(settled.chosen, call)))
+            known_calls.keep(signature, Known(settled, library, running.cpu_launch(settled.chosen, call)))
     return library.finished(out)
 
 
@@ -159,7 +162,7 @@ class Known:
 
     settled: Settled
     library: Any
-    launch: CpuLaunch
+    launch: running.CpuLaunch
 
 
 known_calls = repeated.Repeated()
@@ -199,7 +202,7 @@ def as_call(settled, x, w, y, bias, residual, stream):
         w = w[settled.taps]
     if settled.padding is not None:
         x = device_arrays.pad(x, settled.padding, settled.pad_mode, problem.layout, settled.device, stream)
-    return Call(problem, settled.device, stream, x, w, y, bias, residual)
+    return running.Call(problem, settled.device, stream, x, w, y, bias, residual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +260,7 @@ def settled_before(
     padding = None if padding_mode == "zeros" or problem.padding == NO_PADDING else problem.padding
     problem, workspace_limit = padded_before(problem, padding_mode, workspace_limit)
     problem, taps = without_padding_taps(problem, algorithm)
-    chosen = dispatch.chosen(problem, device, backend, algorithm, max_error, workspace_limit, tune=tune)
+    chosen = choosing.chosen(problem, device, backend, algorithm, max_error, workspace_limit, tune=tune)
     as_they_lie = (
         batched and layout == "NCHW" and weight_layout == "OIHW" and not flip_kernel and problem.dtype.itemsize > 2
     )
@@ -265,179 +268,3 @@ def settled_before(
         problem, device, chosen, y_shape, batched, FROM_LAYOUT[layout], channels_last, padding,
         NUMPY_PAD.get(padding_mode), taps, weight_layout, flip_kernel, as_they_lie,
     )  # fmt: skip
-
-
-@dataclass(slots=True)
-class Call:
-    """What a kernel is run with: views in logical order, as every kernel takes them."""
-
-    problem: ConvProblem
-    device: Device
-    stream: int | None
-    x: Any
-    w: Any
-    y: Any
-    bias: Any
-    residual: Any
-
-
-def check_operands(library, x, dtype, x_name="x", /, **operands):
-    """Every array of the call is of x's library, dtype and device. x_name: what the caller calls x.
-
-    dtype: None where the arrays may differ in it.
-    """
-    place = library.device(x, x_name)
-    for name, array in operands.items():
-        if array is None and name in OPTIONAL:
-            continue
-        if not library.owns(array):
-            came = arrays.library_of(array, name).name
-            raise TypeError(f"{name}: an array of {library.name} needed, like {x_name}, got one of {came}")
-        came = library.dtype(array, name)
-        if dtype is not None and came != dtype:
-            raise TypeError(
-                f"{name}: {spelled(dtype)} needed, like {x_name}, got {spelled(came)}; convlib never converts inputs"
-            )
-        came = library.device(array, name)
-        if came != place:
-            raise ValueError(f"{name}: an array on {on(place)} needed, like {x_name}, got one on {on(came)}")
-
-
-def spelled(dtype):
-    return dtype.name if dtype.isnative else f"{dtype.name} in foreign byte order"
-
-
-def on(place):
-    kind, index = place
-    return kind if kind == "cpu" else f"{kind}:{index}"
-
-
-def check_flag(name, value):
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: True or False needed, got {shortened(value)}")
-
-
-def check_shape(name, array, shape):
-    if array is not None and tuple(array.shape) != shape:
-        raise ValueError(f"{name}: shape {shape} needed, got {tuple(array.shape)}")
-
-
-def view_of_out(library, out, inputs, name="out"):
-    """A view of the caller's `out`: writeable, no element of it in the same place as another or as an input's."""
-    library.check_out(out, name)
-    y = library.view(out, name)
-    if not strided.lies_apart(y):
-        raise ValueError(f"{name}: elements that lie apart in memory needed, got strides {y.strides}")
-    check_no_overlap(y, inputs, name)
-    return y
-
-
-def check_no_overlap(y, views, y_name="out"):
-    for name, view in views.items():
-        if view is not None and strided.memory_overlaps(y, view) and view.size and y.size:
-            raise ValueError(f"{y_name}: memory apart from every input needed, but it overlaps {name}")
-
-
-def result_shape(problem, batched):
-    return callers_shape(problem.y_shape, problem.layout, batched)
-
-
-def callers_shape(shape, layout, batched):
-    """(N, C, H, W) as the caller has it: in `layout`'s order, without N for a single image."""
-    N, C, H, W = shape
-    image = (C, H, W) if layout == "NCHW" else (H, W, C)
-    return (N, *image) if batched else image
-
-
-def logical(view, batched, order):
-    """A view of x, y or residual as (N, C, H, W), 16-bit floats as uint16."""
-    if view is None:
-        return None
-    view = strided.as_storage(view if batched else strided.with_batch(view))
-    return view if order == FROM_LAYOUT["NCHW"] else view.transpose(order)
-
-
-def weights_view(view, weight_layout, flip_kernel):
-    """A view of w as (K, C / groups, R, S), each window turned by 180 degrees for `flip_kernel`."""
-    if weight_layout != "OIHW":
-        view = view.transpose(FROM_WEIGHT_LAYOUT[weight_layout])
-    return strided.flipped(view, (2, 3)) if flip_kernel else view
-
-
-def device_for(library, x, backend) -> Device:
-    """Where the call runs. Host arrays reach GPU kernels only when those are simulated or emulated, and asked for."""
-    check_choice("backend", backend, dispatch.BACKENDS)
-    kind, index = library.device(x, "x")
-    if kind == "cuda":
-        return device.gpu(index)
-    if kind == "simulator" or (backend == "numba_cuda" and device.simulating()):
-        return device.simulator()
-    if backend in ("numba_cuda", "cupy_raw") and device.emulating():
-        return device.emulator()
-    return device.cpu()
-
-
-def run_kernel(chosen, call):
-    """Give the kernel its weights, packed if it wants them so, and its workspace, and run it."""
-    if call.device.kind == "cpu":
-        return run_on_cpu(chosen, call)
-    family, device = chosen.family, call.device
-    with device_arrays.current(family, device):
-        x, w, y, bias, residual = (
-            device_arrays.for_family(view, family, device)
-            for view in (call.x, call.w, call.y, call.bias, call.residual)
-        )
-        count = chosen.workspace_bytes
-        memory = device_arrays.device_bytes(count, family, device, call.stream) if count else None
-        chosen.kernel.run(call.problem, device, x, w, y, bias, residual, memory, call.stream)
-
-
-def packs_weights(chosen, call) -> bool:
-    """Whether the kernel wants this call's weights packed, and packing them does not cost more than it saves."""
-    if not chosen.packed_bytes:
-        return False
-    kernel = chosen.kernel
-    return not (hasattr(kernel, "reads_in_place") and kernel.reads_in_place(call.problem, call.w))
-
-
-def run_on_cpu(chosen, call):
-    CpuLaunch(chosen, packs_weights(chosen, call), partial(chosen.kernel.run, call.problem, call.device)).run(call)
-
-
-@dataclass(slots=True)
-class CpuLaunch:
-    """A kernel with its look-ups done, for calls whose arrays have certain strides.
-
-    packs: whether it is given its weights packed. kernel_run: see `runner`.
-    """
-
-    chosen: dispatch.Chosen
-    packs: bool
-    kernel_run: Callable
-
-    def run(self, call):
-        chosen, w = self.chosen, call.w
-        packed = chosen.packed_bytes
-        memory = workspace.take(packed + chosen.workspace_bytes)
-        try:
-            if self.packs:
-                w = memory[:packed]
-                chosen.kernel.pack(call.problem, call.device, call.w, w)
-            self.kernel_run(call.x, w, call.y, call.bias, call.residual, memory[packed:])
-        finally:
-            workspace.keep(memory)
-
-
-def cpu_launch(chosen, call) -> CpuLaunch:
-    """For this call and others whose arrays have the same strides."""
-    packs = packs_weights(chosen, call)
-    w = PACKED if packs else call.w
-    run = runner(chosen.kernel, call.problem, call.device, call.x, w, call.y, call.bias, call.residual)
-    return CpuLaunch(chosen, packs, run)
-
-
-def runner(kernel, problem, device, x, w, y, bias, residual) -> Callable:
-    """The kernel's `run` for arrays of these strides, as a function of them and the workspace."""
-    if hasattr(kernel, "job"):
-        return kernel.job(problem, device, x, w, y, bias, residual).run
-    return partial(kernel.run, problem, device)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from . import accuracy, arrays, device_arrays, dispatch, repeated, separable, strided
+from . import accuracy, arrays, choosing, device_arrays, repeated, separable, strided
 from .arrays import Array
-from .operations import (
+from .operands import (
     FROM_LAYOUT,
     callers_shape,
     check_flag,
@@ -20,13 +20,13 @@ from .operations import (
     device_for,
     logical,
     on,
-    runner,
     spelled,
     view_of_out,
     weights_view,
 )
 from .padding_taps import without_padding_taps
 from .problem import ConvProblem, Padding, Pair, batched_shape, checked_dtype, make_problem
+from .running import runner
 from .workspace import scratch
 
 
@@ -87,7 +87,7 @@ def plan(
     weights = weights if taps is None else weights[taps]
     asked = (backend, algorithm, max_error, workspace_limit)
     chosen = separable.chosen(problem, device, weights, *asked, planned=True, tune=tune)
-    chosen = chosen or dispatch.chosen(problem, device, *asked, planned=True, tune=tune)
+    chosen = chosen or choosing.chosen(problem, device, *asked, planned=True, tune=tune)
     weights = strided.as_storage(weights)
     bias = None if bias is None else strided.as_storage(library.view(bias, "bias"))
     return Plan(problem, device, chosen, library, library.device(w, "w"), batched, weights, bias, library.stream(w))

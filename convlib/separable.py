@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from . import accuracy, dispatch, strided
+from . import accuracy, choosing, dispatch, strided
 from .problem import ConvProblem
 from .workspace import aligned
 
@@ -100,7 +100,7 @@ def settled(problem, place, factors, *asked):
     columns, rows = (strided.as_storage(part) for part in factors)
     weights = columns[:, None, :, None], rows[:, None, None, :]
     by_columns, by_rows = (
-        Pass(one, dispatch.chosen(one, place, "auto", "auto", *asked), w)
+        Pass(one, choosing.chosen(one, place, "auto", "auto", *asked), w)
         for one, w in zip(two_passes(problem), weights)
     )
     both = TwoPasses(by_columns, by_rows)

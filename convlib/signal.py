@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from . import accuracy, arrays, dispatch, separable, strided
-from .operations import Call, conv2d, device_for, on, run_kernel, weights_view
+from .operands import device_for, on, weights_view
+from .operations import conv2d
 from .problem import DTYPES, check_choice, make_problem, named_dtype
+from .running import Call, run_kernel
 
 MODES = ("full", "same", "valid")
 BOUNDARIES = {

@@ -22,7 +22,6 @@ except ImportError as error:
 
 from . import torch_operators
 from .errors import UnsupportedError
-from .gradients import transposed_shape
 from .problem import PRECISIONS, Padding, Pair, check_choice, checked_padding, pair, resolved_padding, shortened
 from .torch_operators import (
     pairs,
@@ -31,6 +30,7 @@ from .torch_operators import (
     run_conv2d,
     run_conv_transpose2d,
 )
+from .transposed_shapes import transposed_shape
 
 NAMES = {"x": "input", "w": "weight"}  # what the functions here call the arguments of convlib's own
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
-from . import device_arrays, dispatch, strided
+from . import choosing, device_arrays, dispatch, measuring, strided
 from .device import Device
 from .errors import UnsupportedError
 from .input_grad_phases import phases
-from .operations import Call, run_kernel
 from .padding_modes import NUMPY_PAD, check_padding_mode, input_bytes, limit_after, with_padding_inside
 from .problem import ConvProblem
+from .running import Call, run_kernel
 
 MORE_BY_PHASE = 1.1  # on batches of 1x1 layers, where predictions are nearly equal and input_grad takes 0.7 to 1.04
 SCATTERED_BYTES = 16e9  # a second, as measured beside the CPU kernels' predictions
@@ -50,7 +50,7 @@ class Transposed:
 
 
 def checked(problem, device, backend, algorithm, max_error, workspace_limit, tune) -> Choice:
-    """The Choice of what a caller said. Raises dispatch.chosen's errors for what is wrong in it."""
+    """The Choice of what a caller said. Raises choosing.chosen's errors for what is wrong in it."""
     _, _, *asked = dispatch.checked_choice(problem, device, backend, algorithm, max_error, workspace_limit)
     return Choice(*asked, tune and problem.N > 0)
 
@@ -126,18 +126,19 @@ def measured_faster(problem, device, choice, *predicted):
 
     predicted: the seconds of either; far apart they count as they are.
     """
-    from . import tuning  # which needs this module
+    from . import tuned_times  # which imports what `import convlib` should not
 
-    if max(predicted) > tuning.FAR * min(predicted):
+    if max(predicted) > measuring.FAR * min(predicted):
         return predicted[0] < predicted[1]
     whole = chosen_by(choice, problem, device)
-    by_phase = tuning.joined(chosen_by(choice, part, device).name for part in phase_problems(problem))
+    by_phase = tuned_times.joined(chosen_by(choice, part, device).name for part in phase_problems(problem))
 
     def calls():
-        call = Transposed(problem, device, None, *tuning.operands(problem, device), *tuning.additions(problem, device))
+        arrays = *measuring.operands(problem, device), *measuring.additions(problem, device)
+        call = Transposed(problem, device, None, *arrays)
         return {whole.name: partial(run_whole, call, whole), by_phase: partial(run_by_phase, call, choice)}
 
-    return tuning.fastest_way((whole.name, by_phase), calls, problem, device) == whole.name
+    return measuring.fastest_way((whole.name, by_phase), calls, problem, device) == whole.name
 
 
 def scattered_seconds(problem):
@@ -158,7 +159,7 @@ def fastest_seconds(choice, problem, device):
 
 
 def chosen_by(choice, problem, device):
-    return dispatch.chosen(
+    return choosing.chosen(
         problem, device, choice.backend, choice.algorithm, choice.max_error, choice.workspace_limit, tune=choice.tune
     )
 

@@ -1,4 +1,4 @@
-"""What tuning.py measured, on disk: a file for each processor and its number of threads, or GPU and driver.
+"""What measuring.py measured, on disk: a file for each processor and its number of threads, or GPU and driver.
 
     {"device": {"name", "compute_capability", "driver"}, "threads": 2, "version": "0.1.0",
      "entries": {"ConvProblem(...)": {"numba_cpu.blocked": {"seconds": 0.00012, "digest": "..."}, ...}, ...}}
@@ -10,6 +10,7 @@ cache folder of the user; json_file.py says how processes share them and what da
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 from platformdirs import user_cache_path
@@ -20,9 +21,10 @@ from . import dispatch
 from .device import Device
 from .json_file import Format, JsonFile
 from .problem import ConvProblem
-from .tuning import TOGETHER
 from .verification.records import file_name, identity
 from .verification.sources import digest
+
+TOGETHER = " + "
 
 known: dict[tuple[Device, str], dict[str, float]] = {}
 
@@ -38,6 +40,11 @@ def of(problem: ConvProblem, place: Device, planned: bool) -> dict[str, float]:
         entry = file_of(place).read()["entries"].get(key[1], {})
         known[key] = {n: e["seconds"] for n, e in entry.items() if listed(n) and e["digest"] == digest_of(n)}
     return known[key]
+
+
+def joined(names: Iterable[str]) -> str:
+    """What several kernels are together, in the order in which they run."""
+    return TOGETHER.join(names)
 
 
 def listed(name):

@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .. import accuracy, device_arrays, dispatch, operations, strided
+from .. import accuracy, device_arrays, dispatch, machine, operands, strided
 from ..kernels import reference
 from .problems import GUARD, UNWRITTEN, Placed, magnitude_of, placed
 
@@ -73,15 +73,15 @@ def arrays_for(case, pass_):
     random = np.random.default_rng(0)
 
     def image(shape, memory):
-        order = operations.FROM_LAYOUT[problem.layout]
+        order = operands.FROM_LAYOUT[problem.layout]
         return stored(random, shape, problem.dtype, memory, lambda array: array.transpose(order))
 
     def weights(memory):
         layout, flip = case.keywords.get("weight_layout", "OIHW"), case.keywords.get("flip_kernel", False)
-        turn = lambda array: operations.weights_view(array, layout, flip)  # noqa: E731
+        turn = lambda array: operands.weights_view(array, layout, flip)  # noqa: E731
         return stored(random, case.w, problem.dtype, memory, turn)
 
-    x, y_shape = image(case.x, case.memory), operations.result_shape(problem, batched=True)
+    x, y_shape = image(case.x, case.memory), operands.result_shape(problem, batched=True)
     if pass_ == "weight_grad":
         inputs = {"x": x, "grad_y": image(y_shape, case.memory), "bias": None, "residual": None}
         return inputs, weights(case.result_memory)
@@ -177,7 +177,7 @@ def lend(one, family, place) -> Loan:
 
 def on_gpu(flat, place):
     """Bytes in a GPU's memory: who keeps them, their address, and a function that waits and copies them back."""
-    if dispatch.installed("cupy"):
+    if machine.installed("cupy"):
         import cupy
 
         with cupy.cuda.Device(place.index):  # Numba's current GPU is none of CuPy's business

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .. import operations
+from .. import operands
 from ..kernels import reference
 from ..problem import make_problem, named_dtype
 from ..strided import empty_aligned
@@ -181,7 +181,7 @@ def arrays_of(case, seed=0, integers=True):
     """x, w, bias, residual and a NaN-filled out for `case`, in the layouts its keywords name."""
     random = np.random.default_rng(seed)
     problem = case.problem()
-    y_shape = operations.result_shape(problem, batched=True)
+    y_shape = operands.result_shape(problem, batched=True)
     dtype = problem.dtype
 
     def values(shape):
@@ -262,9 +262,9 @@ def strides_of(shape, item):
 
 def logical_arrays(case, x, w, bias, residual):
     """The arrays of `case` as the reference and the kernels take them: N C H W, K C R S, windows flipped if asked."""
-    order = operations.FROM_LAYOUT[case.keywords.get("layout", "NCHW")]
+    order = operands.FROM_LAYOUT[case.keywords.get("layout", "NCHW")]
     weight_layout = case.keywords.get("weight_layout", "OIHW")
-    w = operations.weights_view(w, weight_layout, case.keywords.get("flip_kernel", False))
+    w = operands.weights_view(w, weight_layout, case.keywords.get("flip_kernel", False))
     return x.transpose(order), w, bias, None if residual is None else residual.transpose(order)
 
 

@@ -67,7 +67,7 @@ def test_a_visits_bench_has_the_cards_facts_its_batch_and_every_candidate(monkey
     for name, function in stand_ins.items():
         monkeypatch.setattr(gpu, name, function)
     monkeypatch.setattr(nvidia_card, "facts", lambda: {"name": "H200"})
-    monkeypatch.setattr("convlib.dispatch.installed", lambda package: True)
+    monkeypatch.setattr("convlib.machine.installed", lambda package: True)
     monkeypatch.setattr("convlib.trust.is_here", lambda place: False)
     bench, case = layer_child.on_gpu(), cases.cases("vgg16")[1]
     assert bench.about() == {"peaks": rehearsal.PEAKS, "driver": "580", "card": {"name": "H200"}}

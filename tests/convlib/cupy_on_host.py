@@ -15,7 +15,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
-from convlib import device, dispatch
+from convlib import device, dispatch, machine
 from convlib.kernels import reference
 
 
@@ -100,7 +100,7 @@ def install(monkeypatch) -> list:
     )
     monkeypatch.setitem(sys.modules, "cupy", module)
     monkeypatch.setattr(device, "gpu", lambda index: device.Device("cuda", index, "CuPy on the host", (8, 0), 108))
-    monkeypatch.setattr(dispatch, "installed", lambda package: True)
+    monkeypatch.setattr(machine, "installed", lambda package: True)
     without_gpu = replace(dispatch.FAMILIES["numba_cuda"], runs_on=("simulator",))
     monkeypatch.setitem(dispatch.FAMILIES, "numba_cuda", without_gpu)
     monkeypatch.setenv("CONVLIB_TRUST", "all")  # no kernel can be checked on it

@@ -1,6 +1,6 @@
 """What a process remembers of choices, times and trust, forgotten."""
 
-from convlib import dispatch, operations, transposed, trust, tuned_times
+from convlib import choosing, dispatch, operations, transposed, trust, tuned_times
 
 
 def forget():
@@ -9,7 +9,7 @@ def forget():
     trust.known.clear()
     trust.warned.clear()
     for cached in (
-        tuned_times.file_of, trust.records_of, dispatch.algorithms, dispatch.candidates, dispatch.settled_choice,
+        tuned_times.file_of, trust.records_of, dispatch.algorithms, dispatch.candidates, choosing.settled_choice,
         operations.settled_before, transposed.faster_than_phases,
     ):  # fmt: skip
         cached.cache_clear()

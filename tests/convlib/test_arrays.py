@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import conv2d, device, dispatch, plan, strided
+from convlib import conv2d, device, dispatch, machine, plan, strided
 from convlib.strided import CudaView
 
 RANDOM = np.random.default_rng(0)
@@ -84,7 +84,7 @@ def test_overlap_within_an_array(shape, strides, apart):
 
 # PyTorch
 
-torch_test = pytest.mark.skipif(not dispatch.installed("torch"), reason="PyTorch is not installed")
+torch_test = pytest.mark.skipif(not machine.installed("torch"), reason="PyTorch is not installed")
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_torch_refusals(torch):
 
 # JAX
 
-jax_test = pytest.mark.skipif(not dispatch.installed("jax"), reason="JAX is not installed")
+jax_test = pytest.mark.skipif(not machine.installed("jax"), reason="JAX is not installed")
 
 
 @pytest.fixture
@@ -293,7 +293,7 @@ def cupy(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "cupy", module)
     monkeypatch.setattr(device, "gpu", lambda index: device.Device("cuda", index, "stand-in", (8, 0), 108))
-    monkeypatch.setattr(dispatch, "installed", lambda package: True)
+    monkeypatch.setattr(machine, "installed", lambda package: True)
     monkeypatch.setenv("CONVLIB_TRUST", "all")  # no kernel can be checked on it
     return module
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import UnsupportedError, accuracy, dispatch, gradients, operations, transposed
+from convlib import UnsupportedError, accuracy, choosing, gradients, operations, running, transposed
 from convlib.kernels import reference
 from convlib.problem import make_problem
 from tests.convlib import cupy_on_host
@@ -40,7 +40,7 @@ def problem_of(x, w, keywords):
 @pytest.fixture
 def ran(monkeypatch):
     """Every problem that a kernel was run for."""
-    problems, run = [], operations.run_kernel
+    problems, run = [], running.run_kernel
 
     def noted(chosen, call):
         problems.append(call.problem)
@@ -120,7 +120,7 @@ def test_a_real_operand_takes_half_the_work_and_every_call_is_one(ran):
 def test_a_real_operand_of_the_right_dtype_is_not_even_copied(monkeypatch):
     x, w = numbers((2, 3, 7, 6)), numbers((4, 3, 3, 3), False)
     seen = []
-    monkeypatch.setattr(operations, "run_kernel", lambda chosen, call: seen.append(call.w))
+    monkeypatch.setattr(running, "run_kernel", lambda chosen, call: seen.append(call.w))
     convlib.conv2d(x, w)
     assert np.shares_memory(seen[0], w)
 
@@ -289,8 +289,8 @@ def test_a_plan_of_complex_weights_is_refused():
 
 
 def test_the_workspace_limit_counts_the_blocks_and_leaves_the_rest_to_the_kernel(monkeypatch):
-    given, chosen = [], dispatch.chosen
-    monkeypatch.setattr(dispatch, "chosen", lambda *a, **k: (given.append(a[5]), chosen(*a, **k))[1])
+    given, chosen = [], choosing.chosen
+    monkeypatch.setattr(choosing, "chosen", lambda *a, **k: (given.append(a[5]), chosen(*a, **k))[1])
     convlib.conv2d(X, W, workspace_limit=1_000_000)
     x, w, y = X.size * 2, W.size * 2, 48 * 4
     assert given == [1_000_000 - 4 * (x + w + y)]
@@ -299,8 +299,8 @@ def test_the_workspace_limit_counts_the_blocks_and_leaves_the_rest_to_the_kernel
 @pytest.mark.parametrize("padding", [{}, {"padding": 1, "padding_mode": "reflect"}], ids=["", "reflect"])
 @pytest.mark.parametrize(("x", "w"), [(X, W), (X, W.real.copy()), (X.real.copy(), W)], ids=["both", "x", "w"])
 def test_explain_leaves_to_kernels_what_a_call_leaves(x, w, padding, monkeypatch):
-    given, chosen = [], dispatch.chosen
-    monkeypatch.setattr(dispatch, "chosen", lambda *a, **k: (given.append(a[5]), chosen(*a, **k))[1])
+    given, chosen = [], choosing.chosen
+    monkeypatch.setattr(choosing, "chosen", lambda *a, **k: (given.append(a[5]), chosen(*a, **k))[1])
     convlib.conv2d(x, w, **padding, workspace_limit=2_000_000)
     assert given == [convlib.explain(x, w, **padding, workspace_limit=2_000_000).workspace_limit]
     assert given[0] < 2_000_000

@@ -5,13 +5,15 @@ import pytest
 
 from convlib import (
     UnsupportedError,
+    choosing,
     cupy_cudnn,
     device,
     dispatch,
     gradients,
+    measuring,
     operations,
+    running,
     tuned_times,
-    tuning,
 )
 from convlib.cupy_cudnn import (
     convolution_backward_data,
@@ -54,8 +56,8 @@ def test_a_workspace_that_is_no_number_of_bytes_is_refused(size, error):
 @pytest.mark.parametrize("dimensions", [1, 2])
 def test_the_workspace_is_what_kernels_may_take(dimensions, monkeypatch):
     x, W, gy, rest = problem(dimensions, CASES[1])
-    limits, chosen = [], dispatch.chosen
-    monkeypatch.setattr(dispatch, "chosen", lambda *a, **k: (limits.append(a[5]), chosen(*a, **k))[1])
+    limits, chosen = [], choosing.chosen
+    monkeypatch.setattr(choosing, "chosen", lambda *a, **k: (limits.append(a[5]), chosen(*a, **k))[1])
     cupy_cudnn.set_max_workspace_size(1_234_567)
     convolution_forward(x, W, None, filled(gy.shape), *rest, **FORWARD)
     convolution_backward_data(W, gy, None, filled(x.shape), *rest, **BACKWARD)
@@ -112,8 +114,8 @@ def measurements(monkeypatch, tmp_path):
         return {name: float(number) for number, name in enumerate(sorted(calls, reverse=True))}
 
     monkeypatch.setattr(tuned_times, "user_cache_path", lambda name: tmp_path / name)
-    monkeypatch.setattr(tuning, "in_turns", in_turns)
-    monkeypatch.setattr(tuning, "FAR", 1e9)
+    monkeypatch.setattr(measuring, "in_turns", in_turns)
+    monkeypatch.setattr(measuring, "FAR", 1e9)
     monkeypatch.setattr(
         dispatch, "KERNELS", ("numba_cpu.direct", "numba_cpu.blocked", "numba_cpu.input_grad", "numba_cpu.weight_grad")
     )
@@ -150,15 +152,13 @@ def test_auto_tune_measures_once_and_other_processes_know(measurements, dimensio
 
 
 def test_what_was_measured_runs(measurements, monkeypatch):
-    ran, run_on_cpu = [], operations.run_on_cpu
-    monkeypatch.setattr(
-        operations, "run_on_cpu", lambda chosen, call: (ran.append(chosen.name), run_on_cpu(chosen, call))
-    )
+    ran, run_on_cpu = [], running.run_on_cpu
+    monkeypatch.setattr(running, "run_on_cpu", lambda chosen, call: (ran.append(chosen.name), run_on_cpu(chosen, call)))
     all_three(True)
     ran.clear()
     all_three(True)
     assert ran == ["numba_cpu.direct", "numba_cpu.input_grad", "numba_cpu.weight_grad"]
-    monkeypatch.setattr(tuning, "in_turns", lambda calls, place: {name: -len(name) for name in calls})
+    monkeypatch.setattr(measuring, "in_turns", lambda calls, place: {name: -len(name) for name in calls})
     tuned_times.file_of(device.cpu()).path.unlink()
     forget()
     all_three(True)
@@ -176,8 +176,10 @@ def test_only_what_the_workspace_has_room_for_is_measured(measurements):
 
 def test_the_kernels_of_every_pass_are_measured_on_what_they_take(measurements, monkeypatch):
     """In turns, as they are: the calls are made, and each writes all of its result."""
-    monkeypatch.setattr(tuning, "in_turns", lambda calls, place: {name: seconds(call) for name, call in calls.items()})
-    monkeypatch.setattr(tuning, "random", lambda problem, shape: np.full(shape, np.nan, problem.dtype))
+    monkeypatch.setattr(
+        measuring, "in_turns", lambda calls, place: {name: seconds(call) for name, call in calls.items()}
+    )
+    monkeypatch.setattr(measuring, "random", lambda problem, shape: np.full(shape, np.nan, problem.dtype))
     results = []
 
     def seconds(call):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from convlib import UnsupportedError, accuracy, device, dispatch
+from convlib import UnsupportedError, accuracy, choosing, device, dispatch, machine
 from convlib.kernels.numba_cpu import target as processor
 from convlib.problem import make_problem
 
@@ -29,7 +29,7 @@ def kernel(seconds, reasons=(), workspace=0, passes=("forward",), packed=None):
 @pytest.fixture
 def listed(monkeypatch):
     """Lists stand-ins instead of the kernels: listed(direct=kernel(...))."""
-    caches = (dispatch.candidates, dispatch.settled_choice, dispatch.algorithms)
+    caches = (dispatch.candidates, choosing.settled_choice, dispatch.algorithms)
 
     def clear():
         for cached in caches:
@@ -50,9 +50,9 @@ def listed(monkeypatch):
 def test_chooses_the_smallest_prediction_among_those_that_can(listed):
     listed(direct=kernel(3.0), blocked=kernel(1.0, reasons=["odd sizes only"]), tiled=kernel(2.0))
     accuracy.GROWTH.update(blocked=1.0, tiled=1.0)
-    assert dispatch.choose(PROBLEM, CPU) == "numba_cpu.tiled"
-    assert dispatch.choose(PROBLEM, CPU, "numba_cpu", "direct") == "numba_cpu.direct"
-    chosen = dispatch.chosen(PROBLEM, CPU)
+    assert choosing.choose(PROBLEM, CPU) == "numba_cpu.tiled"
+    assert choosing.choose(PROBLEM, CPU, "numba_cpu", "direct") == "numba_cpu.direct"
+    chosen = choosing.chosen(PROBLEM, CPU)
     assert (chosen.name, chosen.family) == ("numba_cpu.tiled", "numba_cpu")
 
 
@@ -60,19 +60,19 @@ def test_packing_counts_for_a_single_call_and_not_for_a_plan(listed):
     packing = kernel(1.0)
     packing.pack_seconds = lambda problem, device: 5.0
     listed(direct=kernel(2.0), winograd=packing)
-    assert dispatch.chosen(PROBLEM, CPU, max_error=1.0).name == "numba_cpu.direct"
-    assert dispatch.chosen(PROBLEM, CPU, max_error=1.0, planned=True).name == "numba_cpu.winograd"
+    assert choosing.chosen(PROBLEM, CPU, max_error=1.0).name == "numba_cpu.direct"
+    assert choosing.chosen(PROBLEM, CPU, max_error=1.0, planned=True).name == "numba_cpu.winograd"
 
 
 def test_a_single_call_counts_the_touching_of_scratch_memory_that_no_thread_keeps(listed):
     """Of 64 MiB and a byte 4.1 milliseconds."""
     listed(direct=kernel(1.004), winograd=kernel(1.0, workspace=(64 << 20) + 1))
-    assert dispatch.chosen(PROBLEM, CPU, max_error=1.0).name == "numba_cpu.direct"
-    assert dispatch.chosen(PROBLEM, CPU, max_error=1.0, planned=True).name == "numba_cpu.winograd"
+    assert choosing.chosen(PROBLEM, CPU, max_error=1.0).name == "numba_cpu.direct"
+    assert choosing.chosen(PROBLEM, CPU, max_error=1.0, planned=True).name == "numba_cpu.winograd"
     listed(direct=kernel(1.005), winograd=kernel(1.0, workspace=(64 << 20) + 1))
-    assert dispatch.chosen(PROBLEM, CPU, max_error=1.0).name == "numba_cpu.winograd"
+    assert choosing.chosen(PROBLEM, CPU, max_error=1.0).name == "numba_cpu.winograd"
     listed(direct=kernel(1.004), winograd=kernel(1.0, workspace=64 << 20))
-    assert dispatch.chosen(PROBLEM, CPU, max_error=1.0).name == "numba_cpu.winograd"
+    assert choosing.chosen(PROBLEM, CPU, max_error=1.0).name == "numba_cpu.winograd"
 
 
 @pytest.mark.parametrize(("seconds", "chosen"), [(0.0, "numba_cpu.blocked"), (0.1, "numba_cpu.direct")])
@@ -81,7 +81,7 @@ def test_a_single_call_does_not_count_memory_for_weights_that_it_does_not_pack(l
     reading.pack_seconds = lambda problem, device: seconds
     listed(direct=kernel(1.004 + seconds), blocked=reading)
     accuracy.GROWTH.update(blocked=1.0)
-    assert dispatch.chosen(PROBLEM, CPU).name == chosen
+    assert choosing.chosen(PROBLEM, CPU).name == chosen
 
 
 @pytest.mark.parametrize(("alone", "single"), [(70, (0, 70)), (None, (128, 100))])
@@ -89,17 +89,17 @@ def test_a_kernel_may_take_the_weights_of_a_single_call_as_they_lie(listed, alon
     one = kernel(1.0, workspace=100, packed=65)
     one.one_call_bytes = lambda problem, device: alone
     listed(direct=one)
-    chosen = dispatch.chosen(PROBLEM, CPU, workspace_limit=sum(single))
+    chosen = choosing.chosen(PROBLEM, CPU, workspace_limit=sum(single))
     assert (chosen.packed_bytes, chosen.workspace_bytes) == single
     assert not any(c.possible for c in dispatch.candidates(PROBLEM, CPU, 1.0, sum(single) - 1))
-    planned = dispatch.chosen(PROBLEM, CPU, planned=True)
+    planned = choosing.chosen(PROBLEM, CPU, planned=True)
     assert (planned.packed_bytes, planned.workspace_bytes) == (128, 100)
 
 
 def test_refusal_lists_every_reason(listed):
     listed(direct=kernel(1.0, reasons=["float64 only, x is float32", "3 x 3 windows only"]))
     with pytest.raises(UnsupportedError) as raised:
-        dispatch.choose(PROBLEM, CPU)
+        choosing.choose(PROBLEM, CPU)
     assert str(raised.value) == (
         f"convlib cannot run this problem on cpu:0:\n  {PROBLEM}\n"
         "  numba_cpu.direct: float64 only, x is float32; 3 x 3 windows only"
@@ -109,7 +109,7 @@ def test_refusal_lists_every_reason(listed):
 def test_a_backend_and_an_algorithm_that_no_kernel_has_both(listed):
     listed(direct=kernel(1.0))
     with pytest.raises(UnsupportedError, match="backend='cupy_raw', algorithm='direct' cannot run"):
-        dispatch.choose(PROBLEM, CPU, "cupy_raw", "direct")
+        choosing.choose(PROBLEM, CPU, "cupy_raw", "direct")
 
 
 @pytest.mark.parametrize(("limit", "possible"), [(None, True), (100 + 128, True), (100 + 127, False), (0, False)])
@@ -121,18 +121,18 @@ def test_workspace_limit_counts_packed_weights_on_their_boundary(listed, limit, 
     if not possible:
         assert candidate.reasons == (f"needs 228 bytes of workspace, workspace_limit is {limit}",)
     else:
-        chosen = dispatch.chosen(PROBLEM, CPU, workspace_limit=limit)
+        chosen = choosing.chosen(PROBLEM, CPU, workspace_limit=limit)
         assert (chosen.packed_bytes, chosen.workspace_bytes) == (128, 100)
 
 
 def test_max_error_rules_out_what_promises_less_but_never_plain_sums(listed):
     listed(direct=kernel(2.0), winograd=kernel(1.0))
     bound = accuracy.norm_relative(PROBLEM, "winograd")
-    assert dispatch.choose(PROBLEM, CPU, max_error=bound) == "numba_cpu.winograd"
-    assert dispatch.choose(PROBLEM, CPU, max_error=bound * 0.999) == "numba_cpu.direct"
-    assert dispatch.choose(PROBLEM, CPU, max_error=1e-30) == "numba_cpu.direct"
+    assert choosing.choose(PROBLEM, CPU, max_error=bound) == "numba_cpu.winograd"
+    assert choosing.choose(PROBLEM, CPU, max_error=bound * 0.999) == "numba_cpu.direct"
+    assert choosing.choose(PROBLEM, CPU, max_error=1e-30) == "numba_cpu.direct"
     with pytest.raises(UnsupportedError, match=r"winograd: its error bound is 5.1e-05, max_error is 1.0e-06"):
-        dispatch.choose(PROBLEM, CPU, "auto", "winograd", 1e-6)
+        choosing.choose(PROBLEM, CPU, "auto", "winograd", 1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -140,8 +140,8 @@ def test_max_error_is_of_the_sums_and_not_of_rounding_16_bit_results(listed, dty
     listed(direct=kernel(2.0), winograd=kernel(1.0))
     problem = make_problem((1, 8, 9, 9), (8, 8, 3, 3), dtype)
     bound = accuracy.norm_relative(PROBLEM, "winograd")
-    assert dispatch.choose(problem, CPU, max_error=bound) == "numba_cpu.winograd"
-    assert dispatch.choose(problem, CPU, max_error=bound * 0.999) == "numba_cpu.direct"
+    assert choosing.choose(problem, CPU, max_error=bound) == "numba_cpu.winograd"
+    assert choosing.choose(problem, CPU, max_error=bound * 0.999) == "numba_cpu.direct"
     told = {c.name: c.error for c in dispatch.candidates(problem, CPU, 1.0, None)}
     assert told["numba_cpu.winograd"] == bound + accuracy.UNIT_ROUNDOFF[dtype], "what is told is all of it"
 
@@ -158,7 +158,7 @@ def test_kernels_never_see_an_empty_batch(listed):
     module.why_not = lambda problem, device: seen.append(problem.N) or []
     listed(direct=module)
     empty = make_problem((0, 8, 9, 9), (8, 8, 3, 3), "float32")
-    assert dispatch.choose(empty, CPU) == "numba_cpu.direct"
+    assert choosing.choose(empty, CPU) == "numba_cpu.direct"
     assert set(seen) == {1}
 
 
@@ -168,7 +168,7 @@ def test_a_family_runs_where_its_arrays_are(monkeypatch):
     assert dispatch.family_reasons("cupy_raw", device.simulator()) == [
         "runs on cuda or emulator, the arrays are on simulator"
     ]
-    monkeypatch.setattr(dispatch, "installed", lambda package: False)
+    monkeypatch.setattr(machine, "installed", lambda package: False)
     assert dispatch.family_reasons("cupy_raw", gpu) == ["needs cupy, which is not installed: pip install cupy-cuda13x"]
     assert dispatch.family_reasons("cupy_raw", device.emulator()) == []
 
@@ -194,7 +194,7 @@ def test_a_target_that_the_emulator_does_not_know_is_named(target, monkeypatch):
 
 
 def single(x, w, **keywords):
-    return dispatch.chosen(make_problem(x, w, "float32", **keywords), device.Device("cpu", threads=2)).name
+    return choosing.chosen(make_problem(x, w, "float32", **keywords), device.Device("cpu", threads=2)).name
 
 
 def test_fresh_pages_count_with_what_touching_them_takes():
@@ -212,5 +212,5 @@ def test_what_exceeds_the_machines_memory_is_refused():
     assert re.fullmatch(
         r"needs [\d,]+ bytes of workspace, this machine has [\d,]+ in all", *held["numba_cpu.depthwise"].reasons
     )
-    chosen = dispatch.chosen(problem, device.cpu(), planned=True)
+    chosen = choosing.chosen(problem, device.cpu(), planned=True)
     assert chosen.packed_bytes + chosen.workspace_bytes < 1 << 30

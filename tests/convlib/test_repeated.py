@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import operations, repeated
+from convlib import operations, repeated, running
 from convlib.kernels import reference
 from convlib.problem import make_problem
 
@@ -128,7 +128,7 @@ def test_another_number_of_threads_is_another_call(monkeypatch):
     here = operations.device.cpu()
     other, settled = replace(here, threads=1 + here.threads % 2), []
     monkeypatch.setattr(operations.device, "cpu", lambda: other)
-    monkeypatch.setattr(operations, "cpu_launch", lambda chosen, call: settled.append(call.device))
+    monkeypatch.setattr(running, "cpu_launch", lambda chosen, call: settled.append(call.device))
     np.testing.assert_array_equal(convlib.conv2d(x, w, bias), wanted)
     assert settled == [other]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import device, dispatch, json_file, machine, operations, trust
+from convlib import choosing, device, dispatch, json_file, machine, operations, trust
 from convlib.device import Device
 from convlib.kernels.cupy_raw import direct
 from convlib.verification import children, records, runs
@@ -154,7 +154,7 @@ def test_all_believes_everything(monkeypatch, started):
     monkeypatch.setenv("CONVLIB_TRUST", "all")
     put(FIRST, fault="a wrong value")
     convolved()
-    assert dispatch.chosen(PROBLEM, GPU).name == FIRST
+    assert choosing.chosen(PROBLEM, GPU).name == FIRST
     assert not started
 
 
@@ -165,7 +165,7 @@ def test_verified_uses_what_is_on_record_and_checks_nothing(monkeypatch, started
     put(NEXT)
     forget()
     convolved()
-    assert dispatch.chosen(PROBLEM, GPU).name == NEXT
+    assert choosing.chosen(PROBLEM, GPU).name == NEXT
     assert not started
 
 
@@ -232,7 +232,7 @@ def test_records_that_cannot_be_written_cost_one_check_a_process(folder, started
     with pytest.warns(RecordWarning):
         convolved()
     assert len(started) == 1
-    dispatch.settled_choice.cache_clear()
+    choosing.settled_choice.cache_clear()
     operations.settled_before.cache_clear()
     convolved()
     assert len(started) == 1
@@ -272,7 +272,7 @@ def test_a_record_that_fails_costs_a_warning_and_one_check(damage, warning, fold
     with pytest.warns(RecordWarning, match=warning):
         convolved()
     assert len(started) == 1
-    dispatch.settled_choice.cache_clear()
+    choosing.settled_choice.cache_clear()
     operations.settled_before.cache_clear()
     convolved()
     assert len(started) == 1, "what this process had found was checked again"

@@ -12,7 +12,19 @@ import pytest
 from click.testing import CliRunner
 
 import convlib
-from convlib import UnsupportedError, conv2d, device, dispatch, json_file, operations, trust, tuned_times, tuning
+from convlib import (
+    UnsupportedError,
+    choosing,
+    conv2d,
+    device,
+    dispatch,
+    json_file,
+    machine,
+    measuring,
+    operations,
+    trust,
+    tuned_times,
+)
 from convlib.__main__ import main
 from convlib.device import Device
 from convlib.problem import make_problem
@@ -43,8 +55,8 @@ def measurements(monkeypatch):
         asked.append((tuple(names), planned))
         return {name: 1.0 if name == "numba_cpu.direct" else 2.0 + number for number, name in enumerate(names)}
 
-    monkeypatch.setattr(tuning, "measured", measured)
-    monkeypatch.setattr(tuning, "FAR", 1e9)
+    monkeypatch.setattr(measuring, "measured", measured)
+    monkeypatch.setattr(measuring, "FAR", 1e9)
     return asked
 
 
@@ -69,17 +81,17 @@ def test_every_kernel_is_run_as_it_would_be(call, planned, dtype, monkeypatch):
     w_shape = (4, 8 // call.get("groups", 1), 3, 3)
     problem = make_problem(x_shape, w_shape, dtype, has_bias=True, has_residual=True, **call)
     results = []
-    monkeypatch.setattr(tuning, "operands", lambda *arguments: results.append(operands(*arguments)) or results[-1])
+    monkeypatch.setattr(measuring, "operands", lambda *arguments: results.append(operands(*arguments)) or results[-1])
     operands = tuning_operands
     for name in CPU_KERNELS:
-        run = tuning.prepared(name, problem, device.cpu(), planned)
-        assert tuning.block(run, 2, device.cpu()) > 0
+        run = measuring.prepared(name, problem, device.cpu(), planned)
+        assert measuring.block(run, 2, device.cpu()) > 0
     results = [y.view(problem.dtype).astype("f8") for _, _, y in results[::2]]  # every other one is for the residual
     for result in results:
         np.testing.assert_allclose(result, results[0], rtol=1e-2, atol=1e-2)
 
 
-tuning_operands = tuning.operands
+tuning_operands = measuring.operands
 
 
 def test_what_was_measured_decides(measurements):
@@ -144,7 +156,7 @@ def test_only_what_is_possible_and_was_asked_for_is_chosen(measurements):
 
 
 def test_what_is_predicted_to_be_far_behind_is_not_tried(measurements, monkeypatch):
-    monkeypatch.setattr(tuning, "FAR", 4.0)
+    monkeypatch.setattr(measuring, "FAR", 4.0)
     large = (1, 64, 100, 100), (64, 64, 3, 3)
     predicted = {c.name: c.seconds for c in convlib.explain(*large).candidates}
     assert predicted["numba_cpu.direct"] > 4 * predicted["numba_cpu.blocked"]
@@ -155,11 +167,11 @@ def test_what_is_predicted_to_be_far_behind_is_not_tried(measurements, monkeypat
 
 def test_the_slow_drop_out_and_medians_count(monkeypatch):
     clock = {"fast": iter([1.0, 9.0, 1.0, 1.1, 0.9, 1.0, 9.0]), "slow": iter([2.0])}
-    monkeypatch.setattr(tuning, "prepared", lambda name, *rest: name)
-    monkeypatch.setattr(tuning, "warmed_up", dict)
-    monkeypatch.setattr(tuning, "calls_in_a_block", lambda call, place: 1)
-    monkeypatch.setattr(tuning, "block", lambda call, count, place: next(clock[call]))
-    assert tuning.measured(["fast", "slow"], None, device.cpu(), False) == {"fast": 1.0, "slow": 2.0}
+    monkeypatch.setattr(measuring, "prepared", lambda name, *rest: name)
+    monkeypatch.setattr(measuring, "warmed_up", dict)
+    monkeypatch.setattr(measuring, "calls_in_a_block", lambda call, place: 1)
+    monkeypatch.setattr(measuring, "block", lambda call, count, place: next(clock[call]))
+    assert measuring.measured(["fast", "slow"], None, device.cpu(), False) == {"fast": 1.0, "slow": 2.0}
 
 
 def test_complex_numbers_and_modes_of_padding_take_it(measurements):
@@ -215,7 +227,7 @@ def test_a_read_only_home_costs_one_warning_and_one_measurement(measurements, mo
     monkeypatch.setattr(json_file.tempfile, "NamedTemporaryFile", refused)
     with pytest.warns(TuningWarning, match="nothing is remembered: .*Read-only file system"):
         conv2d(X, W, tune=True)
-    dispatch.settled_choice.cache_clear()
+    choosing.settled_choice.cache_clear()
     operations.settled_before.cache_clear()
     conv2d(X, W, tune=True)
     assert len(measurements) == 1
@@ -281,10 +293,10 @@ def card(monkeypatch):
 def test_only_kernels_that_are_believed_are_run_on_a_gpu(card, monkeypatch):
     tried = []
     times = {"cupy_raw.im2col": 2.0, "cupy_raw.direct": 1.0}
-    monkeypatch.setattr(tuning, "measured", lambda names, *rest: tried.extend(names) or {n: times[n] for n in names})
-    monkeypatch.setattr(tuning, "FAR", 1e9)
+    monkeypatch.setattr(measuring, "measured", lambda names, *rest: tried.extend(names) or {n: times[n] for n in names})
+    monkeypatch.setattr(measuring, "FAR", 1e9)
     problem = make_problem((1, 8, 20, 20), (8, 8, 3, 3), "float32")
-    assert dispatch.chosen(problem, GPU, tune=True).name == "cupy_raw.direct"
+    assert choosing.chosen(problem, GPU, tune=True).name == "cupy_raw.direct"
     assert sorted(tried) == ["cupy_raw.direct", "cupy_raw.im2col"]
 
 
@@ -292,7 +304,7 @@ def test_nothing_is_measured_while_a_stream_is_captured(card, monkeypatch):
     monkeypatch.setattr(trust, "capturing", lambda place: True)
     problem = make_problem((1, 8, 20, 20), (8, 8, 3, 3), "float32")
     with pytest.raises(UnsupportedError, match="tune: nothing can be measured while a stream is captured"):
-        dispatch.chosen(problem, GPU, tune=True)
+        choosing.chosen(problem, GPU, tune=True)
 
 
 def test_a_block_on_a_gpu_lies_between_two_events(monkeypatch):
@@ -321,8 +333,8 @@ def test_a_block_on_a_gpu_lies_between_two_events(monkeypatch):
 
     cuda = types.SimpleNamespace(Event=Event, Device=Index, get_elapsed_time=lambda start, end: 6.0)
     monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=cuda))
-    monkeypatch.setattr(dispatch, "installed", lambda package: True)
-    assert tuning.block(lambda: happened.append("call"), 3, GPU) == pytest.approx(2e-3)
+    monkeypatch.setattr(machine, "installed", lambda package: True)
+    assert measuring.block(lambda: happened.append("call"), 3, GPU) == pytest.approx(2e-3)
     assert happened[2:] == ["record event 0", "call", "call", "call", "record event 1", "wait for event 1"]
 
 

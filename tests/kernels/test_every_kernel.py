@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, device, dispatch, operations, strided
+from convlib import accuracy, device, dispatch, operands, strided
 from convlib.device import Device
 from convlib.kernels import reference
 from convlib.problem import make_problem
@@ -66,7 +66,7 @@ def test_reads_nothing_before_it_is_written(name, case):
     kernel, problem, place = dispatch.kernel(name), case.problem(), device.cpu()
     x, w, bias, residual, out = arrays_of(case)
     x, w, bias, residual = logical_arrays(case, x, w, bias, residual)
-    order = operations.FROM_LAYOUT[problem.layout]
+    order = operands.FROM_LAYOUT[problem.layout]
     if hasattr(kernel, "pack"):
         packed = poisoned(kernel.packed_bytes(problem, place))
         kernel.pack(problem, place, w, packed)
@@ -98,8 +98,8 @@ def test_weight_grad_equals_the_reference_or_refuses(name, case):
     x, w, *_ = arrays_of(case)
     problem = case.problem("weight_grad")
     keywords = {k: v for k, v in case.keywords.items() if k != "activation"}
-    grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(x.dtype)
-    out, order = np.full(w.shape, np.nan).astype(x.dtype), operations.FROM_LAYOUT[problem.layout]
+    grad_y = np.random.default_rng(1).integers(-3, 4, operands.result_shape(problem, True)).astype(x.dtype)
+    out, order = np.full(w.shape, np.nan).astype(x.dtype), operands.FROM_LAYOUT[problem.layout]
 
     if dispatch.kernel(name).why_not(problem, device.cpu()):
         with pytest.raises(convlib.UnsupportedError, match=name):
@@ -110,7 +110,7 @@ def test_weight_grad_equals_the_reference_or_refuses(name, case):
 
     x, grad_y = x.transpose(order), grad_y.transpose(order)
     exact, magnitude = reference.weight_grad(problem, x, grad_y), reference.weight_grad(problem, abs(x), abs(grad_y))
-    got = operations.weights_view(out, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
+    got = operands.weights_view(out, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
     assert_near(problem, dispatch.algorithm_of(name), got.astype(np.float64), exact, magnitude)
 
 
@@ -120,8 +120,8 @@ def test_input_grad_equals_the_reference_or_refuses(name, case):
     x, w, *_ = arrays_of(case)
     keywords = {k: v for k, v in case.keywords.items() if k != "activation"}
     problem = replace(case.problem(), pass_="input_grad", has_bias=False, activation=None)
-    grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(x.dtype)
-    out, order = np.full(x.shape, np.nan).astype(x.dtype), operations.FROM_LAYOUT[problem.layout]
+    grad_y = np.random.default_rng(1).integers(-3, 4, operands.result_shape(problem, True)).astype(x.dtype)
+    out, order = np.full(x.shape, np.nan).astype(x.dtype), operands.FROM_LAYOUT[problem.layout]
 
     if dispatch.kernel(name).why_not(problem, device.cpu()):
         with pytest.raises(convlib.UnsupportedError, match=name):
@@ -130,7 +130,7 @@ def test_input_grad_equals_the_reference_or_refuses(name, case):
         return
     convlib.conv2d_input_grad(grad_y, w, x.shape, out=out, **keywords, **forced(name))
 
-    w = operations.weights_view(w, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
+    w = operands.weights_view(w, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
     exact = reference.input_grad(problem, grad_y.transpose(order), w)
     np.testing.assert_array_equal(out.transpose(order).astype(float), exact.astype(x.dtype).astype(float))
 

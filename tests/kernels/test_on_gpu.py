@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, device, dispatch, operations
+from convlib import accuracy, device, dispatch, operands
 from convlib.input_grad_phases import phases
 from convlib.problem import make_problem
 from convlib.verification import checks
@@ -194,7 +194,7 @@ def test_weight_gradients_equal_the_reference_with_the_same_bits(name, case):
     (x, w, *_), (gx, *_) = arguments(case)
     problem = case.problem()
     keywords = {key: value for key, value in case.keywords.items() if key != "activation"}
-    shape = operations.result_shape(problem, True)
+    shape = operands.result_shape(problem, True)
     grad_y = np.random.default_rng(1).integers(-3, 4, shape).astype(x.dtype)
     results = [
         to_host(convlib.conv2d_weight_grad(gx, on_gpu(grad_y, case.dtype), w.shape, **keywords, **forced(name)))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import device, device_arrays, dispatch, emulator, operations, strided
+from convlib import device, device_arrays, dispatch, emulator, operands, strided
 from convlib.compiling import TARGETS
 from convlib.kernels import reference
 from convlib.verification.problems import SMALL, TINY, arrays_of
@@ -122,15 +122,15 @@ def test_weight_gradients(name, case, target, workspace, monkeypatch):
     monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(target))
     problem, (x, w, *_) = case.problem(), arrays_of(case)
     keywords = {key: value for key, value in case.keywords.items() if key != "activation"}
-    grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(x.dtype)
+    grad_y = np.random.default_rng(1).integers(-3, 4, operands.result_shape(problem, True)).astype(x.dtype)
     out = np.full(w.shape, np.nan).astype(x.dtype)
     with emulator.watching(outputs=[out], scratch=[workspace]) as watch:
         convlib.conv2d_weight_grad(x, grad_y, w.shape, out=out, **keywords, **forced(name))
     assert watch.reports or problem.N == 0, "no kernel was launched"
     watch.raise_if_faulty()
-    order = operations.FROM_LAYOUT[problem.layout]
+    order = operands.FROM_LAYOUT[problem.layout]
     exact = reference.weight_grad(problem, x.transpose(order), grad_y.transpose(order))
-    got = operations.weights_view(out, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
+    got = operands.weights_view(out, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
     np.testing.assert_array_equal(got.astype(float), exact.astype(x.dtype).astype(float))
 
 
@@ -149,13 +149,13 @@ def test_input_gradients(name, case, target, workspace, monkeypatch):
     monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(target))
     problem, (x, w, *_) = case.problem("input_grad"), arrays_of(case)
     keywords = {key: value for key, value in case.keywords.items() if key != "activation"}
-    grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(x.dtype)
+    grad_y = np.random.default_rng(1).integers(-3, 4, operands.result_shape(problem, True)).astype(x.dtype)
     out = np.full(x.shape, np.nan).astype(x.dtype)
     with emulator.watching(outputs=[out], scratch=[workspace]) as watch:
         convlib.conv2d_input_grad(grad_y, w, x.shape, out=out, **keywords, **forced(name))
     assert watch.reports, "no kernel was launched"
     watch.raise_if_faulty()
-    order = operations.FROM_LAYOUT[problem.layout]
-    w = operations.weights_view(w, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
+    order = operands.FROM_LAYOUT[problem.layout]
+    w = operands.weights_view(w, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
     exact = reference.input_grad(problem, grad_y.transpose(order), w)
     np.testing.assert_array_equal(out.transpose(order).astype(float), exact.astype(x.dtype).astype(float))

@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from convlib import device, dispatch, strided
+from convlib import device, dispatch, machine, strided
 from convlib.device import Device
 from convlib.kernels import launching
 from convlib.kernels.numba_cpu import target
@@ -47,7 +47,7 @@ def gpu(monkeypatch):
     if not on_cpu.available():
         pytest.skip("g++ is not installed")
     monkeypatch.setitem(sys.modules, "cupy", stand_in_cupy())
-    monkeypatch.setattr(dispatch, "installed", lambda package: True)
+    monkeypatch.setattr(machine, "installed", lambda package: True)
     with on_cpu.kernels_on_cpu():
         yield Device("cuda", name="a stand-in", compute_capability=(8, 0), sm_count=108)
 
@@ -108,7 +108,7 @@ def test_packed_weights_that_run_changes_are_found(monkeypatch):
 @pytest.mark.parametrize("place", [device.cpu(), device.emulator_of(80), device.named("sm_90")], ids=str)
 @pytest.mark.parametrize("extent", ["full", "quick", "two"])
 def test_every_kernel_pass_and_dtype_has_problems_of_one_image_and_of_several(place, extent, monkeypatch):
-    monkeypatch.setattr(dispatch, "installed", lambda package: True)
+    monkeypatch.setattr(machine, "installed", lambda package: True)
     names = [name for name in dispatch.KERNELS if place.kind in dispatch.FAMILIES[dispatch.family_of(name)].runs_on]
     todo = rows.todo(names, place, extent)
     on_tensor_cores = ("cupy_raw.tensor_core", "cupy_raw.tensor_core_weight_grad")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from convlib import accuracy, device, dispatch, operations, strided
+from convlib import accuracy, device, dispatch, operands, strided
 from convlib.kernels import reference
 from convlib.verification.problems import UNWRITTEN, arrays_of, expected, logical_arrays, placed
 from tests.kernels.cupy_raw import on_cpu
@@ -27,7 +27,7 @@ def convolved(kernel, case, x, w, bias, residual, out):
     problem = case.problem()
     assert kernel.why_not(problem, GPU) == []
     views = logical_arrays(case, x, w, bias, residual)
-    y = out.transpose(operations.FROM_LAYOUT[problem.layout])
+    y = out.transpose(operands.FROM_LAYOUT[problem.layout])
     x, w, bias, residual, y = (strided.as_storage(view) for view in (*views, y))
     workspace = strided.empty_aligned((dispatch.one_call_bytes(kernel, problem, GPU),), np.uint8)
     workspace.fill(0xFF)

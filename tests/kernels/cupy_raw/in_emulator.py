@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from convlib import accuracy, device, dispatch, emulator, operations, strided
+from convlib import accuracy, device, dispatch, emulator, operands, strided
 from convlib.problem import make_problem, named_dtype
 from convlib.verification.problems import arrays_of, expected, in_memory, logical_arrays
 
@@ -29,7 +29,7 @@ def check(kernel, name, case):
     x, w, bias, residual, out = arrays_of(case)
     bias = None if bias is None else in_memory(bias, case.result_memory)
     views = logical_arrays(case, x, w, bias, residual)
-    y = out.transpose(operations.FROM_LAYOUT[problem.layout])
+    y = out.transpose(operands.FROM_LAYOUT[problem.layout])
     watched(kernel, problem, *views[:2], y, *views[2:])
     exact, magnitude = expected(case, x, w, bias, residual)
     error = np.abs(y.astype(np.float64) - exact)
@@ -53,10 +53,10 @@ LAYERS = {
 def reports_of(kernel, layer, dtype="float32"):
     x_shape, w_shape, keywords = LAYERS[layer]
     problem = make_problem(x_shape, w_shape, named_dtype(dtype), **keywords)
-    order = operations.FROM_LAYOUT[problem.layout]
+    order = operands.FROM_LAYOUT[problem.layout]
     x, w = (strided.empty_aligned(shape, problem.dtype) for shape in (x_shape, w_shape))
     x[...] = w[...] = 1
-    y = strided.empty_aligned(operations.result_shape(problem, batched=True), problem.dtype)
+    y = strided.empty_aligned(operands.result_shape(problem, batched=True), problem.dtype)
     return watched(kernel, problem, x.transpose(order), w, y.transpose(order))
 
 

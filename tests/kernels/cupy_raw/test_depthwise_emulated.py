@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import device, emulator, operations, strided
+from convlib import device, emulator, operands, strided
 from convlib.compiling import TARGETS
 from convlib.emulator.profile import profile, scale
 from convlib.kernels import reference
@@ -70,10 +70,10 @@ def test_every_way_to_load_two_patches_runs_without_a_fault(patch, monkeypatch):
 
 @pytest.mark.parametrize("case", [case for case in GRADIENTS_OF_X if case.x[-1] < 1000], ids=str)
 def test_the_depthwise_input_gradient_runs_without_a_fault(case):
-    problem, order = case.problem("input_grad"), operations.FROM_LAYOUT[case.problem().layout]
+    problem, order = case.problem("input_grad"), operands.FROM_LAYOUT[case.problem().layout]
     _, w, *_ = arrays_of(case)
     w = logical_arrays(case, np.empty(case.x), w, None, None)[1]
-    grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(np.float32)
+    grad_y = np.random.default_rng(1).integers(-3, 4, operands.result_shape(problem, True)).astype(np.float32)
     grad_x = np.full(case.x, np.nan, np.float32)
     with emulator.watching(outputs=[grad_x]) as watch:
         depthwise_input_grad.run(problem, device.emulator(), grad_y.transpose(order), w, grad_x.transpose(order))

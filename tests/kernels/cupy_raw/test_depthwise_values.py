@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convlib import operations, strided
+from convlib import operands, strided
 from convlib.kernels import reference
 from convlib.kernels.cupy_raw import (
     depthwise,
@@ -41,11 +41,11 @@ def test_the_depthwise_input_gradient_equals_the_reference(case, dtype):
     case = replace(case, dtype=dtype)
     problem = case.problem("input_grad")
     assert depthwise_input_grad.why_not(problem, GPU) == []
-    order = operations.FROM_LAYOUT[problem.layout]
+    order = operands.FROM_LAYOUT[problem.layout]
     _, w, *_ = arrays_of(case)
     w = logical_arrays(case, np.empty(case.x), w, None, None)[1]
     random = np.random.default_rng(1)
-    grad_y = placed(random.integers(-3, 4, operations.result_shape(problem, True)).astype(w.dtype), case.memory).view
+    grad_y = placed(random.integers(-3, 4, operands.result_shape(problem, True)).astype(w.dtype), case.memory).view
     grad_x = placed(np.full(case.x, np.nan).astype(w.dtype), case.result_memory).view
     views = [strided.as_storage(view) for view in (grad_y.transpose(order), w, grad_x.transpose(order))]
     with on_cpu.kernels_on_cpu():

@@ -12,7 +12,7 @@ zeros onto zeros, and depthwise.cu's `exist` be more than ROWS, where its loops 
 import numpy as np
 import pytest
 
-from convlib import device, emulator, operations, strided
+from convlib import device, emulator, operands, strided
 from convlib.kernels import reference
 from convlib.kernels.cupy_raw import (
     im2col,
@@ -89,7 +89,7 @@ def test_an_infinity_reaches_the_outputs_of_its_windows_alone(kernel, name, monk
     x_shape, w_shape, keywords = PADDED[name]
     problem = make_problem(x_shape, w_shape, np.float32, **keywords)
     force_cut(monkeypatch, problem, (4, 8), splits=1)  # of the first
-    x = strided.empty_aligned(x_shape, np.float32).transpose(operations.FROM_LAYOUT[problem.layout])
+    x = strided.empty_aligned(x_shape, np.float32).transpose(operands.FROM_LAYOUT[problem.layout])
     x[...] = 1
     x[0, :, 3, 3] = np.inf
     w, y = np.ones(w_shape, np.float32), np.full(problem.y_shape, np.nan, np.float32)
@@ -144,13 +144,13 @@ FEW_WEIGHTS = Case("few_weights", (2, 2, 9, 10), (3, 2, 2, 3))
     ids=["strides", "groups", "direct"],
 )  # fmt: skip
 def test_splits_of_a_weight_gradient_run_without_a_fault(kernel, case, monkeypatch):
-    problem, order = case.problem("weight_grad"), operations.FROM_LAYOUT[case.problem().layout]
+    problem, order = case.problem("weight_grad"), operands.FROM_LAYOUT[case.problem().layout]
     gpu = device.emulator()
     cut = splits.cut_of(problem, 64, 128, 3) if kernel is weight_grad else splits.direct_cut(problem, gpu, 1, 40)
     assert cut.splits > 2
     monkeypatch.setattr(kernel, "cut_for", lambda problem, device: cut)
     x, *_ = arrays_of(case)
-    grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(np.float32)
+    grad_y = np.random.default_rng(1).integers(-3, 4, operands.result_shape(problem, True)).astype(np.float32)
     grad_w = np.full(case.w, np.nan, np.float32)
     workspace = strided.empty_aligned((cut.partial_bytes,), np.uint8)
     x, grad_y = x.transpose(order), grad_y.transpose(order)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, device, dispatch, strided
+from convlib import accuracy, choosing, device, machine, strided
 from convlib.compiling import TARGETS
 from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import fft
@@ -124,11 +124,11 @@ def test_refuses_what_it_does_not_compute():
 
 
 def test_chosen_for_large_windows_and_not_for_small_ones(monkeypatch):
-    monkeypatch.setattr(dispatch, "installed", lambda package: True)
+    monkeypatch.setattr(machine, "installed", lambda package: True)
 
     def chosen(window, dtype="float32", **keywords):
         problem = make_problem((1, 1, 1080, 1920), (1, 1, window, window), named_dtype(dtype), padding=window // 2)
-        return dispatch.choose(problem, device.named("sm_90"), **keywords)
+        return choosing.choose(problem, device.named("sm_90"), **keywords)
 
     assert chosen(127) == chosen(31) == "cupy_raw.fft"
     assert chosen(127, max_error=1e-8) != "cupy_raw.fft"

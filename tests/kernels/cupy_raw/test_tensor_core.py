@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import compiling, device, dispatch, report
+from convlib import choosing, compiling, device, report
 from convlib.kernels import gpu_cost, launching
 from convlib.kernels.cupy_raw import tensor_core, tensor_core_tile
 from convlib.problem import make_problem, named_dtype
@@ -60,7 +60,7 @@ def test_is_chosen_for_16_bit_types_and_for_float32_where_the_caller_asks(target
         problem = make_problem(
             x, (128, channels, 3, 3), named_dtype(dtype), padding=1, layout=layout, precision=precision
         )
-        return dispatch.choose(problem, device.emulator_of(target), "cupy_raw")
+        return choosing.choose(problem, device.emulator_of(target), "cupy_raw")
 
     for layout in ("NHWC", "NCHW"):
         assert chosen("float16", layout=layout) == chosen("bfloat16", layout=layout) == "cupy_raw.tensor_core"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, compiling, device, dispatch, emulator, layers, strided
+from convlib import accuracy, choosing, compiling, device, emulator, layers, strided
 from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import tensor_core_weight_grad as kernel
 from convlib.kernels.cupy_raw.tensor_core_tile import SHARED_BYTES, Tile, chunk_of, stages_held
@@ -134,7 +134,7 @@ def test_is_chosen_for_16_bit_types_and_for_float32_where_the_caller_asks(layout
             x, (128, 128 // groups, 3, 3), named_dtype(dtype), padding=1, layout=layout, precision=precision,
             groups=groups, pass_="weight_grad",
         )  # fmt: skip
-        return dispatch.choose(problem, device.emulator_of(target), "cupy_raw")
+        return choosing.choose(problem, device.emulator_of(target), "cupy_raw")
 
     for images in (1, 8):
         assert chosen("float16", images=images) == chosen("bfloat16") == "cupy_raw.tensor_core_weight_grad"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convlib import operations, strided
+from convlib import operands, strided
 from convlib.kernels import launching
 from convlib.kernels.cupy_raw import (
     depthwise,
@@ -175,7 +175,7 @@ def test_other_weights_are_packed_first(shape, memory):
 def started(case):
     """The functions that a single call launches."""
     x, w, bias, residual, out = arrays_of(case)
-    y = out.transpose(operations.FROM_LAYOUT[case.problem().layout])
+    y = out.transpose(operands.FROM_LAYOUT[case.problem().layout])
     views = (strided.as_storage(view) for view in (*logical_arrays(case, x, w, bias, residual), y))
     x, w, bias, residual, y = views
     workspace = np.zeros(implicit_gemm.one_call_bytes(case.problem(), GPU), np.uint8)

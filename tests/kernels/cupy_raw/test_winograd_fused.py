@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, compiling, device, dispatch, strided
+from convlib import accuracy, choosing, compiling, device, strided
 from convlib.compiling import TARGETS
 from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import winograd_fused
@@ -115,7 +115,7 @@ def test_refuses_what_it_does_not_compute():
     weight_grad = make_problem((1, 4, 9, 9), (4, 4, 3, 3), np.float32, pass_="weight_grad")
     why = r"winograd_fused: computes forward only, not weight_grad: F\(3 x 3, 2 x 2\) is predicted to take"
     with pytest.raises(convlib.UnsupportedError, match=why):
-        dispatch.choose(weight_grad, GPU, "cupy_raw", "winograd_fused")
+        choosing.choose(weight_grad, GPU, "cupy_raw", "winograd_fused")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -131,7 +131,7 @@ def test_predicted_times_grow_with_the_problem(dtype):
 def test_is_chosen_where_it_is_predicted_to_win_and_nowhere_else(target):
     def chosen(N, C, K, size):
         problem = make_problem((N, C, size, size), (K, C, 3, 3), np.float32, padding=1)
-        return dispatch.choose(problem, device.emulator_of(target), "cupy_raw")
+        return choosing.choose(problem, device.emulator_of(target), "cupy_raw")
 
     assert chosen(4, 256, 256, 14) == "cupy_raw.winograd_fused"
     assert chosen(8, 512, 512, 7) == "cupy_raw.winograd_fused"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, device, dispatch
+from convlib import accuracy, choosing, device, dispatch
 from convlib.arrays import empty_aligned
 from convlib.kernels import reference
 from convlib.kernels.numba_cpu import bfloat16_dot, channel_pairs
@@ -167,4 +167,4 @@ if channel_pairs.multiplies_pairs():
     def test_is_chosen_for_1x1_layers_and_strides():
         for w_shape, keywords in (((64, 64, 1, 1), {}), ((64, 64, 3, 3), {"stride": 2, "padding": 1})):
             problem = make_problem((1, 64, 28, 28), w_shape, BFLOAT16, **keywords)
-            assert dispatch.choose(problem, device.cpu()) == "numba_cpu.bfloat16_dot"
+            assert choosing.choose(problem, device.cpu()) == "numba_cpu.bfloat16_dot"

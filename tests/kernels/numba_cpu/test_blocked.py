@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import dispatch
+from convlib import choosing
 from convlib.device import Device
 from convlib.kernels import reference
 from convlib.kernels.numba_cpu import (
@@ -416,4 +416,4 @@ def test_channels_last_are_turned(size):
 @pytest.mark.parametrize(("shape", "K"), [((1, 512, 7, 7), 2048), ((1, 256, 14, 14), 1024)])
 def test_a_single_call_in_sixteen_bits_does_not_pack_for_im2col_what_it_would_pack_without(shape, K):
     problem = make_problem(shape, (K, shape[1], 1, 1), np.float16)
-    assert dispatch.choose(problem, Device("cpu", threads=2)) == "numba_cpu.blocked"
+    assert choosing.choose(problem, Device("cpu", threads=2)) == "numba_cpu.blocked"

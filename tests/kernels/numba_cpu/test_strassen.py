@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, device, dispatch
+from convlib import accuracy, choosing, device
 from convlib.kernels import reference
 from convlib.kernels.numba_cpu import microkernel, strassen, strassen_cuts, target, vectors
 from convlib.problem import make_problem
@@ -129,7 +129,7 @@ def test_plans_of_large_1x1_layers_choose_it_and_calls_that_would_pack_much_do_n
     w = normal(K, x_shape[1], 1, 1)
     assert convlib.plan(x_shape, w).name.startswith("numba_cpu.strassen")  # or one of its kin, which only plans take
     problem = make_problem(x_shape, w.shape, np.float32)
-    assert dispatch.choose(problem, device.cpu_with(2)) == called
+    assert choosing.choose(problem, device.cpu_with(2)) == called
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, device, dispatch, operations
+from convlib import accuracy, choosing, device, dispatch, operations
 from convlib.kernels import reference
 from convlib.kernels.numba_cpu import strassen_by_filters, strassen_by_filters_cuts
 from convlib.problem import make_problem
@@ -25,7 +25,7 @@ def tiles(request, monkeypatch):
     """Either form of tile, whichever this processor would have."""
     cached = (
         strassen_by_filters_cuts.tile_of, strassen_by_filters_cuts.blocking, strassen_by_filters.prepared,
-        dispatch.candidates, dispatch.settled_choice, operations.settled_before,
+        dispatch.candidates, choosing.settled_choice, operations.settled_before,
     )  # fmt: skip
     monkeypatch.setattr(strassen_by_filters_cuts, "loads_are_free", lambda: request.param == "tall")
     forget(cached)
@@ -100,7 +100,7 @@ def test_plans_of_large_layers_on_small_maps_may_choose_it_and_calls_never_do():
     problem = make_problem((1, 512, 7, 7), (2048, 512, 1, 1), np.float32)
     place = device.cpu_with(2)
     names = [
-        dispatch.settled_choice(problem, place, "auto", "auto", 5e-6, None, planned, False).name
+        choosing.settled_choice(problem, place, "auto", "auto", 5e-6, None, planned, False).name
         for planned in (True, False)
     ]
     assert names[0] in ("numba_cpu.strassen_by_filters", "numba_cpu.strassen")  # the latter with vectors of 8

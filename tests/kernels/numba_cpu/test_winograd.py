@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, device, dispatch
+from convlib import accuracy, choosing, device, dispatch
 from convlib.kernels import reference
 from convlib.kernels.numba_cpu import target, winograd, winograd_cuts, winograd_multiply
 from convlib.problem import make_problem
@@ -337,7 +337,7 @@ def test_refuses_dilation():
 )
 def test_plans_choose_it_where_it_wins(shape, w_shape, stride, right):
     problem = make_problem(shape, w_shape, np.float32, stride=stride, padding=half(w_shape[2:]))
-    planned = dispatch.chosen(problem, device.cpu_with(2), planned=True).name
+    planned = choosing.chosen(problem, device.cpu_with(2), planned=True).name
     assert planned.removeprefix("numba_cpu.") in right.split()
 
 
@@ -345,4 +345,4 @@ def test_a_single_call_leaves_many_weights_and_few_outputs_of_a_stride_to_blocke
     """But not where one multiply-add of 64 bytes starts per cycle: there fewer of them repay their transforms."""
     right = "winograd_f2" if target.multiply_adds_per_cycle() == 1 else "blocked"
     problem = make_problem((1, 512, 14, 14), (512, 512, 3, 3), np.float32, stride=2, padding=1)
-    assert dispatch.chosen(problem, device.cpu_with(2)).name == f"numba_cpu.{right}"
+    assert choosing.chosen(problem, device.cpu_with(2)).name == f"numba_cpu.{right}"

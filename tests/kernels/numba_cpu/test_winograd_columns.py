@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, device, dispatch
+from convlib import accuracy, choosing, device
 from convlib.device import cpu
 from convlib.kernels.numba_cpu import target, winograd_columns
 from convlib.problem import make_problem
@@ -143,4 +143,4 @@ def test_is_chosen_where_multiply_adds_outlast_the_stores(layer, monkeypatch):
         activation = ("leaky_relu", multiply_adds / 8)  # which nobody else has: choices are remembered
         x_shape, keywords = laid((1, C, size, size), layout), {"padding": 1, "layout": layout}
         problem = make_problem(x_shape, (K, C, 3, 3), FLOAT32, activation=activation, **keywords)
-        assert (dispatch.choose(problem, cpu()) == CHOSEN) == is_chosen
+        assert (choosing.choose(problem, cpu()) == CHOSEN) == is_chosen

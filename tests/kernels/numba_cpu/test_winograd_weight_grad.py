@@ -7,7 +7,7 @@ import pytest
 
 import convlib
 from benchmarks import cases, gate
-from convlib import accuracy, dispatch
+from convlib import accuracy, choosing
 from convlib.device import Device
 from convlib.kernels.numba_cpu import (
     target,
@@ -97,13 +97,13 @@ def test_the_default_error_allows_batches_of_the_largest_maps():
 @pytest.mark.parametrize(("C", "K", "size"), [(64, 64, 224), (128, 256, 56), (512, 512, 14), (512, 512, 7)])
 def test_it_is_chosen_where_it_wins(C, K, size):
     problem = make_problem((8, C, size, size), (K, C, 3, 3), np.float32, padding=1, pass_="weight_grad")
-    assert dispatch.choose(problem, Device("cpu", threads=2)) == "numba_cpu.winograd_weight_grad"
+    assert choosing.choose(problem, Device("cpu", threads=2)) == "numba_cpu.winograd_weight_grad"
 
 
 @pytest.mark.parametrize(("C", "K", "size"), [(1, 64, 64), (256, 256, 5), (4, 4, 16)])
 def test_it_is_not_chosen_where_tiles_and_vectors_are_wasted(C, K, size):
     problem = make_problem((1, C, size, size), (K, C, 3, 3), np.float32, padding=1, pass_="weight_grad")
-    assert dispatch.choose(problem, Device("cpu", threads=2)) == "numba_cpu.weight_grad"
+    assert choosing.choose(problem, Device("cpu", threads=2)) == "numba_cpu.weight_grad"
 
 
 @pytest.mark.parametrize("threads", [1, 2, 16, 64])

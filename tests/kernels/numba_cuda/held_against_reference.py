@@ -3,7 +3,7 @@
 import numpy as np
 
 import convlib
-from convlib import device, operations, strided
+from convlib import device, operands, strided
 from convlib.verification.problems import arrays_of, logical_arrays
 from tests.kernels.test_every_kernel import assert_close
 
@@ -16,7 +16,7 @@ def check(kernel, algorithm, case, on=SIMULATOR):
     assert kernel.why_not(problem, on) == []
     x, w, bias, residual, out = arrays_of(case)
     views = [strided.as_storage(view) for view in logical_arrays(case, x, w, bias, residual)]
-    y = strided.as_storage(out.transpose(operations.FROM_LAYOUT[problem.layout]))
+    y = strided.as_storage(out.transpose(operands.FROM_LAYOUT[problem.layout]))
     workspace = np.full(kernel.workspace_bytes(problem, on), 0xFF, np.uint8)  # NaN in every floating-point type
 
     kernel.run(problem, on, *views[:2], y, *views[2:], workspace=workspace)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import device, dispatch, operations
+from convlib import device, dispatch, operands
 from convlib.kernels import reference
 from convlib.kernels.numba_cuda import weight_grad, weight_grad_direct
 from convlib.verification.problems import TINY, Case, arrays_of
@@ -28,16 +28,16 @@ PAST = [
 def check(name, case):
     """Small integers, whose sums are exact; what is never written stays NaN."""
     problem, (x, w, *_) = case.problem(), arrays_of(case)
-    grad_y = np.random.default_rng(1).integers(-3, 4, operations.result_shape(problem, True)).astype(x.dtype)
+    grad_y = np.random.default_rng(1).integers(-3, 4, operands.result_shape(problem, True)).astype(x.dtype)
     out = np.full(w.shape, np.nan).astype(x.dtype)
     keywords = {key: value for key, value in case.keywords.items() if key != "activation"}
     forced = {"backend": dispatch.family_of(name), "algorithm": dispatch.algorithm_of(name)}
 
     convlib.conv2d_weight_grad(x, grad_y, w.shape, out=out, **keywords, **forced)
 
-    order = operations.FROM_LAYOUT[problem.layout]
+    order = operands.FROM_LAYOUT[problem.layout]
     exact = reference.weight_grad(problem, x.transpose(order), grad_y.transpose(order))
-    got = operations.weights_view(out, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
+    got = operands.weights_view(out, keywords.get("weight_layout", "OIHW"), keywords.get("flip_kernel", False))
     np.testing.assert_array_equal(got.astype(float), exact.astype(x.dtype).astype(float))
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convlib import compiling, device, operations, report, strided
+from convlib import compiling, device, operands, report, strided
 from convlib.compiling import TARGETS
 from convlib.kernels.launching import recording
 from convlib.verification.problems import Case, arrays_of, logical_arrays
@@ -36,14 +36,14 @@ def launches_of(name, case, target):
     problem, gpu = case.problem(), device.emulator_of(target)
     x, w, bias, residual, out = arrays_of(case)
     x, w, bias, residual = (strided.as_storage(view) for view in logical_arrays(case, x, w, bias, residual))
-    y = strided.as_storage(out.transpose(operations.FROM_LAYOUT[problem.layout]))
+    y = strided.as_storage(out.transpose(operands.FROM_LAYOUT[problem.layout]))
     kernel = kernel_named(name)
-    operands = (x, w, y, bias, residual)
+    given = (x, w, y, bias, residual)
     if name in BACKWARD:
-        problem, operands = replace(problem, pass_="weight_grad"), (x, y, w)
+        problem, given = replace(problem, pass_="weight_grad"), (x, y, w)
     workspace = np.empty(kernel.workspace_bytes(problem, gpu), np.uint8)
     with recording() as launches:
-        kernel.run(problem, gpu, *operands, workspace=workspace)
+        kernel.run(problem, gpu, *given, workspace=workspace)
     return launches
 
 
