@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from . import accuracy, arrays, choosing, complex_numbers, device_arrays, strided
+from . import accuracy, arrays, choosing, complex_numbers, device_arrays, running, strided
 from .arrays import Array
 from .operands import (
     FROM_LAYOUT,
@@ -37,7 +37,6 @@ from .problem import (
     four_sizes,
     make_problem,
 )
-from .running import Call, run_kernel
 from .transposed import Transposed, checked, run_folded, run_transposed
 from .transposed_shapes import transposed_shape
 
@@ -190,7 +189,7 @@ def conv2d_weight_grad(
     if problem.N == 0:
         device_arrays.fill_zeros(grad_w, device, stream)
     else:
-        run_kernel(chosen, Call(problem, device, stream, x_view, y_view, grad_w, None, None))
+        running.run_kernel(chosen, running.Call(problem, device, stream, x_view, y_view, grad_w, None, None))
     return library.finished(result)
 
 

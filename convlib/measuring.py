@@ -15,11 +15,10 @@ from functools import partial
 
 import numpy as np
 
-from . import arrays, device_arrays, dispatch, machine, strided
+from . import arrays, device_arrays, dispatch, machine, running, strided
 from .device import Device
 from .errors import UnsupportedError
 from .problem import ConvProblem
-from .running import Call, run_kernel
 
 ROUNDS, BLOCK_SECONDS, MOST_CALLS = 7, 2e-3, 50
 FAR, SLOWER = 4.0, 1.5
@@ -130,8 +129,8 @@ def in_turns(calls, place) -> dict[str, float]:
 def prepared(name, problem, place, planned) -> Callable[[], None]:
     """One call of a kernel on random numbers."""
     chosen = dispatch.as_chosen(name, problem, place, planned)
-    call = Call(problem, place, None, *operands(problem, place), *additions(problem, place))
-    return packed_before(chosen, call) if planned else partial(run_kernel, chosen, call)
+    call = running.Call(problem, place, None, *operands(problem, place), *additions(problem, place))
+    return packed_before(chosen, call) if planned else partial(running.run_kernel, chosen, call)
 
 
 def packed_before(chosen, call):

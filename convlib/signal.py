@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from . import accuracy, arrays, dispatch, separable, strided
+from . import accuracy, arrays, dispatch, running, separable, strided
 from .operands import device_for, on, weights_view
 from .operations import conv2d
 from .problem import DTYPES, check_choice, make_problem, named_dtype
-from .running import Call, run_kernel
 
 MODES = ("full", "same", "valid")
 BOUNDARIES = {
@@ -370,7 +369,7 @@ def convolved(library, x, w, groups, padding, convolving, options):
         return conv2d(x, w, padding=padding, groups=groups, flip_kernel=convolving, **options)
     result, y = library.result(x, problem.y_shape, False)
     x, windows, y = (strided.as_storage(view) for view in (library.view(x, "in1"), windows, y))
-    run_kernel(chosen, Call(problem, place, None, x, windows, y, None, None))
+    running.run_kernel(chosen, running.Call(problem, place, None, x, windows, y, None, None))
     return library.finished(result)
 
 

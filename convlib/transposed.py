@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
-from . import choosing, device_arrays, dispatch, measuring, strided
+from . import choosing, device_arrays, dispatch, measuring, running, strided
 from .device import Device
 from .errors import UnsupportedError
 from .input_grad_phases import phases
 from .padding_modes import NUMPY_PAD, check_padding_mode, input_bytes, limit_after, with_padding_inside
 from .problem import ConvProblem
-from .running import Call, run_kernel
 
 MORE_BY_PHASE = 1.1  # on batches of 1x1 layers, where predictions are nearly equal and input_grad takes 0.7 to 1.04
 SCATTERED_BYTES = 16e9  # a second, as measured beside the CPU kernels' predictions
@@ -70,7 +69,7 @@ def run_transposed(call: Transposed, choice: Choice) -> None:
 
 def run_whole(call, chosen):
     operands = call.grad_y, call.w, call.grad_x, call.bias, call.residual
-    run_kernel(chosen, Call(call.problem, call.device, call.stream, *operands))
+    running.run_kernel(chosen, running.Call(call.problem, call.device, call.stream, *operands))
 
 
 def run_by_phase(call, choice):
@@ -83,7 +82,9 @@ def run_by_phase(call, choice):
         forward, source, weights = phase_operands(call, phase)
         chosen = chosen_by(choice, forward, call.device)
         grad_x = call.grad_x[inputs]
-        run_kernel(chosen, Call(forward, call.device, call.stream, source, weights, grad_x, call.bias, residual))
+        running.run_kernel(
+            chosen, running.Call(forward, call.device, call.stream, source, weights, grad_x, call.bias, residual)
+        )
 
 
 def chosen_for_all(problem, outputs, device, choice):
