@@ -31,11 +31,11 @@ CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_500, 4_000
 CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
 BORDER_CYCLES, BORDER_DEPTH = 80.0, 256  # for a pixel, or a filter, where two threads' outputs meet; 0 from so deep on
 LAST_CYCLES = 8.0  # a number of x or y with channels last, read or stored by itself
-COPIED_BY_STRIDES = (
-    0.75  # of what copying takes otherwise: every second column of x with several groups, on a processor
-)
-# that starts one multiply-add per cycle (groups of 2 to 32 channels, two Zen 4 cores)
 LONE_CYCLES = 0.6  # for a vector of a lone pixel's depths
+
+# Of what copying takes otherwise: every second column of x, with groups of 2 to 32 channels, where one multiply-add
+# starts per cycle (two Zen 4 cores).
+COPIED_BY_STRIDES = 0.75
 
 FILTER_BLOCK = 64  # whose weights stay in the L2 cache while a group of tiles is multiplied with them
 FEWEST_ROWS = 4  # of outputs, for which a block's planes fit half the L2 cache: each row of x is copied for few others

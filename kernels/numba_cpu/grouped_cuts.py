@@ -17,8 +17,8 @@ CYCLES_PER_TASK = 500
 # Cycles of the Zen 3 that microkernel.CLOCK is of, where kernels compare as on the Zen 5 that these were fitted to.
 COPY_CYCLES = {"NHWC": 0.95, "NCHW": 0.8}  # of a number of x
 STORE_CYCLES = {"NHWC": 0.4, "NCHW": 0.25}  # of a number of y
-LANE_CYCLES = {1: 9.0, 2: 6.0}  # of a number of y, where lanes left empty keep vectors from being stored in NCHW; by
-# the multiply-adds that start per cycle
+# Of a number of y, where lanes left empty keep vectors from being stored in NCHW; by multiply-adds started per cycle.
+LANE_CYCLES = {1: 9.0, 2: 6.0}
 PACK_CYCLES = 0.9  # of a weight
 EFFICIENCY = {16: 0.62, 32: 0.92}  # of the core's multiply-adds, with so many registers
 EFFICIENCY_OF_ONE = 0.78  # where one starts per cycle, beside other kernels' there

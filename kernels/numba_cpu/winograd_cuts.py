@@ -56,8 +56,9 @@ FILTERS_KEPT, FILTERS_BEYOND_CACHE = 3, 1.08  # likewise U of a single call, all
 DEEP_CHANNELS, DEEP = 256, 0.08  # of F(5,3) and F(6,3): from so many on products wait; not if slower
 SHARED_CYCLES = 1_300  # of a filter whose outputs two threads write, if slower: their lines go from core to core
 WAITING_BYTES, BEYOND_ALL_CACHES = 16 << 20, 1.6  # and where V and M of all threads, waiting for other filters, are
-CYCLES_PER_PLANE, CYCLES_PER_UNIT = 150, 30  # of a group's strip beside the multiply-adds, which are few there; in
-# NCHW with stride 1, if slower, they hide behind these (groups of 8 to 32 channels, maps of 7 to 112)
+# Of a group's strip beside the multiply-adds, which are few there; in NCHW with stride 1, if slower, they hide behind
+# these (groups of 8 to 32 channels, maps of 7 to 112).
+CYCLES_PER_PLANE, CYCLES_PER_UNIT = 150, 30
 CYCLES_PER_STRIP = 60  # and of any strip's plane, where cuts are otherwise as good (single calls on two Zen 4 cores,
 # held to AVX2: 16 -> 32 channels of 320 x 320 with stride 2 0.82 of the time, 24 -> 24 of 192 x 192 0.88)
 LOADED = 0.5  # what loading a vector of weights costs, in its multiply-adds
