@@ -58,6 +58,9 @@ TASKS = 16  # at least so many, where rows suffice, or threads wait for the last
 # Measured on a Zen 3 at 3 GHz: a call through the pool, a task before its first row, x and y through the caches.
 CALL_SECONDS, CYCLES_PER_TASK, CYCLES_PER_SECOND, SECONDS_PER_BYTE = 6e-6, 250, 3e9, 4e-11
 LANE_CYCLES = 4.0  # of an output that is stored by itself
+# In NCHW, beside blocked.py and fft.py, where one multiply-add starts per cycle: tiles, and straight ways with stride 2
+# and one group. Two Zen 4 cores: 1 -> 4 to 64 channels under 3 x 3 to 41 x 11, channels alone under 9 x 9 to 31 x 31.
+TILES_LONGER, STRIDED_LONGER = 1.75, 1.4
 
 GEOMETRY = (
     "blocks", "bands", "strips", "spacing", "row_bytes", "phase_bytes", "scratch_at", "panel_at",
@@ -326,10 +329,12 @@ def predicted_seconds(problem, device):
     """The call, the tiles, and moving x and y once; fitted to MobileNetV2's layers and image filters on a Zen 3."""
     flat = interleaved.serves(problem)
     cut = blocking(interleaved.as_planes(problem), problem.C) if flat else blocking(problem)
-    compute = (cut.cycles + cut.tasks * CYCLES_PER_TASK) / CYCLES_PER_SECOND
+    longer = problem.layout == "NCHW" and target.multiply_adds_per_cycle() == 1
+    compute = (cut.cycles * (TILES_LONGER if longer else 1.0) + cut.tasks * CYCLES_PER_TASK) / CYCLES_PER_SECOND
     way = straight_way(problem)
     if way and way is not direct_pixels:  # whose multiply-adds take about as long as a tile's
-        compute = way.cycles(problem) / CYCLES_PER_SECOND
+        strided = longer and problem.stride[1] > 1 and problem.groups == 1
+        compute = way.cycles(problem) * (STRIDED_LONGER if strided else 1.0) / CYCLES_PER_SECOND
     if problem.layout == "NHWC" and problem.Kg > 1:  # a channel's outputs lie apart: each lane is stored by itself
         compute += LANE_CYCLES * problem.N * problem.K * problem.P * problem.Q / CYCLES_PER_SECOND
     moved = (problem.N * problem.C * problem.H * problem.W + problem.N * problem.K * problem.P * problem.Q) * (
