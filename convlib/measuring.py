@@ -76,7 +76,7 @@ def warmed_up(calls):
 
 
 def measurable(place):
-    from . import trust
+    from . import trust  # which imports what `import convlib` should not
 
     return place.kind == "cpu" or (place.kind == "cuda" and trust.is_here(place))
 
@@ -85,7 +85,7 @@ def believed(names, problem, place):
     """Those that trust.py lets run here; all of them on a CPU."""
     if not place.is_gpu:
         return names
-    from . import trust
+    from . import trust  # which imports what `import convlib` should not
 
     if trust.capturing(place):
         raise UnsupportedError("tune: nothing can be measured while a stream is captured; call it once before")

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convlib import device
+from convlib import device, dispatch
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import depthwise, direct_rows, short_floats, sliding_window
+from convlib.kernels.numba_cpu import depthwise, direct_rows, short_floats, sliding_window, target
 from convlib.problem import make_problem, named_dtype
 
 from .guarded_pages import before_a_guard
@@ -249,3 +249,16 @@ def test_every_output_row_of_a_tile_gets_every_tap_row_once(R, step, rows):
 def test_refuses_what_sums_over_channels():
     problem = make_problem((1, 4, 5, 5), (4, 2, 3, 3), "float32", groups=2)
     assert "groups = C = 4" in depthwise.why_not(problem, device.cpu())[0]
+
+
+@pytest.mark.skipif(target.multiply_adds_per_cycle() == 2, reason="measured on a Zen 4")
+@pytest.mark.parametrize(
+    ("filters", "size", "window", "stride", "chosen"),
+    [(64, 256, (11, 11), 2, "blocked"), (64, 128, (5, 5), 2, "blocked"), (4, 64, (9, 9), 1, "depthwise"),
+     (1, 1080, (9, 9), 1, "fft"), (1, 1080, (7, 7), 1, "depthwise")],
+)  # fmt: skip
+def test_others_are_chosen_where_they_are_faster(filters, size, window, stride, chosen):
+    padding = tuple(taps // 2 for taps in window)
+    problem = problem_of((1, 1, size, size), filters, window, padding=padding, stride=stride)
+    names = dispatch.ranked(problem, device.Device("cpu", threads=2), "auto", "auto", 5e-6, None)
+    assert names[0] == f"numba_cpu.{chosen}"
