@@ -78,7 +78,7 @@ def cuts(problem, threads):
         *coarse, pitch, plane, *lows, *shifts, *steps, stacked, weight_rows, panels, depth, channel_block,
         channel_tasks, group, sums_at, zeros_at, workers_at, worker_bytes,
     )  # fmt: skip
-    pack_tasks = problem.groups * -(-problem.Kg // depth) * -(-depth // PACKED)
+    pack_tasks = channel_tasks * problem.groups * -(-problem.Kg // depth) * -(-depth // PACKED)
     return numbers, (pack_tasks, tasks), workers_at + threads * worker_bytes
 
 

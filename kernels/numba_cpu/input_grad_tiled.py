@@ -105,9 +105,9 @@ def build_tiled(dtype_name):
 
     def task(call_address, index, worker):
         call = record_at(CALL_CUT, call_address)
-        channel_task, rest = index % call.channel_tasks, index // call.channel_tasks
         pixels = call.N * call.coarse_h * call.coarse_w
         groups_of_tiles = (pixels + call.group * width - 1) // (call.group * width)
+        channel_task, rest = index // (call.groups * groups_of_tiles), index % (call.groups * groups_of_tiles)
         g, c0 = rest // groups_of_tiles, channel_task * call.channel_block
         first = rest % groups_of_tiles * call.group * width
         end, channels = min(first + call.group * width, pixels), min(call.channel_block, call.Cg - c0)

@@ -28,7 +28,8 @@ def first_tap(phase, before, dilation, stride, window):
 
 
 def build_pack(dtype_name):
-    """Task: up to PACKED filters of one group, from the weights (K, Cg, R, S) to call.workspace.
+    """Task: up to PACKED filters of one group, of the channels of one multiplying task, from the weights (K, Cg, R, S)
+    to call.workspace.
 
     For every block of filters, for every tap, phase by phase (or every shift): panels of `rows` channels (or channels
     of phases), filter after filter. A filter's weights are read from end to end: in the order of the panels, from 32
@@ -100,12 +101,17 @@ def build_pack(dtype_name):
         parts = (call.depth_block + PACKED - 1) // PACKED
         blocks = (call.Kg + call.depth_block - 1) // call.depth_block
         part, rest = index % parts, index // parts
-        k0, g = rest % blocks * call.depth_block, rest // blocks
+        block, rest = rest % blocks, rest // blocks
+        k0, g, channel_task = block * call.depth_block, rest % call.groups, rest // call.groups
         depth = min(call.depth_block, call.Kg - k0)
         first, filters = part * PACKED, min(PACKED, depth - part * PACKED)
         w = call.w + (g * call.Kg + k0 + first) * call.w_k
         to = call.workspace + (g * call.Kg + k0) * call.weight_panels * call.weight_rows * item + first * rows * item
-        for row0 in range(0, call.weight_rows, rows):
+        first_row, end_row = channel_task * call.channel_block, (channel_task + 1) * call.channel_block
+        if channel_task == call.channel_tasks - 1:
+            end_row = call.weight_rows
+        to += first_row * depth * item
+        for row0 in range(first_row, end_row, rows):
             tap_bytes = call.weight_rows * depth * item
             if call.stacked:
                 pack_stacked(call, to, w, row0, filters, tap_bytes)

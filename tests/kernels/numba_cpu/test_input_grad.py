@@ -33,6 +33,10 @@ PROBLEMS = {
     "one channel": ((2, 1, 19, 23), (20, 1, 5, 3), {"stride": 2, "padding": ((0, 3), (2, 1))}, True),
     "few channels, stride 3": ((2, 2, 19, 23), (20, 2, 5, 7), {"stride": 3, "padding": 2}, True),
     "depthwise": ((2, 6, 9, 20), (6, 1, 3, 3), {"groups": 6, "stride": 2, "padding": 1}, True),
+    "depthwise, wide": ((2, 3, 10, 75), (3, 1, 5, 5), {"groups": 3, "stride": 2, "padding": ((2, 1), (1, 3))}, True),
+    "depthwise, dilated": ((1, 3, 21, 20), (3, 1, 3, 2), {"groups": 3, "stride": (3, 2), "dilation": (2, 4)}, False),
+    "depthwise, one filter twice": ((1, 3, 9, 11), (6, 1, 3, 3), {"groups": 3, "stride": 2, "padding": 1}, True),
+    "depthwise, by rows": ((1, 3, 9, 40), (3, 1, 3, 3), {"groups": 3, "stride": (2, 1), "padding": 1}, True),
 }
 # whose weights are read in place, as soon as they are many: 1x1, and whole tiles of channels
 IN_PLACE = (
