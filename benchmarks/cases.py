@@ -21,7 +21,7 @@ WINDOWS = (3, 5, 7, 9, 11, 15, 21, 31)
 
 # What training needs beside the forward pass, on batches: a suite for each network and gradient.
 GRADIENTS = {"input-grad": "input_grad", "weight-grad": "weight_grad"}
-GRADIENT_NETWORKS, GRADIENT_BATCH = ("resnet50", "vgg16"), 8
+GRADIENT_NETWORKS, GRADIENT_BATCH = ("resnet50", "vgg16", "mobilenet_v2"), 8
 
 # One layer of each kind for --quick: first layer, 3x3 early and late, 1x1, strided 1x1, depthwise at both strides.
 QUICK = {

@@ -124,7 +124,8 @@ def kernels_of(problem, place: Place) -> list[str]:
     if whole is not None:
         return [whole.name]
     parts = [phase.problem for phase in phases(problem)]
-    return list(dict.fromkeys(choosing.choose(part, place.device) for part in parts if part is not None))
+    names = (transposed.chosen_for_phase(choice, part, place.device).name for part in parts if part is not None)
+    return list(dict.fromkeys(names))
 
 
 def forced(kernel: str | None) -> dict:

@@ -18,9 +18,12 @@ from .errors import UnsupportedError
 from .input_grad_phases import phases
 from .padding_modes import NUMPY_PAD, check_padding_mode, input_bytes, limit_after, with_padding_inside
 from .problem import ConvProblem
+from .workspace import fresh_seconds
 
 MORE_BY_PHASE = 1.1  # on batches of 1x1 layers, where predictions are nearly equal and input_grad takes 0.7 to 1.04
-SCATTERED_BYTES = 16e9  # a second, as measured beside the CPU kernels' predictions
+SCATTERED_BYTES = 12.5e9  # a second, as measured beside the CPU kernels' predictions
+GATHERED_SECONDS = 1.6e-9  # a weight, of one thread: 0.7 to 1.2 beside SCATTERED_BYTES on two Zen 4 cores
+PHASE_SECONDS = 30e-6  # a call of its own that packs first
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def run_by_phase(call, choice):
             device_arrays.fill_zeros(call.grad_x[inputs], call.device, call.stream)
             continue
         forward, source, weights = phase_operands(call, phase)
-        chosen = chosen_by(choice, forward, call.device)
+        chosen = chosen_for_phase(choice, forward, call.device)
         grad_x = call.grad_x[inputs]
         running.run_kernel(
             chosen, running.Call(forward, call.device, call.stream, source, weights, grad_x, call.bias, residual)
@@ -112,7 +115,7 @@ def faster_than_phases(problem, device, choice):
     whole = fastest_seconds(choice, problem, device)
     if whole == math.inf:
         return False
-    by_phase = sum(fastest_seconds(choice, part, device) for part in phase_problems(problem))
+    by_phase = sum(fastest_phase(choice, part, device)[0] for part in phase_problems(problem))
     if device.kind == "cpu":
         by_phase = MORE_BY_PHASE * by_phase + scattered_seconds(problem)
     return measured_faster(problem, device, choice, whole, by_phase) if choice.tune else whole < by_phase
@@ -132,7 +135,7 @@ def measured_faster(problem, device, choice, *predicted):
     if max(predicted) > measuring.FAR * min(predicted):
         return predicted[0] < predicted[1]
     whole = chosen_by(choice, problem, device)
-    by_phase = tuned_times.joined(chosen_by(choice, part, device).name for part in phase_problems(problem))
+    by_phase = tuned_times.joined(chosen_for_phase(choice, part, device).name for part in phase_problems(problem))
 
     def calls():
         arrays = *measuring.operands(problem, device), *measuring.additions(problem, device)
@@ -143,20 +146,49 @@ def measured_faster(problem, device, choice, *predicted):
 
 
 def scattered_seconds(problem):
-    """What phases take beyond a forward problem, on the CPU: w comes with its filters side by side, and in NCHW each
-    phase of a row of grad_x reads and writes its lines anew.
+    """What phases take beyond a forward problem, on the CPU: w comes with its filters side by side and each phase reads
+    all of its lines; in NCHW each phase of a row of grad_x reads and writes its lines anew.
     """
-    numbers = math.prod(problem.w_shape)
+    parts = len(phase_problems(problem))
+    numbers = parts * math.prod(problem.w_shape)
     if problem.layout == "NCHW" and problem.stride[1] > 1:
         numbers += math.prod(problem.stride) * math.prod(problem.x_shape)
-    return numbers * problem.dtype.itemsize / SCATTERED_BYTES
+    return parts * PHASE_SECONDS + numbers * problem.dtype.itemsize / SCATTERED_BYTES
 
 
 def fastest_seconds(choice, problem, device):
-    possible = dispatch.possible(
+    return min((candidate.seconds for candidate in possible(choice, problem, device)), default=math.inf)
+
+
+def possible(choice, problem, device):
+    return dispatch.possible(
         problem, device, choice.backend, choice.algorithm, choice.max_error, choice.workspace_limit
     )
-    return min((candidate.seconds for candidate in possible), default=math.inf)
+
+
+def chosen_for_phase(choice, part, device):
+    """The forward kernel for one phase; on the CPU with what its weights' order costs."""
+    _, name = fastest_phase(choice, part, device)
+    if name is not None and device.kind == "cpu" and not choice.tune:
+        choice = replace(choice, backend=dispatch.family_of(name), algorithm=dispatch.algorithm_of(name))
+    return chosen_by(choice, part, device)
+
+
+@lru_cache(maxsize=4096)
+def fastest_phase(choice, part, device):
+    """The least seconds that a forward kernel is predicted to take for one phase, and its name; None if none can."""
+    timed = ((phase_seconds(c, part, device), c.name) for c in possible(choice, part, device))
+    return min(timed, key=lambda one: one[0], default=(math.inf, None))
+
+
+def phase_seconds(candidate, part, device):
+    """A phase's weights do not lie in rows: who would take such as they lie has to gather them."""
+    if device.kind != "cpu":
+        return candidate.seconds
+    kernel, gathered = dispatch.kernel(candidate.name), 0.0
+    if hasattr(kernel, "reads_in_place") and not hasattr(kernel, "one_call_bytes"):
+        gathered = GATHERED_SECONDS * part.K * part.reduction / device.threads
+    return candidate.seconds + gathered + fresh_seconds(dispatch.touched_bytes(candidate, part, device))
 
 
 def chosen_by(choice, problem, device):

@@ -10,6 +10,6 @@ def forget():
     trust.warned.clear()
     for cached in (
         tuned_times.file_of, trust.records_of, dispatch.algorithms, dispatch.candidates, choosing.settled_choice,
-        operations.settled_before, transposed.faster_than_phases,
+        operations.settled_before, transposed.faster_than_phases, transposed.fastest_phase,
     ):  # fmt: skip
         cached.cache_clear()

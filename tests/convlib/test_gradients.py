@@ -206,7 +206,7 @@ def test_the_phases_remain_for_what_no_kernel_takes_at_once(problem):
 
 def test_the_phases_remain_where_they_are_asked_for_and_on_a_cpu():
     assert taken(STRIDED, replace(ANY, algorithm="depthwise")) is None
-    assert taken(STRIDED, replace(ANY, backend="auto"), device.cpu()) is None
+    assert taken(replace(STRIDED, layout="NHWC"), replace(ANY, backend="auto"), device.cpu()) is None
     assert taken(STRIDED, outputs=(STRIDED.P - 1, STRIDED.Q)) is None
 
 
@@ -226,7 +226,9 @@ CHOSEN = {
     "first layer": ((8, 3, 224, 224), (64, 3, 7, 7), {"stride": 2, "padding": 3}, True),
     "1x1": ((8, 256, 28, 28), (128, 256, 1, 1), {}, True),
     "3x3": ((8, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, False),
-    "depthwise": ((8, 64, 56, 56), (64, 1, 3, 3), {"stride": 2, "padding": 1, "groups": 64}, False),
+    "depthwise": ((8, 64, 56, 56), (64, 1, 3, 3), {"stride": 2, "padding": 1, "groups": 64}, True),
+    "1x1, whose weights phases would gather": ((1, 2048, 7, 7), (512, 2048, 1, 1), {}, True),
+    "strided, many weights": ((8, 512, 14, 14), (512, 512, 3, 3), {"stride": 2, "padding": 1}, True),
 }
 
 
