@@ -25,6 +25,14 @@ __device__ __forceinline__ int place_of(int x)
     return x / BLOCK * BLOCK + x % LANES * VECTOR + x / LANES % VECTOR;
 }
 
+// And which number lies at a place.
+template <int LANES>
+__device__ __forceinline__ int number_at(int place)
+{
+    constexpr int BLOCK = LANES * VECTOR;
+    return place / BLOCK * BLOCK + place % VECTOR * LANES + place / VECTOR % LANES;
+}
+
 struct Slice {
     int64 first;         // of all N * P * Q outputs, the first pixel of this slice
     int pixels, padded;  // how many it has; the pitch of `columns`

@@ -8,32 +8,57 @@
 // The products are im2col's, gemm.cu, with 36 times the groups: `columns` and `packed` lie as gemm_layout.cuh says, a
 // row being a channel and a column a tile of 4 x 4 outputs. Only the transforms know of edges, strides, 16-bit types.
 //
-// Who computes what: transform_tiles, one thread a tile of 8 channels, one after the other; a warp's 32 tiles are
-// neighbours, and so are the words that it writes to each of 36 rows. transform_products, one thread a tile of one
-// filter; its neighbours are filters where the channels of y lie side by side, elsewhere tiles: gemm.cu writes
-// `products` in that order.
-// Sectors of a request, counted in the emulator (NCHW): 4, the least, wherever the transforms meet the workspace. A
-// warp's loads of x lie four pixels apart and meet 15, its stores to y 16; its loads of w, filters apart, 32. The same
-// sectors are met again by requests beside each, out of L1 or L2. Loads and stores of 128 bits would spare that.
+// Who computes what, so that a warp's loads and stores meet no more sectors than they must:
+//     transform_tiles      PIXELS: a thread transforms the patches of one tile, one channel after the other; a warp's
+//                          tiles are neighbours. Each loads the columns that are the tile's own, as vectors, and has
+//                          the two beside from the lanes beside; the warp's first and last tile load one more each:
+//
+//                                  | lane 0 | lane 1 | ...
+//                            row  .|. . . .|. . . .|.         patch of lane 1: its own four and a . of either side
+//
+//                          CHANNELS: a thread transforms two channels of one tile; four threads take 8 channels, a
+//                          sector of floats, and a warp takes 8 tiles whose places in `columns` are neighbours.
+//                          NONE: one tile a thread, word by word: windows not padded by one, odd strides, odd channels.
+//     transform_products   a thread has one tile of one filter. Its neighbours are filters where the channels of y lie
+//                          side by side, elsewhere tiles: gemm.cu writes `products` in that order. A tile's row leaves,
+//                          and the residual's comes, as vectors.
+//     transform_filters    a block loads 32 filters of 8 channels, 9 sectors of each, into shared memory, and each
+//                          thread transforms one window from there; elsewhere (NONE) it is loaded as it lies.
+// Sectors beside the least, float32, counted in the emulator: 1.0 where the transforms meet the workspace, w, y and,
+// with channels last, x; 1.1 of x of 56 x 56, for the ends of warps, and 1.24 of 28 x 28, whose rows are 3.5 sectors.
+// Rows that are no multiple of 16 bytes are loaded by 8 or 4: 2.6 of 14 x 14. Patches loaded word by word met 4.2, 4.7
+// and 5.2, 8 with channels last, stores to y 4 to 5, w 8. With channels last gemm.cu's stores still meet 2.
 // What it costs: a patch is 36 numbers for 16 new pixels, so columns are 2.25 times x and products 2.25 times y, each
 // written once and read once. In exchange there are 9/16 of the multiplications of the fused kernel's F(2 x 2). That
 // pays where channels and filters are enough to hide the moving; slices keep the workspace to 64 MiB and the filters.
-// Bank conflicts: none but gemm.cu's, which has none; the transforms share nothing.
+// Instructions of a warp, PTX, before and with this: of 56 x 56 x 16, padded, in and out, 68,260 and 234,024 to 58,762
+// and 171,696, channels last 68,260 and 233,632 to 64,524 and 233,632; of 64 filters 9,952 to 12,480.
+// Registers: 64 to transform tiles, 128 (sm_100 158) with channels last, where a thread holds two patches. Asked for
+// two blocks, compilers give the first 80 to 128, and those of sm_100 and 120 spill the second.
+// Bank conflicts: none.
 // Rounding: about three times that of F(2 x 2) (accuracy.py), with the points 0, +-sqrt(1/2), +-sqrt(2). NaN and
 // infinity in x reach all outputs of the tiles that read them.
 // Limits: 3 x 3, stride 1, dilation 1. Never run on hardware.
 // Sources: Lavin and Gray, CVPR 2016; Barabasz et al., ACM TOMS 2020 (the points).
 //
-// Compiled with the constants of problem.cuh, winograd.cuh and epilogue.cuh, and -DTOGETHER=1 where the channels of a
-// pixel of y lie side by side in memory.
+// Compiled with the constants of problem.cuh, winograd.cuh and epilogue.cuh; -DADJACENT (CHANNELS: two of a pixel of x
+// lie side by side and aligned; PIXELS: those of a row do, and rows are padded by one; NONE) and -DLOADED, so many
+// pixels of a row at once; -DSTORED, so many of y and of the residual; -DTOGETHER=1 where the channels of y lie side by
+// side; -DWEIGHTS (ROWS: a filter's windows lie one after the other; CHANNELS: their channels side by side; NONE).
 
 #include "epilogue.cuh"
 #include "gemm_layout.cuh"
 #include "winograd.cuh"
 
+enum Lying { NONE, PIXELS, CHANNELS, ROWS };
+
 constexpr int THREADS = 256;
-constexpr int CHANNELS_PER_THREAD = 8;  // with channels last: one 32-byte sector of floats per pixel
-static_assert(DEPTH % CHANNELS_PER_THREAD == 0, "rows are padded to whole chunks");
+constexpr int CHUNK = 8;  // channels: one 32-byte sector of floats where they lie side by side
+static_assert(DEPTH % CHUNK == 0, "rows are padded to whole chunks");
+constexpr int AT_ONCE = ADJACENT == CHANNELS ? 2 : 1;              // patches of a thread, of channels side by side
+constexpr int SHARING = ADJACENT == CHANNELS ? CHUNK / AT_ONCE : 1;  // threads that share a tile's chunk
+// Blocks of transform_tiles on a multiprocessor: asked for where sm_75's compiler would take 64 registers, and spill.
+constexpr int TILING_BLOCKS = ADJACENT != CHANNELS && sizeof(Element) == 2 ? 3 : 1;
 
 struct Corner { int n, p, q; };
 
@@ -46,37 +71,82 @@ __device__ __forceinline__ Corner corner_of(const Problem& problem, int64 tile)
     return {(int)(rest / down), (int)(rest % down) * MINIMAL, q};
 }
 
-// grid: x over the slice's padded tiles, y over channels (in steps of CHANNELS_PER_THREAD).
-extern "C" __global__ void __launch_bounds__(THREADS)
+using Patch = Accumulator[PATCH][PATCH];
+
+// From `own` on, the tile's first own column in the patch's first row. All lanes of a warp come here.
+__device__ __forceinline__ void fetch_pixels(Patch& patch, const Element* own, const Problem& problem,
+                                             const Corner& corner, bool wanted)
+{
+    const int lane = threadIdx.x % 32;
+    const bool before = corner.q > 0, behind = corner.q + MINIMAL < problem.W;  // are there columns of the image
+    const bool alone = lane == 0 ? before : lane == 31 && behind;               // which no lane has
+    #pragma unroll
+    for (int r = 0; r < PATCH; ++r, own += problem.x.h) {
+        const bool inside = wanted && (unsigned)(corner.p - problem.top + r) < problem.H;
+        #pragma unroll
+        for (int s = 0; s < MINIMAL; s += LOADED) {
+            Several<LOADED> columns = {};
+            if (inside && corner.q + s < problem.W) columns = several<LOADED>(own + s);
+            #pragma unroll
+            for (int e = 0; e < LOADED; ++e) patch[r][1 + s + e] = widened(columns.lane[e]);
+        }
+        const Accumulator further = inside && alone ? widened(own[lane == 0 ? -1 : MINIMAL]) : Accumulator(0);
+        const Accumulator left = __shfl_up_sync(~0u, patch[r][MINIMAL], 1);
+        const Accumulator right = __shfl_down_sync(~0u, patch[r][1], 1);
+        patch[r][0] = lane == 0 ? further : before ? left : 0;
+        patch[r][PATCH - 1] = lane == 31 ? further : behind ? right : 0;
+    }
+}
+
+// From `corner` on, which may lie outside the image: h, w. Of channels that lie side by side, one patch each.
+__device__ __forceinline__ void fetch_elements(Patch (&patches)[AT_ONCE], const Element* corner, const Problem& problem,
+                                               int h, int w, bool wanted)
+{
+    #pragma unroll
+    for (int r = 0; r < PATCH; ++r)
+        #pragma unroll
+        for (int s = 0; s < PATCH; ++s) {
+            Several<AT_ONCE> channels = {};
+            if (wanted && (unsigned)(h + r) < problem.H && (unsigned)(w + s) < problem.W)
+                channels = several<AT_ONCE>(corner + offset(problem.x, 0, 0, r, s));
+            #pragma unroll
+            for (int e = 0; e < AT_ONCE; ++e) patches[e][r][s] = widened(channels.lane[e]);
+        }
+}
+
+// grid: x over the slice's padded tiles, SHARING threads each, y over channels (in steps of CHUNK).
+extern "C" __global__ void __launch_bounds__(THREADS, TILING_BLOCKS)
 transform_tiles(const Element* __restrict__ x, Accumulator* __restrict__ columns, Problem problem, Slice slice)
 {
-    const int m = blockIdx.x * THREADS + threadIdx.x;
-    if (m >= slice.padded) return;
+    const int number = (blockIdx.x * THREADS + threadIdx.x) / SHARING;
+    const int m = ADJACENT == CHANNELS ? number_at<PIXEL_LANES>(number) : number;
+    if (m >= slice.padded) return;  // whole warps
     const bool exists = m < slice.pixels;
     const Corner corner = corner_of(problem, slice.first + (exists ? m : 0));
-    const int h0 = corner.p - problem.top, w0 = corner.q - problem.left;
-    columns += place_of<PIXEL_LANES>(m);
+    const int h = corner.p - problem.top, w = corner.q - problem.left;
     const int64 plane = (int64)problem.groups * slice.depth * slice.padded;
+    columns += place_of<PIXEL_LANES>(m);
 
     const int rows = problem.groups * slice.depth;
-    for (int chunk = blockIdx.y; chunk < rows / CHANNELS_PER_THREAD; chunk += gridDim.y)
-        for (int row = chunk * CHANNELS_PER_THREAD; row < (chunk + 1) * CHANNELS_PER_THREAD; ++row) {
+    for (int chunk = blockIdx.y; chunk < rows / CHUNK; chunk += gridDim.y)
+        for (int i = 0; i < CHUNK / SHARING; i += AT_ONCE) {
+            const int row = chunk * CHUNK + threadIdx.x % SHARING * AT_ONCE + i;
             const int group = row / slice.depth, c = row % slice.depth;
             const bool wanted = exists && c < problem.Cg;
-            const Offset first = offset(problem.x, corner.n, group * problem.Cg + c, h0, w0);
-            Accumulator patch[PATCH][PATCH];
+            const Element* first = x + offset(problem.x, corner.n, group * problem.Cg + c, h, w);
+            Patch patches[AT_ONCE];
+            if constexpr (ADJACENT == PIXELS)
+                fetch_pixels(patches[0], first + 1, problem, corner, wanted);
+            else
+                fetch_elements(patches, first, problem, h, w, wanted);
             #pragma unroll
-            for (int r = 0; r < PATCH; ++r)
+            for (int e = 0; e < AT_ONCE; ++e) {
+                transform_input(patches[e]);
+                Accumulator* column = columns + (int64)(row + e) * slice.padded;
                 #pragma unroll
-                for (int s = 0; s < PATCH; ++s) {
-                    const bool inside = wanted && (unsigned)(h0 + r) < problem.H && (unsigned)(w0 + s) < problem.W;
-                    patch[r][s] = inside ? widened(x[first + offset(problem.x, 0, 0, r, s)]) : Accumulator(0);
-                }
-            transform_input(patch);
-            Accumulator* column = columns + (int64)row * slice.padded;
-            #pragma unroll
-            for (int product = 0; product < PRODUCTS; ++product)
-                column[product * plane] = patch[product / PATCH][product % PATCH];
+                for (int product = 0; product < PRODUCTS; ++product)
+                    column[product * plane] = patches[e][product / PATCH][product % PATCH];
+            }
         }
 }
 
@@ -101,31 +171,68 @@ transform_products(const Accumulator* __restrict__ products, Element* __restrict
     #pragma unroll
     for (int i = 0; i < MINIMAL; ++i)
         #pragma unroll
-        for (int j = 0; j < MINIMAL; ++j)
+        for (int j = 0; j < MINIMAL; j += STORED)
             if (corner.p + i < problem.P && corner.q + j < problem.Q)
-                store(problem, {y, bias, residual}, corner.n, k, corner.p + i, corner.q + j, outputs[i][j]);
+                store_pixels<STORED>(problem, {y, bias, residual}, corner.n, k, corner.p + i, corner.q + j,
+                                     &outputs[i][j]);
 }
 
-// grid: over groups * depth * filters, one thread each.
+// The windows of a block's filters and channels, on their way from w, whose filters are rows of numbers, to threads
+// that are neighbouring filters: every 8 numbers of a filter in an order of their own, so 32 filters meet 32 banks.
+constexpr int WINDOWS = 32, OF_WINDOW = TAPS * TAPS;
+static_assert(WINDOWS * CHUNK == THREADS);
+__shared__ Accumulator windows[WINDOWS][CHUNK * OF_WINDOW];
+__device__ __forceinline__ Accumulator& window_number(int filter, int number)
+{
+    return windows[filter][number ^ filter / (WINDOWS / 8)];
+}
+
+// Of CHUNK channels, `channels` of which exist. own: the thread's filter. ROWS: numbers are windows, channel by
+// channel; CHANNELS: channels, tap by tap.
+__device__ __forceinline__ void bring_windows(const Element* own, const Problem& problem, int channels, bool exists)
+{
+    const int lane = threadIdx.x % 8;
+    #pragma unroll
+    for (int i = 0; i < OF_WINDOW; ++i) {
+        const bool wanted = exists && (WEIGHTS == ROWS ? i * 8 + lane < channels * OF_WINDOW : lane < channels);
+        const Offset further = WEIGHTS == ROWS ? i * 8 : offset(problem.w, 0, 0, i / TAPS, i % TAPS);
+        window_number(threadIdx.x / 8, i * 8 + lane) = wanted ? widened(own[lane + further]) : Accumulator(0);
+    }
+}
+
+// grid: over filters, WINDOWS a block, and over groups * depth, CHUNK a block.
 extern "C" __global__ void __launch_bounds__(THREADS)
 transform_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Problem problem, Slice slice)
 {
-    const int64 index = (int64)blockIdx.x * THREADS + threadIdx.x;
-    const int64 rows = (int64)problem.groups * slice.depth;
-    if (index >= rows * slice.filters) return;
-    const int k = index % slice.filters, row = index / slice.filters;
-    const int group = row / slice.depth, c = row % slice.depth;
-    const bool exists = k < problem.Kg && c < problem.Cg;
+    const int across = ceil_div(slice.filters, WINDOWS), first_filter = blockIdx.x % across * WINDOWS;
+    const int first_row = blockIdx.x / across * CHUNK;
+    const int group = first_row / slice.depth, first_channel = first_row % slice.depth;
+    const int filter = threadIdx.x % WINDOWS, channel = threadIdx.x / WINDOWS;
+    const int k = first_filter + filter, c = first_channel + channel;
 
     Accumulator window[TAPS][TAPS], transformed[PATCH][PATCH];
-    #pragma unroll
-    for (int r = 0; r < TAPS; ++r)
+    if constexpr (WEIGHTS == NONE) {
+        const bool exists = k < problem.Kg && c < problem.Cg;
         #pragma unroll
-        for (int s = 0; s < TAPS; ++s)
-            window[r][s] = exists ? widened(w[offset(problem.w, group * problem.Kg + k, c, r, s)]) : Accumulator(0);
+        for (int r = 0; r < TAPS; ++r)
+            #pragma unroll
+            for (int s = 0; s < TAPS; ++s)
+                window[r][s] = exists ? widened(w[offset(problem.w, group * problem.Kg + k, c, r, s)]) : Accumulator(0);
+    } else {
+        const int brought = first_filter + threadIdx.x / 8;
+        const Element* own = w + offset(problem.w, group * problem.Kg + brought, first_channel, 0, 0);
+        bring_windows(own, problem, problem.Cg - first_channel, brought < problem.Kg);
+        __syncthreads();
+        #pragma unroll
+        for (int tap = 0; tap < OF_WINDOW; ++tap)
+            window[tap / TAPS][tap % TAPS] =
+                window_number(filter, WEIGHTS == ROWS ? channel * OF_WINDOW + tap : tap * CHUNK + channel);
+    }
     transform_filter(transformed, window);
-    packed += (int64)row * slice.filters + place_of<FILTER_LANES>(k);
+    if (k >= slice.filters) return;
+    const int64 plane = (int64)problem.groups * slice.depth * slice.filters;
+    packed += (int64)(first_row + channel) * slice.filters + place_of<FILTER_LANES>(k);
     #pragma unroll
     for (int product = 0; product < PRODUCTS; ++product)
-        packed[product * rows * slice.filters] = transformed[product / PATCH][product % PATCH];
+        packed[product * plane] = transformed[product / PATCH][product % PATCH];
 }

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
 from . import im2col, waves
 from .cut import round_up
+from .implicit_gemm import aligned
 from .parameters import (
     is_wide,
     problem_struct,
@@ -26,7 +28,8 @@ from .winograd_fused import matrix_constants, window_reasons
 
 MINIMAL = 4  # outputs of a tile each way
 PRODUCTS = (MINIMAL + 2) ** 2  # of a tile, a filter and a channel
-THREADS, CHANNELS_PER_THREAD = 256, 8  # as in winograd_batched.cu
+THREADS, CHUNK, WINDOWS = 256, 8, 32  # as in winograd_batched.cu
+SHARING = {"CHANNELS": 4}  # threads that share a tile's chunk of channels; elsewhere each has all
 WORKSPACE_BYTES = 64 << 20  # of columns and products, unless a single tile of the matrix product has more
 TILES = (*im2col.TILES, (8, 4), (4, 4))  # of a matrix product: one of few tiles is cut into more blocks
 THREAD_SLOTS = 600  # of each thread of the matrix product beside its loop: few channels make a short one
@@ -130,7 +133,7 @@ def why_not(problem, device):
 
 
 def packing_blocks(problem, sizes):
-    return ceil_div(problem.groups * sizes.depth * sizes.filters, THREADS)
+    return problem.groups * sizes.depth // CHUNK * ceil_div(sizes.filters, WINDOWS)
 
 
 def finishing_blocks(problem, tiles):
@@ -165,15 +168,58 @@ def multiply_seconds(problem, device, sizes, tiles):
     return im2col.WAITING * cost.block_seconds(device, blocks, sizes.threads, slots)
 
 
-def sources(problem, device, wide=False, together=False):
+class Lying(NamedTuple):
+    """How images lie in memory: the constants of winograd_batched.cu."""
+
+    adjacent: str = "PIXELS"
+    loaded: int = 4
+    stored: int = 4
+    together: bool = False
+    weights: str = "ROWS"
+
+
+ALIGNED = Lying()  # NCHW, rows of whole vectors
+
+
+def lying(problem, x, w, y, residual):
+    loaded = pixels_at_once(problem.W, x)
+    stored = min(pixels_at_once(problem.Q, image) for image in (y, residual) if image is not None)
+    return Lying(adjacent_in(problem, x), loaded, stored, y.strides[1] == y.itemsize, weights_in(w))
+
+
+def weights_in(w):
+    """What lies side by side in a filter: all its numbers, or channels."""
+    if w.strides[1:] == (9 * w.itemsize, 3 * w.itemsize, w.itemsize):
+        return "ROWS"
+    return "CHANNELS" if w.strides[1] == w.itemsize else "NONE"
+
+
+def adjacent_in(problem, x):
+    """What a patch is loaded as: pairs of channels, several pixels of a row, or one element after the other."""
+    if x.strides[1] == x.itemsize and problem.Cg % 2 == 0 and aligned(x, 2 * x.itemsize, (0, 2, 3)):
+        return "CHANNELS"
+    return "PIXELS" if x.strides[3] == x.itemsize and problem.padding[1] == (1, 1) else "NONE"
+
+
+def pixels_at_once(width, image):
+    """Of each four of a row, how many one load or store may take; none amid the row's end."""
+    item = image.itemsize
+    for count in (4, 2) if image.strides[3] == item else ():
+        if width % count == 0 and aligned(image, min(count * item, 16), (0, 1, 2)):
+            return count
+    return 1
+
+
+def sources(problem, device, wide=False, lying=ALIGNED):
     """The kernels: transform filters, transform tiles, multiply, transform products."""
-    return sources_of(problem, matrices(problem, device), wide, together)
+    return sources_of(problem, matrices(problem, device), wide, lying)
 
 
 @lru_cache(maxsize=4096)
-def sources_of(problem, sizes, wide, together):
+def sources_of(problem, sizes, wide, lying):
     constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
-    constants += (*matrix_constants(MINIMAL), ("TOGETHER", int(together)))
+    constants += (*matrix_constants(MINIMAL), ("ADJACENT", lying.adjacent), ("LOADED", lying.loaded))
+    constants += (("STORED", lying.stored), ("TOGETHER", int(lying.together)), ("WEIGHTS", lying.weights))
     products, wide_products = transformed(problem), PRODUCTS * problem.K * sizes.pixels >= 2**31
     multiplying = (*type_constants(products, wide_products), *store_constants(products))
     multiplying += (("TILE_K", sizes.tile_k), ("TILE_M", sizes.tile_m))
@@ -188,19 +234,20 @@ def sources_of(problem, sizes, wide, together):
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x and w into y. workspace: `workspace_bytes` of them, 64-byte aligned."""
     sizes, total = matrices(problem, device), transformed(problem).W
-    struct, together = problem_struct(problem, x, w, y, bias, residual), y.strides[1] == y.itemsize
-    pack, scatter, gemm, gather = sources_of(problem, sizes, is_wide(problem, x, w, y, residual), together)
+    struct, lies = problem_struct(problem, x, w, y, bias, residual), lying(problem, x, w, y, residual)
+    pack, scatter, gemm, gather = sources_of(problem, sizes, is_wide(problem, x, w, y, residual), lies)
     packed, columns = workspace[: sizes.packed_bytes], workspace[sizes.packed_bytes :][: sizes.columns_bytes]
     products = workspace[sizes.packed_bytes + sizes.columns_bytes :]
-    chunks = min(ceil_div(problem.groups * sizes.depth, CHANNELS_PER_THREAD), MAX_GRID[1])
+    chunks, sharing = min(problem.groups * sizes.depth // CHUNK, MAX_GRID[1]), SHARING.get(lies.adjacent, 1)
 
     arguments = (w, packed, struct, im2col.slice_struct(sizes, 0, total))
     launch(pack, packing_blocks(problem, sizes), THREADS, arguments, stream=stream)
     for first, tiles in slices(problem, sizes):
         part = im2col.slice_struct(sizes, first, first + tiles)
         padded = int(part["padded"])
-        launch(scatter, (ceil_div(padded, THREADS), chunks), THREADS, (x, columns, struct, part), stream=stream)
-        arguments = (packed, columns, products, None, None, products_struct(problem, padded, together))
+        grid = ceil_div(padded * sharing, THREADS), chunks
+        launch(scatter, grid, THREADS, (x, columns, struct, part), stream=stream)
+        arguments = (packed, columns, products, None, None, products_struct(problem, padded, lies.together))
         arguments += (im2col.slice_struct(sizes, 0, tiles),)
         launch(gemm, product_blocks(problem, sizes, tiles), sizes.threads, arguments, stream=stream)
         arguments = (products, y, bias, residual, struct, part)

@@ -38,11 +38,30 @@ inline unsigned short float_to_half(float value)
     return bits;
 }
 
-struct Fibre { ucontext_t context; std::vector<char> stack; bool done; };
+struct Fibre { ucontext_t context; std::vector<char> stack; bool done, at_barrier; };
 static ucontext_t scheduler;
 static Fibre* running;
 
-inline void __syncthreads() { swapcontext(&running->context, &scheduler); }
+inline void wait_for_others(bool at_barrier)
+{
+    running->at_barrier = at_barrier;
+    swapcontext(&running->context, &scheduler);
+}
+inline void __syncthreads() { wait_for_others(true); }
+
+// What lane + further of the warp has, or what this lane has if there is no such lane. Warps may have left, not lanes.
+static double shuffled[1024];
+template <class Number> Number shuffle(Number number, int further)
+{
+    const int own = threadIdx.x, from = own / 32 == (own + further + 32) / 32 - 1 ? own + further : own;
+    shuffled[own] = number;
+    wait_for_others(false);
+    const Number result = shuffled[from];
+    wait_for_others(false);
+    return result;
+}
+template <class Number> Number __shfl_up_sync(unsigned, Number number, int by) { return shuffle(number, -by); }
+template <class Number> Number __shfl_down_sync(unsigned, Number number, int by) { return shuffle(number, by); }
 
 extern char __start_shared_memory[] __attribute__((weak)), __stop_shared_memory[] __attribute__((weak));
 
@@ -70,18 +89,20 @@ static bool run_block(std::vector<Fibre>& fibres)
         getcontext(&fibre.context);
         fibre.context.uc_stack.ss_sp = fibre.stack.data();
         fibre.context.uc_stack.ss_size = fibre.stack.size();
-        fibre.done = false;
+        fibre.done = fibre.at_barrier = false;
         makecontext(&fibre.context, enter, 0);
     }
     const size_t count = fibres.size();
     for (size_t round = 0, done = 0; done < count; ++round) {
+        bool waiting = false;
         done = 0;
         for (size_t i = 0; i < count; ++i) {
             const size_t index = round % 2 ? count - 1 - i : i;
-            resume(fibres[index], index);
+            if (!fibres[index].done) resume(fibres[index], index);
             done += fibres[index].done;
+            waiting |= !fibres[index].done && fibres[index].at_barrier;
         }
-        if (done && done < count) return false;
+        if (done && waiting) return false;
     }
     return true;
 }

@@ -24,6 +24,8 @@ CASES = {
     "a short split": Case("short", (1, 21, 5, 7), (5, 21, 3, 3), {"padding": 1}),
     "two splits, channels last": Case("last", (1, 7, 9, 26), (66, 13, 3, 3), {"groups": 2, "layout": "NHWC"}),
     "slices": Case("slices", (1, 3, 50, 44), (5, 3, 3, 3), {"padding": ((2, 0), (0, 3))}),
+    "slices of rows": Case("rows", (1, 3, 50, 44), (5, 3, 3, 3), {"padding": 1}),
+    "pairs of channels": Case("pairs", (1, 7, 9, 20), (6, 10, 3, 3), {"groups": 2, "layout": "NHWC"}),
     "float64": Case("float64", (1, 3, 9, 7), (5, 3, 3, 3), dtype="float64"),
 }
 
@@ -182,8 +184,8 @@ BATCHED = {
     "tiles past the last read": (
         "winograd_batched.cu",
         "pixels",
-        "const bool exists = m < slice.pixels;\n    const Corner corner",
-        "const bool exists = true;\n    const Corner corner",
+        "const bool exists = m < slice.pixels;",
+        "const bool exists = true;",
     ),
     "a channel past the group": (
         "winograd_batched.cu",
@@ -194,21 +196,75 @@ BATCHED = {
     "a row below the image": (
         "winograd_batched.cu",
         "pixels",
-        "(unsigned)(h0 + r) < problem.H",
-        "(unsigned)(h0 + r) <= problem.H",
+        "corner.p - problem.top + r) < problem.H",
+        "corner.p - problem.top + r) <= problem.H",
     ),
     "a column beside the image": (
         "winograd_batched.cu",
         "pixels",
-        "(unsigned)(w0 + s) < problem.W;",
-        "(unsigned)(w0 + s) <= problem.W;",
+        "corner.q + s < problem.W)",
+        "corner.q + s <= problem.W)",
     ),
-    "a row above the image": ("winograd_batched.cu", "pixels", "(unsigned)(h0 + r) < problem.H", "h0 + r < problem.H"),
+    "a row above the image": (
+        "winograd_batched.cu",
+        "pixels",
+        "(unsigned)(corner.p - problem.top + r) < problem.H",
+        "corner.p - problem.top + r < problem.H",
+    ),
     "a column before the image": (
         "winograd_batched.cu",
         "pixels",
-        "(unsigned)(w0 + s) < problem.W;",
-        "w0 + s < problem.W;",
+        "const bool before = corner.q > 0,",
+        "const bool before = true,",
+    ),
+    "a column behind the image": (
+        "winograd_batched.cu",
+        "slices of rows",
+        "behind = corner.q + MINIMAL < problem.W;",
+        "behind = true;",
+    ),
+    "a warp's first tile without the column before it": (
+        "winograd_batched.cu",
+        "slices of rows",
+        "lane == 0 ? further : before",
+        "before",
+    ),
+    "a warp's last tile without the column behind it": (
+        "winograd_batched.cu",
+        "slices of rows",
+        "lane == 31 ? further : behind",
+        "behind",
+    ),
+    "the column behind for the one before": (
+        "winograd_batched.cu",
+        "slices of rows",
+        "own[lane == 0 ? -1 : MINIMAL]",
+        "own[MINIMAL]",
+    ),
+    "elements beside the image": (
+        "winograd_batched.cu",
+        "slices",
+        "(unsigned)(w + s) < problem.W",
+        "(unsigned)(w + s) <= problem.W",
+    ),
+    "elements above the image": ("winograd_batched.cu", "slices", "(unsigned)(h + r) < problem.H", "h + r < problem.H"),
+    "pairs of a chunk all the first": (
+        "winograd_batched.cu",
+        "pairs of channels",
+        "threadIdx.x % SHARING * AT_ONCE + i",
+        "i",
+    ),
+    "windows without their barrier": (
+        "winograd_batched.cu",
+        "pixels",
+        "        __syncthreads();\n        #pragma unroll\n        for (int tap = 0; tap < OF_WINDOW",
+        "        #pragma unroll\n        for (int tap = 0; tap < OF_WINDOW",
+    ),
+    "windows unturned": (
+        "winograd_batched.cu",
+        "banks",
+        "windows[filter][number ^ filter / (WINDOWS / 8)]",
+        "windows[filter][number]",
     ),
     "columns not interleaved": (
         "winograd_batched.cu",
@@ -264,18 +320,18 @@ BATCHED = {
         "corner_of(problem, slice.first + (exists ? m : 0));",
         "corner_of(problem, exists ? m : 0);",
     ),
-    "filters past the last row": ("winograd_batched.cu", "float64", "if (index >= rows * slice.filters) return;", ""),
+    "filters past the last row": ("winograd_batched.cu", "float64", "if (k >= slice.filters) return;", ""),
     "weights of a filter past the group": (
         "winograd_batched.cu",
         "pixels",
-        "k < problem.Kg && c < problem.Cg;\n\n",
-        "c < problem.Cg;\n\n",
+        "problem.Cg - first_channel, brought < problem.Kg);",
+        "problem.Cg - first_channel, true);",
     ),
     "weights of a channel past the group": (
         "winograd_batched.cu",
         "pixels",
-        "k < problem.Kg && c < problem.Cg;\n\n",
-        "k < problem.Kg;\n\n",
+        "i * 8 + lane < channels * OF_WINDOW",
+        "true",
     ),
     "filters not interleaved": ("winograd_batched.cu", "pixels", "place_of<FILTER_LANES>(k);", "k;"),
     "the first step without its barrier": (
@@ -328,7 +384,7 @@ def cut(monkeypatch):
         if "split" in what:
             split = lambda problem, _: winograd_fused.tiling_of(problem, 2)  # noqa: E731
             monkeypatch.setattr(winograd_fused, "tiling_for", split)
-        if what == "slices":
+        if what.startswith("slices"):
             monkeypatch.setattr(winograd_batched, "WORKSPACE_BYTES", 1)
         if what == "float64":  # 16 filters times 8 channels fill half a block of threads
             monkeypatch.setattr(winograd_batched, "products_seconds", lambda problem, device, sizes: sizes.tile_k)
@@ -351,7 +407,7 @@ def test_the_fused_kernel_passes(what, cut):
 @pytest.mark.parametrize("what", sorted({check for _, check, _, _ in BATCHED.values()}))
 def test_the_batched_kernels_pass(what, cut):
     cut(what)
-    if what == "slices":
+    if what.startswith("slices"):
         problem = CASES[what].problem()
         tiles = winograd_batched.transformed(problem).W
         assert winograd_batched.matrices(problem, device.emulator()).pixels < tiles, "more than one slice"
