@@ -10,6 +10,7 @@ from numba import from_dtype
 from . import target
 from .call import CALL_DTYPE
 from .filter_cuts import up
+from .lone_pixels import MOST, joins_a_tile
 from .microkernel import VECTORS, tile_rows
 from .threads import worker_span
 from .vectors import lanes
@@ -29,7 +30,7 @@ PACKED_BYTES, PACKED_FAR_BYTES = {16: 2 << 20, 32: 128 << 10}, {16: math.inf, 32
 CUTS = (
     "coarse_h", "coarse_w", "pitch", "plane", "low_h", "low_w", "shifts_h", "shifts_w", "step_h", "step_w", "stacked",
     "weight_rows", "weight_panels", "depth_block", "channel_block", "channel_tasks", "group", "sums_at", "zeros_at",
-    "workers_at", "worker_bytes",
+    "workers_at", "worker_bytes", "packs", "tiled", "lone_at",
 )  # fmt: skip
 FOUND = ("weights_in_place",)  # by looking at the array
 CALL_CUT = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in CUTS + FOUND]))
@@ -72,20 +73,25 @@ def cuts(problem, threads):
     )
     sums_at = up(copied * problem.dtype.itemsize, 64)
     zeros_at = sums_at + sums * problem.dtype.itemsize
-    workers_at = worker_span(problem.groups * problem.Kg * weight_rows * panels * problem.dtype.itemsize)
-    worker_bytes = worker_span(zeros_at + CHANNEL_BLOCK * problem.dtype.itemsize)
+    item, packs = problem.dtype.itemsize, not stacked and packs_itself(problem, threads, coarse, shifts)
+    workers_at = 0 if packs else worker_span(problem.groups * problem.Kg * weight_rows * panels * item)
+    packed = CHANNEL_BLOCK * depth * panels if packs else 0
+    tiled = tiles_of(problem, coarse)[1]
+    lone_at = zeros_at + up((CHANNEL_BLOCK + packed) * item, 64)
+    lone = group * math.prod(problem.stride) * channel_block if tiled < problem.N * math.prod(coarse) else 0
+    worker_bytes = worker_span(lone_at + lone * item)
     numbers = (
         *coarse, pitch, plane, *lows, *shifts, *steps, stacked, weight_rows, panels, depth, channel_block,
-        channel_tasks, group, sums_at, zeros_at, workers_at, worker_bytes,
+        channel_tasks, group, sums_at, zeros_at, workers_at, worker_bytes, packs, tiled, lone_at,
     )  # fmt: skip
-    pack_tasks = channel_tasks * problem.groups * -(-problem.Kg // depth) * -(-depth // PACKED)
+    pack_tasks = 0 if packs else channel_tasks * problem.groups * -(-problem.Kg // depth) * -(-depth // PACKED)
     return numbers, (pack_tasks, tasks), workers_at + threads * worker_bytes
 
 
 def tiled_cut(problem, threads, coarse, shifts):
     """What a task of `build` does, how many numbers it copies and sums at a time, and how many tasks there are."""
     width = VECTORS * lanes(problem.dtype)
-    tiles = -(-problem.N * coarse[0] * coarse[1] // width)
+    tiles, _ = tiles_of(problem, coarse)
     most = target.cache_bytes(1) * 3 // 4 // (width * problem.dtype.itemsize)
     if shifts == (1, 1):
         far = wants_weights_in_place(problem) and lies_far(problem)
@@ -96,12 +102,39 @@ def tiled_cut(problem, threads, coarse, shifts):
     panels = shifts[0] * shifts[1] * depth * width
     wanted = TASKS_PER_THREAD * threads if threads > 1 else 1
     group = max(1, min(GROUP_BYTES // (panels * problem.dtype.itemsize), tiles // wanted))
+    most_channels = -(-problem.Cg // CHANNEL_BLOCK)
+    if packs_itself(problem, threads, coarse, shifts):
+        group, wanted = tiles, most_channels * problem.groups
     tasks = -(-tiles // group) * problem.groups
-    channel_tasks = max(1, min(-(-wanted // tasks), -(-problem.Cg // CHANNEL_BLOCK)))
+    channel_tasks = max(1, min(-(-wanted // tasks), most_channels))
     channel_block = up(-(-problem.Cg // channel_tasks), padded_filters(1))
     channel_tasks = -(-problem.Cg // channel_block)
     sums = group * problem.stride[0] * problem.stride[1] * channel_block * width
     return coarse[1], 0, depth, channel_block, channel_tasks, group, group * panels, sums, tasks * channel_tasks
+
+
+def tiles_of(problem, coarse):
+    """How many tiles of pixels there are, and how many pixels are in them, where those that are left are added to tiles
+    as lone ones; else all.
+    """
+    width, pixels = VECTORS * lanes(problem.dtype), problem.N * coarse[0] * coarse[1]
+    multiplies = problem.stride[0] * problem.stride[1] <= problem.R * problem.S  # more than it stores zeros
+    if joins_a_tile() and multiplies and 0 < pixels % width <= min(MOST, pixels // width):
+        return pixels // width, pixels // width * width
+    return -(-pixels // width), pixels
+
+
+def packs_itself(problem, threads, coarse, shifts) -> bool:
+    """Whether a task packs its weights: of a block of channels for all pixels, which are few, so that nobody else needs
+    these; and all of them, panels, sums and weights, lie in the L2 cache.
+    """
+    depth = target.cache_bytes(1) * 3 // 4 // (VECTORS * lanes(problem.dtype) * problem.dtype.itemsize)
+    tiles, _ = tiles_of(problem, coarse)
+    phases, taps = problem.stride[0] * problem.stride[1], problem.R * problem.S
+    a_tile = (shifts[0] * shifts[1] * depth + phases * CHANNEL_BLOCK) * VECTORS * lanes(problem.dtype)
+    numbers = tiles * a_tile + CHANNEL_BLOCK * depth * taps
+    enough = problem.groups * -(-problem.Cg // CHANNEL_BLOCK) >= 2 * threads
+    return taps > 1 and enough and numbers * problem.dtype.itemsize <= target.cache_bytes(2) * 3 // 4
 
 
 def stacked_cut(problem, threads, coarse, shifts):

@@ -9,7 +9,7 @@ from .compilation import inlined
 from .input_grad_cuts import CALL_CUT
 from .input_grad_panels import copy_panels_function
 from .input_grad_stores import finish_function
-from .input_grad_weights import build_pack
+from .input_grad_weights import pack_functions
 from .microkernel import VECTORS, multiply_function, panel_rows, tile_function
 from .short_floats import memory_functions
 from .threads import LINE, two_round_loop
@@ -103,4 +103,5 @@ def build_stacked(dtype_name, twelve):
             here = sums + first // width * tile_sums
             finish_tile(call, grad_x, here, zeros, first, min(first + width, pixels), row0, call.Cg)
 
-    return two_round_loop(build_pack(dtype_name), task)
+    pack, _ = pack_functions(dtype_name)
+    return two_round_loop(pack, task)

@@ -4,16 +4,62 @@ channels, for which it goes through blocks of filters and all phases and taps.
 
 import numba
 import numpy as np
+from numba.core import types
 
 from .compilation import inlined
 from .input_grad_cuts import CALL_CUT, CHANNEL_BLOCK
 from .input_grad_panels import copy_panels_function
 from .input_grad_stores import finish_function
-from .input_grad_weights import build_pack, first_tap
-from .microkernel import VECTORS, multiply_function, panel_rows
+from .input_grad_weights import first_tap, pack_functions
+from .microkernel import AHEAD, VECTORS, accumulate, multiply_function, panel_rows, vector_type
 from .short_floats import memory_functions
 from .threads import LINE, two_round_loop
+from .tracing import Lanes, choose, load, store, traced, when, zeros
 from .vectors import Vector, broadcast, lanes, record_at
+
+
+def tile_with_lone_function(real):
+    """The traced function for one tile of whole vectors of pixels and one pixel more: its sums are the lanes of a
+    vector of channels, which are neighbours.
+    """
+    V, rows = vector_type(real), panel_rows()
+    L = Lanes(V.kind, rows)
+
+    @traced(types.void)
+    def tile(
+        a, a_row, a_step, b, b_step, depth, ahead, ahead_step, partial, partial_row, first, out, out_row, left, x,
+        x_step, lone,
+    ):  # fmt: skip
+        """As microkernel.tile_function's. x, x_step: where the lone pixel's numbers lie; lone: where its sums wait."""
+
+        def fresh():
+            return [[zeros(V, a) for _ in range(VECTORS)] for _ in range(rows)] + [[zeros(L, a)]]
+
+        def continued():
+            waiting = [[load(V, partial + partial_row * i + V.bytes * j) for j in range(VECTORS)] for i in range(rows)]
+            return [*waiting, [load(L, lone)]]
+
+        *sums, (alone,) = choose(first, fresh, continued)
+        sums, alone = accumulate(
+            V, rows, VECTORS, a, a_row, 0, a_step, b, b_step, depth, sums, ahead, ahead_step,
+            lone=(L, alone, x, x_step),
+        )  # fmt: skip
+        store(lone, alone)
+
+        def finish():
+            for i in range(rows):
+                with when(left > i):
+                    for j in range(VECTORS):
+                        store(out + out_row * i + V.bytes * j, sums[i][j])
+
+        def leave():
+            for i in range(rows):
+                for j in range(VECTORS):
+                    store(partial + partial_row * i + V.bytes * j, sums[i][j])
+
+        choose(out.differs(0), finish, leave)
+
+    return tile
 
 
 def build_tiled(dtype_name):
@@ -23,14 +69,57 @@ def build_tiled(dtype_name):
     width, panel_row = VECTORS * W, VECTORS * W * item
     fetched = CHANNEL_BLOCK // rows * (LINE // 2)  # bytes of each channel, while a block is multiplied
     V, zero = Vector(numba.from_dtype(np.dtype(real)), W), real(0)
-    _, _, _, write_vector = memory_functions(dtype_name)
+    read, write, _, write_vector = memory_functions(dtype_name)
     multiply = multiply_function(real, "row")
+    tile_with_lone = tile_with_lone_function(real)
     copy_panels, _, lies_flat = copy_panels_function(dtype_name)
     finish_tile = finish_function(dtype_name)
+    pack, pack_block = pack_functions(dtype_name)
 
     @inlined
-    def multiply_phases(call, vectors, count, w, panels, panel_step, depth, sums, fresh, out, zeros, soon, soon_step):
-        """w: of the first tap. panel_step: from filter to filter. out: where to put what is finished then, or 0.
+    def multiply_with_lone(
+        count, w, w_panel, w_step, panel, panel_step, depth, sums, first, out, out_row, ahead, ahead_panel, ahead_step,
+        x, x_step, lone,
+    ):  # fmt: skip
+        if ahead == 0:
+            ahead, ahead_panel, ahead_step = w + AHEAD, w_panel, w_step
+        for i in range(0, count, rows):
+            tile_with_lone(
+                w + i // rows * w_panel, item, w_step, panel, panel_step, depth, ahead + i // rows * ahead_panel,
+                ahead_step, sums + i * panel_row, panel_row, first, out + i * out_row if out != 0 else 0, out_row,
+                count - i, x, x_step, lone + i * item,
+            )  # fmt: skip
+
+    @inlined
+    def lone_place(call, grad, pixel, shift_h, shift_w, zeros):
+        """Where grad_y has what a shift brings to a pixel of the coarse grid, and how far apart filters lie there."""
+        row, q = pixel // call.coarse_w, pixel % call.coarse_w + shift_w
+        n, p = row // call.coarse_h, row % call.coarse_h + shift_h
+        if p < 0 or p >= call.P or q < 0 or q >= call.Q:
+            return zeros, 0
+        return grad + n * call.x_n + p * call.x_h + q * call.x_w, call.x_c
+
+    @inlined
+    def finish_lone(call, grad_x, sums, pixel, count):
+        """The sums of a lone pixel, of all phases, to grad_x."""
+        row, j = pixel // call.coarse_w, pixel % call.coarse_w * call.stride_w
+        n, i = row // call.coarse_h, row % call.coarse_h * call.stride_h
+        for fh in range(min(call.stride_h, call.H - i)):
+            for fw in range(min(call.stride_w, call.W - j)):
+                meets = first_tap(fh, call.top, call.dilation_h, call.stride_h, call.R) < call.R
+                meets &= first_tap(fw, call.left, call.dilation_w, call.stride_w, call.S) < call.S
+                here = sums + (fh * call.stride_w + fw) * call.channel_block * item
+                to = grad_x + n * call.y_n + (i + fh) * call.y_p + (j + fw) * call.y_q
+                for c in range(count):
+                    write(to + c * call.y_k, read(here + c * item) if meets else zero)
+
+    @inlined
+    def multiply_phases(
+        call, vectors, count, w, tap_rows, panels, panel_step, depth, sums, fresh, out, zeros, soon, soon_step, grad,
+        pixel, lone,
+    ):  # fmt: skip
+        """w: of the first tap, which has tap_rows rows. panel_step: from filter to filter. out: where to put what is
+        finished then, or 0. pixel: the tile's lone one, or -1; lone: where its sums are; grad: grad_y of the filters.
         soon: what is needed next, soon_step bytes apart, or 0: this is then fetched instead of weights.
         """
         phase_bytes = call.channel_block * panel_row
@@ -51,13 +140,21 @@ def build_tiled(dtype_name):
                         if soon != 0:
                             ahead = soon + (shift_h + call.low_h) * call.x_h if shift_w == 0 else 0
                             ahead_step = soon_step
-                        multiply(
-                            vectors, count, w, item, w_panel, w_step, panel, panel_step, depth, sums,
-                            panel_row, first, out, call.y_k, zeros, 0, 0, -np.inf, np.inf, ahead, LINE // 2, ahead_step,
-                        )  # fmt: skip
-                        w += call.weight_rows * depth * item
+                        if pixel < 0:
+                            multiply(
+                                vectors, count, w, item, w_panel, w_step, panel, panel_step, depth, sums, panel_row,
+                                first, out, call.y_k, zeros, 0, 0, -np.inf, np.inf, ahead, LINE // 2, ahead_step,
+                            )  # fmt: skip
+                        else:
+                            x, x_step = lone_place(call, grad, pixel, shift_h + call.low_h, shift_w + call.low_w, zeros)
+                            multiply_with_lone(
+                                count, w, w_panel, w_step, panel, panel_step, depth, sums, first, out, call.y_k, ahead,
+                                LINE // 2, ahead_step, x, x_step, lone,
+                            )  # fmt: skip
+                        w += tap_rows * depth * item
                         first = False
                 sums += phase_bytes
+                lone += call.channel_block * item
 
     @inlined
     def place(call, address, step_n, step_h, step_w, pixel):
@@ -105,7 +202,7 @@ def build_tiled(dtype_name):
 
     def task(call_address, index, worker):
         call = record_at(CALL_CUT, call_address)
-        pixels = call.N * call.coarse_h * call.coarse_w
+        pixels, all_pixels = call.tiled, call.N * call.coarse_h * call.coarse_w
         groups_of_tiles = (pixels + call.group * width - 1) // (call.group * width)
         channel_task, rest = index // (call.groups * groups_of_tiles), index % (call.groups * groups_of_tiles)
         g, c0 = rest // groups_of_tiles, channel_task * call.channel_block
@@ -117,7 +214,7 @@ def build_tiled(dtype_name):
         sums, zeros = own + call.sums_at, own + call.zeros_at
         for i in range(0, CHANNEL_BLOCK, W):
             write_vector(zeros + i * item, broadcast(V, zero))
-        tile_sums = phases * call.channel_block * panel_row
+        tile_sums, tile_lone = phases * call.channel_block * panel_row, phases * call.channel_block * item
         grad = call.x + g * call.Kg * call.x_c
         w = call.workspace + g * call.weight_panels * call.weight_rows * call.Kg * item
         grad_x = call.y + (g * call.Cg + c0) * call.y_k
@@ -130,7 +227,14 @@ def build_tiled(dtype_name):
                     copy_panels(call, panels, grad + k0 * call.x_c, start, min(start + width, end), depth)
             w_block = w + (k0 * call.weight_panels * call.weight_rows + c0 * depth) * item
             for f in range(0, channels, CHANNEL_BLOCK):
-                count = min(CHANNEL_BLOCK, channels - f)
+                count, tap_rows = min(CHANNEL_BLOCK, channels - f), call.weight_rows
+                weights = w_block + f * depth * item
+                lying = call.w + (g * call.Kg + k0) * call.w_k + (c0 + f) * call.w_c
+                if call.weights_in_place:
+                    weights = lying
+                elif call.packs:
+                    weights, tap_rows = zeros + CHANNEL_BLOCK * item, CHANNEL_BLOCK
+                    pack_block(call, weights, lying, count, depth)
                 for start in range(first, end, width):
                     tile, vectors = (start - first) // width, (min(width, end - start) + W - 1) // W
                     panels, here = own + tile * shifts * depth * panel_row, sums + tile * tile_sums + f * panel_row
@@ -138,6 +242,9 @@ def build_tiled(dtype_name):
                     if reads_in_place(call, start, end):
                         panels = place(call, grad + k0 * call.x_c, call.x_n, call.x_h, call.x_w, start)
                         panel_step = call.x_c
+                    lone = own + call.lone_at + tile * tile_lone + f * item
+                    pixel = pixels + start // width
+                    pixel = pixel if pixel < all_pixels else -1
                     out, soon, soon_step = 0, 0, 0
                     if last and finishes_itself(call, start, end):
                         out = place(call, grad_x + f * call.y_k, call.y_n, call.y_p, call.y_q, start)
@@ -145,17 +252,17 @@ def build_tiled(dtype_name):
                         soon, soon_step = read_next(call, grad, start, first, end, k0, depth), call.x_c
                     elif phases > 1 and depth <= channels:
                         soon, soon_step = stored_next(call, grad_x, start, f, k0, depth, channels), call.y_k
-                    weights = w_block + f * depth * item
-                    if call.weights_in_place:
-                        weights = call.w + (g * call.Kg + k0) * call.w_k + (c0 + f) * item
                     multiply_phases(
-                        call, vectors, count, weights, panels, panel_step, depth, here, k0 == 0, out, zeros, soon,
-                        soon_step,
+                        call, vectors, count, weights, tap_rows, panels, panel_step, depth, here, k0 == 0, out, zeros,
+                        soon, soon_step, grad + k0 * call.x_c, pixel, lone,
                     )  # fmt: skip
         for start in range(first, end, width):
+            tile, pixel = (start - first) // width, pixels + start // width
+            if pixel < all_pixels:
+                finish_lone(call, grad_x, own + call.lone_at + tile * tile_lone, pixel, channels)
             if finishes_itself(call, start, end):
                 continue
-            here = sums + (start - first) // width * tile_sums
+            here = sums + tile * tile_sums
             finish_tile(call, grad_x, here, zeros, start, min(start + width, end), 0, channels)
 
-    return two_round_loop(build_pack(dtype_name), task)
+    return two_round_loop(pack, task)

@@ -11,11 +11,12 @@ import numpy as np
 from numba.core import types
 
 from .compilation import inlined
-from .input_grad_cuts import CALL_CUT, PACKED
+from .input_grad_cuts import CALL_CUT, CHANNEL_BLOCK, PACKED
 from .microkernel import panel_rows, vector_type
 from .short_floats import memory_functions
 from .tracing import Lanes, load, load_strided, loop, store, traced
 from .vectors import record_at
+from .weight_rows import padded_filters
 
 
 @inlined
@@ -27,16 +28,16 @@ def first_tap(phase, before, dilation, stride, window):
     return tap
 
 
-def build_pack(dtype_name):
-    """Task: up to PACKED filters of one group, of the channels of one multiplying task, from the weights (K, Cg, R, S)
-    to call.workspace.
+def pack_functions(dtype_name):
+    """A task: up to PACKED filters of one group, of the channels of one multiplying task, from w (K, Cg, R, S) to
+    call.workspace; and a Numba function that does the same for one block, in a multiplying task.
 
     For every block of filters, for every tap, phase by phase (or every shift): panels of `rows` channels (or channels
     of phases), filter after filter. A filter's weights are read from end to end: in the order of the panels, from 32
     bytes of each filter to the next filter's, packing 9 MB that no cache held took 2.2 ms on two Zen 5 cores.
     """
     real = np.dtype(dtype_name).type
-    item, rows = np.dtype(real).itemsize, panel_rows()
+    item, rows, unit = np.dtype(real).itemsize, panel_rows(), padded_filters(1)
     some = Lanes(vector_type(real).kind, rows)
     read, write, _, _ = memory_functions(dtype_name)
 
@@ -119,4 +120,15 @@ def build_pack(dtype_name):
                 pack_phases(call, to, w + row0 * call.w_c, min(rows, call.Cg - row0), filters, tap_bytes)
             to += rows * depth * item
 
-    return pack
+    @inlined
+    def pack_block(call, to, w, channels, depth):
+        """Up to CHANNEL_BLOCK channels of `depth` filters; w: of the first ones."""
+        for k in range(0, depth, PACKED):
+            filters = min(PACKED, depth - k)
+            for row0 in range(0, (channels + unit - 1) // unit * unit, rows):
+                pack_phases(
+                    call, to + (row0 * depth + k * rows) * item, w + k * call.w_k + row0 * call.w_c,
+                    min(rows, channels - row0), filters, CHANNEL_BLOCK * depth * item,
+                )  # fmt: skip
+
+    return pack, pack_block

@@ -17,11 +17,15 @@ PROBLEMS = {
     "1x1": ((2, 24, 9, 13), (70, 24, 1, 1), {}, False),
     "1x1 over whole tiles": ((1, 130, 20, 16), (40, 130, 1, 1), {}, False),
     "1x1, images share tiles": ((7, 16, 7, 7), (40, 16, 1, 1), {}, False),
+    "1x1, a lone pixel": ((1, 48, 7, 7), (40, 48, 1, 1), {}, False),
+    "1x1, four lone pixels": ((1, 130, 14, 14), (40, 130, 1, 1), {}, False),
     "1x1 with padding": ((2, 16, 7, 9), (20, 16, 1, 1), {"padding": 1}, False),
     "1x1 in groups": ((2, 48, 9, 7), (40, 24, 1, 1), {"groups": 2}, False),
     "1x1, stride 2": ((3, 40, 14, 14), (60, 40, 1, 1), {"stride": 2}, False),
     "1x1, stride 2, odd": ((3, 40, 15, 13), (60, 40, 1, 1), {"stride": 2}, False),
     "3x3, stride 2": ((3, 40, 14, 18), (60, 40, 3, 3), {"stride": 2, "padding": 1}, False),
+    "3x3, stride 2, a lone pixel": ((1, 20, 13, 14), (60, 20, 3, 3), {"stride": 2, "padding": 1}, False),
+    "3x3, stride 2, packed by tasks": ((1, 260, 14, 13), (24, 260, 3, 3), {"stride": 2, "padding": 1}, False),
     "3x3, stride 2, odd": ((2, 20, 13, 65), (60, 20, 3, 3), {"stride": 2, "padding": 1}, False),
     "stride by rows": ((2, 20, 13, 40), (20, 20, 3, 3), {"stride": (2, 1), "padding": 1}, False),
     "stride by columns": ((2, 20, 13, 40), (20, 20, 3, 3), {"stride": (1, 2), "padding": ((2, 0), (1, 3))}, False),
@@ -42,6 +46,7 @@ PROBLEMS = {
 IN_PLACE = (
     "1x1",
     "1x1, images share tiles",
+    "1x1, a lone pixel",
     "1x1 with padding",
     "1x1 in groups",
     "1x1, stride 2",
@@ -107,6 +112,13 @@ def test_the_same_bits_for_every_number_of_threads(name):
     first = computed(problem, grad_y, w, 1)
     for threads in (2, 3, 7):
         np.testing.assert_array_equal(computed(problem, grad_y, w, threads), first)
+
+
+def test_few_pixels_have_lone_ones_and_tasks_that_pack():
+    for name, packs in (("1x1, a lone pixel", False), ("3x3, stride 2, packed by tasks", True)):
+        cut = dict(zip(input_grad.CUTS, input_grad.cuts(problem_of(name), 2)[0], strict=True))
+        assert cut["tiled"] == (48 if target.register_count() == 32 else 49)
+        assert cut["packs"] == packs or target.cache_bytes(2) < 1 << 20
 
 
 @pytest.mark.parametrize("strides", ["reversed", "columns apart", "channels last"])
