@@ -19,7 +19,7 @@ from math import gcd
 
 from . import patches, target, weight_rows
 from .filter_cuts import until_all_done, up
-from .flat_planes import row_phases, rows_below
+from .flat_planes import MOST_APART, row_phases, rows_below
 from .lone_pixels import MOST as MOST_LONE
 from .microkernel import VECTORS, multiplied_rows, multiply_cycles
 from .threads import worker_span
@@ -131,10 +131,11 @@ def copy_cycles(problem) -> float:
     rows = problem.Cg * problem.S * row_phases(problem) * problem.P
     if problem.layout != "NCHW":
         return LAST_CYCLES * rows * problem.Q
-    if problem.dtype != problem.accumulate or problem.stride[1] > 2:
+    if problem.dtype != problem.accumulate or problem.stride[1] > MOST_APART:
         return 2.0 * rows * problem.Q
     strided = problem.groups > 1 and problem.stride[1] == 2 and target.multiply_adds_per_cycle() == 1
-    cycles = rows * (4.0 * -(-problem.Q // lanes(problem.accumulate)) + 0.375 * problem.Q)
+    vector = max(4.0, 2.0 * problem.stride[1])
+    cycles = rows * (vector * -(-problem.Q // lanes(problem.accumulate)) + 0.375 * problem.Q)
     return cycles * (COPIED_BY_STRIDES if strided else 1.0)
 
 

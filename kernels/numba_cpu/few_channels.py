@@ -29,6 +29,10 @@ instead of 480 to 680.
 Stores past the cache, measured on two Zen 4 cores with AVX-512: 3 channels of 224 x 224 to 64 filters under 3 x 3 take
 0.88 of the time (870 microseconds), of 256 x 256 0.87, of 640 x 640 to 32 with stride 2 0.79; under 1 x 1, whose
 products do not outlast the stores, 1.8. Held to AVX2, where a vector is half a line, 0.84 to 1.06: there none do so.
+Rows of a window that meet only padding are left out where there is one channel, whose other depths follow each other:
+DeepSpeech's 41 x 11 with padding (20, 5), 1 -> 32 channels of 161 x 200 with stride 2, 1,110 microseconds on two Zen 4
+cores (earlier 1,160). Threads share the filters of a single row: there 1 -> 512 of 1 x 16,000 under 1 x 10 take 190
+instead of 385.
 Source: indirect offsets as in Dukhan, The Indirect Convolution Algorithm, 2019.
 """
 
@@ -63,8 +67,8 @@ STREAM_BYTES = 30e9  # a second, of x row by row and of y in strips of a row (Ze
 LINE_CYCLES = 20  # memory takes a line of y so often, past the cache
 
 GEOMETRY = (
-    "bands", "row_bytes", "phase_bytes", "channel_bytes", "bias_at", "scratch_at", "panel_at", "packed_row",
-    "streaming", "worker_bytes",
+    "bands", "filter_parts", "row_bytes", "phase_bytes", "channel_bytes", "bias_at", "scratch_at", "panel_at",
+    "packed_row", "streaming", "worker_bytes",
 )  # fmt: skip
 CALL_FEW = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in GEOMETRY]))
 
@@ -181,9 +185,19 @@ def build(dtype_name, rows, width):
         vectors = 2 if left == 4 else min(left, VECTORS)
         return min(vectors, Q // W)
 
+    @inlined
+    def depths_inside(call, h):
+        """Of one channel, a window whose first row is x's row h: the depths before those rows of it that meet x, which
+        has none of the others' numbers, and how many theirs are.
+        """
+        first = min(max((call.dilation_h - 1 - h) // call.dilation_h, 0), call.R)
+        behind = min(max((call.H - h + call.dilation_h - 1) // call.dilation_h, first), call.R)
+        return first * call.S, (behind - first) * call.S
+
     def task(call_address, index, worker):
         call = record_at(CALL_FEW, call_address)
-        band, rest = index % call.bands, index // call.bands
+        part, rest = index % call.filter_parts, index // call.filter_parts
+        band, rest = rest % call.bands, rest // call.bands
         g, n = rest % call.groups, rest // call.groups
         p0, p1 = call.P * band // call.bands, call.P * (band + 1) // call.bands
         offsets = call.workspace + worker * call.worker_bytes
@@ -200,46 +214,51 @@ def build(dtype_name, rows, width):
                 p0 * call.stride_h - call.top, row_count, -call.left, columns, call.stride_w,
             )  # fmt: skip
 
-        depth, kind = call.Cg * call.R * call.S, call.activation
+        all_depths, kind = call.Cg * call.R * call.S, call.activation
         w, w_row = call.w + k0 * call.w_k, call.w_k
         if call.w_k == 0:
             padded = (call.Kg + padding - 1) // padding * padding
             w, w_row = call.w + g * padded * call.packed_row, call.packed_row
         aligned = (call.y | call.y_n | call.y_k | call.y_p) % LINE == 0
+        panels = (call.Kg + one_rows - 1) // one_rows
+        f0 = panels * part // call.filter_parts * one_rows
+        f1 = min(panels * (part + 1) // call.filter_parts * one_rows, call.Kg)
         past, vectors_a_row = call.streaming if aligned else 0, (call.Q + W - 1) // W
         for p in range(p0, p1):
             x = panel + (p - p0) * call.stride_h * call.row_bytes
+            skipped, depth = (0, all_depths) if call.Cg > 1 else depths_inside(call, p * call.stride_h - call.top)
+            w_here, offsets_here = w + skipped * item, offsets + skipped * 8
             y = call.y + n * call.y_n + k0 * call.y_k + p * call.y_p
             residual = call.residual + n * call.residual_n + k0 * call.residual_k + p * call.residual_p
             begin = 0
             while begin < vectors_a_row:
                 end = begin + STRIP if begin + 2 * STRIP <= vectors_a_row else vectors_a_row
-                for panel_f in range(0, call.Kg, one_rows):
+                for panel_f in range(f0, f1, one_rows):
                     done = begin
                     while done < end:
                         vectors = tile_vectors(done, end, call.Q)
                         q = min(done * W, call.Q - vectors * W)
                         done += vectors
                         height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
-                        for f in range(panel_f, min(panel_f + one_rows, call.Kg), height):
-                            a, to = w + f * w_row, y + f * call.y_k + q * stored_item
+                        for f in range(panel_f, min(panel_f + one_rows, f1), height):
+                            a, to = w_here + f * w_row, y + f * call.y_k + q * stored_item
                             more = residual + f * call.residual_k + q * stored_item
                             here, left, bias = x + q * item, call.Kg - f, biases + f * item
                             if is_few or vectors == 3:
                                 three(
-                                    a, w_row, item, offsets, depth, here, to, call.y_k, more, call.residual_k,
+                                    a, w_row, item, offsets_here, depth, here, to, call.y_k, more, call.residual_k,
                                     call.has_residual, left, bias, scratch, kind, call.low, call.high, call.slope,
                                     past,
                                 )  # fmt: skip
                             elif vectors == 2:
                                 two(
-                                    a, w_row, item, offsets, depth, here, to, call.y_k, more, call.residual_k,
+                                    a, w_row, item, offsets_here, depth, here, to, call.y_k, more, call.residual_k,
                                     call.has_residual, left, bias, scratch, kind, call.low, call.high, call.slope,
                                     past,
                                 )  # fmt: skip
                             else:
                                 one(
-                                    a, w_row, item, offsets, depth, here, to, call.y_k, more, call.residual_k,
+                                    a, w_row, item, offsets_here, depth, here, to, call.y_k, more, call.residual_k,
                                     call.has_residual, left, bias, scratch, kind, call.low, call.high, call.slope,
                                     past,
                                 )  # fmt: skip
@@ -277,11 +296,18 @@ def geometry(problem, threads):
     scratch_at = bias_at + lines((problem.Kg + 8) * item)
     panel_at = scratch_at + 8 * VECTORS * target.vector_bytes()
     worker_bytes = worker_span(panel_at + problem.Cg * channel_bytes + row_bytes)
+    parts = filter_parts(problem, threads, maps * bands)
     numbers = (
-        bands, row_bytes, phase_bytes, channel_bytes, bias_at, scratch_at, panel_at, weight_rows.row_bytes(problem),
-        stores_past_cache(problem), worker_bytes,
+        bands, parts, row_bytes, phase_bytes, channel_bytes, bias_at, scratch_at, panel_at,
+        weight_rows.row_bytes(problem), stores_past_cache(problem), worker_bytes,
     )  # fmt: skip
-    return numbers, maps * bands
+    return numbers, maps * bands * parts
+
+
+def filter_parts(problem, threads, tasks) -> int:
+    """Ranges of filters, for which maps of a row or two leave threads without a task; each copies the rows of x."""
+    panels = -(-problem.Kg // (tile_of(problem)[0] or tile_rows(1)))
+    return min(-(-threads // tasks), panels) if cycles(problem) > CYCLES_PER_TASK else 1
 
 
 def stores_past_cache(problem) -> int:
@@ -317,5 +343,14 @@ def cycles(problem) -> float:
     W = lanes(problem.accumulate)
     columns = -(-problem.Q // W) * W
     multiply = multiply_cycles(filters, columns, problem.reduction, problem.accumulate) * problem.P
+    multiply *= share_inside(problem) if problem.Cg == 1 else 1.0
     copy = 1.5 if has_few_filters(problem) else 1.0  # of many channels each row comes from another place
     return multiply + copy * problem.Cg * problem.H * problem.W + 0.25 * problem.Kg * pixels
+
+
+@lru_cache(maxsize=1024)
+def share_inside(problem) -> float:
+    """Of all rows of windows, those that meet x: others are left out where there is one channel."""
+    (top, _), stride, dilation = problem.padding[0], problem.stride[0], problem.dilation[0]
+    rows = (p * stride - top + r * dilation for p in range(problem.P) for r in range(problem.R))
+    return sum(0 <= row < problem.H for row in rows) / (problem.P * problem.R)

@@ -27,6 +27,9 @@ What was learned there:
   once, columns coming from L2 for each tile: 22 instead of 19.
 - Columns copied once for both threads were fetched by each from the other, on two Zen 4 cores slowly: 128 -> 256 under
   3 x 3 took 92 microseconds on nine pixels and 42 on four, 45 and 22 since each copies them all.
+- Windows that meet padding, copied number by number, took twice as long as their products. Channels with their padding
+  around them are made first, by whole vectors, and windows copied from there, row by row with 4 numbers at once: 256 ->
+  16 under 3 x 3 on nine padded pixels takes 22 microseconds on two Zen 4 cores instead of 36.
 - In batches Winograd wins (nine pixels, eight images: 19 instead of 29), which `OTHERS` tells dispatch.
 Source: gemv, as in Goto and van de Geijn, High-Performance Implementation of the Level-3 BLAS, ACM TOMS 2008.
 """
@@ -47,17 +50,22 @@ from .lone_pixels import lane_sums
 from .microkernel import CALL_SECONDS, CLOCK, multiply_cycles, vector_type
 from .short_floats import memory_functions
 from .threads import lines, two_round_loop, worker_span
-from .tracing import choose, first_lanes, fma, load, load_lanes, loop, minimum, store, store_lanes, traced, zeros
+from .tracing import Lanes, choose, first_lanes, fma, load, load_lanes, loop, minimum, store, store_lanes, traced, zeros
 from .vectors import lanes, record_at
 
 # Filters at once, by pixels: as many sums as registers hold, and at least 8, which wait for nothing.
 ROWS = {32: (8, 8, 8, 6, 5, 4, 3, 3, 3), 16: (8, 6, 4, 3)}
 CYCLES_PER_THREAD = 6_000
 BYTES_PER_CYCLE = 36  # of weights, from the L2 cache
+NARROW = 4  # numbers: rows of windows up to so wide are copied by vectors of so many
+COPY_ROW, COPY_NUMBER = 2.0, 4.0  # cycles to copy a row of a window by a vector, or a number of it by itself
 WAITING = 3.0  # cycles to store and load a sum between two blocks of depths, where a multiply-add takes one
 OTHERS = 1.6  # other kernels' predictions, fitted on a Zen 3, are so many times what they take where this was fitted
 
-CUT = ("parts", "packed_row", "columns", "column_bytes", "depth_block", "partial_at", "worker_bytes")
+CUT = (
+    "parts", "packed_row", "columns", "column_bytes", "depth_block", "partial_at", "planes_at", "padded_h", "padded_w",
+    "worker_bytes",
+)  # fmt: skip
 CALL_FEW_PIXELS = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in CUT]))
 
 
@@ -160,54 +168,112 @@ def dot_function(dtype_name, rows, pixels):
 
 
 def copy_function(dtype_name):
-    """A Numba function copy_column(to, call, n, p, q): the window of one pixel, side by side, in order (c, r, s).
+    """A Numba function copy_column(to, call, x, H, W, top, left, end, p, q): the window of one pixel, side by side, in
+    order (c, r, s). x: all channels of its image, or their planes; behind `end` nothing may be read.
 
     A row of a window is written as a whole vector where x goes on behind it, and what is too much by the next row.
     """
     V, item = vector_type(dtype_name), np.dtype(dtype_name).itemsize
-    W, zero = V.count, np.dtype(dtype_name).type(0)
+    widest, zero = V.count, np.dtype(dtype_name).type(0)
+    narrow = min(NARROW, widest)
     read, write, _, _ = memory_functions(dtype_name)
 
-    @traced(types.void)
-    def copy_vector(to, x):
-        store(to, load(V, x))
+    def vectors_of(count):
+        @traced(types.void)
+        def copy_rows(to, to_row, x, x_row, rows):
+            loop(rows, lambda r: store(to + to_row * r, load(Lanes(V.kind, count), x + x_row * r)))
+
+        return copy_rows
+
+    copy_narrow, copy_wide = vectors_of(narrow), vectors_of(widest)
 
     @inlined
-    def copy_column(to, call, n, p, q):
-        h0, w0 = p * call.stride_h - call.top, q * call.stride_w - call.left
-        inside = h0 >= 0 and w0 >= 0 and h0 + call.R <= call.H and w0 + call.S <= call.W
-        plain = inside and call.dilation_h == 1 and call.dilation_w == 1 and call.S <= W
-        size, all_numbers = call.H * call.W, call.N * call.C * call.H * call.W
+    def copy_column(to, call, x, H, W, top, left, end, p, q):
+        h0, w0 = p * call.stride_h - top, q * call.stride_w - left
+        inside = h0 >= 0 and w0 >= 0 and h0 + call.R <= H and w0 + call.S <= W
+        plain = inside and call.dilation_h == 1 and call.dilation_w == 1 and widest >= call.S
+        row, count = call.S * item, narrow if narrow >= call.S else widest
         for c in range(call.C):
-            plane = (n * call.C + c) * size
-            if plain and plane + size + W <= all_numbers:
-                for r in range(call.R):
-                    copy_vector(to, call.x + (plane + (h0 + r) * call.W + w0) * item)
-                    to += call.S * item
+            plane = x + c * H * W * item
+            if plain and plane + (H * W + count) * item <= end:
+                here = plane + (h0 * W + w0) * item
+                if count == narrow:
+                    copy_narrow(to, row, here, W * item, call.R)
+                else:
+                    copy_wide(to, row, here, W * item, call.R)
+                to += call.R * row
                 continue
             for r in range(call.R):
                 for s in range(call.S):
                     h, w = h0 + r * call.dilation_h, w0 + s * call.dilation_w
-                    there = 0 <= h < call.H and 0 <= w < call.W
-                    write(to, read(call.x + (plane + h * call.W + w) * item) if there else zero)
+                    there = 0 <= h < H and 0 <= w < W
+                    write(to, read(plane + (h * W + w) * item) if there else zero)
                     to += item
 
     return copy_column
 
 
+def planes_function(dtype_name):
+    """A Numba function copy_planes(call, to, x): all channels of one image with their padding around them, which has
+    no more columns than a vector. A row is written as a whole vector, and what is too much by the next row.
+    """
+    V = vector_type(dtype_name)
+
+    @traced(types.void)
+    def copy(to, x, channels, H, W, row, above, below):
+        """row: numbers of a padded row. above, below: numbers from a plane's begin to its first number, and behind."""
+        some, nothing = first_lanes(V, W), zeros(V, to)
+
+        def channel(_, places):
+            to, x = places
+
+            def clear(first, count):
+                loop((count + V.count - 1) // V.count, lambda i: store(first + V.bytes * i, nothing))
+
+            clear(to, above)
+            first = to + above * V.item_bytes
+            loop(H, lambda h: store(first + row * h * V.item_bytes, load_lanes(V, x + W * h * V.item_bytes, some)))
+            behind = first + row * H * V.item_bytes
+            clear(behind, below)
+            return [behind + below * V.item_bytes, x + H * W * V.item_bytes]
+
+        loop(channels, channel, [to, x])
+
+    @inlined
+    def copy_planes(call, to, x, H, W):
+        above = call.top * W + call.left
+        copy(to, x, call.C, call.H, call.W, W, above, (H - call.H) * W - above)
+
+    return copy_planes
+
+
 def build(dtype_name, rows, pixels):
     item, tile_bytes = np.dtype(dtype_name).itemsize, rows * pixels * vector_type(dtype_name).bytes
     dot_tile, copy_column = dot_function(dtype_name, rows, pixels), copy_function(dtype_name)
+    copy_planes = planes_function(dtype_name)
 
     def no_task(call_address, index, worker):
         pass
 
     def copy(call_address, worker):
         call = record_at(CALL_FEW_PIXELS, call_address)
+        own, image = call.workspace + worker * call.worker_bytes, call.C * call.H * call.W * item
         for index in range(call.columns):
-            to = call.workspace + worker * call.worker_bytes + index * call.column_bytes
-            pixel = index % pixels
-            copy_column(to, call, index // pixels, pixel // call.Q, pixel % call.Q)
+            n, pixel = index // pixels, index % pixels
+            x, H, W, top, left, end = call.x + n * image, call.H, call.W, call.top, call.left, call.x + call.N * image
+            if call.padded_w:
+                x, H, W, top, left, end = (
+                    own + call.planes_at,
+                    call.padded_h,
+                    call.padded_w,
+                    0,
+                    0,
+                    own + call.worker_bytes,
+                )
+                if pixel == 0:
+                    copy_planes(call, x, call.x + n * image, H, W)
+            to = own + index * call.column_bytes
+            copy_column(to, call, x, H, W, top, left, end, pixel // call.Q, pixel % call.Q)
 
     def multiply(call_address, index, worker):
         call = record_at(CALL_FEW_PIXELS, call_address)
@@ -261,11 +327,30 @@ def depth_block(problem) -> int:
     return -(-depth // -(-depth // most) // W) * W
 
 
-def worker_bytes(problem, threads) -> int:
-    """Columns, and the sums that wait for other depths."""
+def padded_shape(problem) -> tuple[int, int]:
+    """Rows and columns of a channel with its padding, where windows that meet it are copied from there; else zeros."""
+    (top, bottom), (left, right) = problem.padding
+    rows, columns = problem.H + top + bottom, problem.W + left + right
+    pads = (rows, columns) != (problem.H, problem.W) and problem.dilation == (1, 1)
+    return (rows, columns) if pads and columns <= lanes(problem.dtype) else (0, 0)
+
+
+def planes_bytes(problem) -> int:
+    """Of padded channels, behind which vectors are written, and read."""
+    rows, columns = padded_shape(problem)
+    return problem.C * rows * columns * problem.dtype.itemsize + 2 * target.vector_bytes() if rows else 0
+
+
+def waiting_bytes(problem, threads) -> int:
+    """Of the sums that wait for other depths."""
     tiles = 0 if depth_block(problem) >= problem.reduction else -(-problem.K // rows_of(problem))
     waiting = problem.N * -(-tiles // part_count(problem, threads)) * rows_of(problem) * problem.P * problem.Q
-    count = columns_bytes(problem) + waiting * target.vector_bytes()
+    return waiting * target.vector_bytes()
+
+
+def worker_bytes(problem, threads) -> int:
+    """Columns, sums that wait, padded channels."""
+    count = columns_bytes(problem) + waiting_bytes(problem, threads) + planes_bytes(problem)
     return worker_span(count) if count else 0
 
 
@@ -280,7 +365,8 @@ def prepared(problem, threads):
     copies = 0 if reads_in_place(problem) else problem.N * pixels
     numbers = (
         parts, weight_rows.row_bytes(problem), copies, column_bytes(problem), depth_block(problem),
-        columns_bytes(problem), worker_bytes(problem, threads),
+        columns_bytes(problem), columns_bytes(problem) + waiting_bytes(problem, threads), *padded_shape(problem),
+        worker_bytes(problem, threads),
     )  # fmt: skip
     fields = problem_fields(problem) + struct.pack(f"{len(CUT)}q", *numbers)
     return fields, compiled(build, problem.dtype.name, rows_of(problem), pixels), parts
@@ -297,5 +383,15 @@ def cycles(problem) -> float:
     waiting = -(-problem.reduction // depth_block(problem)) - 1
     multiply += WAITING * waiting * sums / target.multiply_adds_per_cycle()
     reading = problem.K * problem.reduction * problem.dtype.itemsize / BYTES_PER_CYCLE
-    copy = 0 if reads_in_place(problem) else 2 * problem.P * problem.Q * problem.C * problem.R
-    return max(problem.N * multiply, reading) + problem.N * copy
+    return max(problem.N * multiply, reading) + problem.N * copy_cycles(problem)
+
+
+def copy_cycles(problem) -> float:
+    """Of one image's columns: by rows of windows, or by numbers."""
+    if reads_in_place(problem):
+        return 0.0
+    pixels, (rows, _) = problem.P * problem.Q, padded_shape(problem)
+    padded = any(map(any, problem.padding)) and not rows
+    if padded or problem.dilation != (1, 1) or lanes(problem.dtype) < problem.S:
+        return COPY_NUMBER * pixels * problem.reduction
+    return COPY_ROW * problem.C * (pixels * problem.R + rows)

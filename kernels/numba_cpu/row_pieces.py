@@ -41,11 +41,26 @@ def neighbours(V, x, first, end):
 
 def every_second(V, x, first, end):
     """As neighbours, but of the numbers there every second one."""
-    masks = [lanes_between(V, constant(x, offset), first * 2, end * 2 - 1) for offset in (0, V.count)]
+    return read_apart(V, x, first, end, 2)
+
+
+def read_apart(V, x, first, end, step):
+    """As neighbours, but of the numbers there every `step`-th one, which lie in as many vectors."""
+    masks = [lanes_between(V, constant(x, V.count * i), first * step, (end - 1) * step + 1) for i in range(step)]
+
+    def lane_from(lane, i):
+        """Which lane is to be taken when the i-th vector joins what those before it gave."""
+        number = lane * step
+        if number >= V.count * i:
+            return V.count + number % V.count
+        return number if i == 1 else lane
 
     def read(here):
-        low, high = (load_lanes(V, here + V.bytes * i, mask) for i, mask in enumerate(masks))
-        return shuffle(low, high, range(0, 2 * V.count, 2))
+        vectors = [load_lanes(V, here + V.bytes * i, mask) for i, mask in enumerate(masks)]
+        found = vectors[0]
+        for i in range(1, step):
+            found = shuffle(found, vectors[i], [lane_from(lane, i) for lane in range(V.count)])
+        return found
 
     return read
 

@@ -1,5 +1,6 @@
 """How a Winograd convolution is cut into strips of tiles, parts of filters and blocks of channels; what that costs."""
 
+import math
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,7 +58,8 @@ DEEP_CHANNELS, DEEP = 256, 0.08  # of F(5,3) and F(6,3): from so many on product
 SHARED_CYCLES = 1_300  # of a filter whose outputs two threads write, if slower: their lines go from core to core
 WAITING_BYTES, BEYOND_ALL_CACHES = 16 << 20, 1.6  # and where V and M of all threads, waiting for other filters, are
 # Of a group's strip beside the multiply-adds, which are few there; in NCHW with stride 1, if slower, they hide behind
-# these (groups of 8 to 32 channels, maps of 7 to 112).
+# these (groups of 8 to 32 channels, maps of 7 to 112), and so do x and y from the L3 cache (96 channels of 112 x 112 in
+# 8 groups: F(4) 1,060 microseconds, `blocked` 1,540; in 4 groups 1,370 to 1,460 and 2,850).
 CYCLES_PER_PLANE, CYCLES_PER_UNIT = 150, 30
 CYCLES_PER_STRIP = 60  # and of any strip's plane, where cuts are otherwise as good (single calls on two Zen 4 cores,
 # held to AVX2: 16 -> 32 channels of 320 x 320 with stride 2 0.82 of the time, 24 -> 24 of 192 x 192 0.88)
@@ -330,12 +332,16 @@ def cycles(m, problem, threads, cut) -> float:
         filters = stream_cycles(m, problem, cut, weights, tile.products / tile.numbers, multiply)
     strips = ceil_div(cut.strips, cut.runs)
     tasks = tasks_of_thread(problem, threads, cut)
-    hides = slower() > 1 and problem.layout == "NCHW" and problem.stride == (1, 1)
-    if problem.groups > 1 and not hides:
+    if problem.groups > 1 and not hides(problem):
         multiply += tile.products * (CYCLES_PER_PLANE + CYCLES_PER_UNIT * units) * slower()
     memory = memory_cycles(problem, cut) / threads
     shared = SHARED_CYCLES * cut.part * cut.panel if slower() > 1 and shares_outputs(problem, threads, cut) else 0
     return tasks * (strips * (transforms * vector_share(problem) + multiply) + filters) + memory + shared
+
+
+def hides(problem) -> bool:
+    """Do a strip's beginning, and x and y that come from the L3 cache, hide behind the multiply-adds?"""
+    return slower() > 1 and problem.layout == "NCHW" and problem.stride == (1, 1)
 
 
 def tasks_of_thread(problem, threads, cut) -> int:
@@ -400,9 +406,10 @@ def stream_cycles(m, problem, cut, weights, times, multiply) -> float:
 
 def memory_cycles(problem, cut) -> float:
     """Of all threads: reading weights for the first time; and x and writing y, where no cache holds them."""
-    numbers = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
-    count, weights = numbers * problem.dtype.itemsize, problem.groups * cut.filter_group
-    counts = count > PAST_CACHE_BYTES or problem.Cg <= FEW_CHANNELS
+    x_bytes, y_bytes = (math.prod(shape) * problem.dtype.itemsize for shape in (problem.x_shape, problem.y_shape))
+    count, weights = x_bytes + y_bytes, problem.groups * cut.filter_group
+    kept = max(target.cache_bytes(3) * 3 // 4, PAST_CACHE_BYTES) if hides(problem) else PAST_CACHE_BYTES
+    counts = y_bytes >= PAST_CACHE_BYTES or count > kept or problem.Cg <= FEW_CHANNELS
     pixels = count / MEMORY_BYTES_PER_CYCLE if counts else 0.0
     taps = problem.K * problem.reduction * problem.dtype.itemsize if problem.stride != (1, 1) else 0
     return pixels + (taps / TAPS_BYTES_PER_CYCLE / slower() ** 2 if cut.filters_at else weights / FIRST_BYTES_PER_CYCLE)

@@ -1,6 +1,7 @@
 """The blocked kernels: what holds beyond the shared problems of test_every_kernel."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,8 @@ PROBLEMS = {
     "nine pixels, two blocks of depths": ((2, 140, 5, 5), (16, 140, 3, 3), {}),
     "point, stride 2": ((1, 300, 14, 15), (20, 300, 1, 1), {"stride": 2}),
     "stride 3, dilated": ((2, 9, 20, 23), (16, 9, 3, 2), {"stride": 3, "dilation": 2, "padding": (1, 3)}),
+    "stride 3, padded": ((1, 17, 12, 110), (16, 17, 3, 3), {"stride": (2, 3), "padding": 1}),
+    "stride 4, padded": ((1, 9, 11, 140), (8, 9, 3, 5), {"stride": 4, "padding": ((1, 2), (3, 2))}),
     "a row too long for the cache": ((1, 8, 4, 9000), (8, 8, 3, 3), {"padding": 1}),
     "filters left over": ((1, 300, 7, 7), (107, 300, 1, 1), {}),
     "filters left over of groups": ((1, 40, 9, 11), (10, 20, 3, 3), {"padding": 1, "groups": 2}),
@@ -47,6 +50,9 @@ PROBLEMS = {
     "patches of 4 x 4": ((2, 3, 24, 74), (32, 3, 4, 4), {"stride": 4}),
     "patches of 3 x 17": ((1, 5, 9, 290), (16, 5, 3, 17), {"stride": (3, 17)}),
     "few channels, long rows": ((1, 2, 3, 810), (24, 2, 3, 3), {"padding": 1}),
+    "one channel, windows of padding": ((2, 1, 9, 70), (16, 1, 11, 3), {"padding": (14, 1), "stride": (3, 2)}),
+    "one channel, one row": ((1, 1, 1, 1600), (40, 1, 1, 10), {"stride": (1, 5)}),
+    "one channel, dilated": ((1, 1, 13, 33), (8, 1, 5, 3), {"padding": (7, 2), "dilation": (3, 1)}),
     "few channels, dilated": ((1, 8, 50, 70), (16, 4, 3, 5), {"groups": 2, "dilation": 2, "padding": (2, 0)}),
 }
 
@@ -129,6 +135,9 @@ FEW_PIXELS = {
     "one padded": ((2, 9, 1, 1), (5, 9, 3, 3), {"padding": 1}),
     "three, stride 2": ((1, 8, 3, 7), (20, 8, 3, 3), {"stride": (1, 2)}),
     "nine": ((2, 20, 5, 5), (10, 20, 3, 3), {}),
+    "nine padded": ((2, 20, 3, 3), (10, 20, 3, 3), {"padding": 1}),
+    "six padded on some sides, wide": ((1, 7, 2, 9), (9, 7, 3, 5), {"padding": ((2, 0), (1, 3)), "stride": (1, 4)}),
+    "four of many columns": ((1, 5, 3, 16), (9, 5, 2, 3), {"padding": (0, 1), "stride": (1, 9)}),
     "six padded, dilated": ((1, 6, 4, 5), (11, 6, 3, 3), {"padding": 1, "dilation": 2}),
 }
 
@@ -153,6 +162,26 @@ def test_few_pixels_are_dot_products(name, dtype):
     blocked.run(problem, device, x, w, around[:-1], bias, residual, workspace)
     np.testing.assert_array_equal(around[:-1], reference.conv2d(problem, x, w, bias, residual))
     assert np.isnan(around[-1]).all()
+
+
+def test_padding_of_few_pixels_costs_few_cycles():
+    """SSD's last head: by numbers its columns took longer than their products."""
+    inside = make_problem((1, 256, 5, 5), (16, 256, 3, 3), np.dtype(np.float32))
+    padded = replace(inside, H=3, W=3, padding=((1, 1), (1, 1)))
+    assert few_pixels.copy_cycles(padded) < 1.5 * few_pixels.copy_cycles(inside)
+    assert few_pixels.copy_cycles(replace(padded, padding=((2, 2), (2, 2)), dilation=(2, 2))) > 50_000
+
+
+def test_rows_of_windows_outside_the_image_are_counted_out():
+    """DeepSpeech's first layer, whose windows have 41 rows."""
+    problem = make_problem((1, 1, 161, 200), (32, 1, 41, 11), np.dtype(np.float32), padding=(20, 5), stride=2)
+    assert few_channels.share_inside(problem) == pytest.approx(1 - 2 * 110 / (81 * 41))
+
+
+def test_threads_share_the_filters_of_a_single_row():
+    """wav2vec's first layer, which one thread did alone."""
+    problem = make_problem((1, 1, 1, 16_000), (512, 1, 1, 10), np.dtype(np.float32), stride=(1, 5))
+    assert [few_channels.geometry(problem, threads)[1] for threads in (1, 2, 4)] == [1, 2, 4]
 
 
 def test_few_pixels_of_two_threads_are_the_bits_of_one():

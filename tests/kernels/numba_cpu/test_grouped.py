@@ -95,7 +95,8 @@ def test_is_chosen_for_the_first_layers_of_resnext():
 @pytest.mark.parametrize(
     ("channels", "size", "groups", "stride", "chosen"),
     [(24, 112, 3, 2, "blocked"), (48, 28, 3, 1, "winograd_f4"), (512, 14, 32, 1, "winograd_f4"),
-     (96, 28, 8, 1, "winograd_f4"), (12, 112, 6, 2, "blocked"), (512, 28, 32, 2, "grouped")],
+     (96, 28, 8, 1, "winograd_f4"), (12, 112, 6, 2, "blocked"), (512, 28, 32, 2, "grouped"),
+     (96, 112, 8, 1, "winograd_f4")],
 )  # fmt: skip
 def test_others_are_chosen_where_they_are_faster(channels, size, groups, stride, chosen):
     problem = make_problem(
