@@ -76,18 +76,20 @@
 // blocks as there are slots take one after the other, as CUTLASS's persistent kernels do: 3 channels of 224 x 224 for 32
 // images, 24 to 30 waves which would end at 4 to 76 %. Where it has fewer, 32 channels of 28 x 28 for one image, tiles of
 // 16 filters fill these, twelve warps each, in 1.13 times the predicted time on sm_80, in 1.06 on sm_90.
-// Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 248
-// instructions, 153 in halves, 128 x 64 334 and 203, 64 x 128 157, 96 x 96 178, 64 x 64 136, 32 x 64 137, 128 x 32 291:
+// Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 215
+// instructions, 126 in halves, 128 x 64 346 and 170, 64 x 128 130, 96 x 96 154, 64 x 64 111, 32 x 64 127, 128 x 32 303:
 // the shares stand. With taps inner an element takes 3.7 instructions, and a step 2.3 for all of a thread's pixels, since
-// it is looked up in a table that the launcher makes: 259 at 128 x 128, 147 in halves, 405 and 214 at 128 x 64, 153 at
-// 64 x 128, 187 at 96 x 96, 135 at 64 x 64, 148 at 32 x 64, with the shares of copies; 358 at 128 x 32, 71 and 55 %.
+// it is looked up in a table that the launcher makes: 258 at 128 x 128, 146 in halves, 403 and 213 at 128 x 64, 152 at
+// 64 x 128, 186 at 96 x 96, 134 at 64 x 64, 146 at 32 x 64, with the shares of copies; 356 at 128 x 32, 71 and 55 %.
 // The table is an argument, so that it lies in constant memory, which answers beside shared memory, one address for a
 // warp. That LDC.64 costs no more than its issue is assumed, the second thing to measure. In shared memory the table took
 // 128 of 576 cycles of a warp's stage at 128 x 64, which left 68 % on sm_90. Where it has no room, in 3.5 of the 4 KB of
 // arguments, or windows need more than 31 bits, or offsets 64, a step takes 14.
 // TF32 has the same cycles and two instructions more for each register of x. PRECISE, whose warps are of 64 x 32 and less,
-// stands at 100 % where x is copied (424 to 426 instructions at 128 x 128), with warps of 32 x 16 at 85 to 86 % on sm_90;
-// gathered from several taps there at 100 % with warps of 64 x 32, 79 to 91 % with 32 x 32, 61 to 67 % with 32 x 16.
+// stands at 100 % where x is copied (424 to 426 instructions at 128 x 128). Gathered from several taps it does on sm_90
+// from 64 x 64 on, 128 x 32 at 95 %, 32 x 64 at 90 and 64 x 32 at 85; taps inner these three at 88, 90 and 84. The last
+// two have HALVES of two warps of 32 x 32: four of 32 x 16 split more floats for as many sums, 172 instructions instead of
+// 147 where x is copied, and stood at 65 to 75 % gathered.
 // What was learned. Places in shared memory are worked out once and kept from the compiler, which holds them for
 // cheap and works them out anew in each stage: 10 to 30 % of the instructions, 17 for ldmatrix alone. So are
 // distances from tap to tap. Splitting floats by integer addition, not by cvt.rna.tf32, spares a third of PRECISE's
@@ -105,10 +107,11 @@
 // cores while surpassing the FP32 theoretical peak performance, 2022.
 //
 // Compiled with problem.cuh's, epilogue.cuh's and tensor_core_tile.cuh's constants, -DTOGETHER (x's channels lie side
-// by side in aligned chunks), -DX_APART (how far they lie apart where they are gathered), -DTAPS_INNER, -DDROPPED
-// (channels that a group's last chunk repeats), -DONE_TAP (no stage ends amid the channels), -DALONG_FILTERS (y's filters
-// lie side by side, not its pixels), -DRUN (how many a thread stores at once), -DSPLIT, -DONE_STAGE (the reduction has),
-// -DSTAYING (a block takes tile after tile), -DTABLE_STEPS (of the reduction, that lie in a table; 0: none).
+// by side in aligned chunks), -DX_APART (how far they lie apart), -DTAPS_INNER, -DDROPPED (channels that a group's last
+// chunk repeats), -DONE_TAP (no stage ends amid the channels), -DLONG_TAPS (a tap has as many as a stage, or more),
+// -DALONG_FILTERS (y's filters lie side by side, not its pixels), -DRUN (how many a thread stores at once), -DSPLIT,
+// -DONE_STAGE (the reduction has), -DSTAYING (a block takes tile after tile), -DTABLE_STEPS (of the reduction, that lie in
+// a table; 0: none).
 
 #include "cut_job.cuh"
 #include "epilogue.cuh"

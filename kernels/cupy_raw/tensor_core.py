@@ -70,8 +70,8 @@ PRECISE_TILES = (
     Tile(64, 128, 32, 64),
     Tile(64, 64, 32, 32),
     Tile(128, 32, 32, 32),
-    Tile(64, 32, 32, 16),
-    Tile(32, 64, 16, 32),
+    Tile(64, 32, 32, 32, 2),
+    Tile(32, 64, 32, 32, 2),
 )
 
 COUNT_BYTES = 4  # of a tile, how many of its splits have come
@@ -229,12 +229,13 @@ def apart_as_planned(problem):
 
 @lru_cache(maxsize=4096)
 def sources_of(problem, cut, stages, wide, lying, apart=None):
-    gathers = not lying.together and not cut.taps_inner
-    x_apart = (apart_as_planned(problem) if apart is None else apart) if gathers else 0
+    x_apart = 1 if lying.together else apart_as_planned(problem) if apart is None else apart
     shared = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
-    dropped, one_tap = 0 if cut.taps_inner else -problem.Cg % chunk_of(problem), problem.Cg % depth_of(problem) == 0
-    own = (*shared, *constants(problem, cut.tile, stages), ("DROPPED", dropped), ("ONE_TAP", int(one_tap)))
-    own += (("TOGETHER", int(lying.together)), ("X_APART", x_apart), ("TAPS_INNER", int(cut.taps_inner)))
+    dropped, depth = 0 if cut.taps_inner else -problem.Cg % chunk_of(problem), depth_of(problem)
+    own = (*shared, *constants(problem, cut.tile, stages), ("DROPPED", dropped))
+    own += (("ONE_TAP", int(problem.Cg % depth == 0)), ("LONG_TAPS", int(cut.channels >= depth)))
+    own += (("TOGETHER", int(lying.together)), ("X_APART", 0 if cut.taps_inner else x_apart))
+    own += (("TAPS_INNER", int(cut.taps_inner)),)
     own += (("SPLIT", int(cut.splits > 1)), ("STAYING", int(cut.staying > 0)), ("RUN", lying.run))
     own += (("ALONG_FILTERS", int(lying.along_filters)), ("ONE_STAGE", int(cut.depth == depth_of(problem))))
     own += (("TABLE_STEPS", table_steps(problem, cut.depth, wide)),)

@@ -10,8 +10,9 @@
 // need a condition, 10 instructions in all instead of 2 to 3. The weights are zero there too, but zero times infinity
 // is NaN. Fewer channels than a chunk has: taps inner, see tensor_core_taps.cuh.
 // What the stages have in common is found once: a bit for each tap of a window that lies in the image, and how far it is
-// from a tap to the next. A thread spends 8 instructions on each of its chunks' places in the reduction and 5
-// on each pixel's chunk; on an element of 16 bits a load, and half of one each to pack it and to drop what is outside.
+// from a tap to the next. A thread spends 8 instructions on a place in the reduction, and LONG_TAPS, where a tap has as
+// many channels as a stage, one step takes it to its place in the next; 5 on each pixel's chunk; on an element of 16 bits
+// a load, and half of one each to pack it and to drop what is outside.
 //
 // Compiled with tensor_core.cu's constants.
 
@@ -27,16 +28,20 @@ constexpr int DEPTH = CHUNKS * CHUNK;             // reduction steps per stage
 constexpr int PIXEL_BYTES = TILE_M * CHUNKS * 16, STAGE_BYTES = PIXEL_BYTES + TILE_K * CHUNKS * 16;
 
 // A thread's part of a stage of pixels: OWN of them, COLUMNS chunks of each; a block has AT_ONCE pixels beside each
-// other. What is gathered is found of a pixel's tap for all columns, so that these are one thread's; taps inner, of a
-// step for all pixels, so that a warp has one column, or as few as there are.
+// other. What is gathered from a stage of one tap is found of a pixel's tap for all columns, so that these are one
+// thread's; else of a step, or of where a chunk begins, for all pixels, so that a warp has one column, or as few as there
+// are, where registers allow.
 constexpr int FEWEST = THREADS / CHUNKS > 32 ? THREADS / CHUNKS : 32;
 constexpr int MOST = TILE_M >= THREADS ? THREADS : THREADS % TILE_M == 0 ? TILE_M : FEWEST;
-constexpr int AT_ONCE = TOGETHER ? THREADS / CHUNKS : TAPS_INNER && FEWEST * CHUNKS % THREADS == 0 ? FEWEST : MOST;
+constexpr bool OF_A_COLUMN = FEWEST * CHUNKS % THREADS == 0 && (TAPS_INNER || (!ONE_TAP && TILE_M <= 4 * FEWEST));
+constexpr int AT_ONCE = TOGETHER ? THREADS / CHUNKS : OF_A_COLUMN ? FEWEST : MOST;
 constexpr int OWN = TILE_M / AT_ONCE, COLUMNS = TILE_M * CHUNKS / THREADS / OWN;
 constexpr bool ALL_BRING_FILTERS = TILE_K * CHUNKS >= THREADS;  // or the first warps a chunk each, the rest none
 constexpr int OWN_FILTERS = ALL_BRING_FILTERS ? TILE_K * CHUNKS / THREADS : 1;
 static_assert(OWN * COLUMNS * THREADS == TILE_M * CHUNKS && THREADS % AT_ONCE == 0);
 static_assert(!ALL_BRING_FILTERS || OWN_FILTERS * THREADS == TILE_K * CHUNKS);
+
+constexpr bool POINTERS = !PRECISE || OWN <= 2;  // taps inner: or three products leave no registers for these
 
 // Where chunk `column` of row `row` lies within a stage's pixels, or filters.
 __device__ __forceinline__ int place_of(int row, int column) { return (row * CHUNKS + (column ^ row >> 1 & 3)) * 16; }
@@ -56,32 +61,34 @@ struct Spot {
     int channel, r, s;
     unsigned bit;              // among the taps, see Inside
     Offset step;               // how far it lies from the first channel of a window's top left
-    Offset to_right, to_next;  // of that: from the last part of a tap to the first of its neighbour, of the next row
+    Offset to_right, to_next;  // of that: from behind the last channel of a tap to its neighbour, to the next row
 
-    // As far as it goes at once, which passes the end of one tap at most: none has fewer channels than a chunk has.
+    // As far as it goes at once passes the end of one tap at most.
     static constexpr int PART = ONE_TAP ? DEPTH : CHUNK;
+    static constexpr int MOST_PARTS = LONG_TAPS ? CHUNKS : 1;
 
     __device__ __forceinline__ void start(const Problem& problem, const Cut& cut, int d)
     {
         const int tap = TAPS_INNER ? 0 : d / cut.channels;
         channel = TAPS_INNER ? d : d % cut.channels, r = tap / S, s = tap % S, bit = 1u << tap % 32;
         step = offset(problem.x, 0, channel, r * DILATION_H, s * DILATION_W);
-        to_right = offset(problem.x, 0, PART - cut.channels, 0, DILATION_W);
-        to_next = offset(problem.x, 0, PART - cut.channels, DILATION_H, (1 - S) * DILATION_W);
+        to_right = offset(problem.x, 0, -cut.channels, 0, DILATION_W);
+        to_next = offset(problem.x, 0, -cut.channels, DILATION_H, (1 - S) * DILATION_W);
         keep(to_right), keep(to_next);
     }
 
-    __device__ __forceinline__ void advance(const Problem& problem, const Cut& cut, int parts = 1)
+    __device__ __forceinline__ void advance(const Cut& cut, int parts = 1)
     {
         #pragma unroll
-        for (int i = 0; i < parts; ++i) {
-            channel += PART;
+        for (int left = parts; left > 0; left -= MOST_PARTS) {
+            const int further = (left < MOST_PARTS ? left : MOST_PARTS) * PART;
+            channel += further;
             if constexpr (TAPS_INNER) continue;
             const bool passed = channel >= cut.channels;
             const bool last = S == 1 || (BITS ? bit & LAST_COLUMN : s == S - 1);
-            const Offset on = last ? to_next : to_right;
-            step += passed ? on : offset(problem.x, 0, PART, 0, 0);
-            channel -= passed ? cut.channels : 0, bit += passed ? bit : 0;
+            step += further * (Offset)X_APART;
+            if (passed) step += last ? to_next : to_right;
+            if (passed) channel -= cut.channels, bit += bit;
             r += passed && last, s = !passed ? s : last ? 0 : s + 1;
         }
     }
@@ -154,7 +161,7 @@ struct Walk {
             const int h = p * STRIDE_H - problem.top, w = q * STRIDE_W - problem.left;
             inside[j].start(problem, exists ? h : -0x40000000, w);
             corner[j] = offset(problem.x, n, group * problem.Cg, h, w);
-            if constexpr (TAPS_INNER && !PRECISE) {
+            if constexpr (TAPS_INNER && POINTERS) {
                 window[j] = x + corner[j];
                 asm volatile("" : "+l"(window[j]));
             }
@@ -179,7 +186,7 @@ struct Walk {
                 held[j] = wanted ? *reinterpret_cast<const uint4*>(from) : uint4{};
 #endif
             }
-            spot.advance(problem, cut, DEPTH / Spot::PART);
+            spot.advance(cut, DEPTH / Spot::PART);
         } else {
             Window windows[OWN];
             #pragma unroll
@@ -193,9 +200,9 @@ struct Walk {
                         held[j * COLUMNS + i] = gathered(windows[j], ONE_TAP ? i * CHUNK : 0, x);
                     }
                 }
-                if (!ONE_TAP) spot.advance(problem, cut);
+                if (!ONE_TAP && i < COLUMNS - 1) spot.advance(cut);
             }
-            spot.advance(problem, cut, ONE_TAP ? 1 : CHUNKS - COLUMNS);
+            spot.advance(cut, ONE_TAP ? 1 : CHUNKS + 1 - COLUMNS);
         }
     }
 
@@ -203,7 +210,7 @@ struct Walk {
     // products leave no registers for these, in two, by a sum in 32 bits.
     __device__ __forceinline__ const Element* address_of(int j, const Step& step, const Element* __restrict__ x) const
     {
-        if constexpr (!PRECISE) return window[j] + step.from;
+        if constexpr (POINTERS) return window[j] + step.from;
         else if constexpr (WIDE) return x + (corner[j] + step.from);
         else return x + (int)((unsigned)corner[j] + (unsigned)step.from);
     }
@@ -217,7 +224,7 @@ struct Walk {
         #pragma unroll
         for (int d = 0; d < CHUNK; d += 2) {
             Step two[2];
-            find_pair(two, steps, problem, spot.channel / 2 + d / 2);
+            find_pair(two, steps, problem, (unsigned)spot.channel / 2 + d / 2);
             #pragma unroll
             for (int e = d; e < d + 2; ++e)
                 #pragma unroll
@@ -241,7 +248,7 @@ struct Walk {
     {
         const bool wanted = inside[j].contains(problem, spot);
         const bool last = DROPPED > 0 && spot.channel + CHUNK >= cut.channels;
-        const Offset first = corner[j] + spot.step - (last ? offset(problem.x, 0, DROPPED, 0, 0) : 0);
+        const Offset first = corner[j] + spot.step - (last ? DROPPED * (Offset)X_APART : 0);
         return {wanted, last, wanted ? first : 0};
     }
 

@@ -44,31 +44,37 @@
 // 100 % of all but 64 x 64.
 //
 //     block      halves   channels last   channels first: x gathered   both gathered       channels not a multiple of 8
-//     128 x 128    1           226 100 %            252 100 %             300 100 %          316 100 %
-//     128 x 128    2           125 100 %            152 100 %             172 100 %          180 100 %
-//     128 x  64    2           177  87 %            199  87 %             221  87 %          229  86 %
-//      64 x 128    2           138  87 %            161  87 %             213  87 %          229  86 %
-//      64 x  64    2           182  77 %            210  77 %             260  75 %          276  71 %
-//      64 x  64    2            62  51 %             94  51 %              97  50 %          101  48 %
+//     128 x 128    1           225 100 %            244 100 %             280 100 %          284 100 %
+//     128 x 128    2           124 100 %            148 100 %             164 100 %          168 100 %
+//     128 x  64    2           176  87 %            195  87 %             213  87 %          216  87 %
+//      64 x 128    2           137  87 %            153  87 %             193  87 %          193  87 %
+//      64 x  64    2           181  77 %            202  77 %             240  77 %          243  77 %
+//      64 x  64    2            61  51 %             92  51 %              95  51 %           96  51 %
 //
-// The last, for few tiles, has eight warps of 32 x 32, 8 HMMA of 49 cycles, 64 on sm_80 (67 %, of odd channels 65), for
-// 96 of shared memory; the one before two of 64 x 64 (on sm_80 100 %, 98 and 92 gathered), for 256.
+// The last, for few tiles, has eight warps of 32 x 32, 8 HMMA of 49 cycles, 64 on sm_80 (67 %), for 96 of shared memory;
+// the one before two of 64 x 64 (on sm_80 100 %), for 256: all stand where shared memory leaves them.
 // Taps inner, of 7 x 7, with pixels of grad_y copied, channels, or a number of filters gathered that 8 does not divide; on
 // sm_80 1.3 times as much, up to 100 % or what 64 x 64 leaves:
 //
-//     128 x 128    1           327 100 %            319 100 %             394  99 %
-//     128 x 128    2           207  95 %            198  99 %             239  82 %
-//     128 x  64    1           460  85 %            451  87 %             526  75 %
-//      64 x 128    2           217  87 %            208  87 %             287  68 %
-//      64 x  64    1           481  77 %            473  77 %             618  63 %
-//      64 x  64    1           188  51 %            179  51 %             225  44 %    four warps of 32 x 32
+//     128 x 128    1           321 100 %            318 100 %             363 100 %
+//     128 x 128    2           203  97 %            197  99 %             224  87 %
+//     128 x  64    1           451  87 %            448  87 %             496  79 %
+//      64 x 128    2           209  87 %            208  87 %             253  77 %
+//      64 x  64    1           463  77 %            469  77 %             580  68 %
+//      64 x  64    1           184  51 %            177  51 %             207  47 %    four warps of 32 x 32
 //
+// The last column waits for instructions: 16 for each chunk of grad_y, of which 8 load and 4 pair. A launch before it,
+// which laid grad_y's filters side by side, would spare them and cost more: of 32 images of 3 x 299 x 299 -> 32, 3 x 3 / 2,
+// it would move 90 MB, 28 microseconds of an H100 at 3.3 TB/s, where all instructions of the loop take 16.
 // An element gathered by itself takes an instruction and a half: to load it, by a distance that is a constant, and to
 // pair it; PRMT drops it, too, where its pixel is outside, as it takes any four of eight bytes, of which a 16-bit load
 // leaves zeros. What is chosen is chosen in 32 bits: the compiler widens first, else, three instructions a chunk. An
 // offset of a pixel is kept, or its parts are added to each column's; of grad_y whose pixels lie evenly (Y_EVEN) it is
-// one product, and no division. Divisors take twice n, so that 1 is no exception, whose branch hides from the compiler
-// that x's and grad_y's pixels are the same.
+// one product, and no division. Of grad_y all chunks of a thread are of one pixel, so that whether it exists is asked once;
+// filters behind the last are gathered as the last chunk again, and where a tile has none (Y_WHOLE) all chunks lie a
+// constant apart: 276 to 243 instructions at 64 x 64. cp.async of 8 or 4 bytes, where pixels lie side by side but not
+// in whole 16, takes as many as to gather them, 268 and 302 of 281 at 128 x 128. Divisors take twice n, so that 1 is no
+// exception, whose branch hides from the compiler that x's and grad_y's pixels are the same.
 // TF32: 313 with copies of pixels, 444 with copies of channels, of which 128 round: 88 % on sm_90 at 128 x 128, 63 to
 // 85 % in halves.
 // What was learned: where a lane points ldmatrix is worked out anew in each stage if the compiler may, 22 instructions.
@@ -83,8 +89,8 @@
 //
 // Compiled with problem.cuh's constants (y is grad_y, w is grad_w), tensor_core_tile.cuh's, -DX_TOGETHER -DY_TOGETHER,
 // -DX_DROPPED -DY_DROPPED (channels, or filters, that a group's last chunk repeats), -DY_COUNT (filters of a chunk, fewer
-// where a group has fewer), -DY_EVEN, -DX_APART -DY_APART (where NONE: how far they lie from each other), -DTAPS_INNER,
-// -DTABLE_STEPS.
+// where a group has fewer), -DY_WHOLE (no tile has filters behind the last), -DY_EVEN, -DX_APART (where NONE: how far they
+// lie from each other) -DY_APART (where not CHANNELS), -DTAPS_INNER, -DTABLE_STEPS.
 
 #include "tensor_core_weight_grad_walks.cuh"
 #include "weight_grad_splits.cuh"

@@ -209,11 +209,14 @@ def sources_of(problem, cut, stages, wide, lying, apart=None):
     shared = type_constants(problem, wide) + window_constants(problem)
     own = (*shared, *constants(problem, cut.tile, stages), ("TAPS_INNER", int(cut.taps_inner)))
     own += (("X_TOGETHER", lying.x_together), ("Y_TOGETHER", lying.y_together))
-    own += (("X_APART", x_apart * (lying.x_together == "NONE")), ("Y_APART", y_apart * (lying.y_together == "NONE")))
+    own += (
+        ("X_APART", x_apart * (lying.x_together == "NONE")),
+        ("Y_APART", y_apart * (lying.y_together != "CHANNELS")),
+    )
     gathers_x = lying.x_together == "NONE" and not cut.taps_inner
     gathers_y = lying.y_together == "NONE" and problem.Kg >= chunk
     ends = (("X_DROPPED", -problem.Cg % chunk * gathers_x), ("Y_DROPPED", -problem.Kg % chunk * gathers_y))
-    own += (("Y_EVEN", int(lying.y_even)),)
+    own += (("Y_EVEN", int(lying.y_even)), ("Y_WHOLE", int(problem.Kg % cut.tile.filters == 0)))
     own += (*ends, ("Y_COUNT", min(problem.Kg, chunk)))
     own += (("TABLE_STEPS", table_steps(problem, cut.columns, wide)),)
     multiply = CudaSource("tensor_core_weight_grad.cu", "conv2d_tensor_core_weight_grad", own)

@@ -70,7 +70,10 @@ struct Share {
     uint4 held[OWN];
 
     static __device__ __forceinline__ int across() { return threadIdx.x % ACROSS; }
-    static __device__ __forceinline__ int down(int j) { return threadIdx.x / ACROSS + j * APART; }
+    static __device__ __forceinline__ int down(int j)
+    {
+        return (APART == 1 ? 0 : threadIdx.x / ACROSS) + j * APART;  // 0: what the compiler keeps once for a warp
+    }
 
     // The pixel of number j, and its column or filter: the first of its chunk.
     static __device__ __forceinline__ int pixel(int j)
@@ -109,16 +112,14 @@ struct Share {
 #endif
     }
 
-    // Or one whose elements lie APART, of which there are COUNT. What is not wanted is taken from the array's beginning,
-    // and dropped where two elements become a word.
+    // Or one whose elements lie APART, of which there are COUNT. What is not wanted is dropped where two elements become a
+    // word.
     template <int COUNT, Offset APART>
-    __device__ __forceinline__ void gather(int j, const Element* array, Offset from, bool wanted)
+    __device__ __forceinline__ void gather(int j, const Element* from, bool wanted)
     {
-        from = wanted ? from : 0;
-        keep(from);  // in 32 bits: one instruction chooses, and one adds it to the array's address
         unsigned loaded[CHUNK], words[4];
         #pragma unroll
-        for (int i = 0; i < CHUNK; ++i) loaded[i] = bits_of((array + from)[(i < COUNT ? i : 0) * APART]);
+        for (int i = 0; i < CHUNK; ++i) loaded[i] = bits_of(from[(i < COUNT ? i : 0) * APART]);
         #pragma unroll
         for (int i = 0; i < 4; ++i) words[i] = word_of(loaded + i * (CHUNK / 4), wanted);
         held[j] = reinterpret_cast<const uint4&>(words);
@@ -184,10 +185,15 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
                 keep(own);  // or its parts are added anew to each column's
             }
             const int k = COLUMNS == 1 ? 0 : j, top = at.p * STRIDE_H + h[k], left = at.q * STRIDE_W + w[k];
-            const Offset from = corner[k] + own;
             const bool wanted = at.exists && contains(problem, top, left);
-            if constexpr (X_TOGETHER != NONE) copy(j, stage, x + from, wanted);
-            else this->template gather<CHUNK, X_APART>(j, x, from, wanted);
+            Offset from = corner[k] + own;
+            if constexpr (X_TOGETHER != NONE) {
+                copy(j, stage, x + from, wanted);
+            } else {
+                from = wanted ? from : 0;  // what is outside is taken from the array's beginning
+                keep(from);  // in 32 bits: one instruction chooses, and one adds it to the array's address
+                this->template gather<CHUNK, X_APART>(j, x + from, wanted);
+            }
         }
     }
 
@@ -225,36 +231,52 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
     }
 };
 
-// The filters: grad_y.
+// The filters: grad_y. Those behind a group's last are copied as zeros, or gathered as the last chunk again: nobody reads
+// their sums.
 struct Filters : Share<TILE_K, Y_TOGETHER> {
-    int filter;     // of number 0, in its group
-    Offset corner;  // its address in pixel 0
+    int filter, last;  // of number 0, in its group; how many behind it the last chunk begins that is gathered
+    Offset corner;     // its address in pixel 0
 
     __device__ __forceinline__ void start(const Problem& problem, int first_filter, int group)
     {
         find_place();
-        filter = first_filter + element(0), corner = offset(problem.y, 0, group * problem.Kg + filter, 0, 0);
+        filter = first_filter + element(0);
+        if (Y_TOGETHER == NONE && !Y_WHOLE) {
+            const int end = max(problem.Kg - CHUNK, 0);
+            filter = min(filter, end), last = end - filter;
+        }
+        corner = offset(problem.y, 0, group * problem.Kg + filter, 0, 0);
     }
 
     __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ grad_y, const Pixels& pixels)
     {
-        const Problem& problem = pixels.problem;
         Offset own;
         #pragma unroll
         for (int j = 0; j < OWN; ++j) {
-            if (Y_EVEN) {
-                own = (pixels.next + pixel(j)) * (Offset)problem.y.w;
-            } else if (j == 0 || Y_TOGETHER == CHANNELS) {
-                const Pixel at = pixels[pixel(j)];
-                own = offset(problem.y, at.n, 0, at.p, at.q);
+            const bool exists = pixels.exists(pixel(j));
+            if (j == 0 || Y_TOGETHER == CHANNELS) {
+                own = corner + pixel_at(pixel(j), pixels);
+                if (Y_TOGETHER == NONE) own = exists ? own : corner;
                 keep(own);  // or its parts are added anew to each filter's
             }
-            const int k = filter + element(j) - element(0);
-            const int first = element(j) - element(0) - (k + CHUNK > problem.Kg ? Y_DROPPED : 0);
-            const Offset from = corner + own + first * (Offset)problem.y.c;
-            const bool wanted = pixels.exists(pixel(j)) && k < problem.Kg;
-            if constexpr (Y_TOGETHER != NONE) copy(j, stage, grad_y + from, wanted);
-            else this->template gather<Y_COUNT, Y_APART>(j, grad_y, from, wanted);
+            const int further = element(j) - element(0);
+            if constexpr (Y_TOGETHER == NONE) {
+                Offset from = own;
+                if (!Y_WHOLE && j > 0) from += min(further, last) * (Offset)Y_APART;
+                this->template gather<Y_COUNT, Y_APART>(
+                    j, grad_y + from + (Y_WHOLE ? further * (int64)Y_APART : 0), exists);
+            } else {
+                const bool wanted = exists && (Y_WHOLE || filter + further < pixels.problem.Kg);
+                copy(j, stage, grad_y + own + further * (int64)Y_APART, wanted);
+            }
         }
+    }
+
+    // How far pixel `i` of a stage lies from pixel 0.
+    static __device__ __forceinline__ Offset pixel_at(int i, const Pixels& pixels)
+    {
+        if (Y_EVEN) return (pixels.next + i) * (Offset)pixels.problem.y.w;
+        const Pixel at = pixels[i];
+        return offset(pixels.problem.y, at.n, 0, at.p, at.q);
     }
 };

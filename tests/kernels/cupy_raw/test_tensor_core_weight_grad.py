@@ -23,16 +23,17 @@ GPU = device.emulator_of(80)
 ALL_TILES = tuple(dict.fromkeys(kernel.TILES + kernel.TAPS_TILES + kernel.PRECISE_TILES))
 NONE, CHANNELS, PIXELS = "NONE", "CHANNELS", "PIXELS"
 
-# Each way in which x and grad_y can lie, on problems that stick out of a tile of columns, of filters and of a stage.
+# Each way in which x and grad_y can lie, on problems that stick out of a tile of columns, of filters (but two of them)
+# and of a stage.
 LYING = {
     "channels": Case("channels", (2, 9, 11, 24), (72, 24, 3, 3), {"padding": 1, "layout": "NHWC"}),
     "channels_strided": Case("channels_strided", (2, 9, 12, 48), (80, 24, 3, 2), {"layout": "NHWC", "groups": 2,
                              "stride": (1, 2), "dilation": (2, 1)}),
     "channels_of_x": Case("channels_of_x", (2, 9, 10, 16), (70, 16, 3, 3), {"layout": "NHWC", "stride": 2}),
-    "pixels": Case("pixels", (3, 20, 8, 9), (70, 20, 1, 1)),
+    "pixels": Case("pixels", (3, 20, 8, 9), (128, 20, 1, 1)),
     "pixels_of_y": Case("pixels_of_y", (2, 20, 8, 10), (70, 10, 3, 3), {"padding": 1, "groups": 2}),
     "gathered": Case("gathered", (2, 19, 7, 9), (34, 19, 3, 3), {"dilation": (1, 2), "padding": (0, 3)}),
-    "slices": Case("slices", (2, 16, 8, 8), (72, 16, 1, 1), memory="slices"),
+    "slices": Case("slices", (2, 16, 8, 8), (128, 16, 1, 1), memory="slices"),
     "few_filters": Case("few_filters", (2, 13, 7, 9), (3, 13, 3, 2), {"padding": 1}),
     "taps_channels": Case("taps_channels", (2, 9, 11, 2), (72, 2, 3, 3), {"padding": (1, 2), "layout": "NHWC"}),
     "taps": Case("taps", (2, 3, 12, 12), (66, 3, 5, 5), {"padding": (4, 6), "stride": 2, "dilation": (2, 3)}),
@@ -242,6 +243,15 @@ class TestEmulated:
         )
         force_cut(monkeypatch, case.problem("weight_grad"), tile)
         check(case)
+
+    def test_a_pixel_that_does_not_exist_adds_nothing_beside_infinities(self, monkeypatch):
+        """What is gathered in its place may be infinite, and zero times that is NaN."""
+        case = Case("infinite", (1, 9, 5, 5), (9, 9, 3, 3), dtype="float16")
+        x, grad_y, grad_w = operands(case)
+        x[...], grad_y[...] = 1, np.inf
+        monkeypatch.setattr(f"{__name__}.operands", lambda *given: (x, grad_y, grad_w))
+        watched(case)
+        assert np.isposinf(grad_w).all()
 
     @pytest.mark.parametrize("tile", ALL_TILES, ids=str)
     def test_every_tile_runs_without_a_fault(self, tile, monkeypatch):
