@@ -37,6 +37,7 @@ from math import ceil, log2, prod
 import numpy as np
 from numba import from_dtype
 
+from . import target
 from .call import CALL_DTYPE, address, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import activate, store_one_function
@@ -63,6 +64,9 @@ THREADS = 4  # for which tiles are chosen
 # held against depthwise.py's, which are a Zen 3's. The transforms of a pair take CYCLES times size times log2(size), in
 # vectors of 16: in the second-level cache, a little past it, and far past it.
 CYCLES, CYCLES_PER_ROW, CYCLES_PER_OUTPUT, CYCLES_PER_TASK = (0.22, 0.28, 0.38), 15, 1.3, 1700
+# So many times all of it takes beside others' kernels where one multiply-add starts per cycle (two Zen 4 cores, 5 x 5
+# to 13 x 13, maps of 56 x 56 to 1,920 x 1,080: 1.1 to 1.8).
+SLOWER = 1.35
 CYCLES_PER_NUMBER_APART = 1.5  # one of several channels side by side is read, and written, number by number
 CYCLES_PER_PACKED_NUMBER, CALL_SECONDS, CYCLES_PER_SECOND, SECONDS_PER_BYTE = 4, 8e-6, 3e9, 4e-11
 CACHED_BYTES, SECONDS_PER_BYTE_AGAIN = 12 << 20, 1e-10  # x larger than that comes from memory again for every filter
@@ -305,6 +309,7 @@ def run_seconds(problem, tiles, threads):
     storing += (CYCLES_PER_OUTPUT * wide + (problem.K > 1) * apart) * 2 * outputs_h * outputs_w
     cycles = terms * (there + filling) + storing + CYCLES_PER_TASK
     compute = ceil(pairs * problem.K / threads) * cycles / CYCLES_PER_SECOND
+    compute *= SLOWER if target.multiply_adds_per_cycle() == 1 else 1.0
     numbers = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
     moved = numbers * problem.dtype.itemsize + tiles.spectra_bytes
     x_bytes = prod(problem.x_shape) * problem.dtype.itemsize

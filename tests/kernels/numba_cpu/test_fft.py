@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convlib import accuracy, device
+from convlib import accuracy, choosing, device
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import fft, fft_passes
+from convlib.kernels.numba_cpu import fft, fft_passes, target
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
@@ -148,3 +148,20 @@ def test_many_channels_that_no_cache_holds_count_for_every_filter():
     assert fft.predicted_seconds(three, place) > 3.5 * fft.predicted_seconds(one, place)
     fits = [problem_of((1, 64, 160, 160), (K, 64, 3, 3), padding=1) for K in (1, 3)]
     assert fft.predicted_seconds(fits[1], place) < 3 * fft.predicted_seconds(fits[0], place)
+
+
+@pytest.mark.skipif(target.multiply_adds_per_cycle() == 2, reason="measured on a Zen 4")
+@pytest.mark.parametrize(
+    ("channels", "filters", "size", "window", "is_chosen"),
+    [
+        (1, 64, 255, 9, False),
+        (8, 8, 160, 5, False),
+        (6, 12, 112, 5, False),
+        (1, 16, 512, 11, True),
+        (1, 1, 1080, 9, True),
+    ],
+)
+def test_is_chosen_where_it_is_fastest(channels, filters, size, window, is_chosen):
+    problem = problem_of((1, channels, size, size), (filters, channels, window, window), padding=window // 2)
+    names = [choosing.chosen(problem, device.cpu_with(2), planned=planned).name for planned in (True, False)]
+    assert [name == "numba_cpu.fft" for name in names] == [is_chosen, is_chosen]
