@@ -137,6 +137,7 @@ FEW_PIXELS = {
     "nine": ((2, 20, 5, 5), (10, 20, 3, 3), {}),
     "nine padded": ((2, 20, 3, 3), (10, 20, 3, 3), {"padding": 1}),
     "six padded on some sides, wide": ((1, 7, 2, 9), (9, 7, 3, 5), {"padding": ((2, 0), (1, 3)), "stride": (1, 4)}),
+    "four padded below": ((1, 5, 2, 6), (9, 5, 4, 3), {"padding": ((0, 3), (1, 1)), "stride": (1, 5)}),
     "four of many columns": ((1, 5, 3, 16), (9, 5, 2, 3), {"padding": (0, 1), "stride": (1, 9)}),
     "six padded, dilated": ((1, 6, 4, 5), (11, 6, 3, 3), {"padding": 1, "dilation": 2}),
 }
