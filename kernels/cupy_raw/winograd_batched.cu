@@ -33,8 +33,8 @@
 // pays where channels and filters are enough to hide the moving; slices keep the workspace to 64 MiB and the filters.
 // Instructions of a warp, PTX, before and with this: of 56 x 56 x 16, padded, in and out, 68,260 and 234,024 to 58,762
 // and 171,696, channels last 68,260 and 233,632 to 64,524 and 233,632; of 64 filters 9,952 to 12,480.
-// Registers: 64 to transform tiles, 128 (sm_100 158) with channels last, where a thread holds two patches. Asked for
-// two blocks, compilers give the first 80 to 128, and those of sm_100 and 120 spill the second.
+// Registers: 64 to transform tiles, 128 (sm_100 158) with channels last, where a thread holds two patches; these, asked
+// for two blocks, spill on sm_100 and 120.
 // Bank conflicts: none.
 // Rounding: about three times that of F(2 x 2) (accuracy.py), with the points 0, +-sqrt(1/2), +-sqrt(2). NaN and
 // infinity in x reach all outputs of the tiles that read them.
@@ -57,8 +57,8 @@ constexpr int CHUNK = 8;  // channels: one 32-byte sector of floats where they l
 static_assert(DEPTH % CHUNK == 0, "rows are padded to whole chunks");
 constexpr int AT_ONCE = ADJACENT == CHANNELS ? 2 : 1;              // patches of a thread, of channels side by side
 constexpr int SHARING = ADJACENT == CHANNELS ? CHUNK / AT_ONCE : 1;  // threads that share a tile's chunk
-// Blocks of transform_tiles on a multiprocessor: asked for where sm_75's compiler would take 64 registers, and spill.
-constexpr int TILING_BLOCKS = ADJACENT != CHANNELS && sizeof(Element) == 2 ? 3 : 1;
+// Blocks of transform_tiles that a multiprocessor's registers must leave room for: 64, 80, or as many as it takes.
+constexpr int TILING_BLOCKS = ADJACENT == CHANNELS || sizeof(Accumulator) == 8 ? 1 : sizeof(Element) == 4 ? 4 : 3;
 
 struct Corner { int n, p, q; };
 
@@ -73,13 +73,13 @@ __device__ __forceinline__ Corner corner_of(const Problem& problem, int64 tile)
 
 using Patch = Accumulator[PATCH][PATCH];
 
-// From `own` on, the tile's first own column in the patch's first row. All lanes of a warp come here.
+// From `own` on, the tile's first own column in the patch's first row. first, last: no lane beside has the tile before,
+// or behind; never both, as a slice that ends with a warp's first lane ends an image. All lanes of a warp come here.
 __device__ __forceinline__ void fetch_pixels(Patch& patch, const Element* own, const Problem& problem,
-                                             const Corner& corner, bool wanted)
+                                             const Corner& corner, bool wanted, bool first, bool last)
 {
-    const int lane = threadIdx.x % 32;
     const bool before = corner.q > 0, behind = corner.q + MINIMAL < problem.W;  // are there columns of the image
-    const bool alone = lane == 0 ? before : lane == 31 && behind;               // which no lane has
+    const bool alone = first ? before : last && behind;                         // which no lane has
     #pragma unroll
     for (int r = 0; r < PATCH; ++r, own += problem.x.h) {
         const bool inside = wanted && (unsigned)(corner.p - problem.top + r) < problem.H;
@@ -90,11 +90,11 @@ __device__ __forceinline__ void fetch_pixels(Patch& patch, const Element* own, c
             #pragma unroll
             for (int e = 0; e < LOADED; ++e) patch[r][1 + s + e] = widened(columns.lane[e]);
         }
-        const Accumulator further = inside && alone ? widened(own[lane == 0 ? -1 : MINIMAL]) : Accumulator(0);
+        const Accumulator further = inside && alone ? widened(own[first ? -1 : MINIMAL]) : Accumulator(0);
         const Accumulator left = __shfl_up_sync(~0u, patch[r][MINIMAL], 1);
         const Accumulator right = __shfl_down_sync(~0u, patch[r][1], 1);
-        patch[r][0] = lane == 0 ? further : before ? left : 0;
-        patch[r][PATCH - 1] = lane == 31 ? further : behind ? right : 0;
+        patch[r][0] = first ? further : before ? left : 0;
+        patch[r][PATCH - 1] = last ? further : behind ? right : 0;
     }
 }
 
@@ -120,7 +120,8 @@ transform_tiles(const Element* __restrict__ x, Accumulator* __restrict__ columns
 {
     const int number = (blockIdx.x * THREADS + threadIdx.x) / SHARING;
     const int m = ADJACENT == CHANNELS ? number_at<PIXEL_LANES>(number) : number;
-    if (m >= slice.padded) return;  // whole warps
+    const int lane = threadIdx.x % 32;
+    if (number - lane / SHARING >= slice.padded) return;  // whole warps; of float64 half a warp may be left
     const bool exists = m < slice.pixels;
     const Corner corner = corner_of(problem, slice.first + (exists ? m : 0));
     const int h = corner.p - problem.top, w = corner.q - problem.left;
@@ -136,7 +137,8 @@ transform_tiles(const Element* __restrict__ x, Accumulator* __restrict__ columns
             const Element* first = x + offset(problem.x, corner.n, group * problem.Cg + c, h, w);
             Patch patches[AT_ONCE];
             if constexpr (ADJACENT == PIXELS)
-                fetch_pixels(patches[0], first + 1, problem, corner, wanted);
+                fetch_pixels(patches[0], first + 1, problem, corner, wanted, lane == 0,
+                             lane == 31 || (lane > 0 && m + 1 == slice.pixels));
             else
                 fetch_elements(patches, first, problem, h, w, wanted);
             #pragma unroll
@@ -145,7 +147,7 @@ transform_tiles(const Element* __restrict__ x, Accumulator* __restrict__ columns
                 Accumulator* column = columns + (int64)(row + e) * slice.padded;
                 #pragma unroll
                 for (int product = 0; product < PRODUCTS; ++product)
-                    column[product * plane] = patches[e][product / PATCH][product % PATCH];
+                    if (m < slice.padded) column[product * plane] = patches[e][product / PATCH][product % PATCH];
             }
         }
 }

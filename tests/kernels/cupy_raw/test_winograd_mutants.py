@@ -180,7 +180,6 @@ FUSED = {
 }
 
 BATCHED = {
-    "tiles past the padded ones": ("winograd_batched.cu", "pixels", "if (m >= slice.padded) return;", ""),
     "tiles past the last read": (
         "winograd_batched.cu",
         "pixels",
@@ -226,20 +225,14 @@ BATCHED = {
     "a warp's first tile without the column before it": (
         "winograd_batched.cu",
         "slices of rows",
-        "lane == 0 ? further : before",
+        "first ? further : before",
         "before",
     ),
     "a warp's last tile without the column behind it": (
         "winograd_batched.cu",
         "slices of rows",
-        "lane == 31 ? further : behind",
+        "last ? further : behind",
         "behind",
-    ),
-    "the column behind for the one before": (
-        "winograd_batched.cu",
-        "slices of rows",
-        "own[lane == 0 ? -1 : MINIMAL]",
-        "own[MINIMAL]",
     ),
     "elements beside the image": (
         "winograd_batched.cu",
