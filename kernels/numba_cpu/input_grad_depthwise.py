@@ -21,6 +21,8 @@ last, and its times for 8 images moved between two runs:
      192 x 28             39   (426)         63        106    (1,169)        140, 222
      576 x 14             40   (235)         63        122    (1,137)        119, 124
 
+Held to AVX2 a line that is whole is stored without masks: 96 x 112 119 instead of 357, 144 x 56 95 instead of 169.
+
 Source: as input_grad.py's; depthwise layers are from Howard et al., MobileNets, 2017.
 """
 
@@ -40,12 +42,14 @@ from .tracing import (
     Lanes,
     broadcast,
     choose,
+    first_lanes,
     fma,
     interleave,
     lanes_between,
     load,
     load_lanes,
     loop,
+    store,
     store_lanes,
     traced,
     when,
@@ -113,18 +117,31 @@ def plane_function(dtype_name, width, rows, columns):
                     total = number * weight if total is None else fma(number, weight, total)
             return zeros(V, grad) if total is None else total
 
+        def store_line(to, line, masks, whole):
+            """The vectors side by side; whole ones without a mask, which costs AVX2 much."""
+
+            def all_lanes():
+                for m, vector in enumerate(line):
+                    store(to + V.bytes * m, vector)
+
+            def some_lanes():
+                for m, (vector, mask) in enumerate(zip(line, masks)):
+                    store_lanes(to + V.bytes * m, vector, mask)
+
+            choose(whole, all_lanes, some_lanes)
+
         def step(i, k):
             j = k * width
             masks = [lanes_between(V, j + shift, 0, Q) for shift in shifts_w]
-            inside = [lanes_between(V, j * len(columns) + width * m, 0, W) for m in range(len(columns))]
+            left = W - j * len(columns)  # of a row of grad_x
+            inside = [first_lanes(V, left - width * m) for m in range(len(columns))]
             found = {shift: dict(zip(shifts_w, of_row(i, j, masks, shift))) for shift in shifts_h}
             for f, row_taps in enumerate(rows):
                 h = i * len(rows) + f
                 with when(h < H):
                     line = interleave([phase_sum(found, row_taps, column_taps) for column_taps in columns])
                     here = to + to_h * h + j * (len(columns) * item)
-                    for m, vector in enumerate(line):
-                        store_lanes(here + V.bytes * m, vector, inside[m])
+                    store_line(here, line, inside, left >= width * len(columns))
 
         steps = (coarse_w + (width - 1)) // width
         loop(coarse_h, lambda i: loop(steps, lambda k: step(i, k)))
