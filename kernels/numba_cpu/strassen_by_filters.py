@@ -44,6 +44,8 @@ What was learned there:
 - A flat tile must not fetch ahead behind its task's last weights: there lay the other thread's sums of x, and layers of
   7 x 7 took 1.15 to 1.2 times as long (two Zen 4 cores), as allocations happened to fall.
 - Tall tiles fetch weights ahead by any distance or not at all and are as fast: 7 MB from L3 cost 2 % of the peak.
+- Nor do sums of weights from memory cost what their bytes take by themselves: 1536 -> 2048 channels of 10 x 10 2,530
+  microseconds, blocked.py 3,220; 2048 -> 4096 of 7 x 7, 59 MB of sums, 3,370 and 4,480 (two Zen 4 cores).
 - Sums of weights made by vectors for one call, into a buffer that stays in the caches: a thread's half of 512 -> 2048
   channels took one Zen 4 core 112 to 135 microseconds, 0.8 to 0.95 cycles a weight, of which 72 are reading 2 MB of L3
   at 29 GB/s, the rest transposing and seven stores; fetching ahead gained at most a sixth. Products save 30 to 60 of
@@ -66,7 +68,7 @@ from .compilation import compiled, inlined
 from .epilogue import CLAMP, store_one_function
 from .flat_planes import copy_planes_function
 from .job import job_of
-from .microkernel import AHEAD, CLOCK, MEMORY_BYTES, predicted, vector_type
+from .microkernel import AHEAD, CLOCK, predicted, vector_type
 from .short_floats import memory_functions
 from .strassen_by_filters_cuts import (
     BLOCKING,
@@ -88,12 +90,12 @@ from .strassen_by_filters_products import (
     sum_pixels_function,
     sum_rows_function,
 )
+from .strassen_cuts import fetch_seconds
 from .strassen_sums import PRODUCTS
 from .threads import run_tasks, task_loop
 from .vectors import lanes, record_at
 
 passes = ("forward",)
-LARGE_PANELS = 16 << 20  # bytes: larger ones come from memory
 
 
 def build(dtype_name, height, width):
@@ -337,8 +339,8 @@ def pack(problem, device, w, packed):
 
 
 def predicted_seconds(problem, device):
-    seconds, panels = predicted(problem, device, cycles(problem, device.threads)), packed_bytes(problem, device)
-    return seconds + (panels / MEMORY_BYTES if panels > LARGE_PANELS else 0.0)
+    products = cycles(problem, device.threads)
+    return predicted(problem, device, products) + fetch_seconds(packed_bytes(problem, device), products, device.threads)
 
 
 def pack_seconds(problem, device):

@@ -10,7 +10,7 @@ from . import blocked_cuts, target, weight_rows
 from .blocked_cuts import BLOCKING
 from .call import CALL_DTYPE
 from .filter_cuts import until_all_done, up
-from .microkernel import MEMORY_BYTES, VECTORS, holds_lone, multiply_cycles, panel_rows
+from .microkernel import CLOCK, MEMORY_BYTES, VECTORS, holds_lone, multiply_cycles, panel_rows
 from .strassen_sums import PRODUCTS
 from .threads import LINE, worker_span
 from .vectors import lanes
@@ -220,9 +220,13 @@ def panel_bytes(problem):
     return PRODUCTS * problem.groups * problem.Kg // 2 * (problem.reduction // 2) * problem.accumulate.itemsize
 
 
-def fetch_seconds(panels):
-    """Of so many bytes of weights, where they are too many to stay in the L3 cache from one call to the next."""
-    return panels / MEMORY_BYTES if panels > target.cache_bytes(3) * 3 // 4 else 0.0
+def fetch_seconds(panels, cycles, threads):
+    """Of so many bytes of weights, where they are too many to stay in the L3 cache from one call to the next: what is
+    not hidden behind the products, which take so many cycles of all threads.
+    """
+    if panels <= target.cache_bytes(3) * 3 // 4:
+        return 0.0
+    return max(0.0, panels / MEMORY_BYTES / 2 - cycles / CLOCK / threads)
 
 
 def rows_bytes(problem):

@@ -265,7 +265,7 @@ def pack(problem, device, w, packed):
 def predicted_seconds(problem, device):
     cycles = best_cycles(problem, device.threads, planned=True) * device.threads
     seconds = predicted(problem, device, cycles + problem.N * problem.groups * blocked.store_cycles(problem))
-    return seconds + fetch_seconds(panel_bytes(problem))
+    return seconds + fetch_seconds(panel_bytes(problem), cycles, device.threads)
 
 
 def pack_seconds(problem, device):

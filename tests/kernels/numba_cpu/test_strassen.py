@@ -132,6 +132,16 @@ def test_plans_of_large_1x1_layers_choose_it_and_calls_that_would_pack_much_do_n
     assert choosing.choose(problem, device.cpu_with(2)) in (called, f"{called}_twice")
 
 
+@pytest.mark.skipif(target.multiply_adds_per_cycle() == 2 or target.vector_bytes() < 64, reason="measured on a Zen 4")
+@pytest.mark.parametrize(
+    ("C", "size", "K", "fastest"),
+    [(1536, 10, 2048, "_by_filters"), (2048, 7, 4096, "_by_filters"), (2048, 14, 2048, "_twice")],
+)
+def test_weights_from_memory_hide_behind_the_products_of_plans(C, size, K, fastest):
+    problem = make_problem((1, C, size, size), (K, C, 1, 1), np.float32)
+    assert choosing.chosen(problem, device.cpu_with(2), planned=True).name == f"numba_cpu.strassen{fastest}"
+
+
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "keywords", "word"),
     [
