@@ -232,12 +232,6 @@ def next_weights(a, a_product):
     )  # fmt: skip
 
 
-@inlined
-def next_pixels(x):
-    """Lines of x, one of each row in each product."""
-    return x, x + LINE, x + 2 * LINE, x + 3 * LINE, x + 4 * LINE, x + 5 * LINE, x + 6 * LINE
-
-
 def pair_function(real, lone, sums_rows=None):
     """A Numba function multiply_pair: the four tiles of `rows` filters and of those half of all further, of two
     neighbouring tiles of pixels, by seven products.

@@ -67,14 +67,14 @@ from functools import lru_cache
 import numpy as np
 
 from . import blocked, strassen
-from .blocked import copy_biases_function, finish_tile_function
+from .blocked import copy_biases_function, finish_tile_function, flat_rows
 from .blocked_cuts import BLOCKING
 from .call import pack_call, problem_fields
 from .compilation import compiled, inlined
+from .epilogue import CLAMP
 from .flat_planes import copy_planes_function
 from .job import job_of
 from .microkernel import CLOCK, VECTORS, panel_rows, predicted
-from .strassen import reads_flat, writes_flat
 from .strassen_cuts import fetch_seconds
 from .strassen_products import next_weights, packs_beside, pair_function
 from .strassen_sums import PRODUCTS, forget_function, no_task
@@ -96,7 +96,6 @@ from .strassen_twice_sums import (
     INNER,
     OUTER,
     build_pack,
-    operand_function,
     panel_functions,
     row_bytes,
     staged_bytes,
@@ -118,9 +117,22 @@ def build(dtype_name, lone):
     wait_half, wait_tile = 2 * tile_bytes, tile_bytes
     copy_planes, multiply_pair = copy_planes_function(dtype_name), pair_function(real, lone, sums_beside)
     add_pixels, (made_places, place, beside, pack_first) = sums_twice_function(real, lone), panel_functions(real)
-    operand = operand_function(real, lone)
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
     left_over = inlined(blocked.task_function(dtype_name))
+
+    @inlined
+    def operand(q, x, x_step, x_half, totals):
+        """Of the outer product number q the right operand: where it begins, its channels, their other half, the right
+        tile.
+        """
+        if q == 0:
+            return x, x_step, x_half // 2, x_tile
+        if q == 1:
+            return x + x_half, x_step, x_half // 2, x_tile
+        if q == 4:
+            return x + x_half + 2 * x_tile, x_step, x_half // 2, x_tile
+        number = q - 2 if q < 4 else q - 3
+        return totals + number * 4 * wait_row, sums_row, 2 * wait_row, wait_row
 
     @inlined
     def group(call, index, worker):
@@ -141,7 +153,8 @@ def build(dtype_name, lone):
             copy_biases(call, g * call.Kg + i * quarter + begin, end - begin, biases + i * call.quad_filters * item)
 
         x, x_step = call.x + n * call.x_n + g * call.Cg * call.x_c, call.x_c
-        if reads_flat(call, item):
+        in_place = call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
+        if in_place and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W):
             x += first * item
         else:
             row0, behind = first // call.Q, first + 4 * width
@@ -152,7 +165,8 @@ def build(dtype_name, lone):
         x_half = 2 * depth * x_step
         add_pixels(totals, x, x_tile, x_half, x_step, depth)
 
-        direct = writes_flat(call, item) and not call.has_residual
+        direct = call.activation == CLAMP and not call.has_residual
+        direct = direct and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
         product_bytes, bias_half, count = depth * rows * item, call.quad_filters * item, (end - begin) // rows
         panels = call.w + call.panels_at + (g * quarter + begin) // rows * (PRODUCTS * PRODUCTS * product_bytes)
         made, w, makes = planes + call.made_at, call.w + (g * call.Kg + begin) * call.w_k, False

@@ -55,27 +55,6 @@ def sums_twice_function(real, lone):
     return add_pixels
 
 
-def operand_function(real, lone):
-    """A Numba function operand(q, x, x_step, x_half, totals): of the outer product number q the right operand: where it
-    begins, from channel to channel, to their other half, to the right tile. totals: what add_pixels made.
-    """
-    row = VECTORS * vector_type(real).bytes
-    x_tile, apart, sums_row = row + lone * vector_type(real).item_bytes, row + lone * LINE, row_bytes(real, lone)
-
-    @inlined
-    def operand(q, x, x_step, x_half, totals):
-        if q == 0:
-            return x, x_step, x_half // 2, x_tile
-        if q == 1:
-            return x + x_half, x_step, x_half // 2, x_tile
-        if q == 4:
-            return x + x_half + 2 * x_tile, x_step, x_half // 2, x_tile
-        number = q - 2 if q < 4 else q - 3
-        return totals + number * 4 * apart, sums_row, 2 * apart, apart
-
-    return operand
-
-
 def outer_operand(q, number):
     """The four quarters of what outer product q takes of the left operand. number(i, j): of the i-th quarter of the
     filters and the j-th of the channels.
