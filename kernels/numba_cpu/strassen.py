@@ -100,16 +100,7 @@ from .strassen_cuts import (
     tile_pixels,
 )
 from .strassen_products import next_weights, packs_beside, pair_function
-from .strassen_sums import (
-    CHANNELS,
-    PRODUCTS,
-    build_pack,
-    forget_function,
-    half_depth,
-    no_task,
-    pack_numbers_function,
-    pack_panel_function,
-)
+from .strassen_sums import CHANNELS, PRODUCTS, build_pack, half_depth, pack_numbers_function, pack_panel_function
 from .threads import LINE, run_tasks, two_round_loop
 from .vectors import lanes, load_shared, record_at, store_shared
 
@@ -135,6 +126,15 @@ def build(dtype_name, lone):
     def next_pixels(x):
         """Lines of x, one of each row in each product."""
         return x, x + LINE, x + 2 * LINE, x + 3 * LINE, x + 4 * LINE, x + 5 * LINE, x + 6 * LINE
+
+    def forget(call_address, worker):
+        """A worker has no filters' sums of weights; at `made` stands whose it has, and behind that they are."""
+        call = record_at(CALL_STRASSEN, call_address)
+        if call.w_k != 0:
+            store_shared(call.workspace + worker * call.worker_bytes + call.made_at, -1)
+
+    def no_task(call_address, index, worker):
+        pass
 
     @inlined
     def copy_halves(call, planes, x, first, c0, channels):
@@ -200,7 +200,6 @@ def build(dtype_name, lone):
                 wait = waiting + (k - begin) // rows * call.waiting_step
                 bias = biases + (k - begin) * item
                 packs, next_w = beside and k + rows < end, w + (k + rows) * call.w_k
-                a_next = a + PRODUCTS * product_bytes
                 if makes and (k == begin or not beside):
                     pack_panel(call, a - c0 * rows * item, w + k * call.w_k, c0, channels)
                 if last and direct:
@@ -220,13 +219,13 @@ def build(dtype_name, lone):
                 if fetches and (k == begin + rows or k == begin + 2 * rows):  # the next pair's first half, its second
                     soon, soon_step = next_pixels(b + 2 * x_tile + (k - begin - rows) // rows * b_half), b_step
                 multiply_pair(
-                    k == begin, packs, (a_next, next_w + c0 * item, call.w_k, half * call.w_k, depth * item), False,
-                    (), a, product_bytes, b, b_step, b_half, x_tile, totals, panel, row, alone, channels * item, item,
-                    channels, t, out, out_row, out_half, out_tile, above, below, add, 0, add_row, add_half, add_tile,
-                    low, high, soon, soon_step,
+                    k == begin, packs, (next_w + c0 * item, call.w_k, half * call.w_k, depth * item), a, product_bytes,
+                    b, b_step, b_half, x_tile, totals, panel, row, alone, channels * item, item, channels, t, out,
+                    out_row, out_half, out_tile, above, below, add, 0, add_row, add_half, add_tile, low, high, soon,
+                    soon_step,
                 )  # fmt: skip
                 if packs:
-                    to, whole = a_next - c0 * rows * item, channels // CHANNELS * CHANNELS
+                    to, whole = a + PRODUCTS * product_bytes - c0 * rows * item, channels // CHANNELS * CHANNELS
                     pack_numbers(call, to, next_w, c0 + whole, c0 + channels)
                 if last and not direct:
                     for i in range(4):
@@ -245,7 +244,7 @@ def build(dtype_name, lone):
         else:
             left_over(call_address, before, worker)
 
-    return two_round_loop(no_task, task, forget_function(CALL_STRASSEN))
+    return two_round_loop(no_task, task, forget)
 
 
 @lru_cache(maxsize=1024)

@@ -1,6 +1,6 @@
 """How strassen.py cuts a problem: pairs of tiles, ranges of filters, blocks of channels; and what that costs."""
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -113,13 +113,10 @@ def possible_cuts(problem, threads, planned):
     """In a call each thread makes the sums of weights that it wants itself, of one range of the filters at a time: what
     another has just written takes longer to come than to make.
     """
-    return FILTER_CUTS if planned else cuts_of_a_call(FILTER_CUTS, threads, partial(made_bytes, problem))
-
-
-def cuts_of_a_call(cuts, threads, made_bytes):
-    """Those with which all threads make few enough bytes of weights' sums."""
-    ranges = [*cuts, *(threads * tasks for tasks in cuts)]
-    return [tasks for tasks in ranges if threads * made_bytes(tasks) <= MOST_MADE] or ranges[-1:]
+    if planned:
+        return FILTER_CUTS
+    ranges = [*FILTER_CUTS, *(threads * tasks for tasks in FILTER_CUTS)]
+    return [tasks for tasks in ranges if threads * made_bytes(problem, tasks) <= MOST_MADE] or ranges[-1:]
 
 
 def cut_cycles(problem, threads, filter_tasks, planned) -> float:
@@ -152,14 +149,10 @@ def range_filters(problem, filter_tasks) -> int:
 
 def most_made(problem, threads, filter_tasks) -> int:
     """Filters whose sums one thread makes, in a call, for the tasks of its range."""
-    ranges = most_ranges(pairs(problem) * problem.N, problem.groups * filter_tasks, threads)
+    each = pairs(problem) * problem.N
+    ends = [each * problem.groups * filter_tasks * i // threads for i in range(threads + 1)]
+    ranges = max(-(-end // each) - begin // each for begin, end in pairwise(ends))
     return ranges * 2 * range_filters(problem, filter_tasks)
-
-
-def most_ranges(each, ranges, threads) -> int:
-    """Of so many ranges with so many tasks each, those of which one thread has tasks."""
-    ends = [each * ranges * i // threads for i in range(threads + 1)]
-    return max(-(-end // each) - begin // each for begin, end in pairwise(ends))
 
 
 def spread(tasks, others):

@@ -6,7 +6,7 @@ from numba.core import types
 from . import target
 from .compilation import inlined
 from .microkernel import AHEAD, VECTORS, accumulate, panel_rows, vector_type
-from .strassen_sums import CHANNELS, pack_few
+from .strassen_sums import CHANNELS, PRODUCTS, pack_few
 from .threads import LINE
 from .tracing import (
     Lanes,
@@ -25,13 +25,12 @@ from .tracing import (
 )
 
 
-def product_function(real, lone, becomes, makes=None, packs=(), sums_rows=None):
+def product_function(real, lone, becomes, makes=None, packs=()):
     """A Numba function for one product of half the channels; becomes: of it, t and e, what is stored to t, e or y.
     makes: of a number of this operand and its `Quarters`, sums of the same channels; such a product's arguments say
     where these and those lie. packs: steps of packing the next filters' weights (strassen_sums.py), done beside it,
-    `depth` // CHANNELS times each; such a product's further arguments are pack_few's. sums_rows: what else is done at
-    a step, given its number and this product's further arguments (strassen_twice_sums.py). bias, residual, also: 0 if
-    there is none. also: a tile like the residual's, to which what is finished is added before all else.
+    `depth` // CHANNELS times each; such a product's further arguments are pack_few's. bias, residual, also: 0 if there
+    is none. also: a tile like the residual's, to which what is finished is added before all else.
 
     Tiles are lists of rows; where there is a lone pixel, its filters are one more row, of one vector.
     """
@@ -158,21 +157,6 @@ def product_function(real, lone, becomes, makes=None, packs=(), sums_rows=None):
             soon_step, pack=pack,
         )  # fmt: skip
 
-    @traced(types.void)
-    def summing_product(
-        a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, soon, soon_step,
-        to, w, w_k, half_filters, half_channels, row_vectors, terms,
-    ):  # fmt: skip
-        def sum_some(d, here, columns):
-            sums_rows(V, d, to, w, w_k, half_filters, half_channels, row_vectors, terms)
-
-        emit(
-            a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, soon,
-            soon_step, sum_some,
-        )  # fmt: skip
-
-    if sums_rows:
-        return summing_product
     if packs:
         return packing_product
     return making_product if makes else product
@@ -232,14 +216,13 @@ def next_weights(a, a_product):
     )  # fmt: skip
 
 
-def pair_function(real, lone, sums_rows=None):
+def pair_function(real, lone):
     """A Numba function multiply_pair: the four tiles of `rows` filters and of those half of all further, of two
     neighbouring tiles of pixels, by seven products.
 
-    makes: are T1 .. T4 to be made by the first two products? Else they are there. packs: are weights to be packed?
-    packing: where to; these weights, and from filter to filter, to the other halves of the filters and of the
-    channels. sums: are rows to be summed, by `sums_rows`, for later packing? summing: its arguments, for half of them;
-    then to the other half. a: the weights of the first product, a_product bytes before the next one's. x: where
+    makes: are T1 .. T4 to be made by the first two products? Else they are there. packs: are weights to be packed
+    behind those of the seven products? packing: these weights, and from filter to filter, to the other halves of the
+    filters and of the channels. a: the weights of the first product, a_product bytes before the next one's. x: where
     the left tile of the first half of the channels begins; the other half lies x_half, the right tile x_right, channels
     x_step further. totals, alone: T1 .. T4 and those of the lone pixels, `panel` and lone_panel from sum to sum, `step`
     and lone_step from channel to channel. t: room for two tiles. y_half, y_tile, r_half, r_tile: to the other filters
@@ -256,9 +239,6 @@ def pair_function(real, lone, sums_rows=None):
     def finish_second(p, tiles):
         tiles.finish(added(tiles.tile(tiles.t), p))
 
-    def finish_third(p, tiles):
-        tiles.finish(added(tiles.tile(tiles.e), p))
-
     def both(p, tiles):
         tiles.keep_sum(tiles.t, p)
         tiles.finish(added(tiles.tile(tiles.e), p))
@@ -274,20 +254,15 @@ def pair_function(real, lone, sums_rows=None):
         packing_5 = product_function(
             real, lone, lambda p, tiles: tiles.keep(tiles.e, added(tiles.tile(tiles.t), p)), packs=(3, 4)
         )
-    product_3 = product_function(real, lone, finish_third)
+    product_3 = product_function(real, lone, lambda p, tiles: tiles.finish(added(tiles.tile(tiles.e), p)))
     product_4 = product_function(real, lone, lambda p, tiles: tiles.finish(added(tiles.tile(tiles.t), p, -1)))
     product_7 = product_function(real, lone, both)
-    sums_beside = sums_rows is not None
-    summing_3, summing_7 = product_3, product_7
-    if sums_beside:
-        summing_3 = product_function(real, lone, finish_third, sums_rows=sums_rows)
-        summing_7 = product_function(real, lone, both, sums_rows=sums_rows)
 
     @inlined
     def multiply_pair(
-        makes, packs, packing, sums, summing, a, a_product, x, x_step, x_half, x_right, totals, panel, step, alone,
-        lone_panel, lone_step, depth, t, y, y_row, y_half, y_tile, above, below, residual, also, residual_row, r_half,
-        r_tile, low, high, soon, soon_step,
+        makes, packs, packing, a, a_product, x, x_step, x_half, x_right, totals, panel, step, alone, lone_panel,
+        lone_step, depth, t, y, y_row, y_half, y_tile, above, below, residual, also, residual_row, r_half, r_tile, low,
+        high, soon, soon_step,
     ):  # fmt: skip
         e, lower = t + tile_bytes, x + x_half
         r12, r21, r22, also_12, also_21, also_22 = 0, 0, 0, 0, 0, 0
@@ -312,7 +287,7 @@ def pair_function(real, lone, sums_rows=None):
             )  # fmt: skip
         a += 2 * a_product
         if beside and packs:
-            to, w, w_k, half_filters, half_channels = packing
+            to, (w, w_k, half_filters, half_channels) = a + (PRODUCTS - 2) * a_product, packing
             packing_6(
                 a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high,
                 soon[2], soon_step, to, a_product, w, w_k, half_filters, half_channels,
@@ -331,31 +306,22 @@ def pair_function(real, lone, sums_rows=None):
                 soon_step,
             )  # fmt: skip
         a += 2 * a_product
-        right, y_low, totals, alone = lower + x_right, y + y_half, totals + 2 * panel, alone + 2 * lone_panel
-        if sums_beside and sums:
-            to, w, w_k, half_filters, half_channels, row_vectors, terms, to_half, w_half = summing
-            summing_3(
-                a, right, x_step, right + row, x_step, depth, t, e, y + y_tile, y_row, above, r12, also_12,
-                residual_row, low, high, soon[4], soon_step,
-                to, w, w_k, half_filters, half_channels, row_vectors, terms,
-            )  # fmt: skip
-            summing_7(
-                a + a_product, totals, step, alone, lone_step, depth, t, e, y_low + y_tile, y_row, below, r22, also_22,
-                residual_row, low, high, soon[5], soon_step,
-                to + to_half, w + w_half, w_k, half_filters, half_channels, row_vectors, terms,
-            )  # fmt: skip
-        else:
-            product_3(
-                a, right, x_step, right + row, x_step, depth, t, e, y + y_tile, y_row, above, r12, also_12,
-                residual_row, low, high, soon[4], soon_step,
-            )  # fmt: skip
-            product_7(
-                a + a_product, totals, step, alone, lone_step, depth, t, e, y_low + y_tile, y_row, below, r22, also_22,
-                residual_row, low, high, soon[5], soon_step,
-            )  # fmt: skip
-        a += 2 * a_product
+        right = lower + x_right
+        product_3(
+            a, right, x_step, right + row, x_step, depth, t, e, y + y_tile, y_row, above, r12, also_12, residual_row,
+            low, high, soon[4], soon_step,
+        )  # fmt: skip
+        a += a_product
+        y += y_half
+        totals += 2 * panel
+        alone += 2 * lone_panel
+        product_7(
+            a, totals, step, alone, lone_step, depth, t, e, y + y_tile, y_row, below, r22, also_22, residual_row, low,
+            high, soon[5], soon_step,
+        )  # fmt: skip
+        a += a_product
         product_4(
-            a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, y_low, y_row, below, r21, also_21,
+            a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, y, y_row, below, r21, also_21,
             residual_row, low, high, soon[6], soon_step,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ from .microkernel import panel_rows, vector_type
 from .short_floats import memory_functions
 from .threads import task_loop
 from .tracing import Lanes, load, loop, shuffle, store, traced
-from .vectors import record_at, store_shared
+from .vectors import record_at
 
 PRODUCTS = 7
 CHANNELS, PACKING_STEPS = 4, 5  # packed at a time, and in how many steps
@@ -74,14 +74,16 @@ def pack_few(V, step, to, panel_bytes, w, w_k, half_filters, half_channels):
             keep(4, c, kept(1, c) - s2)
 
 
-def pack_rows_function(real):
-    """A Numba function pack_rows(to, panel_bytes, w, w_k, half_filters, half_channels, count): count times CHANNELS
-    channels of `rows` filters, as pack_few.
+def pack_panel_function(dtype_name):
+    """A Numba function pack_panel(call, to, w, c0, channels): the seven products' weights for `rows` filters,
+    [7][depth][rows], of these channels of each half.
     """
-    V, rows = vector_type(real), panel_rows()
+    real = np.float64 if dtype_name == "float64" else np.float32
+    item, V, rows = np.dtype(real).itemsize, vector_type(real), panel_rows()
+    contiguous, pack_numbers = dtype_name == np.dtype(real).name, pack_numbers_function(dtype_name)
 
     @traced(types.void)
-    def pack_rows(to, panel_bytes, w, w_k, half_filters, half_channels, count):
+    def pack_all(to, panel_bytes, w, w_k, half_filters, half_channels, count):
         def few(step, i):
             there, here = to + i * (CHANNELS * rows * V.item_bytes), w + i * (CHANNELS * V.item_bytes)
             pack_few(V, step, there, panel_bytes, here, w_k, half_filters, half_channels)
@@ -90,17 +92,6 @@ def pack_rows_function(real):
         # the lines of four quarters would put out each other (two Zen 4 cores: 1024 -> 512 channels in 66, not 90 us).
         for step in range(PACKING_STEPS):
             loop(count, partial(few, step))
-
-    return pack_rows
-
-
-def pack_panel_function(dtype_name):
-    """A Numba function pack_panel(call, to, w, c0, channels): the seven products' weights for `rows` filters,
-    [7][depth][rows], of these channels of each half.
-    """
-    real = np.float64 if dtype_name == "float64" else np.float32
-    item, rows, pack_all = np.dtype(real).itemsize, panel_rows(), pack_rows_function(real)
-    contiguous, pack_numbers = dtype_name == np.dtype(real).name, pack_numbers_function(dtype_name)
 
     @inlined
     def pack_panel(call, to, w, c0, channels):
@@ -142,23 +133,6 @@ def pack_numbers_function(dtype_name):
                 write(there + 6 * panel_bytes, a22)
 
     return pack_numbers
-
-
-def forget_function(record):
-    """forget(call_address, worker): a worker has no filters' sums of weights; at `made` stands whose it has, and behind
-    that they are.
-    """
-
-    def forget(call_address, worker):
-        call = record_at(record, call_address)
-        if call.w_k != 0:
-            store_shared(call.workspace + worker * call.worker_bytes + call.made_at, -1)
-
-    return forget
-
-
-def no_task(call_address, index, worker):
-    pass
 
 
 def build_pack(dtype_name):

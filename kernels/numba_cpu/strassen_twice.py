@@ -1,4 +1,4 @@
-"""Strassen's algorithm, two levels of it, for large 1x1 layers: 49 products of quarters, not 64.
+"""Strassen's algorithm, two levels of it, for plans of large 1x1 layers: 49 products of quarters, not 64.
 
     for every group of four neighbouring tiles of pixels, 3 vectors each and perhaps a lone one
         T1 .. T4 of the outer halves of all channels, their quarters                                into the L2 cache
@@ -14,19 +14,9 @@ to t besides.
 
 Why so: a level more saves an eighth of the multiply-adds, and costs sums: of pixels, 2.5 times as many, and of
 products, each of which is added twice. Where a core starts one multiply-add of 64 bytes a cycle, or two of 32, that
-pays from 64 channels and 128 filters on; where it starts two of 64, by the same account, hardly. The error grows by
-less than twice once more (accuracy.py).
-
-The sums of weights, 49/16 of them, are made ahead, or by single calls beside products, where registers allow:
-
-    8 filters and outer product     n     multiplied, seven times the micro-kernel
-                                    n+1   in two of these products: packed, inner sums and all, as strassen.py does,
-                                          from w or from the rows of an outer sum (strassen_twice_sums.py)
-                                    n+2   in two others: these rows, 16 halves of rows, by plain vectors
-
-Each thread makes what it reads. Where no second group of tiles reads it again, it has room for two of these panels.
-Outer sums are A11 + A12 - (A21 + A22) without some of the four, so that one loop with masks makes them all: S1 and S2,
-and with them T1, T2 and T4, have a minus.
+pays from 64 channels and 128 filters on; where it starts two of 64, by the same account, hardly. All sums of the
+weights, 49/16 of them, are made ahead: a single call, which makes them first, is faster than strassen.py's for the
+largest layers only. The error grows by less than twice once more (accuracy.py).
 
 Measured on two Zen 4 cores with AVX-512, plans of ResNet-50's 1x1 layers at N = 1, as times of strassen.py over these:
 1024 -> 512 channels of 14 x 14 1.09, 1024 -> 256 1.04, 256 -> 1024 1.02 to 1.18, with a residual 1.10, 512 -> 1024 and
@@ -50,13 +40,11 @@ What was learned there:
   that one number at a time took (AVX2: 0.15 to 0.35): on two Zen 4 cores 0.1 ms for 256 -> 1024 channels, 0.19 for
   1024 -> 512, again and again into the same memory. In a single call they cost 0.15 to 0.47 ms more than a plan where
   each thread reads what it made, and 0.4 to 1.1, whatever their size, where it reads what the other has just written.
-- Single calls whose tasks make a panel's sums as they come to it, and not beside products, take 70 microseconds more
-  than a plan for 256 -> 1024 channels of 14 x 14, 120 for 1024 -> 256, 310 for 1024 -> 512, 130 for 512 -> 1024 with
-  stride 2. Beside products it is 21, 21, 42 and 40, half of it each for rows and packing, 5 in Python: 0.96, 0.97, 0.94
-  and 0.95 times strassen.py's single calls, 0.95 for 512 -> 256 of 28 x 28 and for 256 -> 512 with stride 2, 0.98 for
-  256 -> 128 of 56 x 56, 0.99 to 1.02 for 128 -> 512 and 512 -> 128 of 28 x 28, 64 -> 256 of 56 x 56 and 96 -> 576 of
-  14 x 14. Each outer product reads the weights again, 3.5 times in all; fetching the next row ahead, for the rows of
-  outer sums, changes nothing (0.99 to 1.01).
+- Single calls whose tasks make a panel's sums as they come to it, those of 8 filters and one outer product, in the L2
+  cache, from weights as they lie: 70 microseconds over a plan for 256 -> 1024 channels of 14 x 14, 120 for 1024 -> 256,
+  310 for 1024 -> 512, 130 for 512 -> 1024 with stride 2: 1.05, 1.09, 1.05 to 1.09 and 0.91 to 1.0 times strassen.py's,
+  and 1.1 where there is more than one group of tiles. Each outer product reads the weights again, 3.5 times in all,
+  from the L3 cache; without fetching them ahead during the products before it is 90, 150, 310 and 140.
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; two levels at once as in
 Huang et al., Strassen's Algorithm Reloaded, SC 2016.
 """
@@ -66,7 +54,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import blocked, strassen
+from . import blocked
 from .blocked import copy_biases_function, finish_tile_function, flat_rows
 from .blocked_cuts import BLOCKING
 from .call import pack_call, problem_fields
@@ -76,8 +64,8 @@ from .flat_planes import copy_planes_function
 from .job import job_of
 from .microkernel import CLOCK, VECTORS, panel_rows, predicted
 from .strassen_cuts import fetch_seconds
-from .strassen_products import next_weights, packs_beside, pair_function
-from .strassen_sums import PRODUCTS, forget_function, no_task
+from .strassen_products import next_weights, pair_function
+from .strassen_sums import PRODUCTS
 from .strassen_twice_cuts import (
     CALL_TWICE,
     EXCHANGE_SECONDS,
@@ -88,22 +76,12 @@ from .strassen_twice_cuts import (
     blocking,
     groups,
     lone,
-    makes_beside,
     panel_bytes,
     rows_bytes,
 )
-from .strassen_twice_sums import (
-    INNER,
-    OUTER,
-    build_pack,
-    panel_functions,
-    row_bytes,
-    staged_bytes,
-    sum_rows,
-    sums_twice_function,
-)
-from .threads import LINE, aligned_words, run_tasks, two_round_loop
-from .vectors import lanes, load_shared, record_at, store_shared
+from .strassen_twice_sums import INNER, OUTER, build_pack, row_bytes, staged_bytes, sums_twice_function
+from .threads import LINE, aligned_words, run_tasks, task_loop
+from .vectors import lanes, record_at
 
 passes = ("forward",)
 
@@ -113,10 +91,10 @@ def build(dtype_name, lone):
     item, rows, width = np.dtype(real).itemsize, panel_rows(), VECTORS * lanes(real) + lone
     x_tile, row = width * item, VECTORS * lanes(real) * item
     wait_row, sums_row = row + lone * LINE, row_bytes(real, lone)
-    tile_bytes, sums_beside = rows * wait_row, sum_rows if packs_beside() else None
+    tile_bytes = rows * wait_row
     wait_half, wait_tile = 2 * tile_bytes, tile_bytes
-    copy_planes, multiply_pair = copy_planes_function(dtype_name), pair_function(real, lone, sums_beside)
-    add_pixels, (made_places, place, beside, pack_first) = sums_twice_function(real, lone), panel_functions(real)
+    copy_planes, multiply_pair = copy_planes_function(dtype_name), pair_function(real, lone)
+    add_pixels = sums_twice_function(real, lone)
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
     left_over = inlined(blocked.task_function(dtype_name))
 
@@ -167,22 +145,15 @@ def build(dtype_name, lone):
 
         direct = call.activation == CLAMP and not call.has_residual
         direct = direct and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
-        product_bytes, bias_half, count = depth * rows * item, call.quad_filters * item, (end - begin) // rows
-        panels = call.w + call.panels_at + (g * quarter + begin) // rows * (PRODUCTS * PRODUCTS * product_bytes)
-        made, w, makes = planes + call.made_at, call.w + (g * call.Kg + begin) * call.w_k, False
-        summed, own = made_places(call, made)
-        if call.w_k != 0:
-            makes, panels = load_shared(made) != rest, own
-        if makes:
-            pack_first(call, panels, w)
+        product_bytes, bias_half = depth * rows * item, call.quad_filters * item
+        panels = call.w + call.panels_at + g * (quarter // rows * PRODUCTS * PRODUCTS * product_bytes)
         y = call.y + n * call.y_n + g * call.Kg * call.y_k + first * item
         for q in range(PRODUCTS):
             b, step, half, right = operand(q, x, x_step, x_half, totals)
             finishes, lower, to_right = q == 1 or q >= 4, int(q >= 5), int(q == 4 or q == 5)
-            for i in range(count):
-                k, a = begin + i * rows, place(call, panels, q, i, count)
-                packs, packing, sums, summing = beside(call, makes, panels, w, summed, q, i, count)
-                t = tiles + i * (8 * tile_bytes)
+            for k in range(begin, end, rows):
+                a = panels + (k // rows * PRODUCTS + q) * (PRODUCTS * product_bytes)
+                t = tiles + (k - begin) // rows * (8 * tile_bytes)
                 e, bias = t + 4 * tile_bytes, biases + (k - begin) * item + 2 * lower * bias_half
                 out, out_row, out_half, out_tile = e if q == 3 else t, wait_row, wait_half, wait_tile
                 above, below, low, high = 0, 0, -np.inf, np.inf
@@ -198,18 +169,15 @@ def build(dtype_name, lone):
                 if q == 0:
                     source = 0
                 multiply_pair(
-                    i == 0, packs, packing, sums, summing, a, product_bytes, b, step, half, right,
-                    inner, row, sums_row, alone, item, sums_row, depth, pair_tiles, out, out_row, out_half, out_tile,
-                    above, below, source, also, wait_row, wait_half, wait_tile, low, high,
-                    next_weights(a, product_bytes), rows * item,
+                    k == begin, False, (0, 0, 0, 0), a, product_bytes, b, step, half, right, inner, row, sums_row,
+                    alone, item, sums_row, depth, pair_tiles, out, out_row, out_half, out_tile, above, below, source,
+                    also, wait_row, wait_half, wait_tile, low, high, next_weights(a, product_bytes), rows * item,
                 )  # fmt: skip
                 if finishes and not direct:
-                    for j in range(4):
-                        k0 = g * call.Kg + k + (2 * lower + j // 2) * quarter
-                        pixel, number = first + (2 * to_right + j % 2) * width, bias + j // 2 * bias_half
-                        finish_tile(call, n, k0, rows, pixel, width, waiting + j * tile_bytes, wait_row, number)
-        if makes:
-            store_shared(made, rest)
+                    for i in range(4):
+                        k0 = g * call.Kg + k + (2 * lower + i // 2) * quarter
+                        pixel, number = first + (2 * to_right + i % 2) * width, bias + i // 2 * bias_half
+                        finish_tile(call, n, k0, rows, pixel, width, waiting + i * tile_bytes, wait_row, number)
 
     def task(call_address, index, worker):
         call = record_at(CALL_TWICE, call_address)
@@ -220,12 +188,12 @@ def build(dtype_name, lone):
         else:
             left_over(call_address, before, worker)
 
-    return two_round_loop(no_task, task, forget_function(CALL_TWICE))
+    return task_loop(task)
 
 
 @lru_cache(maxsize=1024)
-def prepared(problem, threads, planned):
-    numbers, tasks, _ = blocking(problem, threads, planned)
+def prepared(problem, threads):
+    numbers, tasks, _ = blocking(problem, threads)
     fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING + GROUPS)}q", *numbers)
     return fields, compiled(build, problem.dtype.name, lone(problem)), tasks
 
@@ -252,13 +220,7 @@ def why_not(problem, device):
 
 
 def workspace_bytes(problem, device):
-    ways = {True, not makes_beside(problem)}
-    return device.threads * max(blocking(problem, device.threads, planned)[-1] for planned in ways)
-
-
-def reads_in_place(problem, w):
-    """Weights of which a call makes the sums by itself, beside products."""
-    return makes_beside(problem) and strassen.reads_in_place(problem, w)
+    return device.threads * blocking(problem, device.threads)[-1]
 
 
 def packed_bytes(problem, device):
@@ -277,23 +239,20 @@ def pack(problem, device, w, packed):
 
 
 def predicted_seconds(problem, device):
-    cycles = best_cycles(problem, device.threads, planned=True) * device.threads
+    cycles = best_cycles(problem, device.threads) * device.threads
     seconds = predicted(problem, device, cycles + problem.N * problem.groups * blocked.store_cycles(problem))
     return seconds + fetch_seconds(panel_bytes(problem), cycles, device.threads)
 
 
 def pack_seconds(problem, device):
-    """Making the weights' sums; or making them first, and then fetching what has just been written."""
-    if makes_beside(problem):
-        alone, planned = (best_cycles(problem, device.threads, planned) for planned in (False, True))
-        return (alone - planned) / CLOCK
+    """Making the weights' sums, and then fetching what has just been written."""
     exchange = EXCHANGE_SECONDS if device.threads > 1 else 0.0
     return PACK_CYCLES * problem.K * problem.reduction / CLOCK / device.threads + exchange
 
 
 def job(problem, device, x, w, y, bias, residual):
     """`run` for arrays of these strides."""
-    fields, loop_, tasks = prepared(problem, device.threads, w.ndim == 1)
+    fields, loop_, tasks = prepared(problem, device.threads)
     return job_of(fields, loop_, tasks, device.threads, x, w, y, bias, residual)
 
 

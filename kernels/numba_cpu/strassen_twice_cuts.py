@@ -1,6 +1,6 @@
 """How strassen_twice.py cuts a problem: groups of four tiles, ranges of filters; and what that costs."""
 
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 from numba import from_dtype
@@ -10,20 +10,9 @@ from .blocked_cuts import BLOCKING
 from .call import CALL_DTYPE
 from .filter_cuts import until_all_done, up
 from .microkernel import VECTORS, multiply_cycles, panel_rows
-from .strassen_cuts import (
-    NOTHING_LEFT,
-    SHARED_CYCLES,
-    cuts_of_a_call,
-    lone_pixels,
-    most_ranges,
-    shared_maps,
-    spread,
-    tile_columns,
-    vector_pixels,
-)
-from .strassen_products import packs_beside
-from .strassen_sums import CHANNELS, PRODUCTS
-from .strassen_twice_sums import INNER, OUTER, row_bytes, summed_row
+from .strassen_cuts import NOTHING_LEFT, SHARED_CYCLES, lone_pixels, shared_maps, spread, tile_columns, vector_pixels
+from .strassen_sums import PRODUCTS
+from .strassen_twice_sums import INNER, OUTER, row_bytes
 from .threads import LINE, worker_span
 from .vectors import lanes
 
@@ -36,16 +25,13 @@ SUM_CYCLES = 5.5  # for a line of each outer sum of pixels: to make it, and what
 INNER_CYCLES = {1: 3.0, 2: 5.0}
 # For a line of a product that is added to others, half of which lie in the L2 cache: by so many multiply-adds a cycle.
 LEAVE_CYCLES = {1: 2.0, 2: 6.5}
-# For a weight whose sums a call makes beside products: by so many multiply-adds a cycle. With two (not measured), as
-# many times strassen.py's as without products.
-BESIDE_CYCLES = {1: 0.5, 2: 1.5}
-# For a weight of a call that makes them first; and, on two Zen 4 cores, where threads read what others have just
+# What a single call takes longer: for a weight; and, on two Zen 4 cores, where threads read what others have just
 # written, for 256 KB of weights as for 1 MB.
 PACK_CYCLES, EXCHANGE_SECONDS = 6.0, 0.5e-3
 
 GROUPS = (
     "quads", "quad_tasks", "quad_filters", "quad_filter_tasks", "planes_bytes", "sums_at",
-    "tiles_at", "quad_bias_at", "panels_at", "left_tasks", "made_at", "ring",
+    "tiles_at", "quad_bias_at", "panels_at", "left_tasks",
 )  # fmt: skip
 CALL_TWICE = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING + GROUPS]))
 
@@ -81,50 +67,41 @@ def group_cycles(problem, filters) -> float:
 
 
 @lru_cache(maxsize=1024)
-def best_cut(problem, threads, planned) -> int:
+def best_cut(problem, threads) -> int:
     """Ranges of the filters, by which threads share few maps, where that costs little."""
 
     def cost(cut):
-        shared = shared_maps(problem, groups(problem), cut, threads)
-        return cut_cycles(problem, threads, cut, planned) + SHARED_CYCLES * shared
+        return cut_cycles(problem, threads, cut) + SHARED_CYCLES * shared_maps(problem, groups(problem), cut, threads)
 
-    return min(possible_cuts(problem, threads, planned), key=cost)
+    return min(FILTER_CUTS, key=cost)
 
 
-def best_cycles(problem, threads, planned) -> float:
+def best_cycles(problem, threads) -> float:
     """Without what sharing maps costs in some hours, and avoiding it."""
-    return min(cut_cycles(problem, threads, cut, planned) for cut in possible_cuts(problem, threads, planned))
+    return min(cut_cycles(problem, threads, cut) for cut in FILTER_CUTS)
 
 
-def possible_cuts(problem, threads, planned):
-    return FILTER_CUTS if planned else cuts_of_a_call(FILTER_CUTS, threads, partial(made_bytes, problem))
-
-
-def cut_cycles(problem, threads, filter_tasks, planned) -> float:
+def cut_cycles(problem, threads, filter_tasks) -> float:
     """Predicted cycles until the last thread is done."""
     quarter, rest = problem.Kg // 4, problem.P * problem.Q - grouped_pixels(problem)
-    filters = range_filters(problem, filter_tasks)
+    filters = up(-(-quarter // filter_tasks), panel_rows())
     parts = [group_cycles(problem, min(filters, quarter - begin)) for begin in range(0, quarter, filters)]
     tasks = [part for part in parts for _ in range(groups(problem) * problem.N)] * problem.groups
     if rest:
         left = problem.Kg * blocked_cuts.pixels_cycles(rest, problem.reduction, problem.accumulate) / threads
         tasks = spread(tasks, [left + CYCLES_PER_TASK] * (threads * problem.N * problem.groups))
-    if not planned:
-        made = most_ranges(groups(problem) * problem.N, problem.groups * len(parts), threads) * TILES * filters
-        pack = BESIDE_CYCLES[target.multiply_adds_per_cycle()] * made * problem.reduction
-    return until_all_done(tasks, threads) + (0.0 if planned else pack)
+    return until_all_done(tasks, threads)
 
 
 @lru_cache(maxsize=1024)
-def blocking(problem, threads, planned):
+def blocking(problem, threads):
     """The numbers of BLOCKING and of GROUPS, how many tasks there are, and the bytes of a worker."""
     W, rows, item = lanes(problem.accumulate), panel_rows(), problem.accumulate.itemsize
     maps, quarter, depth = problem.N * problem.groups, problem.Kg // 4, problem.Cg // 4
     count, first = groups(problem), grouped_pixels(problem)
     rest, left = blocked_cuts.blocking(problem, threads, first) if first < problem.P * problem.Q else (NOTHING_LEFT, 0)
     rest = list(rest)
-    cut = best_cut(problem, threads, planned)
-    filters = range_filters(problem, cut)
+    filters = up(-(-quarter // best_cut(problem, threads)), rows)
     filter_tasks = -(-quarter // filters)
     row, gap = VECTORS * W * item, lone(problem) * LINE
     tile_bytes = rows * (row + gap)
@@ -132,38 +109,13 @@ def blocking(problem, threads, planned):
     sums_at = up(problem.Cg * planes_bytes, LINE)
     tiles_at = sums_at + depth * row_bytes(problem.accumulate, lone(problem))
     bias_at = tiles_at + (2 + TILES + filters // rows * 2 * TILES) * tile_bytes
-    # Sums of weights stay from task to task, also of what is left over.
-    made_at = up(max(rest[BLOCKING.index("worker_bytes")], bias_at + TILES * filters * item), LINE)
-    worker_bytes = worker_span(made_at if planned else made_at + LINE + made_bytes(problem, cut))
-    rest[BLOCKING.index("worker_bytes")] = worker_bytes
+    worker_bytes = max(rest[BLOCKING.index("worker_bytes")], bias_at + TILES * filters * item)
+    rest[BLOCKING.index("worker_bytes")] = worker_span(worker_bytes)
     own = (
         count, count * maps * filter_tasks, filters, filter_tasks, planes_bytes, sums_at,
-        tiles_at, bias_at, rows_bytes(problem), left, made_at, int(not planned and takes_turns(problem)),
+        tiles_at, bias_at, rows_bytes(problem), left,
     )  # fmt: skip
-    return tuple(rest) + own, own[1] + left, worker_bytes
-
-
-def range_filters(problem, filter_tasks) -> int:
-    """Of a quarter of the filters, those of one range."""
-    return up(-(-(problem.Kg // 4) // filter_tasks), panel_rows())
-
-
-def takes_turns(problem) -> bool:
-    """Whether a single call keeps two panels only, since no second group of tiles wants them."""
-    return groups(problem) * problem.N == 1
-
-
-def makes_beside(problem) -> bool:
-    """Whether a single call makes the sums of weights beside products: there, of whole vectors."""
-    return packs_beside() and problem.Cg % (2 * lanes(problem.accumulate)) == 0 and problem.Cg // 4 % CHANNELS == 0
-
-
-def made_bytes(problem, filter_tasks) -> int:
-    """Of a worker in a single call: a panel's rows of an outer sum, and the panels of a range of filters."""
-    item, rows = problem.accumulate.itemsize, panel_rows()
-    panels = 2 if takes_turns(problem) else PRODUCTS * range_filters(problem, filter_tasks) // rows
-    summed = 2 * rows * summed_row(problem.Cg // 2 * item)
-    return summed + panels * PRODUCTS * (problem.Cg // 4) * rows * item
+    return tuple(rest) + own, own[1] + left, worker_span(worker_bytes)
 
 
 def panel_bytes(problem):
