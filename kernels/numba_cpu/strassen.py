@@ -107,6 +107,19 @@ from .vectors import lanes, load_shared, record_at, store_shared
 passes = ("forward",)
 
 
+@inlined
+def reads_flat(call, item):
+    """Whether the pixels of a channel of x are neighbours, and all of them wanted."""
+    all_pixels = call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
+    return all_pixels and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
+
+
+@inlined
+def writes_flat(call, item):
+    """Whether finished sums can go to y as they are."""
+    return call.activation == CLAMP and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
+
+
 def build(dtype_name, lone):
     real = np.float64 if dtype_name == "float64" else np.float32
     item, stored_item = np.dtype(real).itemsize, 2 if dtype_name.endswith("16") else np.dtype(real).itemsize
@@ -154,6 +167,28 @@ def build(dtype_name, lone):
                 copy_planes(call, to, call.planes_bytes, here, row0, 1, channels, count, column, behind)
 
     @inlined
+    def result(call, direct, y, y_half, wait, bias):
+        """Where sums go, as pair_function's y, its biases and limits."""
+        if direct:
+            below = bias + call.pair_filters * item
+            return y, call.y_k, y_half, x_tile, bias * call.has_bias, below * call.has_bias, call.low, call.high
+        return wait, wait_row, 2 * wait_tile, wait_tile, 0, 0, -np.inf, np.inf
+
+    @inlined
+    def addend(call, c0, direct, residual, r_half, wait):
+        """What sums are added to, as pair_function's residual: those of the channels before, the residual, nothing."""
+        if c0 > 0:
+            return wait, wait_row, 2 * wait_tile, wait_tile
+        return residual if direct and call.has_residual else 0, call.residual_k, r_half, x_tile
+
+    @inlined
+    def finish(call, n, k0, first, wait, bias):
+        """The four tiles at `wait`, of filters from k0 on and those half of all further."""
+        for i in range(4):
+            k, number = k0 + i // 2 * (call.Kg // 2), bias + i // 2 * call.pair_filters * item
+            finish_tile(call, n, k, rows, first + i % 2 * width, width, wait + i * wait_tile, wait_row, number)
+
+    @inlined
     def pair(call, index, worker):
         number, rest = index % call.pairs, index // call.pairs
         n, rest = rest % call.N, rest // call.N
@@ -169,9 +204,7 @@ def build(dtype_name, lone):
         copy_biases(call, g * call.Kg + half + begin, end - begin, biases + call.pair_filters * item)
 
         x = call.x + n * call.x_n + g * call.Cg * call.x_c
-        in_place = same and call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
-        in_place = in_place and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
-        direct = call.activation == CLAMP and same and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
+        in_place, direct = same and reads_flat(call, item), same and writes_flat(call, item)
         if call.has_residual:
             direct = direct and call.pair_channels == depth
             direct = direct and call.residual_q == item and flat_rows(call.residual_p, call.residual_q, call.Q)
@@ -202,19 +235,11 @@ def build(dtype_name, lone):
                 packs, next_w = beside and k + rows < end, w + (k + rows) * call.w_k
                 if makes and (k == begin or not beside):
                     pack_panel(call, a - c0 * rows * item, w + k * call.w_k, c0, channels)
-                if last and direct:
-                    out, out_row, out_half, out_tile = y + k * call.y_k, call.y_k, y_half, x_tile
-                    above, below, low, high = 0, 0, call.low, call.high
-                    if call.has_bias:
-                        above, below = bias, bias + call.pair_filters * item
-                else:
-                    out, out_row, out_half, out_tile = wait, wait_row, 2 * wait_tile, wait_tile
-                    above, below, low, high = 0, 0, -np.inf, np.inf
-                add, add_row, add_half, add_tile = 0, call.residual_k, r_half, x_tile
-                if c0 > 0:
-                    add, add_row, add_half, add_tile = wait, wait_row, 2 * wait_tile, wait_tile
-                elif last and direct and call.has_residual:
-                    add = residual + k * call.residual_k
+                out, out_row, out_half, out_tile, above, below, low, high = result(
+                    call, last and direct, y + k * call.y_k, y_half, wait, bias
+                )
+                here = residual + k * call.residual_k
+                add, add_row, add_half, add_tile = addend(call, c0, last and direct, here, r_half, wait)
                 soon, soon_step = next_weights(a, product_bytes), rows * item
                 if fetches and (k == begin + rows or k == begin + 2 * rows):  # the next pair's first half, its second
                     soon, soon_step = next_pixels(b + 2 * x_tile + (k - begin - rows) // rows * b_half), b_step
@@ -228,10 +253,7 @@ def build(dtype_name, lone):
                     to, whole = a + PRODUCTS * product_bytes - c0 * rows * item, channels // CHANNELS * CHANNELS
                     pack_numbers(call, to, next_w, c0 + whole, c0 + channels)
                 if last and not direct:
-                    for i in range(4):
-                        k0, number = g * call.Kg + k + i // 2 * half, bias + i // 2 * call.pair_filters * item
-                        column = first + i % 2 * width
-                        finish_tile(call, n, k0, rows, column, width, wait + i * wait_tile, wait_row, number)
+                    finish(call, n, g * call.Kg + k, first, wait, bias)
         if makes:
             store_shared(made, own)
 

@@ -45,6 +45,9 @@ What was learned there:
   310 for 1024 -> 512, 130 for 512 -> 1024 with stride 2: 1.05, 1.09, 1.05 to 1.09 and 0.91 to 1.0 times strassen.py's,
   and 1.1 where there is more than one group of tiles. Each outer product reads the weights again, 3.5 times in all,
   from the L3 cache; without fetching them ahead during the products before it is 90, 150, 310 and 140.
+- Single calls that make them beside products, rows of the outer sums beside products 3 and 7 and panels of these beside
+  5 and 6, 280 lines that are not here: by minima 0.94 to 1.0 of strassen.py's time, by medians of calls of the two in
+  turn 1.0 to 1.15, in hours in which the host's other machines wanted its caches.
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; two levels at once as in
 Huang et al., Strassen's Algorithm Reloaded, SC 2016.
 """
@@ -55,14 +58,14 @@ from functools import lru_cache
 import numpy as np
 
 from . import blocked
-from .blocked import copy_biases_function, finish_tile_function, flat_rows
+from .blocked import copy_biases_function, finish_tile_function
 from .blocked_cuts import BLOCKING
 from .call import pack_call, problem_fields
 from .compilation import compiled, inlined
-from .epilogue import CLAMP
 from .flat_planes import copy_planes_function
 from .job import job_of
 from .microkernel import CLOCK, VECTORS, panel_rows, predicted
+from .strassen import reads_flat, writes_flat
 from .strassen_cuts import fetch_seconds
 from .strassen_products import next_weights, pair_function
 from .strassen_sums import PRODUCTS
@@ -131,8 +134,7 @@ def build(dtype_name, lone):
             copy_biases(call, g * call.Kg + i * quarter + begin, end - begin, biases + i * call.quad_filters * item)
 
         x, x_step = call.x + n * call.x_n + g * call.Cg * call.x_c, call.x_c
-        in_place = call.stride_h == 1 and call.stride_w == 1 and call.H == call.P and call.W == call.Q
-        if in_place and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W):
+        if reads_flat(call, item):
             x += first * item
         else:
             row0, behind = first // call.Q, first + 4 * width
@@ -143,8 +145,7 @@ def build(dtype_name, lone):
         x_half = 2 * depth * x_step
         add_pixels(totals, x, x_tile, x_half, x_step, depth)
 
-        direct = call.activation == CLAMP and not call.has_residual
-        direct = direct and call.y_q == item and flat_rows(call.y_p, call.y_q, call.Q)
+        direct = writes_flat(call, item) and not call.has_residual
         product_bytes, bias_half = depth * rows * item, call.quad_filters * item
         panels = call.w + call.panels_at + g * (quarter // rows * PRODUCTS * PRODUCTS * product_bytes)
         y = call.y + n * call.y_n + g * call.Kg * call.y_k + first * item
