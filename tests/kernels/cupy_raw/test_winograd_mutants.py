@@ -225,13 +225,13 @@ BATCHED = {
     "a warp's first tile without the column before it": (
         "winograd_batched.cu",
         "slices of rows",
-        "first ? further : before",
+        "first ? further[r] : before",
         "before",
     ),
     "a warp's last tile without the column behind it": (
         "winograd_batched.cu",
         "slices of rows",
-        "last ? further : behind",
+        "last ? further[r] : behind",
         "behind",
     ),
     "elements beside the image": (
