@@ -24,7 +24,7 @@ from .parameters import (
     type_constants,
     window_constants,
 )
-from .winograd_fused import matrix_constants, window_reasons
+from .winograd_fused import matrix_constants, pixels_at_once, window_reasons
 
 MINIMAL = 4  # outputs of a tile each way
 PRODUCTS = (MINIMAL + 2) ** 2  # of a tile, a filter and a channel
@@ -182,8 +182,8 @@ ALIGNED = Lying()  # NCHW, rows of whole vectors
 
 
 def lying(problem, x, w, y, residual):
-    loaded = pixels_at_once(problem.W, x)
-    stored = min(pixels_at_once(problem.Q, image) for image in (y, residual) if image is not None)
+    loaded = pixels_at_once(problem.W, x, (4, 2))
+    stored = min(pixels_at_once(problem.Q, image, (4, 2)) for image in (y, residual) if image is not None)
     return Lying(adjacent_in(problem, x), loaded, stored, y.strides[1] == y.itemsize, weights_in(w))
 
 
@@ -199,15 +199,6 @@ def adjacent_in(problem, x):
     if x.strides[1] == x.itemsize and problem.Cg % 2 == 0 and aligned(x, 2 * x.itemsize, (0, 2, 3)):
         return "CHANNELS"
     return "PIXELS" if x.strides[3] == x.itemsize and problem.padding[1] == (1, 1) else "NONE"
-
-
-def pixels_at_once(width, image):
-    """Of each four of a row, how many one load or store may take; none amid the row's end."""
-    item = image.itemsize
-    for count in (4, 2) if image.strides[3] == item else ():
-        if width % count == 0 and aligned(image, min(count * item, 16), (0, 1, 2)):
-            return count
-    return 1
 
 
 def sources(problem, device, wide=False, lying=ALIGNED):

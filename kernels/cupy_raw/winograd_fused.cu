@@ -55,7 +55,8 @@
 //
 // float64: 32 filters x 16 tiles, 4 x 4 sums of each product to a thread, a patch of its own every fourth stage.
 // Compiled with the constants of problem.cuh, winograd.cuh and epilogue.cuh, -DADJACENT=CHANNELS where the channels of
-// a pixel of x lie side by side in memory, PIXELS where the pixels of a row do, NONE elsewhere, and -DSPLIT.
+// a pixel of x lie side by side in memory, PIXELS where the pixels of a row do, NONE elsewhere, -DSPLIT, and -DSTORED, so
+// many pixels of a row at once: of y and the residual, or of the splits' sums.
 
 #include "epilogue.cuh"
 #include "winograd.cuh"
@@ -260,6 +261,8 @@ __device__ __forceinline__ int64 partial_place(const Problem& problem, int n, in
     return (((int64)n * problem.K + k) * problem.P + p) * problem.Q + q;
 }
 
+struct alignas(STORED * sizeof(Accumulator)) Pixels { Accumulator lane[STORED]; };
+
 // One tile's outputs of one filter, from shared memory to y, or to this split's part of `partial`.
 __device__ __forceinline__ void finish(const Problem& problem, const Output& output, Accumulator* __restrict__ partial,
                                        const Corner& corner, int slot, int tile, int k)
@@ -272,12 +275,16 @@ __device__ __forceinline__ void finish(const Problem& problem, const Output& out
     #pragma unroll
     for (int i = 0; i < MINIMAL; ++i)
         #pragma unroll
-        for (int j = 0; j < MINIMAL; ++j)
+        for (int j = 0; j < MINIMAL; j += STORED)
             if (corner.p + i < problem.P && corner.q + j < problem.Q) {
                 if constexpr (SPLIT) {
-                    partial[partial_place(problem, corner.n, k, corner.p + i, corner.q + j)] = outputs[i][j];
+                    Pixels pixels;
+                    #pragma unroll
+                    for (int e = 0; e < STORED; ++e) pixels.lane[e] = outputs[i][j + e];
+                    const int64 place = partial_place(problem, corner.n, k, corner.p + i, corner.q + j);
+                    reinterpret_cast<Pixels&>(partial[place]) = pixels;
                 } else {
-                    store(problem, output, corner.n, k, corner.p + i, corner.q + j, outputs[i][j]);
+                    store_pixels<STORED>(problem, output, corner.n, k, corner.p + i, corner.q + j, &outputs[i][j]);
                 }
             }
 }

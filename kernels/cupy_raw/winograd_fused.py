@@ -14,6 +14,7 @@ import numpy as np
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
 from ..numba_cpu import winograd_matrices
+from .implicit_gemm import aligned
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 
 MINIMAL = 2  # outputs of a tile each way
@@ -166,15 +167,15 @@ def predicted_seconds(problem, device):
     return max(seconds(problem, device, tiling), moved) + 2 * cost.LAUNCH
 
 
-def sources(problem, device, wide=False, adjacent="NONE"):
+def sources(problem, device, wide=False, adjacent="NONE", stored=1):
     """The kernels: transform the filters, everything else, and add the splits."""
-    return sources_of(problem, wide, adjacent, tiling_for(problem, device).splits > 1)
+    return sources_of(problem, wide, adjacent, tiling_for(problem, device).splits > 1, stored)
 
 
 @lru_cache(maxsize=4096)
-def sources_of(problem, wide, adjacent, split):
+def sources_of(problem, wide, adjacent, split, stored=1):
     constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
-    constants += (*matrix_constants(MINIMAL), ("ADJACENT", adjacent), ("SPLIT", int(split)))
+    constants += (*matrix_constants(MINIMAL), ("ADJACENT", adjacent), ("SPLIT", int(split)), ("STORED", stored))
     functions = ("transform_filters", "conv2d_winograd", "sum_splits")
     return tuple(CudaSource("winograd_fused.cu", function, constants) for function in functions)
 
@@ -203,6 +204,22 @@ def adjacent_in(x):
     return "PIXELS" if x.strides[3] == x.itemsize else "NONE"
 
 
+def stored_at_once(problem, adjacent, split, images):
+    """How many pixels of a tile's row leave as one store: to y, or among the sums of splits."""
+    if split:
+        return 2 if problem.Q % 2 == 0 and adjacent != "CHANNELS" else 1
+    return min(pixels_at_once(problem.Q, image, (2,)) for image in images if image is not None)
+
+
+def pixels_at_once(width, image, counts):
+    """How many pixels of a row one load or store may take, of these counts or one; none amid the row's end."""
+    item = image.itemsize
+    for count in counts if image.strides[3] == item else ():
+        if width % count == 0 and aligned(image, min(count * item, 16), (0, 1, 2)):
+            return count
+    return 1
+
+
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
     """Write the convolution of x and w into y. workspace: `workspace_bytes` of them, 64-byte aligned."""
     tiling = tiling_for(problem, device)
@@ -210,7 +227,9 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     packed = workspace[: tiling.packed_bytes]
     partial = workspace[tiling.packed_bytes :] if tiling.partial_bytes else None
     split, wide = tiling.splits > 1, is_wide(problem, x, w, y, residual)
-    pack, multiply, add = sources_of(problem, wide, adjacent_in(x), split)
+    adjacent = adjacent_in(x)
+    stored = stored_at_once(problem, adjacent, split, (y, residual))
+    pack, multiply, add = sources_of(problem, wide, adjacent, split, stored)
 
     launch(pack, packing_blocks(problem, tiling), SMALL, (w, packed, struct, part), stream=stream)
     arguments = (x, packed, y, bias, residual, partial, struct, part)

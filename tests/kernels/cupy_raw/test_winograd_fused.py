@@ -207,6 +207,14 @@ class TestEmulated:
         blocks, stages, again = 6, 4, 1  # 192 tiles; 16 channels; the last stage's are fetched twice
         assert sum(access.requests for access in filters) == blocks * (stages + again) * 4 * 8
 
+    @pytest.mark.parametrize("splits", [1, 2])
+    def test_stores_whole_sectors(self, splits, monkeypatch, in_emulator):
+        split_into(monkeypatch, splits)
+        _, report, *_ = in_emulator.reports_of(winograd_fused, "wide")
+        stores = in_emulator.accesses(report, "global", "store")
+        assert {access.size for access in stores} == {8}, "both pixels of a tile's row"
+        assert all(access.cost == access.lanes * access.size / 32 for access in stores)
+
     def test_input_gradients_equal_the_reference(self):
         random = np.random.default_rng(0)
         problem = make_problem((1, 6, 7, 9), (5, 6, 3, 3), np.float32, padding=(1, 0))
