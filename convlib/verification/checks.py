@@ -89,7 +89,7 @@ def arrays_for(case, pass_):
         inputs = {"grad_y": image(y_shape, case.memory), "w": weights(case.memory), "bias": None, "residual": None}
         return inputs, image(case.x, case.result_memory)
     bias = stored(random, problem.K, problem.dtype, "contiguous") if problem.has_bias else None
-    residual = image(y_shape, case.memory) if problem.has_residual else None
+    residual = image(y_shape, case.residual_memory) if problem.has_residual else None
     inputs = {"x": x, "w": weights(case.memory), "bias": bias, "residual": residual}
     return inputs, image(y_shape, case.result_memory)
 

@@ -51,6 +51,11 @@ class Case:
     def result_memory(self):
         return "slices" if self.memory == "slices" else "contiguous"
 
+    @property
+    def residual_memory(self):
+        """Otherwise than the result: a kernel that takes one's strides for the other's is found out."""
+        return "sparse" if self.memory == "slices" else self.memory
+
     def __str__(self):
         return self.name
 
@@ -189,13 +194,14 @@ def arrays_of(case, seed=0, integers=True):
             return random.integers(-3, 4, shape).astype(dtype)
         return random.standard_normal(shape).astype(dtype)
 
-    x, w, residual = (in_memory(values(shape), case.memory) for shape in (case.x, case.w, y_shape))
+    x, w = (in_memory(values(shape), case.memory) for shape in (case.x, case.w))
+    residual = in_memory(values(y_shape), case.residual_memory)
     out = in_memory(np.full(y_shape, np.nan).astype(dtype), case.result_memory)
     return x, w, values(problem.K) if case.bias else None, residual if case.residual else None, out
 
 
 def in_memory(array, memory):
-    """The same values laid out otherwise: as slices of a larger array, reversed, or repeated by a zero stride."""
+    """The same values laid out otherwise: as every second or third of a larger array, reversed, or by a zero stride."""
     return placed(array, memory).view
 
 
@@ -230,9 +236,10 @@ def address(array) -> int:
 def placed(array, memory="contiguous") -> Placed:
     """A copy of `array` as `memory` says, between guards; what no element has is UNWRITTEN."""
     item, shape = array.itemsize, array.shape
-    strides = strides_of([2 * size + 3 for size in shape] if memory == "slices" else shape, item)
-    if memory == "slices":
-        strides = [2 * stride for stride in strides]
+    step = {"slices": 2, "sparse": 3}.get(memory)
+    strides = strides_of([step * size + 3 for size in shape] if step else shape, item)
+    if step:
+        strides = [step * stride for stride in strides]
     elif memory == "reversed":
         strides = [*strides[:-2], *(-stride for stride in strides[-2:])]
     elif memory == "broadcast":
