@@ -46,8 +46,8 @@ What was learned there:
   and 1.1 where there is more than one group of tiles. Each outer product reads the weights again, 3.5 times in all,
   from the L3 cache; without fetching them ahead during the products before it is 90, 150, 310 and 140.
 - Single calls that make them beside products, rows of the outer sums beside products 3 and 7 and panels of these beside
-  5 and 6, 280 lines that are not here: by minima 0.94 to 1.0 of strassen.py's time, by medians of calls of the two in
-  turn 1.0 to 1.15, in hours in which the host's other machines wanted its caches.
+  5 and 6, 280 lines that are not here: of strassen.py's time, medians of the quotients of calls in turn, 0.94 to 1.0 on
+  ten layers of ResNet-50 in a quiet hour, 1.0 to 1.15 in one in which the host's other machines wanted its caches.
 Source: Strassen, Gaussian elimination is not optimal, 1969, in the form of Winograd 1971; two levels at once as in
 Huang et al., Strassen's Algorithm Reloaded, SC 2016.
 """
