@@ -14,10 +14,8 @@ product has a row for slices of equally many tiles.
 
 A product passes if its last wave fills four fifths of the slots or it is split; a depthwise layer if it is busy for
 four fifths, since its blocks are bound by memory, not by slots, and so does Winograd's batched product, of which a
-slice is several waves of small blocks. So does a reduction of one stage, if no tile fills the slots: to split it would
-take longer than it spares, even if each block then took half as long. 144x28x28-32-1x1's input gradient, one image on
-an H100, is 1.43 microseconds of 125 blocks: two splits would spare 0.72 at most and add 0.75. `not full` says why a row
-is not: how many times as long the fastest cut that is full is predicted to take, or that there is none.
+slice is several waves of small blocks. A row that does not pass says why in `not full`: how many times as long the
+fastest cut that does is predicted to take; or that there is none, as of a reduction of one stage, which nothing splits.
 Predicted is not measured: no GPU is needed.
 """
 
@@ -82,18 +80,13 @@ class Row:
         return self.whole + self.split_tiles * self.splits
 
     @property
-    def is_full(self) -> bool:
-        """Or split."""
+    def passes(self) -> bool:
         return self.splits > 1 or (self.busy if self.last_wave is None else self.last_wave) >= waves.FULL
 
     @property
-    def passes(self) -> bool:
-        return self.is_full or (self.stages == 1 and self.dearer is None and self.busy >= waves.FULL)
-
-    @property
     def why_not_full(self) -> str:
-        """In words; empty where it is."""
-        if self.is_full:
+        """In words; empty where it passes."""
+        if self.passes:
             return ""
         if self.dearer is not None:
             return f"full: {self.dearer:.2f} times as long"
@@ -215,7 +208,7 @@ def product_row(network, layer, kernel, module, problem: ConvProblem, place: Dev
         waves.busy(cut.whole + cut.parts, place.sm_count), waves.last_wave(cut.parts or cut.blocks, slots(cut, place)),
         module.predicted_seconds(problem, place), limit_of(module.parts(problem, place, cut)),
     )  # fmt: skip
-    return row if row.is_full else replace(row, dearer=dearer(module, problem, place), stages=cut.stages)
+    return row if row.passes else replace(row, dearer=dearer(module, problem, place), stages=cut.stages)
 
 
 def words(tile):
