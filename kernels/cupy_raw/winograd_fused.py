@@ -167,13 +167,9 @@ def predicted_seconds(problem, device):
     return max(seconds(problem, device, tiling), moved) + 2 * cost.LAUNCH
 
 
-def sources(problem, device, wide=False, adjacent="NONE", stored=1):
-    """The kernels: transform the filters, everything else, and add the splits."""
-    return sources_of(problem, wide, adjacent, tiling_for(problem, device).splits > 1, stored)
-
-
 @lru_cache(maxsize=4096)
-def sources_of(problem, wide, adjacent, split, stored=1):
+def sources_of(problem, wide, adjacent, split, stored):
+    """The kernels: transform the filters, everything else, and add the splits."""
     constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     constants += (*matrix_constants(MINIMAL), ("ADJACENT", adjacent), ("SPLIT", int(split)), ("STORED", stored))
     functions = ("transform_filters", "conv2d_winograd", "sum_splits")

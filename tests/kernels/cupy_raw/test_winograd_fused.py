@@ -1,6 +1,7 @@
 """The fused Winograd kernel: values by g++ and in the emulator, its machine code, its banks, its error, its choice."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -154,7 +155,8 @@ class TestMachineCode:
     @pytest.mark.parametrize("target", TARGETS)
     @pytest.mark.parametrize(("adjacent", "share"), [("PIXELS", 0.82), ("CHANNELS", 0.80)])
     def test_four_of_five_instructions_multiply_and_add(self, adjacent, share, target, through_nvrtc):
-        source = winograd_fused.sources_of(through_nvrtc.problem_of("3x3"), False, adjacent, False)[1]
+        stored = 2 if adjacent == "PIXELS" else 1
+        source = winograd_fused.sources_of(through_nvrtc.problem_of("3x3"), False, adjacent, False, stored)[1]
         loop = main_loop(compiling.sass(compiling.cuda_source_cubin(source, target)))
         assert multiply_share(loop) >= share
         assert through_nvrtc.loads(loop, "LDS") == {"128": 64}
@@ -166,7 +168,7 @@ class TestMachineCode:
     @pytest.mark.parametrize("target", TARGETS)
     def test_compiles_for_every_target_and_type_without_spills(self, target, dtype, through_nvrtc):
         problem = through_nvrtc.problem_of("3x3", dtype)
-        for source in winograd_fused.sources_of(problem, False, "PIXELS", False):
+        for source in winograd_fused.sources_of(problem, False, "PIXELS", False, stored=2):
             through_nvrtc.check(source, target, dtype)
 
     @pytest.mark.parametrize("target", [90, 100, 120])
@@ -174,9 +176,9 @@ class TestMachineCode:
     @pytest.mark.parametrize("adjacent", LYING)
     def test_compiles_however_x_lies_without_spills(self, adjacent, split, target, through_nvrtc):
         """The targets whose compilers want the most registers; sm_75 to sm_89 want fewer."""
-        for wide in (False, True):
+        for wide, stored in product((False, True), (1, 2)):
             problem = through_nvrtc.problem_of("3x3")
-            for source in winograd_fused.sources_of(problem, wide, adjacent, split):
+            for source in winograd_fused.sources_of(problem, wide, adjacent, split, stored):
                 through_nvrtc.check(source, target, "float32")
 
 
