@@ -30,7 +30,6 @@ from . import (
     stages,
     startup,
     tables,
-    training,
     verified,
     visit,
     waves,
@@ -171,15 +170,18 @@ def signal_command(output, threads, rounds):
         tables.console().print(table)
 
 
-@main.command("training")
+@main.command("networks")
 @OUTPUT
 @click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="Rounds of the engine.")
-def training_command(output, rounds):
-    """A training step of a network of ResNet-18's size: PyTorch's own convolutions beside convlib's."""
+def networks_command(output, rounds):
+    """Whole networks: ResNet-50 on an image, a training step of ResNet-18, PyTorch's convolutions beside convlib's."""
+    from . import inference, training  # they need PyTorch
+
     threads = measuring.set_threads(None)
-    found = asdict(training.measure(measuring.engine_settings(engine.Settings(), rounds, Cores(threads)), threads))
-    measuring.keep(output, "training", found)
-    tables.console().print(tables.training_table(found))
+    settings = measuring.engine_settings(engine.Settings(), rounds, Cores(threads))
+    found = {module.NAME: asdict(module.measure(settings, threads)) for module in (inference, training)}
+    measuring.keep(output, "networks", found)
+    tables.console().print(tables.networks_table(found))
 
 
 @main.command("waves")

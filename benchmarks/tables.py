@@ -229,12 +229,14 @@ def signal_tables(found: list, bars: list) -> list[Table]:
     return [times, asked]
 
 
-def training_table(found: dict) -> Table:
-    table = new_table("A training step of ResNet-18, both from the same weights")
-    for heading in ("PyTorch, ms", "convlib, ms", "x PyTorch", "losses differ by"):
-        table.add_column(heading, justify="right")
-    times = (f"{found['torch_s'] * 1e3:.1f}", f"{found['convlib_s'] * 1e3:.1f}")
-    table.add_row(*times, judged(found["ratio"], 1.0), f"{found['loss_error']:.0e}")
+def networks_table(found: dict) -> Table:
+    """found: by the work's name, its fields as inference.py and training.py have them."""
+    table = new_table("Whole networks, both from the same weights")
+    for heading in ("", "PyTorch, ms", "convlib, ms", "x PyTorch", "they differ by"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, one in found.items():
+        seconds = one["torch_s"], one["convlib_s"]
+        table.add_row(name, *(f"{s * 1e3:.1f}" for s in seconds), judged(one["ratio"], 1.0), f"{one['error']:.0e}")
     return table
 
 
