@@ -41,13 +41,14 @@
 // multiprocessors, which want fewer blocks, 1.16 times, on 132 1.58 (results/emulated-sm80-2026-11-28). Whatever its
 // schedule, a kernel whose blocks share nothing moves 1.2 times at most only if each has 76 x 76 outputs with 15x15, 164
 // x 164 with 31x31: 84 blocks of a picture, 16 of 512 x 512. So tiles stay as small as keeps the multiprocessors busy
-// (SLOWER in depthwise.py). What bounds it there is not memory: 1080 x 1920 outputs of 961 multiply-adds are 1,993
+// (SLOWER in depthwise_tiles.py). What bounds it there is not memory: 1080 x 1920 outputs of 961 multiply-adds are 1,993
 // million, 192 us of all lanes of 108 multiprocessors at 1.5 GHz, and a block issues 1.40 instructions for each; the
 // least bytes, 16.6 MB, take an A100's memory 11 us, 1.58 times as many 17. fft is predicted to be 2 to 4 times as fast
 // there, and chosen.
 // Layers that move their bytes in less than a quarter of a launch lie in L2 as a whole, which brings halos again. There
-// blocks that keep the multiprocessors busy may move more, if that is predicted to take no longer (depthwise.busier): 960
-// x 7 x 7, channels last, at one image in 3 rows a block: 180 blocks for 120, 1.04 us for 1.10, 1.43 times the bytes.
+// blocks that keep the multiprocessors busy may move more, if that is predicted to take no longer (busier in
+// depthwise_tiles.py): 960 x 7 x 7, channels last, at one image in 3 rows a block: 180 blocks for 120, 1.04 us for 1.10,
+// 1.43 times the bytes.
 // Limits: one channel per group; a tile in 48 KB of shared memory. Never run on hardware.
 // Source: Lu, Zhang and Wang, Optimizing depthwise separable convolution operations on GPUs, IEEE TPDS 33(1), 2022 (a
 // column of pixels reused down its rows); Zhang, Franchetti and Low, High performance zero-memory overhead direct

@@ -371,10 +371,17 @@ def too_large(problem):
     )
 
 
+def plane_reasons(problem):
+    """Why the planes of all images cannot be numbered in 32 bits."""
+    planes = problem.N * problem.C
+    return [f"N * C: less than 2^31 needed, got {planes:,}"] if planes >= 2**31 else []
+
+
 def grid_reasons(problem, tile):
     names = ("blocks down the planes", "blocks along a row", "groups of filters")
     grid = zip(names, tile.grid(problem), MAX_GRID, strict=True)
-    return [f"at most {most:,} {name}, this problem has {got:,}" for name, got, most in grid if got > most]
+    too_many = [f"at most {most:,} {name}, this problem has {got:,}" for name, got, most in grid if got > most]
+    return plane_reasons(problem) + too_many
 
 
 def staging(problem, tile, contiguous, aligned=True):

@@ -214,7 +214,7 @@ def block_bytes(problem, tile):
 def why_not(problem, device):
     if (problem.Cg, problem.Kg) != (1, 1):
         return [f"takes one channel and one filter per group, this problem has {problem.Cg} and {problem.Kg}"]
-    reasons, tile = size_reasons(problem), tile_for(problem, device)
+    reasons, tile = size_reasons(problem) + forward.plane_reasons(problem), tile_for(problem, device)
     if tile is None:
         return [*reasons, forward.too_large(problem)]
     blocks = tile.grid(problem)[0]

@@ -96,7 +96,7 @@ struct Windows {
             const Index m = first_pixel + own_pixel(j);
             const bool exists = m < cut.pixels;
             const Pixel pixel = pixel_at(m, problem, cut);
-            const int h = exists ? pixel.p * STRIDE_H - problem.top : -0x40000000;
+            const int h = exists ? pixel.p * STRIDE_H - problem.top : FAR;
             const int w = pixel.q * STRIDE_W - problem.left;
             window[j].start(problem, h, w);
             at[j] = exists ? offset(problem.x, pixel.n, channel, h, w) : 0;

@@ -81,7 +81,7 @@ def layout_constants(problem):
 
 
 def is_wide(problem, x=None, w=None, y=None, residual=None):
-    """Whether an array, or x with its padding, spans 2^31 elements: then offsets into it need 64 bits."""
+    """Whether an array, or x with its padding, spans 2^31 elements, or outputs are as many: these need 64 bits."""
     return spans_wide(problem, *(strides_of(array) for array in (x, w, y, residual)))
 
 
@@ -98,7 +98,7 @@ def spans_wide(problem, x, w, y, residual):
     }
     item = problem.dtype.itemsize
     spans = (span(element_strides(name, strides, item), shape) for name, (strides, shape) in shapes.items())
-    return max(spans) >= 2**31
+    return max(problem.N * problem.P * problem.Q, *spans) >= 2**31
 
 
 def span(strides, shape):
@@ -110,5 +110,5 @@ def size_reasons(problem):
     """Why sizes do not fit the kernels' 32-bit coordinates; offsets and counts of outputs are 64-bit and always fit."""
     (top, bottom), (left, right) = problem.padding
     sizes = {"H with its padding": problem.H + top + bottom, "W with its padding": problem.W + left + right}
-    sizes["C / groups * R * S"] = problem.reduction
+    sizes["C / groups * R * S"] = problem.Cg * problem.R * problem.S
     return [f"{name}: less than 2^31 needed, got {size:,}" for name, size in sizes.items() if size >= 2**31]

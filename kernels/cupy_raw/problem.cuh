@@ -29,6 +29,9 @@ struct Problem {
     Accumulator slope;   // of leaky_relu
 };
 
+// A row outside of every image, whatever is added to it: 2^31 or more as unsigned, and no overflow on the way.
+constexpr int FAR = -0x7fffffff - 1;
+
 __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 __device__ __forceinline__ Offset offset(const Strides& strides, int n, int c, int h, int w)

@@ -159,7 +159,7 @@ struct Walk {
             const int q = pixel % problem.Q; pixel /= problem.Q;
             const int p = pixel % problem.P, n = pixel / problem.P;
             const int h = p * STRIDE_H - problem.top, w = q * STRIDE_W - problem.left;
-            inside[j].start(problem, exists ? h : -0x40000000, w);
+            inside[j].start(problem, exists ? h : FAR, w);
             corner[j] = offset(problem.x, n, group * problem.Cg, h, w);
             if constexpr (TAPS_INNER && POINTERS) {
                 window[j] = x + corner[j];

@@ -156,7 +156,7 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
             const int tap = d / channels;  // PIXELS: there is one tap
             channel[j] = d % channels;
             const bool exists = tap < TAPS && channel[j] < problem.Cg;
-            h[j] = exists ? tap / S * DILATION_H - problem.top : -0x40000000;
+            h[j] = exists ? tap / S * DILATION_H - problem.top : FAR;
             w[j] = tap % S * DILATION_W - problem.left;
             const int first = channel[j] - (channel[j] + CHUNK > problem.Cg ? X_DROPPED : 0);
             corner[j] = offset(problem.x, 0, group * problem.Cg + first, exists ? h[j] : 0, w[j]);
@@ -201,7 +201,7 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
     __device__ __forceinline__ void gather_taps(const Element* __restrict__ x, const Pixel& at, const Problem& problem,
                                                 const Steps& steps)
     {
-        const int top = at.exists ? at.p * STRIDE_H + h[0] : -0x40000000, left = at.q * STRIDE_W + w[0];
+        const int top = at.exists ? at.p * STRIDE_H + h[0] : FAR, left = at.q * STRIDE_W + w[0];
         const uint64 taps = BITS_OF_TAPS ? taps_inside(problem, top, left) : 0;
         const unsigned axes = BITS_OF_TAPS ? 0 : axes_inside(problem, top, left);
         const Element* window =

@@ -56,7 +56,7 @@ struct Walk {
         #pragma unroll
         for (int j = 0; j < OWN_COLUMNS; ++j) {
             const int d = first_column + at_place<PIXEL_LANES>(place + j * ROWS_AT_ONCE), c = d / TAPS;
-            h[j] = c < problem.Cg ? d % TAPS / S * DILATION_H - problem.top : -0x40000000;
+            h[j] = c < problem.Cg ? d % TAPS / S * DILATION_H - problem.top : FAR;
             w[j] = d % S * DILATION_W - problem.left;
             column[j] = offset(problem.x, 0, group * problem.Cg + c, c < problem.Cg ? h[j] : 0, w[j]);
         }

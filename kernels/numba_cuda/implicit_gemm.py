@@ -80,7 +80,7 @@ TILES = ((8, 8), (4, 16), (16, 16))  # filters x pixels, in the 8 (float64: 4) t
 # take 121 to 226 of a thread. In NCHW 128 mostly are enough, and it has some for 8 of the smallest, 2 of the largest.
 BLOCKS_PER_SM = {"NCHW": {(8, 8): 6, (4, 16): 6, (16, 16): 1}, "NHWC": {(8, 8): 6, (4, 16): 4, (16, 16): 1}}
 OUTSIDE = -1  # an offset where there is no pixel
-FAR = -0x40000000  # a row outside of every image
+FAR = -0x80000000  # a row outside of every image, whatever is added to it
 
 # Issue slots beside a multiply-add itself, counted in the machine code: channels inner, taps inner; of a thread.
 SLOTS_PER_MULTIPLY_ADD = (0.3, 0.7)

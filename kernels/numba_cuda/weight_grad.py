@@ -41,7 +41,7 @@ FEWEST_STAGES = 32  # of one split: its prologue, which `seconds` leaves out, mu
 
 SLOTS_PER_MULTIPLY_ADD = 0.6  # beside the multiply-add itself: loads from shared memory, addresses, tests of the window
 WAITING = 2.0  # times as long as its issue slots: what im2col's product, the same loop, took on an H200
-FAR = -0x40000000  # a row outside of every image
+FAR = -0x80000000  # a row outside of every image, whatever is added to it
 
 SIMULATED = simulating()
 

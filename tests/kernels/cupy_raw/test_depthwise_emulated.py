@@ -17,7 +17,7 @@ from convlib.kernels.cupy_raw import (
 )
 from convlib.problem import make_problem
 from convlib.verification.problems import arrays_of, logical_arrays
-from tests.kernels.cupy_raw.in_emulator import check
+from tests.kernels.cupy_raw.in_emulator import check, watched
 from tests.kernels.cupy_raw.planted import BARRIER, plant
 from tests.kernels.cupy_raw.test_depthwise_values import DESCENDING, GRADIENTS_OF_X, OTHER_TYPES, PATCHES, descend
 
@@ -39,6 +39,20 @@ def test_blocks_that_descend_run_without_a_fault(name, monkeypatch):
     monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(TARGETS[len(name) % len(TARGETS)]))
     descend(monkeypatch, case.problem(), *tile)
     check(depthwise, "depthwise", case)
+
+
+@pytest.mark.parametrize("behind", range(4))
+def test_a_residual_that_lies_otherwise_behind_a_boundary_than_y_is_not_loaded_by_vectors(behind):
+    """A GPU faults where 128 bits begin at no multiple of 16 bytes."""
+    problem = make_problem((1, 2, 9, 9), (2, 1, 3, 3), np.float32, groups=2, padding=1, has_residual=True)
+    random = np.random.default_rng(1)
+    x, w, y, residual = (strided.empty_aligned((165,), np.float32) for _ in range(4))
+    for array in (x, w, residual):
+        array[...] = random.integers(-3, 4, array.shape)
+    x, w = x[:162].reshape(problem.x_shape), w[:18].reshape(problem.w_shape)
+    y, residual = y[:162].reshape(problem.y_shape), residual[behind : behind + 162].reshape(problem.y_shape)
+    watched(depthwise, problem, x, w, y, residual=residual)
+    np.testing.assert_array_equal(y, reference.conv2d(problem, x, w, residual=residual))
 
 
 @pytest.mark.parametrize("barrier", range(3))

@@ -5,8 +5,9 @@ for problems as small is a small one.
 
 Of conditions that were taken out of the kernels one at a time, a few stay green, as they only spare work. A pixel, tile
 or channel that does not exist may read any that does, since nothing is stored of it (PixelWalk::exists,
-winograd_batched.cu's `wanted`, depthwise.cu's Part::channel); ChannelWalk may clear what it fills anyway, move_up move
-zeros onto zeros, and depthwise.cu's `exist` be more than ROWS, where its loops end.
+winograd_batched.cu's `wanted`, depthwise.cu's Part::channel), and weight_grad_direct.cu sum a tap past the last;
+ChannelWalk may clear what it fills anyway, move_up move zeros onto zeros, and depthwise.cu's `exist` be more than ROWS,
+where its loops end.
 """
 
 import numpy as np
@@ -134,6 +135,17 @@ def test_the_emulator_sees_when_slices_lack_a_barrier(barrier, monkeypatch):
     plant(monkeypatch, "conv2d_implicit_gemm", BARRIER, barrier, of=6)
     with pytest.raises(emulator.EmulationError, match="race|uninitialised"):
         check(implicit_gemm, "implicit_gemm", case)
+
+
+def test_a_column_that_is_none_stays_outside_of_an_image_of_2_to_the_30_rows():
+    """Its row is far above each image, so that a large one's last windows do not reach down to it."""
+    far = 2**30
+    problem = make_problem((1, 1, far + 2, 3), (2, 1, 2, 3), np.float32, stride=(far, 1), pass_="weight_grad")
+    row = np.arange(3, dtype=np.float32)
+    x = np.lib.stride_tricks.as_strided(row, (1, 1, 1, 3), (12, 12, 0, 4))  # all rows are this one
+    grad_y, grad_w = np.ones(problem.y_shape, np.float32), np.full(problem.w_shape, np.nan, np.float32)
+    watched(weight_grad, problem, x, grad_y, grad_w)
+    np.testing.assert_array_equal(grad_w, np.broadcast_to(2 * x[:, :, 0], problem.w_shape))
 
 
 FEW_WEIGHTS = Case("few_weights", (2, 2, 9, 10), (3, 2, 2, 3))

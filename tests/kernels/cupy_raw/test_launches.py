@@ -189,6 +189,28 @@ def test_sizes_past_32_bits_are_refused_in_words(name):
     assert "H with its padding: less than 2^31 needed, got 2,147,483,652" in KERNELS[name].why_not(problem, GPU)
 
 
+@pytest.mark.parametrize("name", ["weight_grad", "weight_grad_direct", "depthwise_weight_grad"])
+def test_gradients_sum_more_pixels_than_32_bits_number_and_refuse_as_many_weights_of_a_filter(name):
+    from convlib.problem import make_problem
+
+    kernel = KERNELS[name]
+    pixels = make_problem((2, 1, 2**16, 2**14), (1, 1, 1, 1), np.float32, pass_="weight_grad")
+    assert kernel.why_not(pixels, GPU) == []
+    assert parameters.is_wide(pixels, *(np.broadcast_to(np.float32(1), pixels.x_shape) for _ in range(2)))
+    if not name.startswith("depthwise"):
+        weights = make_problem((1, 2**21, 32, 32), (1, 2**21, 32, 32), np.float32, pass_="weight_grad")
+        assert "C / groups * R * S: less than 2^31 needed, got 2,147,483,648" in kernel.why_not(weights, GPU)
+
+
+@pytest.mark.parametrize("name", ["depthwise", "depthwise_input_grad", "depthwise_weight_grad"])
+def test_more_planes_than_32_bits_number_are_refused_in_words(name):
+    from convlib.problem import make_problem
+
+    pass_ = KERNELS[name].passes[0]
+    problem = make_problem((2**16, 2**15, 1, 1), (2**15, 1, 1, 1), np.float32, groups=2**15, pass_=pass_)
+    assert KERNELS[name].why_not(problem, GPU)[0] == "N * C: less than 2^31 needed, got 2,147,483,648"
+
+
 def test_a_window_too_large_for_a_tile_is_refused_in_words():
     from convlib.problem import make_problem
 

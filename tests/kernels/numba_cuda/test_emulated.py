@@ -1,9 +1,11 @@
 """Tiles that several blocks share, in the emulator: every check, and how many sectors their sums move."""
 
+import numpy as np
 import pytest
 
 from convlib import device
 from convlib.kernels.numba_cuda import implicit_gemm
+from convlib.problem import make_problem
 from convlib.verification.problems import Case
 from tests.kernels.cupy_raw import in_emulator
 
@@ -33,6 +35,18 @@ def test_parts_of_a_tile_run_without_a_fault_and_their_sums_move_side_by_side(la
     for report, kind, most in ((product, "store", STORED[layout]), (adding, "load", WHOLE), (adding, "store", WHOLE)):
         for access in in_emulator.accesses(report, "global", kind):
             assert access.cost <= most * access.requests, access
+
+
+def test_a_pixel_that_is_none_stays_outside_of_an_image_of_2_to_the_30_rows(monkeypatch):
+    """Its row is far above each image, so that a tall window does not reach down to it."""
+    monkeypatch.setenv("CONVLIB_EMULATE", "1")
+    far = 2**30
+    problem = make_problem((1, 1, far + 2, 3), (2, 1, 2, 3), np.float32, dilation=(far, 1))
+    row = np.arange(3, dtype=np.float32)
+    x = np.lib.stride_tricks.as_strided(row, (1, 1, 1, 3), (12, 12, 0, 4))  # all rows are this one
+    w, y = np.ones(problem.w_shape, np.float32), np.full(problem.y_shape, np.nan, np.float32)
+    in_emulator.watched(implicit_gemm, problem, x, w, y)
+    np.testing.assert_array_equal(y, 6)
 
 
 def keeping(function, reports):
