@@ -149,16 +149,19 @@ def test_a_column_that_is_none_stays_outside_of_an_image_of_2_to_the_30_rows():
 
 
 FEW_WEIGHTS = Case("few_weights", (2, 2, 9, 10), (3, 2, 2, 3))
+IN_CHUNKS = Case("in_chunks", (2, 1, 14, 16), (1, 1, 7, 7))  # 25 taps, then 24
 
 
 @pytest.mark.parametrize(
-    ("kernel", "case"), [(weight_grad, WEIGHTS), (weight_grad, GROUPS), (weight_grad_direct, FEW_WEIGHTS)],
-    ids=["strides", "groups", "direct"],
-)  # fmt: skip
+    ("kernel", "case"),
+    [(weight_grad, WEIGHTS), (weight_grad, GROUPS), (weight_grad_direct, FEW_WEIGHTS), (weight_grad_direct, IN_CHUNKS)],
+    ids=["strides", "groups", "direct", "chunks"],
+)
 def test_splits_of_a_weight_gradient_run_without_a_fault(kernel, case, monkeypatch):
     problem, order = case.problem("weight_grad"), operands.FROM_LAYOUT[case.problem().layout]
     gpu = device.emulator()
-    cut = splits.cut_of(problem, 64, 128, 3) if kernel is weight_grad else splits.direct_cut(problem, gpu, 1, 40)
+    chunks = 2 if case is IN_CHUNKS else 1
+    cut = splits.cut_of(problem, 64, 128, 3) if kernel is weight_grad else splits.direct_cut(problem, gpu, chunks, 40)
     assert cut.splits > 2
     monkeypatch.setattr(kernel, "cut_for", lambda problem, device: cut)
     x, *_ = arrays_of(case)
