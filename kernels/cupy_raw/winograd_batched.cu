@@ -17,7 +17,8 @@
 //                            row  .|. . . .|. . . .|.         patch of lane 1: its own four and a . of either side
 //
 //                          CHANNELS: a thread transforms two channels of one tile; four threads take 8 channels, a
-//                          sector of floats, and a warp takes 8 tiles whose places in `columns` are neighbours.
+//                          sector of floats, and a warp takes 8 tiles whose places in `columns` are neighbours. Of
+//                          float64 one channel, for want of registers: of 4 tiles, whose columns fill a sector.
 //                          NONE: one tile a thread, word by word: windows not padded by one, odd strides, odd channels.
 //     transform_products   a thread has one tile of one filter. Its neighbours are filters where the channels of y lie
 //                          side by side, elsewhere tiles: gemm.cu writes `products` in that order. A tile's row leaves,
@@ -27,7 +28,8 @@
 // Sectors beside the least, float32, counted in the emulator: 1.0 where the transforms meet the workspace, w, y and,
 // with channels last, x; 1.1 of x of 56 x 56, for the ends of warps, and 1.24 of 28 x 28, whose rows are 3.5 sectors.
 // Rows that are no multiple of 16 bytes are loaded by 8 or 4: 2.6 of 14 x 14. Patches loaded word by word met 4.2, 4.7
-// and 5.2, 8 with channels last, stores to y 4 to 5, w 8. With channels last gemm.cu's stores still meet 2.
+// and 5.2, 8 with channels last, stores to y 4 to 5, w 8. With channels last gemm.cu's stores still meet 2. Four pixels
+// of float64 are two vectors a sector apart from the next lane's: 2 of x and of y where the pixels lie side by side.
 // What it costs: a patch is 36 numbers for 16 new pixels, so columns are 2.25 times x and products 2.25 times y, each
 // written once and read once. In exchange there are 9/16 of the multiplications of the fused kernel's F(2 x 2). That
 // pays where channels and filters are enough to hide the moving; slices keep the workspace to 64 MiB and the filters.
@@ -37,7 +39,8 @@
 // 34,717 to 31,262 (43,839 when a row was handed over before the next was under way), channels last 87,850 to 15,481;
 // products 23,898 to 21,167 and 56,543 to 45,333; filters 5,035 to 5,684.
 // Registers: 64 to transform tiles, 128 (sm_100 158) with channels last, where a thread holds two patches; these, asked
-// for two blocks, spill on sm_100 and 120.
+// for two blocks, spill on sm_100 and 120. In float64 up to 128, which leaves room for two blocks, and 48 to 80 to
+// transform filters (96 when threads of padding left after the transform, whose results all waited for that).
 // Bank conflicts: none.
 // Rounding: about three times that of F(2 x 2) (accuracy.py), with the points 0, +-sqrt(1/2), +-sqrt(2). NaN and
 // infinity in x reach all outputs of the tiles that read them.
@@ -58,10 +61,12 @@ enum Lying { NONE, PIXELS, CHANNELS, ROWS };
 constexpr int THREADS = 256;
 constexpr int CHUNK = 8;  // channels: one 32-byte sector of floats where they lie side by side
 static_assert(DEPTH % CHUNK == 0, "rows are padded to whole chunks");
-constexpr int AT_ONCE = ADJACENT == CHANNELS ? 2 : 1;              // patches of a thread, of channels side by side
+constexpr bool PAIRS = ADJACENT == CHANNELS && sizeof(Accumulator) == 4;
+constexpr int AT_ONCE = PAIRS ? 2 : 1;  // patches of a thread, of channels side by side
 constexpr int SHARING = ADJACENT == CHANNELS ? CHUNK / AT_ONCE : 1;  // threads that share a tile's chunk
-// Blocks of transform_tiles that a multiprocessor's registers must leave room for: 64, 80, or as many as it takes.
-constexpr int TILING_BLOCKS = ADJACENT == CHANNELS || sizeof(Accumulator) == 8 ? 1 : sizeof(Element) == 4 ? 4 : 3;
+// Blocks of transform_tiles that a multiprocessor's registers must leave room for: 64, 80, 128, or as many as it takes.
+constexpr bool WORD_BY_WORD = ADJACENT == NONE && sizeof(Element) == 2;
+constexpr int TILING_BLOCKS = PAIRS ? 1 : sizeof(Accumulator) == 8 ? 2 : WORD_BY_WORD ? 3 : 4;
 
 struct Corner { int n, p, q; };
 
@@ -187,13 +192,14 @@ transform_products(const Accumulator* __restrict__ products, Element* __restrict
 }
 
 // The windows of a block's filters and channels, on their way from w, whose filters are rows of numbers, to threads
-// that are neighbouring filters: every 8 numbers of a filter in an order of their own, so 32 filters meet 32 banks.
+// that are neighbouring filters: every 8 numbers of a filter in an order of its own, those of so many filters as fill all
+// banks alike, so that 32 filters, or 16 of float64, meet 32 banks.
 constexpr int WINDOWS = 32, OF_WINDOW = TAPS * TAPS;
 static_assert(WINDOWS * CHUNK == THREADS);
 __shared__ Accumulator windows[WINDOWS][CHUNK * OF_WINDOW];
 __device__ __forceinline__ Accumulator& window_number(int filter, int number)
 {
-    return windows[filter][number ^ filter / (WINDOWS / 8)];
+    return windows[filter][number ^ filter / (16 / sizeof(Accumulator)) % 8];
 }
 
 // Of CHUNK channels, `channels` of which exist. own: the thread's filter. ROWS: numbers are windows, channel by
@@ -237,8 +243,8 @@ transform_filters(const Element* __restrict__ w, Accumulator* __restrict__ packe
             window[tap / TAPS][tap % TAPS] =
                 window_number(filter, WEIGHTS == ROWS ? channel * OF_WINDOW + tap : tap * CHUNK + channel);
     }
-    transform_filter(transformed, window);
     if (k >= slice.filters) return;
+    transform_filter(transformed, window);
     const int64 plane = (int64)problem.groups * slice.depth * slice.filters;
     packed += (int64)(first_row + channel) * slice.filters + place_of<FILTER_LANES>(k);
     #pragma unroll

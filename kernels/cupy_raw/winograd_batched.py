@@ -29,7 +29,6 @@ from .winograd_fused import matrix_constants, pixels_at_once, window_reasons
 MINIMAL = 4  # outputs of a tile each way
 PRODUCTS = (MINIMAL + 2) ** 2  # of a tile, a filter and a channel
 THREADS, CHUNK, WINDOWS = 256, 8, 32  # as in winograd_batched.cu
-SHARING = {"CHANNELS": 4}  # threads that share a tile's chunk of channels; elsewhere each has all
 WORKSPACE_BYTES = 64 << 20  # of columns and products, unless a single tile of the matrix product has more
 TILES = (*im2col.TILES, (8, 4), (4, 4))  # of a matrix product: one of few tiles is cut into more blocks
 THREAD_SLOTS = 600  # of each thread of the matrix product beside its loop: few channels make a short one
@@ -201,6 +200,13 @@ def adjacent_in(problem, x):
     return "PIXELS" if x.strides[3] == x.itemsize and problem.padding[1] == (1, 1) else "NONE"
 
 
+def threads_of_tile(problem, lying):
+    """That share its chunk of channels, a pair each, or of float64 one; elsewhere a thread has them all."""
+    if lying.adjacent != "CHANNELS":
+        return 1
+    return CHUNK if problem.accumulate.itemsize == 8 else CHUNK // 2
+
+
 def sources(problem, device, wide=False, lying=ALIGNED):
     """The kernels: transform filters, transform tiles, multiply, transform products."""
     return sources_of(problem, matrices(problem, device), wide, lying)
@@ -229,7 +235,7 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     pack, scatter, gemm, gather = sources_of(problem, sizes, is_wide(problem, x, w, y, residual), lies)
     packed, columns = workspace[: sizes.packed_bytes], workspace[sizes.packed_bytes :][: sizes.columns_bytes]
     products = workspace[sizes.packed_bytes + sizes.columns_bytes :]
-    chunks, sharing = min(problem.groups * sizes.depth // CHUNK, MAX_GRID[1]), SHARING.get(lies.adjacent, 1)
+    chunks, sharing = min(problem.groups * sizes.depth // CHUNK, MAX_GRID[1]), threads_of_tile(problem, lies)
 
     arguments = (w, packed, struct, im2col.slice_struct(sizes, 0, total))
     launch(pack, packing_blocks(problem, sizes), THREADS, arguments, stream=stream)

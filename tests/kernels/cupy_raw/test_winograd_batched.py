@@ -198,15 +198,19 @@ class TestMachineCode:
 class TestEmulated:
     """Its PTX, executed: races, bounds, uninitialised reads and every output written once are checked by `watched`."""
 
-    @pytest.mark.parametrize("case", LYING.values(), ids=LYING)
+    @pytest.mark.parametrize(
+        "case",
+        [*LYING.values(), replace(LYING["pairs of channels"], dtype="float64")],
+        ids=[*LYING, "channels of float64"],
+    )
     def test_runs_without_a_fault_in_slices_however_y_lies(self, case, small_slices, in_emulator):
         in_emulator.check(winograd_batched, "winograd_batched", replace(case, x=(2, *case.x[1:])))
 
-    @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-    def test_the_transforms_meet_few_more_sectors_than_they_must(self, layout, in_emulator):
+    @pytest.mark.parametrize(("layout", "dtype"), [("NCHW", "float32"), ("NHWC", "float32"), ("NHWC", "float64")])
+    def test_the_transforms_meet_few_more_sectors_than_they_must(self, layout, dtype, in_emulator):
         """Of rows of whole sectors, and 64 tiles; a warp's first and last tile load one element more of each row."""
         x = (1, 16, 16, 64) if layout == "NCHW" else (1, 16, 64, 16)
-        problem = make_problem(x, (64, 16, 3, 3), np.float32, padding=1, layout=layout)
+        problem = make_problem(x, (64, 16, 3, 3), np.dtype(dtype), padding=1, layout=layout)
         reports = profile("cupy_raw.winograd_batched", replace(problem, has_bias=True, has_residual=True)).reports
         filters, tiles, _, products = reports
         for report, most in ((filters, 1), (tiles, 1.15), (products, 1)):

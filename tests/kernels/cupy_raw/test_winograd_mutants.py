@@ -256,7 +256,7 @@ BATCHED = {
     "windows unturned": (
         "winograd_batched.cu",
         "banks",
-        "windows[filter][number ^ filter / (WINDOWS / 8)]",
+        "windows[filter][number ^ filter / (16 / sizeof(Accumulator)) % 8]",
         "windows[filter][number]",
     ),
     "columns not interleaved": (
