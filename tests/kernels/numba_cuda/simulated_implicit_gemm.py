@@ -80,8 +80,8 @@ def test_neighbouring_lanes_take_what_lies_side_by_side():
     assert implicit_gemm.walk_for(problem, cut._replace(filters=2**31 // cut.depth), (320, 20, 5, 1)).wide
 
 
-# Sizes that stick out of a tile; groups, of which the first tiles are whole; splits that begin amid a tap, and a last one
-# that is shorter: 8 stages in 3.
+# Sizes that stick out of a tile; groups, of which the first tiles are whole; splits that begin amid a tap, and a last
+# one that is shorter: 8 stages in 3.
 SPLIT = {
     "all tiles, channels inner": (Case("all", (1, 16, 3, 4), (5, 16, 2, 2), {"padding": 1}, bias=True), 3, 0),
     "taps inner": (Case("taps", (1, 3, 4, 5), (3, 3, 3, 3)), 2, 0),
