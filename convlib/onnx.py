@@ -1,17 +1,19 @@
 """Run ONNX models with their convolutions on convlib: operators for onnx.reference.ReferenceEvaluator.
 
     from onnx.reference import ReferenceEvaluator
-    from convlib.onnx import operators
-    session = ReferenceEvaluator("model.onnx", new_ops=operators)
+    from convlib.onnx import fused, operators
+    session = ReferenceEvaluator(fused(onnx.load("model.onnx")), new_ops=operators)
 
 Conv and ConvTranspose over one or two axes go to the kernels, with every attribute. The weights of a node are constants
 of the graph as a rule, so each Conv plans once for a shape of its input, and packs its weights then (convlib.plan).
+`fused` lets them take in what follows them, BatchNormalization, Add and activations; the model as it is runs too.
 BatchNormalization is here because the evaluator's own, in models before opset 14, takes the statistics of the batch
 wherever a momentum is written down. Needs the package onnx.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ except ImportError as error:
 
 from .errors import UnsupportedError
 from .gradients import conv_transpose2d
+from .onnx_fusion import DOMAIN
+from .onnx_fusion import fused as fused
 from .operations import conv2d
 from .plan import plan
 
@@ -169,18 +173,31 @@ class Planned:
     def __init__(self):
         self.weights = None, None, {}
 
-    def __call__(self, x, w, bias, **parameters):
+    def __call__(self, x, w, bias, *, residual=None, **parameters):
         kept_w, kept_bias, plans = self.weights
         if not (same(kept_w, w) and same(kept_bias, bias)):
             plans = {}
             self.weights = kept(w), kept(bias), plans
+        parameters["residual"] = residual is not None
         key = (x.shape, w.dtype, *parameters.values())
         planned = plans.get(key)
         if planned is None:
             if len(plans) == PLANS:
                 plans.pop(next(iter(plans)), None)
             planned = plans[key] = plan(x.shape, w, bias, **parameters)
-        return planned(x)
+        return planned(x, residual=in_shape(residual, planned.y_shape))
+
+
+def in_shape(residual, shape):
+    """What Add would add to a result of this shape."""
+    if residual is None or residual.shape == shape:
+        return residual
+    if residual.ndim > len(shape) or np.broadcast_shapes(residual.shape, shape) != shape:
+        raise UnsupportedError(
+            f"FusedConv: a residual that fits the convolution's {shape} needed, got {residual.shape}; "
+            "run the model without convlib.onnx.fused"
+        )
+    return np.ascontiguousarray(np.broadcast_to(residual, shape))
 
 
 def same(before, now):
@@ -210,6 +227,24 @@ class Conv(OpRun):
         return (convolved(self.planned, x, w, bias, **attributes),)
 
 
+class FusedConv(OpRun):
+    """activation(Conv(x, w, bias) + residual), as `fused` puts it into a graph. slope: leaky_relu's."""
+
+    op_domain = DOMAIN
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.planned = Planned()
+
+    def _run(self, x, w, bias=None, residual=None, activation=None, slope=0.0, **attributes):
+        if activation == "leaky_relu":
+            activation = activation, slope
+        if residual is not None and x.ndim == 3:
+            residual = residual[..., None, :]
+        operation = partial(self.planned, residual=residual, activation=activation)
+        return (convolved(operation, x, w, bias, **attributes),)
+
+
 class ConvTranspose(OpRun):
     op_domain = ""
 
@@ -230,4 +265,4 @@ class BatchNormalization(OpRun):
         return ((x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)).astype(x.dtype),)
 
 
-operators = [Conv, ConvTranspose, BatchNormalization]
+operators = [Conv, FusedConv, ConvTranspose, BatchNormalization]

@@ -89,12 +89,14 @@ def run_conv_transpose2d(x, w, bias, output_shape, stride, padding, dilation, gr
 
 
 def lies_in_blocks(x, w, output_shape, stride, padding, dilation, groups):
-    """Whether the windows of a transposed convolution lie side by side, with nothing over them or between."""
+    """Whether the windows of a transposed convolution lie side by side, with nothing over them or between, and are
+    wider than two columns, which the kernel of all phases stores as whole lines.
+    """
     N, _, H, W = x.shape
     R, S = w.shape[2:]
     return (
         x.is_cpu and memory_format(x) is torch.contiguous_format and N > 0 and groups == 1
-        and list(stride) == [R, S] and list(dilation) == [1, 1] and not any(padding)
+        and S > 2 and list(stride) == [R, S] and list(dilation) == [1, 1] and not any(padding)
         and list(output_shape[2:]) == [H * R, W * S]
     )  # fmt: skip
 

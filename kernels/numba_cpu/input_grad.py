@@ -96,8 +96,10 @@ def why_not(problem, device):
         reasons.append(f"float32 and float64 only, got {problem.dtype}")
     if problem.stride == (1, 1) and problem.R * problem.S > 1:
         reasons.append("stride 1 has one phase only, a forward problem that Winograd serves better")
-    if problem.has_bias or problem.has_residual or problem.activation:
-        reasons.append("adds no bias or residual and applies no activation")
+    if problem.has_residual:
+        reasons.append("adds no residual")
+    if problem.stride == (1, 1) and (problem.has_bias or problem.activation):
+        reasons.append("with stride 1 adds no bias and applies no activation: the micro-kernel stores its sums itself")
     return reasons
 
 
@@ -127,7 +129,9 @@ def predicted_seconds(problem, device):
 
 
 def run(problem, device, grad_y, w, grad_x, bias=None, residual=None, workspace=None, stream=None):
-    """Write the input gradient into grad_x (N, C, H, W), from grad_y (N, K, P, Q) and w (K, C/groups, R, S)."""
+    """Write the input gradient into grad_x (N, C, H, W), from grad_y (N, K, P, Q) and w (K, C/groups, R, S);
+    bias: (C,).
+    """
     if input_grad_depthwise.serves(problem) and input_grad_depthwise.takes(grad_y, grad_x):
         fields, compiled_loop, tasks = input_grad_depthwise.prepared(problem)
         run_tasks(compiled_loop, pack_call(fields, grad_y, w, grad_x, None, None, None), tasks, device.threads)
@@ -135,5 +139,5 @@ def run(problem, device, grad_y, w, grad_x, bias=None, residual=None, workspace=
     fields, compiled_loop, (before, tasks), wants_in_place = prepared(problem, device.threads)
     in_place = wants_in_place and w.strides[1] == problem.dtype.itemsize
     found = struct.pack(f"{len(FOUND)}q", in_place)
-    call = pack_call(fields + found, grad_y, w, grad_x, None, None, workspace)
+    call = pack_call(fields + found, grad_y, w, grad_x, bias, None, workspace)
     run_tasks(compiled_loop, call, tasks, device.threads, 0 if in_place else before)

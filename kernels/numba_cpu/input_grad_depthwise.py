@@ -68,7 +68,8 @@ def serves(problem) -> bool:
     """Is this the faster way, for arrays whose columns are neighbours?"""
     depthwise = problem.Cg == problem.Kg == 1 and problem.layout == "NCHW" and problem.dtype == problem.accumulate
     few = problem.R * problem.S <= MOST_TAPS and problem.stride[1] <= 2
-    return depthwise and few and target.vector_bytes() >= 32
+    alone = not (problem.has_bias or problem.activation)
+    return depthwise and few and alone and target.vector_bytes() >= 32
 
 
 def takes(grad_y, grad_x) -> bool:

@@ -101,7 +101,7 @@ def build_stacked(dtype_name, twelve):
                 multiply_shifts(call, vectors, w_block, own + first * item, depth, here, k0 == 0, soon, number, every)
         for first in range(0, pixels, width):
             here = sums + first // width * tile_sums
-            finish_tile(call, grad_x, here, zeros, first, min(first + width, pixels), row0, call.Cg)
+            finish_tile(call, grad_x, here, zeros, first, min(first + width, pixels), row0, g * call.Cg, call.Cg)
 
     pack, _ = pack_functions(dtype_name)
     return two_round_loop(pack, task)

@@ -1,17 +1,44 @@
 """Storing the CPU input gradient: the sums of one tile, of all phases, side by side into grad_x.
 
 With stride 2 the vectors of two phases are interleaved in registers; where a phase meets no tap its sums are zeros.
+A transposed convolution's bias and activation come before that, onto the sums where they wait in the caches.
 """
 
 import numpy as np
 from numba.core import types
 
 from .compilation import inlined
+from .epilogue import CLAMP, activated
 from .input_grad_weights import first_tap
 from .microkernel import VECTORS, vector_type
 from .short_floats import memory_functions
-from .tracing import constant, interleave, lanes_between, load, loop, store, store_lanes, traced
+from .tracing import (
+    broadcast,
+    choose,
+    constant,
+    interleave,
+    lanes_between,
+    load,
+    loop,
+    store,
+    store_lanes,
+    traced,
+    zeros,
+)
 from .vectors import lanes
+
+
+@inlined
+def ends(call):
+    """Is there a bias or an activation?"""
+    return call.has_bias != 0 or call.activation != CLAMP or call.low > -np.inf or call.high < np.inf
+
+
+@inlined
+def meets_taps(call, fh, fw):
+    """Whether any tap meets the phase."""
+    meets = first_tap(fh, call.top, call.dilation_h, call.stride_h, call.R) < call.R
+    return meets and first_tap(fw, call.left, call.dilation_w, call.stride_w, call.S) < call.S
 
 
 def finish_function(dtype_name):
@@ -53,12 +80,33 @@ def finish_function(dtype_name):
             for i in range(pixels):
                 write(to + c * call.y_k + i * call.stride_w * call.y_q, read(sums + c * sums_step + (lane + i) * item))
 
+    @traced(types.void)
+    def end_row(row, meets, bias, kind, low, high, slope):
+        """A channel's sums of one phase: bias and activation."""
+        sums = choose(
+            meets,
+            lambda: [load(V, row + V.bytes * j) for j in range(VECTORS)],
+            lambda: [zeros(V, row) for _ in range(VECTORS)],
+        )
+        number = broadcast(V, bias)
+        for j, total in enumerate(activated([total + number for total in sums], kind, low, high, slope)):
+            store(row + V.bytes * j, total)
+
+    @inlined
+    def end_sums(call, sums, bias, count):
+        """All sums of a tile. bias: of its first channel."""
+        for fh in range(call.stride_h):
+            for fw in range(call.stride_w):
+                meets = meets_taps(call, fh, fw)
+                row = sums + (fh * call.stride_w + fw) * call.channel_block * panel_row
+                for c in range(count):
+                    number = read(bias + c * call.bias_k) if call.has_bias else real(0)
+                    end_row(row + c * panel_row, meets, number, call.activation, call.low, call.high, call.slope)
+
     @inlined
     def of_phase(call, sums, fh, fw):
         """Where the sums of a phase lie, and how far apart its channels': zeros, where it meets no tap."""
-        meets = first_tap(fh, call.top, call.dilation_h, call.stride_h, call.R) < call.R
-        meets &= first_tap(fw, call.left, call.dilation_w, call.stride_w, call.S) < call.S
-        if meets:
+        if meets_taps(call, fh, fw) or ends(call):
             return sums + (fh * call.stride_w + fw) * call.channel_block * panel_row, panel_row
         return -1, 0
 
@@ -86,8 +134,10 @@ def finish_function(dtype_name):
                 store_one_by_one(call, to + fw * call.y_q, here, step, count, lane, some)
 
     @inlined
-    def finish_tile(call, grad_x, sums, zeros, first, end, row0, count):
-        """sums: of phase 0, channel 0. grad_x: of the task's first channel. row0: the row where pixel 0 lies."""
+    def finish_tile(call, grad_x, sums, zeros, first, end, row0, c0, count):
+        """sums: of phase 0, channel 0. grad_x: of the task's first channel, c0. row0: the row where pixel 0 lies."""
+        if ends(call):
+            end_sums(call, sums, call.bias + c0 * call.bias_k, count)
         for pixel in range(first, end, W):
             vector = sums + (pixel - first) * item
             lane, wanted = 0, min(W, end - pixel)

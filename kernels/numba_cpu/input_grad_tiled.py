@@ -7,9 +7,10 @@ import numpy as np
 from numba.core import types
 
 from .compilation import inlined
+from .epilogue import activate
 from .input_grad_cuts import CALL_CUT, CHANNEL_BLOCK
 from .input_grad_panels import copy_panels_function
-from .input_grad_stores import finish_function
+from .input_grad_stores import ends, finish_function, meets_taps
 from .input_grad_weights import first_tap, pack_functions
 from .microkernel import AHEAD, VECTORS, accumulate, multiply_function, panel_rows, vector_type
 from .short_floats import memory_functions
@@ -100,18 +101,20 @@ def build_tiled(dtype_name):
         return grad + n * call.x_n + p * call.x_h + q * call.x_w, call.x_c
 
     @inlined
-    def finish_lone(call, grad_x, sums, pixel, count):
-        """The sums of a lone pixel, of all phases, to grad_x."""
+    def finish_lone(call, grad_x, sums, pixel, bias, count):
+        """The sums of a lone pixel, of all phases, to grad_x. bias: of the first channel."""
         row, j = pixel // call.coarse_w, pixel % call.coarse_w * call.stride_w
         n, i = row // call.coarse_h, row % call.coarse_h * call.stride_h
         for fh in range(min(call.stride_h, call.H - i)):
             for fw in range(min(call.stride_w, call.W - j)):
-                meets = first_tap(fh, call.top, call.dilation_h, call.stride_h, call.R) < call.R
-                meets &= first_tap(fw, call.left, call.dilation_w, call.stride_w, call.S) < call.S
+                meets = meets_taps(call, fh, fw)
                 here = sums + (fh * call.stride_w + fw) * call.channel_block * item
                 to = grad_x + n * call.y_n + (i + fh) * call.y_p + (j + fw) * call.y_q
                 for c in range(count):
-                    write(to + c * call.y_k, read(here + c * item) if meets else zero)
+                    number = read(here + c * item) if meets else zero
+                    if call.has_bias:
+                        number += read(bias + c * call.bias_k)
+                    write(to + c * call.y_k, activate(number, call.activation, call.low, call.high, call.slope))
 
     @inlined
     def multiply_phases(
@@ -173,6 +176,7 @@ def build_tiled(dtype_name):
     def finishes_itself(call, start, end):
         """Whether the micro-kernel can store this tile: all of it, neighbours in memory, in one image."""
         dense = call.R * call.S * call.stride_h * call.stride_w == 1 and call.y_q == item and call.y_p == call.W * item
+        dense = dense and not ends(call)
         image = call.coarse_h * call.coarse_w
         return dense and start + width <= end and start // image == (start + width - 1) // image
 
@@ -217,7 +221,8 @@ def build_tiled(dtype_name):
         tile_sums, tile_lone = phases * call.channel_block * panel_row, phases * call.channel_block * item
         grad = call.x + g * call.Kg * call.x_c
         w = call.workspace + g * call.weight_panels * call.weight_rows * call.Kg * item
-        grad_x = call.y + (g * call.Cg + c0) * call.y_k
+        channel = g * call.Cg + c0
+        grad_x, bias = call.y + channel * call.y_k, call.bias + channel * call.bias_k
         for k0 in range(0, call.Kg, call.depth_block):
             depth = min(call.depth_block, call.Kg - k0)
             last = k0 + depth == call.Kg
@@ -259,10 +264,10 @@ def build_tiled(dtype_name):
         for start in range(first, end, width):
             tile, pixel = (start - first) // width, pixels + start // width
             if pixel < all_pixels:
-                finish_lone(call, grad_x, own + call.lone_at + tile * tile_lone, pixel, channels)
+                finish_lone(call, grad_x, own + call.lone_at + tile * tile_lone, pixel, bias, channels)
             if finishes_itself(call, start, end):
                 continue
             here = sums + tile * tile_sums
-            finish_tile(call, grad_x, here, zeros, start, min(start + width, end), 0, channels)
+            finish_tile(call, grad_x, here, zeros, start, min(start + width, end), 0, channel, channels)
 
     return two_round_loop(pack, task)

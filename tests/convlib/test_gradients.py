@@ -251,8 +251,9 @@ def test_a_forward_kernel_asked_for_makes_every_phase():
 
 def test_what_the_kernel_of_input_gradients_cannot_do_is_said():
     call = (integers((1, 2, 4, 4)), integers((2, 3, 3, 3)))
-    with pytest.raises(convlib.UnsupportedError, match="numba_cpu.input_grad: adds no bias or residual"):
-        convlib.conv_transpose2d(*call, integers(3), stride=2, algorithm="input_grad")
+    residual = integers((1, 3, 9, 9))
+    with pytest.raises(convlib.UnsupportedError, match="numba_cpu.input_grad: adds no residual"):
+        convlib.conv_transpose2d(*call, residual=residual, stride=2, algorithm="input_grad")
     with pytest.raises(convlib.UnsupportedError, match="workspace_limit is 0"):
         convlib.conv2d_input_grad(*call, (1, 3, 9, 9), stride=2, algorithm="input_grad", workspace_limit=0)
 

@@ -63,12 +63,37 @@ def problem_of(name, dtype="float32"):
     return make_problem(x, w, dtype, pass_="input_grad", **keywords)
 
 
-def computed(problem, grad_y, w, threads=2, grad_x=None):
+def computed(problem, grad_y, w, threads=2, grad_x=None, bias=None):
     place = Device("cpu", threads=threads)
     workspace = np.full(input_grad.workspace_bytes(problem, place), 255, np.uint8)  # NaN, where it is read too early
     grad_x = np.full(problem.x_shape, np.nan, problem.dtype) if grad_x is None else grad_x
-    input_grad.run(problem, place, grad_y, w, grad_x, workspace=workspace)
+    input_grad.run(problem, place, grad_y, w, grad_x, bias, workspace=workspace)
     return grad_x
+
+
+STRIDED = [name for name, (_, _, keywords, _) in PROBLEMS.items() if keywords.get("stride", 1) != 1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("activation", [None, "relu6", ("leaky_relu", 0.5)])
+@pytest.mark.parametrize("name", STRIDED)
+def test_a_transposed_convolutions_bias_and_activation(name, activation, dtype):
+    x, w, keywords, _ = PROBLEMS[name]
+    problem = make_problem(x, w, dtype, pass_="input_grad", has_bias=True, activation=activation, **keywords)
+    assert not input_grad.why_not(problem, Device("cpu", threads=2))
+    w, grad_y = integers(problem.w_shape, 0, dtype), integers(problem.y_shape, 1, dtype)
+    bias = integers(2 * problem.C, 2, dtype)[::2]  # zeros are there too, where no tap meets an input
+    wanted = reference.activated(problem, reference.input_grad(problem, grad_y, w) + bias[:, None, None])
+    np.testing.assert_array_equal(computed(problem, grad_y, w, bias=bias), wanted)
+
+
+@pytest.mark.parametrize("name", ["3x3, stride 2", "first layer"])
+def test_an_activation_alone(name):
+    x, w, keywords, _ = PROBLEMS[name]
+    problem = make_problem(x, w, "float32", pass_="input_grad", activation="silu", **keywords)
+    w, grad_y = integers(problem.w_shape, 0), integers(problem.y_shape, 1)
+    wanted = reference.activated(problem, reference.input_grad(problem, grad_y, w))
+    np.testing.assert_allclose(computed(problem, grad_y, w), wanted, rtol=1e-6, atol=1e-30)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
