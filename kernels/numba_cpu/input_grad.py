@@ -50,6 +50,9 @@ whole calls: 3x3 with stride 2 340 to 430, 1x1 with stride 2 350 to 410 (three o
   multiplied they cost 2 to 5 % less. With stride 1 that changes nothing.
 - The 7x7 first layer: phases 24 ms, a panel for each of 16 shifts 11.8, a slab that all shifts read 6.9, fetching the
   rows copied next while multiplying 6.4. Copying whole rows of one filter after the other took longer.
+- A transposed convolution's bias and activation are applied to the sums of a tile before they are interleaved: two
+  Zen 4 cores, 24 channels of 64 x 64 to 24, 2x2 with stride 2, 207 microseconds with a bias, 189 without, by phases
+  1,220.
 Its parts: input_grad_cuts.py (tasks and blocks), input_grad_weights.py (packing), input_grad_panels.py (copying
 grad_y), input_grad_tiled.py and input_grad_stacked.py (the product, of many channels and of few),
 input_grad_stores.py; input_grad_depthwise.py (depthwise layers, by another way).
