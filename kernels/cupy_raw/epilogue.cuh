@@ -35,15 +35,6 @@ __device__ __forceinline__ void store(const Problem& problem, const Output& outp
     round_to(output.y[offset(problem.y, n, k, p, q)], activated(sum, problem.slope));
 }
 
-// As many elements as lie side by side in memory and are loaded or stored at once, by 128 bits at most.
-template <int COUNT> struct alignas(COUNT * sizeof(Element) < 16 ? COUNT * sizeof(Element) : 16) Several {
-    Element lane[COUNT];
-};
-template <int COUNT> __device__ __forceinline__ const Several<COUNT>& several(const Element* first)
-{
-    return *reinterpret_cast<const Several<COUNT>*>(first);
-}
-
 // The sums of COUNT pixels of a row, which lie side by side in y and in the residual. p, q: the first of them.
 template <int COUNT>
 __device__ __forceinline__ void store_pixels(const Problem& problem, const Output& output, int n, int k, int p, int q,

@@ -27,7 +27,7 @@ __device__ __forceinline__ int place_of(int x)
 
 // And which number lies at a place.
 template <int LANES>
-__device__ __forceinline__ int number_at(int place)
+__host__ __device__ constexpr int number_at(int place)
 {
     constexpr int BLOCK = LANES * VECTOR;
     return place / BLOCK * BLOCK + place % VECTOR * LANES + place / VECTOR % LANES;

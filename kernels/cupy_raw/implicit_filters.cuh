@@ -43,7 +43,7 @@ struct FilterRows {
     static constexpr int OWN = TILE_K > LANES ? TILE_K / LANES : 1;  // of a thread
     Offset at;
     int step, exist;  // of the thread's filters, how many
-    Channels next[OWN];
+    Several<CHUNK> next[OWN];
 
     static __device__ __forceinline__ int own_filter() { return own_thread() / (DEPTH / CHUNK); }
     static __device__ __forceinline__ int first_step() { return own_thread() % (DEPTH / CHUNK) * CHUNK; }
@@ -62,7 +62,7 @@ struct FilterRows {
         for (int j = 0; j < OWN; ++j) {
             next[j] = {};
             if (j < exist && (WHOLE || step < problem.Cg * TAPS))
-                next[j] = *reinterpret_cast<const Channels*>(w + at + j * LANES * (Offset)problem.w.n);
+                next[j] = *reinterpret_cast<const Several<CHUNK>*>(w + at + j * LANES * (Offset)problem.w.n);
         }
         step += DEPTH;
         at += DEPTH;

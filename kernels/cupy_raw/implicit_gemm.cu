@@ -117,22 +117,21 @@ __device__ __forceinline__ int pixel_of(int lane, int i)
 // How many outputs leave in one store: of so many filters and so many pixels, which lie side by side in y.
 constexpr int FILTERS_AT_ONCE = STORED == CHANNELS ? VECTOR : 1, PIXELS_AT_ONCE = STORED == PIXELS ? VECTOR : 1;
 constexpr int AT_ONCE = FILTERS_AT_ONCE * PIXELS_AT_ONCE;
-struct alignas(AT_ONCE * sizeof(Element)) Outputs { Element lane[AT_ONCE]; };
 static_assert(STORED != PIXELS || IN_ORDER);
 
 __device__ __forceinline__ void add(Accumulator (&values)[AT_ONCE], const Element* residual)
 {
-    const Outputs more = *reinterpret_cast<const Outputs*>(residual);
+    const Several<AT_ONCE> more = *reinterpret_cast<const Several<AT_ONCE>*>(residual);
     #pragma unroll
     for (int e = 0; e < AT_ONCE; ++e) values[e] += widened(more.lane[e]);
 }
 
 __device__ __forceinline__ void finish(Accumulator (&values)[AT_ONCE], Element* y, Accumulator slope)
 {
-    Outputs outputs;
+    Several<AT_ONCE> outputs;
     #pragma unroll
     for (int e = 0; e < AT_ONCE; ++e) round_to(outputs.lane[e], activated(values[e], slope));
-    *reinterpret_cast<Outputs*>(y) = outputs;
+    *reinterpret_cast<Several<AT_ONCE>*>(y) = outputs;
 }
 
 // filter, m: this thread's first, within the group and of all pixels.

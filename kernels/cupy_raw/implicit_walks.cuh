@@ -34,9 +34,6 @@ __device__ __forceinline__ Pixel pixel_at(Index m, const Problem& problem, const
     return {(Offset)image.quotient, image.rest, row.rest};
 }
 
-struct alignas(4 * sizeof(Element) < 16 ? 4 * sizeof(Element) : 16) Channels { Element lane[CHUNK]; };
-struct alignas(VECTOR * sizeof(Element)) Neighbours { Element lane[VECTOR]; };
-
 // A thread's part of a stage of pixels: OWN of them, ROWS of the DEPTH steps each.
 constexpr int LANES = TOGETHER == CHANNELS ? THREADS / (DEPTH / CHUNK) : TILE_M < THREADS ? TILE_M : THREADS;
 constexpr int OWN = TILE_M / LANES;
@@ -190,8 +187,8 @@ struct ChannelWalk : Windows {
         #pragma unroll
         for (int j = 0; j < OWN; ++j) {
             if constexpr (TOGETHER == CHANNELS) {
-                Channels four = {};
-                if (wanted(problem, j, 0)) four = *reinterpret_cast<const Channels*>(x + at[j]);
+                Several<CHUNK> four = {};
+                if (wanted(problem, j, 0)) four = *reinterpret_cast<const Several<CHUNK>*>(x + at[j]);
                 #pragma unroll
                 for (int i = 0; i < ROWS; ++i) next[j][i] = widened(four.lane[i]);
             } else {
@@ -266,9 +263,9 @@ struct PixelWalk {
         #pragma unroll
         for (int v = 0; v < VECTORS_OF<TILE_M>; ++v) {
             constexpr int APART = ROWS_APART<TILE_M>;
-            Neighbours values = {};
+            Several<VECTOR> values = {};
             if (exists && (WHOLE || channel + v * APART < problem.Cg))
-                values = *reinterpret_cast<const Neighbours*>(x + at + v * APART * (Offset)problem.x.c);
+                values = *reinterpret_cast<const Several<VECTOR>*>(x + at + v * APART * (Offset)problem.x.c);
             #pragma unroll
             for (int e = 0; e < VECTOR; ++e) next.vectors[v].lane[e] = widened(values.lane[e]);
         }

@@ -33,7 +33,6 @@ constexpr int TAPS = R * S;
 constexpr int NUMBER_LANES = 8, FILTER_LANES = 4, STEPS = 4, THREADS = 32;
 constexpr int OF_WARP = NUMBER_LANES * VECTOR, OF_STEP = FILTER_LANES * VECTOR;  // numbers; filters
 constexpr int AT_ONCE = ALONG == FILTERS ? VECTOR : 1;
-struct alignas(AT_ONCE * sizeof(Element)) Weights { Element lane[AT_ONCE]; };
 
 // A number's channel and tap, and its row of `packed`.
 struct Step {
@@ -96,7 +95,7 @@ struct Own {
     __device__ __forceinline__ void load(Vector& turned, int e, int v, Offset further) const
     {
         const Element* first = ALONG == ROWS ? w + (from[0] + further) + v * NUMBER_LANES : w + (from[v] + further);
-        const Weights weights = *reinterpret_cast<const Weights*>(first);
+        const Several<AT_ONCE> weights = several<AT_ONCE>(first);
         #pragma unroll
         for (int i = 0; i < AT_ONCE; ++i) turned.lane[e + i] = widened(weights.lane[i]);
     }

@@ -42,3 +42,12 @@ using Accumulator = decltype(widened(Element()));
 // As much as one thread loads or stores at once: 128 bits.
 constexpr int VECTOR = 16 / sizeof(Accumulator);
 struct alignas(16) Vector { Accumulator lane[VECTOR]; };
+
+// As many elements as lie side by side in memory and are loaded or stored at once, by 128 bits at most.
+template <int COUNT> struct alignas(COUNT * sizeof(Element) < 16 ? COUNT * sizeof(Element) : 16) Several {
+    Element lane[COUNT];
+};
+template <int COUNT> __device__ __forceinline__ const Several<COUNT>& several(const Element* first)
+{
+    return *reinterpret_cast<const Several<COUNT>*>(first);
+}

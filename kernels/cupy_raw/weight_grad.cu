@@ -10,7 +10,7 @@
 //          +-----+   +=========+                    pixels side by side in memory, a load meets one sector for each
 //
 // A thread's filters and columns never change, so their addresses and taps are worked out once; only its pixel moves
-// on, by 8. Which row a lane takes is the inverse of place_of, and a row of the tile is VECTOR longer than its width:
+// on, by 8. Which row a lane takes is number_at its place, and a row of the tile is VECTOR longer than its width:
 // so the eight pixels of four rows meet 32 banks.
 // Why it pays: there are few weights and many pixels. Tiles of weights alone would leave most of a GPU idle, so the
 // pixels are split among blocks; each writes its tile of sums to the workspace, and finish_weight_grad adds the splits in
@@ -33,14 +33,6 @@ constexpr int TAPS = R * S;
 constexpr int ROWS_AT_ONCE = THREADS / DEPTH;  // the others hold the other pixels of the stage
 constexpr int OWN_FILTERS = TILE_K / ROWS_AT_ONCE, OWN_COLUMNS = TILE_M / ROWS_AT_ONCE;
 
-// The x that lies at `place`: place_of backwards.
-template <int LANES>
-__host__ __device__ constexpr int at_place(int place)
-{
-    constexpr int BLOCK = LANES * VECTOR;
-    return place / BLOCK * BLOCK + place % VECTOR * LANES + place / VECTOR % LANES;
-}
-
 struct Walk {
     int n, p, q;           // this thread's pixel of the stage to fetch next
     int filter;            // its first
@@ -52,10 +44,10 @@ struct Walk {
         q = m % problem.Q; m /= problem.Q;
         p = m % problem.P; n = m / problem.P;
         const int place = threadIdx.x / DEPTH;
-        filter = first_filter + at_place<FILTER_LANES>(place);
+        filter = first_filter + number_at<FILTER_LANES>(place);
         #pragma unroll
         for (int j = 0; j < OWN_COLUMNS; ++j) {
-            const int d = first_column + at_place<PIXEL_LANES>(place + j * ROWS_AT_ONCE), c = d / TAPS;
+            const int d = first_column + number_at<PIXEL_LANES>(place + j * ROWS_AT_ONCE), c = d / TAPS;
             h[j] = c < problem.Cg ? d % TAPS / S * DILATION_H - problem.top : FAR;
             w[j] = d % S * DILATION_W - problem.left;
             column[j] = offset(problem.x, 0, group * problem.Cg + c, c < problem.Cg ? h[j] : 0, w[j]);
@@ -75,7 +67,7 @@ struct Walk {
         #pragma unroll
         for (int i = 0; i < OWN_FILTERS; ++i) {
             constexpr int STEP = ROWS_AT_ONCE;
-            const int further = at_place<FILTER_LANES>(i * STEP);
+            const int further = number_at<FILTER_LANES>(i * STEP);
             const bool wanted = n < problem.N && filter + further < problem.Kg;
             next[i] = wanted ? widened(pixel[further * (Offset)problem.y.c]) : Accumulator(0);
         }
