@@ -140,10 +140,11 @@ def test_the_same_bits_for_every_number_of_threads(name):
 
 
 def test_few_pixels_have_lone_ones_and_tasks_that_pack():
+    roomy = target.register_count() == 32 and target.cache_bytes(2) >= 1 << 20  # else filters are more
     for name, packs in (("1x1, a lone pixel", False), ("3x3, stride 2, packed by tasks", True)):
         cut = dict(zip(input_grad.CUTS, input_grad.cuts(problem_of(name), 2)[0], strict=True))
         assert cut["tiled"] == (48 if target.register_count() == 32 else 49)
-        assert cut["packs"] == packs or target.cache_bytes(2) < 1 << 20
+        assert cut["packs"] == packs or not roomy
 
 
 @pytest.mark.parametrize("strides", ["reversed", "columns apart", "channels last"])
@@ -184,8 +185,9 @@ def test_nothing_is_touched_behind_the_arrays(name):
     [
         ({"dtype": "float16", "stride": 2}, "float32 and float64 only, got float16"),
         ({"dtype": "float32"}, "stride 1 has one phase only"),
-        ({"dtype": "float32", "stride": 2, "has_bias": True}, "adds no bias"),
-        ({"dtype": "float32", "stride": 2, "activation": "relu"}, "applies no activation"),
+        ({"dtype": "float32", "stride": 2, "has_residual": True}, "adds no residual"),
+        ({"dtype": "float32", "has_bias": True}, "with stride 1 adds no bias"),
+        ({"dtype": "float32", "activation": "relu"}, "with stride 1 adds no bias and applies no activation"),
     ],
 )
 def test_refuses_in_words(keywords, reason):
