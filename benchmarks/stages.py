@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from convlib import accuracy, device, dispatch, strided
-from convlib.kernels.numba_cpu import winograd, winograd_dilated, winograd_record
+from convlib.kernels.numba_cpu import dilated_parts, winograd, winograd_record
 from convlib.kernels.numba_cpu.call import pack_call
 from convlib.kernels.numba_cpu.compilation import compiled
 from convlib.kernels.numba_cpu.threads import run_tasks
@@ -76,9 +76,11 @@ def kernel_calls(case: Case, name: str) -> dict:
         calls["pack"] = partial(kernel.pack, problem, place, w, weights)
         calls["pack"]()
     calls["run"] = partial(kernel.run, problem, place, x, weights, y, bias, workspace=workspace)
+    if problem.dilation != (1, 1) and len(dilated_parts.parts(problem, place)) > 1:
+        return calls
     if name in WINOGRAD_TILES:
         dilated = problem.dilation != (1, 1)
-        m = winograd_dilated.tile_side(problem, place) if dilated else WINOGRAD_TILES[name]
+        m = dilated_parts.tile_side(problem, place) if dilated else WINOGRAD_TILES[name]
         fields, loop, tasks = winograd.prepared(m, problem, place.threads)
         for part, leaf in WINOGRAD_STAGES.items():
             record = pack_call(without(fields, leaf), x, weights, y, bias, None, workspace)

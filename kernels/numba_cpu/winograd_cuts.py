@@ -209,8 +209,9 @@ def lines_of_tiles(m, problem):
 
 
 def dilated_images(problem):
-    """How many that are not empty a dilated problem is made of, down and across."""
-    return min(problem.dilation[0], problem.P), min(problem.dilation[1], problem.Q)
+    """How many that are not empty a dilated problem is made of, down and across, or of how many it is to be made."""
+    of_dilation = min(problem.dilation[0], problem.P), min(problem.dilation[1], problem.Q)
+    return getattr(problem, "images", of_dilation)
 
 
 def count_of_tiles(m, problem):

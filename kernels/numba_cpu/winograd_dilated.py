@@ -13,7 +13,8 @@ of d neighbouring images, a pixel of theirs is a vector of x as it lies, and an 
 
 Each image brings its padding along, which leaves small ones without the products of outputs that they do not have:
 of 3 x 3, 25 of F(4 x 4)'s 36. Images of 2 x 2 have 9 (winograd_matrices.py). F(4 x 4), or F(2 x 2) where images are so
-small that it is predicted to be faster, saves more.
+small that it is predicted to be faster, saves more. Images that are smaller than others may be parts of their own, with
+smaller windows (dilated_parts.py).
 
 Measured on two Zen 5 cores with AVX-512, plans: 512 -> 256 channels of 33 x 33 at dilation 6 in 3.3 ms, at 12 in 2.5,
 at 18 in 1.8; 512 -> 512 at dilation 4 in 5.8; 256 -> 256 of 65 x 65 at dilation 2 in 4.5 (`blocked`: 6.1, 6.5, 6.6,
@@ -23,14 +24,12 @@ Lesson: outputs stored at every second column, 2 numbers at a time, took 1.2 ms 
 Source: the images are the "atrous" decomposition of Chen et al., DeepLab, TPAMI 2018, section 3.1; winograd.py's below.
 """
 
-from dataclasses import replace
-from functools import lru_cache
-
 import numpy as np
 
 from . import winograd
 from .call import CALL, pack_call, problem_fields
 from .compilation import compiled
+from .dilated_parts import parts, seconds, undilated
 from .microkernel import CLOCK
 from .short_floats import memory_functions
 from .threads import lines, run_tasks, task_loop
@@ -62,18 +61,6 @@ def copy_bytes(problem):
     return lines(int(np.prod(problem.x_shape)) * problem.dtype.itemsize)
 
 
-@lru_cache(maxsize=1024)
-def tile_side(problem, device) -> int:
-    """Of the output tiles: 4, or 2 where that is faster."""
-    possible = [m for m in (4, 2) if not winograd.why_not(m, undilated(problem), device)]
-    return min(possible, key=lambda m: winograd.predicted_seconds(m, problem, device))
-
-
-def undilated(problem):
-    """A problem with the same window, which winograd.py can run if it can run this one's images."""
-    return replace(problem, dilation=(1, 1))
-
-
 # The kernel.
 
 
@@ -91,31 +78,38 @@ def why_not(problem, device):
 
 
 def workspace_bytes(problem, device):
-    return copy_bytes(problem) + winograd.workspace_bytes(tile_side(problem, device), problem, device)
+    return copy_bytes(problem) + max(part.workspace_bytes for part in parts(problem, device))
 
 
 def one_call_bytes(problem, device):
-    alone = winograd.one_call_bytes(tile_side(problem, device), problem, device)
-    return None if alone is None else copy_bytes(problem) + alone
+    return copy_bytes(problem) + max(part.one_call_bytes for part in parts(problem, device, packed=False))
 
 
 def packed_bytes(problem, device):
-    return winograd.packed_bytes(tile_side(problem, device), problem, device)
+    return sum(part.packed_bytes for part in parts(problem, device))
+
+
+def packed_parts(problem, device, packed):
+    """Each part and its weights' bytes in `packed`."""
+    at = 0
+    for part in parts(problem, device):
+        yield part, packed[at : at + part.packed_bytes]
+        at += part.packed_bytes
 
 
 def pack(problem, device, w, packed):
     """Write the transformed weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned)."""
-    winograd.pack(tile_side(problem, device), problem, device, w, packed)
+    for part, own in packed_parts(problem, device, packed):
+        part.pack(device, w, own)
 
 
 def predicted_seconds(problem, device):
     copied = COPY_CYCLES * np.prod(problem.x_shape) if problem.layout != "NCHW" else 0
-    seconds = winograd.predicted_seconds(tile_side(problem, device), problem, device)
-    return float(seconds + copied / CLOCK / device.threads)
+    return float(seconds(parts(problem, device)) + copied / CLOCK / device.threads)
 
 
 def pack_seconds(problem, device):
-    return winograd.pack_seconds(tile_side(problem, device), problem, device)
+    return seconds(parts(problem, device, packed=False), packed=False) - seconds(parts(problem, device))
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
@@ -126,4 +120,9 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
         call = pack_call(problem_fields(problem), x, x, copy, None, None, None)
         run_tasks(compiled(build_copy, problem.dtype.name), call, problem.N * problem.C, device.threads)
         x = copy
-    winograd.run(tile_side(problem, device), problem, device, x, w, y, bias, residual, workspace[count:])
+    if w.ndim == 1:
+        some = packed_parts(problem, device, w)
+    else:
+        some = ((part, w) for part in parts(problem, device, packed=False))
+    for part, weights in some:
+        part.run(device, x, weights, y, bias, residual, workspace[count:])

@@ -151,7 +151,8 @@ def build_output_stage(dtype_name):
                 write_bias(biases + i * item, read(call.bias + (k + done + i) * call.bias_k) if call.has_bias else 0.0)
             for s in range(count):
                 image, p, q, tiles = table[s, 0], table[s, 1], table[s, 2], table[s, 3]
-                beside = call.dilation_w if call.dilation_w == tiles and tiles <= call.piece else call.piece
+                together = call.dilation_w == tiles and tiles <= call.piece  # all images: outputs lie side by side
+                beside = tiles if together else call.piece
                 for t in range(0, tiles, call.piece):
                     some = min(call.piece, tiles - t)
                     if call.dilation_w == 1:
@@ -160,7 +161,7 @@ def build_output_stage(dtype_name):
                         pitch, column = call.m_w * beside * vector_bytes, beside * vector_bytes
                     call_leaf(call.transform_output, source, call.output_plane, staged, pitch, some, column, 0, 0)
                     source += some * vector_bytes
-                    if call.dilation_w == 1 or beside == call.dilation_w:  # outputs lie side by side
+                    if call.dilation_w == 1 or together:
                         first, columns = q + t * call.line_step, some * call.m_w
                         finish(call, staged, pitch, image, k + done, p, first, columns, here, biases, square)
                     else:
