@@ -44,24 +44,24 @@
 // 100 % of all but 64 x 64.
 //
 //     block      halves   channels last   channels first: x gathered   both gathered       channels not a multiple of 8
-//     128 x 128    1           225 100 %            244 100 %             280 100 %          284 100 %
-//     128 x 128    2           124 100 %            148 100 %             164 100 %          168 100 %
-//     128 x  64    2           176  87 %            195  87 %             213  87 %          216  87 %
-//      64 x 128    2           137  87 %            153  87 %             193  87 %          193  87 %
-//      64 x  64    2           181  77 %            202  77 %             240  77 %          243  77 %
-//      64 x  64    2            61  51 %             92  51 %              95  51 %           96  51 %
+//     128 x 128    1           225 100 %            244 100 %             275 100 %          278 100 %
+//     128 x 128    2           124 100 %            148 100 %             161 100 %          162 100 %
+//     128 x  64    2           176  87 %            195  87 %             208  87 %          209  87 %
+//      64 x 128    2           137  87 %            153  87 %             190  87 %          193  87 %
+//      64 x  64    2           181  77 %            202  77 %             235  77 %          238  77 %
+//      64 x  64    2            61  51 %             92  51 %              93  51 %           93  51 %
 //
 // The last, for few tiles, has eight warps of 32 x 32, 8 HMMA of 49 cycles, 64 on sm_80 (67 %), for 96 of shared memory;
 // the one before two of 64 x 64 (on sm_80 100 %), for 256: all stand where shared memory leaves them.
 // Taps inner, of 7 x 7, with pixels of grad_y copied, channels, or a number of filters gathered that 8 does not divide; on
-// sm_80 1.3 times as much, up to 100 % or what 64 x 64 leaves:
+// sm_80 1.3 times as much, up to 100 % or what 64 x 64 leaves (the last of all 64 of 67 %):
 //
-//     128 x 128    1           321 100 %            318 100 %             363 100 %
-//     128 x 128    2           203  97 %            197  99 %             224  87 %
-//     128 x  64    1           451  87 %            448  87 %             496  79 %
-//      64 x 128    2           209  87 %            208  87 %             253  77 %
+//     128 x 128    1           321 100 %            318 100 %             355 100 %
+//     128 x 128    2           203  97 %            197  99 %             219  90 %
+//     128 x  64    1           451  87 %            448  87 %             491  80 %
+//      64 x 128    2           209  87 %            208  87 %             250  78 %
 //      64 x  64    1           463  77 %            469  77 %             580  68 %
-//      64 x  64    1           184  51 %            177  51 %             207  47 %    four warps of 32 x 32
+//      64 x  64    1           184  51 %            177  51 %             198  50 %    four warps of 32 x 32
 //
 // The last column waits for instructions: 16 for each chunk of grad_y, of which 8 load and 4 pair. A launch before it,
 // which laid grad_y's filters side by side, would spare them and cost more: of 32 images of 3 x 299 x 299 -> 32, 3 x 3 / 2,

@@ -246,6 +246,8 @@ struct Filters : Share<TILE_K, Y_TOGETHER> {
             filter = min(filter, end), last = end - filter;
         }
         corner = offset(problem.y, 0, group * problem.Kg + filter, 0, 0);
+        if (Y_TOGETHER == NONE) keep(corner);  // or it is worked out anew in each stage, and so is how many are left
+        if (Y_TOGETHER == NONE && !Y_WHOLE) keep(last);
     }
 
     __device__ __forceinline__ void fetch(unsigned stage, const Element* __restrict__ grad_y, const Pixels& pixels)
