@@ -42,6 +42,7 @@ FEWEST_ROWS = 4  # of outputs, for which a block's planes fit half the L2 cache:
 FEWEST_DEPTHS = 64  # but of these no fewer, or sums wait too often
 FEW_TILES = 5  # of a map: their planes are read from the L2 cache anyhow
 OFFSET_BYTES, LINE = 8, 64
+PAGE, NEAR_PAGES = 4_096, 48  # bytes; of the 64 whose places a core knows at once, what x may take
 RUN_CYCLES = 0.4  # a number
 RUNS_SHARE, PLANES_SHARE, ONE_TILE_SHARE = 8, 2, 4  # of the L2 cache, for copied x, is one part in so many
 
@@ -68,10 +69,11 @@ def one_tile(problem) -> bool:
     return -lanes(problem.accumulate) < rest <= MOST_LONE
 
 
-def channel_block(problem) -> int:
+def channel_block(problem, first=0) -> int:
     """Channels whose x, for one tile, fills about three quarters of the L1 cache, all blocks about equal; at least one.
 
-    Twice or four times as many where x comes from the L2 cache anyhow: sums then wait less often. Where one tile has
+    Twice or four times as many where x comes from the L2 cache anyhow: sums then wait less often. With 16 registers,
+    whose tiles read x for every 4 filters, a 1x1 layer's fill half the L1 cache, and few pages. Where one tile has
     all pixels of a 1x1 layer, so that each weight is read once, as many as fit a quarter of the L2 cache: rows come
     faster in long pieces.
     """
@@ -80,7 +82,12 @@ def channel_block(problem) -> int:
         return -(-problem.Cg // -(-problem.Cg // most))
     row_bytes = VECTORS * target.vector_bytes() + LINE  # of the cache lines that a tile's pixels touch
     depth = target.cache_bytes(1) * 3 // 4 // row_bytes
-    if reads_x_in_place(problem):
+    lone = problem.P * problem.Q - first <= MOST_LONE  # whose weights come once, and faster in long pieces
+    if target.register_count() == 16 and problem.R * problem.S == 1 and not lone:
+        depth = target.cache_bytes(1) // 2 // row_bytes
+        if reads_x_in_place(problem):
+            depth = min(depth, NEAR_PAGES * PAGE // min(problem.H * problem.W * real_bytes(problem), PAGE))
+    elif reads_x_in_place(problem):
         depth *= 4
     elif FEW_TILES * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
         depth *= 2
@@ -195,7 +202,7 @@ def blocking(problem, threads, first=0, by_runs=False):
     filters = up(-(-problem.Kg // filter_tasks), rows)
     filter_tasks = -(-problem.Kg // filters)
 
-    item, block = real_bytes(problem), channel_block(problem)
+    item, block = real_bytes(problem), channel_block(problem, first)
     depth, sums_row = block * problem.R * problem.S, VECTORS * target.vector_bytes()
     group = -(-pixels // (width * tile_tasks)) + 1
     fitting = target.cache_bytes(2) // 2 // (filters * sums_row)

@@ -88,6 +88,7 @@ from .flat_planes import copy_planes_function
 from .job import job_of
 from .microkernel import CLOCK, VECTORS, panel_rows, predicted
 from .strassen_cuts import (
+    ALONE_CYCLES,
     CALL_STRASSEN,
     PAIRS,
     best_cycles,
@@ -338,7 +339,8 @@ def predicted_seconds(problem, device):
 def pack_seconds(problem, device):
     """Making the weights' sums, and cutting the problem so that each thread has made those that it wants."""
     alone, planned = (best_cycles(problem, device.threads, planned) for planned in (False, True))
-    return (alone - planned) / CLOCK
+    besides = 0.0 if packs_beside() else ALONE_CYCLES * problem.K * problem.reduction / device.threads
+    return (alone - planned + besides) / CLOCK
 
 
 def job(problem, device, x, w, y, bias, residual):

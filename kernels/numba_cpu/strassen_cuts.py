@@ -22,9 +22,14 @@ LONE_COSTS = 1.02  # times what multiply-adds say: tiles with a lone pixel begin
 FILTER_CUTS = (1, 2, 3, 4)
 NOTHING_LEFT = (0,) * len(BLOCKING)
 SUM_CYCLES = 2.2  # for a vector of each T
-LEAVE_CYCLES = 1.5  # for a vector of a product that is added to others
+LEAVE_CYCLES = 1.5  # for a line of a product that is added to others
 # For a weight whose sums a call makes by itself, and where these leave the L2 cache: by so many multiply-adds a cycle.
 PACK_CYCLES = {1: (0.25, 0.25), 2: (0.45, 0.7)}
+# What it may take besides, where they are not made beside products: two Zen 4 cores held to AVX2 0 to 3, by the hour.
+ALONE_CYCLES = 1.05
+# For a number of the weights' sums, where a thread's are so many times the L2 cache and there are 16 registers: tiles
+# of 4 filters want them faster than they come from the L3 cache (two Zen 4 cores held to AVX2).
+FAR_CYCLES, FAR_SHARE = 0.35, 5
 SHARED_CYCLES = 120  # for a filter's map that two threads write: on two Zen 4 cores 0 to 250, by the hour
 MOST_MADE = 16 << 20  # bytes of weights' sums that all threads make at a time
 
@@ -83,7 +88,8 @@ def pair_cycles(problem, filters) -> float:
     products = PRODUCTS * multiply_cycles(filters, VECTORS * W, depth, problem.accumulate) * columns / (VECTORS * W)
     copy = blocked_cuts.copy_cycles(problem) / (problem.P * problem.Q) * 2 * tile_pixels(problem)
     sums = SUMS * VECTORS * depth * SUM_CYCLES
-    return CYCLES_PER_TASK + products + copy + sums + PRODUCTS * VECTORS * filters * LEAVE_CYCLES
+    leave = PRODUCTS * filters * VECTORS * target.vector_bytes() / LINE * LEAVE_CYCLES
+    return CYCLES_PER_TASK + products + copy + sums + leave
 
 
 @lru_cache(maxsize=1024)
@@ -125,11 +131,19 @@ def cut_cycles(problem, threads, filter_tasks, planned) -> float:
     filters = range_filters(problem, filter_tasks)
     parts = [pair_cycles(problem, min(filters, half - begin)) for begin in range(0, half, filters)]
     left = problem.Kg * blocked_cuts.pixels_cycles(rest, problem.reduction, problem.accumulate) / threads
+    if fetches_from_l3(problem, threads):
+        fetched = FAR_CYCLES * PRODUCTS * (problem.reduction // 2)
+        parts = [part + fetched * min(filters, half - i * filters) for i, part in enumerate(parts)]
     each = pairs(problem) * problem.N
     tasks = [part for part in parts for _ in range(each)] * problem.groups
     tasks = spread(tasks, [left] * (threads * problem.N * problem.groups))
     pack = 0.0 if planned else pack_cycles(problem, most_made(problem, threads, len(parts)))
     return pack + until_all_done(tasks, threads)
+
+
+def fetches_from_l3(problem, threads) -> bool:
+    """Do products wait for sums of weights that do not stay in the L2 cache?"""
+    return target.register_count() == 16 and panel_bytes(problem) > FAR_SHARE * threads * target.cache_bytes(2)
 
 
 def pack_cycles(problem, filters) -> float:

@@ -20,10 +20,10 @@ TILES = 4  # of a group: two to the left, two to the right
 FILTER_CUTS = (1, 2, 3, 4, 6, 8)
 CYCLES_PER_TASK = 1_500
 SUM_CYCLES = 5.5  # for a line of each outer sum of pixels: to make it, and what products then wait for the L2 cache
-# For a line of each inner one, which products make: by so many multiply-adds a cycle. With two (not measured), as if
-# the multipliers waited for it.
+# For a line of each inner one, which products make: by so many lines multiplied and added a cycle, one of 64 bytes or
+# two of 32, or two of 64. With these (not measured), as if the multipliers waited for it.
 INNER_CYCLES = {1: 3.0, 2: 5.0}
-# For a line of a product that is added to others, half of which lie in the L2 cache: by so many multiply-adds a cycle.
+# For a line of a product that is added to others, half of which lie in the L2 cache: by the same.
 LEAVE_CYCLES = {1: 2.0, 2: 6.5}
 # What a single call takes longer: for a weight; and, on two Zen 4 cores, where threads read what others have just
 # written, for 256 KB of weights as for 1 MB.
@@ -53,16 +53,22 @@ def grouped_pixels(problem) -> int:
     return groups(problem) * group_pixels(problem)
 
 
+def lines_per_cycle() -> int:
+    """That a core multiplies and adds; 1 of less."""
+    return max(target.multiply_adds_per_cycle() * target.vector_bytes() // LINE, 1)
+
+
 def group_cycles(problem, filters) -> float:
     """Of one group of tiles and so many filters of each quarter."""
     W, depth = lanes(problem.accumulate), problem.Cg // 4
     share = tile_columns(problem, lone(problem)) / (VECTORS * W)
     products = PRODUCTS**2 * multiply_cycles(filters, VECTORS * W, depth, problem.accumulate) * share
     copy = blocked_cuts.copy_cycles(problem) / (problem.P * problem.Q) * group_pixels(problem)
-    inner = INNER_CYCLES[target.multiply_adds_per_cycle()] * PRODUCTS * INNER
+    pace = lines_per_cycle()
+    inner = INNER_CYCLES[pace] * PRODUCTS * INNER
     lines = VECTORS * target.vector_bytes() / LINE
     sums = lines * depth * (SUM_CYCLES * OUTER + inner)
-    leave = LEAVE_CYCLES[target.multiply_adds_per_cycle()] * PRODUCTS**2 * lines * filters
+    leave = LEAVE_CYCLES[pace] * PRODUCTS**2 * lines * filters
     return CYCLES_PER_TASK + products + copy + sums + leave
 
 
