@@ -28,8 +28,10 @@ from .winograd_record import (
 ALL_FILTERS = 5  # in sizes of the L2 cache: a thread's own filters up to this are transformed at once, not by chunks;
 ALL_FILTERS_OF_A_STRIP = 1  # likewise, where no second strip reads them
 FILTERS_IN_CACHE = 3 / 8  # U of a chunk, likewise: with V and M in L2, from where it is read soon after
+FILTERS_IN_CACHE_IF_FEW = 3 / 4  # likewise with 16 registers
 SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading V more often costs more
 SUMS_IN_CACHE_IF_SLOWER = 3 / 8  # likewise of plans, where V has time to come while the plane before is multiplied
+SUMS_IN_CACHE_IF_FEW = 2 / 3  # likewise with 16 registers: M is still in L2 when it is transformed
 LEAST_CHUNK = VECTORS  # of filters: what the widest register tile takes
 SPREAD_BYTES, MOST_SPREAD = 24 << 10, 4  # what stays in L1 of spread pixels, and channels at a time
 MOST_SPARING = 10  # tiles in a line: of more, what those at its ends save is less than what lists of tiles take
@@ -52,10 +54,11 @@ STAGED_CYCLES = 0.6  # more for a tap of 16 bits, widened into a copy; over the 
 PACKED_FIRST = 3  # times as long takes what is stored for all threads and then read by them
 EFFICIENCY = 0.88  # of the core's multiply-adds
 INPUTS_IN_CACHE, BEYOND_CACHE = 2, 1.05  # where V is larger, in sizes of the L2 cache, it takes longer; not if slower:
-# there it is fetched ahead
+# there it is fetched ahead; nor with 16 registers
 FILTERS_KEPT, FILTERS_BEYOND_CACHE = 3, 1.08  # likewise U of a single call, all transformed at once, if slower
-DEEP_CHANNELS, DEEP = 256, 0.08  # of F(5,3) and F(6,3): from so many on products wait; not if slower
-SHARED_CYCLES = 1_300  # of a filter whose outputs two threads write, if slower: their lines go from core to core
+DEEP_CHANNELS, DEEP = 256, 0.08  # of F(5,3) and F(6,3): from so many on products wait; not if slower,
+# with 16 registers F(5,3)'s alone: its 9 tiles of a map of 14 x 14 are three register tiles then
+SHARED_CYCLES = 1_300  # of a filter whose outputs two threads write, if slower or with 16 registers: their lines move
 WAITING_BYTES, BEYOND_ALL_CACHES = 16 << 20, 1.6  # and where V and M of all threads, waiting for other filters, are
 # Of a group's strip beside the multiply-adds, which are few there; in NCHW with stride 1, if slower, they hide behind
 # these (groups of 8 to 32 channels, maps of 7 to 112), and so do x and y from the L3 cache (96 channels of 112 x 112 in
@@ -68,7 +71,8 @@ CACHED_WEIGHTS = 19 << 20  # U up to this size comes from the L3 cache
 STREAM_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 17.0, 400.0  # U, from memory and from L3, beside the multiply
 MOST_BYTES_PER_CYCLE = 6.0  # U, from memory, whatever the multiply leaves time for;
 KEPT_WEIGHTS, BEYOND_BYTES_PER_CYCLE = 24 << 20, 1.7  # likewise of F(5,3) and F(6,3), but for what the L3 cache keeps
-CYCLES_PER_LINE = 7  # of F(5,3)'s U, at least, where it is not in L2 and not slower; in others' fits it is contained
+CYCLES_PER_LINE = 7  # of F(5,3)'s U, at least, where it is not in L2 and not slower, and with 16 registers of any U; in
+# others' fits it is contained
 FIRST_BYTES_PER_CYCLE = 50.0  # U, when it is read first
 TAPS_BYTES_PER_CYCLE = 4.0  # w in a single call with a stride, whose smaller y repays its transforms less, but more
 # where products are slow
@@ -252,15 +256,16 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     soon_at = planes_at + 8 * (1 + PLANE_WORDS * (tile.planes + 1))
     input_slot = lines(soon_at + 8)
     output_vector = max(strip_tiles, fewest_tiles()) * numbers.bytes
-    most_sums = SUMS_IN_CACHE_IF_SLOWER if not runs and slower() > 1 else SUMS_IN_CACHE
+    most_sums = SUMS_IN_CACHE if runs else most_sums_of_plans()
     chunk = min(part, max(LEAST_CHUNK, int(most_sums * target.cache_bytes(2)) // (tile.planes * output_vector)))
     depth_step, panel_bytes = problem.Cg, tile.numbers * problem.Cg * numbers.bytes
     most = ALL_FILTERS_OF_A_STRIP if runs == strips else ALL_FILTERS
     if runs and part * panel_bytes > most * target.cache_bytes(2):
         depth_step = min(depth_block, problem.Cg)
         block_bytes = tile.numbers * depth_step * numbers.bytes
-        chunk = min(chunk, max(2, round(FILTERS_IN_CACHE * target.cache_bytes(2)) // block_bytes))
-    chunk = ceil_div(part, ceil_div(part, chunk))
+        most = FILTERS_IN_CACHE_IF_FEW if few_registers() else FILTERS_IN_CACHE
+        chunk = min(chunk, max(2, round(most * target.cache_bytes(2)) // block_bytes))
+    chunk = rounded_chunk(chunk, part)
     output_plane = chunk * output_vector + PLANE_PADDING
     row_panels = chunk if runs else panels
     filter_plane = row_panels * depth_step * numbers.bytes + PLANE_PADDING
@@ -299,6 +304,25 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     )  # fmt: skip
 
 
+def few_registers() -> bool:
+    """Do the registers hold 12 sums only, and so 4 tiles of the widest register tile?"""
+    return target.register_count() == 16
+
+
+def most_sums_of_plans() -> float:
+    if few_registers():
+        return SUMS_IN_CACHE_IF_FEW
+    return SUMS_IN_CACHE_IF_SLOWER if slower() > 1 else SUMS_IN_CACHE
+
+
+def rounded_chunk(chunk, part):
+    """About so many vectors of filters, a part's shared out evenly; with few registers, where narrower register tiles
+    wait for loads, such as the widest ones take.
+    """
+    even = ceil_div(part, ceil_div(part, chunk))
+    return min(part, ceil_div(even, VECTORS) * VECTORS) if few_registers() and even < part else even
+
+
 def cycles(m, problem, threads, cut) -> float:
     """Predicted cycles of the thread with the most work, with its share of the memory traffic."""
     tile, tiles = tile_of(m, problem), ceil_div(cut.tiles, cut.strips)
@@ -319,11 +343,11 @@ def cycles(m, problem, threads, cut) -> float:
         if cut.filters_at and cut.filter_group > FILTERS_KEPT * target.cache_bytes(2):
             multiply *= FILTERS_BEYOND_CACHE
     else:
-        if cut.outputs_at - cut.inputs_at > INPUTS_IN_CACHE * target.cache_bytes(2):
+        if not few_registers() and cut.outputs_at - cut.inputs_at > INPUTS_IN_CACHE * target.cache_bytes(2):
             multiply *= BEYOND_CACHE
-        if m in (5, 6) and problem.Cg >= DEEP_CHANNELS:
+        if (m == 5 or (m == 6 and not few_registers())) and problem.Cg >= DEEP_CHANNELS:
             multiply *= 1 + DEEP
-        if m == 5 and u_bytes > target.cache_bytes(2):
+        if (m == 5 or few_registers()) and u_bytes > target.cache_bytes(2):
             multiply = max(multiply, u_bytes / 64 * CYCLES_PER_LINE)
     if cut.filters_at and threads * (cut.filters_at - cut.inputs_at) > WAITING_BYTES:
         multiply *= BEYOND_ALL_CACHES
@@ -336,7 +360,8 @@ def cycles(m, problem, threads, cut) -> float:
     if problem.groups > 1 and not hides(problem):
         multiply += tile.products * (CYCLES_PER_PLANE + CYCLES_PER_UNIT * units) * slower()
     memory = memory_cycles(problem, cut) / threads
-    shared = SHARED_CYCLES * cut.part * cut.panel if slower() > 1 and shares_outputs(problem, threads, cut) else 0
+    lines_move = (slower() > 1 or few_registers()) and shares_outputs(problem, threads, cut)
+    shared = SHARED_CYCLES * cut.part * cut.panel if lines_move else 0
     return tasks * (strips * (transforms * vector_share(problem) + multiply) + filters) + memory + shared
 
 
@@ -392,15 +417,13 @@ def stream_cycles(m, problem, cut, weights, times, multiply) -> float:
     """What packed weights, so many vectors, each of which is read so many times, add to a strip's multiplications,
     which take `multiply` cycles.
 
-    From memory that is less where vectors are narrow: a byte is then multiplied for longer (512 channels of 7 x 7 held
-    to AVX2: F(4) 343 microseconds, F(2) 545).
-    Few tiles wait for the memory (the same on two Zen 4 cores with AVX-512: F(4) 1.2 to 1.7 ms, F(2) 0.7).
+    Few tiles wait for the memory (512 channels of 7 x 7 on two Zen 4 cores with AVX-512: F(4) 1.2 to 1.7 ms, F(2) 0.7;
+    held to AVX2 0.85 to 1.4 and 0.6 to 0.7, where an L3 cache that holds F(4)'s 38 MB had 0.34 and 0.55).
     """
     count = weights / times * target.vector_bytes()
     if problem.groups * cut.filter_group * times <= CACHED_WEIGHTS:
         return count / CACHE_BYTES_PER_CYCLE
     beyond = count * max(0, 1 - KEPT_WEIGHTS / (problem.groups * cut.filter_group)) if m in (5, 6) else 0
-    count *= target.vector_bytes() / 64
     waiting = max(count / MOST_BYTES_PER_CYCLE, beyond / BEYOND_BYTES_PER_CYCLE)
     return max(count / STREAM_BYTES_PER_CYCLE, waiting - multiply)
 

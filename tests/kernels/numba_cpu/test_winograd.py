@@ -42,7 +42,8 @@ def half(window):
     return tuple(taps // 2 for taps in window)
 
 
-ONE_AT_A_TIME = {"SUMS_IN_CACHE": 0, "SUMS_IN_CACHE_IF_SLOWER": 0, "LEAST_CHUNK": 1, "STRIP_VECTORS": 1}
+NO_SUMS = {"SUMS_IN_CACHE": 0, "SUMS_IN_CACHE_IF_SLOWER": 0, "SUMS_IN_CACHE_IF_FEW": 0}
+ONE_AT_A_TIME = {**NO_SUMS, "LEAST_CHUNK": 1, "STRIP_VECTORS": 1}
 
 
 @pytest.fixture
@@ -125,6 +126,19 @@ def test_where_products_are_slow_threads_share_no_outputs_and_much_stays_in_the_
     assert cut.chunk < cut.part
     alone = winograd.cut(6, make_problem((1, 128, 64, 64), (256, 128, 3, 3), np.float32, padding=1), 2, False)
     assert alone.filter_group <= target.cache_bytes(2)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_with_16_registers_threads_share_no_outputs_and_chunks_are_whole_register_tiles(monkeypatch, other_cut, packed):
+    for name, value in {"register_count": 16, "multiply_adds_per_cycle": 2}.items():
+        monkeypatch.setattr(target, name, lambda value=value: value)
+    monkeypatch.setattr(target, "cache_bytes", lambda level: 1 << 20)
+    other_cut(SUMS_IN_CACHE_IF_FEW=1 / 4)
+    problem = make_problem((1, 128, 28, 28), (128, 128, 3, 3), np.float32, padding=1)
+    cut = winograd.cut(6, problem, 2, packed)
+    assert not winograd_cuts.shares_outputs(problem, 2, cut)
+    assert cut.chunk < cut.part
+    assert cut.chunk % 3 == 0
 
 
 @pytest.mark.parametrize("stride", [1, 2])
