@@ -19,7 +19,7 @@ from math import gcd
 
 from . import patches, target, weight_rows
 from .filter_cuts import until_all_done, up
-from .flat_planes import MOST_APART, row_phases, rows_below
+from .flat_planes import MOST_APART, is_lone_row, row_phases, rows_below
 from .lone_pixels import MOST as MOST_LONE
 from .microkernel import VECTORS, multiplied_rows, multiply_cycles
 from .threads import worker_span
@@ -49,7 +49,7 @@ RUNS_SHARE, PLANES_SHARE, ONE_TILE_SHARE = 8, 2, 4  # of the L2 cache, for copie
 BLOCKING = (
     "first_pixel", "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases",
     "plane_bytes", "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at",
-    "tail_at", "filter_block", "by_runs", "dots_at",
+    "tail_at", "filter_block", "by_runs", "one_plane", "dots_at",
 )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def channel_block(problem, first=0) -> int:
             depth = min(depth, NEAR_PAGES * PAGE // min(problem.H * problem.W * real_bytes(problem), PAGE))
     elif reads_x_in_place(problem):
         depth *= 4
-    elif FEW_TILES * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
+    elif is_lone_row(problem) or FEW_TILES * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
         depth *= 2
     else:
         rows = FEWEST_ROWS + rows_below(problem)
@@ -135,7 +135,7 @@ def copy_cycles(problem) -> float:
         return RUN_CYCLES * problem.Cg * problem.P * problem.Q if copies_runs(problem) else 0.0
     if patches.serves(problem):
         return patches.SPLIT_CYCLES * problem.reduction * problem.P * problem.Q
-    rows = problem.Cg * problem.S * row_phases(problem) * problem.P
+    rows = problem.Cg * planes_of(problem) * problem.P
     if problem.layout != "NCHW":
         return LAST_CYCLES * rows * problem.Q
     if problem.dtype != problem.accumulate or problem.stride[1] > MOST_APART:
@@ -183,10 +183,20 @@ def run_bytes(problem, pixels) -> int:
     return (up(pixels * real_bytes(problem) + target.vector_bytes(), LINE) // LINE | 1) * LINE
 
 
+def planes_of(problem) -> int:
+    """How many there are for a channel."""
+    return 1 if is_lone_row(problem) else problem.S * row_phases(problem)
+
+
 def plane_bytes(problem, pixels) -> int:
     """Of a plane from which `pixels` neighbouring pixels, wherever they begin, are read."""
     rows = min((pixels - 2) // problem.Q + 2, problem.P) + rows_below(problem)
     return rows * problem.Q * real_bytes(problem) + target.vector_bytes()
+
+
+def lone_row_bytes(problem, pixels) -> int:
+    """Of a plane for so many pixels of a lone row and all taps."""
+    return (pixels + (problem.S - 1) * problem.dilation[1]) * real_bytes(problem) + target.vector_bytes()
 
 
 @lru_cache(maxsize=1024)
@@ -194,7 +204,8 @@ def blocking(problem, threads, first=0, by_runs=False):
     """The numbers of BLOCKING, and the number of tasks. first: the first pixel. by_runs: x is copied as `copies_runs`
     asks, and its rows follow each other in memory.
     """
-    plane_of, copies = run_bytes if by_runs else plane_bytes, not reads_x_in_place(problem)
+    plane_of = run_bytes if by_runs else lone_row_bytes if is_lone_row(problem) else plane_bytes
+    copies = not reads_x_in_place(problem)
     width, pixels = VECTORS * lanes(problem.accumulate), problem.P * problem.Q - first
     rows = weight_rows.padded_filters(1)
     cuts = possible_cuts(problem, threads, pixels)
@@ -207,7 +218,7 @@ def blocking(problem, threads, first=0, by_runs=False):
     group = -(-pixels // (width * tile_tasks)) + 1
     fitting = target.cache_bytes(2) // 2 // (filters * sums_row)
     group = max(1, min(group, fitting) if block < problem.Cg else group)
-    planes = block * row_phases(problem) * problem.S
+    planes = block * planes_of(problem)
     room = target.cache_bytes(2) // (RUNS_SHARE if by_runs else PLANES_SHARE)
     while group > 1 and planes * plane_of(problem, group * width) > room:
         group -= 1
@@ -221,6 +232,7 @@ def blocking(problem, threads, first=0, by_runs=False):
     numbers = (
         first, filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
         plane_of(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
-        tail_at, rows if by_runs or (copies and stores_runs(problem)) else FILTER_BLOCK, by_runs, dots_at,
+        tail_at, rows if by_runs or (copies and stores_runs(problem)) else FILTER_BLOCK, by_runs,
+        is_lone_row(problem), dots_at,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks

@@ -134,7 +134,7 @@ def build(dtype_name, height, width):
                 if not in_place(call):
                     for i in range(2):
                         here = planes + i * some * call.plane_bytes
-                        copy_planes(call, here, call.plane_bytes, x + i * x_half, 0, 1, some, call.P, 0, call.Q)
+                        copy_planes(call, here, call.plane_bytes, x + i * x_half, 0, 1, some, call.P, 0, call.Q, False)
                     x, x_half, x_step = planes, some * call.plane_bytes, call.plane_bytes
                 sum_pixels(to + c * height * item, tiles * tile, tile, x, x_half, x_step, some, tiles, pixels)
             to += PRODUCTS * tiles * tile
@@ -148,7 +148,7 @@ def build(dtype_name, height, width):
             return x, x_step
         if not in_place(call):
             x, x_step = planes, call.plane_bytes
-            copy_planes(call, x, x_step, image, 0, 1, call.Cg, call.P, 0, call.Q)
+            copy_planes(call, x, x_step, image, 0, 1, call.Cg, call.P, 0, call.Q, False)
         panel = depth * call.tiles * height * item
         sum_rows(to, panel, x, depth * x_step, call.second * item, x_step, depth, call.tiles)
         return x, x_step

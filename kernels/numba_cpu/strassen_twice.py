@@ -140,7 +140,7 @@ def build(dtype_name, lone):
             row0, behind = first // call.Q, first + 4 * width
             count = (behind - 1) // call.Q - row0 + 1
             column, stop = (first % call.Q, (behind - 1) % call.Q + 1) if count == 1 else (0, call.Q)
-            copy_planes(call, planes, call.planes_bytes, x, row0, 1, call.Cg, count, column, stop)
+            copy_planes(call, planes, call.planes_bytes, x, row0, 1, call.Cg, count, column, stop, False)
             x, x_step = planes + first % call.Q * item, call.planes_bytes
         x_half = 2 * depth * x_step
         add_pixels(totals, x, x_tile, x_half, x_step, depth)

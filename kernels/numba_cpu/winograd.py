@@ -77,10 +77,10 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
   U come from memory.
 - Held to AVX2 there, whose register tiles of 1 and 2 vectors of filters wait for loads, chunks are whole threes of
   vectors: single calls of 256 -> 512 at 28 x 28 by F(4) take 0.86 of the time (6 vectors, before 2), of 512 -> 512 at
-  14 x 14 0.92, of 128 at 56 x 56 with stride 2 0.85; plans, whose M now stays in L2, of 512 -> 512 at 28 x 28 by F(6)
+  14 x 14 0.92, of 128 at 56 x 56 with stride 2 0.95; plans, whose M now stays in L2, of 512 -> 512 at 28 x 28 by F(6)
   0.94, of 256 -> 512 0.95, of 256 at 56 x 56 0.85 to 1.0. Filters split between threads: plans of 128 at 28 x 28 0.92,
   of 256 at 28 x 28 with stride 2 0.91, of 512 at 7 x 7 by F(2) 0.6. What changed nothing: a third of the fetches ahead
-  (where U comes from L3, 1.5). Four steps of the micro-kernel in one round of its loop took 1.7.
+  (where U comes from L3, 1.5). Four steps of the micro-kernel in one round of its loop took 1.3 to 1.7.
 - U of a chunk of 3/8 of L2, instead of all of it, leaves room for V and M: single calls of 512 -> 512 take 0.93 of the
   time at 7 x 7, 0.98 at 14 x 14, 0.95 by F(6) at 28 x 28. 256 -> 256 at 14 x 14 does not care.
 - All U of a single call, where it is larger than 3 MB, comes from L3 for every strip there; by chunks for one strip
