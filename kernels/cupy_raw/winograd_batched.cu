@@ -23,8 +23,7 @@
 //     transform_products   a thread has one tile of one filter. Its neighbours are filters where the channels of y lie
 //                          side by side, elsewhere tiles: gemm.cu writes `products` in that order. A tile's row leaves,
 //                          and the residual's comes, as vectors.
-//     transform_filters    a block loads 32 filters of 8 channels, 9 sectors of each, into shared memory, and each
-//                          thread transforms one window from there; elsewhere (NONE) it is loaded as it lies.
+//     transform_filters    a thread transforms one window, which reaches it as winograd_filters.cuh tells.
 // Sectors beside the least, float32, counted in the emulator: 1.0 where the transforms meet the workspace, w, y and,
 // with channels last, x; 1.1 of x of 56 x 56, for the ends of warps, and 1.24 of 28 x 28, whose rows are 3.5 sectors.
 // Rows that are no multiple of 16 bytes are loaded by 8 or 4: 2.6 of 14 x 14. Patches loaded word by word met 4.2, 4.7
@@ -34,13 +33,13 @@
 // written once and read once. In exchange there are 9/16 of the multiplications of the fused kernel's F(2 x 2). That
 // pays where channels and filters are enough to hide the moving; slices keep the workspace to 64 MiB and the filters.
 // Instructions of a warp, PTX, before and with this: of 56 x 56 x 16, padded, in and out, 68,260 and 234,024 to 58,762
-// and 171,696, channels last 68,260 and 233,632 to 64,524 and 233,632; of 64 filters 9,952 to 12,480.
+// and 171,696, channels last 68,260 and 233,632 to 64,524 and 233,632; of 64 filters 9,952 to 12,512.
 // Cycles on sm_75, simulated, 30 multiprocessors, one image of 64 x 56 x 56, 64 filters, before and with this: tiles
 // 34,717 to 31,262 (43,839 when a row was handed over before the next was under way), channels last 87,850 to 15,481;
-// products 23,898 to 21,167 and 56,543 to 45,333; filters 5,035 to 5,684.
+// products 23,898 to 21,167 and 56,543 to 45,333; filters 5,035 to 4,076.
 // Registers: 64 to transform tiles, 128 (sm_100 158) with channels last, where a thread holds two patches; these, asked
-// for two blocks, spill on sm_100 and 120. In float64 up to 128, which leaves room for two blocks, and 48 to 80 to
-// transform filters (96 when threads of padding left after the transform, whose results all waited for that).
+// for two blocks, spill on sm_100 and 120. In float64 up to 128, which leaves room for two blocks, and 48 to 72 to
+// transform filters.
 // Bank conflicts: none.
 // Rounding: about three times that of F(2 x 2) (accuracy.py), with the points 0, +-sqrt(1/2), +-sqrt(2). NaN and
 // infinity in x reach all outputs of the tiles that read them.
@@ -50,16 +49,13 @@
 // Compiled with the constants of problem.cuh, winograd.cuh and epilogue.cuh; -DADJACENT (CHANNELS: two of a pixel of x
 // lie side by side and aligned; PIXELS: those of a row do, and rows are padded by one; NONE) and -DLOADED, so many
 // pixels of a row at once; -DSTORED, so many of y and of the residual; -DTOGETHER=1 where the channels of y lie side by
-// side; -DWEIGHTS (ROWS: a filter's windows lie one after the other; CHANNELS: their channels side by side; NONE).
+// side; -DWEIGHTS, for winograd_filters.cuh.
 
 #include "epilogue.cuh"
 #include "gemm_layout.cuh"
-#include "winograd.cuh"
-
-enum Lying { NONE, PIXELS, CHANNELS, ROWS };
+#include "winograd_filters.cuh"
 
 constexpr int THREADS = 256;
-constexpr int CHUNK = 8;  // channels: one 32-byte sector of floats where they lie side by side
 static_assert(DEPTH % CHUNK == 0, "rows are padded to whole chunks");
 constexpr bool PAIRS = ADJACENT == CHANNELS && sizeof(Accumulator) == 4;
 constexpr int AT_ONCE = PAIRS ? 2 : 1;  // patches of a thread, of channels side by side
@@ -191,62 +187,20 @@ transform_products(const Accumulator* __restrict__ products, Element* __restrict
                                      &outputs[i][j]);
 }
 
-// The windows of a block's filters and channels, on their way from w, whose filters are rows of numbers, to threads
-// that are neighbouring filters: every 8 numbers of a filter in an order of its own, those of so many filters as fill all
-// banks alike, so that 32 filters, or 16 of float64, meet 32 banks.
-constexpr int WINDOWS = 32, OF_WINDOW = TAPS * TAPS;
-static_assert(WINDOWS * CHUNK == THREADS);
-__shared__ Accumulator windows[WINDOWS][CHUNK * OF_WINDOW];
-__device__ __forceinline__ Accumulator& window_number(int filter, int number)
-{
-    return windows[filter][number ^ filter / (16 / sizeof(Accumulator)) % 8];
-}
-
-// Of CHUNK channels, `channels` of which exist. own: the thread's filter. ROWS: numbers are windows, channel by
-// channel; CHANNELS: channels, tap by tap.
-__device__ __forceinline__ void bring_windows(const Element* own, const Problem& problem, int channels, bool exists)
-{
-    const int lane = threadIdx.x % 8;
-    #pragma unroll
-    for (int i = 0; i < OF_WINDOW; ++i) {
-        const bool wanted = exists && (WEIGHTS == ROWS ? i * 8 + lane < channels * OF_WINDOW : lane < channels);
-        const Offset further = WEIGHTS == ROWS ? i * 8 : offset(problem.w, 0, 0, i / TAPS, i % TAPS);
-        window_number(threadIdx.x / 8, i * 8 + lane) = wanted ? widened(own[lane + further]) : Accumulator(0);
-    }
-}
-
-// grid: over filters, WINDOWS a block, and over groups * depth, CHUNK a block.
-extern "C" __global__ void __launch_bounds__(THREADS)
+// grid: over filters, WINDOWS a block, and over groups * depth, CHUNK a block; block: FILTER_THREADS.
+extern "C" __global__ void __launch_bounds__(FILTER_THREADS)
 transform_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Problem problem, Slice slice)
 {
-    const int across = ceil_div(slice.filters, WINDOWS), first_filter = blockIdx.x % across * WINDOWS;
+    const int across = slice.filters / WINDOWS, first_place = blockIdx.x % across * WINDOWS;
     const int first_row = blockIdx.x / across * CHUNK;
-    const int group = first_row / slice.depth, first_channel = first_row % slice.depth;
-    const int filter = threadIdx.x % WINDOWS, channel = threadIdx.x / WINDOWS;
-    const int k = first_filter + filter, c = first_channel + channel;
+    const int place = first_place + threadIdx.x % WINDOWS, brought = first_place + threadIdx.x / CHUNK;
 
     Accumulator window[TAPS][TAPS], transformed[PATCH][PATCH];
-    if constexpr (WEIGHTS == NONE) {
-        const bool exists = k < problem.Kg && c < problem.Cg;
-        #pragma unroll
-        for (int r = 0; r < TAPS; ++r)
-            #pragma unroll
-            for (int s = 0; s < TAPS; ++s)
-                window[r][s] = exists ? widened(w[offset(problem.w, group * problem.Kg + k, c, r, s)]) : Accumulator(0);
-    } else {
-        const int brought = first_filter + threadIdx.x / 8;
-        const Element* own = w + offset(problem.w, group * problem.Kg + brought, first_channel, 0, 0);
-        bring_windows(own, problem, problem.Cg - first_channel, brought < problem.Kg);
-        __syncthreads();
-        #pragma unroll
-        for (int tap = 0; tap < OF_WINDOW; ++tap)
-            window[tap / TAPS][tap % TAPS] =
-                window_number(filter, WEIGHTS == ROWS ? channel * OF_WINDOW + tap : tap * CHUNK + channel);
-    }
-    if (k >= slice.filters) return;
+    own_window(window, w, problem, first_row / slice.depth, number_at<FILTER_LANES>(place),
+               number_at<FILTER_LANES>(brought), first_row % slice.depth);
     transform_filter(transformed, window);
     const int64 plane = (int64)problem.groups * slice.depth * slice.filters;
-    packed += (int64)(first_row + channel) * slice.filters + place_of<FILTER_LANES>(k);
+    packed += (int64)(first_row + threadIdx.x / WINDOWS) * slice.filters + place;
     #pragma unroll
     for (int product = 0; product < PRODUCTS; ++product)
         packed[product * plane] = transformed[product / PATCH][product % PATCH];

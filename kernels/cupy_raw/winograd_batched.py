@@ -24,11 +24,19 @@ from .parameters import (
     type_constants,
     window_constants,
 )
-from .winograd_fused import matrix_constants, pixels_at_once, window_reasons
+from .winograd_fused import (
+    CHUNK,
+    FILTER_THREADS,
+    WINDOWS,
+    matrix_constants,
+    pixels_at_once,
+    weights_in,
+    window_reasons,
+)
 
 MINIMAL = 4  # outputs of a tile each way
 PRODUCTS = (MINIMAL + 2) ** 2  # of a tile, a filter and a channel
-THREADS, CHUNK, WINDOWS = 256, 8, 32  # as in winograd_batched.cu
+THREADS = 256  # of a block that transforms tiles or products
 WORKSPACE_BYTES = 64 << 20  # of columns and products, unless a single tile of the matrix product has more
 TILES = (*im2col.TILES, (8, 4), (4, 4))  # of a matrix product: one of few tiles is cut into more blocks
 THREAD_SLOTS = 600  # of each thread of the matrix product beside its loop: few channels make a short one
@@ -132,7 +140,7 @@ def why_not(problem, device):
 
 
 def packing_blocks(problem, sizes):
-    return problem.groups * sizes.depth // CHUNK * ceil_div(sizes.filters, WINDOWS)
+    return problem.groups * sizes.depth // CHUNK * (sizes.filters // WINDOWS)
 
 
 def finishing_blocks(problem, tiles):
@@ -186,13 +194,6 @@ def lying(problem, x, w, y, residual):
     return Lying(adjacent_in(problem, x), loaded, stored, y.strides[1] == y.itemsize, weights_in(w))
 
 
-def weights_in(w):
-    """What lies side by side in a filter: all its numbers, or channels."""
-    if w.strides[1:] == (9 * w.itemsize, 3 * w.itemsize, w.itemsize):
-        return "ROWS"
-    return "CHANNELS" if w.strides[1] == w.itemsize else "NONE"
-
-
 def adjacent_in(problem, x):
     """What a patch is loaded as: pairs of channels, several pixels of a row, or one element after the other."""
     if x.strides[1] == x.itemsize and problem.Cg % 2 == 0 and aligned(x, 2 * x.itemsize, (0, 2, 3)):
@@ -238,7 +239,7 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     chunks, sharing = min(problem.groups * sizes.depth // CHUNK, MAX_GRID[1]), threads_of_tile(problem, lies)
 
     arguments = (w, packed, struct, im2col.slice_struct(sizes, 0, total))
-    launch(pack, packing_blocks(problem, sizes), THREADS, arguments, stream=stream)
+    launch(pack, packing_blocks(problem, sizes), FILTER_THREADS, arguments, stream=stream)
     for first, tiles in slices(problem, sizes):
         part = im2col.slice_struct(sizes, first, first + tiles)
         padded = int(part["padded"])

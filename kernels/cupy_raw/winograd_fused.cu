@@ -3,7 +3,7 @@
 //
 //     tile of y = A^T [ sum over c of  (G w[k, c] G^T) * (B^T patch[c] B) ] A      *: number by number, 16 products
 //
-// transform_filters does the filters first, into the workspace. Then a block computes 64 filters for 32 tiles of 2 x 2
+// transform_filters does the filters first, into the workspace (winograd_filters.cuh). Then a block computes 64 filters for 32 tiles of 2 x 2
 // outputs, neighbours along a row and then the next row's:
 //
 //                                       32 tiles              a stage: 4 channels; 24 KB, in two buffers
@@ -54,17 +54,15 @@
 // in 256 threads, two products to a warp; they take 8 channels at once, in one buffer).
 //
 // float64: 32 filters x 16 tiles, 4 x 4 sums of each product to a thread, a patch of its own every fourth stage.
-// Compiled with the constants of problem.cuh, winograd.cuh and epilogue.cuh, -DADJACENT=CHANNELS where the channels of
+// Compiled with the constants of problem.cuh, winograd_filters.cuh and epilogue.cuh, -DADJACENT=CHANNELS where the channels of
 // a pixel of x lie side by side in memory, PIXELS where the pixels of a row do, NONE elsewhere, -DSPLIT, and -DSTORED, so
 // many pixels of a row at once: of y and the residual, or of the splits' sums.
 
 #include "epilogue.cuh"
-#include "winograd.cuh"
-
-enum Adjacent { NONE, PIXELS, CHANNELS };
+#include "winograd_filters.cuh"
 
 constexpr int THREADS = 256;
-constexpr int SMALL = 64;  // threads of a block that transforms filters or adds splits
+constexpr int SMALL = 64;  // threads of a block that adds splits
 constexpr int DEPTH = 4;                               // channels of a stage
 constexpr int EACH = 2 * VECTOR;                       // filters, and tiles, of a thread in each of its products
 constexpr int FILTER_LANES = 8, TILE_LANES = 4;        // of a warp
@@ -97,6 +95,13 @@ __device__ __forceinline__ Vector& vector_at(Accumulator& first) { return reinte
 __device__ __forceinline__ const Vector& vector_at(const Accumulator& first)
 {
     return reinterpret_cast<const Vector&>(first);
+}
+
+// The filter at a place of a stage: a lane's VECTOR neighbours there are FILTER_LANES filters apart.
+__device__ __forceinline__ int filter_at(int place)
+{
+    constexpr int BLOCK = FILTER_LANES * VECTOR;
+    return place / BLOCK * BLOCK + place % VECTOR * FILTER_LANES + place / VECTOR % FILTER_LANES;
 }
 
 // Where tile `tile` of a channel lies in a stage.
@@ -372,30 +377,24 @@ sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, con
     store(problem, {y, bias, residual}, rest, k, p, q, sum);
 }
 
-// Transform w. grid: over groups * filter_blocks * stages * DEPTH * FILTERS, one thread each; they fill whole blocks.
-static_assert(PHASES * DEPTH * FILTERS % SMALL == 0);
-extern "C" __global__ void __launch_bounds__(SMALL)
+// Transform w. grid: over groups * filter_blocks, the channels of their stages, CHUNK a block, and the places of their
+// filters in a stage, WINDOWS a block; block: FILTER_THREADS.
+static_assert(FILTERS % WINDOWS == 0 && PHASES * DEPTH % CHUNK == 0);
+extern "C" __global__ void __launch_bounds__(FILTER_THREADS)
 transform_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Problem problem, Tiling tiling)
 {
-    const int64 index = (int64)blockIdx.x * SMALL + threadIdx.x;
-    const unsigned slab = index / (DEPTH * FILTERS), slabs_of_group = tiling.filter_blocks * tiling.stages;
-    const int own = index % FILTERS, in_stage = index / FILTERS % DEPTH;
-    const int group = slab / slabs_of_group, k = slab % slabs_of_group / tiling.stages * FILTERS + own;
-    const int channel = slab % tiling.stages * DEPTH + in_stage;
-    const bool exists = k < problem.Kg && channel < problem.Cg;
+    constexpr int ACROSS = FILTERS / WINDOWS;
+    const int first_place = blockIdx.x % ACROSS * WINDOWS, chunks = tiling.stages * DEPTH / CHUNK;
+    const int first_channel = blockIdx.x / ACROSS % chunks * CHUNK, block = blockIdx.x / ACROSS / chunks;
+    const int first_filter = block % tiling.filter_blocks * FILTERS, group = block / tiling.filter_blocks;
+    const int place = first_place + threadIdx.x % WINDOWS, brought = first_place + threadIdx.x / CHUNK;
+    const int channel = first_channel + threadIdx.x / WINDOWS;
 
     Accumulator window[TAPS][TAPS], transformed[PATCH][PATCH];
-    #pragma unroll
-    for (int r = 0; r < TAPS; ++r)
-        #pragma unroll
-        for (int s = 0; s < TAPS; ++s)
-            window[r][s] = exists ? widened(w[offset(problem.w, group * problem.Kg + k, channel, r, s)])
-                                  : Accumulator(0);
+    own_window(window, w, problem, group, first_filter + filter_at(place), first_filter + filter_at(brought),
+               first_channel);
     transform_filter(transformed, window);
-
-    constexpr int BLOCK = FILTER_LANES * VECTOR;  // a lane's VECTOR neighbours in memory lie FILTER_LANES filters apart
-    const int place = own / BLOCK * BLOCK + own % FILTER_LANES * VECTOR + own / FILTER_LANES % VECTOR;
-    packed += (int64)slab * SLAB + in_stage * FILTERS + place;
+    packed += ((int64)block * tiling.stages + channel / DEPTH) * SLAB + channel % DEPTH * FILTERS + place;
     #pragma unroll
     for (int product = 0; product < PRODUCTS; ++product)
         packed[product * DEPTH * FILTERS] = transformed[product / PATCH][product % PATCH];

@@ -20,9 +20,10 @@ from .parameters import is_wide, problem_struct, size_reasons, store_constants, 
 MINIMAL = 2  # outputs of a tile each way
 PRODUCTS = (MINIMAL + 2) ** 2  # of a tile, a filter and a channel
 THREADS = 256  # of a block that multiplies
-# Of one that transforms filters or adds splits. Multiprocessors share small ones evenly: 64 x 64 x 3 x 3 in 16 blocks
-# of 256 took 4,243 cycles on 30 of them, simulated, in 64 of these 2,766.
-SMALL = 64
+SMALL = 64  # of one that adds splits
+# Of one that transforms filters, a window each, as in winograd_filters.cuh. Multiprocessors share small ones evenly.
+WINDOWS, CHUNK = 16, 8
+FILTER_THREADS = WINDOWS * CHUNK
 DEPTH = 4  # channels of a stage, as in winograd_fused.cu
 FILTERS = {4: 64, 8: 32}  # of a block, by the bytes of a sum
 TILES = {4: 32, 8: 16}  # of a block
@@ -149,7 +150,7 @@ def grid_reasons(problem, tiling):
 
 def packing_blocks(problem, tiling):
     """A thread for every filter and channel, those that pad a block or a stage too."""
-    return ceil_div(tiling.packed_bytes // (PRODUCTS * problem.accumulate.itemsize), SMALL)
+    return tiling.packed_bytes // (PRODUCTS * problem.accumulate.itemsize) // FILTER_THREADS
 
 
 def summing_blocks(problem):
@@ -168,10 +169,11 @@ def predicted_seconds(problem, device):
 
 
 @lru_cache(maxsize=4096)
-def sources_of(problem, wide, adjacent, split, stored):
+def sources_of(problem, wide, adjacent, split, stored, weights="ROWS"):
     """The kernels: transform the filters, everything else, and add the splits."""
     constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     constants += (*matrix_constants(MINIMAL), ("ADJACENT", adjacent), ("SPLIT", int(split)), ("STORED", stored))
+    constants += (("WEIGHTS", weights),)
     functions = ("transform_filters", "conv2d_winograd", "sum_splits")
     return tuple(CudaSource("winograd_fused.cu", function, constants) for function in functions)
 
@@ -200,6 +202,13 @@ def adjacent_in(x):
     return "PIXELS" if x.strides[3] == x.itemsize else "NONE"
 
 
+def weights_in(w):
+    """What lies side by side in a filter: all its numbers, or channels."""
+    if w.strides[1:] == (9 * w.itemsize, 3 * w.itemsize, w.itemsize):
+        return "ROWS"
+    return "CHANNELS" if w.strides[1] == w.itemsize else "NONE"
+
+
 def stored_at_once(problem, adjacent, split, images):
     """How many pixels of a tile's row leave as one store: to y, or among the sums of splits."""
     if split:
@@ -225,9 +234,9 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     split, wide = tiling.splits > 1, is_wide(problem, x, w, y, residual)
     adjacent = adjacent_in(x)
     stored = stored_at_once(problem, adjacent, split, (y, residual))
-    pack, multiply, add = sources_of(problem, wide, adjacent, split, stored)
+    pack, multiply, add = sources_of(problem, wide, adjacent, split, stored, weights_in(w))
 
-    launch(pack, packing_blocks(problem, tiling), SMALL, (w, packed, struct, part), stream=stream)
+    launch(pack, packing_blocks(problem, tiling), FILTER_THREADS, (w, packed, struct, part), stream=stream)
     arguments = (x, packed, y, bias, residual, partial, struct, part)
     launch(multiply, tiling.grid(problem), THREADS, arguments, stream=stream)
     if split:

@@ -15,7 +15,7 @@ from convlib.emulator.profile import profile
 from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import im2col, winograd_batched
 from convlib.problem import DTYPES, make_problem
-from convlib.verification.problems import SMALL, TINY, Case, arrays_of, expected
+from convlib.verification.problems import SMALL, TINY, Case
 from tests.kernels import stand_in_cupy
 from tests.kernels.cupy_raw import against_reference, on_cpu, test_launches
 
@@ -72,24 +72,6 @@ def test_equals_the_reference_in_slices_however_images_lie(lying, dtype, small_s
     assert (sizes.tile_m == 16) == (dtype == "float64")
     against_reference.check(winograd_batched, "winograd_batched", case, exactly=False)
     assert found[-1][:3] == LAID[lying]
-
-
-@needs_compiler
-@pytest.mark.parametrize("weight_layout", ["OIHW", "OHWI", "HWIO"])
-def test_equals_the_reference_however_weights_lie(weight_layout):
-    """19 channels are three chunks, 35 filters two blocks of windows."""
-    case = Case("weights", (2, 19, 9, 10), (35, 19, 3, 3), {"padding": 1})
-    problem = case.problem()
-    x, w, *_ = arrays_of(case)
-    order = [weight_layout.index(axis) for axis in "OIHW"]
-    w = np.ascontiguousarray(w.transpose(np.argsort(order))).transpose(order)
-    assert winograd_batched.weights_in(w) == {"OIHW": "ROWS", "OHWI": "CHANNELS", "HWIO": "NONE"}[weight_layout]
-    y = np.full(problem.y_shape, np.nan, np.float32)
-    workspace = strided.empty_aligned((winograd_batched.workspace_bytes(problem, GPU),), np.uint8)
-    with on_cpu.kernels_on_cpu():
-        winograd_batched.run(problem, GPU, x, w, y, workspace=workspace)
-    exact, magnitude = expected(case, x, w, None, None)
-    assert (np.abs(y - exact) <= accuracy.elementwise(problem, "winograd_batched", magnitude, exact)).all()
 
 
 @needs_compiler

@@ -1,6 +1,6 @@
 """Faults planted in the Winograd kernels, one at a time: each must turn one of their checks red.
 
-A mutant is a line of a .cu file written otherwise; its PTX is executed as the right kernel's is, with all checks of the
+A mutant is a line of a file written otherwise; its PTX is executed as the right kernel's is, with all checks of the
 emulator: races, bounds, uninitialised reads, every output written once, the values, and bank conflicts. Left out are
 changes that change nothing: where a tile does not exist, zeros are read whatever the conditions say.
 """
@@ -26,7 +26,6 @@ CASES = {
     "slices": Case("slices", (1, 3, 50, 44), (5, 3, 3, 3), {"padding": ((2, 0), (0, 3))}),
     "slices of rows": Case("rows", (1, 3, 50, 44), (5, 3, 3, 3), {"padding": 1}),
     "pairs of channels": Case("pairs", (1, 7, 9, 20), (6, 10, 3, 3), {"groups": 2, "layout": "NHWC"}),
-    "float64": Case("float64", (1, 3, 9, 7), (5, 3, 3, 3), dtype="float64"),
 }
 
 
@@ -105,12 +104,6 @@ FUSED = {
         "if (corner.p + i < problem.P && corner.q + j < problem.Q) {",
         "if (corner.p + i < problem.P) {",
     ),
-    "weights of a filter past the group": (
-        "pixels",
-        "k < problem.Kg && channel < problem.Cg;",
-        "channel < problem.Cg;",
-    ),
-    "weights of a channel past the group": ("pixels", "k < problem.Kg && channel < problem.Cg;", "k < problem.Kg;"),
     "sums past the last output": ("two splits", "if (index >= outputs) return;", ""),
     "filters past the last stage": (
         "pixels",
@@ -153,8 +146,14 @@ FUSED = {
     "tiles read unturned": ("pixels", "const int swizzle = tile_place(channel, 0);", "const int swizzle = 0;"),
     "filters not interleaved": (
         "pixels",
-        "const int place = own / BLOCK * BLOCK + own % FILTER_LANES * VECTOR + own / FILTER_LANES % VECTOR;",
-        "const int place = own;",
+        "return place / BLOCK * BLOCK + place % VECTOR * FILTER_LANES + place / VECTOR % FILTER_LANES;",
+        "return place;",
+    ),
+    "filters of the first stage": ("pixels", "channel / DEPTH) * SLAB", "0) * SLAB"),
+    "filters of the first block": (
+        "two splits",
+        "const int first_filter = block % tiling.filter_blocks * FILTERS, group",
+        "const int first_filter = 0, group",
     ),
     "splits in one place": (
         "two splits",
@@ -247,18 +246,6 @@ BATCHED = {
         "threadIdx.x % SHARING * AT_ONCE + i",
         "i",
     ),
-    "windows without their barrier": (
-        "winograd_batched.cu",
-        "pixels",
-        "        __syncthreads();\n        #pragma unroll\n        for (int tap = 0; tap < OF_WINDOW",
-        "        #pragma unroll\n        for (int tap = 0; tap < OF_WINDOW",
-    ),
-    "windows unturned": (
-        "winograd_batched.cu",
-        "banks",
-        "windows[filter][number ^ filter / (16 / sizeof(Accumulator)) % 8]",
-        "windows[filter][number]",
-    ),
     "columns not interleaved": (
         "winograd_batched.cu",
         "pixels",
@@ -313,20 +300,7 @@ BATCHED = {
         "corner_of(problem, slice.first + (exists ? m : 0));",
         "corner_of(problem, exists ? m : 0);",
     ),
-    "filters past the last row": ("winograd_batched.cu", "float64", "if (k >= slice.filters) return;", ""),
-    "weights of a filter past the group": (
-        "winograd_batched.cu",
-        "pixels",
-        "problem.Cg - first_channel, brought < problem.Kg);",
-        "problem.Cg - first_channel, true);",
-    ),
-    "weights of a channel past the group": (
-        "winograd_batched.cu",
-        "pixels",
-        "i * 8 + lane < channels * OF_WINDOW",
-        "true",
-    ),
-    "filters not interleaved": ("winograd_batched.cu", "pixels", "place_of<FILTER_LANES>(k);", "k;"),
+    "filters not interleaved": ("winograd_batched.cu", "pixels", "number_at<FILTER_LANES>(brought),", "brought,"),
     "the first step without its barrier": (
         "gemm.cu",
         "pixels",
@@ -345,6 +319,24 @@ BATCHED = {
     "every group the first": ("gemm.cu", "pixels", "group * problem.Kg + k, p, q, sums[i][j]", "k, p, q, sums[i][j]"),
 }
 
+# Of winograd_filters.cuh, which both include.
+FILTERS = {
+    "windows without their barrier": ("pixels", "        __syncthreads();\n", ""),
+    "windows unturned": ("banks", "windows[filter][number ^ filter / ALIKE * TURN]", "windows[filter][number]"),
+    "windows turned by one": ("banks", "filter / ALIKE * TURN]", "filter / ALIKE]"),
+    "weights of a filter past the group": (
+        "pixels",
+        "problem.Cg - first_channel, brought < problem.Kg);",
+        "problem.Cg - first_channel, true);",
+    ),
+    "weights of a channel past the group": ("pixels", "i * CHUNK + lane < channels * OF_WINDOW", "true"),
+    "every group's weights the first's": (
+        "channels",
+        "offset(problem.w, group * problem.Kg + brought,",
+        "offset(problem.w, brought,",
+    ),
+}
+
 
 @pytest.fixture(autouse=True)
 def emulated(monkeypatch):
@@ -361,7 +353,7 @@ def plant(monkeypatch):
         wrong = right.replace(old, new)
 
         def text(source):
-            return wrong if source.file == file else text_of(source)
+            return wrong if source.file == file else text_of(source).replace(f'#include "{file}"', wrong)
 
         monkeypatch.setattr(launching.CudaSource, "text", text)
         monkeypatch.setattr(emulator, "ptx_of_source", lambda source, target: compiling.cuda_source_ptx(source, target))
@@ -379,8 +371,6 @@ def cut(monkeypatch):
             monkeypatch.setattr(winograd_fused, "tiling_for", split)
         if what.startswith("slices"):
             monkeypatch.setattr(winograd_batched, "WORKSPACE_BYTES", 1)
-        if what == "float64":  # 16 filters times 8 channels fill half a block of threads
-            monkeypatch.setattr(winograd_batched, "products_seconds", lambda problem, device, sizes: sizes.tile_k)
         forget()
 
     def forget():
@@ -423,3 +413,13 @@ def test_a_fault_in_the_batched_kernels_is_found(mutant, plant, cut):
     cut(what)
     with pytest.raises((emulator.EmulationError, AssertionError)):
         check(winograd_batched, what)
+
+
+@pytest.mark.parametrize("kernel", [winograd_fused, winograd_batched], ids=name_of)
+@pytest.mark.parametrize("mutant", FILTERS)
+def test_a_fault_in_how_filters_are_brought_is_found(mutant, kernel, plant, cut):
+    what, old, new = FILTERS[mutant]
+    plant("winograd_filters.cuh", old, new)
+    cut(what)
+    with pytest.raises((emulator.EmulationError, AssertionError)):
+        check(kernel, what)
