@@ -3,8 +3,8 @@
 //
 //     tile of y = A^T [ sum over c of  (G w[k, c] G^T) * (B^T patch[c] B) ] A      *: number by number, 16 products
 //
-// transform_filters does the filters first, into the workspace (winograd_filters.cuh). Then a block computes 64 filters for 32 tiles of 2 x 2
-// outputs, neighbours along a row and then the next row's:
+// transform_filters does the filters first, into the workspace (winograd_filters.cuh). Then a block computes 64 filters
+// for 32 tiles of 2 x 2 outputs, neighbours along a row and then the next row's:
 //
 //                                       32 tiles              a stage: 4 channels; 24 KB, in two buffers
 //     x   4 x 4 patch   -- B^T . B -->  +--------+
@@ -25,9 +25,8 @@
 // 8 KB of patches. Tiles overlap, so three of four words of a patch are another's too: L1 has them, or L2 where they
 // are another block's. Blocks of the same tiles are neighbours in the grid: x comes from memory once.
 // Sectors beside the least, float32, counted in the emulator: 1.0 where filters, y, residual and splits are met; x 2.03
-// where the pixels of a row lie side by side and 2.0 where the channels do (float64 2.1 and 1.0). The halo is not in that:
-// patches are loaded word by word, and the next lane's word is two pixels on, or a pixel's 4 channels are half a sector.
-// In 16 requests a warp asks for 128 sectors of 36; with own pixels as pairs and the columns beside from the lanes
+// where the pixels of a row lie side by side and 2.0 where the channels do (float64 2.1 and 1.0). That is not the halo:
+// patches are loaded word by word, and the next lane's word is two pixels on, or 4 channels are half a sector. In 16 requests a warp asks for 128 sectors of 36; with own pixels as pairs and the columns beside from the lanes
 // beside, as in winograd_batched.cu, it would for 40. Not tried yet.
 // Registers: 128 for sums, 32 for what is being multiplied, 16 + 16 for the next stage, the rest addresses: 232 to 255,
 // no spills. So a multiprocessor holds one block, of 8 warps.
@@ -59,9 +58,9 @@
 // in 256 threads, two products to a warp; they take 8 channels at once, in one buffer).
 //
 // float64: 32 filters x 16 tiles, 4 x 4 sums of each product to a thread, a patch of its own every fourth stage.
-// Compiled with the constants of problem.cuh, winograd_filters.cuh and epilogue.cuh, -DADJACENT=CHANNELS where the channels of
-// a pixel of x lie side by side in memory, PIXELS where the pixels of a row do, NONE elsewhere, -DSPLIT, and -DSTORED, so
-// many pixels of a row at once: of y and the residual, or of the splits' sums.
+// Compiled with the constants of problem.cuh, winograd_filters.cuh and epilogue.cuh, -DADJACENT=CHANNELS where the
+// channels of a pixel of x lie side by side in memory, PIXELS where the pixels of a row do, NONE elsewhere, -DSPLIT, and
+// -DSTORED, so many pixels of a row at once: of y and the residual, or of the splits' sums.
 
 #include "epilogue.cuh"
 #include "winograd_filters.cuh"
