@@ -26,8 +26,9 @@
 // are another block's. Blocks of the same tiles are neighbours in the grid: x comes from memory once.
 // Sectors beside the least, float32, counted in the emulator: 1.0 where filters, y, residual and splits are met; x 2.03
 // where the pixels of a row lie side by side and 2.0 where the channels do (float64 2.1 and 1.0). That is not the halo:
-// patches are loaded word by word, and the next lane's word is two pixels on, or 4 channels are half a sector. In
-// 16 requests a warp asks for 128 sectors of 36; with own pixels as pairs and the columns beside from the lanes beside, as in winograd_batched.cu, it would for 40. Not tried yet.
+// patches are loaded word by word, and the next lane's word is two pixels on, or 4 channels are half a sector. In 16
+// requests a warp asks for 128 sectors of 36; with pixels as pairs and the columns beside them from the lanes beside, as
+// in winograd_batched.cu, it would ask for 40. Not tried.
 // Registers: 128 for sums, 32 for what is being multiplied, 16 + 16 for the next stage, the rest addresses: 232 to 255,
 // no spills. So a multiprocessor holds one block, of 8 warps.
 // Instructions: of 1,222 to 1,243 in two stages 1,024 multiply and add where the pixels of a row lie side by side; of
