@@ -239,7 +239,7 @@ class FusedConv(OpRun):
     def _run(self, x, w, bias=None, residual=None, activation=None, slope=0.0, **attributes):
         if activation == "leaky_relu":
             activation = activation, slope
-        if residual is not None and x.ndim == 3:
+        if residual is not None and residual.ndim and x.ndim == 3:
             residual = residual[..., None, :]
         operation = partial(self.planned, residual=residual, activation=activation)
         return (convolved(operation, x, w, bias, **attributes),)

@@ -229,12 +229,15 @@ def test_what_is_added_may_not_be_larger():
         ReferenceEvaluator(fused(model), new_ops=operators).run(None, {"x": x, "p": p})
 
 
-def test_a_sequence_is_fused_too():
+@pytest.mark.parametrize("added", ["x", "five"])
+def test_a_sequence_is_fused_too(added):
     text = '<ir_version: 8, opset_import: ["": 14]> g (float[2,4,9] x) => (float[2,4,9] y) '
-    model = onnx.parser.parse_model(text + "{ c = Conv<pads=[1,1]>(x, w) s = Add(x, c) y = Relu(s) }")
+    model = onnx.parser.parse_model(text + f"{{ c = Conv<pads=[1,1]>(x, w) s = Add({added}, c) y = Relu(s) }}")
     random = np.random.default_rng(2)
     w, x = (random.standard_normal(shape).astype(np.float32) for shape in ((4, 4, 3), (2, 4, 9)))
-    model.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    constants = {"w": w, "five": np.array(5, np.float32)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in constants.items())
+    assert [node.op_type for node in fused(model).graph.node] == ["FusedConv"]
     (y,) = ReferenceEvaluator(fused(model), new_ops=operators).run(None, {"x": x})
     (wanted,) = ReferenceEvaluator(model).run(None, {"x": x})
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
