@@ -100,7 +100,7 @@
 // window's corner and a step, added to x in 64 bits, took four instructions, by a pointer to the window one (372); then
 // steps came from the table.
 // Sums that two branches leave, zero before they are added or kept, spill registers at 64 x 64; a mask does not.
-// No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
+// Never run on hardware: values, races, copies and banks are the emulator's, times are predicted.
 // Limits: float16 from sm_75 on, bfloat16 and float32 from sm_80 on.
 // Source: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020 (stages, swizzle, multistage loop); NVIDIA, PTX ISA;
 // three products: CUTLASS, 3xTF32; sums outside: Ootomo and Yokota, Recovering single precision accuracy from tensor

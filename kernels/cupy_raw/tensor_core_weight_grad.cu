@@ -80,7 +80,7 @@
 // What was learned: where a lane points ldmatrix is worked out anew in each stage if the compiler may, 22 instructions.
 // 128-bit loads of floats give four words that belong to four matrices, and to bring them into neighbouring registers took
 // 200 moves; 64-bit loads, whose words are rows g and g + 8 of one, take none.
-// No GPU has run it: values, races, copies and banks are the emulator's, times are predicted.
+// Never run on hardware: values, races, copies and banks are the emulator's, times are predicted.
 // Limits: float16 from sm_75 on, bfloat16 and float32, in TF32, from sm_80 on. Groups of few filters or channels waste
 // most of a tile.
 // Source: Thakkar et al., CUTLASS, implicit GEMM convolution, 2020 (weight gradient, stages, swizzle); NVIDIA, PTX ISA

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from benchmarks import readme_table
 from benchmarks.__main__ import main
+from convlib.emulator.profile import gpu_kernels
 
 CHECKOUT = Path(__file__).parents[2]
 GPU = {"name": "NVIDIA H100", "compute_capability": [9, 0], "sm_count": 132}
@@ -76,3 +77,10 @@ def test_the_command_rewrites_what_stands_between_the_marks(tmp_path):
 def test_marks_that_are_not_there_are_asked_for(tmp_path):
     with pytest.raises(ValueError, match="cards: python -m benchmarks cards"):
         readme_table.with_table("no marks", tmp_path)
+
+
+@pytest.mark.parametrize("kernel", gpu_kernels())
+def test_a_kernel_says_that_it_never_ran_on_hardware_where_results_have_none(kernel):
+    place = CHECKOUT / "kernels" / kernel.replace(".", "/")
+    text = place.with_suffix(".cu" if kernel.startswith("cupy_raw.") else ".py").read_text()
+    assert ("Never run on hardware" in text) == (kernel not in readme_table.verdicts(CHECKOUT / "results"))
