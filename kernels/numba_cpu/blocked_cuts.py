@@ -11,9 +11,11 @@ instead of 150 for 64 -> 64 of 56 x 56. In other hours, and with 144 channels an
 
 Where the lines of one tile share too few places of the L2 cache, as in maps of 128 x 128 or 256 x 256, or where x and y
 are larger than the L3 cache, x is copied although a 1x1 layer could read it in place, runs of each channel, and the
-outputs leave filter after filter, long runs of each. Why, and what it gained, stands in blocked.py.
+outputs leave filter after filter, long runs of each. With 16 registers x is copied too where such lines share too few
+places of the L1 cache. Why, and what it gained, stands in blocked.py.
 """
 
+from collections import Counter
 from functools import lru_cache
 from math import gcd
 
@@ -85,8 +87,8 @@ def channel_block(problem, first=0) -> int:
     lone = problem.P * problem.Q - first <= MOST_LONE  # whose weights come once, and faster in long pieces
     if target.register_count() == 16 and problem.R * problem.S == 1 and not lone:
         depth = target.cache_bytes(1) // 2 // row_bytes
-        if reads_x_in_place(problem):
-            depth = min(depth, NEAR_PAGES * PAGE // min(problem.H * problem.W * real_bytes(problem), PAGE))
+        if reads_x_in_place(problem) and not copies_runs(problem):
+            depth = min(depth, NEAR_PAGES * PAGE // min(map_bytes(problem), PAGE))
     elif reads_x_in_place(problem):
         depth *= 4
     elif is_lone_row(problem) or FEW_TILES * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
@@ -160,6 +162,25 @@ def collide(pixels, maps, item) -> bool:
     return maps > ways * (period // gcd(pixels * item, period))
 
 
+def map_bytes(problem) -> int:
+    """Of a channel of x."""
+    return problem.H * problem.W * real_bytes(problem)
+
+
+@lru_cache(maxsize=1024)
+def collide_near(problem) -> bool:
+    """Do the lines of one tile of x, of as many channels as its pages allow, share too few places of the L1 cache?
+
+    Tiles of 8 filters, which take each number for twice as many, do not wait for that.
+    """
+    if target.register_count() > 16 or map_bytes(problem) < PAGE:
+        return False
+    sets, tile_bytes = target.cache_bytes(1) // target.cache_ways(1) // LINE, VECTORS * target.vector_bytes()
+    channels = (c * map_bytes(problem) for c in range(min(problem.Cg, NEAR_PAGES)))
+    lines = (line % sets for at in channels for line in range(at // LINE, (at + tile_bytes - 1) // LINE + 1))
+    return max(Counter(lines).values()) > target.cache_ways(1)
+
+
 def from_memory(problem) -> bool:
     """Do x and y together come from memory, and not from the L3 cache?"""
     numbers = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
@@ -174,7 +195,7 @@ def stores_runs(problem) -> bool:
 
 def copies_runs(problem) -> bool:
     """Is x to be copied although it could be read in place?"""
-    collides = collide(problem.H * problem.W, problem.Cg, real_bytes(problem))
+    collides = collide(problem.H * problem.W, problem.Cg, real_bytes(problem)) or collide_near(problem)
     return reads_x_in_place(problem) and (collides or stores_runs(problem))
 
 
@@ -232,7 +253,7 @@ def blocking(problem, threads, first=0, by_runs=False):
     numbers = (
         first, filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
         plane_of(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
-        tail_at, rows if by_runs or (copies and stores_runs(problem)) else FILTER_BLOCK, by_runs,
+        tail_at, rows if (by_runs or copies) and stores_runs(problem) else FILTER_BLOCK, by_runs,
         is_lone_row(problem), dots_at,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks

@@ -275,9 +275,10 @@ def test_stores_past_the_cache_write_the_same(K, offset, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(12, 32), (13, 29), (30, 39)], ids="{0[0]} x {0[1]}".format)
 @pytest.mark.parametrize("filters", [18, 72])
-def test_channels_that_share_places_of_the_cache_are_copied(shape, filters, monkeypatch):
+@pytest.mark.parametrize("cache", ["collide", "collide_near"])
+def test_channels_that_share_places_of_the_cache_are_copied(cache, shape, filters, monkeypatch):
     """Whole tiles of pixels, lone ones and narrow tiles; filters that fill no tile; nothing is read behind x."""
-    monkeypatch.setattr(blocked_cuts, "collide", lambda pixels, maps, item: True)
+    monkeypatch.setattr(blocked_cuts, cache, lambda *of: True)
     x_shape = (2, 150, *shape)
     problem = make_problem(x_shape, (filters, 150, 1, 1), np.dtype(np.float32))
     assert blocked_cuts.copies_runs(problem)
@@ -300,6 +301,26 @@ def test_channels_collide_where_maps_are_as_large_as_the_caches_ways():
     assert not blocked_cuts.collide(way, most, 4)
     assert not blocked_cuts.collide(way // 2, 2 * most, 4)
     assert not blocked_cuts.collide(way + 16, most + 1, 4)
+
+
+def test_channels_collide_near_where_maps_are_whole_pages_and_registers_few(monkeypatch):
+    def collides(channels, side):
+        blocked_cuts.collide_near.cache_clear()
+        problem = make_problem((1, channels, side, side), (8, channels, 1, 1), np.dtype(np.float32))
+        return blocked_cuts.collide_near(problem)
+
+    monkeypatch.setattr(target, "cache_bytes", lambda level: 32_768)
+    monkeypatch.setattr(target, "cache_ways", lambda level: 8)
+    monkeypatch.setattr(target, "register_count", lambda: 16)
+    assert collides(9, 64)  # 4 pages apart: all at the same places
+    assert not collides(8, 64)
+    assert collides(33, 80)  # 6 pages and a quarter
+    assert not collides(32, 80)
+    assert not collides(256, 56)  # 3 and a sixteenth
+    assert not collides(256, 16)  # four channels a page
+    monkeypatch.setattr(target, "register_count", lambda: 32)
+    assert not collides(9, 64)
+    blocked_cuts.collide_near.cache_clear()
 
 
 def test_x_is_copied_where_it_comes_from_memory():
