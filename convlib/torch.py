@@ -4,9 +4,8 @@
     convlib.torch.replace_convolutions(model)        # every nn.Conv2d and nn.ConvTranspose2d now runs on convlib
     convlib.torch.restore_convolutions(model)        # and back
 
-The functions end in the operators torch.ops.convlib.*, which torch_operators.py describes, or, where nothing but
-autograd watches, go past them: an operator's way through the dispatcher and Python and back costs 30 microseconds with
-a gradient. `watched` says when, and both ways end in the same kernels and the same derivatives.
+The functions end in the operators torch.ops.convlib.*, which torch_operators.py describes, or go past them to the same
+kernels and the same derivatives.
 """
 
 from __future__ import annotations
@@ -23,13 +22,7 @@ except ImportError as error:
 from . import torch_operators
 from .errors import UnsupportedError
 from .problem import PRECISIONS, Padding, Pair, check_choice, checked_padding, pair, resolved_padding, shortened
-from .torch_operators import (
-    pairs,
-    record_convolution,
-    record_transposed,
-    run_conv2d,
-    run_conv_transpose2d,
-)
+from .torch_operators import pairs
 from .transposed_shapes import transposed_shape
 
 NAMES = {"x": "input", "w": "weight"}  # what the functions here call the arguments of convlib's own
@@ -80,10 +73,7 @@ def conv2d(
         return conv2d(input[None], weight, bias, stride, padding, dilation, groups, precision=precision)[0]
     stride, dilation = two("stride", stride), two("dilation", dilation)
     padding = four(padding, input.shape[2:], weight.shape[2:], stride, dilation)
-    arguments = input, weight, bias, stride, padding, dilation, groups, precision
-    if watched(*arguments[:3]):
-        return torch_operators.conv2d(*arguments)
-    return record_convolution(*arguments) if to_record(*arguments[:3]) else run_conv2d(*arguments)
+    return torch_operators.conv2d(input, weight, bias, stride, padding, dilation, groups, precision)
 
 
 @errors_name_input_and_weight
@@ -117,10 +107,7 @@ def conv_transpose2d(
         as_ints(input.shape), as_ints(weight.shape), "NCHW", "OIHW", stride, pairs(padding),
         two("output_padding", output_padding), dilation, groups,
     )  # fmt: skip
-    arguments = input, weight, bias, shape, stride, padding, dilation, groups, precision
-    if watched(*arguments[:3]):
-        return torch_operators.conv_transpose2d(*arguments)
-    return record_transposed(*arguments) if to_record(*arguments[:3]) else run_conv_transpose2d(*arguments)
+    return torch_operators.conv_transpose2d(input, weight, bias, shape, stride, padding, dilation, groups, precision)
 
 
 torch.fx.wrap("conv2d")  # a node of its own where a model is traced symbolically
@@ -243,37 +230,3 @@ def four(padding, size, window, stride, dilation) -> list[int]:
 def as_ints(shape) -> tuple[int, ...]:
     """A shape; where torch.jit traces, and sizes are tensors, as ints: it warns that they stay what they are now."""
     return tuple(shape) if torch._C._get_tracing_state() is None else tuple(map(int, shape))
-
-
-def watched(input, weight, bias) -> bool:
-    """Whether something beside autograd must see the operator itself, or works through it.
-
-    A compiler or tracer, a transform of torch.func, a mode, the profiler, autocast, a tensor subclass, forward
-    derivatives, a view that the dispatcher conjugates or negates first, or a device that has no kernels.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or torch._C._autograd._profiler_enabled()
-        or torch.is_autocast_enabled("cpu")
-        or torch.is_autocast_enabled("cuda")
-        or torch.autograd.forward_ad._current_level >= 0
-        or not (is_plain(input) and is_plain(weight) and (bias is None or is_plain(bias)))
-    )
-
-
-wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # by a transform, which may be over
-
-
-def is_plain(tensor) -> bool:
-    known = type(tensor) in (Tensor, nn.Parameter) and (tensor.is_cpu or tensor.is_cuda)
-    return known and not (tensor.is_conj() or tensor.is_neg() or wrapped(tensor))
-
-
-def to_record(input, weight, bias) -> bool:
-    """Whether autograd has to remember the call."""
-    wanted = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    return wanted and torch.is_grad_enabled()

@@ -14,6 +14,9 @@ Each has a fake kernel (torch.compile, torch.export, meta tensors), a rule for t
 CPU tensors share their memory with the kernels, which run on PyTorch's threads (torch_threads.py); CUDA tensors are
 used where they lie, on PyTorch's current stream.
 
+Where nothing but autograd watches, calls go past the operators: an operator's way through the dispatcher and Python and
+back costs 30 microseconds with a gradient. `watched` says when.
+
 Transforms of torch.func do not go through operators that are defined in Python: of PyTorch 2.13 grad is an error, and
 jvp finds tangents of zero. Under one, and for forward derivatives, `operator` takes a torch.autograd.Function of the
 operator instead, which has the same rules, and one for tangents.
@@ -260,6 +263,42 @@ class Transposed(torch.autograd.Function):
 # Function.apply's own work, 4 microseconds of Python, is for transforms of torch.func, under which none of this runs.
 record_convolution = super(torch.autograd.Function, Convolution).apply
 record_transposed = super(torch.autograd.Function, Transposed).apply
+RECORDED = {"conv2d": record_convolution, "conv_transpose2d": record_transposed}
+
+
+def watched(first, second, third) -> bool:
+    """Whether something beside autograd must see the operator itself, or works through it.
+
+    A compiler or tracer, a transform of torch.func, a mode, the profiler, autocast, a tensor subclass, forward
+    derivatives, a view that the dispatcher conjugates or negates first, or a device that has no kernels.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled("cuda")
+        or torch.autograd.forward_ad._current_level >= 0
+        or not (is_plain(first) and is_plain(second) and (third is None or is_plain(third)))
+    )
+
+
+wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # by a transform, which may be over
+batched_gradient = torch._C._functorch.is_legacy_batchedtensor  # of autograd's is_grads_batched
+
+
+def is_plain(tensor) -> bool:
+    known = type(tensor) in (Tensor, nn.Parameter) and (tensor.is_cpu or tensor.is_cuda)
+    return known and not (tensor.is_conj() or tensor.is_neg() or wrapped(tensor) or batched_gradient(tensor))
+
+
+def to_record(first, second, third) -> bool:
+    """Whether autograd has to remember the call."""
+    wanted = first.requires_grad or second.requires_grad or (third is not None and third.requires_grad)
+    return wanted and torch.is_grad_enabled()
 
 
 # Through transforms of torch.func, and with forward derivatives.
@@ -274,8 +313,17 @@ def transforming() -> bool:
 
 
 def operator(name):
-    """The operator `name`, or a Function of it where a transform asks."""
-    return lambda *arguments: (FUNCTIONS[name].apply if transforming() else getattr(OPS, name))(*arguments)
+    """The operator `name`, or what it ends in, or a Function of it where a transform asks."""
+    run, record = globals()[f"run_{name}"], RECORDED.get(name, getattr(OPS, name))
+
+    def call(*arguments):
+        first, second, third = arguments[:3]
+        bias = third if isinstance(third, Tensor) else None  # the gradients have a shape there
+        if watched(first, second, bias):
+            return (FUNCTIONS[name].apply if transforming() else getattr(OPS, name))(*arguments)
+        return (record if to_record(first, second, bias) else run)(*arguments)
+
+    return call
 
 
 conv2d, input_grad, weight_grad, conv_transpose2d = map(operator, NAMES)

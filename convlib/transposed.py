@@ -8,6 +8,7 @@ predicted, and measured where the caller asks for that.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -57,37 +58,96 @@ def checked(problem, device, backend, algorithm, max_error, workspace_limit, tun
     return Choice(*asked, tune and problem.N > 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one kernel makes of an input gradient: which kernel, and its call within the gradient's.
+
+    chosen: None where all that it makes is zero; then call_in gives the view of that.
+    """
+
+    chosen: dispatch.Chosen | None
+    call_in: Callable[[Transposed], Any]
+
+    def run(self, call: Transposed) -> None:
+        self.run_by(partial(running.run_kernel, self.chosen), call)
+
+    def run_by(self, launch: Callable[[running.Call], None], call: Transposed) -> None:
+        part = self.call_in(call)
+        if self.chosen is None:
+            device_arrays.fill_zeros(part, call.device, call.stream)
+        else:
+            launch(part)
+
+    def launch(self, call: Transposed) -> Callable[[Transposed], None]:
+        """`run` for calls whose arrays have the strides of this one's, on the CPU, with its look-ups done."""
+        launch = None if self.chosen is None else running.cpu_launch(self.chosen, self.call_in(call)).run
+        return partial(self.run_by, launch)
+
+
 def run_transposed(call: Transposed, choice: Choice) -> None:
     """An input gradient: through a kernel for all of it, or every phase through the forward kernel that suits it."""
-    outputs = tuple(call.grad_y.shape[2:])
-    whole = chosen_for_all(call.problem, outputs, call.device, choice)
-    if call.problem.N > 0 and whole is None:
-        run_by_phase(call, choice)
-    elif call.problem.N > 0:
-        run_whole(call, whole)
-    elif whole is None:  # nothing is left to do but to refuse what could not run
-        for part in phase_problems(call.problem, outputs):
+    run_all(parts(call, choice), call)
+
+
+def run_all(parts, call):
+    for part in parts:
+        part.run(call)
+
+
+def launched(call: Transposed, choice: Choice) -> Callable[[Transposed], None]:
+    """`run_transposed` for calls whose arrays have the strides of this one's, on the CPU, with its look-ups done."""
+    launches = [part.launch(call) for part in parts(call, choice)]
+
+    def run(call):
+        for launch in launches:
+            launch(call)
+
+    return run
+
+
+def parts(call: Transposed, choice: Choice) -> list[Part]:
+    problem, outputs = call.problem, tuple(call.grad_y.shape[2:])
+    whole = chosen_for_all(problem, outputs, call.device, choice)
+    if problem.N > 0:
+        return phase_parts(call, choice) if whole is None else [Part(whole, whole_call)]
+    if whole is None:  # nothing is left to do but to refuse what could not run
+        for part in phase_problems(problem, outputs):
             chosen_by(choice, part, call.device)
+    return []
 
 
-def run_whole(call, chosen):
+def whole_call(call):
     operands = call.grad_y, call.w, call.grad_x, call.bias, call.residual
-    running.run_kernel(chosen, running.Call(call.problem, call.device, call.stream, *operands))
+    return running.Call(call.problem, call.device, call.stream, *operands)
 
 
-def run_by_phase(call, choice):
+def phase_parts(call, choice):
+    found, adds = [], call.bias is not None or call.residual is not None
     for phase in phases(call.problem, tuple(call.grad_y.shape[2:])):
-        inputs = (slice(None), slice(None), *phase.inputs)
-        residual = None if call.residual is None else call.residual[inputs]
-        if phase.problem is None and call.bias is None and residual is None:  # every activation leaves zero as it is
-            device_arrays.fill_zeros(call.grad_x[inputs], call.device, call.stream)
+        if phase.problem is None and not adds:  # every activation leaves zero as it is
+            found.append(Part(None, partial(phase_inputs, phase)))
             continue
-        forward, source, weights = phase_operands(call, phase)
-        chosen = chosen_for_phase(choice, forward, call.device)
-        grad_x = call.grad_x[inputs]
-        running.run_kernel(
-            chosen, running.Call(forward, call.device, call.stream, source, weights, grad_x, call.bias, residual)
-        )
+        forward = phase.problem or nothing(call.problem, phase)
+        found.append(Part(chosen_for_phase(choice, forward, call.device), partial(phase_call, phase, forward)))
+    return found
+
+
+def phase_inputs(phase, call):
+    return call.grad_x[(slice(None), slice(None), *phase.inputs)]
+
+
+def phase_call(phase, forward, call):
+    """The forward problem of a phase on the views of grad_y, w and grad_x that it convolves."""
+    inputs = (slice(None), slice(None), *phase.inputs)
+    residual = None if call.residual is None else call.residual[inputs]
+    if phase.problem is None:
+        zero = device_arrays.zero(call.grad_x.dtype, call.device, call.stream)
+        source, weights = strided.broadcast(zero, forward.x_shape), strided.broadcast(zero, forward.w_shape)
+    else:
+        source = call.grad_y[(slice(None), slice(None), *phase.outputs)]
+        weights = exchanged(call.w[(slice(None), slice(None), *phase.taps)], call.problem.groups, call.device)
+        weights = strided.flipped(weights, (2, 3))
+    return running.Call(forward, call.device, call.stream, source, weights, call.grad_x[inputs], call.bias, residual)
 
 
 def chosen_for_all(problem, outputs, device, choice):
@@ -140,7 +200,10 @@ def measured_faster(problem, device, choice, *predicted):
     def calls():
         arrays = *measuring.operands(problem, device), *measuring.additions(problem, device)
         call = Transposed(problem, device, None, *arrays)
-        return {whole.name: partial(run_whole, call, whole), by_phase: partial(run_by_phase, call, choice)}
+        return {
+            whole.name: partial(Part(whole, whole_call).run, call),
+            by_phase: partial(run_all, phase_parts(call, choice), call),
+        }
 
     return measuring.fastest_way((whole.name, by_phase), calls, problem, device) == whole.name
 
@@ -197,25 +260,13 @@ def chosen_by(choice, problem, device):
     )
 
 
-def phase_operands(call, phase):
-    """The forward problem of a phase and the views of grad_y and w that it convolves."""
-    if phase.problem is None:
-        return nothing(call, phase)
-    source = call.grad_y[(slice(None), slice(None), *phase.outputs)]
-    weights = exchanged(call.w[(slice(None), slice(None), *phase.taps)], call.problem.groups, call.device)
-    return phase.problem, source, strided.flipped(weights, (2, 3))
-
-
-def nothing(call, phase):
+def nothing(problem, phase):
     """A 1 x 1 convolution of zeros, for inputs that no tap meets: what is left is activation(bias + residual)."""
-    problem = call.problem
     rows, columns = (len(range(size)[part]) for size, part in zip((problem.H, problem.W), phase.inputs, strict=True))
-    forward = replace(
+    return replace(
         problem, C=problem.K, H=rows, W=columns, K=problem.C, R=1, S=1, stride=(1, 1), padding=((0, 0), (0, 0)),
         dilation=(1, 1), pass_="forward",
     )  # fmt: skip
-    zero = device_arrays.zero(call.grad_x.dtype, call.device, call.stream)
-    return forward, strided.broadcast(zero, forward.x_shape), strided.broadcast(zero, forward.w_shape)
 
 
 def exchanged(w, groups, device):

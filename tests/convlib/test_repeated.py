@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import convlib
-from convlib import operations, repeated, running
+from convlib import gradients, operations, repeated, running
 from convlib.kernels import reference
 from convlib.problem import make_problem
 
@@ -31,6 +31,7 @@ def no_checks(monkeypatch):
     def forbid():
         for name in ("check_operands", "settle"):
             monkeypatch.setattr(operations, name, checked)
+        monkeypatch.setattr(gradients, "check_operands", checked)
         monkeypatch.setattr(convlib.plan.__globals__["Plan"], "check", checked)
 
     return forbid
@@ -164,6 +165,144 @@ def test_a_result_that_overlaps_is_still_refused(name):
     if name in later:
         with pytest.raises(ValueError, match=f"overlaps {name}"):
             planned(**later, out=over)
+
+
+GRADIENTS = {
+    "input_grad": lambda x, w, y, **keywords: convlib.conv2d_input_grad(y, w, x.shape, **keywords),
+    "weight_grad": lambda x, w, y, **keywords: convlib.conv2d_weight_grad(x, y, w.shape, **keywords),
+    "transposed": lambda x, w, y, **keywords: convlib.conv_transpose2d(y, w, **keywords),
+}
+WAYS = {
+    "plain": {},
+    "by phase": {"stride": 2, "algorithm": "blocked"},
+    "phases of zeros": {"stride": 3, "algorithm": "blocked"},
+    "all phases at once": {"stride": 2, "padding": 1},
+    "groups": {"stride": 2, "groups": 2},
+    "flipped, channels last": {"layout": "NHWC", "weight_layout": "HWIO", "flip_kernel": True},
+    "padded": {"padding": 1, "padding_mode": "reflect"},
+}
+
+
+def gradient_arrays(name, way, dtype=np.float32, seed=0):
+    """x (2, 4, 7, 7), w (6, 4 / groups, 2, 2) and an array like their convolution, and the keywords of `way`."""
+    keywords = dict(WAYS[way])
+    if name == "transposed":
+        keywords.pop("padding_mode", None)
+    if name == "weight_grad":
+        keywords.pop("algorithm", None)
+    random = np.random.default_rng(seed)
+    x, w = (
+        random.integers(-3, 4, shape).astype(dtype)
+        for shape in ((2, 4, 7, 7), (6, 4 // keywords.get("groups", 1), 2, 2))
+    )
+    if keywords.get("layout") == "NHWC":
+        x, w = np.ascontiguousarray(x.transpose(0, 2, 3, 1)), np.ascontiguousarray(w.transpose(2, 3, 1, 0))
+    forward = {key: value for key, value in keywords.items() if key != "algorithm"}
+    return (x, w, np.round(convlib.conv2d(x, w, **forward) / 8)), keywords
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_that_come_again_have_the_values_of_new_ones(name, way):
+    gradient = GRADIENTS[name]
+    operands, keywords = gradient_arrays(name, way)
+    gradient(*operands, **keywords)
+    others, _ = gradient_arrays(name, way, seed=1)
+    wanted = gradient(*(array.astype(np.float64) for array in others), **keywords)
+    np.testing.assert_array_equal(gradient(*others, **keywords), wanted)
+    out = np.full(wanted.shape, np.nan, np.float32)
+    for _ in range(2):
+        assert gradient(*others, **keywords, out=out) is out
+        np.testing.assert_array_equal(out, wanted)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "padded"])
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_that_come_again_are_not_checked_again(name, way, no_checks):
+    operands, keywords = gradient_arrays(name, way)
+    wanted = GRADIENTS[name](*operands, **keywords)
+    no_checks()
+    np.testing.assert_array_equal(GRADIENTS[name](*operands, **keywords), wanted)
+
+
+@pytest.mark.parametrize("way", ["plain", "all phases at once", "phases of zeros"])
+def test_transposed_convolutions_come_again_with_their_epilogue(way, no_checks):
+    (_, w, y), keywords = gradient_arrays("transposed", way)
+    added = {"bias": np.arange(-2, 2, dtype=np.float32), "activation": "relu"}
+    plain = convlib.conv_transpose2d(y, w, **keywords)
+    residual = np.round(plain[::-1] / 2)
+    wanted = np.maximum(plain + added["bias"][:, None, None] + residual, 0)
+    np.testing.assert_array_equal(convlib.conv_transpose2d(y, w, **added, residual=residual, **keywords), wanted)
+    no_checks()
+    for name in ("bias", "residual"):  # other values than those of the first time
+        added = {**added, "residual": residual.copy(), "bias": added["bias"].copy()}
+        added[name] += 1
+        wanted = np.maximum(plain + added["bias"][:, None, None] + added["residual"], 0)
+        np.testing.assert_array_equal(convlib.conv_transpose2d(y, w, **added, **keywords), wanted)
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_of_tensors_come_again_as_tensors(name, no_checks):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    operands, keywords = gradient_arrays(name, "all phases at once")
+    wanted = GRADIENTS[name](*operands, **keywords)
+    tensors = [torch.from_numpy(array) for array in operands]
+    GRADIENTS[name](*tensors, **keywords)
+    last = [tensor.to(memory_format=torch.channels_last) for tensor in tensors]
+    strides = GRADIENTS[name](*last, **keywords).stride()
+    no_checks()
+    for given in (tensors, last):
+        found = GRADIENTS[name](*given, **keywords)
+        assert isinstance(found, torch.Tensor)
+        np.testing.assert_array_equal(found.numpy(), wanted)
+    assert found.stride() == strides
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_a_gradient_that_may_not_be_written_there_is_still_refused(name):
+    operands, keywords = gradient_arrays(name, "plain")
+    shape = GRADIENTS[name](*operands, **keywords).shape
+    first = 0 if name == "weight_grad" else 2
+    memory = np.zeros(1000, np.float32)
+    operands = list(operands)
+    count = operands[first].size
+    operands[first] = memory[:count].reshape(operands[first].shape)
+    apart, over = (memory[start : start + np.prod(shape)].reshape(shape) for start in (count, 0))
+    for _ in range(2):
+        GRADIENTS[name](*operands, **keywords, out=apart)
+    with pytest.raises(ValueError, match="out: memory apart from every input needed, but it overlaps (x|grad_y)"):
+        GRADIENTS[name](*operands, **keywords, out=over)
+    apart.flags.writeable = False
+    with pytest.raises(ValueError, match="writeable"):
+        GRADIENTS[name](*operands, **keywords, out=apart)
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_another_number_of_threads_is_another_gradient(name, monkeypatch):
+    operands, keywords = gradient_arrays(name, "plain")
+    wanted = GRADIENTS[name](*operands, **keywords)
+    here = operations.device.cpu()
+    other, settled, launch = replace(here, threads=1 + here.threads % 2), [], running.cpu_launch
+
+    def noted(chosen, call):
+        settled.append(call.device)
+        return launch(chosen, call)
+
+    monkeypatch.setattr(operations.device, "cpu", lambda: other)
+    monkeypatch.setattr(running, "cpu_launch", noted)
+    np.testing.assert_array_equal(GRADIENTS[name](*operands, **keywords), wanted)
+    assert settled == [other]
+
+
+def test_shapes_of_gradients_are_told_apart():
+    (x, w, y), _ = gradient_arrays("input_grad", "plain")
+    assert GRADIENTS["input_grad"](x, w, y, stride=1).shape == x.shape
+    for _ in range(2):
+        strided = y[:, :, :3, :3].copy()
+        assert convlib.conv2d_input_grad(strided, w, (2, 4, 6, 6), stride=2).shape == (2, 4, 6, 6)
+        assert convlib.conv2d_input_grad(strided, w, [2, 4, 7, 7], stride=2).shape == (2, 4, 7, 7)
+    with pytest.raises(ValueError, match="grad_y"):
+        convlib.conv2d_input_grad(strided, w, (2, 4, 9, 9), stride=2)
 
 
 def test_what_is_remembered_stays_bounded(monkeypatch):

@@ -77,22 +77,27 @@ def test_transposed_gradients_of_both_orders_agree_with_finite_differences(param
 
 
 def passed_by(monkeypatch):
-    """Let the operators' dispatcher be counted: the names of those that a call went through."""
-    seen = []
+    """Let the operators, and what stands for them under transforms, be counted: the names of those that a call took."""
+    seen, functions = [], convlib.torch_operators.FUNCTIONS
 
     class Counted:
         def __getattr__(self, name):
             seen.append(name)
             return getattr(torch.ops.convlib, name)
 
+        def __getitem__(self, name):
+            seen.append(name)
+            return functions[name]
+
     monkeypatch.setattr(convlib.torch_operators, "OPS", Counted())
+    monkeypatch.setattr(convlib.torch_operators, "FUNCTIONS", Counted())
     return seen
 
 
 def test_a_plain_call_goes_past_the_operator_with_the_same_bits(monkeypatch):
     results = []
-    for watched in (convlib.torch.watched, lambda *tensors: True):
-        monkeypatch.setattr(convlib.torch, "watched", watched)
+    for watched in (convlib.torch_operators.watched, lambda *tensors: True):
+        monkeypatch.setattr(convlib.torch_operators, "watched", watched)
         seen = passed_by(monkeypatch)
         for function, transposed in ((conv2d, False), (conv_transpose2d, True)):
             arguments = tensors(transposed=transposed)
@@ -200,7 +205,7 @@ def asked_for(monkeypatch, module, names):
 @pytest.mark.parametrize("by_operator", [False, True])
 def test_precision_reaches_both_passes(by_operator, monkeypatch):
     if by_operator:
-        monkeypatch.setattr(convlib.torch, "watched", lambda *tensors: True)
+        monkeypatch.setattr(convlib.torch_operators, "watched", lambda *tensors: True)
     forward = asked_for(monkeypatch, convlib.operations, ["conv2d"])
     backward = asked_for(monkeypatch, convlib.gradients, ["conv2d_input_grad", "conv2d_weight_grad"])
     for precision in ("tf32", None):
