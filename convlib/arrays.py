@@ -13,7 +13,8 @@ from typing import TypeVar
 import numpy as np
 
 from .problem import COMPLEX_DTYPES, DTYPES, named_dtype
-from .strided import CudaView, empty_aligned
+from .result_memory import result_array
+from .strided import CudaView
 
 Array = TypeVar("Array")  # the caller's kind of array, in which results come back
 
@@ -59,7 +60,7 @@ class NumPy:
     @staticmethod
     def result(array, shape, channels_last, dtype=None):
         """An uninitialised array of `shape` like `array`, of `dtype` if that is another, and its view."""
-        y = empty_aligned(shape, array.dtype if dtype is None else dtype)
+        y = result_array(shape, array.dtype if dtype is None else dtype)
         return y, y
 
     @staticmethod
@@ -311,7 +312,7 @@ class Jax:
         kind, index = Jax.device(array, "x")
         dtype = array.dtype if dtype is None else dtype
         if kind == "cpu":
-            y = empty_aligned(shape, dtype)
+            y = result_array(shape, dtype)
             return y, y
         import cupy
 

@@ -26,6 +26,7 @@ from .operands import (
 )
 from .padding_taps import without_padding_taps
 from .problem import ConvProblem, Padding, Pair, batched_shape, checked_dtype, make_problem
+from .result_memory import result_array
 from .running import runner
 from .workspace import scratch
 
@@ -189,7 +190,7 @@ class Plan:
     def again(self, kernel_run, x, residual, out):
         """A call with NumPy arrays that are like those of an earlier one."""
         if out is None:
-            out = strided.empty_aligned(self.y_shape, x.dtype)
+            out = result_array(self.y_shape, x.dtype)
         elif np.may_share_memory(out, x) or residual is not None:
             check_no_overlap(out, {"x": x, "residual": residual})
         self.run_on_cpu(kernel_run, self.logical(x), self.logical(out), self.logical(residual))
