@@ -1,5 +1,6 @@
 """The depthwise CUDA C kernels in the PTX emulator: every way to load, all checks, barriers taken out, bytes moved."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,13 +14,21 @@ from convlib.kernels import reference
 from convlib.kernels.cupy_raw import (
     depthwise,
     depthwise_input_grad,
+    depthwise_tiles,
     depthwise_weight_grad,
 )
 from convlib.problem import make_problem
-from convlib.verification.problems import arrays_of, logical_arrays
+from convlib.verification.problems import Case, arrays_of, logical_arrays
 from tests.kernels.cupy_raw.in_emulator import check, watched
 from tests.kernels.cupy_raw.planted import BARRIER, plant
-from tests.kernels.cupy_raw.test_depthwise_values import DESCENDING, GRADIENTS_OF_X, OTHER_TYPES, PATCHES, descend
+from tests.kernels.cupy_raw.test_depthwise_values import (
+    DESCENDING,
+    GRADIENTS_OF_X,
+    OTHER_TYPES,
+    PATCHES,
+    descend,
+    staging_of,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +62,29 @@ def test_a_residual_that_lies_otherwise_behind_a_boundary_than_y_is_not_loaded_b
     y, residual = y[:162].reshape(problem.y_shape), residual[behind : behind + 162].reshape(problem.y_shape)
     watched(depthwise, problem, x, w, y, residual=residual)
     np.testing.assert_array_equal(y, reference.conv2d(problem, x, w, residual=residual))
+
+
+@pytest.mark.parametrize("width", [9, 301], ids=["STRETCH", "PIECES"])
+@pytest.mark.parametrize("behind", range(1, 4))
+def test_vectors_stay_within_an_image_that_begins_behind_a_boundary(behind, width):
+    problem = make_problem((1, 2, 5, width), (2, 1, 3, 3), np.float32, groups=2, padding=1)
+    random = np.random.default_rng(1)
+    size = math.prod(problem.x_shape)
+    x, w, y = (strided.empty_aligned((size + behind,), np.float32) for _ in range(3))
+    x[...], w[...] = random.integers(-3, 4, x.shape), random.integers(-3, 4, w.shape)
+    x, w, y = x[behind:].reshape(problem.x_shape), w[:18].reshape(problem.w_shape), y[:size].reshape(problem.y_shape)
+    watched(depthwise, problem, x, w, y)
+    np.testing.assert_array_equal(y, reference.conv2d(problem, x, w))
+
+
+@pytest.mark.parametrize("side", [16, 32])
+def test_channels_that_fill_no_share_of_a_block_are_not_read_past_the_last(side, monkeypatch):
+    """40 channels, 16 or 32 side by side: of the last share 8 exist."""
+    case = Case("shares", (1, 5, 6, 40), (40, 1, 3, 3), {"groups": 40, "padding": 1, "layout": "NHWC"}, bias=True)
+    tile = depthwise_tiles.tile_of(case.problem(), side, 2, 1, 2, 3, 1)
+    monkeypatch.setattr(depthwise, "tile_for", lambda *_: tile)
+    assert staging_of(case) == "PIXELS"
+    check(depthwise, "depthwise", case)
 
 
 @pytest.mark.parametrize("barrier", range(3))

@@ -70,6 +70,7 @@ def test_the_depthwise_input_gradient_refuses_what_it_does_not_compute():
 PATCHES = {
     "STRETCH": (
         Case("rows", (2, 3, 29, 20), (3, 1, 3, 3), {"groups": 3, "padding": 1}, bias=True),
+        Case("even_rows", (1, 3, 16, 20), (3, 1, 3, 3), {"groups": 3, "padding": 1}),
         Case("planes", (2, 9, 5, 7), (9, 1, 3, 2), {"groups": 9, "padding": 1}, residual=True),
         Case("tiny_planes", (3, 10, 1, 2), (10, 1, 2, 3), {"groups": 10, "padding": (1, 2)}),
         Case("strided", (1, 6, 25, 18), (6, 1, 5, 5), {"groups": 6, "stride": 2, "padding": 2}),
@@ -162,7 +163,7 @@ def small_blocks(monkeypatch):
     forget_tiles()
 
 
-MANY_TILES = ("rows", "strided", "dilated", "pieces", "image", "wide_rgb", "pixels", "strided_pixels")
+MANY_TILES = ("rows", "even_rows", "strided", "dilated", "pieces", "image", "wide_rgb", "pixels", "strided_pixels")
 
 
 @pytest.mark.parametrize("patch", MANY_TILES)

@@ -127,6 +127,17 @@ def test_an_infinite_weight_reaches_the_outputs_of_its_filter_alone(monkeypatch)
     np.testing.assert_array_equal(y, reference.conv2d(problem, x, w))
 
 
+def test_an_infinite_weight_is_packed_for_its_filter_alone():
+    """Its channels are padded with zeros, not with the next filter's numbers; 64 filters, as many as a block packs."""
+    problem = make_problem((1, 12, 4, 4), (64, 12, 3, 3), np.float32)
+    x, w = (strided.empty_aligned(shape, np.float32) for shape in (problem.x_shape, problem.w_shape))
+    x[...] = w[...] = 1
+    w[3, 0] = np.inf
+    y = np.full(problem.y_shape, np.nan, np.float32)
+    assert watched(implicit_gemm, problem, x, w, y)[0].kernel == "pack_filters"
+    np.testing.assert_array_equal(y, reference.conv2d(problem, x, w))
+
+
 @pytest.mark.parametrize("barrier", range(2, 6))
 def test_the_emulator_sees_when_slices_lack_a_barrier(barrier, monkeypatch):
     """Of those around each half of the sums that change hands, behind two of the product."""

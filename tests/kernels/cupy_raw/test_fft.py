@@ -27,6 +27,7 @@ CASES = {
     "filters": Case("filters", (1, 2, 30, 41), (4, 1, 7, 9), {"groups": 2, "activation": "relu"}, bias=True),
     "blocks": Case("blocks", (1, 1, 90, 100), (1, 1, 70, 45), {"padding": 30}, bias=True),
     "blocks of rows": Case("blocks_of_rows", (1, 2, 90, 20), (2, 1, 80, 5), {"groups": 2, "padding": 3}),
+    "blocks of columns": Case("blocks_of_columns", (1, 2, 20, 100), (2, 1, 5, 70), {"groups": 2, "padding": 3}),
     "dilation": Case("dilation", (1, 1, 80, 70), (1, 1, 11, 9), {"dilation": (5, 3), "padding": 20}, memory="slices"),
     "channels last": Case("channels_last", (1, 40, 30, 3), (3, 1, 15, 8), {"groups": 3, "layout": "NHWC"}, bias=True),
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from convlib import operands, strided
-from convlib.kernels import launching
+from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import (
     depthwise,
     depthwise_weight_grad,
@@ -18,6 +18,7 @@ from convlib.kernels.cupy_raw import (
     weight_grad_direct,
     weight_grad_splits,
 )
+from convlib.problem import make_problem
 from convlib.verification.problems import SMALL, TINY, Case, arrays_of, logical_arrays
 from tests.kernels.cupy_raw import on_cpu
 from tests.kernels.cupy_raw.against_reference import GPU, check, check_weight_grad, convolved, served
@@ -202,6 +203,18 @@ NO_RESIDUAL = [case for case in TINY + SMALL if not case.residual and 0 not in c
 @pytest.mark.parametrize(("name", "case"), served(BACKWARD, NO_RESIDUAL, "weight_grad"), ids=str)
 def test_weight_gradients_equal_the_reference(name, case):
     check_weight_grad(BACKWARD[name], case)
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_an_infinite_pixel_reaches_the_taps_that_meet_it_alone(name):
+    """Of a strip's last rows some do not exist, of a stage's last pixels too: of these no tap takes anything."""
+    problem = make_problem((1, 2, 7, 9), (2, 1, 3, 3), np.float32, groups=2, pass_="weight_grad")
+    x, grad_y, grad_w = (np.ones(shape, np.float32) for shape in (problem.x_shape, problem.y_shape, problem.w_shape))
+    x[:, :, -1] = np.inf
+    workspace = np.full(BACKWARD[name].workspace_bytes(problem, GPU), 0xFF, np.uint8)
+    with on_cpu.kernels_on_cpu():
+        BACKWARD[name].run(problem, GPU, x, grad_y, grad_w, workspace=workspace)
+    np.testing.assert_array_equal(grad_w, reference.weight_grad(problem, x, grad_y))
 
 
 WEIGHTS = Case("weights", (3, 11, 13, 10), (70, 11, 3, 2), {"padding": (1, 2), "stride": (1, 2)}, memory="slices")
