@@ -32,7 +32,7 @@ MANY_MAPS = 16  # for a thread: no cut is needed
 CYCLES_PER_TASK, CYCLES_TO_WAKE = 1_500, 4_000
 CYCLES_TO_COME = 0.04  # for each number of x and w, when a task reads it first
 BORDER_CYCLES, BORDER_DEPTH = 80.0, 256  # for a pixel, or a filter, where two threads' outputs meet; 0 from so deep on
-LAST_CYCLES = 8.0  # a number of x or y with channels last, read or stored by itself
+LAST_CYCLES = 12.0  # a number of x or y with channels last, read or stored by itself: 7 to 16 on two Zen 4 cores
 LONE_CYCLES = 0.6  # for a vector of a lone pixel's depths
 
 # Of what copying takes otherwise: every second column of x, with groups of 2 to 32 channels, where one multiply-add
@@ -45,7 +45,7 @@ FEWEST_DEPTHS = 64  # but of these no fewer, or sums wait too often
 FEW_TILES = 5  # of a map: their planes are read from the L2 cache anyhow
 OFFSET_BYTES, LINE = 8, 64
 PAGE, NEAR_PAGES = 4_096, 48  # bytes; of the 64 whose places a core knows at once, what x may take
-RUN_CYCLES = 0.4  # a number
+RUN_CYCLES, NEAR_RUN_CYCLES = 0.4, 0.1  # a number that is copied; where that saves waiting for the L1 cache
 RUNS_SHARE, PLANES_SHARE, ONE_TILE_SHARE = 8, 2, 4  # of the L2 cache, for copied x, is one part in so many
 
 BLOCKING = (
@@ -134,7 +134,7 @@ def cut_cycles(problem, threads, pixels, tile_tasks, filter_tasks) -> float:
 def copy_cycles(problem) -> float:
     """Copying one group's x into planes: by vectors, each within a row, or by numbers."""
     if reads_x_in_place(problem):
-        return RUN_CYCLES * problem.Cg * problem.P * problem.Q if copies_runs(problem) else 0.0
+        return run_cycles(problem) * problem.Cg * problem.P * problem.Q
     if patches.serves(problem):
         return patches.SPLIT_CYCLES * problem.reduction * problem.P * problem.Q
     rows = problem.Cg * planes_of(problem) * problem.P
@@ -195,8 +195,14 @@ def stores_runs(problem) -> bool:
 
 def copies_runs(problem) -> bool:
     """Is x to be copied although it could be read in place?"""
-    collides = collide(problem.H * problem.W, problem.Cg, real_bytes(problem)) or collide_near(problem)
-    return reads_x_in_place(problem) and (collides or stores_runs(problem))
+    return reads_x_in_place(problem) and run_cycles(problem) > 0
+
+
+def run_cycles(problem) -> float:
+    """Of copying a number of x that could be read in place, if it is to be copied; else 0."""
+    if stores_runs(problem) or collide(problem.H * problem.W, problem.Cg, real_bytes(problem)):
+        return RUN_CYCLES
+    return NEAR_RUN_CYCLES if collide_near(problem) else 0.0
 
 
 def run_bytes(problem, pixels) -> int:

@@ -27,7 +27,9 @@ from .threads import lines, run_tasks, task_loop
 from .tracing import load, loop, minimum, store, traced, transpose
 from .vectors import lanes, record_at
 
-CYCLES_PER_NUMBER = 4.0  # as 14 x 14 and 7 x 7 with 512 to 2048 channels take; their rows are 2 KB apart and more
+# As 14 x 14 and 7 x 7 with 512 to 2048 channels take, whose rows are 2 KB apart and more: 3, and 8 in hours in which
+# what one core writes comes slowly to the other (two Zen 4 cores).
+CYCLES_PER_NUMBER = 7.0
 JOB_SECONDS = 3e-6
 
 FIELDS = ("source", "source_image", "source_row", "to", "to_image", "to_row", "rows", "columns", "blocks")
