@@ -6,7 +6,7 @@ from numba.core import types
 from . import target
 from .compilation import inlined
 from .microkernel import AHEAD, VECTORS, accumulate, panel_rows, vector_type
-from .strassen_sums import CHANNELS, PRODUCTS, pack_few
+from .strassen_sums import CHANNELS, PRODUCTS, pack_few, spaced_row
 from .threads import LINE
 from .tracing import (
     Lanes,
@@ -25,8 +25,9 @@ from .tracing import (
 )
 
 
-def product_function(real, lone, becomes, makes=None, packs=()):
+def product_function(real, lone, becomes, makes=None, packs=(), by_rows=False):
     """A Numba function for one product of half the channels; becomes: of it, t and e, what is stored to t, e or y.
+    by_rows: whether weights lie in rows (spaced_row), not in panels.
     makes: of a number of this operand and its `Quarters`, sums of the same channels; such a product's arguments say
     where these and those lie. packs: steps of packing the next filters' weights (strassen_sums.py), done beside it,
     `depth` // CHANNELS times each; such a product's further arguments are pack_few's. bias, residual, also: 0 if there
@@ -104,8 +105,11 @@ def product_function(real, lone, becomes, makes=None, packs=()):
             """So many from that one on, added to these sums."""
             column = (L, sums and sums[1], x + x_step * first, x_step) if lone else None
             sums = sums and (sums[0] if lone else sums)
+            a_row, a_step = V.item_bytes, rows * V.item_bytes
+            if by_rows:
+                a_row, a_step = spaced_row(depth, V.item_bytes), V.item_bytes
             return accumulate(
-                V, rows, VECTORS, a + (rows * V.item_bytes) * first, V.item_bytes, 0, rows * V.item_bytes,
+                V, rows, VECTORS, a + a_step * first, a_row, 0, a_step,
                 b + b_step * first, b_step, count, sums, soon + soon_step * first, soon_step, lone=column, aside=aside,
             )  # fmt: skip
 
@@ -216,7 +220,7 @@ def next_weights(a, a_product):
     )  # fmt: skip
 
 
-def pair_function(real, lone):
+def pair_function(real, lone, by_rows=False):
     """A Numba function multiply_pair: the four tiles of `rows` filters and of those half of all further, of two
     neighbouring tiles of pixels, by seven products.
 
@@ -227,11 +231,15 @@ def pair_function(real, lone):
     x_step further. totals, alone: T1 .. T4 and those of the lone pixels, `panel` and lone_panel from sum to sum, `step`
     and lone_step from channel to channel. t: room for two tiles. y_half, y_tile, r_half, r_tile: to the other filters
     and the other tile. above, below, residual, also: 0 if none.
+    by_rows: as in product_function, for the seven; then nothing is packed.
     soon: of each product what to fetch ahead, a line `soon_step` bytes behind another at every step.
     """
     V, rows = vector_type(real), panel_rows()
     row, beside = VECTORS * V.bytes, packs_beside()
     tile_bytes = rows * row + lone * LINE
+
+    def product(becomes, makes=None, packs=()):
+        return product_function(real, lone, becomes, makes, packs, by_rows)
 
     def keep_first(p, tiles):
         tiles.keep(tiles.t, p)
@@ -243,20 +251,18 @@ def pair_function(real, lone):
         tiles.keep_sum(tiles.t, p)
         tiles.finish(added(tiles.tile(tiles.e), p))
 
-    product_1, product_2 = product_function(real, lone, keep_first), product_function(real, lone, finish_second)
-    making_1 = product_function(real, lone, keep_first, first_sums)
-    making_2 = product_function(real, lone, finish_second, other_sums)
-    product_6 = product_function(real, lone, lambda p, tiles: tiles.keep_sum(tiles.t, p))
-    product_5 = product_function(real, lone, lambda p, tiles: tiles.keep(tiles.e, added(tiles.tile(tiles.t), p)))
+    product_1, product_2 = product(keep_first), product(finish_second)
+    making_1 = product(keep_first, first_sums)
+    making_2 = product(finish_second, other_sums)
+    product_6 = product(lambda p, tiles: tiles.keep_sum(tiles.t, p))
+    product_5 = product(lambda p, tiles: tiles.keep(tiles.e, added(tiles.tile(tiles.t), p)))
     packing_6, packing_5 = product_6, product_5
     if packs_beside():
-        packing_6 = product_function(real, lone, lambda p, tiles: tiles.keep_sum(tiles.t, p), packs=(0, 1, 2))
-        packing_5 = product_function(
-            real, lone, lambda p, tiles: tiles.keep(tiles.e, added(tiles.tile(tiles.t), p)), packs=(3, 4)
-        )
-    product_3 = product_function(real, lone, lambda p, tiles: tiles.finish(added(tiles.tile(tiles.e), p)))
-    product_4 = product_function(real, lone, lambda p, tiles: tiles.finish(added(tiles.tile(tiles.t), p, -1)))
-    product_7 = product_function(real, lone, both)
+        packing_6 = product(lambda p, tiles: tiles.keep_sum(tiles.t, p), packs=(0, 1, 2))
+        packing_5 = product(lambda p, tiles: tiles.keep(tiles.e, added(tiles.tile(tiles.t), p)), packs=(3, 4))
+    product_3 = product(lambda p, tiles: tiles.finish(added(tiles.tile(tiles.e), p)))
+    product_4 = product(lambda p, tiles: tiles.finish(added(tiles.tile(tiles.t), p, -1)))
+    product_7 = product(both)
 
     @inlined
     def multiply_pair(

@@ -9,7 +9,7 @@ from .call import CALL
 from .compilation import inlined
 from .microkernel import panel_rows, vector_type
 from .short_floats import memory_functions
-from .threads import task_loop
+from .threads import LINE, task_loop
 from .tracing import Lanes, load, loop, shuffle, store, traced
 from .vectors import record_at
 
@@ -20,6 +20,11 @@ CHANNELS, PACKING_STEPS = 4, 5  # packed at a time, and in how many steps
 @inlined
 def half_depth(call):
     return call.Cg * call.R * call.S // 2
+
+
+def spaced_row(depth, item):
+    """Bytes from filter to filter of sums of weights that lie in rows: with a line between, for the caches' sake."""
+    return depth * item + LINE
 
 
 def seven_of(a11, a12, a21, a22):

@@ -1,4 +1,4 @@
-"""Strassen's algorithm, two levels of it, for plans of large 1x1 layers: 49 products of quarters, not 64.
+"""Strassen's algorithm, two levels of it, for large 1x1 layers: 49 products of quarters, not 64.
 
     for every group of four neighbouring tiles of pixels, 3 vectors each and perhaps a lone one
         T1 .. T4 of the outer halves of all channels, their quarters                                into the L2 cache
@@ -15,8 +15,9 @@ to t besides.
 Why so: a level more saves an eighth of the multiply-adds, and costs sums: of pixels, 2.5 times as many, and of
 products, each of which is added twice. Where a core starts one multiply-add of 64 bytes a cycle, or two of 32, that
 pays from 64 channels and 128 filters on; where it starts two of 64, by the same account, hardly. All sums of the
-weights, 49/16 of them, are made ahead: a single call, which makes them first, is faster than strassen.py's for the
-largest layers only. The error grows by less than twice once more (accuracy.py).
+weights, 49/16 of them, are made ahead. A single call makes them first, which pays for the largest layers only; or, with
+16 registers, each task makes what 8 or 4 filters and an outer product want when it comes to them, for several groups of
+tiles at once. The error grows by less than twice once more (accuracy.py).
 
 Measured on two Zen 4 cores with AVX-512, plans of ResNet-50's 1x1 layers at N = 1, as times of strassen.py over these:
 1024 -> 512 channels of 14 x 14 1.09, 1024 -> 256 1.04, 256 -> 1024 1.02 to 1.18, with a residual 1.10, 512 -> 1024 and
@@ -45,6 +46,16 @@ What was learned there:
   310 for 1024 -> 512, 130 for 512 -> 1024 with stride 2: 1.05, 1.09, 1.05 to 1.09 and 0.91 to 1.0 times strassen.py's,
   and 1.1 where there is more than one group of tiles. Each outer product reads the weights again, 3.5 times in all,
   from the L3 cache; without fetching them ahead during the products before it is 90, 150, 310 and 140.
+- With 16 registers no pixel is lone, and products may read weights one by one from anywhere: so sums need not be turned
+  into panels, and a call makes rows of them, [7][filters][channels], by loads, additions and stores alone, in 0.9
+  cycles a weight from the L2 cache for all 49; two vectors at a time, or stores to seven rows in turn take 1.05. On two
+  Zen 4 cores held to AVX2, calls take 0.86 of the time of strassen.py or blocked.py, whichever is faster, for 512 ->
+  1024 and 256 -> 512 channels with stride 2, 0.93 for 128 -> 512 of 28 x 28, 0.95 for 256 -> 1024 of 14 x 14, medians
+  of six processes; 0.97 to 0.99 for 512 -> 256, 512 -> 128, 1024 -> 256 and 1024 -> 512, between 0.91 and 1.06, and
+  1.01 for 256 -> 128 of 56 x 56: these are left alone. Fetching the next filters' weights ahead costs up to 8 % with
+  1024 channels, ranges of filters whose weights stay in the L2 cache for all outer products 4 to 8 %, since inner sums
+  of pixels are then made for each; groups of whose sums of pixels not all fit there up to 25 %. With 32 registers lone
+  pixels want panels: shuffles for each outer product would cost what the second level gains.
 - Single calls that make them beside products, rows of the outer sums beside products 3 and 7 and panels of these beside
   5 and 6, 280 lines that are not here: of strassen.py's time, medians of the quotients of calls in turn, 0.94 to 1.0 on
   ten layers of ResNet-50 in a quiet hour, 1.0 to 1.15 in one in which the host's other machines wanted its caches.
@@ -57,7 +68,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import blocked
+from . import blocked, strassen
 from .blocked import copy_biases_function, finish_tile_function
 from .blocked_cuts import BLOCKING
 from .call import pack_call, problem_fields
@@ -79,25 +90,35 @@ from .strassen_twice_cuts import (
     blocking,
     groups,
     lone,
+    makes_rows,
     panel_bytes,
     rows_bytes,
 )
-from .strassen_twice_sums import INNER, OUTER, build_pack, row_bytes, staged_bytes, sums_twice_function
+from .strassen_twice_sums import (
+    INNER,
+    MADE,
+    OUTER,
+    build_pack,
+    make_rows_function,
+    row_bytes,
+    staged_bytes,
+    sums_twice_function,
+)
 from .threads import LINE, aligned_words, run_tasks, task_loop
 from .vectors import lanes, record_at
 
 passes = ("forward",)
 
 
-def build(dtype_name, lone):
+def build(dtype_name, lone, planned):
     real = np.dtype(dtype_name).type
     item, rows, width = np.dtype(real).itemsize, panel_rows(), VECTORS * lanes(real) + lone
     x_tile, row = width * item, VECTORS * lanes(real) * item
     wait_row, sums_row = row + lone * LINE, row_bytes(real, lone)
-    tile_bytes = rows * wait_row
+    tile_bytes, group_width = rows * wait_row, TILES * width
     wait_half, wait_tile = 2 * tile_bytes, tile_bytes
-    copy_planes, multiply_pair = copy_planes_function(dtype_name), pair_function(real, lone)
-    add_pixels = sums_twice_function(real, lone)
+    copy_planes, multiply_pair = copy_planes_function(dtype_name), pair_function(real, lone, not planned)
+    add_pixels, make_rows, W = sums_twice_function(real, lone), make_rows_function(real), lanes(real)
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
     left_over = inlined(blocked.task_function(dtype_name))
 
@@ -116,17 +137,18 @@ def build(dtype_name, lone):
         return totals + number * 4 * wait_row, sums_row, 2 * wait_row, wait_row
 
     @inlined
-    def group(call, index, worker):
-        number, rest = index % call.quads, index // call.quads
+    def neighbours(call, index, worker):
+        """Some neighbouring groups of tiles; one, or in a call as many as a weight's sums are made for at once."""
+        ranges = -(-call.quads // call.task_quads)
+        number, rest = index % ranges, index // ranges
         n, rest = rest % call.N, rest // call.N
         filter_task, g = rest % call.quad_filter_tasks, rest // call.quad_filter_tasks
-        first, depth, quarter = number * 4 * width, call.Cg // 4, call.Kg // 4
+        first, depth, quarter = number * call.task_quads * group_width, call.Cg // 4, call.Kg // 4
+        count = min(call.task_quads, call.quads - number * call.task_quads)
         begin = filter_task * call.quad_filters
         end = min(begin + call.quad_filters, quarter)
         planes = call.workspace + worker * call.worker_bytes
-        totals = planes + call.sums_at
-        inner = totals + OUTER * wait_row
-        alone = inner + INNER * row
+        totals, totals_bytes = planes + call.sums_at, depth * sums_row
         pair_tiles = planes + call.tiles_at
         waiting = pair_tiles + 2 * tile_bytes
         tiles, biases = waiting + 4 * tile_bytes, planes + call.quad_bias_at
@@ -137,55 +159,66 @@ def build(dtype_name, lone):
         if reads_flat(call, item):
             x += first * item
         else:
-            row0, behind = first // call.Q, first + 4 * width
-            count = (behind - 1) // call.Q - row0 + 1
-            column, stop = (first % call.Q, (behind - 1) % call.Q + 1) if count == 1 else (0, call.Q)
-            copy_planes(call, planes, call.planes_bytes, x, row0, 1, call.Cg, count, column, stop, False)
+            row0, behind = first // call.Q, first + count * group_width
+            x_rows = (behind - 1) // call.Q - row0 + 1
+            column, stop = (first % call.Q, (behind - 1) % call.Q + 1) if x_rows == 1 else (0, call.Q)
+            copy_planes(call, planes, call.planes_bytes, x, row0, 1, call.Cg, x_rows, column, stop, False)
             x, x_step = planes + first % call.Q * item, call.planes_bytes
         x_half = 2 * depth * x_step
-        add_pixels(totals, x, x_tile, x_half, x_step, depth)
+        for j in range(count):
+            add_pixels(totals + j * totals_bytes, x + j * group_width * item, x_tile, x_half, x_step, depth)
 
         direct = writes_flat(call, item) and not call.has_residual
-        product_bytes, bias_half = depth * rows * item, call.quad_filters * item
+        product_bytes, bias_half = rows * (depth * item if planned else call.made_row), call.quad_filters * item
+        w = call.w + g * call.Kg * call.w_k
         panels = call.w + call.panels_at + g * (quarter // rows * PRODUCTS * PRODUCTS * product_bytes)
         y = call.y + n * call.y_n + g * call.Kg * call.y_k + first * item
         for q in range(PRODUCTS):
-            b, step, half, right = operand(q, x, x_step, x_half, totals)
             finishes, lower, to_right = q == 1 or q >= 4, int(q >= 5), int(q == 4 or q == 5)
             for k in range(begin, end, rows):
                 a = panels + (k // rows * PRODUCTS + q) * (PRODUCTS * product_bytes)
-                t = tiles + (k - begin) // rows * (8 * tile_bytes)
-                e, bias = t + 4 * tile_bytes, biases + (k - begin) * item + 2 * lower * bias_half
-                out, out_row, out_half, out_tile = e if q == 3 else t, wait_row, wait_half, wait_tile
-                above, below, low, high = 0, 0, -np.inf, np.inf
-                if finishes and direct:
-                    out, out_row, out_half, out_tile = y + k * call.y_k, call.y_k, quarter * call.y_k, x_tile
-                    out += 2 * lower * out_half + 2 * to_right * x_tile
-                    low, high = call.low, call.high
-                    if call.has_bias:
-                        above, below = bias, bias + bias_half
-                elif finishes:
-                    out = waiting
-                source, also = e if q == 4 or q == 5 else t, t if q == 5 else 0
-                if q == 0:
-                    source = 0
-                multiply_pair(
-                    k == begin, False, (0, 0, 0, 0), a, product_bytes, b, step, half, right, inner, row, sums_row,
-                    alone, item, sums_row, depth, pair_tiles, out, out_row, out_half, out_tile, above, below, source,
-                    also, wait_row, wait_half, wait_tile, low, high, next_weights(a, product_bytes), rows * item,
-                )  # fmt: skip
-                if finishes and not direct:
-                    for i in range(4):
-                        k0 = g * call.Kg + k + (2 * lower + i // 2) * quarter
-                        pixel, number = first + (2 * to_right + i % 2) * width, bias + i // 2 * bias_half
-                        finish_tile(call, n, k0, rows, pixel, width, waiting + i * tile_bytes, wait_row, number)
+                if not planned:
+                    a, here = planes + call.made_at, w + k * call.w_k
+                    make_rows(
+                        q, a, call.made_row, here, call.w_k, quarter * call.w_k, depth * item, depth // (MADE * W)
+                    )
+                for j in range(count):
+                    sums, pixel = totals + j * totals_bytes, j * group_width
+                    b, step, half, right = operand(q, x + pixel * item, x_step, x_half, sums)
+                    inner = sums + OUTER * wait_row
+                    t = tiles + ((k - begin) // rows * count + j) * (8 * tile_bytes)
+                    e, bias = t + 4 * tile_bytes, biases + (k - begin) * item + 2 * lower * bias_half
+                    out, out_row, out_half, out_tile = e if q == 3 else t, wait_row, wait_half, wait_tile
+                    above, below, low, high = 0, 0, -np.inf, np.inf
+                    if finishes and direct:
+                        out, out_row, out_half, out_tile = y + k * call.y_k, call.y_k, quarter * call.y_k, x_tile
+                        out += pixel * item + 2 * lower * out_half + 2 * to_right * x_tile
+                        low, high = call.low, call.high
+                        if call.has_bias:
+                            above, below = bias, bias + bias_half
+                    elif finishes:
+                        out = waiting
+                    source, also = e if q == 4 or q == 5 else t, t if q == 5 else 0
+                    if q == 0:
+                        source = 0
+                    soon, soon_step = next_weights(a, product_bytes), rows * item
+                    multiply_pair(
+                        k == begin, False, (0, 0, 0, 0), a, product_bytes, b, step, half, right, inner, row, sums_row,
+                        inner + INNER * row, item, sums_row, depth, pair_tiles, out, out_row, out_half, out_tile,
+                        above, below, source, also, wait_row, wait_half, wait_tile, low, high, soon, soon_step,
+                    )  # fmt: skip
+                    if finishes and not direct:
+                        for i in range(4):
+                            k0 = g * call.Kg + k + (2 * lower + i // 2) * quarter
+                            column, number = first + pixel + (2 * to_right + i % 2) * width, bias + i // 2 * bias_half
+                            finish_tile(call, n, k0, rows, column, width, waiting + i * tile_bytes, wait_row, number)
 
     def task(call_address, index, worker):
         call = record_at(CALL_TWICE, call_address)
         all_tasks = call.quad_tasks + call.left_tasks  # what is left over evenly among the groups
         before = index * call.left_tasks // all_tasks
         if (index + 1) * call.left_tasks // all_tasks == before:
-            group(call, index - before, worker)
+            neighbours(call, index - before, worker)
         else:
             left_over(call_address, before, worker)
 
@@ -193,10 +226,10 @@ def build(dtype_name, lone):
 
 
 @lru_cache(maxsize=1024)
-def prepared(problem, threads):
-    numbers, tasks, _ = blocking(problem, threads)
+def prepared(problem, threads, planned):
+    numbers, tasks, _ = blocking(problem, threads, planned)
     fields = problem_fields(problem) + struct.pack(f"{len(BLOCKING + GROUPS)}q", *numbers)
-    return fields, compiled(build, problem.dtype.name, lone(problem)), tasks
+    return fields, compiled(build, problem.dtype.name, lone(problem), planned), tasks
 
 
 def why_not(problem, device):
@@ -221,7 +254,13 @@ def why_not(problem, device):
 
 
 def workspace_bytes(problem, device):
-    return device.threads * blocking(problem, device.threads)[-1]
+    kinds = {True, not makes_rows(problem)}  # planned or not
+    return device.threads * max(blocking(problem, device.threads, planned)[-1] for planned in kinds)
+
+
+def reads_in_place(problem, w):
+    """Weights of which a call makes the sums by itself."""
+    return makes_rows(problem) and strassen.reads_in_place(problem, w)
 
 
 def packed_bytes(problem, device):
@@ -240,23 +279,26 @@ def pack(problem, device, w, packed):
 
 
 def predicted_seconds(problem, device):
-    cycles = best_cycles(problem, device.threads) * device.threads
+    cycles = best_cycles(problem, device.threads, planned=True) * device.threads
     seconds = predicted(problem, device, cycles + problem.N * problem.groups * blocked.store_cycles(problem))
     return seconds + fetch_seconds(panel_bytes(problem), cycles, device.threads)
 
 
 def pack_seconds(problem, device):
-    """Making the weights' sums, and then fetching what has just been written."""
+    """Making the weights' sums, and then fetching what has just been written, or making them by tasks."""
+    if makes_rows(problem):
+        alone, planned = (best_cycles(problem, device.threads, planned) for planned in (False, True))
+        return (alone - planned) / CLOCK
     exchange = EXCHANGE_SECONDS if device.threads > 1 else 0.0
     return PACK_CYCLES * problem.K * problem.reduction / CLOCK / device.threads + exchange
 
 
 def job(problem, device, x, w, y, bias, residual):
     """`run` for arrays of these strides."""
-    fields, loop_, tasks = prepared(problem, device.threads)
+    fields, loop_, tasks = prepared(problem, device.threads, w.ndim == 1)
     return job_of(fields, loop_, tasks, device.threads, x, w, y, bias, residual)
 
 
 def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stream=None):
-    """Write the convolution of x with the packed weights w into y; x (N, C, H, W), y (N, K, P, Q) in logical order."""
+    """Write the convolution of x with w, packed or as `reads_in_place` asks, into y; all in logical order."""
     job(problem, device, x, w, y, bias, residual).run(x, w, y, bias, residual, workspace)

@@ -10,11 +10,13 @@ from .call import CALL
 from .microkernel import VECTORS, panel_rows, vector_type
 from .strassen_sums import PRODUCTS, seven_of
 from .threads import LINE, lines, task_loop
-from .tracing import interleave, load, loop, store, traced
+from .tracing import interleave, load, loop, store, traced, when
 from .vectors import record_at
 
 QUARTERS = 4  # of the channels, and of the filters
 OUTER, INNER = 4 * QUARTERS, 4  # rows of sums: of the outer sums the quarters; and the inner of one outer product
+
+MADE = 2  # vectors of channels whose sums are made at a time in a call: stores to one line of AVX2 behind each other
 
 
 def row_bytes(real, lone):
@@ -65,6 +67,35 @@ def outer_operand(q, number):
     halves = [half_of(i, j) for i in (0, 1) for j in (0, 1)]
     four = [seven_of(*numbers)[q] for numbers in zip(*halves)]
     return [-number for number in four] if q == PRODUCTS - 1 else four
+
+
+def make_rows_function(real):
+    """A Numba function make_rows(q, to, row, w, w_k, quarter_filters, quarter_channels, count): what the seven products
+    of outer product q take of `rows` filters, MADE * count vectors of their channels, in rows `row` bytes apart.
+    """
+    V, rows = vector_type(real), panel_rows()
+
+    def make(q, to, row, w, w_k, quarter_filters, quarter_channels, count):
+        def seven(here):
+            four = outer_operand(q, lambda i, j: load(V, here + quarter_filters * i + quarter_channels * j))
+            return seven_of(*four)
+
+        def some(k, c):
+            here, there = w + w_k * k + MADE * V.bytes * c, to + row * k + MADE * V.bytes * c
+            vectors = [seven(here + V.bytes * v) for v in range(MADE)]
+            for p, totals in enumerate(zip(*vectors)):
+                for v, total in enumerate(totals):
+                    store(there + row * rows * p + V.bytes * v, total)
+
+        loop(tracing.constant(w, rows), lambda k: loop(count, partial(some, k)))
+
+    @traced(types.void)
+    def make_rows(q, to, row, w, w_k, quarter_filters, quarter_channels, count):
+        for number in range(PRODUCTS):
+            with when(q.equals(number)):
+                make(number, to, row, w, w_k, quarter_filters, quarter_channels, count)
+
+    return make_rows
 
 
 def staged_bytes(dtype_name):

@@ -1,10 +1,15 @@
 """Two levels of Strassen: what holds beyond the shared problems, hardly any of which it takes."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import convlib
-from convlib import accuracy, device, dispatch
+from convlib import accuracy, choosing, device, dispatch
 from convlib.kernels import reference
 from convlib.kernels.numba_cpu import (
     strassen_twice,
@@ -25,32 +30,43 @@ PROBLEMS = {
     "stride 2": ((1, 40, 28, 29), (32, 40, 1, 1), {"stride": 2}),
     "channels last": ((1, 40, 14, 14), (32, 40, 1, 1), {"layout": "NHWC"}),
 }
+# of calls with 16 registers: a quarter of the channels whole lines; with tiles left over, and a last range of fewer
+CALLED = {
+    "called, batch": ((2, 64, 23, 21), (48, 64, 1, 1), {}),
+    "called, groups": ((1, 256, 12, 17), (128, 128, 1, 1), {"groups": 2}),
+    "called, stride 2": ((1, 64, 28, 41), (32, 64, 1, 1), {"stride": 2}),
+    "called, channels last": ((1, 64, 14, 23), (32, 64, 1, 1), {"layout": "NHWC"}),
+}
 
 
 def normal(*shape):
     return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
 
 
-def operands(name, has_residual):
+def operands(name, has_residual, dtype=np.float32):
     """x, w, bias, residual, the problem, and the exact result, in logical order."""
-    x_shape, w_shape, keywords = PROBLEMS[name]
-    x, w, bias = normal(*x_shape), normal(*w_shape), normal(w_shape[0])
+    x_shape, w_shape, keywords = (PROBLEMS | CALLED)[name]
+    x, w, bias = (normal(*shape).astype(dtype) for shape in (x_shape, w_shape, w_shape[:1]))
     shape = x.transpose(0, 2, 3, 1).shape if "layout" in keywords else x_shape
-    problem = make_problem(shape, w_shape, np.float32, has_bias=True, has_residual=has_residual, **keywords)
-    residual = normal(problem.N, problem.K, problem.P, problem.Q) if has_residual else None
+    problem = make_problem(shape, w_shape, dtype, has_bias=True, has_residual=has_residual, **keywords)
+    residual = normal(problem.N, problem.K, problem.P, problem.Q).astype(dtype) if has_residual else None
     return x, w, bias, residual, problem, reference.conv2d(problem, x, w, bias, residual)
 
 
-def computed(name, workers, has_residual=False, apart=1):
+def computed(name, workers, has_residual=False, apart=1, packed=True, dtype=np.float32):
     """apart: how far y's pixels lie apart, in numbers."""
-    x, w, bias, residual, problem, exact = operands(name, has_residual)
+    x, w, bias, residual, problem, exact = operands(name, has_residual, dtype)
     place = device.cpu_with(workers)
-    packed = empty_aligned((strassen_twice.packed_bytes(problem, place),), np.uint8)
     workspace = empty_aligned((strassen_twice.workspace_bytes(problem, place),), np.uint8)
-    packed[:], workspace[:] = 255, 255  # NaN, wherever it is read before it is written
-    strassen_twice.pack(problem, place, w, packed)
-    y = np.full((*exact.shape, apart), np.nan, np.float32)
-    strassen_twice.run(problem, place, x, packed, y[..., 0], bias, residual, workspace)
+    workspace[:] = 255  # NaN, wherever it is read before it is written
+    assert packed or strassen_twice.reads_in_place(problem, w)
+    if packed:
+        memory = empty_aligned((strassen_twice.packed_bytes(problem, place),), np.uint8)
+        memory[:] = 255
+        strassen_twice.pack(problem, place, w, memory)
+        w = memory
+    y = np.full((*exact.shape, apart), np.nan, dtype)
+    strassen_twice.run(problem, place, x, w, y[..., 0], bias, residual, workspace)
     assert np.isnan(y[..., 1:]).all()
     return y[..., 0]
 
@@ -83,8 +99,60 @@ def test_the_bits_depend_neither_on_threads_nor_on_the_cut(name, monkeypatch):
 
 
 def forget_cuts():
-    for cached in (strassen_twice_cuts.best_cut, strassen_twice_cuts.blocking, strassen_twice.prepared):
+    cuts = strassen_twice_cuts
+    for cached in (cuts.best_cut, cuts.makes_rows, cuts.blocking, strassen_twice.prepared):
         cached.cache_clear()
+
+
+@pytest.mark.skipif(target.register_count() != 16, reason="with more registers weights are packed")
+@pytest.mark.parametrize("name", ["14 x 14", *CALLED])
+@pytest.mark.parametrize(("has_residual", "apart", "dtype"), [(False, 1, np.float32), (True, 2, np.float64)])
+def test_tasks_of_a_call_make_the_sums_that_plans_pack(name, has_residual, apart, dtype, monkeypatch):
+    *_, problem, exact = operands(name, has_residual, dtype)
+    y = computed(name, 2, has_residual, apart, dtype=dtype)
+    assert np.linalg.norm(y - exact) < accuracy.norm_relative(problem, "strassen_twice") * np.linalg.norm(exact)
+    for cut in ((1, 1), (1, 2), (2, 3)):
+        forget_cuts()
+        monkeypatch.setattr(strassen_twice_cuts, "possible_cuts", lambda problem, planned, cut=cut: [cut])
+        monkeypatch.setattr(strassen_twice, "makes_rows", lambda problem: True)
+        np.testing.assert_array_equal(y, computed(name, 3, has_residual, apart, packed=False, dtype=dtype))
+    forget_cuts()
+
+
+@pytest.mark.skipif(target.architecture() != "x86_64", reason="about instruction sets of x86-64")
+@pytest.mark.skipif(target.register_count() == 16, reason="these tests ran with AVX2 already")
+def test_calls_with_16_registers():
+    """On a processor with AVX-512, where nothing else would see that code."""
+    lowered = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "of_a_call or chooses"]
+    done = subprocess.run(command, env=os.environ | lowered, cwd=Path(__file__).parents[3], capture_output=True)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+
+
+def test_weights_that_lie_otherwise_are_packed_for_a_call():
+    whole, part = (make_problem((1, C, 14, 14), (64, C, 1, 1), np.float32) for C in (64, 44))
+    assert strassen_twice.reads_in_place(whole, normal(64, 64, 1, 1)) == (target.register_count() == 16)
+    assert not strassen_twice.reads_in_place(whole, normal(64, 128, 1, 1)[:, ::2])
+    assert not strassen_twice.reads_in_place(part, normal(64, 44, 1, 1))
+
+
+@pytest.mark.skipif(target.register_count() != 16, reason="with more registers weights are packed")
+@pytest.mark.parametrize(
+    ("C", "size", "K", "chosen"),
+    [(256, 14, 1024, True), (128, 28, 512, True), (1024, 14, 256, False), (64, 56, 256, False), (256, 56, 64, False)],
+)
+def test_a_call_with_16_registers_chooses_it_where_filters_are_more_than_channels(C, size, K, chosen, monkeypatch):
+    monkeypatch.setattr(target, "cache_bytes", lambda level: {1: 32 << 10, 2: 1 << 20, 3: 32 << 20}[level])
+    problem = make_problem((1, C, size, size), (K, C, 1, 1), np.float32)
+    forget_cuts()
+    assert (choosing.choose(problem, device.cpu_with(2)) == "numba_cpu.strassen_twice") == chosen
+    forget_cuts()
+
+
+def test_the_weights_of_many_images_are_packed_once():
+    one, many = (make_problem((N, 256, 14, 14), (512, 256, 1, 1), np.float32) for N in (1, 64))
+    assert strassen_twice_cuts.makes_rows(one) == (target.register_count() == 16)
+    assert not strassen_twice_cuts.makes_rows(many)
 
 
 @pytest.mark.parametrize("activation", ["relu6", "silu"])
@@ -131,7 +199,7 @@ def test_where_multiply_adds_are_few_a_cycle_plans_of_large_layers_choose_it_and
     single = {kernel: planned[kernel] + kernel.pack_seconds(problem, place) for kernel in (once, twice)}
     forget_cuts()
     assert planned[twice] < planned[once]
-    assert (single[twice] < single[once]) == called
+    assert strassen_twice_cuts.makes_rows(problem) or (single[twice] < single[once]) == called
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
