@@ -312,6 +312,15 @@ def test_every_size_of_map(algorithm, window, stride, size):
     np.testing.assert_allclose(y, reference.conv2d(problem, x, w), atol=3e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])  # vectors of 8 in one of them, whatever the processor
+@pytest.mark.parametrize(("window", "stride", "size"), [((11, 11), 4, (26, 61)), ((1, 8), (1, 4), (1, 90))])
+def test_tiles_whose_columns_two_vectors_do_not_hold(window, stride, size, dtype):
+    x, w = normal(1, 3, *size).astype(dtype), weights(18, 3, window).astype(dtype)
+    keywords = {"padding": half(window), "stride": stride}
+    expected = reference.conv2d(make_problem(x.shape, w.shape, dtype, **keywords), x, w)
+    np.testing.assert_allclose(f4(x, w, max_error=1, **keywords), expected, atol=3e-5)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "window", "stride", "reason"),
     [
