@@ -58,7 +58,6 @@
 // -DTURNS (how often), -DFILTERS (of each channel, one after the other), -DSIDE_BY_SIDE (1: so lie a block's outputs),
 // -DDESCENDS (1: a block takes several steps down, one plane and one filter at a time).
 
-#include "epilogue.cuh"
 #include "depthwise_tile.cuh"
 
 constexpr int TAPS = R * S;
@@ -158,35 +157,6 @@ __device__ __forceinline__ void convolve(Accumulator (&sums)[ROWS], const Proble
             }
         }
     }
-}
-
-// `count` outputs, side by side in y as in `words` from `at` on, 128 bits at a time. residual lies like y.
-__device__ __forceinline__ void store_side_by_side(const Problem& problem, const Output& output, int count, int at)
-{
-    Element* y = output.y;
-    const Element* residual = output.residual;
-    const bool together = residual && behind_boundary(residual) == behind_boundary(y);
-    const auto addend = [&](int i) { return residual ? widened(residual[i]) : Accumulator(0); };
-    const int lead = (LOAD - behind_boundary(y)) % LOAD, vectors = count < lead ? 0 : (count - lead) / LOAD;
-    for (int index = threadIdx.x; index < vectors; index += blockDim.x) {
-        const int from = lead + index * LOAD;
-        const Pack added = together ? load_pack(residual + from) : Pack();
-        Pack results;
-        #pragma unroll
-        for (int v = 0; v < LOAD; v += VECTOR) {
-            const Vector sums = reinterpret_cast<const Vector&>(words[at + from + v]);
-            #pragma unroll
-            for (int i = 0; i < VECTOR; ++i) {
-                const Accumulator more = together ? widened(added.lane[v + i]) : addend(from + v + i);
-                round_to(results.lane[v + i], activated(sums.lane[i] + more, problem.slope));
-            }
-        }
-        *reinterpret_cast<Pack*>(y + from) = results;
-    }
-
-    // What lies before the first whole vector, and behind the last.
-    const int i = edge_element(lead, vectors, count);
-    if (i >= 0) round_to(y[i], activated(words[at + i] + addend(i), problem.slope));
 }
 
 // grid: groups of planes * across_p, blocks along a row, filters; block: a thread for each strip of each column.

@@ -28,8 +28,8 @@
 // in 48 KB of shared memory. Never run on hardware.
 // Source: as depthwise.cu; the phases: Vaidyanathan, Multirate Systems and Filter Banks, 1993, section 4.3.
 //
-// Compiled with problem.cuh's and staged_planes.cuh's constants (x is grad_x, y is grad_y), -DROWS (u's of a thread),
-// -DTURNS (how often), -DSIDE_BY_SIDE (1: so a block's part of grad_x lies in memory).
+// Compiled with problem.cuh's and staged_planes.cuh's constants (x is grad_x, y is grad_y), -DACTIVATION=IDENTITY, -DROWS
+// (u's of a thread), -DTURNS (how often), -DSIDE_BY_SIDE (1: so a block's part of grad_x lies in memory).
 
 #include "depthwise_tile.cuh"
 
@@ -138,25 +138,6 @@ __device__ __forceinline__ void put_sums(const Sums& sums, const Problem& proble
         }
 }
 
-// `count` elements, side by side in grad_x as in `words` from `at` on, 128 bits at a time.
-__device__ __forceinline__ void store_side_by_side(Element* grad_x, int count, int at)
-{
-    const int lead = (LOAD - behind_boundary(grad_x)) % LOAD, vectors = count < lead ? 0 : (count - lead) / LOAD;
-    for (int index = threadIdx.x; index < vectors; index += blockDim.x) {
-        const int from = lead + index * LOAD;
-        Pack results;
-        #pragma unroll
-        for (int v = 0; v < LOAD; v += VECTOR) {
-            const Vector sums = reinterpret_cast<const Vector&>(words[at + from + v]);
-            #pragma unroll
-            for (int i = 0; i < VECTOR; ++i) round_to(results.lane[v + i], sums.lane[i]);
-        }
-        *reinterpret_cast<Pack*>(grad_x + from) = results;
-    }
-    const int i = edge_element(lead, vectors, count);  // before the first whole vector, or behind the last
-    if (i >= 0) round_to(grad_x[i], words[at + i]);
-}
-
 // One by one, whatever grad_x's strides; neighbouring threads neighbouring channels, then columns.
 __device__ __forceinline__ void store_elements(Element* __restrict__ grad_x, const Problem& problem, const Part& part,
                                                int at)
@@ -195,6 +176,10 @@ conv2d_depthwise_input_grad(const Element* __restrict__ grad_y, const Element* _
         put_sums(sums, problem, part, job, outputs_at);
     }
     __syncthreads();
-    if constexpr (SIDE_BY_SIDE) store_side_by_side(grad_x + first, part.planes * part.rows * problem.W * SIDE, outputs_at);
-    else store_elements(grad_x, problem, part, outputs_at);
+    if constexpr (SIDE_BY_SIDE) {
+        const Output output = {grad_x + first, nullptr, nullptr};
+        store_side_by_side(problem, output, part.planes * part.rows * problem.W * SIDE, outputs_at);
+    } else {
+        store_elements(grad_x, problem, part, outputs_at);
+    }
 }

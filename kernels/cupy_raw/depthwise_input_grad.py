@@ -15,7 +15,7 @@ from . import depthwise_tiles as forward
 from .depthwise import is_contiguous, tile_struct
 from .depthwise_tiles import ALIGNED, shared_words
 from .implicit_gemm import address_of
-from .parameters import is_wide, problem_struct, size_reasons, type_constants, window_constants
+from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 
 MOST_TAPS = 121  # what the unrolled loops over a window may come to
 MOST_SUMS = 32  # of a thread
@@ -134,7 +134,7 @@ def source(problem, device, wide=False):
 
 @lru_cache(maxsize=4096)
 def source_of(problem, tile, wide, staging, side_by_side):
-    constants = type_constants(problem, wide) + window_constants(problem)
+    constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     constants += (("STAGING", staging), ("SIDE", tile.side), ("SHARED_WORDS", shared_words(problem, tile)))
     constants += (("ROWS", tile.rows), ("SEVERAL", int(tile.planes > 1)), ("TURNS", tile.turns))
     constants += (("SIDE_BY_SIDE", int(side_by_side)),)
