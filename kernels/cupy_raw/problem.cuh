@@ -18,6 +18,11 @@ template <> struct Wide<true> { using Offset = int64; using Index = uint64; };
 using Offset = Wide<WIDE>::Offset;  // of an element within its array
 using Index = Wide<WIDE>::Index;    // numbers outputs, and those of the last block that are none
 
+// Keep what was worked out once from the compiler, which would do it anew in each stage; not in 64 bits, which want two
+// registers each.
+__device__ __forceinline__ void keep(int& distance) { asm volatile("" : "+r"(distance)); }
+__device__ __forceinline__ void keep(int64&) {}
+
 struct Strides { int64 n, c, h, w; };  // of w: filter, channel, row, column of the window
 
 struct Problem {

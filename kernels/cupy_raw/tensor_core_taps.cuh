@@ -14,11 +14,6 @@
 
 #include "problem.cuh"
 
-// Keep what was worked out once from the compiler, which would do it anew in each stage; not in 64 bits, which want two
-// registers each.
-__device__ __forceinline__ void keep(int& distance) { asm volatile("" : "+r"(distance)); }
-__device__ __forceinline__ void keep(int64&) {}
-
 constexpr bool BITS_OF_AXES = R + S < 32;  // bit 31 is no window's
 
 struct Step {

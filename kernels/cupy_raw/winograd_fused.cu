@@ -24,15 +24,17 @@
 // Bytes and FLOPs: a stage is 131,072 multiply-adds, which stand for 294,912 of the direct way, on 16 KB of filters and
 // 8 KB of patches. Tiles overlap, so three of four words of a patch are another's too: L1 has them, or L2 where they
 // are another block's. Blocks of the same tiles are neighbours in the grid: x comes from memory once.
-// Sectors beside the least, float32, counted in the emulator: 1.0 where filters, y, residual and splits are met; x 2.03
-// where the pixels of a row lie side by side and 2.0 where the channels do (float64 2.1 and 1.0). That is not the halo:
-// patches are loaded word by word, and the next lane's word is two pixels on, or 4 channels are half a sector. In 16
-// requests a warp asks for 128 sectors of 36; with pixels as pairs and the columns beside them from the lanes beside, as
-// in winograd_batched.cu, it would ask for 40. Not tried.
+// Sectors beside the least, float32, counted in the emulator: 1.0 where filters, y, residual and splits are met, and x
+// IN_PAIRS: where the pixels of a row lie side by side, an even number of them, padded by one, a lane loads its tile's
+// own columns and has the two beside from the lanes beside, as in winograd_batched.cu. A warp asks for the 40 sectors in
+// which a channel's patches lie, where it asked for 128 word by word. That takes 4 loads of 64 bits, 8 of a warp's ends
+// and 8 shuffles for 16 loads, but no more instructions in all, as distances of rows are kept in 32 bits. Other rows go
+// word by word, 2.0, and so do 16-bit types and float64, whose loops would be 20 and 25 instructions longer. Of channels
+// side by side x meets 2.0: 4 of them are half a sector, whose other half other lanes take a stage earlier (float64 1.0).
 // Registers: 128 for sums, 32 for what is being multiplied, 16 + 16 for the next stage, the rest addresses: 232 to 255,
 // no spills. So a multiprocessor holds one block, of 8 warps.
-// Instructions: of 1,222 to 1,243 in two stages 1,024 multiply and add where the pixels of a row lie side by side; of
-// 1,230 to 1,275 where the channels do, since columns are then no constant apart: 84 to 80 %.
+// Instructions: of 1,222 to 1,247 in two stages 1,024 multiply and add where the pixels of a row lie side by side; of
+// 1,232 to 1,275 where the channels do, since columns are then no constant apart: 84 to 80 %.
 // Bank conflicts: none, in loads and stores, as the emulator counts.
 //     products   lanes as in register_tile.cuh, 8 of filters x 4 of tiles; a quarter of a warp reads 4 x 2 words of 128
 //                bits
@@ -60,8 +62,8 @@
 //
 // float64: 32 filters x 16 tiles, 4 x 4 sums of each product to a thread, a patch of its own every fourth stage.
 // Compiled with the constants of problem.cuh, winograd_filters.cuh and epilogue.cuh, -DADJACENT=CHANNELS where the
-// channels of a pixel of x lie side by side in memory, PIXELS where the pixels of a row do, NONE elsewhere, -DSPLIT, and
-// -DSTORED, so many pixels of a row at once: of y and the residual, or of the splits' sums.
+// channels of a pixel of x lie side by side in memory, PIXELS where the pixels of a row do, NONE elsewhere, -DIN_PAIRS,
+// -DSPLIT, and -DSTORED, so many pixels of a row at once: of y and the residual, or of the splits' sums.
 
 #include "epilogue.cuh"
 #include "winograd_filters.cuh"
@@ -132,9 +134,14 @@ __device__ __forceinline__ Corner corner_of(const Tiling& tiling, Index tile)
 struct Patch {
     Accumulator values[PATCH][PATCH];
     const Element* next;   // the first of those to fetch next
-    unsigned inside;       // a bit for each: whether it lies in the image
+    unsigned inside;       // a bit for each: whether it lies in the image; IN_PAIRS: and this lane loads it
     int channel;           // of the group, to fetch next
     int place;             // in a stage's tiles
+
+    // Of `inside`: one for both own columns; behind them, whether the lanes beside have the columns beside.
+    static constexpr int LOADS = IN_PAIRS ? 3 : PATCH;
+    static constexpr int bit_of(int r, int s) { return r * LOADS + (IN_PAIRS ? (s + 1) / 2 : s); }
+    static constexpr unsigned FROM_LEFT = 1u << PATCH * LOADS, FROM_RIGHT = FROM_LEFT << 1;
 
     static __device__ __forceinline__ int own_tile()
     {
@@ -151,15 +158,21 @@ struct Patch {
     {
         const Corner corner = corner_of(tiling, first_tile + own_tile());
         const int h = corner.p - problem.top, w = corner.q - problem.left;
+        const bool leads = own_tile() == 0, ends = own_tile() == TILES - 1;
         inside = 0;
         #pragma unroll
         for (int r = 0; r < PATCH; ++r)
             #pragma unroll
-            for (int s = 0; s < PATCH; ++s)
-                if (corner.exists && (unsigned)(h + r) < problem.H && (unsigned)(w + s) < problem.W)
-                    inside |= 1u << (r * PATCH + s);
+            for (int s = 0; s < PATCH; ++s) {
+                const bool loads = !IN_PAIRS || ((s > 0 || leads) && (s < PATCH - 1 || ends));
+                if (loads && corner.exists && (unsigned)(h + r) < problem.H && (unsigned)(w + s) < problem.W)
+                    inside |= 1u << bit_of(r, s);
+            }
+        if (IN_PAIRS && !leads && w >= 0) inside |= FROM_LEFT;
+        if (IN_PAIRS && !ends && w + PATCH - 1 < problem.W) inside |= FROM_RIGHT;
         channel = (stage + phase()) * DEPTH + own_channel();
         place = own_channel() * TILES + tile_place(own_channel(), own_tile());
+        keep(place);
         next = x + offset(problem.x, corner.exists ? corner.n : 0, group * problem.Cg + channel, h, w);
     }
 
@@ -167,15 +180,50 @@ struct Patch {
     __device__ __forceinline__ void fetch(const Problem& problem)
     {
         const unsigned wanted = channel < problem.Cg ? inside : 0;
-        const int64 column = ADJACENT == PIXELS ? 1 : problem.x.w;
-        const Element* at = next;
-        #pragma unroll
-        for (int r = 0; r < PATCH; ++r, at += problem.x.h - PATCH * column)
+        if constexpr (IN_PAIRS) {
+            fetch_pixels(wanted, problem.x.h);
+        } else {
+            const int64 column = ADJACENT == PIXELS ? 1 : problem.x.w;
+            const Element* at = next;
             #pragma unroll
-            for (int s = 0; s < PATCH; ++s, at += column)
-                values[r][s] = wanted >> (r * PATCH + s) & 1 ? widened(*at) : Accumulator(0);
+            for (int r = 0; r < PATCH; ++r, at += problem.x.h - PATCH * column)
+                #pragma unroll
+                for (int s = 0; s < PATCH; ++s, at += column)
+                    values[r][s] = wanted >> bit_of(r, s) & 1 ? widened(*at) : Accumulator(0);
+        }
         channel += PHASES * DEPTH;
-        next += PHASES * DEPTH * (ADJACENT == CHANNELS ? 1 : problem.x.c);
+        next += PHASES * DEPTH * (int64)(ADJACENT == CHANNELS ? 1 : (Offset)problem.x.c);
+    }
+
+    // The tile's own columns, as one vector, and of those beside what no lane beside has.
+    __device__ __forceinline__ void fetch_pixels(unsigned wanted, Offset pitch)
+    {
+        Offset further = 0;
+        #pragma unroll
+        for (int r = 0; r < PATCH; ++r, further += pitch) {
+            keep(further);  // or there are three ways to four rows, of more instructions each
+            const Element* row = next + further;
+            const auto loads = [&](int s) { return wanted >> bit_of(r, s) & 1; };
+            values[r][0] = loads(0) ? widened(row[0]) : Accumulator(0);
+            Several<MINIMAL> own = {};
+            if (loads(1)) own = several<MINIMAL>(row + 1);
+            #pragma unroll
+            for (int s = 0; s < MINIMAL; ++s) values[r][1 + s] = widened(own.lane[s]);
+            values[r][PATCH - 1] = loads(PATCH - 1) ? widened(row[PATCH - 1]) : Accumulator(0);
+        }
+    }
+
+    // All lanes of a warp come here.
+    __device__ __forceinline__ void transform()
+    {
+        #pragma unroll
+        for (int r = 0; r < PATCH && IN_PAIRS; ++r) {
+            const Accumulator left = __shfl_up_sync(~0u, values[r][MINIMAL], 1);
+            const Accumulator right = __shfl_down_sync(~0u, values[r][1], 1);
+            if (inside & FROM_LEFT) values[r][0] = left;
+            if (inside & FROM_RIGHT) values[r][PATCH - 1] = right;
+        }
+        transform_input(values);
     }
 
     __device__ __forceinline__ void put(Stage& stage) const
@@ -321,7 +369,7 @@ conv2d_winograd(const Element* __restrict__ x, const Accumulator* __restrict__ p
     share.fetch(packed);
     if (patch.phase() == 0) {
         patch.fetch(problem);
-        transform_input(patch.values);
+        patch.transform();
         patch.put(memory.stages[0]);
     }
     share.put(memory.stages[0]);
@@ -337,7 +385,7 @@ conv2d_winograd(const Element* __restrict__ x, const Accumulator* __restrict__ p
             multiply(sums, memory.stages[phase % 2], place);
             Stage& next = memory.stages[(phase + 1) % 2];
             share.put(next);
-            if (phase == 0) transform_input(patch.values);
+            if (phase == 0) patch.transform();
             if (patch.phase() == (phase + 1) % PHASES) patch.put(next);
             __syncthreads();
         }

@@ -163,17 +163,19 @@ def workspace_bytes(problem, device):
 
 
 def predicted_seconds(problem, device):
-    tiling = tiling_for(problem, device)
-    moved = cost.memory_seconds(problem, device, 2 * tiling.packed_bytes)
-    return max(seconds(problem, device, tiling), moved) + 2 * cost.LAUNCH
+    """The filters' transform, and behind it the product: as long as it multiplies, or moves."""
+    tiling, weights = tiling_for(problem, device), math.prod(problem.w_shape) * problem.dtype.itemsize
+    transform = cost.moving_seconds(device, weights + tiling.packed_bytes)
+    moved = cost.memory_seconds(problem, device, tiling.packed_bytes - weights)
+    return transform + max(seconds(problem, device, tiling), moved) + 2 * cost.LAUNCH
 
 
 @lru_cache(maxsize=4096)
-def sources_of(problem, wide, adjacent, split, stored, weights="ROWS"):
+def sources_of(problem, wide, adjacent, split, stored, weights="ROWS", in_pairs=False):
     """The kernels: transform the filters, everything else, and add the splits."""
     constants = type_constants(problem, wide) + window_constants(problem) + store_constants(problem)
     constants += (*matrix_constants(MINIMAL), ("ADJACENT", adjacent), ("SPLIT", int(split)), ("STORED", stored))
-    constants += (("WEIGHTS", weights),)
+    constants += (("WEIGHTS", weights), ("IN_PAIRS", int(in_pairs)))
     functions = ("transform_filters", "conv2d_winograd", "sum_splits")
     return tuple(CudaSource("winograd_fused.cu", function, constants) for function in functions)
 
@@ -200,6 +202,12 @@ def adjacent_in(x):
     if x.strides[1] == x.itemsize:
         return "CHANNELS"
     return "PIXELS" if x.strides[3] == x.itemsize else "NONE"
+
+
+def in_pairs(problem, x):
+    """Whether a lane loads its tile's own pixels of a row at once, and has more from the lanes beside."""
+    padded_by_one = adjacent_in(x) == "PIXELS" and problem.padding[1][0] == 1 and x.itemsize == 4
+    return padded_by_one and pixels_at_once(problem.W, x, (2,)) == 2
 
 
 def weights_in(w):
@@ -234,7 +242,7 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     split, wide = tiling.splits > 1, is_wide(problem, x, w, y, residual)
     adjacent = adjacent_in(x)
     stored = stored_at_once(problem, adjacent, split, (y, residual))
-    pack, multiply, add = sources_of(problem, wide, adjacent, split, stored, weights_in(w))
+    pack, multiply, add = sources_of(problem, wide, adjacent, split, stored, weights_in(w), in_pairs(problem, x))
 
     launch(pack, packing_blocks(problem, tiling), FILTER_THREADS, (w, packed, struct, part), stream=stream)
     arguments = (x, packed, y, bias, residual, partial, struct, part)

@@ -94,15 +94,18 @@ static bool run_block(std::vector<Fibre>& fibres)
     }
     const size_t count = fibres.size();
     for (size_t round = 0, done = 0; done < count; ++round) {
-        bool waiting = false;
+        size_t waiting = 0;
         done = 0;
         for (size_t i = 0; i < count; ++i) {
             const size_t index = round % 2 ? count - 1 - i : i;
-            if (!fibres[index].done) resume(fibres[index], index);
-            done += fibres[index].done;
-            waiting |= !fibres[index].done && fibres[index].at_barrier;
+            Fibre& fibre = fibres[index];
+            if (!fibre.done && !fibre.at_barrier) resume(fibre, index);
+            done += fibre.done;
+            waiting += !fibre.done && fibre.at_barrier;
         }
+        if (done + waiting < count) continue;  // some exchange numbers with others of their warp
         if (done && waiting) return false;
+        for (Fibre& fibre : fibres) fibre.at_barrier = false;
     }
     return true;
 }

@@ -9,6 +9,7 @@ import pytest
 import convlib
 from convlib import accuracy, choosing, compiling, device, strided
 from convlib.compiling import TARGETS
+from convlib.emulator.profile import profile
 from convlib.kernels import launching, reference
 from convlib.kernels.cupy_raw import winograd_fused
 from convlib.problem import DTYPES, make_problem, named_dtype
@@ -69,6 +70,18 @@ library = on_cpu.library
 def test_every_size_of_map_and_padding(size, padding):
     case = Case("size", (2, 3, *size), (5, 3, 3, 3), {"padding": padding})
     against_reference.check(winograd_fused, "winograd_fused", case)
+
+
+@needs_compiler
+@pytest.mark.parametrize("padding", [1, ((0, 2), (1, 0)), ((1, 0), (1, 3))], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_lanes_hand_each_other_columns_of_even_rows_padded_by_one(padding, dtype, monkeypatch):
+    """Rows end amid a warp's tiles, and warps amid rows; the second filter block's tiles, and images, begin anew."""
+    compiled = []
+    monkeypatch.setattr(on_cpu, "library", lambda kernel, *rest: compiled.append(kernel) or library(kernel, *rest))
+    case = Case("even", (2, 9, 7, 26), (5, 9, 3, 3), {"padding": padding}, bias=True, dtype=dtype)
+    against_reference.check(winograd_fused, "winograd_fused", case)
+    assert ("IN_PAIRS", int(dtype == "float32")) in compiled[1].constants
 
 
 @needs_compiler
@@ -153,14 +166,18 @@ class TestMachineCode:
     """What the compilers of a GPU make of it."""
 
     @pytest.mark.parametrize("target", TARGETS)
-    @pytest.mark.parametrize(("adjacent", "share"), [("PIXELS", 0.82), ("CHANNELS", 0.80)])
-    def test_four_of_five_instructions_multiply_and_add(self, adjacent, share, target, through_nvrtc):
+    @pytest.mark.parametrize(("adjacent", "in_pairs", "share"), [
+        ("PIXELS", False, 0.82), ("PIXELS", True, 0.82), ("CHANNELS", False, 0.80),
+    ])  # fmt: skip
+    def test_four_of_five_instructions_multiply_and_add(self, adjacent, in_pairs, share, target, through_nvrtc):
         stored = 2 if adjacent == "PIXELS" else 1
-        source = winograd_fused.sources_of(through_nvrtc.problem_of("3x3"), False, adjacent, False, stored)[1]
+        problem = through_nvrtc.problem_of("3x3")
+        source = winograd_fused.sources_of(problem, False, adjacent, False, stored, in_pairs=in_pairs)[1]
         loop = main_loop(compiling.sass(compiling.cuda_source_cubin(source, target)))
         assert multiply_share(loop) >= share
         assert through_nvrtc.loads(loop, "LDS") == {"128": 64}
-        assert through_nvrtc.loads(loop, "LDG") == {"128": 8, "32": 16}, "a stage's filters, and a patch"
+        patch = {"64": 4, "32": 8} if in_pairs else {"32": 16}
+        assert through_nvrtc.loads(loop, "LDG") == {"128": 8, **patch}, "a stage's filters, and a patch"
         assert through_nvrtc.loads(loop, "STS") == {"128": 8, "32": 32}
         assert sum(n for name, n in loop.items() if name.startswith("BAR")) == 2, "one barrier per stage"
 
@@ -176,9 +193,9 @@ class TestMachineCode:
     @pytest.mark.parametrize("adjacent", LYING)
     def test_compiles_however_x_lies_without_spills(self, adjacent, split, target, through_nvrtc):
         """The targets whose compilers want the most registers; sm_75 to sm_89 want fewer."""
-        for wide, stored in product((False, True), (1, 2)):
+        for wide, stored, in_pairs in product((False, True), (1, 2), {False, adjacent == "PIXELS"}):
             problem = through_nvrtc.problem_of("3x3")
-            for source in winograd_fused.sources_of(problem, wide, adjacent, split, stored):
+            for source in winograd_fused.sources_of(problem, wide, adjacent, split, stored, in_pairs=in_pairs):
                 through_nvrtc.check(source, target, "float32")
 
 
@@ -208,6 +225,17 @@ class TestEmulated:
             assert access.cost == access.requests * 16, "512 bytes per warp"
         blocks, stages, again = 6, 4, 1  # 192 tiles; 16 channels; the last stage's are fetched twice
         assert sum(access.requests for access in filters) == blocks * (stages + again) * 4 * 8
+
+    def test_patches_meet_the_sectors_in_which_their_pixels_lie(self, in_emulator):
+        """A warp's 64 pixels of four rows, and one more on either side."""
+        problem = make_problem((1, 8, 16, 56), (64, 8, 3, 3), np.float32, padding=1)
+        _, report = profile("cupy_raw.winograd_fused", problem).reports
+        loads = in_emulator.accesses(report, "global", "load")
+        for access in (a for a in loads if a.size == 8):
+            assert access.cost == access.lanes / 4, "pairs, without a gap"
+        for access in (a for a in loads if a.size == 4):
+            assert access.lanes == access.requests, "one lane of a warp"
+        assert {access.size for access in loads} == {4, 8, 16}
 
     @pytest.mark.parametrize("splits", [1, 2])
     def test_stores_whole_sectors(self, splits, monkeypatch, in_emulator):

@@ -83,6 +83,11 @@ FUSED = {
     "a column beside the image": ("pixels", "(unsigned)(w + s) < problem.W", "(unsigned)(w + s) <= problem.W"),
     "a row above the image": ("pixels", "(unsigned)(h + r) < problem.H", "h + r < problem.H"),
     "a column before the image": ("pixels", "(unsigned)(w + s) < problem.W", "w + s < problem.W"),
+    "a warp's first tile without the column before it": ("slices of rows", "(s > 0 || leads)", "s > 0"),
+    "a warp's last tile without the column behind it": ("slices of rows", "(s < PATCH - 1 || ends)", "s < PATCH - 1"),
+    "a column before the image from another row": ("slices of rows", "!leads && w >= 0", "!leads"),
+    "a column behind the image from another row": ("slices of rows", "!ends && w + PATCH - 1 < problem.W", "!ends"),
+    "a column from a lane that the warp has not": ("slices of rows", "!leads && w >= 0", "w >= 0"),
     "a channel past the group": ("pixels", "channel < problem.Cg ? inside : 0", "inside"),
     "a filter past the group stored": (
         "pixels",
