@@ -33,7 +33,9 @@ What was learned there:
 - Strips down a large plane touch another page in every row, too many for the processor to fetch ahead: from memory that
   took two to three times as long as bands of a few rows, strip after strip. Two Zen 4 cores, 3840 x 2160: 3 x 3 1.8 ms
   instead of 4.3, 5 x 5 2.6 instead of 3.9 to 4.9, 7 x 7 5.0 instead of 12 to 14; 1920 x 1080, 7 x 7, 1.0 instead of
-  1.6. 4 rows are as good for 3 x 3 and 5 x 5, 10 and more worse.
+  1.6. 4 rows are as good for 3 x 3 and 5 x 5, 10 and more worse. So do many planes that together come from memory: 64
+  channels of 300 x 300 take 0.8 of the time, under 5 x 5 0.76 to 0.88, 48 of 272 x 272 0.64 to 0.81; held to AVX2 0.53
+  to 0.58, 0.39 to 0.42 and 0.46 to 0.66. Smaller maps gained nothing, 8 images of 144 channels of 56 x 56 took 1.45.
 - 16-bit numbers are widened as they are loaded, once for each tap column, and take 1.0 to 1.4 times float32's time
   (held to AVX2 0.9 to 1.6, 2.0 on maps of 7 x 7). Through a panel they took 1.4 to 8 times (576 channels of 14 x 14,
   stride 2: 14 microseconds instead of 90). A branch at the end of each row between a clamp and silu cost a third of
@@ -77,6 +79,7 @@ MOST_VECTORS = 4  # of a row of outputs computed at once
 FEWEST_ROWS = 8  # of a band of a plane: those above and below it are read twice
 FEW_ROWS = 6  # of a band of a large plane, whose every row is a stream from memory
 LARGE = 2  # what a thread reads and writes of one, in sizes of the L2 cache
+LARGE_FROM_MEMORY = 0.25  # the same of each of many planes that together come from memory
 CYCLES_PER_PLANE = 40.0
 WHOLE, CUT, OUTSIDE = "whole", "cut", "outside"  # what a load's lanes are: inside the row all, some, none
 
@@ -365,8 +368,11 @@ def prepared(problem, threads):
 
 def is_large(problem, threads) -> bool:
     """Is a plane to be computed in bands of few rows, so that memory is read and written in few streams?"""
-    numbers = problem.H * problem.W + problem.P * problem.Q
-    return numbers * problem.dtype.itemsize > LARGE * threads * target.cache_bytes(2)
+    x_plane, y_plane, item = problem.H * problem.W, problem.P * problem.Q, problem.dtype.itemsize
+    plane = (x_plane + y_plane) * item
+    from_memory = problem.N * (problem.C * x_plane + problem.K * y_plane) * item >= target.cache_bytes(3) * 3 // 4
+    large = LARGE_FROM_MEMORY if from_memory else LARGE * threads
+    return plane > large * target.cache_bytes(2)
 
 
 def cycles(problem) -> float:

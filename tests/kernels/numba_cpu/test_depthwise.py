@@ -165,6 +165,19 @@ def test_large_planes_are_computed_in_bands_of_few_rows(problem, monkeypatch):
     np.testing.assert_array_equal(plain, exact)
 
 
+def test_many_planes_that_come_from_memory_are_large_where_each_is(monkeypatch):
+    monkeypatch.setattr(target, "cache_bytes", lambda level: {1: 32 << 10, 2: 1 << 20, 3: 32 << 20}[level])
+
+    def is_large(channels, side, threads=2):
+        return direct_rows.is_large(problem_of((1, channels, side, side), 1, (3, 3), padding=1), threads)
+
+    assert is_large(64, 256)
+    assert not is_large(32, 256)  # 16 MB of x and y
+    assert not is_large(2000, 56)  # 25 KB each
+    assert is_large(1, 1024)
+    assert not is_large(1, 1024, threads=8)
+
+
 OF_ROWS = [name for name in PROBLEMS if "rows" in name]
 
 
