@@ -110,7 +110,7 @@ def plain(V) -> Arithmetic:
 
 def accumulate(
     V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None, b_vector=None, *,
-    fetched=1, apart=None, a_ahead=None, indirect=False, multiply_add=fma, lone=None, aside=None, begins=None,
+    fetched=1, apart=None, also=None, indirect=False, multiply_add=fma, lone=None, aside=None, begins=None,
 ):  # fmt: skip
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
 
@@ -123,8 +123,8 @@ def accumulate(
 
     ahead: memory that will be needed soon, fetched into the cache `ahead_step` bytes further at every step; A, if
     None. b_vector: from vector to vector of B; they are neighbours, if None. fetched: how many memories are fetched
-    ahead, `apart` bytes apart; like the vectors of B, if None. a_ahead: how far behind A lies what the second-level
-    cache should have soon.
+    ahead, `apart` bytes apart; like the vectors of B, if None. also: (address, bytes at a step, [(how far behind, into
+    the cache of which level), ...]), of A that will be needed.
 
     lone: one more column of B, (L, its sums, where, from number to number), the sums of A's rows in the lanes of one
     vector L: then these are returned too. A's rows are neighbours, so that a step's are such a vector.
@@ -152,8 +152,10 @@ def accumulate(
                 added.append([multiply_add(weight, columns[j], sums[i][j]) for j in range(vectors)])
         for j in range(fetched):
             tracing.prefetch(ahead + apart * j)
-        if a_ahead is not None:
-            tracing.prefetch(a + a_ahead, level=2)
+        if also:
+            soon, soon_step, places = also
+            for behind, level in places:
+                tracing.prefetch(soon + soon_step * d + behind, level)
         alone = with_lone(a, *alone) if lone else []
         return [added, a + a_step, b if indirect else b + b_step, ahead + ahead_step, *alone]
 

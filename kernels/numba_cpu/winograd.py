@@ -24,6 +24,8 @@ What a thread does with a strip, some 7 to 64 tiles in a row (winograd_stages.py
                           +-------------+         +----------------+   the next filters
                            stays in L2, or a core's L3
 
+Where a line has few tiles, which would leave lanes empty, a lane of V is a channel (winograd_input_channels.py).
+
 The multiply takes the tiles one number at a time, up to 8 (with 16 registers 4) at once, or all of 9, and filters by
 vectors: so 49 tiles are 7 times 7, where lanes of tiles would make them 64. Tiles that stick out of y leave out the
 products of outputs that nobody wants (winograd_multiply.py). A plan has U transformed and packed ahead (`pack`), and it
@@ -172,9 +174,10 @@ from .compilation import compiled
 from .job import job_of
 from .microkernel import CLOCK, vector_type
 from .threads import run_tasks, task_loop, worker_span
-from .winograd_cuts import MOST_WORKSPACE, PACKED_FIRST, cut, cycles, filter_cycles, streams_weights
+from .winograd_cuts import MOST_WORKSPACE, PACKED_FIRST, cut, cycles, filter_cycles, lanes_are_channels, streams_weights
 from .winograd_filters import build_filter_stage, build_pack
 from .winograd_input import build_input_stage, build_input_transform, build_spread
+from .winograd_input_channels import build_input_stage_of_channels, build_input_transform_of_channels
 from .winograd_matrices import tile_of
 from .winograd_multiply import build_multiply_stage, build_tile_lists
 from .winograd_output import build_output_stage, build_output_transform
@@ -328,15 +331,20 @@ def prepared(m, problem, threads, packed=True):
     """
     chosen, tile = cut(m, problem, threads, packed), tile_of(m, problem)
     name, real, dilated = problem.dtype.name, problem.accumulate.name, problem.dilation[1] > 1
+    of_channels = lanes_are_channels(m, problem)
     leaves = {
-        "input_stage": compiled(build_input_stage, name),
-        "multiply_stage": compiled(build_multiply_stage, real),
+        "multiply_stage": compiled(build_multiply_stage, real, of_channels),
         "tile_lists": compiled(build_tile_lists, real),
         "output_stage": compiled(build_output_stage, name),
-        "spread_pixels": compiled(build_spread, tile, real, dilated),
-        "transform_input": compiled(build_input_transform, tile, real),
         "transform_output": compiled(build_output_transform, tile, real, dilated),
     }
+    if of_channels:
+        leaves["input_stage"] = compiled(build_input_stage_of_channels, real)
+        leaves["transform_input"] = compiled(build_input_transform_of_channels, tile, real)
+    else:
+        leaves["input_stage"] = compiled(build_input_stage, name)
+        leaves["spread_pixels"] = compiled(build_spread, tile, real, dilated)
+        leaves["transform_input"] = compiled(build_input_transform, tile, real)
     if not packed:
         leaves["filter_stage"] = compiled(build_filter_stage, tile, name)
     fields = problem_fields(problem) + chosen.packed() + leaf_addresses(**leaves)

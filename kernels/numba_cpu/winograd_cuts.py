@@ -33,6 +33,8 @@ SUMS_IN_CACHE = 2  # M of a chunk of filters, in sizes of the L2 cache: reading 
 SUMS_IN_CACHE_IF_SLOWER = 3 / 8  # likewise of plans, where V has time to come while the plane before is multiplied
 SUMS_IN_CACHE_IF_FEW = 2 / 3  # likewise with 16 registers: M is still in L2 when it is transformed
 LEAST_CHUNK = VECTORS  # of filters: what the widest register tile takes
+MOST_TILES_OF_A_LINE = 12  # whose pixels are turned, so that a lane is a channel; of more a line fills vectors
+TURNED_BYTES = 24 << 10  # what stays in L1 of turned pixels
 SPREAD_BYTES, MOST_SPREAD = 24 << 10, 4  # what stays in L1 of spread pixels, and channels at a time
 MOST_SPARING = 10  # tiles in a line: of more, what those at its ends save is less than what lists of tiles take
 MOST_WORKSPACE = 48 << 20  # of all threads, where a cut is possible that needs no more
@@ -44,6 +46,8 @@ PAST_CACHE_WEIGHTS = 16 << 20  # transformed weights this large are, where a pla
 # F(5,3)'s and F(6,3)'s transforms are taken for more than they are, if not slower: they err more.
 # 3 x 3, per channel and vector of 64 bytes of tiles; other windows by their products
 INPUT_CYCLES = {2: 160, 3: 240, 4: 340, 5: 750, 6: 950}
+TURNED, TURNED_LARGE = 0.8, 0.95  # times as long they take where a lane is a channel, of which none is empty; F(5,3)'s
+# and F(6,3)'s; with 16 registers F(6,3)'s count as before: they took 1.07 of F(4)'s on 512 channels of 32 x 32
 STRIDED = 0.8  # of what their products say, F(3)'s and F(4)'s inputs wait with a stride, of more than a few channels;
 # less if slower
 SLOWER_LARGE = 1.6  # times as long take F(5,3)'s and F(6,3)'s if slower; others' are taken for twice as long
@@ -136,6 +140,8 @@ class Cut:
     spread_at: int
     spread_pitch: int
     spread_channels: int
+    spread_lines: int  # of tiles, and tiles of a line, whose pixels are turned together
+    spread_tiles: int
     piece: int
     streaming: int
 
@@ -250,7 +256,9 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
 
     strip_tiles = ceil_div(tiles, strips)
     strip_vectors = ceil_div(strip_tiles, W)
-    tiles_at = tile.products * (problem.Cg * strip_vectors * numbers.bytes + PLANE_PADDING)
+    of_channels = lanes_are_channels(m, problem)
+    channel_bytes = strip_tiles * numbers.item if of_channels else strip_vectors * numbers.bytes
+    tiles_at = tile.products * (problem.Cg * channel_bytes + PLANE_PADDING)
     numbers_at = tiles_at + 8 * PLANE_KINDS**2 * tile_list_words(numbers)
     planes_at = numbers_at + 8 * tile.products
     soon_at = planes_at + 8 * (1 + PLANE_WORDS * (tile.planes + 1))
@@ -275,16 +283,21 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
     input_pitch = lines(((in_a_row - 1) * columns.step + columns.span + W) * numbers.item)
     piece = max(PIECE_TILES, W // (1 if beside else columns.m))  # a vector of outputs in a row, at least
     output_pitch = piece * columns.m * numbers.bytes
-    input_staging = segments * rows.span * input_pitch
+    input_staging = 0 if of_channels else segments * rows.span * input_pitch
     spread_at = lines(numbers.staging_at + max(W * input_staging, rows.m * output_pitch + numbers.bytes))
     spread_pitch, pixels = (strip_vectors + 1) * numbers.bytes, rows.span * columns.span
     spread_channels = max(1, min(MOST_SPREAD, SPREAD_BYTES // (pixels * spread_pitch)))
+    spread_bytes, spread_lines, spread_tiles = spread_channels * pixels * spread_pitch, 0, 0
+    if of_channels:
+        spread_lines, spread_tiles = turned_together(tile, line_tiles, in_a_row, segments, numbers)
+        spread_pitch = turned_pitch(tile, spread_tiles, numbers)
+        spread_bytes = ((spread_lines - 1) * rows.step + rows.span) * spread_pitch
 
     run_strips = ceil_div(strips, runs) if runs else 1  # whose V waits for other filters, and M for other channels
     output_slots = run_strips if depth_step < problem.Cg else 1
     input_slots = run_strips if output_slots > 1 or chunk < part else 1
     output_slot, filter_group = tile.planes * output_plane, tile.numbers * filter_plane
-    inputs_at = spread_at + spread_channels * pixels * spread_pitch
+    inputs_at = spread_at + spread_bytes
     outputs_at = inputs_at + input_slots * input_slot
     filters_at = lines(outputs_at + output_slots * output_slot)
     y_bytes = problem.N * problem.K * problem.P * problem.Q * problem.dtype.itemsize
@@ -299,9 +312,36 @@ def cut_into(m, problem, strips, parts, runs=None) -> Cut:
         filters_at if runs else 0, tiles_at, numbers_at, planes_at, soon_at,
         max(1, (tile.products if tile.by_phases else tile.planes) // W),
         input_pitch, output_pitch, input_staging, spread_at, spread_pitch, spread_channels,
+        spread_lines, spread_tiles,
         piece,
         int(y_bytes >= PAST_CACHE_BYTES),
     )  # fmt: skip
+
+
+def lanes_are_channels(m, problem) -> bool:
+    """Whether a lane of V is a channel, not a tile: where these fill vectors, and lines of few tiles do not."""
+    tile, W, tiles = tile_of(m, problem), lanes(problem.accumulate), lines_of_tiles(m, problem)[1].tiles
+    in_place = problem.dtype == problem.accumulate and problem.dilation == (1, 1)
+    few = tiles <= MOST_TILES_OF_A_LINE and tiles % (W // 2) != 0
+    return in_place and few and problem.Cg % W == 0 and (tile.by_phases or tile.phases == 1)
+
+
+def turned_pitch(tile, tiles, numbers) -> int:
+    """Bytes of the pixels under so many tiles in a row, a vector each, in whole squares."""
+    return ceil_div((tiles - 1) * tile.columns.step + tile.columns.span, numbers.count) * numbers.count * numbers.bytes
+
+
+def turned_together(tile, line_tiles, in_a_row, segments, numbers):
+    """(lines, tiles of each) whose pixels are turned at once: as few squares as possible of what stays in L1."""
+
+    def bytes_in_all(tiles):
+        return ceil_div(in_a_row, tiles) * turned_pitch(tile, tiles, numbers), -tiles
+
+    fitting = [n for n in range(1, in_a_row + 1) if tile.rows.span * turned_pitch(tile, n, numbers) <= TURNED_BYTES]
+    tiles = min(fitting or [1], key=bytes_in_all)
+    rows = TURNED_BYTES // turned_pitch(tile, tiles, numbers)
+    lines_fit = max(1, (rows - tile.rows.span) // tile.rows.step + 1)
+    return (min(lines_fit, segments) if tiles >= line_tiles else 1), tiles
 
 
 def few_registers() -> bool:
@@ -328,6 +368,8 @@ def cycles(m, problem, threads, cut) -> float:
     tile, tiles = tile_of(m, problem), ceil_div(cut.tiles, cut.strips)
     units = units_of.py_func(tiles, tile_rows(VECTORS), most_tiles())
     vectors = problem.Cg * ceil_div(tiles, cut.panel)
+    if lanes_are_channels(m, problem) and not (m == 6 and few_registers()):
+        vectors = problem.Cg * tiles / cut.panel * (TURNED_LARGE if m in (5, 6) else TURNED)
     written = cut.part + problem.Kg % cut.panel / cut.panel  # a vector that is not full takes the long way
     inputs, outputs = (count / (m + 2) ** 2 for count in (tile.products, tile.planes))
     slowly = SLOWER_LARGE if m in (5, 6) and slower() > 1 else slower()

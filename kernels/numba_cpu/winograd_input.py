@@ -1,4 +1,7 @@
-"""Winograd's input stage: pixels under a strip, spread over the lanes and transformed. Picture: winograd_stages.py."""
+"""Winograd's input stage where a lane is a tile: pixels under a strip, spread over the lanes and transformed.
+
+Picture: winograd_stages.py. Where a lane is a channel: winograd_input_channels.py.
+"""
 
 from numba import types
 
@@ -6,7 +9,16 @@ from .compilation import inlined
 from .short_floats import as_numbers, memory_functions, stored_kind
 from .tracing import Lanes, load, store, traced, when
 from .vectors import array_at, broadcast, record_at
-from .winograd_record import PLANE_PADDING, RECORD, STRIP_VECTORS, Numbers, call_leaf, steps, strip_functions
+from .winograd_record import (
+    PLANE_PADDING,
+    RECORD,
+    STRIP_VECTORS,
+    Numbers,
+    call_leaf,
+    first_pixel,
+    steps,
+    strip_functions,
+)
 from .winograd_transforms import (
     input_transform,
     spread_images,
@@ -50,11 +62,6 @@ def build_input_stage(dtype_name):
     copy_short_row = short_row_function(dtype_name)
     copy_square = transposed_copy(dtype_name, numbers.lanes)
     plain = item == stored_item
-
-    @inlined
-    def first_pixel(call, p, q):
-        """Where in x the pixels of the tile of output (p, q) begin."""
-        return p * call.stride_h - call.top, q * call.stride_w - call.left
 
     @inlined
     def segment_width(call, tiles):
@@ -200,14 +207,15 @@ def build_spread(tile, real_name, dilated):
 def build_input_transform(tile, real_name):
     numbers = Numbers(real_name)
     transform, vector_bytes = input_transform(tile, numbers.lanes), numbers.bytes
-    pixels = tile.rows.span * tile.columns.span
+    pixel_rows, columns = tile.rows.span, tile.columns.span
 
     def transform_input(call_address, source, first, channels, target, plane, width, unused):
         call = record_at(RECORD, call_address)
-        square, row = pixels * call.spread_pitch, width * vector_bytes
+        source_row, row = columns * call.spread_pitch, width * vector_bytes
+        square = pixel_rows * source_row
         for c in range(channels):
             for at in range(0, row, vector_bytes):
                 here = source + c * square + at
-                transform(here, call.spread_pitch, target + at, plane, (first + c) * row, row)
+                transform(here, source_row, call.spread_pitch, target + at, plane, (first + c) * row, row)
 
     return transform_input

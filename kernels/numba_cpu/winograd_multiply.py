@@ -27,6 +27,7 @@ from .winograd_record import (
     Numbers,
     fewest_tiles,
     filter_place,
+    input_row_function,
     most_tiles,
     strip_functions,
     sums_of_plane,
@@ -35,16 +36,18 @@ from .winograd_record import (
 )
 
 
-def strip_function(V, vectors, listed):
+def strip_function(V, vectors, listed, of_channels):
     """product(tiles, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart): the
     tiles of a plane x `vectors` of filters, set in c or added to it, as many tiles at a time as the registers hold.
 
     tiles: the plane's list of them. Where they are `listed`, their numbers are; else they are all and follow each
-    other. a: tile 0 of a channel, a_step bytes from channel to channel. a_ahead: how far behind lie the same tiles of
-    the plane that is read next. b: a vector of filters for every channel. b_vector, c_vector: from one vector of
+    other. a: tile 0 of a channel, a_step bytes from channel to channel; of_channels: where a lane is a channel, a
+    vector for each tile, a_step bytes for each of its channels. a_ahead: how far behind lie the same tiles of the
+    plane that is read next. b: a vector of filters for every channel. b_vector, c_vector: from one vector of
     filters to the next. ahead_step: bytes that all register tiles fetch ahead at a step, a share of them each. Each
     block of channels is summed from zero: shorter sums, smaller rounding errors.
     """
+    tile_bytes = V.bytes if of_channels else V.item_bytes
     fetches_inputs = target.register_count() == 32  # steps of fewer multiply-adds have no time for it
 
     def multiply(rows, here, a, a_step, a_ahead, b, b_vector, depth, c, c_vector, continued, ahead, ahead_step, apart):
@@ -53,12 +56,29 @@ def strip_function(V, vectors, listed):
             numbers = [load(I64, here + I64.bytes * i) for i in range(rows)]
         else:  # constants: with few channels, what precedes the sums counts
             numbers = [tracing.constant(a, i) for i in range(rows)]
-            a, c = a + here * V.item_bytes, c + here * V.bytes
-        sums = accumulate(
-            V, rows, vectors, a, [number * V.item_bytes for number in numbers], None, a_step, b, step, depth, None,
-            ahead, ahead_step, b_vector, fetched=vectors, apart=apart,
-            a_ahead=a_ahead + numbers[0] * V.item_bytes if fetches_inputs else None,
-        )  # fmt: skip
+            a, c = a + here * tile_bytes, c + here * V.bytes
+
+        def multiplied(a, b, depth, sums, ahead, a_step, soon):
+            return accumulate(
+                V, rows, vectors, a, [number * tile_bytes for number in numbers], None, a_step, b, step, depth, sums,
+                ahead, ahead_step, b_vector, fetched=vectors, apart=apart, also=soon,
+            )  # fmt: skip
+
+        def block(i, sums):
+            """A vector of channels; the tiles' next one, which lies behind other tiles', is fetched meanwhile."""
+            here, step = a + a_step * V.count * i, rows * V.bytes // V.count
+            soon = (here + numbers[0] * tile_bytes, step, [(a_step * V.count, 1), (a_ahead, 2)])
+            return multiplied(
+                here, b + V.count * V.bytes * i, tracing.constant(a, V.count), sums, ahead + ahead_step * V.count * i,
+                tracing.constant(a, V.item_bytes), soon if fetches_inputs else None,
+            )  # fmt: skip
+
+        if of_channels:
+            sums = block(tracing.constant(a, 0), None)
+            sums = loop(depth // V.count - 1, lambda i, sums: block(i + 1, sums), sums)
+        else:
+            soon = (a + numbers[0] * tile_bytes, a_step, [(a_ahead, 2)]) if fetches_inputs else None
+            sums = multiplied(a, b, depth, None, ahead, a_step, soon)
         places = [[c + number * V.bytes + c_vector * j for j in range(vectors)] for number in numbers]
 
         def added():
@@ -191,13 +211,13 @@ def taps_to_fetch(call, soon, number, phases, c, vector, lanes):
     return soon + (vector * lanes + filter_) * call.w_k + part * depth * step, step
 
 
-def build_multiply_stage(real_name):
+def build_multiply_stage(real_name, of_channels):
     """All planes of a strip times some filters, up to 3 vectors of these at a time."""
     numbers = Numbers(real_name)
     vector_bytes, lanes = numbers.bytes, numbers.count
-    _, strip_width, _ = strip_functions(numbers)
-    all_3, all_2, all_1 = (strip_function(numbers.lanes, vectors, listed=False) for vectors in (3, 2, 1))
-    listed_3, listed_2, listed_1 = (strip_function(numbers.lanes, vectors, listed=True) for vectors in (3, 2, 1))
+    input_row = input_row_function(numbers, of_channels)
+    all_3, all_2, all_1 = (strip_function(numbers.lanes, vectors, False, of_channels) for vectors in (3, 2, 1))
+    listed_3, listed_2, listed_1 = (strip_function(numbers.lanes, vectors, True, of_channels) for vectors in (3, 2, 1))
 
     @inlined
     def tile_vectors(left):
@@ -237,7 +257,7 @@ def build_multiply_stage(real_name):
         next are fetched meanwhile, and while the last filters are multiplied the next plane.
         """
         call = record_at(RECORD, call_address)
-        row = strip_width(call, strip) * vector_bytes
+        row = input_row(call, strip)
         soon = array_at(types.int64, inputs + call.soon_at, (1,), (8,))[0]
         behind, plane_bytes = min(first + call.depth_step, call.Cg), call.Cg * row + PLANE_PADDING
         numbers = array_at(types.int64, inputs + call.numbers_at, (1,), (8,))

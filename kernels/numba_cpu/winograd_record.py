@@ -20,8 +20,8 @@ FIELDS = (
     "filter_plane", "filter_group", "output_plane", "output_vector", "input_slot", "output_slot",  # bytes
     "worker_bytes", "inputs_at", "outputs_at", "filters_at", "tiles_at", "numbers_at", "planes_at", "soon_at",
     "fetched",
-    "input_pitch", "output_pitch", "input_staging", "spread_at", "spread_pitch", "spread_channels", "piece",
-    "streaming",
+    "input_pitch", "output_pitch", "input_staging", "spread_at", "spread_pitch", "spread_channels",
+    "spread_lines", "spread_tiles", "piece", "streaming",
 )  # fmt: skip
 LEAVES = (  # addresses of machine code
     "input_stage", "tile_lists", "filter_stage", "multiply_stage", "output_stage",
@@ -80,6 +80,26 @@ def fewest_tiles():
 def tile_list_words(numbers):
     """Of one list of a strip's tiles."""
     return LIST_HEAD + max(STRIP_VECTORS * numbers.count, fewest_tiles())
+
+
+@inlined
+def first_pixel(call, p, q):
+    """Where in x the pixels of the tile of output (p, q) begin."""
+    return p * call.stride_h - call.top, q * call.stride_w - call.left
+
+
+def input_row_function(numbers, of_channels):
+    """input_row(call, strip): bytes of a channel in a plane of V. of_channels: is a lane one, or a tile?"""
+    first_tile, strip_width, _ = strip_functions(numbers)
+    item, vector_bytes = numbers.item, numbers.bytes
+
+    @inlined
+    def input_row(call, strip):
+        if of_channels:
+            return (first_tile(call, strip + 1) - first_tile(call, strip)) * item
+        return strip_width(call, strip) * vector_bytes
+
+    return input_row
 
 
 def strip_functions(numbers):

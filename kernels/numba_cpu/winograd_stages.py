@@ -22,6 +22,8 @@ as float32 or float64 (NHWC, 16-bit numbers, odd strides) is copied to a staging
       tile 0, tile 1, ...        ...                                   transposed           ...
     plane 1 ...                  row m-1                                           filter 1: ...
 
+Or each lane is a channel (winograd_input_channels.py).
+
 Channels are spread several at a time and then transformed: a load of what was stored just before, by stores of another
 place, would wait for them.
 """

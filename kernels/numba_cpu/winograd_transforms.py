@@ -336,7 +336,8 @@ def transformed_taps(axis, taps):
 
 
 def input_transform(tile, V):
-    """transform(source, pitch, target, plane, channel, row): what spread_rows has written, at `source`, to planes.
+    """transform(source, source_row, pitch, target, plane, channel, row): a tile's pixels, vectors that lie `pitch`
+    bytes apart in rows that lie `source_row` apart, to planes.
 
     A plane of one phase has `plane` bytes, of several so many times as many; a channel's vectors of all phases lie
     `row` apart, and `channel` bytes, times the phases, from the plane's start. By phases, each has a plane of its own.
@@ -344,8 +345,8 @@ def input_transform(tile, V):
     height, width = tile.rows.span, tile.columns.span
 
     @traced(types.void)
-    def transform(source, pitch, target, plane, channel, row):
-        grid = ([load(V, source + pitch * (i * width + j)) for j in range(width)] for i in range(height))
+    def transform(source, source_row, pitch, target, plane, channel, row):
+        grid = ([load(V, source + source_row * i + pitch * j) for j in range(width)] for i in range(height))
         for values in planes_of(tile, transformed_inputs, grid):
             if tile.by_phases:
                 for i, value in enumerate(values):

@@ -205,6 +205,42 @@ def test_where_the_numbers_lie_changes_no_bit(place, stride):
     np.testing.assert_array_equal(y, out)
 
 
+WITH_TURNED_PIXELS = OF_3X3 + [(f"winograd_f{m}", (3, 3), 2) for m in (2, 3, 4)] + [("winograd_f4", (5, 5), 1)]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 9), (14, 14), (17, 40)])
+@pytest.mark.parametrize(("algorithm", "window", "stride"), WITH_TURNED_PIXELS)
+def test_channels_in_the_lanes_give_the_bits_of_tiles_in_the_lanes(other_cut, algorithm, window, stride, size):
+    m, shape = TILES[algorithm], (3, 48, *size)
+    problem = make_problem(shape, (20, 48, *window), np.float32, padding=half(window), stride=stride)
+    compute = partial(computed, 2, m, shape, 20, window, stride)
+    other_cut(MOST_TILES_OF_A_LINE=0)
+    assert not winograd_cuts.lanes_are_channels(m, problem)
+    y = compute()
+    np.testing.assert_allclose(y, reference.conv2d(problem, normal(*shape), weights(20, 48, window)), atol=6e-5)
+    other_cut(MOST_TILES_OF_A_LINE=99)
+    odd = winograd_cuts.lines_of_tiles(m, problem)[1].tiles % 4 != 0
+    assert winograd_cuts.lanes_are_channels(m, problem) or not odd
+    for changed in ({}, {"TURNED_BYTES": 0}, {"TURNED_BYTES": 1 << 20}, ONE_AT_A_TIME):
+        other_cut(**changed)
+        np.testing.assert_array_equal(y, compute())
+        np.testing.assert_array_equal(y, compute(packed=False))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_turned_pixels_may_lie_anywhere_and_none_is_read_behind_the_last(dtype, stride):
+    x, w = normal(2, 32, 11, 21).astype(dtype), weights(20, 32).astype(dtype)
+    convolve = partial(f4, w=w, padding=1, stride=stride)
+    y = convolve(x)
+    for place in (before_a_guard, channels_last, every_other):
+        np.testing.assert_array_equal(y, convolve(place(x)))
+    backwards = np.ascontiguousarray(x[..., ::-1])
+    np.testing.assert_array_equal(y, convolve(backwards[..., ::-1]))
+    half_of_channels = np.repeat(x, 2, axis=1)[:, ::2]
+    np.testing.assert_array_equal(y, convolve(half_of_channels))
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("window", [(3, 3), (1, 7), (5, 5)])
 def test_sixteen_bits_widened_by_vectors_are_as_those_widened_one_by_one(dtype, window):
