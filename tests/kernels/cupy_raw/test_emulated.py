@@ -129,7 +129,7 @@ def test_an_infinite_weight_reaches_the_outputs_of_its_filter_alone(monkeypatch)
 
 def test_an_infinite_weight_is_packed_for_its_filter_alone():
     """Its channels are padded with zeros, not with the next filter's numbers; 64 filters, as many as a block packs."""
-    problem = make_problem((1, 12, 4, 4), (64, 12, 3, 3), np.float32)
+    problem = make_problem((1, 20, 4, 4), (64, 20, 3, 3), np.float32)
     x, w = (strided.empty_aligned(shape, np.float32) for shape in (problem.x_shape, problem.w_shape))
     x[...] = w[...] = 1
     w[3, 0] = np.inf
