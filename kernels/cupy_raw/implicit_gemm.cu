@@ -196,15 +196,6 @@ __device__ __forceinline__ void store_partial(const Accumulator (&sums)[EACH][AC
     }
 }
 
-// blockIdx.x, read anew: of blockIdx the compiler knows that it has worked out the tile already, and would keep that in
-// registers throughout the loop.
-__device__ __forceinline__ unsigned block_again()
-{
-    unsigned x;
-    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
-    return x;
-}
-
 // grid: whole tiles and the splits of others, block: THREADS * SLICES.
 extern "C" __global__ void __launch_bounds__(THREADS * SLICES, BLOCKS_PER_SM)
 conv2d_implicit_gemm(const Element* __restrict__ x, const Weight* __restrict__ weights, Element* __restrict__ y,

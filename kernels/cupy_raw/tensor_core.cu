@@ -79,15 +79,15 @@
 // Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 215
 // instructions, 126 in halves, 128 x 64 346 and 170, 64 x 128 130, 96 x 96 154, 64 x 64 111, 32 x 64 127, 128 x 32 303:
 // the shares stand. With taps inner an element takes 3.7 instructions, and a step 2.3 for all of a thread's pixels, since
-// it is looked up in a table that the launcher makes: 258 at 128 x 128, 146 in halves, 403 and 213 at 128 x 64, 152 at
-// 64 x 128, 186 at 96 x 96, 134 at 64 x 64, 146 at 32 x 64, with the shares of copies; 356 at 128 x 32, 71 and 55 %.
+// it is looked up in a table that the launcher makes: 256 at 128 x 128, 145 in halves, 396 and 210 at 128 x 64, 148 at
+// 64 x 128, 184 at 96 x 96, 127 at 64 x 64, 140 at 32 x 64, with the shares of copies; 350 at 128 x 32, 72 and 56 %.
 // The table is an argument, so that it lies in constant memory, which answers beside shared memory, one address for a
 // warp. That LDC.64 costs no more than its issue is assumed, the second thing to measure. In shared memory the table took
 // 128 of 576 cycles of a warp's stage at 128 x 64, which left 68 % on sm_90. Where it has no room, in 3.5 of the 4 KB of
 // arguments, or windows need more than 31 bits, or offsets 64, a step takes 14.
 // TF32 has the same cycles and two instructions more for each register of x. PRECISE, whose warps are of 64 x 32 and less,
 // stands at 100 % where x is copied (424 to 426 instructions at 128 x 128). Gathered from several taps it does on sm_90
-// from 64 x 64 on, 128 x 32 at 95 %, 32 x 64 at 90 and 64 x 32 at 85; taps inner these three at 88, 90 and 84. The last
+// from 64 x 64 on, 128 x 32 at 95 %, 32 x 64 at 90 and 64 x 32 at 85; taps inner these three at 89, 92 and 85. The last
 // two have HALVES of two warps of 32 x 32: four of 32 x 16 split more floats for as many sums, 172 instructions instead of
 // 147 where x is copied, and stood at 65 to 75 % gathered.
 // What was learned. Places in shared memory are worked out once and kept from the compiler, which holds them for
@@ -364,28 +364,31 @@ __device__ __forceinline__ void compute(const Job& job, const Element* __restric
                                         unsigned* __restrict__ counts, const Problem& problem, const Cut& cut,
                                         const Steps& steps)
 {
-    const Tile tile(job.tile, cut);
+    const Tile begun(job.tile, cut);
     const int all = ONE_STAGE ? 1 : cut.depth / DEPTH, first = ONE_STAGE ? 0 : job.first_stage(cut);
     const int count = ONE_STAGE ? 1 : job.stages(cut, all);
 
     unsigned start = shared_address(memory);
     asm volatile("" : "+r"(start));
     Bring bring{x, problem, cut, steps};
-    bring.pixels.start(x, problem, cut, tile.first_pixel, tile.group, first);
+    bring.pixels.start(x, problem, cut, begun.first_pixel, begun.group, first);
     bring.filters.start(reinterpret_cast<const uint4*>(packed)
-                        + (((int64)tile.group * all + first) * cut.filters + tile.first_filter) * CHUNKS);
+                        + (((int64)begun.group * all + first) * cut.filters + begun.first_filter) * CHUNKS);
     const Warp warp;
     const Aim aim(warp);
     Sums sums = {};
-    multiply_stages<STAGE_BYTES>(count, bring, [&](int stage) { multiply_stage(sums, stage, aim); }, start);
+    const auto multiply = [&](int stage) { multiply_stage(sums, stage, aim); };
+    multiply_stages<STAGE_BYTES, !ONE_STAGE>(count, bring, multiply, start);
     add_halves(sums, warp, memory);
 
-    if (SPLIT && job.split != Job::WHOLE_TILE) {
-        leave_split(sums, warp, partial + job.partial_tile(cut) * (TILE_K * TILE_M));
-        const unsigned number = job.tile - cut.whole;
+    const Job done(STAYING ? job.tile : block_again(), cut);
+    const Tile tile(done.tile, cut);
+    if (SPLIT && done.split != Job::WHOLE_TILE) {
+        leave_split(sums, warp, partial + done.partial_tile(cut) * (TILE_K * TILE_M));
+        const unsigned number = done.tile - cut.whole;
         if (!comes_last(counts + number, cut.splits, reinterpret_cast<bool&>(memory))) return;
         partial += (int64)number * (TILE_K * TILE_M);
-        add_splits(sums, warp, partial, job.split, cut.splits, (int64)cut.split_tiles * (TILE_K * TILE_M));
+        add_splits(sums, warp, partial, done.split, cut.splits, (int64)cut.split_tiles * (TILE_K * TILE_M));
     }
     finish(problem, cut, output, sums, tile.first_pixel, tile.group, tile.first_filter, warp);
 }

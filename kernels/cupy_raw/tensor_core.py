@@ -54,11 +54,12 @@ LOW_TILES = (Tile(64, 64, 32, 32), Tile(32, 64, 32, 64, 2), Tile(128, 32, 128, 3
 TILES = BUSY_TILES + LOW_TILES
 # Of reductions of so many stages, whose loop is little: more that fill waves.
 SHORT = 4
+WIDEST = Tile(192, 48, 96, 48)
 SHORT_TILES = (
     Tile(128, 64, 64, 32),
     Tile(64, 128, 32, 64, 2),
     Tile(32, 96, 32, 48, 2),
-    Tile(192, 48, 96, 48),
+    WIDEST,
     Tile(32, 32, 16, 16),
     Tile(96, 16, 16, 16, 2),
     Tile(80, 16, 16, 16, 2),
@@ -101,7 +102,10 @@ def cut_for(problem, device):
 
 
 def cuts(problem, device):
-    return with_staying(device, with_splits(device, [cut_of(problem, tile) for tile in tiles_of(problem)]))
+    tiles = tiles_of(problem)
+    if device.compute_capability < (8, 0) and reduction_of(problem).stages > 1:  # registers bring weights, too, there
+        tiles = [tile for tile in tiles if tile != WIDEST]
+    return with_staying(device, with_splits(device, [cut_of(problem, tile) for tile in tiles]))
 
 
 def cut_of(problem, tile, splits=1, first=0):

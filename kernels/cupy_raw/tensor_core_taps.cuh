@@ -36,17 +36,26 @@ constexpr bool TABLE = TABLE_STEPS > 0;
 constexpr int PAIRS = TABLE ? TABLE_STEPS / 2 : 1;
 struct Steps { int2 from[PAIRS]; uint2 bits[PAIRS]; };
 
-// Steps 2 * pair and the one behind it.
-__device__ __forceinline__ void find_pair(Step (&two)[2], const Steps& steps, const Problem& problem, int pair)
+// Step d, an even one, and the one behind it; from, bits: what the table has of them.
+__device__ __forceinline__ void find_pair(Step (&two)[2], const int2& from, const uint2& bits, const Problem& problem,
+                                          unsigned d)
 {
     if constexpr (TABLE) {
-        const int2 from = steps.from[pair];
-        const uint2 bits = steps.bits[pair];
-        two[0].from = from.x, two[1].from = from.y, two[0].bits = bits.x, two[1].bits = bits.y;
+        const int2 froms = from;
+        const uint2 both = bits;
+        two[0].from = froms.x, two[1].from = froms.y, two[0].bits = both.x, two[1].bits = both.y;
     } else {
-        two[0].find(problem, 2u * pair), two[1].find(problem, 2u * pair + 1);
+        two[0].find(problem, d), two[1].find(problem, d + 1);
     }
 }
+
+// What lies so many bytes on, as constant memory is addressed: an index would be scaled by three instructions.
+template <typename Pair>
+__device__ __forceinline__ const Pair& bytes_on(const Pair* first, int bytes)
+{
+    return *reinterpret_cast<const Pair*>(reinterpret_cast<const char*>(first) + bytes);
+}
+constexpr int UNIT = TABLE ? sizeof(int) : 1;  // of a step: bytes, where a walk goes by them
 
 // Which rows and columns lie in the image, of the window whose top left is (h, w).
 __device__ __forceinline__ unsigned axes_inside(const Problem& problem, int h, int w)
@@ -71,14 +80,24 @@ constexpr uint64 every(int distance, int end)
     return bits;
 }
 
-// Of so many steps along an axis, how many lie before `from`.
+// How many steps along an axis lie before `from`, were there no last one.
 template <int DILATION>
-__device__ __forceinline__ int before(int from, int steps) { return min(ceil_div(max(from, 0), DILATION), steps); }
+__device__ __forceinline__ int before(int from) { return ceil_div(max(from, 0), DILATION); }
 
-__device__ __forceinline__ uint64 taps_inside(const Problem& problem, int h, int w)
+// Bits `from` and above; of 32 and more none, where C++ leaves it open.
+__device__ __forceinline__ unsigned bits_above(int from)
 {
-    const unsigned columns = ~0u << before<DILATION_W>(-w, S) & ~(~0u << before<DILATION_W>(problem.W - w, S));
-    const int above = before<DILATION_H>(-h, R) * S, until = before<DILATION_H>(problem.H - h, R) * S;
+    unsigned bits;
+    asm("shl.b32 %0, %1, %2;" : "=r"(bits) : "r"(~0u), "r"(from));
+    return bits;
+}
+
+// From a window's top left, how far down the image begins and ends, and how far to the right.
+__device__ __forceinline__ uint64 taps_inside(int top, int bottom, int left, int right)
+{
+    const unsigned inside = bits_above(before<DILATION_W>(left)) & ~bits_above(before<DILATION_W>(right));
+    const unsigned columns = inside & (1u << S) - 1;
+    const int above = min(before<DILATION_H>(top), R) * S, until = min(before<DILATION_H>(bottom), R) * S;
     return (columns * every(S, TAPS) & ~0ull << above & ~(~0ull << until)) * every(TAPS, TAPS + AHEAD);
 }
 

@@ -88,8 +88,8 @@ __device__ __forceinline__ void multiply_blocks(Sums& sums, const unsigned (&a)[
 //
 // cp.async says when its bytes have come only by groups, in order: each turn waits until at most STAGES - 2 of them are
 // under way, so that this stage's have come. The barrier after it makes everybody's visible, and says that nobody reads
-// the stage of the turn before, which is filled next.
-template <int STAGE_BYTES, typename Bring, typename Multiply>
+// the stage of the turn before, which is filled next. SEVERAL: there may be more than one.
+template <int STAGE_BYTES, bool SEVERAL = true, typename Bring, typename Multiply>
 __device__ __forceinline__ void multiply_stages(int count, Bring& bring, const Multiply& multiply, int start = 0)
 {
     const int last = start + (STAGES - 1) * STAGE_BYTES;
@@ -105,11 +105,10 @@ __device__ __forceinline__ void multiply_stages(int count, Bring& bring, const M
     for (int left = count; left > 0; --left) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();
-        const bool more = left >= STAGES;
-        if (more) bring.fetch(next);
+        if (left >= STAGES) bring.fetch(next);
         commit_copies();
         multiply(now);
-        if (more) bring.put(next);
+        if (SEVERAL) bring.put(next);  // of the last turns nobody reads it; to ask would take four instructions of each
         next = now;
         now = now == last ? start : now + STAGE_BYTES;
     }

@@ -58,7 +58,7 @@ constexpr unsigned LAST_COLUMN = last_column();
 
 // Which chunk of the reduction: CHUNK channels of one tap (r, s) from `channel` on; taps inner: the steps from it on.
 struct Spot {
-    int channel, r, s;
+    int channel, r, s;         // taps inner: channel is UNIT * step
     unsigned bit;              // among the taps, see Inside
     Offset step;               // how far it lies from the first channel of a window's top left
     Offset to_right, to_next;  // of that: from behind the last channel of a tap to its neighbour, to the next row
@@ -70,7 +70,7 @@ struct Spot {
     __device__ __forceinline__ void start(const Problem& problem, const Cut& cut, int d)
     {
         const int tap = TAPS_INNER ? 0 : d / cut.channels;
-        channel = TAPS_INNER ? d : d % cut.channels, r = tap / S, s = tap % S, bit = 1u << tap % 32;
+        channel = TAPS_INNER ? d * UNIT : d % cut.channels, r = tap / S, s = tap % S, bit = 1u << tap % 32;
         step = offset(problem.x, 0, channel, r * DILATION_H, s * DILATION_W);
         to_right = offset(problem.x, 0, -cut.channels, 0, DILATION_W);
         to_next = offset(problem.x, 0, -cut.channels, DILATION_H, (1 - S) * DILATION_W);
@@ -82,7 +82,7 @@ struct Spot {
         #pragma unroll
         for (int left = parts; left > 0; left -= MOST_PARTS) {
             const int further = (left < MOST_PARTS ? left : MOST_PARTS) * PART;
-            channel += further;
+            channel += TAPS_INNER ? further * UNIT : further;
             if constexpr (TAPS_INNER) continue;
             const bool passed = channel >= cut.channels;
             const bool last = S == 1 || (BITS ? bit & LAST_COLUMN : s == S - 1);
@@ -224,7 +224,8 @@ struct Walk {
         #pragma unroll
         for (int d = 0; d < CHUNK; d += 2) {
             Step two[2];
-            find_pair(two, steps, problem, (unsigned)spot.channel / 2 + d / 2);
+            const int at = spot.channel + d * UNIT;
+            find_pair(two, bytes_on(steps.from, at), bytes_on(steps.bits, at), problem, at);
             #pragma unroll
             for (int e = d; e < d + 2; ++e)
                 #pragma unroll

@@ -30,7 +30,7 @@
 // X_DROPPED of the chunk before, whose sums nobody reads; so do filters that are gathered. Fewer channels than that:
 // TAPS_INNER, d = c * R * S + tap, see tensor_core_taps.cuh. Their steps lie in a table, an argument in constant memory,
 // as in tensor_core.cu: half an instruction finds how far one is, and half of one what lies inside of its pixel's
-// window, by a bit for each tap: 3.9 instructions an element with its load, where it had been 22. Windows of more than
+// window, by a bit for each tap: 3.8 instructions an element with its load, where it had been 22. Windows of more than
 // 57 taps, in 16-bit types, go by rows and columns, 5.
 // Stages, and waiting for them: as in tensor_core.cu. sm_75 has no cp.async: two stages, filled through registers.
 // Bank conflicts: none. Chunk c of pixel r lies at place c ^ f of its row, f = 2 (r % 4) + r / 4 % 2. ldmatrix reads,
@@ -56,16 +56,18 @@
 // Taps inner, of 7 x 7, with pixels of grad_y copied, channels, or a number of filters gathered that 8 does not divide; on
 // sm_80 1.3 times as much, up to 100 % or what 64 x 64 leaves (the last of all 64 of 67 %):
 //
-//     128 x 128    1           321 100 %            318 100 %             355 100 %
-//     128 x 128    2           203  97 %            197  99 %             219  90 %
-//     128 x  64    1           451  87 %            448  87 %             491  80 %
-//      64 x 128    2           209  87 %            208  87 %             250  78 %
-//      64 x  64    1           463  77 %            469  77 %             580  68 %
-//      64 x  64    1           184  51 %            177  51 %             198  50 %    four warps of 32 x 32
+//     128 x 128    1           317 100 %            311 100 %             347 100 %
+//     128 x 128    2           198  99 %            193 100 %             211  93 %
+//     128 x  64    1           446  87 %            443  87 %             485  81 %
+//      64 x 128    2           203  87 %            204  87 %             245  80 %
+//      64 x  64    1           456  77 %            466  77 %             567  69 %
+//      64 x  64    1           184  51 %            173  51 %             191  51 %    four warps of 32 x 32
 //
-// The last column waits for instructions: 16 for each chunk of grad_y, of which 8 load and 4 pair. A launch before it,
-// which laid grad_y's filters side by side, would spare them and cost more: of 32 images of 3 x 299 x 299 -> 32, 3 x 3 / 2,
-// it would move 90 MB, 28 microseconds of an H100 at 3.3 TB/s, where all instructions of the loop take 16.
+// The last column but its last row, which is chosen most, waits for instructions: 14 for each chunk of grad_y, of which 8
+// load, 4 pair and one stores. A launch before it, which laid grad_y's filters side by side, would spare them and cost
+// more: of 32 images of 3 x 299 x 299 -> 32, 3 x 3 / 2, it would move 90 MB, 28 microseconds of an H100 at 3.3 TB/s, where
+// all instructions of the loop take 16. Without the three tiles in between some layers, 96 filters of 3 x 3 / 2, are
+// predicted to take 1.3 times as long.
 // An element gathered by itself takes an instruction and a half: to load it, by a distance that is a constant, and to
 // pair it; PRMT drops it, too, where its pixel is outside, as it takes any four of eight bytes, of which a 16-bit load
 // leaves zeros. What is chosen is chosen in 32 bits: the compiler widens first, else, three instructions a chunk. An
@@ -114,8 +116,8 @@ struct Bring {
 
     __device__ __forceinline__ void put(int place) const
     {
-        columns.put(place);
-        filters.put(place + COLUMN_BYTES);
+        columns.put(place, 0);
+        filters.put(place, COLUMN_BYTES);
     }
 };
 

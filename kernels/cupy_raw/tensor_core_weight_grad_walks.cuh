@@ -125,11 +125,12 @@ struct Share {
         held[j] = reinterpret_cast<const uint4&>(words);
     }
 
-    __device__ __forceinline__ void put(int stage) const
+    // `behind` the stage's beginning, so many bytes: what stores add to an address by themselves.
+    __device__ __forceinline__ void put(int stage, int behind) const
     {
         if constexpr (TOGETHER != NONE && __CUDA_ARCH__ >= 800) return;
         #pragma unroll
-        for (int j = 0; j < OWN; ++j) *reinterpret_cast<uint4*>(memory + place(stage, j)) = held[j];
+        for (int j = 0; j < OWN; ++j) *reinterpret_cast<uint4*>(memory + behind + place(stage, j)) = held[j];
     }
 };
 
@@ -140,11 +141,13 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
     Offset corner[COLUMNS];      // its address, in the window of pixel 0
     int channel[COLUMNS];        // of the chunk's first element; taps inner: its column
     int first_tap[COLUMNS];      // taps inner: of the chunk
+    int bottom, right;           // taps inner: of the image, from the window of pixel (0, 0)
 
     __device__ __forceinline__ void start(const Problem& problem, int first_column, int group)
     {
         find_place();
         const int channels = ceil_div(problem.Cg, CHUNK) * CHUNK;
+        bottom = problem.H + problem.top, right = problem.W + problem.left;
         #pragma unroll
         for (int j = 0; j < COLUMNS; ++j) {
             const int d = first_column + element(j);
@@ -201,11 +204,13 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
     __device__ __forceinline__ void gather_taps(const Element* __restrict__ x, const Pixel& at, const Problem& problem,
                                                 const Steps& steps)
     {
-        const int top = at.exists ? at.p * STRIDE_H + h[0] : FAR, left = at.q * STRIDE_W + w[0];
-        const uint64 taps = BITS_OF_TAPS ? taps_inside(problem, top, left) : 0;
+        const int down = at.p * STRIDE_H, across = at.q * STRIDE_W;
+        const int top = at.exists ? down + h[0] : FAR, left = across + w[0];
+        const int until = at.exists ? bottom - down : 0;
+        const uint64 taps =
+            BITS_OF_TAPS ? taps_inside(problem.top - down, until, problem.left - across, right - across) : 0;
         const unsigned axes = BITS_OF_TAPS ? 0 : axes_inside(problem, top, left);
-        const Element* window =
-            x + (corner[0] + offset(problem.x, at.n, 0, at.exists ? at.p * STRIDE_H : 0, at.q * STRIDE_W));
+        const Element* window = x + (corner[0] + offset(problem.x, at.n, 0, down, across));  // of no pixel nobody loads
         asm volatile("" : "+l"(window));  // or its parts and a step are added anew, in 64 bits
         int first = channel[0] / 2;
         if (!TABLE) asm volatile("" : "+r"(first));  // divide anew in each stage
@@ -216,7 +221,8 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
             #pragma unroll
             for (int d = 0; d < CHUNK; d += 2) {
                 Step two[2];
-                find_pair(two, steps, problem, first + (j * APART * CHUNK + d) / 2);
+                const int pair = first + (j * APART * CHUNK + d) / 2;
+                find_pair(two, steps.from[TABLE ? pair : 0], steps.bits[TABLE ? pair : 0], problem, 2u * pair);
                 #pragma unroll
                 for (int e = d; e < d + 2; ++e) {
                     const Step& step = two[e % 2];

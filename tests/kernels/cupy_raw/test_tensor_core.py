@@ -183,6 +183,22 @@ class TestMachineCode:
         for splits, wide, channels in ((2, False, 256), (1, True, 256), *([(1, False, 3)] * (not lying.together))):
             self.check(self.source(tensor_core.TILES[0], "float16", lying, target, splits, wide, channels)[1], target)
 
+    @pytest.mark.parametrize(("channels", "splits", "target"), [
+        (96, 1, 80), (100, 1, 80), (100, 2, 80), (112, 1, 80), (32, 1, 75),
+    ])  # fmt: skip
+    def test_the_widest_warps_compile_without_spills_where_they_gather(self, channels, splits, target):
+        """144 sums and 48 words on their way: where the tile lies, kept meanwhile, had no register left."""
+        lying = tensor_core.Lying(False, False, 8)
+        source = self.source(tensor_core.WIDEST, "float16", lying, target, splits, False, channels, window=1)[1]
+        self.check(source, target)
+
+    @pytest.mark.parametrize(("channels", "offered"), [(32, True), (64, False)])
+    def test_the_widest_warps_are_for_one_stage_where_registers_bring_the_weights_too(self, channels, offered):
+        problem = make_problem((32, channels, 28, 28), (96, channels, 1, 1), np.float16)
+        for target, expected in ((75, offered), (80, True)):
+            tiles = {cut.tile for cut in tensor_core.cuts(problem, device.emulator_of(target))}
+            assert (tensor_core.WIDEST in tiles) == expected
+
     def test_the_tile_for_few_blocks_gives_each_scheduler_a_warp(self):
         (few,) = (tile for tile in tensor_core.TILES if tile[:2] == (64, 64))
         assert few.threads // 32 == report.SCHEDULERS
