@@ -9,10 +9,10 @@ import pytest
 
 import convlib
 from convlib import accuracy, choosing, device, dispatch
-from convlib.arrays import empty_aligned
 from convlib.kernels import reference
 from convlib.kernels.numba_cpu import bfloat16_dot, channel_pairs
 from convlib.problem import make_problem
+from convlib.strided import empty_aligned
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
