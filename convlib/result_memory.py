@@ -65,7 +65,7 @@ def rounded(count: int) -> int:
 
 def found(count):
     """The block of `count` bytes that came back last, or None. Several threads may look at once: one of them has it."""
-    for block in reversed(tuple(waiting)):
+    for block in reversed(all_waiting()):
         if block.memory.size == count:
             try:
                 waiting.remove(block)
@@ -78,7 +78,15 @@ def found(count):
 def give_back(block, _):
     """Called in whichever thread a result ends, perhaps in the middle of `found`: every step on `waiting` is whole."""
     lent.discard(block)
-    over = block.memory.size + sum(other.memory.size for other in tuple(waiting)) - most_waiting()
-    while over > 0 and waiting:
-        over -= waiting.popleft().memory.size
+    over = block.memory.size + sum(other.memory.size for other in all_waiting()) - most_waiting()
+    while over > 0:
+        try:
+            over -= waiting.popleft().memory.size
+        except IndexError:  # another thread has freed the last one
+            break
     waiting.append(block)
+
+
+def all_waiting() -> list[Block]:
+    """A copy; not a tuple, which allocates half way: that may begin a garbage collection, and so `give_back`."""
+    return list(waiting)

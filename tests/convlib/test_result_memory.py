@@ -92,6 +92,32 @@ def test_results_in_a_circle_come_back_when_it_is_collected():
     assert len(waiting) == 1
 
 
+@pytest.fixture
+def collections_after():
+    """Let garbage be collected after so many allocations, wherever the program then is."""
+    before = gc.get_threshold()
+    yield lambda allocations: gc.set_threshold(allocations, 1000, 1000)
+    gc.set_threshold(*before)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("allocations", range(1, 40))
+def test_results_may_come_back_while_another_looks_for_memory(allocations, collections_after):
+    held = [result_array((LEAST,), np.uint8) for _ in range(30)]
+    held.clear()
+    gc.collect()
+    circle = [result_array((2 * LEAST,), np.uint8)]
+    circle.append(circle)
+    del circle
+    collections_after(allocations)
+    y = result_array((LEAST,), np.uint8)
+    del y
+    collections_after(10_000)
+    gc.collect()
+    assert waiting_bytes() == 32 * LEAST
+    assert not result_memory.lent
+
+
 def test_small_and_huge_results_are_the_c_librarys(monkeypatch):
     monkeypatch.setattr(result_memory, "MOST", 4 * LEAST)
     for count in (LEAST - 1, 4 * LEAST + 1):
