@@ -26,11 +26,12 @@
 // are another block's. Blocks of the same tiles are neighbours in the grid: x comes from memory once.
 // Sectors beside the least, float32, counted in the emulator: 1.0 where filters, y, residual and splits are met, and x
 // IN_PAIRS: where the pixels of a row lie side by side, an even number of them, padded by one, a lane loads its tile's
-// own columns and has the two beside from the lanes beside, as in winograd_batched.cu. A warp asks for the 40 sectors in
-// which a channel's patches lie, where it asked for 128 word by word. That takes 4 loads of 64 bits, 8 of a warp's ends
-// and 8 shuffles for 16 loads, but no more instructions in all, as distances of rows are kept in 32 bits. Other rows go
-// word by word, 2.0, and so do 16-bit types and float64, whose loops would be 20 and 25 instructions longer. Of channels
-// side by side x meets 2.0: 4 of them are half a sector, whose other half other lanes take a stage earlier (float64 1.0).
+// own columns and has the two beside from the lanes beside, as in winograd_batched.cu. A warp asks for the 40 sectors
+// in which a channel's patches lie, where word by word it would be 128. That takes 4 loads of 64 bits, 8 of a warp's
+// ends and 8 shuffles for 16 loads, but in all only 2 more instructions in two stages, 4 on sm_100 and 10 on sm_120,
+// as distances of rows are kept in 32 bits. Other rows go word by word, 2.0, and so do 16-bit types and float64, whose
+// loops would be 20 and 25 instructions longer. Of channels side by side x meets 2.0: 4 of them are half a sector,
+// whose other half other lanes take a stage earlier (float64 1.0).
 // Registers: 128 for sums, 32 for what is being multiplied, 16 + 16 for the next stage, the rest addresses: 232 to 255,
 // no spills. So a multiprocessor holds one block, of 8 warps.
 // Instructions: of 1,222 to 1,247 in two stages 1,024 multiply and add where the pixels of a row lie side by side; of
