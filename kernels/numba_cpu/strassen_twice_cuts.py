@@ -152,7 +152,8 @@ def cut_cycles(problem, threads, cut, planned) -> float:
         return make + count * group_cycles(problem, filters)
 
     sizes = [min(filters, quarter - begin) for begin in range(0, quarter, filters)]
-    tasks = [task(size, count) for size in sizes for _ in range(problem.N) for count in counts] * problem.groups
+    cycles = {of: task(*of) for of in product(set(sizes), set(counts))}
+    tasks = [cycles[size, count] for size in sizes for _ in range(problem.N) for count in counts] * problem.groups
     if rest:
         left = problem.Kg * blocked_cuts.pixels_cycles(rest, problem.reduction, problem.accumulate) / threads
         tasks = spread(tasks, [left + CYCLES_PER_TASK] * (threads * problem.N * problem.groups))

@@ -155,6 +155,16 @@ def test_the_weights_of_many_images_are_packed_once():
     assert not strassen_twice_cuts.makes_rows(many)
 
 
+def test_a_batchs_tasks_are_predicted_once_for_all_that_are_alike(monkeypatch):
+    seen, cycles = [], strassen_twice_cuts.group_cycles
+    monkeypatch.setattr(strassen_twice_cuts, "group_cycles", lambda *of: seen.append(of) or cycles(*of))
+    problem = make_problem((64, 64, 56, 56), (256, 64, 1, 1), np.float32)
+    for planned in (True, False):
+        strassen_twice_cuts.cut_cycles(problem, 2, (3, 2), planned)
+        assert len(seen) <= 4
+        seen.clear()
+
+
 @pytest.mark.parametrize("activation", ["relu6", "silu"])
 def test_activations(activation):
     x, w = normal(1, 32, 14, 14), normal(32, 32, 1, 1)
