@@ -127,9 +127,9 @@ def conv2d_input_grad(
     if padding_mode != "zeros":
         run_folded(call, padding_mode, choice)
         return library.finished(result)
-    run_transposed(call, choice)
+    parts = run_transposed(call, choice)
     if may_come_again(signature, place, problem, tune):
-        launch = launched(call, choice)
+        launch = launched(parts, call)
         known_calls.keep(signature, Known(place, library, tuple(input_shape), channels_last, call_of, launch))
     return library.finished(result)
 
@@ -338,9 +338,9 @@ def conv_transpose2d(
         return Transposed(problem, place, stream, *operands, strided.as_storage(bias), spelling.images(residual))
 
     call = call_of(*views.values(), y)
-    run_transposed(call, choice)
+    parts = run_transposed(call, choice)
     if may_come_again(signature, place, problem, tune):
-        known_calls.keep(signature, Known(place, library, shape, channels_last, call_of, launched(call, choice)))
+        known_calls.keep(signature, Known(place, library, shape, channels_last, call_of, launched(parts, call)))
     return library.finished(result)
 
 

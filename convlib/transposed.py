@@ -84,9 +84,14 @@ class Part:
         return partial(self.run_by, launch)
 
 
-def run_transposed(call: Transposed, choice: Choice) -> None:
-    """An input gradient: through a kernel for all of it, or every phase through the forward kernel that suits it."""
-    run_all(parts(call, choice), call)
+def run_transposed(call: Transposed, choice: Choice) -> list[Part]:
+    """An input gradient: through a kernel for all of it, or every phase through the forward kernel that suits it.
+
+    Returns what it was made of, for `launched`.
+    """
+    parts = parts_of(call, choice)
+    run_all(parts, call)
+    return parts
 
 
 def run_all(parts, call):
@@ -94,9 +99,9 @@ def run_all(parts, call):
         part.run(call)
 
 
-def launched(call: Transposed, choice: Choice) -> Callable[[Transposed], None]:
+def launched(parts: list[Part], call: Transposed) -> Callable[[Transposed], None]:
     """`run_transposed` for calls whose arrays have the strides of this one's, on the CPU, with its look-ups done."""
-    launches = [part.launch(call) for part in parts(call, choice)]
+    launches = [part.launch(call) for part in parts]
 
     def run(call):
         for launch in launches:
@@ -105,7 +110,7 @@ def launched(call: Transposed, choice: Choice) -> Callable[[Transposed], None]:
     return run
 
 
-def parts(call: Transposed, choice: Choice) -> list[Part]:
+def parts_of(call: Transposed, choice: Choice) -> list[Part]:
     problem, outputs = call.problem, tuple(call.grad_y.shape[2:])
     whole = chosen_for_all(problem, outputs, call.device, choice)
     if problem.N > 0:
