@@ -158,9 +158,9 @@ def conv2d_weight_grad(
     """The gradient by w of conv2d(x, w, ...): each tap's products of input and grad_y, summed over images and outputs.
 
     x: (N, C, H, W), or (C, H, W); grad_y: (N, K, P, Q), or (K, P, Q); weight_shape: that of w, (K, C / groups, R, S) in
-    `weight_layout`'s order; the result has it. The same call gives the same bits, however many threads or blocks work
-    on it. Of complex numbers it is the adjoint: x is conjugated, as in PyTorch. The other arguments and the errors are
-    conv2d's.
+    `weight_layout`'s order; the result has it. A kernel gives the same bits, however many threads or blocks work on it,
+    but their number may change which one "auto" takes. Of complex numbers it is the adjoint: x is conjugated, as in
+    PyTorch. The other arguments and the errors are conv2d's.
 
     >>> import numpy as np
     >>> x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)

@@ -54,8 +54,8 @@ whole calls: 3x3 with stride 2 340 to 430, 1x1 with stride 2 350 to 410 (three o
   Zen 4 cores, 24 channels of 64 x 64 to 24, 2x2 with stride 2, 207 microseconds with a bias, 189 without, by phases
   1,220.
 Its parts: input_grad_cuts.py (tasks and blocks), input_grad_weights.py (packing), input_grad_panels.py (copying
-grad_y), input_grad_tiled.py and input_grad_stacked.py (the product, of many channels and of few),
-input_grad_stores.py; input_grad_depthwise.py (depthwise layers, by another way).
+grad_y), input_grad_tiled.py and input_grad_stacked.py (the product, of many channels and of few), input_grad_lone.py
+(pixels behind the tiles), input_grad_stores.py; input_grad_depthwise.py (depthwise layers, by another way).
 Source: the phases are the polyphase decomposition of Vaidyanathan, Multirate Systems and Filter Banks, 1993, section
 4.3; loop order and blocking after Goto and van de Geijn 2008.
 """

@@ -4,117 +4,26 @@ channels, for which it goes through blocks of filters and all phases and taps.
 
 import numba
 import numpy as np
-from numba.core import types
 
 from .compilation import inlined
-from .epilogue import activate
 from .input_grad_cuts import CALL_CUT, CHANNEL_BLOCK
+from .input_grad_lone import lone_functions
 from .input_grad_panels import copy_panels_function
-from .input_grad_stores import ends, finish_function, meets_taps
+from .input_grad_stores import ends, finish_function
 from .input_grad_weights import first_tap, pack_functions
-from .microkernel import AHEAD, VECTORS, accumulate, multiply_function, panel_rows, vector_type
+from .microkernel import VECTORS, multiply_function, panel_rows
 from .short_floats import memory_functions
 from .threads import LINE, two_round_loop
-from .tracing import Lanes, choose, load, store, traced, when, zeros
 from .vectors import Vector, broadcast, lanes, record_at
 
 
-def tile_with_lone_function(real):
-    """The traced function for one tile of whole vectors of pixels and one pixel more: its sums are the lanes of a
-    vector of channels, which are neighbours.
-    """
-    V, rows = vector_type(real), panel_rows()
-    L = Lanes(V.kind, rows)
-
-    @traced(types.void)
-    def tile(
-        a, a_row, a_step, b, b_step, depth, ahead, ahead_step, partial, partial_row, first, out, out_row, left, x,
-        x_step, lone,
-    ):  # fmt: skip
-        """As microkernel.tile_function's. x, x_step: where the lone pixel's numbers lie; lone: where its sums wait."""
-
-        def fresh():
-            return [[zeros(V, a) for _ in range(VECTORS)] for _ in range(rows)] + [[zeros(L, a)]]
-
-        def continued():
-            waiting = [[load(V, partial + partial_row * i + V.bytes * j) for j in range(VECTORS)] for i in range(rows)]
-            return [*waiting, [load(L, lone)]]
-
-        *sums, (alone,) = choose(first, fresh, continued)
-        sums, alone = accumulate(
-            V, rows, VECTORS, a, a_row, 0, a_step, b, b_step, depth, sums, ahead, ahead_step,
-            lone=(L, alone, x, x_step),
-        )  # fmt: skip
-        store(lone, alone)
-
-        def finish():
-            for i in range(rows):
-                with when(left > i):
-                    for j in range(VECTORS):
-                        store(out + out_row * i + V.bytes * j, sums[i][j])
-
-        def leave():
-            for i in range(rows):
-                for j in range(VECTORS):
-                    store(partial + partial_row * i + V.bytes * j, sums[i][j])
-
-        choose(out.differs(0), finish, leave)
-
-    return tile
-
-
-def build_tiled(dtype_name):
-    """Task: a few tiles of pixels and a block of channels of one group. call.workspace: the packed weights."""
+def multiply_phases_function(dtype_name):
+    """A Numba function: a tile of pixels and a block of channels, all phases and their taps, of a block of filters."""
     real = np.dtype(dtype_name).type
-    W, item, rows = lanes(real), np.dtype(real).itemsize, panel_rows()
-    width, panel_row = VECTORS * W, VECTORS * W * item
-    fetched = CHANNEL_BLOCK // rows * (LINE // 2)  # bytes of each channel, while a block is multiplied
-    V, zero = Vector(numba.from_dtype(np.dtype(real)), W), real(0)
-    read, write, _, write_vector = memory_functions(dtype_name)
+    item, rows = np.dtype(real).itemsize, panel_rows()
+    panel_row = VECTORS * lanes(real) * item
     multiply = multiply_function(real, "row")
-    tile_with_lone = tile_with_lone_function(real)
-    copy_panels, _, lies_flat = copy_panels_function(dtype_name)
-    finish_tile = finish_function(dtype_name)
-    pack, pack_block = pack_functions(dtype_name)
-
-    @inlined
-    def multiply_with_lone(
-        count, w, w_panel, w_step, panel, panel_step, depth, sums, first, out, out_row, ahead, ahead_panel, ahead_step,
-        x, x_step, lone,
-    ):  # fmt: skip
-        if ahead == 0:
-            ahead, ahead_panel, ahead_step = w + AHEAD, w_panel, w_step
-        for i in range(0, count, rows):
-            tile_with_lone(
-                w + i // rows * w_panel, item, w_step, panel, panel_step, depth, ahead + i // rows * ahead_panel,
-                ahead_step, sums + i * panel_row, panel_row, first, out + i * out_row if out != 0 else 0, out_row,
-                count - i, x, x_step, lone + i * item,
-            )  # fmt: skip
-
-    @inlined
-    def lone_place(call, grad, pixel, shift_h, shift_w, zeros):
-        """Where grad_y has what a shift brings to a pixel of the coarse grid, and how far apart filters lie there."""
-        row, q = pixel // call.coarse_w, pixel % call.coarse_w + shift_w
-        n, p = row // call.coarse_h, row % call.coarse_h + shift_h
-        if p < 0 or p >= call.P or q < 0 or q >= call.Q:
-            return zeros, 0
-        return grad + n * call.x_n + p * call.x_h + q * call.x_w, call.x_c
-
-    @inlined
-    def finish_lone(call, grad_x, sums, pixel, bias, count):
-        """The sums of a lone pixel, of all phases, to grad_x. bias: of the first channel."""
-        row, j = pixel // call.coarse_w, pixel % call.coarse_w * call.stride_w
-        n, i = row // call.coarse_h, row % call.coarse_h * call.stride_h
-        for fh in range(min(call.stride_h, call.H - i)):
-            for fw in range(min(call.stride_w, call.W - j)):
-                meets = meets_taps(call, fh, fw)
-                here = sums + (fh * call.stride_w + fw) * call.channel_block * item
-                to = grad_x + n * call.y_n + (i + fh) * call.y_p + (j + fw) * call.y_q
-                for c in range(count):
-                    number = read(here + c * item) if meets else zero
-                    if call.has_bias:
-                        number += read(bias + c * call.bias_k)
-                    write(to + c * call.y_k, activate(number, call.activation, call.low, call.high, call.slope))
+    multiply_with_lone, lone_place, _ = lone_functions(dtype_name)
 
     @inlined
     def multiply_phases(
@@ -159,6 +68,18 @@ def build_tiled(dtype_name):
                 sums += phase_bytes
                 lone += call.channel_block * item
 
+    return multiply_phases
+
+
+def place_functions(dtype_name):
+    """Numba functions: place, reads_in_place and finishes_itself, where a tile's numbers lie in grad_y and grad_x;
+    read_next and stored_next, what is fetched while it is multiplied.
+    """
+    item, rows = np.dtype(dtype_name).itemsize, panel_rows()
+    width = VECTORS * lanes(np.dtype(dtype_name).type)
+    fetched = CHANNEL_BLOCK // rows * (LINE // 2)  # bytes of each channel, while a block is multiplied
+    _, _, lies_flat = copy_panels_function(dtype_name)
+
     @inlined
     def place(call, address, step_n, step_h, step_w, pixel):
         """Where a pixel of the coarse grid lies in an array of such strides."""
@@ -199,10 +120,27 @@ def build_tiled(dtype_name):
         blocks, pieces = (channels - 1) // CHANNEL_BLOCK, (channels + depth - 1) // depth
         number = k0 // call.depth_block * blocks + f // CHANNEL_BLOCK - 1
         line, c = number // pieces * fetched, min(number % pieces * depth, channels - depth)
-        if line >= call.stride_h * call.stride_w * panel_row:
+        if line >= call.stride_h * call.stride_w * width * item:
             return 0
         here = place(call, grad_x, call.y_n, call.stride_h * call.y_p, call.stride_w * call.y_q, start)
         return here + line + c * call.y_k
+
+    return place, reads_in_place, finishes_itself, read_next, stored_next
+
+
+def build_tiled(dtype_name):
+    """Task: a few tiles of pixels and a block of channels of one group. call.workspace: the packed weights."""
+    real = np.dtype(dtype_name).type
+    W, item = lanes(real), np.dtype(real).itemsize
+    width, panel_row = VECTORS * W, VECTORS * W * item
+    V, zero = Vector(numba.from_dtype(np.dtype(real)), W), real(0)
+    _, _, _, write_vector = memory_functions(dtype_name)
+    multiply_phases = multiply_phases_function(dtype_name)
+    place, reads_in_place, finishes_itself, read_next, stored_next = place_functions(dtype_name)
+    _, _, finish_lone = lone_functions(dtype_name)
+    copy_panels, _, _ = copy_panels_function(dtype_name)
+    finish_tile = finish_function(dtype_name)
+    pack, pack_block = pack_functions(dtype_name)
 
     def task(call_address, index, worker):
         call = record_at(CALL_CUT, call_address)
