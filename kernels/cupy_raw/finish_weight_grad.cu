@@ -2,7 +2,8 @@
 //
 // Compiled with problem.cuh's constants (w is grad_w), and -DCHANNELS_INNER=n where columns are not as in grad_w, taps
 // inner, but channels, padded to a multiple of n. -DX_DROPPED, -DY_DROPPED: the last chunk of a group's channels, or
-// filters, ends with the last of them, and begins with so many of the chunk before, again.
+// filters, ends with the last of them, and begins with so many of the chunk before, again. -DTAP_ROW: taps of a window's
+// row, taps inner, with those that pad it.
 
 #include "weight_grad_splits.cuh"
 
@@ -12,6 +13,9 @@
 #ifndef X_DROPPED
 #define X_DROPPED 0
 #define Y_DROPPED 0
+#endif
+#ifndef TAP_ROW
+#define TAP_ROW S
 #endif
 constexpr int TAPS = R * S, CHUNK = 16 / sizeof(Element);
 
@@ -25,7 +29,7 @@ __device__ __forceinline__ int place_of(int i, int count)
 // The column of weight d = (c, r, s) of a filter.
 __device__ __forceinline__ int column_of(int d, int channels)
 {
-    if constexpr (CHANNELS_INNER == 0) return d;
+    if constexpr (CHANNELS_INNER == 0) return d / S * TAP_ROW + d % S;
     else return d % TAPS * (ceil_div(channels, CHANNELS_INNER) * CHANNELS_INNER)
                 + place_of<X_DROPPED>(d / TAPS, channels);
 }

@@ -242,7 +242,7 @@ def sources_of(problem, cut, stages, wide, lying, apart=None):
     own += (("TAPS_INNER", int(cut.taps_inner)),)
     own += (("SPLIT", int(cut.splits > 1)), ("STAYING", int(cut.staying > 0)), ("RUN", lying.run))
     own += (("ALONG_FILTERS", int(lying.along_filters)), ("ONE_STAGE", int(cut.depth == depth_of(problem))))
-    own += (("TABLE_STEPS", table_steps(problem, cut.depth, wide)),)
+    own += (("TABLE_STEPS", table_steps(problem, cut.depth, wide)), ("TAP_ROW", problem.S), ("RUN_OF_TAPS", 1))
     return tuple(CudaSource("tensor_core.cu", name, own) for name in ("pack_filters", "conv2d_tensor_core"))
 
 

@@ -8,13 +8,18 @@
 // A thread that gathers several pixels finds a step once for all of them, and one that gathers several steps of a pixel
 // its window; steps that the launcher found, see Steps, are looked up.
 //
-// Compiled with problem.cuh's constants and -DTABLE_STEPS (that the launcher's table has; 0: none).
+// Rows of a window may be padded, to TAP_ROW taps, which lie outside of every image. Of whole runs, RUN_OF_TAPS taps a
+// constant apart in memory, the first is found, and a load adds the constant by itself.
+//
+// Compiled with problem.cuh's constants, -DTABLE_STEPS (that the launcher's table has; 0: none), -DTAP_ROW (S, or more)
+// and -DRUN_OF_TAPS (that the table has one step for).
 
 #pragma once
 
 #include "problem.cuh"
 
 constexpr bool BITS_OF_AXES = R + S < 32;  // bit 31 is no window's
+constexpr int TAPS = R * TAP_ROW;
 
 struct Step {
     int r, s;
@@ -24,8 +29,9 @@ struct Step {
 
     __device__ __forceinline__ void find(const Problem& problem, unsigned d)
     {
-        const unsigned c = d / (R * S), tap = d % (R * S);
-        r = tap / S, s = tap % S, exists = c < problem.Cg, bits = exists ? 1u << r | 1u << (R + s) : ~0u;
+        const unsigned c = d / TAPS, tap = d % TAPS;
+        r = tap / TAP_ROW, s = tap % TAP_ROW, exists = c < problem.Cg && s < S;
+        bits = exists ? 1u << r | 1u << (R + s) : ~0u;
         from = offset(problem.x, 0, c, r * DILATION_H, s * DILATION_W);
     }
 };
@@ -35,6 +41,15 @@ struct Step {
 constexpr bool TABLE = TABLE_STEPS > 0;
 constexpr int PAIRS = TABLE ? TABLE_STEPS / 2 : 1;
 struct Steps { int2 from[PAIRS]; uint2 bits[PAIRS]; };
+
+// How far run number `run` of a chunk lies: of 16 bits it has two, of floats one.
+constexpr bool RUNS = RUN_OF_TAPS > 1;
+__device__ __forceinline__ int first_of_run(const Steps& steps, int chunk, int run)
+{
+    if constexpr (sizeof(Element) == 4) return reinterpret_cast<const int*>(steps.from)[chunk];
+    const int2 two = steps.from[chunk];
+    return run == 0 ? two.x : two.y;
+}
 
 // Step d, an even one, and the one behind it; from, bits: what the table has of them.
 __device__ __forceinline__ void find_pair(Step (&two)[2], const int2& from, const uint2& bits, const Problem& problem,
@@ -71,8 +86,9 @@ __device__ __forceinline__ unsigned axes_inside(const Problem& problem, int h, i
 
 // The same in a bit for each tap, and behind the last the first again, so that neighbours tell of the steps of a chunk,
 // wherever it begins: R2P makes predicates of seven bits, where bits of axes take an instruction for each step.
-constexpr int TAPS = R * S, AHEAD = 16 / sizeof(Element) - 1;
+constexpr int AHEAD = 16 / sizeof(Element) - 1;
 constexpr bool BITS_OF_TAPS = TABLE && TAPS + AHEAD <= 64;
+static_assert(!RUNS || (BITS_OF_TAPS && TAP_ROW % RUN_OF_TAPS == 0));
 constexpr uint64 every(int distance, int end)
 {
     uint64 bits = 0;
@@ -97,8 +113,8 @@ __device__ __forceinline__ uint64 taps_inside(int top, int bottom, int left, int
 {
     const unsigned inside = bits_above(before<DILATION_W>(left)) & ~bits_above(before<DILATION_W>(right));
     const unsigned columns = inside & (1u << S) - 1;
-    const int above = min(before<DILATION_H>(top), R) * S, until = min(before<DILATION_H>(bottom), R) * S;
-    return (columns * every(S, TAPS) & ~0ull << above & ~(~0ull << until)) * every(TAPS, TAPS + AHEAD);
+    const int above = min(before<DILATION_H>(top), R) * TAP_ROW, until = min(before<DILATION_H>(bottom), R) * TAP_ROW;
+    return (columns * every(TAP_ROW, TAPS) & ~0ull << above & ~(~0ull << until)) * every(TAPS, TAPS + AHEAD);
 }
 
 // Whether a step of it does; `inside`: as axes_inside says.

@@ -112,20 +112,22 @@ def table_steps(problem, steps, wide=False):
     return steps if problem.Cg < chunk_of(problem) and fits and not wide else 0
 
 
-def steps_struct(problem, x, count):
-    """`struct Steps` of tensor_core_taps.cuh, for x: the first `count` steps of the reduction."""
-    return steps_by_strides(problem, x.strides, count)
+def steps_struct(problem, x, count, run=1, row=None):
+    """`struct Steps` of tensor_core_taps.cuh, for x: the first `count` steps of the reduction, each the first of a run,
+    where a window's rows have so many taps (by default S).
+    """
+    return steps_by_strides(problem, x.strides, count, run, row or problem.S)
 
 
 @lru_cache(maxsize=4096)
-def steps_by_strides(problem, strides, count):
+def steps_by_strides(problem, strides, count, run, row):
     struct = np.zeros((), [(name, type_, max(count, 2)) for name, type_ in FOUND])
     _, apart, down, right = element_strides("x", strides, problem.dtype.itemsize)
-    channel, tap = divmod(np.arange(count), problem.R * problem.S)
-    (r, s), exists = divmod(tap, problem.S), channel < problem.Cg
+    channel, tap = divmod(np.arange(count) * run, problem.R * row)
+    (r, s), exists = divmod(tap, row), channel < problem.Cg
     here = r * problem.dilation[0] * down + s * problem.dilation[1] * right
     struct["from"][:count] = here + np.where(exists, channel * apart, 0)
-    struct["bits"][:count] = np.where(exists, 1 << r | 1 << problem.R + s, 0xFFFFFFFF)
+    struct["bits"][:count] = np.where(exists & (s < problem.S), 1 << r | 1 << problem.R + s, 0xFFFFFFFF)
     struct.flags.writeable = False
     return struct
 

@@ -28,10 +28,13 @@
 // matrices of 16-bit types on their way to the registers; of floats a lane loads the words that it needs.
 // d: taps, then channels, padded to 16 bytes of them. The last chunk ends with the last channel, and begins with
 // X_DROPPED of the chunk before, whose sums nobody reads; so do filters that are gathered. Fewer channels than that:
-// TAPS_INNER, d = c * R * S + tap, see tensor_core_taps.cuh. Their steps lie in a table, an argument in constant memory,
-// as in tensor_core.cu: half an instruction finds how far one is, and half of one what lies inside of its pixel's
-// window, by a bit for each tap: 3.8 instructions an element with its load, where it had been 22. Windows of more than
-// 57 taps, in 16-bit types, go by rows and columns, 5.
+// TAPS_INNER, d = (c * R + r) * TAP_ROW + s, see tensor_core_taps.cuh. Their steps lie in a table, an argument in
+// constant memory, as in tensor_core.cu. A window's rows are padded to runs of four taps, 3 to 4 and 7 to 8, where that
+// takes no more tiles: of 3 channels of 7 x 7 three of 64 columns, or two of 128, which 147 had taken as well as 168.
+// Of a run one address is found, and its loads add constants; what lies inside of a pixel's window, half an instruction
+// tells, by a bit for each tap: 2.7 instructions an element with its load, 3.8 where each address is found, and 22
+// without a table. Windows of more taps than 64 bits hold with what neighbours of the last want, 57 in 16-bit types, go
+// by rows and columns, 5.
 // Stages, and waiting for them: as in tensor_core.cu. sm_75 has no cp.async: two stages, filled through registers.
 // Bank conflicts: none. Chunk c of pixel r lies at place c ^ f of its row, f = 2 (r % 4) + r / 4 % 2. ldmatrix reads,
 // and gathering lanes store, one chunk of eight pixels: eight values of f. Eight lanes that copy write eight chunks of
@@ -53,21 +56,19 @@
 //
 // The last, for few tiles, has eight warps of 32 x 32, 8 HMMA of 49 cycles, 64 on sm_80 (67 %), for 96 of shared memory;
 // the one before two of 64 x 64 (on sm_80 100 %), for 256: all stand where shared memory leaves them.
-// Taps inner, of 7 x 7, with pixels of grad_y copied, channels, or a number of filters gathered that 8 does not divide; on
-// sm_80 1.3 times as much, up to 100 % or what 64 x 64 leaves (the last of all 64 of 67 %):
+// Taps inner, of 7 x 7, with pixels of grad_y copied, channels, or a number of filters gathered that 8 does not divide;
+// on sm_80 100 %, but the last, 67 %:
 //
-//     128 x 128    1           317 100 %            311 100 %             347 100 %
-//     128 x 128    2           198  99 %            193 100 %             211  93 %
-//     128 x  64    1           446  87 %            443  87 %             485  81 %
-//      64 x 128    2           203  87 %            204  87 %             245  80 %
-//      64 x  64    1           456  77 %            466  77 %             567  69 %
-//      64 x  64    1           184  51 %            173  51 %             191  51 %    four warps of 32 x 32
+//     128 x 128    1           277 100 %            274 100 %             314 100 %
+//     128 x 128    2           180 100 %            177 100 %             196 100 %
+//     128 x  64    1           373  87 %            370  87 %             414  87 %
+//      64 x 128    2           184  87 %            186  87 %             226  87 %
+//      64 x  64    1           385  77 %            392  77 %             472  77 %
+//      64 x  64    1           164  51 %            157  51 %             175  51 %    four warps of 32 x 32
 //
-// The last column but its last row, which is chosen most, waits for instructions: 14 for each chunk of grad_y, of which 8
-// load, 4 pair and one stores. A launch before it, which laid grad_y's filters side by side, would spare them and cost
-// more: of 32 images of 3 x 299 x 299 -> 32, 3 x 3 / 2, it would move 90 MB, 28 microseconds of an H100 at 3.3 TB/s, where
-// all instructions of the loop take 16. Without the three tiles in between some layers, 96 filters of 3 x 3 / 2, are
-// predicted to take 1.3 times as long.
+// All of these stand where shared memory leaves them. While each tap's address was found by itself, the last column had
+// 485, 245 and 567 instructions in the three tiles in between, 81, 80 and 69 %. x in shared memory, whence stages are
+// made, would be loaded by 16 bits, 64 bytes in a cycle: 64 x 64 would end at 51 %.
 // An element gathered by itself takes an instruction and a half: to load it, by a distance that is a constant, and to
 // pair it; PRMT drops it, too, where its pixel is outside, as it takes any four of eight bytes, of which a 16-bit load
 // leaves zeros. What is chosen is chosen in 32 bits: the compiler widens first, else, three instructions a chunk. An
@@ -90,9 +91,10 @@
 // tensor_core.cu.
 //
 // Compiled with problem.cuh's constants (y is grad_y, w is grad_w), tensor_core_tile.cuh's, -DX_TOGETHER -DY_TOGETHER,
-// -DX_DROPPED -DY_DROPPED (channels, or filters, that a group's last chunk repeats), -DY_COUNT (filters of a chunk, fewer
-// where a group has fewer), -DY_WHOLE (no tile has filters behind the last), -DY_EVEN, -DX_APART (where NONE: how far they
-// lie from each other) -DY_APART (where not CHANNELS), -DTAPS_INNER, -DTABLE_STEPS.
+// -DX_DROPPED -DY_DROPPED (channels, or filters, that a group's last chunk repeats), -DY_COUNT (filters of a chunk,
+// fewer where a group has fewer), -DY_WHOLE (no tile has filters behind the last), -DY_EVEN, -DX_APART (where NONE: how
+// far they lie from each other, taps inner, neighbours of a row) -DY_APART (where not CHANNELS), -DTAPS_INNER, and
+// tensor_core_taps.cuh's.
 
 #include "tensor_core_weight_grad_walks.cuh"
 #include "weight_grad_splits.cuh"

@@ -55,10 +55,12 @@ PRECISE_TILES = (  # three products and 64-bit offsets leave too few registers f
     Tile(64, 64, 32, 32),
 )
 
+RUN_OF_TAPS = 4  # taps inner: neighbours in a row of a window, of which one is found
+MOST_BITS = 64  # of a window's taps
 # Instructions beside multiplying, read from the machine code: of each thread and stage; of each chunk; of each element
-# gathered by itself; of that, taps inner, where steps lie in a table, and where they are found in each stage; of each
-# word of shared memory that it rounds to TF32.
-LOOP_SLOTS, CHUNK_SLOTS, GATHER_SLOTS, TABLE_SLOTS, TAPS_SLOTS = 50, 12, 1.5, 3.3, 22
+# gathered by itself; of that, taps inner, where steps lie in a table, in runs or alone, and where a stage finds them;
+# of each word of shared memory that it rounds to TF32.
+LOOP_SLOTS, CHUNK_SLOTS, GATHER_SLOTS, TABLE_SLOTS, TAPS_SLOTS = 50, 12, 1.5, {RUN_OF_TAPS: 2.2, 1: 3.3}, 22
 ROUND_SLOTS = {None: 0, "tf32": 3, "3xtf32": 3}
 WAITING = cost.waiting("cupy_raw.tensor_core_weight_grad", like="cupy_raw.implicit_gemm")
 
@@ -66,11 +68,14 @@ passes = ("weight_grad",)
 
 
 class Cut(NamedTuple):
-    """How the product is cut into blocks; filters, columns and pixels of a split as `struct Splits` has them."""
+    """How the product is cut into blocks; filters, columns and pixels of a split as `struct Splits` has them; tap_row:
+    how many taps of a window's row, with those that pad it.
+    """
 
     tile: Tile
     blocks_per_sm: int
     taps_inner: bool
+    tap_row: int
     filters: int
     columns: int
     pixels: int
@@ -120,10 +125,31 @@ def cut_of(problem, tile, splits):
     stages = ceil_div(all_stages, splits)
     splits = ceil_div(all_stages, stages)
     channels = problem.Cg if taps_inner else round_up(problem.Cg, chunk_of(problem))
-    filters, columns = round_up(problem.Kg, tile.filters), round_up(problem.R * problem.S * channels, tile.rows)
+    row = tap_row(problem, tile) if taps_inner else problem.S
+    filters, columns = round_up(problem.Kg, tile.filters), round_up(problem.R * row * channels, tile.rows)
     partial = splits * problem.groups * filters * columns * problem.accumulate.itemsize
-    resident, tiles = blocks_per_sm(tile, problem.precision), filters // tile.filters * (columns // tile.rows)
-    return Cut(tile, resident, taps_inner, filters, columns, stages * depth, splits, partial, problem.groups * tiles)
+    resident = blocks_per_sm(tile, problem.precision)
+    tiles = problem.groups * (filters // tile.filters) * (columns // tile.rows)
+    return Cut(tile, resident, taps_inner, row, filters, columns, stages * depth, splits, partial, tiles)
+
+
+def tap_row(problem, tile):
+    """Taps inner: rows of a window are padded to whole runs where it has bits enough, and that takes no more tiles."""
+    padded = round_up(problem.S, RUN_OF_TAPS)
+    tiles = [ceil_div(problem.Cg * problem.R * row, tile.rows) for row in (problem.S, padded)]
+    return padded if tiles[0] == tiles[1] and has_bits(problem, padded) else problem.S
+
+
+def has_bits(problem, row):
+    """BITS_OF_TAPS of tensor_core_taps.cuh, for rows of so many taps."""
+    return problem.R * row + chunk_of(problem) - 1 <= MOST_BITS
+
+
+def found_steps(problem, cut, wide=False):
+    """Taps inner: how many steps of the reduction lie in a table, and how many neighbours are found by each."""
+    runs = cut.tap_row % RUN_OF_TAPS == 0 and has_bits(problem, cut.tap_row)
+    in_runs = table_steps(problem, cut.columns // RUN_OF_TAPS, wide) if runs else 0
+    return (in_runs, RUN_OF_TAPS) if in_runs else (table_steps(problem, cut.columns, wide), 1)
 
 
 def seconds(problem, device, cut):
@@ -132,14 +158,18 @@ def seconds(problem, device, cut):
     beside = LOOP_SLOTS * tile.threads + CHUNK_SLOTS * tile.stage_bytes / VECTOR
     beside += ROUND_SLOTS[problem.precision] * tile.matrix_bytes / 4
     if lying.x_together == "NONE":
-        of_taps = TABLE_SLOTS if table_steps(problem, cut.columns) else TAPS_SLOTS
-        beside += (of_taps if cut.taps_inner else GATHER_SLOTS) * tile.rows * depth
+        beside += (taps_slots(problem, cut) if cut.taps_inner else GATHER_SLOTS) * tile.rows * depth
     if lying.y_together == "NONE":
         beside += GATHER_SLOTS * tile.filters * depth
     block = block_of(problem, device, tile, cut.pixels / depth, beside)
     multiply = WAITING * cost.seconds_of(device, cut.blocks, block)
     least = cost.memory_seconds(problem, device)
     return max(multiply, least) + cost.passing_seconds(device, cut.partial_bytes)
+
+
+def taps_slots(problem, cut):
+    count, run = found_steps(problem, cut)
+    return TABLE_SLOTS[run] if count else TAPS_SLOTS
 
 
 def why_not(problem, device):
@@ -198,8 +228,11 @@ def sources(problem, device, wide=False, lying=None):
 
 
 def apart_as_planned(problem):
-    """How far channels of x lie apart, and those of grad_y."""
-    return (problem.H * problem.W, problem.P * problem.Q) if problem.layout == "NCHW" else (1, 1)
+    """How far channels of x lie apart, taps inner, neighbours of a row, and channels of grad_y."""
+    taps_inner = problem.Cg < chunk_of(problem)
+    if problem.layout == "NCHW":
+        return 1 if taps_inner else problem.H * problem.W, problem.P * problem.Q
+    return problem.C if taps_inner else 1, 1
 
 
 @lru_cache(maxsize=4096)
@@ -218,9 +251,10 @@ def sources_of(problem, cut, stages, wide, lying, apart=None):
     ends = (("X_DROPPED", -problem.Cg % chunk * gathers_x), ("Y_DROPPED", -problem.Kg % chunk * gathers_y))
     own += (("Y_EVEN", int(lying.y_even)), ("Y_WHOLE", int(problem.Kg % cut.tile.filters == 0)))
     own += (*ends, ("Y_COUNT", min(problem.Kg, chunk)))
-    own += (("TABLE_STEPS", table_steps(problem, cut.columns, wide)),)
+    steps, run = found_steps(problem, cut, wide)
+    own += (("TABLE_STEPS", steps), ("RUN_OF_TAPS", run), ("TAP_ROW", cut.tap_row))
     multiply = CudaSource("tensor_core_weight_grad.cu", "conv2d_tensor_core_weight_grad", own)
-    shared += ends if cut.taps_inner else (*ends, ("CHANNELS_INNER", chunk))
+    shared += (*ends, ("TAP_ROW", cut.tap_row) if cut.taps_inner else ("CHANNELS_INNER", chunk))
     return multiply, CudaSource("finish_weight_grad.cu", "finish_weight_grad", shared)
 
 
@@ -230,12 +264,12 @@ def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=
     workspace: `workspace_bytes` of them, 64-byte aligned.
     """
     cut, wide = cut_for(problem, device), is_wide(problem, x, grad_w, grad_y, None)
-    apart = tuple(array.strides[1] // array.itemsize for array in (x, grad_y))
+    apart = x.strides[3 if cut.taps_inner else 1] // x.itemsize, grad_y.strides[1] // grad_y.itemsize
     lying, stages = lying_of(problem, x, grad_y), stages_held(cut.tile, device)
     multiply, finish = sources_of(problem, cut, stages, wide, lying, apart)
     struct, part = problem_struct(problem, x, grad_w, grad_y, None, None), splits_struct(problem, cut)
     divisors = divisor_struct(problem.Q), divisor_struct(problem.P)
-    steps = steps_struct(problem, x, table_steps(problem, cut.columns, wide))
+    steps = steps_struct(problem, x, *found_steps(problem, cut, wide), cut.tap_row)
     arguments = (x, grad_y, workspace, struct, part, *divisors, steps)
     launch(multiply, cut.grid(problem), cut.tile.threads, arguments, stream=stream)
     weights = problem.K * problem.Cg * problem.R * problem.S

@@ -200,6 +200,11 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
         }
     }
 
+    static __device__ __forceinline__ void add_element(unsigned (&words)[4], int e, int wanted, const Element* from)
+    {
+        words[e / (CHUNK / 4)] += load_if(wanted, from) << e % (CHUNK / 4) * 16;
+    }
+
     // Taps inner: all chunks are of one pixel.
     __device__ __forceinline__ void gather_taps(const Element* __restrict__ x, const Pixel& at, const Problem& problem,
                                                 const Steps& steps)
@@ -212,16 +217,21 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
         const unsigned axes = BITS_OF_TAPS ? 0 : axes_inside(problem, top, left);
         const Element* window = x + (corner[0] + offset(problem.x, at.n, 0, down, across));  // of no pixel nobody loads
         asm volatile("" : "+l"(window));  // or its parts and a step are added anew, in 64 bits
-        int first = channel[0] / 2;
+        int first = channel[0] / (RUNS ? CHUNK : 2);
         if (!TABLE) asm volatile("" : "+r"(first));  // divide anew in each stage
         #pragma unroll
         for (int j = 0; j < OWN; ++j) {
             unsigned words[4] = {};
             const unsigned of_chunk = taps >> first_tap[j];
             #pragma unroll
-            for (int d = 0; d < CHUNK; d += 2) {
-                Step two[2];
+            for (int e = 0; RUNS && e < CHUNK; ++e) {
+                const Element* run = window + first_of_run(steps, first + j * APART, e / RUN_OF_TAPS);
+                add_element(words, e, of_chunk & 1 << e, run + e % RUN_OF_TAPS * DILATION_W * (int64)X_APART);
+            }
+            #pragma unroll
+            for (int d = 0; !RUNS && d < CHUNK; d += 2) {
                 const int pair = first + (j * APART * CHUNK + d) / 2;
+                Step two[2];
                 find_pair(two, steps.from[TABLE ? pair : 0], steps.bits[TABLE ? pair : 0], problem, 2u * pair);
                 #pragma unroll
                 for (int e = d; e < d + 2; ++e) {
@@ -229,7 +239,7 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
                     const int wanted = BITS_OF_TAPS ? of_chunk & 1 << e : has_inside(problem, step, axes, top, left);
                     Offset from = step.from;
                     keep(from);  // in 32 bits: one instruction adds it to the window's address
-                    words[e / (CHUNK / 4)] += load_if(wanted, window + from) << e % (CHUNK / 4) * 16;
+                    add_element(words, e, wanted, window + from);
                 }
             }
             held[j] = reinterpret_cast<const uint4&>(words);

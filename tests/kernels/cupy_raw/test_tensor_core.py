@@ -108,6 +108,9 @@ def test_the_table_of_steps_tells_how_far_each_lies_and_what_it_needs_inside():
     distances = [c * 180 + r * 2 * 15 - s * 3 for c in range(3) for r in range(2) for s in range(5)]
     assert found["from"].tolist() == distances + distances[:2], "past the last, those of the first channel"
     assert found["bits"].tolist() == [1 << r | 4 << s for r in range(2) for s in range(5)] * 3 + [2**32 - 1] * 2
+    runs = tensor_core_tile.steps_struct(problem, x, 14, run=4, row=8)
+    distances = [c * 180 + r * 2 * 15 - s * 3 for c in range(3) for r in range(2) for s in (0, 4)]
+    assert runs["from"].tolist() == distances + distances[:2]
 
 
 @pytest.mark.parametrize(("channels", "window", "steps"), [(3, 7, 160), (7, 7, 352), (7, 9, 0), (8, 3, 0), (2, 16, 0)])

@@ -20,9 +20,6 @@ BAR = 0.85
 # What instructions leave with taps inner, where a thread gathers elements one by one, way by way and tile by tile.
 KEPT = {
     (90, "float16", "forward", "taps", (128, 32, 128, 32, 2)): 0.56,
-    (90, "float16", "weight_grad", "taps_gathered", (128, 64, 64, 64, 1)): 0.808,
-    (90, "float16", "weight_grad", "taps_gathered", (64, 128, 64, 64, 2)): 0.8,
-    (90, "float16", "weight_grad", "taps_gathered", (64, 64, 64, 64, 1)): 0.691,
 }
 
 # Forward: x's channels, window and layout. Whole chunks of channels are copied; of 258 the last chunk is not whole; of

@@ -50,6 +50,14 @@ EXPECTED = {
     "taps_channels": (NONE, CHANNELS),
     "taps": (NONE, NONE),
 }
+# Rows of a window, taps inner: padded, to as many taps as have bits; with too many columns then, on tiles of 64; whole.
+ROWS = {
+    "padded": Case("padded", (2, 3, 9, 8), (20, 3, 7, 7), {"padding": 3, "stride": (2, 1)}),
+    "padded_slices": Case("padded_slices", (1, 2, 9, 8), (9, 2, 3, 3), {"dilation": (1, 3), "padding": 2},
+                          memory="slices"),
+    "alone": Case("alone", (1, 3, 8, 9), (9, 3, 3, 7), {"padding": (1, 2)}),
+    "whole": Case("whole", (1, 9, 8, 6), (12, 3, 2, 4), {"padding": 1, "layout": "NHWC", "groups": 2}),
+}  # fmt: skip
 
 
 def force_cut(monkeypatch, problem, tile, splits=1):
@@ -167,6 +175,27 @@ def test_three_stages_or_more_lie_in_shared_memory_where_copies_are_asynchronous
         assert stages * tile.stage_bytes <= SHARED_BYTES
 
 
+@pytest.mark.parametrize(
+    ("channels", "window", "columns", "row", "found"),
+    [
+        (3, (7, 7), 64, 8, (192 // 4, 4)),
+        (3, (3, 3), 128, 4, (128 // 4, 4)),
+        (7, (3, 3), 64, 3, (64, 1)),  # 84 columns would take two tiles
+        (7, (3, 3), 128, 4, (128 // 4, 4)),
+        (2, (9, 5), 128, 5, (128, 1)),  # 72 taps are more than bits
+        (1, (8, 8), 64, 8, (64, 1)),  # whole, and more than bits with those of the next channel
+        (7, (5, 8), 64, 8, (320 // 4, 4)),
+        (7, (8, 7), 128, 7, (0, 1)),
+    ],
+)
+def test_rows_of_windows_are_padded_to_runs_where_that_costs_nothing(channels, window, columns, row, found):
+    problem = make_problem((1, channels, 20, 20), (8, channels, *window), np.dtype(np.float16), pass_="weight_grad")
+    cut = kernel.cut_of(problem, next(tile for tile in kernel.TAPS_TILES if tile.rows == columns), 1)
+    assert (cut.tap_row, kernel.found_steps(problem, cut)) == (row, found)
+    assert kernel.found_steps(problem, cut, wide=True) == (0, 1)
+    assert cut.columns == -(-channels * window[0] * row // columns) * columns
+
+
 def test_predicted_times_grow_with_the_problem():
     def seconds(images, **keywords):
         problem = make_problem((images, 64, 56, 56), (64, 64, 3, 3), pass_="weight_grad", **keywords)
@@ -208,6 +237,10 @@ class TestMachineCode:
     def test_both_ways_to_bring_stages_compile_without_spills_where_copies_are_not_asynchronous(self, lying):
         self.check(self.source(kernel.TILES[0], "float16", lying, 75), 75)
 
+    @pytest.mark.parametrize("tile", kernel.TAPS_TILES, ids=str)
+    def test_every_tile_of_few_channels_compiles_without_spills(self, tile):
+        self.check(self.source(tile, "float16", (NONE, NONE), 120, channels=3), 120)
+
     def test_64_bit_offsets_and_few_channels_compile_without_spills(self):
         self.check(self.source(kernel.TILES[0], "float16", (NONE, NONE), 120, wide=True), 120)
         self.check(self.source(kernel.TILES[0], "float16", (NONE, NONE), 120, channels=3), 120)
@@ -234,6 +267,14 @@ class TestEmulated:
         problem = case.problem("weight_grad")
         tiles = kernel.tiles_of(problem)
         force_cut(monkeypatch, problem, tiles[(2 * number + turn) % len(tiles)], splits=1 + 2 * turn)
+        check(case)
+
+    @pytest.mark.parametrize("type_", ["float16", "tf32"])
+    @pytest.mark.parametrize("name", ROWS)
+    def test_rows_of_every_length_run_without_a_fault(self, name, type_, monkeypatch):
+        case = of_type(ROWS[name], type_)
+        tiles = kernel.tiles_of(case.problem("weight_grad"))
+        force_cut(monkeypatch, case.problem("weight_grad"), tiles[list(ROWS).index(name) % 2 - 1], splits=2)
         check(case)
 
     @pytest.mark.parametrize("tile", [kernel.TAPS_TILES[0], kernel.TAPS_TILES[-1]], ids=str)
