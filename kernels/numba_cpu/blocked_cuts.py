@@ -184,7 +184,7 @@ def collide_near(problem) -> bool:
 def from_memory(problem) -> bool:
     """Do x and y together come from memory, and not from the L3 cache?"""
     numbers = problem.N * (problem.C * problem.H * problem.W + problem.K * problem.P * problem.Q)
-    return numbers * real_bytes(problem) > target.cache_bytes(3) * 3 // 4
+    return numbers * problem.dtype.itemsize > target.cache_bytes(3) * 3 // 4
 
 
 def stores_runs(problem) -> bool:

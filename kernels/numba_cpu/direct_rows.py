@@ -48,6 +48,7 @@ from functools import lru_cache, partial
 from itertools import chain, pairwise
 
 from . import target
+from .blocked_cuts import from_memory
 from .compilation import compiled
 from .epilogue import activated, finished_before_rounding
 from .planes import fields, most_tasks, planes_loop
@@ -368,10 +369,8 @@ def prepared(problem, threads):
 
 def is_large(problem, threads) -> bool:
     """Is a plane to be computed in bands of few rows, so that memory is read and written in few streams?"""
-    x_plane, y_plane, item = problem.H * problem.W, problem.P * problem.Q, problem.dtype.itemsize
-    plane = (x_plane + y_plane) * item
-    from_memory = problem.N * (problem.C * x_plane + problem.K * y_plane) * item >= target.cache_bytes(3) * 3 // 4
-    large = LARGE_FROM_MEMORY if from_memory else LARGE * threads
+    plane = (problem.H * problem.W + problem.P * problem.Q) * problem.dtype.itemsize
+    large = LARGE_FROM_MEMORY if from_memory(problem) else LARGE * threads
     return plane > large * target.cache_bytes(2)
 
 

@@ -44,8 +44,12 @@ AHEAD = 2  # columns of pairs of vectors
 
 def panel_filling(dtype_name):
     """Numba functions: (fill_columns, fill_pixels), which fill a panel, (number_at, put_number) for one number."""
-    real, kind, L = real_of(dtype_name), stored_kind(dtype_name), lanes_for(dtype_name)
-    item, number_bytes = Lanes(kind).item_bytes, real.bitwidth // 8
+    return (fill_columns_function(dtype_name), fill_pixels_function(dtype_name), *number_functions(dtype_name))
+
+
+def number_functions(dtype_name):
+    """Numba functions: number_at, one number of x as a number of the sums, and put_number, one into a panel."""
+    real, kind = real_of(dtype_name), stored_kind(dtype_name)
 
     @traced(real)
     def number_at(address):
@@ -55,32 +59,53 @@ def panel_filling(dtype_name):
     def put_number(address, number):
         store(address, number)
 
+    return number_at, put_number
+
+
+def clear_row_function(dtype_name):
+    """A Numba function clear_row(panel, count): zeros, by whole vectors."""
+    L, number_bytes = lanes_for(dtype_name), real_of(dtype_name).bitwidth // 8
+
     @traced(types.void)
     def put_zeros(address):
         store(address, zeros(vector_of(dtype_name), address))
 
-    def move(count):
-        """The traced function that copies `count` neighbours."""
+    @inlined
+    def clear_row(panel, count):
+        for i in range(0, count, L):
+            put_zeros(panel + i * number_bytes)
 
-        @traced(types.void)
-        def move_some(to, address):
-            store(to, as_numbers(load(Lanes(kind, count), address), dtype_name))
+    return clear_row
 
-        return move_some
 
-    def sort(count):
-        """The traced function that copies `count` pairs of neighbours, the first of each apart from the second."""
+def moved(dtype_name, count):
+    """The traced function that copies `count` neighbours."""
+    kind = stored_kind(dtype_name)
 
-        @traced(types.void)
-        def sort_some(to, phase_bytes, address):
-            here, after = (load(Lanes(kind, count), address + n * count * item) for n in (0, 1))
-            store(to, as_numbers(shuffle(here, after, range(0, 2 * count, 2)), dtype_name))
-            store(to + phase_bytes, as_numbers(shuffle(here, after, range(1, 2 * count, 2)), dtype_name))
+    @traced(types.void)
+    def move_some(to, address):
+        store(to, as_numbers(load(Lanes(kind, count), address), dtype_name))
 
-        return sort_some
+    return move_some
 
-    move_vector, move_half, sort_vector, sort_half = move(L), move(L // 2), sort(L), sort(L // 2)
-    masks_are_fast = target.vector_bytes() >= (64 if kind == "i16" else 32)
+
+def sorted_apart(dtype_name, count):
+    """The traced function that copies `count` pairs of neighbours, the first of each apart from the second."""
+    kind = stored_kind(dtype_name)
+
+    @traced(types.void)
+    def sort_some(to, phase_bytes, address):
+        here, after = (load(Lanes(kind, count), address + n * Lanes(kind, count).bytes) for n in (0, 1))
+        store(to, as_numbers(shuffle(here, after, range(0, 2 * count, 2)), dtype_name))
+        store(to + phase_bytes, as_numbers(shuffle(here, after, range(1, 2 * count, 2)), dtype_name))
+
+    return sort_some
+
+
+def sort_rows_function(dtype_name):
+    """A Numba function: rows that lie inside the image, the numbers of even columns apart from those of odd ones."""
+    kind, L = stored_kind(dtype_name), lanes_for(dtype_name)
+    item, number_bytes = Lanes(kind).item_bytes, real_of(dtype_name).bitwidth // 8
 
     @traced(types.void)
     def sort_rows(to, row_bytes, phase_bytes, x, x_h, rows, first, W, count):
@@ -111,11 +136,18 @@ def panel_filling(dtype_name):
 
         loop((count + (L - 1)) // L, vector_column)
 
-    @traced(types.void)
-    def move_first(to, address, count):
-        """The first `count` of a vector, zero after them; no other memory is read."""
-        stored = Lanes(kind, L)
-        store(to, as_numbers(load_lanes(stored, address, first_lanes(stored, count)), dtype_name))
+    return sort_rows
+
+
+def row_functions(dtype_name):
+    """Numba functions that copy `count` numbers of a row: move_row, neighbours; sort_row, pairs of neighbours;
+    gather_row, numbers that lie apart.
+    """
+    kind, L = stored_kind(dtype_name), lanes_for(dtype_name)
+    item, number_bytes = Lanes(kind).item_bytes, real_of(dtype_name).bitwidth // 8
+    number_at, put_number = number_functions(dtype_name)
+    move_vector, move_half = moved(dtype_name, L), moved(dtype_name, L // 2)
+    sort_vector, sort_half = sorted_apart(dtype_name, L), sorted_apart(dtype_name, L // 2)
 
     @traced(types.void)
     def gather_vector(to, address, step):
@@ -128,11 +160,6 @@ def panel_filling(dtype_name):
             gather_vector(to + i * number_bytes, row + i * step, step)
         for i in range(count // L * L, count):
             put_number(to + i * number_bytes, number_at(row + i * step))
-
-    @inlined
-    def clear_row(panel, count):
-        for i in range(0, count, L):
-            put_zeros(panel + i * number_bytes)
 
     @inlined
     def move_row(to, row, count):
@@ -162,6 +189,18 @@ def panel_filling(dtype_name):
             for i in range(count):
                 put_number(to + i * number_bytes, number_at(row + 2 * i * item))
                 put_number(to + i * number_bytes + phase_bytes, number_at(row + (2 * i + 1) * item))
+
+    return move_row, sort_row, gather_row
+
+
+def fill_columns_function(dtype_name):
+    """A Numba function: a panel of rows of one channel, their columns sorted by the remainder of the stride."""
+    real, kind = real_of(dtype_name), stored_kind(dtype_name)
+    item, number_bytes = Lanes(kind).item_bytes, real.bitwidth // 8
+    number_at, put_number = number_functions(dtype_name)
+    clear_row, sort_rows = clear_row_function(dtype_name), sort_rows_function(dtype_name)
+    move_row, sort_row, gather_row = row_functions(dtype_name)
+    masks_are_fast = target.vector_bytes() >= (64 if kind == "i16" else 32)
 
     @inlined
     def place_columns(to, row, x_w, first, stride, start, end, W):
@@ -221,6 +260,22 @@ def panel_filling(dtype_name):
                         stride * x_w, behind - begin,
                     )  # fmt: skip
 
+    return fill_columns
+
+
+def fill_pixels_function(dtype_name):
+    """A Numba function: a panel of rows of pixels, a vector of channels each."""
+    kind, L = stored_kind(dtype_name), lanes_for(dtype_name)
+    item, number_bytes = Lanes(kind).item_bytes, real_of(dtype_name).bitwidth // 8
+    number_at, put_number = number_functions(dtype_name)
+    clear_row, move_vector = clear_row_function(dtype_name), moved(dtype_name, L)
+
+    @traced(types.void)
+    def move_first(to, address, count):
+        """The first `count` of a vector, zero after them; no other memory is read."""
+        stored = Lanes(kind, L)
+        store(to, as_numbers(load_lanes(stored, address, first_lanes(stored, count)), dtype_name))
+
     @inlined
     def fill_pixels(panel, row_bytes, x, x_h, x_w, x_c, H, W, first_row, rows, first, count, channels):
         """Rows first_row, ... of `channels` (at most L) channels; of each row pixels first .. first+count-1."""
@@ -242,8 +297,8 @@ def panel_filling(dtype_name):
                     move_first(to + j * L * number_bytes, row + j * x_w, channels)
             else:
                 for j in range(start, end):
-                    put_zeros(to + j * L * number_bytes)
+                    clear_row(to + j * L * number_bytes, L)
                     for c in range(channels):
                         put_number(to + (j * L + c) * number_bytes, number_at(row + j * x_w + c * x_c))
 
-    return fill_columns, fill_pixels, number_at, put_number
+    return fill_pixels

@@ -12,8 +12,8 @@ from .weight_grad_cuts import BATCHED, COLUMNS, SHORT, WINDOWS
 from .weight_grad_types import Types
 
 
-def copy_input_function(dtype_name):
-    """A Numba function: the slab of x that a task's rows need, padded and split, to where the task keeps it."""
+def copy_row_functions(dtype_name):
+    """Numba functions: clear(to, count) and copy_row, of one row."""
     t = Types(dtype_name)
     W, V, item, zero = t.W, t.V, t.item, t.real(0)
     lanes_type, same = vector_type(t.real), t.item == t.stored_item
@@ -36,13 +36,6 @@ def copy_input_function(dtype_name):
             inside = lanes_between(lanes_type, first * 0 + half, 2 * first, 2 * last - 1)
             halves.append(load_lanes(lanes_type, address + half * item, inside))
         return shuffle(*halves, range(0, 2 * W, 2))
-
-    @inlined
-    def meets_a_tap(phase, taps, dilation, stride):
-        meets = False
-        for tap in range(taps):
-            meets |= tap * dilation % stride == phase
-        return meets
 
     @inlined
     def clear(to, count):
@@ -74,46 +67,75 @@ def copy_input_function(dtype_name):
                 write_sum(to + j * item, read(x + j * step))
             clear(to + last * item, pitch - last)
 
-    def neighbours(first, last, vectors):
-        """What reads vector j of a row, zeros outside of lanes first .. last - 1; masks are made once for all rows."""
-        masks = [lanes_between(lanes_type, first * 0 + j * W, first, last) for j in range(vectors)]
-        return lambda x, j: load_lanes(lanes_type, x + lanes_type.bytes * j, masks[j])
+    return clear, copy_row
 
-    def every_second(first, last, vectors):
-        masks = [lanes_between(lanes_type, first * 0 + i * W, 2 * first, 2 * last - 1) for i in range(2 * vectors)]
 
-        def vector(x, j):
-            halves = [load_lanes(lanes_type, x + lanes_type.bytes * i, masks[i]) for i in (2 * j, 2 * j + 1)]
-            return shuffle(*halves, range(0, 2 * W, 2))
+def neighbours(V, first, last, vectors):
+    """What reads vector j of a row, zeros outside of lanes first .. last - 1; masks are made once for all rows."""
+    masks = [lanes_between(V, first * 0 + j * V.count, first, last) for j in range(vectors)]
+    return lambda x, j: load_lanes(V, x + V.bytes * j, masks[j])
 
-        return vector
 
-    def lines_copied_by(reader):
-        @traced(types.void)
-        def copy_lines(to, step, x, x_step, ahead, count, vectors, first, last):
-            """A short row of each of `count` channels; the row `ahead` bytes further is fetched."""
+def every_second(V, first, last, vectors):
+    masks = [lanes_between(V, first * 0 + i * V.count, 2 * first, 2 * last - 1) for i in range(2 * vectors)]
 
-            def of(number):
-                vector = reader(first, last, number)
+    def vector(x, j):
+        halves = [load_lanes(V, x + V.bytes * i, masks[i]) for i in (2 * j, 2 * j + 1)]
+        return shuffle(*halves, range(0, 2 * V.count, 2))
 
-                def channel(c):
-                    prefetch(x + c * x_step + ahead)
-                    for j in range(number):
-                        store(to + c * step + lanes_type.bytes * j, vector(x + c * x_step, j))
+    return vector
 
-                loop(count, channel)
 
-            for number in range(1, SHORT + 1):
-                with when(vectors.equals(number)):
-                    of(number)
+def lines_copied_by(V, reader):
+    """A Numba function copy_lines; reader: neighbours or every_second."""
 
-        return copy_lines
+    @traced(types.void)
+    def copy_lines(to, step, x, x_step, ahead, count, vectors, first, last):
+        """A short row of each of `count` channels; the row `ahead` bytes further is fetched."""
 
-    copy_neighbours, copy_every_second = lines_copied_by(neighbours), lines_copied_by(every_second)
+        def of(number):
+            vector = reader(V, first, last, number)
 
-    @inlined
-    def short_rows(call):
-        return call.pitch <= SHORT * W
+            def channel(c):
+                prefetch(x + c * x_step + ahead)
+                for j in range(number):
+                    store(to + c * step + V.bytes * j, vector(x + c * x_step, j))
+
+            loop(count, channel)
+
+        for number in range(1, SHORT + 1):
+            with when(vectors.equals(number)):
+                of(number)
+
+    return copy_lines
+
+
+@inlined
+def short_rows(call, W):
+    return call.pitch <= SHORT * W
+
+
+@inlined
+def meets_a_tap(phase, taps, dilation, stride):
+    meets = False
+    for tap in range(taps):
+        meets |= tap * dilation % stride == phase
+    return meets
+
+
+@inlined
+def columns_inside(call, shift):
+    """The outputs of a row whose input at this shift lies inside the image: the first, and the one behind them."""
+    first = min(max(0, (-shift + call.stride_w - 1) // call.stride_w), call.pitch)
+    return first, min(max(first, (call.W - shift + call.stride_w - 1) // call.stride_w), call.pitch)
+
+
+def copy_line_function(dtype_name):
+    """A Numba function: one row of each of some channels."""
+    t = Types(dtype_name)
+    W, item, V, same = t.W, t.item, vector_type(t.real), t.item == t.stored_item
+    _, copy_row = copy_row_functions(dtype_name)
+    copy_neighbours, copy_every_second = lines_copied_by(V, neighbours), lines_copied_by(V, every_second)
 
     @inlined
     def copy_line(call, to, step, x, count, first, last):
@@ -121,19 +143,22 @@ def copy_input_function(dtype_name):
         the row, which is copied later or lies behind the plane.
         """
         x_step, vectors = call.stride_w * call.x_w, (call.pitch + W - 1) // W
-        if same and x_step == item and short_rows(call):
+        if same and x_step == item and short_rows(call, W):
             copy_neighbours(to, step, x, call.x_c, call.stride_h * call.x_h, count, vectors, first, last)
-        elif same and x_step == 2 * item and short_rows(call):
+        elif same and x_step == 2 * item and short_rows(call, W):
             copy_every_second(to, step, x, call.x_c, call.stride_h * call.x_h, count, vectors, first, last)
         else:
             for c in range(count):
                 copy_row(to + c * step, x + c * call.x_c, x_step, first, last, call.pitch)
 
-    @inlined
-    def columns_inside(call, shift):
-        """The outputs of a row whose input at this shift lies inside the image: the first, and the one behind them."""
-        first = min(max(0, (-shift + call.stride_w - 1) // call.stride_w), call.pitch)
-        return first, min(max(first, (call.W - shift + call.stride_w - 1) // call.stride_w), call.pitch)
+    return copy_line
+
+
+def copy_input_function(dtype_name):
+    """A Numba function: the slab of x that a task's rows need, padded and split, to where the task keeps it."""
+    item, W = Types(dtype_name).item, Types(dtype_name).W
+    clear, copy_row = copy_row_functions(dtype_name)
+    copy_line = copy_line_function(dtype_name)
 
     @inlined
     def copy_planes(call, to, step, x, count, first_row, row_shift, column_shift):
@@ -200,7 +225,7 @@ def copy_input_function(dtype_name):
                     if call.mode == COLUMNS or meets_a_tap(b, call.S, call.dilation_w, call.stride_w):
                         column_shift = b * call.dilation_w if call.mode == COLUMNS else b
                         first = to + (a * call.copies_w + b) * call.row_block * plane
-                        channels, at_a_time = x + row0 * call.x_c, rows if short_rows(call) else 1
+                        channels, at_a_time = x + row0 * call.x_c, rows if short_rows(call, W) else 1
                         for i in range(0, rows, at_a_time):  # long rows one plane after the other, as they are fetched
                             here = channels + i * call.x_c
                             copy_planes(call, first + i * plane, plane, here, at_a_time, first_row, a, column_shift)
