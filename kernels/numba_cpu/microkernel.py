@@ -329,8 +329,8 @@ def multiply_function(dtype, bias_of, rows=None, transposed=False, indirect=Fals
     half a tile's (`half_rows`), are a tile of their own.
 
     multiply(vectors, rows, a, ...): as a tile's arguments, for `rows` rows; a_panel: from panel to panel of A. What
-    is fetched ahead is A, or what begins at `ahead` and moves on by ahead_panel and ahead_step from panel to panel
-    and step to step.
+    is fetched ahead is A, or with the first ahead_rows rows what begins at `ahead` and moves on by ahead_panel and
+    ahead_step from panel to panel and step to step.
     """
     item, panel = np.dtype(dtype).itemsize, rows or panel_rows()
     bias_step = item if bias_of == "row" else 0
@@ -344,28 +344,29 @@ def multiply_function(dtype, bias_of, rows=None, transposed=False, indirect=Fals
     @inlined
     def multiply(
         vectors, rows, a, a_row, a_panel, a_step, b, b_step, depth, partial, partial_row, first,
-        out, out_row, bias, residual, residual_row, low, high, ahead=0, ahead_panel=0, ahead_step=0,
+        out, out_row, bias, residual, residual_row, low, high, ahead=0, ahead_panel=0, ahead_step=0, ahead_rows=0,
     ):  # fmt: skip
-        if ahead == 0:
-            ahead, ahead_panel, ahead_step = a + AHEAD, a_panel, a_step
         height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
         for i in range(0, rows, height):
-            here, soon = a + i // panel * a_panel, ahead + i // panel * ahead_panel
+            here = a + i // panel * a_panel
+            soon, soon_step = here + AHEAD, a_step
+            if i < ahead_rows:
+                soon, soon_step = ahead + i // panel * ahead_panel, ahead_step
             sums = partial + i * partial_row
             to = out + i * (item if transposed else out_row) if out != 0 else 0
             add = residual + i * (item if transposed else residual_row) if residual != 0 else 0
             weight = bias + i * bias_step if bias != 0 else 0
             if few_rows and vectors == 3 and rows - i <= few_rows:
-                few(here, a_row, a_panel, a_step, b, b_step, depth, soon, ahead_step, sums, partial_row, first,
+                few(here, a_row, a_panel, a_step, b, b_step, depth, soon, soon_step, sums, partial_row, first,
                     to, out_row, rows - i, weight, add, residual_row, low, high)  # fmt: skip
             elif vectors == 3:
-                three(here, a_row, a_panel, a_step, b, b_step, depth, soon, ahead_step, sums, partial_row, first,
+                three(here, a_row, a_panel, a_step, b, b_step, depth, soon, soon_step, sums, partial_row, first,
                       to, out_row, rows - i, weight, add, residual_row, low, high)  # fmt: skip
             elif vectors == 2:
-                two(here, a_row, a_panel, a_step, b, b_step, depth, soon, ahead_step, sums, partial_row, first,
+                two(here, a_row, a_panel, a_step, b, b_step, depth, soon, soon_step, sums, partial_row, first,
                     to, out_row, rows - i, weight, add, residual_row, low, high)  # fmt: skip
             else:
-                one(here, a_row, a_panel, a_step, b, b_step, depth, soon, ahead_step, sums, partial_row, first,
+                one(here, a_row, a_panel, a_step, b, b_step, depth, soon, soon_step, sums, partial_row, first,
                     to, out_row, rows - i, weight, add, residual_row, low, high)  # fmt: skip
 
     return multiply
