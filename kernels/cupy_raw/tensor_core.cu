@@ -78,13 +78,16 @@
 // 16 filters fill these, twelve warps each, in 1.13 times the predicted time on sm_80, in 1.06 on sm_90.
 // Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 215
 // instructions, 126 in halves, 128 x 64 346 and 170, 64 x 128 130, 96 x 96 154, 64 x 64 111, 32 x 64 127, 128 x 32 303:
-// the shares stand. With taps inner an element takes 3.7 instructions, and a step 2.3 for all of a thread's pixels, since
-// it is looked up in a table that the launcher makes: 256 at 128 x 128, 145 in halves, 396 and 210 at 128 x 64, 148 at
-// 64 x 128, 184 at 96 x 96, 127 at 64 x 64, 140 at 32 x 64, with the shares of copies; 350 at 128 x 32, 72 and 56 %.
-// The table is an argument, so that it lies in constant memory, which answers beside shared memory, one address for a
-// warp. That LDC.64 costs no more than its issue is assumed, the second thing to measure. In shared memory the table took
-// 128 of 576 cycles of a warp's stage at 128 x 64, which left 68 % on sm_90. Where it has no room, in 3.5 of the 4 KB of
-// arguments, or windows need more than 31 bits, or offsets 64, a step takes 14.
+// the shares stand. With taps inner an element takes 3.2 instructions, and a step 1.8 for all of a thread's pixels,
+// since it is looked up in a table that the launcher makes, and a bit for each tap of a window, in 64, tells what lies
+// inside: 244 at 128 x 128, 137 in halves, 353 and 196 at 128 x 64, 144 at 64 x 128, 173 at 96 x 96, 120 at 64 x 64,
+// 125 at 32 x 64, 310 at 128 x 32, with the shares of copies. Windows of more than 57 taps, or 49 where a thread brings
+// two chunks of a pixel, have a row's and a column's bit of each step in the table, 3.7 and 2.3: 350 at 128 x 32, 72
+// and 56 %. So have floats, whose chunks are too short for the others to pay. The table is an argument, so that it lies
+// in constant memory, which answers beside shared memory, one address for a warp. That LDC.64 costs no more than its
+// issue is assumed, the second thing to measure. In shared memory the table took 128 of 576 cycles of a warp's stage at
+// 128 x 64, which left 68 % on sm_90. Where it has no room, in 3.5 of the 4 KB of arguments, or windows need more than
+// 31 bits, or offsets 64, a step takes 14.
 // TF32 has the same cycles and two instructions more for each register of x. PRECISE, whose warps are of 64 x 32 and less,
 // stands at 100 % where x is copied (424 to 426 instructions at 128 x 128). Gathered from several taps it does on sm_90
 // from 64 x 64 on, 128 x 32 at 95 %, 32 x 64 at 90 and 64 x 32 at 85; taps inner these three at 89, 92 and 85. The last

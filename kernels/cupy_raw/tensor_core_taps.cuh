@@ -85,10 +85,9 @@ __device__ __forceinline__ unsigned axes_inside(const Problem& problem, int h, i
 }
 
 // The same in a bit for each tap, and behind the last the first again, so that neighbours tell of the steps of a chunk,
-// wherever it begins: R2P makes predicates of seven bits, where bits of axes take an instruction for each step.
-constexpr int AHEAD = 16 / sizeof(Element) - 1;
-constexpr bool BITS_OF_TAPS = TABLE && TAPS + AHEAD <= 64;
-static_assert(!RUNS || (BITS_OF_TAPS && TAP_ROW % RUN_OF_TAPS == 0));
+// or of so many AHEAD of the first, wherever it begins: R2P makes predicates of seven bits, where bits of axes take an
+// instruction for each step.
+constexpr bool has_bits_of_taps(int ahead) { return TABLE && TAPS + ahead <= 64; }
 constexpr uint64 every(int distance, int end)
 {
     uint64 bits = 0;
@@ -109,6 +108,7 @@ __device__ __forceinline__ unsigned bits_above(int from)
 }
 
 // From a window's top left, how far down the image begins and ends, and how far to the right.
+template <int AHEAD>
 __device__ __forceinline__ uint64 taps_inside(int top, int bottom, int left, int right)
 {
     const unsigned inside = bits_above(before<DILATION_W>(left)) & ~bits_above(before<DILATION_W>(right));

@@ -41,6 +41,11 @@ constexpr int OWN_FILTERS = ALL_BRING_FILTERS ? TILE_K * CHUNKS / THREADS : 1;
 static_assert(OWN * COLUMNS * THREADS == TILE_M * CHUNKS && THREADS % AT_ONCE == 0);
 static_assert(!ALL_BRING_FILTERS || OWN_FILTERS * THREADS == TILE_K * CHUNKS);
 
+// Taps inner: a bit for each tap of a window, if that can be, and in a loop, of 16-bit types: one stage alone, or four
+// elements of a chunk, are no more than it takes to find them.
+constexpr int AHEAD = COLUMNS * CHUNK - 1;
+constexpr bool BITS_OF_TAPS = TAPS_INNER && sizeof(Element) == 2 && !ONE_STAGE && has_bits_of_taps(AHEAD);
+
 constexpr bool POINTERS = !PRECISE || OWN <= 2;  // taps inner: or three products leave no registers for these
 
 // Where chunk `column` of row `row` lies within a stage's pixels, or filters.
@@ -62,6 +67,7 @@ struct Spot {
     unsigned bit;              // among the taps, see Inside
     Offset step;               // how far it lies from the first channel of a window's top left
     Offset to_right, to_next;  // of that: from behind the last channel of a tap to its neighbour, to the next row
+    int tap, left;             // if BITS_OF_TAPS: of the step, and how many steps there are from it on
 
     // As far as it goes at once passes the end of one tap at most.
     static constexpr int PART = ONE_TAP ? DEPTH : CHUNK;
@@ -75,6 +81,21 @@ struct Spot {
         to_right = offset(problem.x, 0, -cut.channels, 0, DILATION_W);
         to_next = offset(problem.x, 0, -cut.channels, DILATION_H, (1 - S) * DILATION_W);
         keep(to_right), keep(to_next);
+        this->tap = d % TAPS, left = max(problem.Cg * TAPS - d, 0);
+    }
+
+    // If BITS_OF_TAPS: of a window's, those of the steps of a thread's columns, and none of those behind the last, which
+    // are the first channel's again: their weights are zero, but zero times infinity is NaN.
+    __device__ __forceinline__ unsigned wanted_of(uint64 bits) const
+    {
+        return (unsigned)(bits >> tap) & ~bits_above(left);
+    }
+
+    __device__ __forceinline__ void pass_taps()
+    {
+        const unsigned next = tap + DEPTH % TAPS;
+        tap = min(next, next - TAPS);  // the one that is not negative
+        left = max(left - DEPTH, 0);
     }
 
     __device__ __forceinline__ void advance(const Cut& cut, int parts = 1)
@@ -97,14 +118,16 @@ struct Spot {
 constexpr int IN_WORD = 4 / sizeof(Element);  // elements
 
 // Which taps of a pixel's window lie in the image. Of small windows a bit for each, found once; chunks that pad the
-// last stage are of up to three taps more, which lie outside. Taps inner, see axes_inside.
+// last stage are of up to three taps more, which lie outside. Taps inner, see taps_inside, or axes_inside.
 struct Inside {
     int h, w;       // top left; h is far outside where there is no such pixel
     unsigned taps;  // if BITS
+    uint64 bits;    // if BITS_OF_TAPS
 
     __device__ __forceinline__ void start(const Problem& problem, int top, int left)
     {
-        h = top, w = left, taps = TAPS_INNER ? axes_inside(problem, h, w) : 0;
+        h = top, w = left, taps = TAPS_INNER && !BITS_OF_TAPS ? axes_inside(problem, h, w) : 0;
+        if constexpr (BITS_OF_TAPS) bits = h == FAR ? 0 : taps_inside<AHEAD>(-h, problem.H - h, -w, problem.W - w);
         #pragma unroll
         for (int tap = 0; BITS && !TAPS_INNER && tap < TAPS; ++tap)
             taps |= (unsigned)contains(problem, tap / S, tap % S) << tap;
@@ -189,10 +212,16 @@ struct Walk {
             spot.advance(cut, DEPTH / Spot::PART);
         } else {
             Window windows[OWN];
+            unsigned wanted[OWN];
+            if constexpr (BITS_OF_TAPS) {
+                #pragma unroll
+                for (int j = 0; j < OWN; ++j) wanted[j] = spot.wanted_of(inside[j].bits);
+                spot.pass_taps();
+            }
             #pragma unroll
             for (int i = 0; i < COLUMNS; ++i) {
                 if constexpr (TAPS_INNER) {
-                    gather_taps(i, x, problem, steps);
+                    gather_taps(i, x, problem, steps, wanted);
                 } else {
                     #pragma unroll
                     for (int j = 0; j < OWN; ++j) {
@@ -217,24 +246,28 @@ struct Walk {
 
     // Column i of all pixels, taps inner.
     __device__ __forceinline__ void gather_taps(int i, const Element* __restrict__ x, const Problem& problem,
-                                                const Steps& steps)
+                                                const Steps& steps, const unsigned (&wanted)[OWN])
     {
         #pragma unroll
         for (int j = 0; j < OWN; ++j) held[j * COLUMNS + i] = {};
+        Step chunk[CHUNK];
         #pragma unroll
         for (int d = 0; d < CHUNK; d += 2) {
-            Step two[2];
             const int at = spot.channel + d * UNIT;
+            Step two[2];
             find_pair(two, bytes_on(steps.from, at), bytes_on(steps.bits, at), problem, at);
-            #pragma unroll
-            for (int e = d; e < d + 2; ++e)
-                #pragma unroll
-                for (int j = 0; j < OWN; ++j) {
-                    const Step& step = two[e % 2];
-                    const unsigned bits = load_if(inside[j].contains(problem, step), address_of(j, step, x));
-                    reinterpret_cast<unsigned(&)[4]>(held[j * COLUMNS + i])[e / IN_WORD] += bits << e % IN_WORD * 16;
-                }
+            chunk[d] = two[0], chunk[d + 1] = two[1];
         }
+        #pragma unroll
+        for (int j = 0; j < OWN; ++j)
+            #pragma unroll
+            for (int e = 0; e < CHUNK; ++e) {
+                const Step& step = chunk[e];
+                const int is_wanted =
+                    BITS_OF_TAPS ? wanted[j] & 1u << (i * CHUNK + e) : inside[j].contains(problem, step);
+                const unsigned bits = load_if(is_wanted, address_of(j, step, x));
+                reinterpret_cast<unsigned(&)[4]>(held[j * COLUMNS + i])[e / IN_WORD] += bits << e % IN_WORD * 16;
+            }
     }
 
     // Where a pixel's channels lie from `spot` on. Loads need no conditions if what is outside is taken from x's first

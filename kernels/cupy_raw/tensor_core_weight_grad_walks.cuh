@@ -134,6 +134,9 @@ struct Share {
     }
 };
 
+constexpr bool BITS_OF_TAPS = has_bits_of_taps(CHUNK - 1);  // taps inner
+static_assert(!RUNS || (BITS_OF_TAPS && TAP_ROW % RUN_OF_TAPS == 0));
+
 // The columns: windows of x, each thread's taps and channels the same for all pixels.
 struct Columns : Share<TILE_M, X_TOGETHER> {
     static constexpr int COLUMNS = X_TOGETHER == CHANNELS ? 1 : OWN;  // different ones of a pixel
@@ -213,7 +216,7 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
         const int top = at.exists ? down + h[0] : FAR, left = across + w[0];
         const int until = at.exists ? bottom - down : 0;
         const uint64 taps =
-            BITS_OF_TAPS ? taps_inside(problem.top - down, until, problem.left - across, right - across) : 0;
+            BITS_OF_TAPS ? taps_inside<CHUNK - 1>(problem.top - down, until, problem.left - across, right - across) : 0;
         const unsigned axes = BITS_OF_TAPS ? 0 : axes_inside(problem, top, left);
         const Element* window = x + (corner[0] + offset(problem.x, at.n, 0, down, across));  // of no pixel nobody loads
         asm volatile("" : "+l"(window));  // or its parts and a step are added anew, in 64 bits

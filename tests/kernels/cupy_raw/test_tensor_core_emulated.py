@@ -213,7 +213,14 @@ def test_splits_leave_their_counts_as_the_next_call_of_a_plan_needs_them(monkeyp
         np.testing.assert_array_equal(y, reference.conv2d(problem, x, w))
 
 
-@pytest.mark.parametrize("name", ["copied", "gathered", "gathered_odd", "more_taps_than_bits"])
+@pytest.mark.parametrize("tile", tensor_core.TILES, ids=str)
+def test_taps_of_as_many_as_have_bits_run_without_a_fault(tile, monkeypatch):
+    case = Case("taps", (2, 3, 9, 8), (35, 3, 7, 7), {"padding": (3, 4), "stride": (2, 1)}, dtype="float16")
+    force_cut(monkeypatch, case.problem(), tile, splits=2)
+    in_emulator.check(tensor_core, "tensor_core", case)
+
+
+@pytest.mark.parametrize("name", ["copied", "gathered", "gathered_odd", "more_taps_than_bits", "taps"])
 def test_an_infinity_reaches_the_outputs_of_its_windows_alone(name, monkeypatch):
     """What pads a stage, and what a chunk repeats, is zero in x too: zero weights times infinity would be NaN.
 
@@ -224,6 +231,7 @@ def test_an_infinity_reaches_the_outputs_of_its_windows_alone(name, monkeypatch)
         "gathered": ((1, 20, 9, 9), (8, 20, 3, 3), "NCHW"),
         "gathered_odd": ((1, 21, 9, 9), (8, 21, 3, 3), "NCHW"),
         "more_taps_than_bits": ((1, 9, 9, 8), (8, 8, 7, 5), "NHWC"),
+        "taps": ((1, 3, 9, 9), (8, 3, 5, 5), "NCHW"),
     }[name]
     padding = 2 if name == "more_taps_than_bits" else 0  # so that what would be an eighth row meets it
     problem = make_problem(x_shape, w_shape, np.dtype(np.float16), layout=layout, padding=padding)
@@ -231,7 +239,8 @@ def test_an_infinity_reaches_the_outputs_of_its_windows_alone(name, monkeypatch)
     x, w = strided.empty_aligned(x_shape, np.float16), np.ones(w_shape, np.float16)
     x[...] = 1
     x = x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
-    x[0, [0, -1, -6], 5, 5] = np.inf  # of 20 channels the last chunk repeats four, number 14 too; of 21 three
+    some = [0, -1, -min(6, x.shape[1])]  # of 20 channels the last chunk repeats four, number 14 too; of 21 three
+    x[0, some, 5, 5] = np.inf
     y = np.full(problem.y_shape, np.nan, np.float16)
     in_emulator.watched(tensor_core, problem, x, w, y)
     np.testing.assert_array_equal(y.astype(float), reference.conv2d(problem, x, w))

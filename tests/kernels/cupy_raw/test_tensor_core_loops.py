@@ -2,10 +2,10 @@
 
 A loop's share is what report.py calls its issue bound: of the time in which its instructions issue and shared memory
 answers, how much the tensor cores multiply. It is 85 %, or what a tile of its size leaves by the bytes that it stores
-and loads in shared memory; loops that their instructions keep under that are named, with their share, and must gather.
-On sm_90, whose tensor cores are faster; sm_80 has 1.3 times as long for each multiplication, and the same loops to a
-few instructions, of which those that find pixels anew in each stage, the weight gradients', are held too. A way that
-gathers floats from whole stages of one tap has fewer instructions than one that does not.
+and loads in shared memory. On sm_90, whose tensor cores are faster; sm_80 has 1.3 times as long for each
+multiplication, and the same loops to a few instructions, of which those that find pixels anew in each stage, the weight
+gradients', are held too. A way that gathers floats from whole stages of one tap has fewer instructions than one that
+does not.
 """
 
 import pytest
@@ -17,11 +17,6 @@ from convlib.problem import make_problem, named_dtype
 from tests.kernels.cupy_raw.tensor_core_cases import TYPES
 
 BAR = 0.85
-# What instructions leave with taps inner, where a thread gathers elements one by one, way by way and tile by tile.
-KEPT = {
-    (90, "float16", "forward", "taps", (128, 32, 128, 32, 2)): 0.56,
-}
-
 # Forward: x's channels, window and layout. Whole chunks of channels are copied; of 258 the last chunk is not whole; of
 # 3, and of 2, taps are inner.
 FORWARD = {
@@ -133,12 +128,7 @@ def test_every_loop_keeps_the_tensor_cores_busy(target, type_, pass_, way, tile)
     loop, stages = loop_of(target, type_, pass_, way, tile)
     assert loop.roots["BAR"] == stages, "one barrier per stage"
     assert loop.roots["LDG"] == sum(gathered(problem, way, tile)) * stages
-    share, least = loop.issue_bound(has), min(BAR, by_shared_memory(problem, tile, target))
-    kept = KEPT.get((target, type_, pass_, way, tile))
-    if kept:
-        assert share < least, "its instructions no longer keep it: strike it out"
-        least = kept
-    assert share >= least - 0.001
+    assert loop.issue_bound(has) >= min(BAR, by_shared_memory(problem, tile, target)) - 0.001
     if way == "copied" and type_ != "3xtf32":
         assert loop.tensor_cycles(has) >= BAR * loop.size, "the tensor cores wait for instructions"
 
