@@ -99,7 +99,9 @@ Lessons, measured on two Zen 5 cores with AVX-512 unless it says otherwise:
   0.95 of F(6)'s on 80 channels of 80 x 80. Single calls transform 49 numbers for it instead of 36, and gain nothing at
   14 x 14. Its U of 512 -> 512 is 51 MB, of which L3 keeps some 24: 1.9 ms, F(4) 1.5. F(3) of 3 x 3 / 2 takes 0.93 of
   F(2)'s time on 256 x 28 x 28, 0.85 on 128 -> 512 at 17 x 17; of stride 1 it won nowhere by more than 5 %. F(7) would
-  need 18 products for 14 outputs instead of 20, and err 2.6 times as much as F(6).
+  need 18 products for 14 outputs instead of 20, and err 2.4 times as much as F(6) (best points 0.45, 0.9, 1.5, 4.25;
+  128 channels 7.8e-6). F(7) down and F(6) across would err 5.2e-6; F(7) and F(5), as much as F(6), have no fewer
+  products: of 28 x 28 1,476 where F(6) has 1,444, of 56 x 56 6,048 and 6,084.
 - Rows of several segments joined before their pixels are put into lanes, by two loads with masks for each vector:
   spreading takes 0.6 to 0.7 of the time on maps of 14 x 14, where a segment has 4 tiles, 1.0 to 1.6 on larger ones, and
   whole plans 1.0. Nor does it pay to load the taps of 4 channels as quads of which no tap is loaded twice (0.89 to 1.09

@@ -11,6 +11,16 @@ other pixel or tap by a matrix of its own (the phases of winograd_matrices.py). 
     row(+p) = even + odd      row(-p) = even - odd        so `even` and `odd` are computed once: F(4,3)'s B^T costs
                                                           12 multiply-adds for 6 inputs instead of 20
 
+With 32 registers the input transform takes less of what is scarce on Zen 4, multiply-adds and stores: odd, where it
+is a multiple, is one before it is added and subtracted, which needs no multiply-adds; F(6,3)'s points 1 and -1 leave
+a factor that other points' rows share (14 multiply-adds and 12 additions for 8 inputs, not 22 and 2); and a few
+columns of planes at a time stay in registers, for which pixels are loaded again (28 numbers are spilled, not 66). A
+tile by F(6) so takes 312 cycles instead of 447 where all lies in L1, by F(4) 131 instead of 180; plans of 64 channels
+of 56 x 56 and of 128 of 28 x 28 take 0.98 of the time, with strides 0.995. With 16 registers, which spill more, plans
+took 0.98 to 1.015; filters' transforms, which wait for their stores, 1.00 to 1.02. Nothing came of taps that keep the
+factors of G, so that A^T has ones (1.0; F(4) of 7 x 7 / 2 0.98), nor of fetching lines of y before they are stored
+(1.01 to 1.04).
+
 The taps of a filter are neighbouring floats at an address of its own: those of 8 filters are loaded as 8 quads, two to
 a register, and a 4 x 4 transpose inside each half of the register makes of them 4 vectors with a filter per lane.
 """
@@ -35,9 +45,10 @@ from .tracing import (
     transpose,
     zeros,
 )
-from .winograd_matrices import HALF, LONE, ONE, lean_filter_matrix, lean_input_matrix, lean_output_matrix
+from .winograd_matrices import HALF, LONE, ONE, ZERO, lean_filter_matrix, lean_input_matrix, lean_output_matrix
 
 QUAD = 4
+MOST_COLUMNS = 4  # of points, of 6 to 8 numbers each on their way through the input transform
 
 
 # Small matrices times lists of vectors.
@@ -65,11 +76,11 @@ def pairs(count):
     return [(i, i + 1) for i in range(1, count - 1, 2)] if count != LONE else []
 
 
-def times_paired_rows(matrix, values):
+def times_paired_rows(matrix, values, adding=False):
     """matrix @ values, where rows 1 and 2, 3 and 4, ... belong to the points p and -p; None for a row of zeros."""
     result = [None] * len(matrix)
     for plus, minus in pairs(len(matrix)):
-        result[plus], result[minus] = pair_of_rows(matrix[plus], matrix[minus], values)
+        result[plus], result[minus] = pair_of_rows(matrix[plus], matrix[minus], values, adding)
     return [combine(row, values) if done is None else done for row, done in zip(matrix, result, strict=True)]
 
 
@@ -82,8 +93,8 @@ def rows_in_turn(matrix, values):
         yield waiting[i] if i in waiting else combine(row, values)
 
 
-def pair_of_rows(plus, minus, values):
-    """plus @ values and minus @ values."""
+def pair_of_rows(plus, minus, values, adding=False):
+    """plus @ values and minus @ values. adding: at last by a product and two additions, instead of multiply-adds."""
     both = list(zip(plus, minus, strict=True))
     evens, odds = [(a + b) * HALF for a, b in both], [(a - b) * HALF for a, b in both]
     if not any(evens) or not any(odds):
@@ -91,6 +102,8 @@ def pair_of_rows(plus, minus, values):
     even = combine(evens, values)
     lead = next(c for c in reversed(odds) if c)
     odd = combine([c / lead for c in odds], values)
+    if adding and lead != ONE:
+        odd, lead = odd * float(lead), ONE
     if lead == ONE:
         return even + odd, even - odd
     return fma(odd, constant(odd, float(lead)), even), fma(odd, constant(odd, -float(lead)), even)
@@ -314,21 +327,63 @@ def spread_images(tile, V):
     return spread
 
 
-def planes_of(tile, transform, grid):
+def planes_of(tile, transform, grid, runs=None):
     """Of rows of pixels or taps, both ways: for every plane a list of the numbers of the phases that it has.
 
-    transform(axis, values): a list for each phase, by points.
+    transform(axis, values): a list for each phase, by points. grid(): the rows; once for each of the `runs` of points
+    across, or of all.
     """
-    rows = [transform(tile.columns, row) for row in grid]
-    for j in range(tile.columns.points):
-        here = [b for b, values in enumerate(rows[0]) if values[j] is not None]
-        columns = [transform(tile.rows, [row[b][j] for row in rows]) for b in here]
-        for i in range(tile.rows.points):
-            yield [phase[i] for column in columns for phase in column if phase[i] is not None]
+    for columns in runs or [range(tile.columns.points)]:
+        rows = [transform(tile.columns, row) for row in grid()]
+        for j in columns:
+            here = [b for b, values in enumerate(rows[0]) if values[j] is not None]
+            sides = [transform(tile.rows, [row[b][j] for row in rows]) for b in here]
+            for i in range(tile.rows.points):
+                yield [phase[i] for side in sides for phase in side if phase[i] is not None]
+
+
+def columns_together(tile):
+    """Runs of the points across, with pairs in one, whose numbers the registers hold, or most of them.
+
+    With 16 registers, or of a stride, one of all: shorter ones would load pixels as often as that saves.
+    """
+    count = tile.columns.points
+    most = MOST_COLUMNS if target.register_count() == 32 and tile.phases == 1 else count
+    runs, seconds = [], {j for _, j in pairs(count)}
+    for j in range(count):
+        if runs and (j in seconds or len(runs[-1]) + (j + 1 in seconds) < most):
+            runs[-1].append(j)
+        else:
+            runs.append([j])
+    return runs
 
 
 def transformed_inputs(axis, pixels):
-    return [times_paired_rows(lean_input_matrix(axis, f), pixels[f :: axis.stride]) for f in range(axis.phases)]
+    return [times_input_rows(lean_input_matrix(axis, f), pixels[f :: axis.stride]) for f in range(axis.phases)]
+
+
+def times_input_rows(matrix, values):
+    """times_paired_rows, where rows are polynomials. If 1 and -1 are points, all others' rows have the factor z^2 - 1,
+    which is a difference of values and made once for all; of four points there is nothing to share.
+    """
+    if target.register_count() < 32:
+        return times_paired_rows(matrix, values)
+    quotients = [without_factor(row) for row in matrix]
+    if quotients.count(None) != 2 or len(matrix) == 4:
+        return times_paired_rows(matrix, values, adding=True)
+    differences = [after - before for before, after in zip(values, values[2:], strict=False)]
+    shared = times_paired_rows([quotient or () for quotient in quotients], differences, adding=True)
+    others = [() if quotient else row for quotient, row in zip(quotients, matrix, strict=True)]
+    alone = times_paired_rows(others, values, adding=True)
+    return [a if b is None else b for a, b in zip(alone, shared, strict=True)]
+
+
+def without_factor(row):
+    """The coefficients, lowest first, of row / (z^2 - 1); None where that leaves a remainder."""
+    quotient = [ZERO, ZERO]
+    for c in row:
+        quotient.append(quotient[-2] - c)
+    return None if any(quotient[-2:]) else tuple(quotient[2:-2])
 
 
 def transformed_taps(axis, taps):
@@ -346,8 +401,10 @@ def input_transform(tile, V):
 
     @traced(types.void)
     def transform(source, source_row, pitch, target, plane, channel, row):
-        grid = ([load(V, source + source_row * i + pitch * j) for j in range(width)] for i in range(height))
-        for values in planes_of(tile, transformed_inputs, grid):
+        def grid():
+            return ([load(V, source + source_row * i + pitch * j) for j in range(width)] for i in range(height))
+
+        for values in planes_of(tile, transformed_inputs, grid, columns_together(tile)):
             if tile.by_phases:
                 for i, value in enumerate(values):
                     store(target + channel + plane * i, value)
@@ -368,7 +425,9 @@ def filter_planes(tile, taps):
     """
     S = tile.columns.taps
     grid = [taps[i : i + S] for i in range(0, len(taps), S)]
-    return numbers_of(tile, grid) if tile.by_phases or tile.phases == 1 else planes_of(tile, transformed_taps, grid)
+    if tile.by_phases or tile.phases == 1:
+        return numbers_of(tile, grid)
+    return planes_of(tile, transformed_taps, lambda: grid)
 
 
 def numbers_of(tile, grid):

@@ -115,7 +115,7 @@ def transform_functions(tile, real):
     @traced(types.void)
     def transform_input(source, pitch, target, plane):
         grid = pixels(source, pitch, tile.rows.span, tile.columns.span)
-        store_planes(target, plane, planes_of(tile, transformed_inputs, grid))
+        store_planes(target, plane, planes_of(tile, transformed_inputs, lambda: grid))
 
     @traced(types.void)
     def transform_grad(source, pitch, target, plane):

@@ -3,6 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from convlib.kernels.numba_cpu import target
 from convlib.kernels.numba_cpu.winograd_matrices import (
     ONE,
     ZERO,
@@ -17,6 +18,7 @@ from convlib.kernels.numba_cpu.winograd_matrices import (
     lean_output_matrix,
     output_matrix,
 )
+from convlib.kernels.numba_cpu.winograd_transforms import columns_together, without_factor
 
 WINDOWS = [(taps, 1) for taps in range(1, 8)] + [(taps, 2) for taps in range(3, 8)] + [(5, 3), (11, 4)]
 PLAIN = output_matrix, filter_matrix, input_matrix
@@ -104,3 +106,23 @@ def test_numbers_with_a_root_of_two_divide_exactly():
     a, b = Root2(Fraction(3, 7), Fraction(-2, 5)), Root2(Fraction(1, 3), Fraction(5, 2))
     assert a / b * b == a
     assert float(Root2(Fraction(0), Fraction(1, 2))) == pytest.approx(0.5**0.5, rel=1e-15)
+
+
+def test_rows_of_inputs_share_a_factor_but_for_the_points_1_and_minus_1():
+    matrix = lean_input_matrix(Axis(6, 3))
+    quotients = [without_factor(row) for row in matrix]
+    assert [i for i, quotient in enumerate(quotients) if quotient is None] == [1, 2]
+    for row, quotient in zip(matrix, quotients, strict=True):
+        if quotient is not None:
+            higher, lower = (ZERO, ZERO, *quotient), (*quotient, ZERO, ZERO)
+            assert row == tuple(a - b for a, b in zip(higher, lower, strict=True))
+
+
+@pytest.mark.parametrize(("m", "runs"), [(2, [4]), (4, [3, 3]), (5, [3, 4]), (6, [3, 4, 1])])
+@pytest.mark.parametrize("registers", [16, 32])
+def test_runs_of_columns_hold_whole_pairs(monkeypatch, registers, m, runs):
+    monkeypatch.setattr(target, "register_count", lambda: registers)
+    axis = Axis(m, 3)
+    found = columns_together(Tile(axis, axis))
+    assert [j for run in found for j in run] == list(range(axis.points))
+    assert [len(run) for run in found] == (runs if registers == 32 else [axis.points])
