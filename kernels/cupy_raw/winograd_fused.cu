@@ -19,8 +19,9 @@
 //                                           +-- A^T . A -->   bias, residual, activation, 2 x 2 outputs
 //
 // While a stage is multiplied the next one's filters and patches wait in registers; after it they go to the other
-// buffer: one barrier for every 512 multiply-adds of a thread. Half the warps have the patches of the even stages and
-// half those of the odd ones: so each of 256 threads has a whole patch, and its transform needs no other thread.
+// buffer: one barrier for every 512 multiply-adds of a thread. Half the threads have the patches of the even stages and
+// half those of the odd ones: so each of 256 has a whole patch, and its transform needs no other thread. The last stage
+// comes first, then the others in pairs, an even one and the odd one behind it, whose channels may share sectors.
 // Bytes and FLOPs: a stage is 131,072 multiply-adds, which stand for 294,912 of the direct way, on 16 KB of filters and
 // 8 KB of patches. Tiles overlap, so three of four words of a patch are another's too: L1 has them, or L2 where they
 // are another block's. Blocks of the same tiles are neighbours in the grid: x comes from memory once.
@@ -28,19 +29,19 @@
 // IN_PAIRS: where the pixels of a row lie side by side, an even number of them, padded by one, a lane loads its tile's
 // own columns and has the two beside from the lanes beside, as in winograd_batched.cu. A warp asks for the 40 sectors
 // in which a channel's patches lie, where word by word it would be 128. That takes 4 loads of 64 bits, 8 of a warp's
-// ends and 8 shuffles for 16 loads, but in all only 2 more instructions in two stages, 4 on sm_100 and 10 on sm_120,
-// as distances of rows are kept in 32 bits. Other rows go word by word, 2.0, and so do 16-bit types and float64, whose
-// loops would be 20 and 25 instructions longer. Of channels side by side x meets 2.0: 4 of them are half a sector,
-// whose other half other lanes take a stage earlier (float64 1.0).
-// Registers: 128 for sums, 32 for what is being multiplied, 16 + 16 for the next stage, the rest addresses: 232 to 255,
+// ends and 8 shuffles for 16 loads, and 6 to 15 instructions more in two stages. Other rows go word by word, 2.0, and so
+// do 16-bit types and float64, whose loops would be 20 longer (on sm_120 multiply-adds 81 % instead of 83). Channels that
+// lie side by side, 8 of them, are a sector, two stages', for 8 lanes: 1.0 (float64 too; 16-bit types 2.0), but 2.0 in
+// the prologue, where half the lanes bring the last stage.
+// Registers: 128 for sums, 32 for what is being multiplied, 16 + 16 for the next stage, the rest addresses: 236 to 255,
 // no spills. So a multiprocessor holds one block, of 8 warps.
-// Instructions: of 1,222 to 1,247 in two stages 1,024 multiply and add where the pixels of a row lie side by side; of
-// 1,232 to 1,275 where the channels do, since columns are then no constant apart: 84 to 80 %.
+// Instructions: of 1,218 to 1,246 in two stages 1,024 multiply and add where the pixels of a row lie side by side; of
+// 1,230 to 1,273 where the channels do, since columns are then no constant apart: 84 to 80 %.
 // Bank conflicts: none, in loads and stores, as the emulator counts.
 //     products   lanes as in register_tile.cuh, 8 of filters x 4 of tiles; a quarter of a warp reads 4 x 2 words of 128
 //                bits
-//     patches    NCHW: a warp stores one channel of 32 tiles. NHWC: four channels of 8 tiles, so that its loads meet
-//                16 bytes of a pixel; in plain order four lanes would meet in a bank: tile_place turns channel c by 8 c
+//     patches    NCHW: a warp stores one channel of 32 tiles. NHWC: half a warp stores four channels of 4 tiles; in
+//                plain order four lanes would meet in a bank: tile_place turns channel c by 8 c
 //     sums       a quarter of a warp stores 4 filters x 2 words of 128 bits; a warp loads 32 tiles of a filter (NCHW),
 //                or 4 tiles of 8 filters (NHWC); sum_place turns each filter's row so that each of these meets 32 banks
 // Small problems: where that is predicted to be faster, the channels are split among several blocks, as
@@ -77,6 +78,8 @@ constexpr int FILTER_LANES = 8, TILE_LANES = 4;        // of a warp
 constexpr int FILTERS = FILTER_LANES * EACH, TILES = TILE_LANES * EACH;
 constexpr int OWN_PRODUCTS = PRODUCTS * 32 / THREADS;  // of a warp
 constexpr int PHASES = THREADS / (DEPTH * TILES);      // stages from one patch of a thread to its next
+// Of channels that lie side by side in x, how many go to neighbouring lanes: one sector, though of several stages.
+constexpr int SIDE_BY_SIDE = 32 / sizeof(Element) < DEPTH * PHASES ? 32 / sizeof(Element) : DEPTH * PHASES;
 constexpr int SLAB = PRODUCTS * DEPTH * FILTERS;       // transformed filters of a stage
 constexpr int OWN_VECTORS = SLAB / VECTOR / THREADS;
 constexpr int SLOTS = 2 * FILTER_LANES;                // filters whose sums pass through shared memory at once
@@ -143,16 +146,21 @@ struct Patch {
     static constexpr int LOADS = IN_PAIRS ? 3 : PATCH;
     static constexpr int bit_of(int r, int s) { return r * LOADS + (IN_PAIRS ? (s + 1) / 2 : s); }
     static constexpr unsigned FROM_LEFT = 1u << PATCH * LOADS, FROM_RIGHT = FROM_LEFT << 1;
+    static constexpr unsigned FIRST_PHASE = 1u << 24;  // and of the lane's phase
 
+    // Of the block's tiles, and of the channels of all phases.
     static __device__ __forceinline__ int own_tile()
     {
-        return ADJACENT == CHANNELS ? threadIdx.x / DEPTH % TILES : threadIdx.x % TILES;
+        return ADJACENT == CHANNELS ? threadIdx.x / SIDE_BY_SIDE % TILES : threadIdx.x % TILES;
     }
-    static __device__ __forceinline__ int own_channel()
+    static __device__ __forceinline__ int channel_of_all()
     {
-        return ADJACENT == CHANNELS ? threadIdx.x % DEPTH : threadIdx.x / TILES % DEPTH;
+        if constexpr (ADJACENT != CHANNELS) return threadIdx.x / TILES;
+        return threadIdx.x % SIDE_BY_SIDE + threadIdx.x / (SIDE_BY_SIDE * TILES) * SIDE_BY_SIDE;
     }
-    static __device__ __forceinline__ int phase() { return threadIdx.x / (DEPTH * TILES); }
+    static __device__ __forceinline__ int own_channel() { return channel_of_all() % DEPTH; }
+    __device__ __forceinline__ bool is_due(int phase) const { return inside & FIRST_PHASE << phase; }
+    static __device__ __forceinline__ int phase() { return channel_of_all() / DEPTH; }
 
     __device__ __forceinline__ void start(const Element* __restrict__ x, const Problem& problem, const Tiling& tiling,
                                           Index first_tile, int group, int stage)
@@ -160,7 +168,7 @@ struct Patch {
         const Corner corner = corner_of(tiling, first_tile + own_tile());
         const int h = corner.p - problem.top, w = corner.q - problem.left;
         const bool leads = own_tile() == 0, ends = own_tile() == TILES - 1;
-        inside = 0;
+        inside = FIRST_PHASE << phase();
         #pragma unroll
         for (int r = 0; r < PATCH; ++r)
             #pragma unroll
@@ -171,32 +179,35 @@ struct Patch {
             }
         if (IN_PAIRS && !leads && w >= 0) inside |= FROM_LEFT;
         if (IN_PAIRS && !ends && w + PATCH - 1 < problem.W) inside |= FROM_RIGHT;
-        channel = (stage + phase()) * DEPTH + own_channel();
+        channel = stage * DEPTH + channel_of_all();
         place = own_channel() * TILES + tile_place(own_channel(), own_tile());
         keep(place);
         next = x + offset(problem.x, corner.exists ? corner.n : 0, group * problem.Cg + channel, h, w);
     }
 
-    // Fetch, and turn to the channel PHASES stages on.
     __device__ __forceinline__ void fetch(const Problem& problem)
     {
         const unsigned wanted = channel < problem.Cg ? inside : 0;
-        if constexpr (IN_PAIRS) {
+        if constexpr (ADJACENT == PIXELS) {
             fetch_pixels(wanted, problem.x.h);
         } else {
-            const int64 column = ADJACENT == PIXELS ? 1 : problem.x.w;
             const Element* at = next;
             #pragma unroll
-            for (int r = 0; r < PATCH; ++r, at += problem.x.h - PATCH * column)
+            for (int r = 0; r < PATCH; ++r, at += problem.x.h - PATCH * problem.x.w)
                 #pragma unroll
-                for (int s = 0; s < PATCH; ++s, at += column)
+                for (int s = 0; s < PATCH; ++s, at += problem.x.w)
                     values[r][s] = wanted >> bit_of(r, s) & 1 ? widened(*at) : Accumulator(0);
         }
-        channel += PHASES * DEPTH;
-        next += PHASES * DEPTH * (int64)(ADJACENT == CHANNELS ? 1 : (Offset)problem.x.c);
     }
 
-    // The tile's own columns, as one vector, and of those beside what no lane beside has.
+    // To the channel so many stages on.
+    __device__ __forceinline__ void turn(const Problem& problem, int stages)
+    {
+        channel += stages * DEPTH;
+        next += stages * DEPTH * (int64)(ADJACENT == CHANNELS ? 1 : (Offset)problem.x.c);
+    }
+
+    // IN_PAIRS: the tile's own columns, as one vector, and of those beside what no lane beside has.
     __device__ __forceinline__ void fetch_pixels(unsigned wanted, Offset pitch)
     {
         Offset further = 0;
@@ -205,12 +216,15 @@ struct Patch {
             keep(further);  // or there are three ways to four rows, of more instructions each
             const Element* row = next + further;
             const auto loads = [&](int s) { return wanted >> bit_of(r, s) & 1; };
-            values[r][0] = loads(0) ? widened(row[0]) : Accumulator(0);
-            Several<MINIMAL> own = {};
-            if (loads(1)) own = several<MINIMAL>(row + 1);
             #pragma unroll
-            for (int s = 0; s < MINIMAL; ++s) values[r][1 + s] = widened(own.lane[s]);
-            values[r][PATCH - 1] = loads(PATCH - 1) ? widened(row[PATCH - 1]) : Accumulator(0);
+            for (int s = 0; s < PATCH; s += IN_PAIRS ? PATCH - 1 : 1)
+                values[r][s] = loads(s) ? widened(row[s]) : Accumulator(0);
+            if constexpr (IN_PAIRS) {
+                Several<MINIMAL> own = {};
+                if (loads(1)) own = several<MINIMAL>(row + 1);
+                #pragma unroll
+                for (int s = 0; s < MINIMAL; ++s) values[r][1 + s] = widened(own.lane[s]);
+            }
         }
     }
 
@@ -361,33 +375,35 @@ conv2d_winograd(const Element* __restrict__ x, const Accumulator* __restrict__ p
     const int stage = blockIdx.y * tiling.split;
     const int64 slab = ((int64)group * tiling.filter_blocks + first_filter / FILTERS) * tiling.stages + stage;
     packed += slab * SLAB + threadIdx.x * VECTOR;
+    const int stages = min(tiling.split, tiling.stages - stage);
     partial += blockIdx.y * (int64)problem.N * problem.K * problem.P * problem.Q;
 
     const Place place;
     Patch patch;
     Share share;
-    patch.start(x, problem, tiling, first_tile, group, stage);
-    share.fetch(packed);
-    if (patch.phase() == 0) {
+    patch.start(x, problem, tiling, first_tile, group, stage + stages - PHASES);
+    share.fetch(packed + (stages - 1) * (int64)SLAB);
+    if (patch.is_due(PHASES - 1)) {
         patch.fetch(problem);
         patch.transform();
         patch.put(memory.stages[0]);
     }
+    patch.turn(problem, PHASES - stages);
     share.put(memory.stages[0]);
     __syncthreads();
 
     Sums sums = {};
-    for (int left = min(tiling.split, tiling.stages - stage); left > 0; left -= PHASES) {
+    for (int left = stages; left > 0; left -= PHASES) {
         patch.fetch(problem);
+        patch.turn(problem, PHASES);
         #pragma unroll
-        for (int phase = 0; phase < PHASES; ++phase) {
-            if (phase + 1 < PHASES || left > PHASES) packed += SLAB;  // the last stage fetches its own filters again
+        for (int phase = 0; phase < PHASES; ++phase, packed += SLAB) {
             share.fetch(packed);
             multiply(sums, memory.stages[phase % 2], place);
             Stage& next = memory.stages[(phase + 1) % 2];
             share.put(next);
             if (phase == 0) patch.transform();
-            if (patch.phase() == (phase + 1) % PHASES) patch.put(next);
+            if (patch.is_due(phase)) patch.put(next);
             __syncthreads();
         }
     }

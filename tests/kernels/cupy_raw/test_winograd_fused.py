@@ -237,6 +237,17 @@ class TestEmulated:
             assert access.lanes == access.requests, "one lane of a warp"
         assert {access.size for access in loads} == {4, 8, 16}
 
+    def test_patches_of_channels_last_meet_whole_sectors(self, in_emulator):
+        """Eight channels of a pixel; half of them in the prologue, which brings one of the last two stages."""
+        problem = make_problem((1, 16, 56, 32), (64, 32, 3, 3), np.float32, padding=1, layout="NHWC")
+        _, report = profile("cupy_raw.winograd_fused", problem).reports
+        loads = [access for access in in_emulator.accesses(report, "global", "load") if access.size == 4]
+        prologue = [access for access in loads if access.lanes <= 16 * access.requests]
+        assert len(prologue) == 16
+        assert len(loads) == 32
+        for access in loads:
+            assert access.cost == access.lanes / (4 if access in prologue else 8)
+
     @pytest.mark.parametrize("splits", [1, 2])
     def test_stores_whole_sectors(self, splits, monkeypatch, in_emulator):
         split_into(monkeypatch, splits)

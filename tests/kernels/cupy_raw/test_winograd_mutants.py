@@ -70,8 +70,8 @@ FUSED = {
     ),
     "a stage without its barrier": (
         "pixels",
-        "if (patch.phase() == (phase + 1) % PHASES) patch.put(next);\n            __syncthreads();",
-        "if (patch.phase() == (phase + 1) % PHASES) patch.put(next);",
+        "if (patch.is_due(phase)) patch.put(next);\n            __syncthreads();",
+        "if (patch.is_due(phase)) patch.put(next);",
     ),
     "sums overwritten without a barrier": ("pixels", "if (round) __syncthreads();", ""),
     "sums read without a barrier": (
@@ -110,11 +110,14 @@ FUSED = {
         "if (corner.p + i < problem.P) {",
     ),
     "sums past the last output": ("two splits", "if (index >= outputs) return;", ""),
-    "filters past the last stage": (
-        "pixels",
-        "if (phase + 1 < PHASES || left > PHASES) packed += SLAB;",
-        "packed += SLAB;",
+    "first the first stage's filters": (
+        "channels",
+        "share.fetch(packed + (stages - 1) * (int64)SLAB);",
+        "share.fetch(packed);",
     ),
+    "filters before the last stage's": ("channels", "(stages - 1) * (int64)SLAB", "(stages - 2) * (int64)SLAB"),
+    "first the first stages' patches": ("a short split", "group, stage + stages - PHASES);", "group, stage);"),
+    "patches of the stages behind": ("pixels", "patch.turn(problem, PHASES - stages);", "patch.turn(problem, PHASES);"),
     "the other buffer multiplied": (
         "pixels",
         "multiply(sums, memory.stages[phase % 2], place);",
@@ -127,10 +130,15 @@ FUSED = {
     ),
     "patches stored a stage late": (
         "pixels",
-        "if (patch.phase() == (phase + 1) % PHASES) patch.put(next);",
-        "if (patch.phase() == phase % PHASES) patch.put(next);",
+        "if (patch.is_due(phase)) patch.put(next);",
+        "if (patch.is_due((phase + 1) % PHASES)) patch.put(next);",
     ),
-    "all patches stored in the first stage": ("pixels", "if (patch.phase() == 0) {", "{"),
+    "all patches stored in the first stage": ("pixels", "if (patch.is_due(PHASES - 1)) {", "{"),
+    "a sector's channels all of one stage": (
+        "channels",
+        "return channel_of_all() / DEPTH;",
+        "return threadIdx.x / (DEPTH * TILES);",
+    ),
     "tiles unturned": ("banks, channels last", "{ return tile ^ channel * (TILES / DEPTH); }", "{ return tile; }"),
     "tiles turned by half": (
         "banks, channels last",
