@@ -35,19 +35,35 @@ __device__ __forceinline__ void store(const Problem& problem, const Output& outp
     round_to(output.y[offset(problem.y, n, k, p, q)], activated(sum, problem.slope));
 }
 
+// COUNT sums that lie side by side in y and in the residual; their biases so far apart.
+template <int COUNT>
+__device__ __forceinline__ void store_several(const Problem& problem, const Output& output, int n, int k, int p, int q,
+                                              const Accumulator* sums, Offset bias_step)
+{
+    Several<COUNT> more = {}, results;
+    if (output.residual) more = several<COUNT>(output.residual + offset(problem.residual, n, k, p, q));
+    #pragma unroll
+    for (int e = 0; e < COUNT; ++e) {
+        Accumulator sum = sums[e];
+        if (output.bias) sum += widened(output.bias[k * (Offset)problem.bias + e * bias_step]);
+        if (output.residual) sum += widened(more.lane[e]);
+        round_to(results.lane[e], activated(sum, problem.slope));
+    }
+    *reinterpret_cast<Several<COUNT>*>(output.y + offset(problem.y, n, k, p, q)) = results;
+}
+
+// The sums of COUNT filters of a pixel, which lie side by side in y and in the residual. k: the first of them.
+template <int COUNT>
+__device__ __forceinline__ void store_filters(const Problem& problem, const Output& output, int n, int k, int p, int q,
+                                              const Accumulator* sums)
+{
+    store_several<COUNT>(problem, output, n, k, p, q, sums, problem.bias);
+}
+
 // The sums of COUNT pixels of a row, which lie side by side in y and in the residual. p, q: the first of them.
 template <int COUNT>
 __device__ __forceinline__ void store_pixels(const Problem& problem, const Output& output, int n, int k, int p, int q,
                                              const Accumulator* sums)
 {
-    Several<COUNT> more = {}, pixels;
-    if (output.residual) more = several<COUNT>(output.residual + offset(problem.residual, n, k, p, q));
-    #pragma unroll
-    for (int e = 0; e < COUNT; ++e) {
-        Accumulator sum = sums[e];
-        if (output.bias) sum += widened(output.bias[k * (Offset)problem.bias]);
-        if (output.residual) sum += widened(more.lane[e]);
-        round_to(pixels.lane[e], activated(sum, problem.slope));
-    }
-    *reinterpret_cast<Several<COUNT>*>(output.y + offset(problem.y, n, k, p, q)) = pixels;
+    store_several<COUNT>(problem, output, n, k, p, q, sums, 0);
 }

@@ -11,7 +11,10 @@
 // Source: Volkov and Demmel, Benchmarking GPUs to tune dense linear algebra, SC 2008; Nath, Tomov and Dongarra, An
 // improved MAGMA GEMM for Fermi GPUs, 2010 (double buffering through registers).
 //
-// Compiled with -DTILE_K -DTILE_M (multiples of a warp's), -DELEMENT, -DWIDE, -DACTIVATION.
+// Stores: 8 neighbouring pixels of 4 filters, or with channels last 4 vectors of filters for each of 8 pixels, if filters
+// come in fours (FILTER_RUN): whole sectors.
+//
+// Compiled with -DTILE_K -DTILE_M (multiples of a warp's), -DELEMENT, -DWIDE, -DACTIVATION, -DFILTER_RUN.
 
 #include "epilogue.cuh"
 #include "register_tile.cuh"
@@ -61,9 +64,14 @@ conv2d_gemm(const Accumulator* __restrict__ packed, const Accumulator* __restric
         const int q = output % problem.Q; output /= problem.Q;
         const int p = output % problem.P, n = output / problem.P;
         #pragma unroll
-        for (int i = 0; i < EACH; ++i) {
-            const int k = first_filter + place.filter(i);
-            if (k < problem.Kg) store(problem, {y, bias, residual}, n, group * problem.Kg + k, p, q, sums[i][j]);
+        for (int i = 0; i < EACH; i += FILTER_RUN) {
+            const int row = i / VECTOR * FILTER_BLOCK + place.filter_lane * VECTOR + i % VECTOR;
+            const int k = first_filter + place.warp_filter + number_at<FILTERS_APART>(row);
+            Accumulator run[FILTER_RUN];
+            #pragma unroll
+            for (int e = 0; e < FILTER_RUN; ++e) run[e] = sums[i + e][j];
+            if (k >= problem.Kg) continue;
+            store_filters<FILTER_RUN>(problem, {y, bias, residual}, n, group * problem.Kg + k, p, q, run);
         }
     }
 }

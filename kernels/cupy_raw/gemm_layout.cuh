@@ -10,6 +10,8 @@
 //
 //     x:      0  1  2  3  4  5  6  7  8  9 ...     (LANES = 8, VECTOR = 4)
 //     place:  0  4  8 12 16 20 24 28  1  5 ...
+//
+// Filters only unless -DFILTER_RUN says that so many of them are one store, a thread's VECTOR: then they lie in order.
 
 #pragma once
 
@@ -17,6 +19,10 @@
 
 constexpr int DEPTH = 8;                           // reduction steps per stage of the GEMM
 constexpr int PIXEL_LANES = 8, FILTER_LANES = 4;   // a warp of the GEMM
+#ifndef FILTER_RUN
+#define FILTER_RUN 1
+#endif
+constexpr int FILTERS_APART = FILTER_RUN > 1 ? 1 : FILTER_LANES;  // of `packed`, those at neighbouring places
 
 template <int LANES>
 __device__ __forceinline__ int place_of(int x)

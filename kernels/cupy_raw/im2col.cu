@@ -16,7 +16,7 @@
 // Limits: none on the problem. Even a 1x1 window is copied, where x itself could serve.
 // Source: Chellapilla, Puri and Simard, High performance convolutional neural networks for document processing, 2006.
 //
-// Compiled with problem.cuh's constants.
+// Compiled with the constants of problem.cuh and gemm_layout.cuh.
 
 #include "gemm_layout.cuh"
 
@@ -67,5 +67,5 @@ pack_weights(const Element* __restrict__ w, Accumulator* __restrict__ packed, Pr
     const int tap = row % slice.depth, group = row / slice.depth;
     const bool inside = k < problem.Kg && tap < problem.Cg * TAPS;
     const Offset at = offset(problem.w, group * problem.Kg + k, tap / TAPS, tap % TAPS / S, tap % S);
-    packed[row * slice.filters + place_of<FILTER_LANES>(k)] = inside ? widened(w[at]) : Accumulator(0);
+    packed[row * slice.filters + place_of<FILTERS_APART>(k)] = inside ? widened(w[at]) : Accumulator(0);
 }

@@ -13,6 +13,7 @@ import numpy as np
 from .. import gpu_cost as cost
 from ..launching import MAX_GRID, CudaSource, ceil_div, launch
 from .cut import round_up
+from .implicit_gemm import aligned
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 from .register_tile import DEPTH, EACH, tile_of
 
@@ -105,14 +106,14 @@ def predicted_seconds(problem, device):
     return WAITING * gemm_seconds(problem, device, sizes) + moved + (1 + 2 * slices) * cost.LAUNCH
 
 
-def sources(problem, device, wide=False):
+def sources(problem, device, wide=False, run=1):
     """The three kernels: pack the weights, gather the columns, multiply."""
-    return sources_of(problem, matrices(problem, device), wide)
+    return sources_of(problem, matrices(problem, device), wide, run)
 
 
 @lru_cache(maxsize=4096)
-def sources_of(problem, sizes, wide):
-    types = type_constants(problem, wide)
+def sources_of(problem, sizes, wide, run):
+    types = (*type_constants(problem, wide), ("FILTER_RUN", run))
     copying = types + window_constants(problem)
     multiplying = (*types, *store_constants(problem), ("TILE_K", sizes.tile_k), ("TILE_M", sizes.tile_m))
     return (
@@ -127,7 +128,8 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     sizes = matrices(problem, device)
     struct = problem_struct(problem, x, w, y, bias, residual)
     packed, columns = workspace[: sizes.packed_bytes], workspace[sizes.packed_bytes :]
-    pack, gather, gemm = sources(problem, device, is_wide(problem, x, w, y, residual))
+    filters = filters_at_once(problem, y, residual)
+    pack, gather, gemm = sources(problem, device, is_wide(problem, x, w, y, residual), filters)
 
     total = problem.N * problem.P * problem.Q
     blocks = ceil_div(problem.groups * sizes.depth * sizes.filters, THREADS)
@@ -139,6 +141,17 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
         launch(gather, (ceil_div(padded, THREADS), chunks), THREADS, (x, columns, struct, part), stream=stream)
         arguments = (packed, columns, y, bias, residual, struct, part)
         launch(gemm, gemm_blocks(problem, sizes, padded), sizes.threads, arguments, stream=stream)
+
+
+def filters_at_once(problem, *images):
+    """How many filters of a pixel leave as one store: a vector of sums where they lie side by side, or one."""
+    count = 16 // problem.accumulate.itemsize
+    together = problem.Kg % count == 0 and all(
+        image.strides[1] == image.itemsize and aligned(image, count * image.itemsize, (0, 2, 3))
+        for image in images
+        if image is not None
+    )
+    return count if together else 1
 
 
 @lru_cache(maxsize=4096)

@@ -27,7 +27,7 @@
 // Sectors beside the least, float32, counted in the emulator: 1.0 where the transforms meet the workspace, w, y and,
 // with channels last, x; 1.1 of x of 56 x 56, for the ends of warps, and 1.24 of 28 x 28, whose rows are 3.5 sectors.
 // Rows that are no multiple of 16 bytes are loaded by 8 or 4: 2.6 of 14 x 14. Patches loaded word by word met 4.2, 4.7
-// and 5.2, 8 with channels last, stores to y 4 to 5, w 8. With channels last gemm.cu's stores still meet 2. Four pixels
+// and 5.2, 8 with channels last, stores to y 4 to 5, w 8, and with channels last gemm.cu's stores 2. Four pixels
 // of float64 are two vectors a sector apart from the next lane's: 2 of x and of y where the pixels lie side by side.
 // What it costs: a patch is 36 numbers for 16 new pixels, so columns are 2.25 times x and products 2.25 times y, each
 // written once and read once. In exchange there are 9/16 of the multiplications of the fused kernel's F(2 x 2). That
@@ -196,8 +196,8 @@ transform_filters(const Element* __restrict__ w, Accumulator* __restrict__ packe
     const int place = first_place + threadIdx.x % WINDOWS, brought = first_place + threadIdx.x / CHUNK;
 
     Accumulator window[TAPS][TAPS], transformed[PATCH][PATCH];
-    own_window(window, w, problem, first_row / slice.depth, number_at<FILTER_LANES>(place),
-               number_at<FILTER_LANES>(brought), first_row % slice.depth);
+    own_window(window, w, problem, first_row / slice.depth, number_at<FILTERS_APART>(place),
+               number_at<FILTERS_APART>(brought), first_row % slice.depth);
     transform_filter(transformed, window);
     const int64 plane = (int64)problem.groups * slice.depth * slice.filters;
     packed += (int64)(first_row + threadIdx.x / WINDOWS) * slice.filters + place;

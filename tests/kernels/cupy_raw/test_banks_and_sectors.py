@@ -133,6 +133,15 @@ def test_no_access_of_the_weight_gradients_product_meets_a_bank_conflict(dtype):
         assert access.cost == access.requests * max(access.size // 4, 1), access
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_the_matrix_product_stores_whole_sectors_of_channels_last(dtype):
+    *_, report = reports_of(im2col, "channels_last", dtype)
+    stores = accesses(report, "global", "store")
+    assert {access.size for access in stores} == {8 if dtype == "float16" else 16}
+    for access in stores:
+        assert access.cost == access.lanes * access.size / 32, access
+
+
 def test_the_matrix_product_moves_whole_sectors():
     *_, report = reports_of(im2col, "wide")
     for access in accesses(report, "global", "load"):
