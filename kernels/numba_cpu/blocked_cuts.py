@@ -51,7 +51,7 @@ RUNS_SHARE, PLANES_SHARE, ONE_TILE_SHARE = 8, 2, 4  # of the L2 cache, for copie
 BLOCKING = (
     "first_pixel", "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases",
     "plane_bytes", "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at",
-    "tail_at", "filter_block", "by_runs", "one_plane", "dots_at",
+    "tail_at", "filter_block", "by_runs", "one_plane", "dots_at", "streaming",
 )  # fmt: skip
 
 
@@ -193,6 +193,12 @@ def stores_runs(problem) -> bool:
     return from_memory(problem) or collide(problem.P * problem.Q, filters, real_bytes(problem))
 
 
+def stores_past_cache(problem) -> bool:
+    """Is y to go to memory past the cache? Where a filter's outputs are whole lines, and a vector is one."""
+    whole = problem.P * problem.Q * real_bytes(problem) % LINE == 0 and target.vector_bytes() == LINE
+    return whole and from_memory(problem)
+
+
 def copies_runs(problem) -> bool:
     """Is x to be copied although it could be read in place?"""
     return reads_x_in_place(problem) and run_cycles(problem) > 0
@@ -260,6 +266,6 @@ def blocking(problem, threads, first=0, by_runs=False):
         first, filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
         plane_of(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
         tail_at, rows if (by_runs or copies) and stores_runs(problem) else FILTER_BLOCK, by_runs,
-        is_lone_row(problem), dots_at,
+        is_lone_row(problem), dots_at, by_runs and stores_past_cache(problem),
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks

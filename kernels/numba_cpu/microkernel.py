@@ -49,6 +49,7 @@ from .tracing import (
     minimum,
     select,
     store,
+    store_past_cache,
     traced,
     when,
 )
@@ -106,6 +107,11 @@ class Arithmetic:
 
 def plain(V) -> Arithmetic:
     return Arithmetic(fma, load, store, V.item_bytes)
+
+
+def past_cache(V) -> Arithmetic:
+    """As `plain`, with results that are stored past the cache: each vector of them is a whole line."""
+    return Arithmetic(fma, load, store_past_cache, V.item_bytes)
 
 
 def accumulate(

@@ -330,6 +330,31 @@ def test_x_is_copied_where_it_comes_from_memory():
     assert blocked_cuts.copies_runs(many)
 
 
+@pytest.mark.parametrize("filters", [20, 72])
+@pytest.mark.parametrize("shift", [0, 4], ids=["whole lines", "lines that begin elsewhere"])
+def test_y_goes_past_the_cache_where_it_comes_from_memory(shift, filters, monkeypatch):
+    """Vectors that are whole lines only, and nothing beside y is written."""
+    monkeypatch.setattr(blocked_cuts, "from_memory", lambda problem: True)
+    problem = make_problem((2, 150, 16, 31), (filters, 150, 1, 1), np.dtype(np.float32))
+    numbers, _ = blocked_cuts.blocking(problem, 2, by_runs=True)
+    assert numbers[blocked_cuts.BLOCKING.index("streaming")] == (target.vector_bytes() == blocked_cuts.LINE)
+    random = np.random.default_rng(0)
+    x, w, residual = (
+        random.integers(-3, 4, s).astype(np.float32) for s in (problem.x_shape, problem.w_shape, problem.y_shape)
+    )
+    exact = reference.conv2d(problem, x, w, None, None)
+    count, device = exact.size, Device("cpu", threads=2)
+    for added in (None, residual):
+        memory = empty_aligned((count + 32,), np.float32)
+        memory.fill(np.nan)
+        y = memory[shift : shift + count].reshape(exact.shape)
+        workspace = empty_aligned((blocked.workspace_bytes(problem, device),), np.uint8)
+        blocked.run(replace(problem, has_residual=added is not None), device, x, w, y, None, added, workspace)
+        np.testing.assert_array_equal(y, exact if added is None else exact + residual)
+        assert np.isnan(memory[:shift]).all()
+        assert np.isnan(memory[shift + count :]).all()
+
+
 def test_other_weights_are_packed():
     problem, _, w = arrays("window")
     assert not blocked.reads_in_place(problem, w[:, :, ::-1])
