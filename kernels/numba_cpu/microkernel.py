@@ -116,7 +116,7 @@ def past_cache(V) -> Arithmetic:
 
 def accumulate(
     V, rows, vectors, a, a_row, a_panel, a_step, b, b_step, depth, sums, ahead=None, ahead_step=None, b_vector=None, *,
-    fetched=1, apart=None, also=None, indirect=False, multiply_add=fma, lone=None, aside=None, begins=None,
+    fetched=1, apart=None, also=None, indirect=False, multiply_add=fma, lone=None, aside=None, begins=None, less=None,
 ):  # fmt: skip
     """The inner loop, traced: `sums` plus A times B over `depth` steps. All strides in bytes.
 
@@ -136,6 +136,8 @@ def accumulate(
     vector L: then these are returned too. A's rows are neighbours, so that a step's are such a vector.
 
     aside(d, b, columns): what else step d does while the multipliers are busy; B's vectors there, and where they lie.
+
+    less: (where, bytes at a step, the same of the lone column), of what is subtracted from B.
     """
     b_vector = V.bytes if b_vector is None else b_vector
     apart = b_vector if apart is None else apart
@@ -146,6 +148,8 @@ def accumulate(
         sums, a, b, ahead, *alone = carried
         here = b + load(I64, b_step + I64.bytes * d) if indirect else b
         columns = [load(V, here + b_vector * j) for j in range(vectors)]
+        if less:
+            columns = [column - load(V, less[0] + less[1] * d + V.bytes * j) for j, column in enumerate(columns)]
         if aside:
             aside(d, here, columns)
         added = []
@@ -162,12 +166,15 @@ def accumulate(
             soon, soon_step, places = also
             for behind, level in places:
                 tracing.prefetch(soon + soon_step * d + behind, level)
-        alone = with_lone(a, *alone) if lone else []
+        alone = with_lone(d, a, *alone) if lone else []
         return [added, a + a_step, b if indirect else b + b_step, ahead + ahead_step, *alone]
 
-    def with_lone(a, sums, x):
+    def with_lone(d, a, sums, x):
         L, _, _, x_step = lone
-        number, column = tracing.broadcast(L, load(L.scalar, x)), load(L, a)
+        number, column = load(L.scalar, x), load(L, a)
+        if less:
+            number = number - load(L.scalar, less[2] + less[3] * d)
+        number = tracing.broadcast(L, number)
         return [number * column if sums is None else fma(number, column, sums), x + x_step]
 
     def first_step(sums):

@@ -11,11 +11,11 @@ from .blocked_cuts import BLOCKING
 from .call import CALL_DTYPE
 from .filter_cuts import until_all_done, up
 from .microkernel import CLOCK, MEMORY_BYTES, VECTORS, holds_lone, multiply_cycles, panel_rows
-from .strassen_sums import PRODUCTS
+from .strassen_sums import PRODUCTS, sums_made
 from .threads import LINE, worker_span
 from .vectors import lanes
 
-SUMS = 4  # T1 .. T4
+SUMS = 4  # T1 .. T4; predicted as if all were made, which takes 1.0 to 1.04 times as long
 CYCLES_PER_TASK = 1_500
 LEFT_PIXELS, LEFT_COSTS = 10, 2.6  # in pixels of a pair: beginning with what is left over, and each pixel of it
 LONE_COSTS = 1.02  # times what multiply-adds say: tiles with a lone pixel begin anywhere in a cache line
@@ -150,7 +150,7 @@ def pack_cycles(problem, filters) -> float:
     """Of a thread that makes the sums of so many filters. Where to it writes them has to come from L3 first, unless
     that and the sums of x stay in the L2 cache from one call to the next.
     """
-    sums_of_x = SUMS * channel_block(problem) * VECTORS * target.vector_bytes()
+    sums_of_x = sums_made() * channel_block(problem) * VECTORS * target.vector_bytes()
     made = panel_bytes(problem) * filters / problem.K
     near, far = PACK_CYCLES[target.multiply_adds_per_cycle()]
     return (far if made + sums_of_x > target.cache_bytes(2) else near) * filters * problem.reduction
@@ -182,7 +182,7 @@ def channel_block(problem) -> int:
     x_bytes = 4 * (row_bytes + LINE)
     if not blocked_cuts.reads_x_in_place(problem):
         x_bytes = 2 * blocked_cuts.plane_bytes(problem, 2 * tile_pixels(problem))
-    most = max(target.cache_bytes(2) // 2 // (SUMS * row_bytes + x_bytes), 1)
+    most = max(target.cache_bytes(2) // 2 // (sums_made() * row_bytes + x_bytes), 1)
     return up(-(-depth // -(-depth // most)), problem.S)
 
 
@@ -204,8 +204,8 @@ def blocking(problem, threads, planned):
     planes_bytes, channels = blocked_cuts.plane_bytes(problem, 2 * tile_pixels(problem)), channel_block(problem)
     sums_at = up(2 * channels * planes_bytes, 64)
     waiting_step = 4 * wait_bytes if channels < depth else 0
-    alone_at = sums_at + SUMS * channels * VECTORS * W * item
-    tiles_at = alone_at + up(SUMS * channels * item, LINE)
+    alone_at = sums_at + sums_made() * channels * VECTORS * W * item
+    tiles_at = alone_at + up(sums_made() * channels * item, LINE)
     bias_at = tiles_at + 2 * tile_bytes + 4 * wait_bytes + (filters // rows - 1) * waiting_step
     # Sums of weights stay from task to task, also of what is left over.
     made_at = up(max(rest[BLOCKING.index("worker_bytes")], bias_at + 2 * filters * item), LINE)

@@ -6,7 +6,7 @@ from numba.core import types
 from . import target
 from .compilation import inlined
 from .microkernel import AHEAD, VECTORS, accumulate, panel_rows, vector_type
-from .strassen_sums import CHANNELS, PRODUCTS, pack_few, spaced_row
+from .strassen_sums import CHANNELS, PRODUCTS, pack_few, spaced_row, sums_made
 from .threads import LINE
 from .tracing import (
     Lanes,
@@ -25,13 +25,14 @@ from .tracing import (
 )
 
 
-def product_function(real, lone, becomes, makes=None, packs=(), by_rows=False):
+def product_function(real, lone, becomes, makes=None, packs=(), by_rows=False, differs=False):
     """A Numba function for one product of half the channels; becomes: of it, t and e, what is stored to t, e or y.
     by_rows: whether weights lie in rows (spaced_row), not in panels.
     makes: of a number of this operand and its `Quarters`, sums of the same channels; such a product's arguments say
     where these and those lie. packs: steps of packing the next filters' weights (strassen_sums.py), done beside it,
-    `depth` // CHANNELS times each; such a product's further arguments are pack_few's. bias, residual, also: 0 if there
-    is none. also: a tile like the residual's, to which what is finished is added before all else.
+    `depth` // CHANNELS times each; such a product's further arguments are pack_few's. differs: whether what lies at
+    `less` is subtracted from the right operand; else `less` and the three behind it say nothing. bias, residual, also:
+    0 if there is none. also: a tile like the residual's, to which what is finished is added before all else.
 
     Tiles are lists of rows; where there is a lone pixel, its filters are one more row, of one vector.
     """
@@ -40,7 +41,7 @@ def product_function(real, lone, becomes, makes=None, packs=(), by_rows=False):
 
     def emit(
         a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, soon, soon_step,
-        aside=None, pack=None,
+        less=None, aside=None, pack=None,
     ):  # fmt: skip
         row = VECTORS * V.bytes
 
@@ -111,7 +112,12 @@ def product_function(real, lone, becomes, makes=None, packs=(), by_rows=False):
             return accumulate(
                 V, rows, VECTORS, a + a_step * first, a_row, 0, a_step,
                 b + b_step * first, b_step, count, sums, soon + soon_step * first, soon_step, lone=column, aside=aside,
+                less=behind(first) if differs else None,
             )  # fmt: skip
+
+        def behind(first):
+            b, b_step, x, x_step = less
+            return b + b_step * first, b_step, x + x_step * first, x_step
 
         sums, done = None, constant(a, 0)
         for number in packs:
@@ -122,11 +128,12 @@ def product_function(real, lone, becomes, makes=None, packs=(), by_rows=False):
 
     @traced(types.void)
     def product(
-        a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, soon, soon_step
+        a, b, b_step, x, x_step, less, less_step, less_x, less_x_step, depth, t, e, y, y_row, bias, residual, also,
+        residual_row, low, high, soon, soon_step,
     ):  # fmt: skip
         emit(
             a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, soon,
-            soon_step,
+            soon_step, (less, less_step, less_x, less_x_step),
         )  # fmt: skip
 
     @traced(types.void)
@@ -144,13 +151,13 @@ def product_function(real, lone, becomes, makes=None, packs=(), by_rows=False):
 
         emit(
             a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, a + AHEAD,
-            rows * V.item_bytes, make,
+            rows * V.item_bytes, aside=make,
         )  # fmt: skip
 
     @traced(types.void)
     def packing_product(
-        a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, soon, soon_step,
-        to, panel_bytes, w, w_k, half_filters, half_channels,
+        a, b, b_step, x, x_step, less, less_step, less_x, less_x_step, depth, t, e, y, y_row, bias, residual, also,
+        residual_row, low, high, soon, soon_step, to, panel_bytes, w, w_k, half_filters, half_channels,
     ):  # fmt: skip
         def pack(number, i):
             there, here = to + i * (CHANNELS * rows * V.item_bytes), w + i * (CHANNELS * V.item_bytes)
@@ -158,7 +165,7 @@ def product_function(real, lone, becomes, makes=None, packs=(), by_rows=False):
 
         emit(
             a, b, b_step, x, x_step, depth, t, e, y, y_row, bias, residual, also, residual_row, low, high, soon,
-            soon_step, pack=pack,
+            soon_step, (less, less_step, less_x, less_x_step), pack=pack,
         )  # fmt: skip
 
     if packs:
@@ -193,17 +200,22 @@ class Quarters:
         store(self.there + self.apart * i, total)
 
 
-def first_sums(b11, quarters):
-    """T1 and T2."""
+def second_sum(b11, quarters):
+    """T2; and T1, which is returned."""
     t1 = quarters.number(quarters.right) - b11
-    quarters.keep(0, t1)
-    quarters.keep(1, quarters.number(quarters.right + quarters.down) - t1)
+    quarters.keep(0, quarters.number(quarters.right + quarters.down) - t1)
+    return t1
+
+
+def first_sums(b11, quarters):
+    """T2 and T1."""
+    quarters.keep(1, second_sum(b11, quarters))
 
 
 def other_sums(b21, quarters):
     """T3 and T4, where T2 is made."""
     quarters.keep(2, quarters.number(quarters.right) - quarters.number(quarters.right - quarters.down))
-    quarters.keep(3, quarters.kept(1) - b21)
+    quarters.keep(3, quarters.kept(0) - b21)
 
 
 def packs_beside() -> bool:
@@ -224,45 +236,53 @@ def pair_function(real, lone, by_rows=False):
     """A Numba function multiply_pair: the four tiles of `rows` filters and of those half of all further, of two
     neighbouring tiles of pixels, by seven products.
 
-    makes: are T1 .. T4 to be made by the first two products? Else they are there. packs: are weights to be packed
+    makes: are the sums to be made by the first two products? Else they are there. packs: are weights to be packed
     behind those of the seven products? packing: these weights, and from filter to filter, to the other halves of the
     filters and of the channels. a: the weights of the first product, a_product bytes before the next one's. x: where
     the left tile of the first half of the channels begins; the other half lies x_half, the right tile x_right, channels
-    x_step further. totals, alone: T1 .. T4 and those of the lone pixels, `panel` and lone_panel from sum to sum, `step`
-    and lone_step from channel to channel. t: room for two tiles. y_half, y_tile, r_half, r_tile: to the other filters
-    and the other tile. above, below, residual, also: 0 if none.
+    x_step further. totals, alone: T2 and, if they are made, T1, T3 and T4, and those of the lone pixels, `panel` and
+    lone_panel from sum to sum, `step` and lone_step from channel to channel. t: room for two tiles. y_half, y_tile,
+    r_half, r_tile: to the other filters and the other tile. above, below, residual, also: 0 if none.
     by_rows: as in product_function, for the seven; then nothing is packed.
     soon: of each product what to fetch ahead, a line `soon_step` bytes behind another at every step.
     """
     V, rows = vector_type(real), panel_rows()
-    row, beside = VECTORS * V.bytes, packs_beside()
+    row, beside, differs = VECTORS * V.bytes, packs_beside(), sums_made() == 1
     tile_bytes = rows * row + lone * LINE
 
-    def product(becomes, makes=None, packs=()):
-        return product_function(real, lone, becomes, makes, packs, by_rows)
+    def product(becomes, makes=None, packs=(), differs=False):
+        return product_function(real, lone, becomes, makes, packs, by_rows, differs)
 
     def keep_first(p, tiles):
         tiles.keep(tiles.t, p)
 
-    def finish_second(p, tiles):
+    def add_to_t(p, tiles):
+        tiles.keep_sum(tiles.t, p)
+
+    def keep_e(p, tiles):
+        tiles.keep(tiles.e, added(tiles.tile(tiles.t), p))
+
+    def finish_t(p, tiles):
         tiles.finish(added(tiles.tile(tiles.t), p))
+
+    def finish_e(p, tiles):
+        tiles.finish(added(tiles.tile(tiles.e), p))
 
     def both(p, tiles):
         tiles.keep_sum(tiles.t, p)
-        tiles.finish(added(tiles.tile(tiles.e), p))
+        finish_e(p, tiles)
 
-    product_1, product_2 = product(keep_first), product(finish_second)
-    making_1 = product(keep_first, first_sums)
-    making_2 = product(finish_second, other_sums)
-    product_6 = product(lambda p, tiles: tiles.keep_sum(tiles.t, p))
-    product_5 = product(lambda p, tiles: tiles.keep(tiles.e, added(tiles.tile(tiles.t), p)))
+    def finish_less(p, tiles):
+        tiles.finish(added(tiles.tile(tiles.t), p, -1))
+
+    product_1, product_2, product_6, product_3 = (product(f) for f in (keep_first, finish_t, add_to_t, finish_e))
+    product_5, product_7, product_4 = (product(f, differs=differs) for f in (keep_e, both, finish_less))
+    making_1 = product(keep_first, second_sum if differs else first_sums)
+    making_2 = product(finish_t, other_sums)
     packing_6, packing_5 = product_6, product_5
-    if packs_beside():
-        packing_6 = product(lambda p, tiles: tiles.keep_sum(tiles.t, p), packs=(0, 1, 2))
-        packing_5 = product(lambda p, tiles: tiles.keep(tiles.e, added(tiles.tile(tiles.t), p)), packs=(3, 4))
-    product_3 = product(lambda p, tiles: tiles.finish(added(tiles.tile(tiles.e), p)))
-    product_4 = product(lambda p, tiles: tiles.finish(added(tiles.tile(tiles.t), p, -1)))
-    product_7 = product(both)
+    if beside:
+        packing_6 = product(add_to_t, packs=(0, 1, 2))
+        packing_5 = product(keep_e, packs=(3, 4), differs=differs)
 
     @inlined
     def multiply_pair(
@@ -270,65 +290,67 @@ def pair_function(real, lone, by_rows=False):
         lone_step, depth, t, y, y_row, y_half, y_tile, above, below, residual, also, residual_row, r_half, r_tile, low,
         high, soon, soon_step,
     ):  # fmt: skip
-        e, lower = t + tile_bytes, x + x_half
+        e, lower, right = t + tile_bytes, x + x_half, x + x_half + x_right
         r12, r21, r22, also_12, also_21, also_22 = 0, 0, 0, 0, 0, 0
         if residual != 0:
             r12, r21, r22 = residual + r_tile, residual + r_half, residual + r_half + r_tile
         if also != 0:
             also_12, also_21, also_22 = also + r_tile, also + r_half, also + r_half + r_tile
+        t2 = totals, step, alone, lone_step
+        t1, less_1 = (totals + panel, step, alone + lone_panel, lone_step), t2
+        t3, less_3 = (totals + 2 * panel, step, alone + 2 * lone_panel, lone_step), t2
+        t4, less_4 = (totals + 3 * panel, step, alone + 3 * lone_panel, lone_step), t2
+        if differs:
+            t1, t3, t4 = (right, x_step, right + row, x_step), t2, t2
+            less_3, less_4 = (x, x_step, x + row, x_step), (lower, x_step, lower + row, x_step)
         if makes:
             making_1(
                 a, x, x_step, x + row, x_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high,
                 x_right, x_half, totals, panel, step, alone, lone_panel, lone_step,
             )  # fmt: skip
+        else:
+            product_1(
+                a, x, x_step, x + row, x_step, *t2, depth, t, e, 0, 0, 0, 0, 0, 0, low, high, soon[0], soon_step
+            )  # fmt: skip
+        a += a_product
+        if makes and not differs:
             making_2(
-                a + a_product, lower, x_step, lower + row, x_step, depth, t, e, y, y_row, above, residual, also,
+                a, lower, x_step, lower + row, x_step, depth, t, e, y, y_row, above, residual, also,
                 residual_row, low, high, x_right, x_half, totals, panel, step, alone, lone_panel, lone_step,
             )  # fmt: skip
         else:
-            product_1(a, x, x_step, x + row, x_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high, soon[0], soon_step)
             product_2(
-                a + a_product, lower, x_step, lower + row, x_step, depth, t, e, y, y_row, above, residual, also,
+                a, lower, x_step, lower + row, x_step, *t2, depth, t, e, y, y_row, above, residual, also,
                 residual_row, low, high, soon[1], soon_step,
             )  # fmt: skip
-        a += 2 * a_product
+        a += a_product
         if beside and packs:
             to, (w, w_k, half_filters, half_channels) = a + (PRODUCTS - 2) * a_product, packing
             packing_6(
-                a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high,
-                soon[2], soon_step, to, a_product, w, w_k, half_filters, half_channels,
+                a, *t2, *t2, depth, t, e, 0, 0, 0, 0, 0, 0, low, high, soon[2], soon_step,
+                to, a_product, w, w_k, half_filters, half_channels,
             )  # fmt: skip
             packing_5(
-                a + a_product, totals, step, alone, lone_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high, soon[3],
-                soon_step, to, a_product, w, w_k, half_filters, half_channels,
+                a + a_product, *t1, *less_1, depth, t, e, 0, 0, 0, 0, 0, 0, low, high, soon[3], soon_step,
+                to, a_product, w, w_k, half_filters, half_channels,
             )  # fmt: skip
         else:
-            product_6(
-                a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high,
-                soon[2], soon_step,
-            )  # fmt: skip
-            product_5(
-                a + a_product, totals, step, alone, lone_step, depth, t, e, 0, 0, 0, 0, 0, 0, low, high, soon[3],
-                soon_step,
-            )  # fmt: skip
+            product_6(a, *t2, *t2, depth, t, e, 0, 0, 0, 0, 0, 0, low, high, soon[2], soon_step)
+            product_5(a + a_product, *t1, *less_1, depth, t, e, 0, 0, 0, 0, 0, 0, low, high, soon[3], soon_step)
         a += 2 * a_product
-        right = lower + x_right
         product_3(
-            a, right, x_step, right + row, x_step, depth, t, e, y + y_tile, y_row, above, r12, also_12, residual_row,
-            low, high, soon[4], soon_step,
+            a, right, x_step, right + row, x_step, *t2, depth, t, e, y + y_tile, y_row, above, r12, also_12,
+            residual_row, low, high, soon[4], soon_step,
         )  # fmt: skip
         a += a_product
         y += y_half
-        totals += 2 * panel
-        alone += 2 * lone_panel
         product_7(
-            a, totals, step, alone, lone_step, depth, t, e, y + y_tile, y_row, below, r22, also_22, residual_row, low,
-            high, soon[5], soon_step,
+            a, *t3, *less_3, depth, t, e, y + y_tile, y_row, below, r22, also_22, residual_row, low, high, soon[5],
+            soon_step,
         )  # fmt: skip
         a += a_product
         product_4(
-            a, totals + panel, step, alone + lone_panel, lone_step, depth, t, e, y, y_row, below, r21, also_21,
-            residual_row, low, high, soon[6], soon_step,
+            a, *t4, *less_4, depth, t, e, y, y_row, below, r21, also_21, residual_row, low, high, soon[6], soon_step
         )  # fmt: skip
 
     return multiply_pair

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 from numba.core import types
 
+from . import target
 from .call import CALL
 from .compilation import inlined
 from .microkernel import panel_rows, vector_type
@@ -15,6 +16,13 @@ from .vectors import record_at
 
 PRODUCTS = 7
 CHANNELS, PACKING_STEPS = 4, 5  # packed at a time, and in how many steps
+
+
+def sums_made() -> int:
+    """Of the four of pixels: all, or T2 alone if products make the others, differences of it and x, again and again
+    beside their multiply-adds: where a core has units for that, and 8 rows of a tile share each.
+    """
+    return 1 if target.adds_beside() and panel_rows() == 8 else 4
 
 
 @inlined

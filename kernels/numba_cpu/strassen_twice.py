@@ -79,7 +79,7 @@ from .microkernel import CLOCK, VECTORS, panel_rows, predicted
 from .strassen import reads_flat, writes_flat
 from .strassen_cuts import fetch_seconds
 from .strassen_products import next_weights, pair_function
-from .strassen_sums import PRODUCTS
+from .strassen_sums import PRODUCTS, sums_made
 from .strassen_twice_cuts import (
     CALL_TWICE,
     EXCHANGE_SECONDS,
@@ -95,7 +95,6 @@ from .strassen_twice_cuts import (
     rows_bytes,
 )
 from .strassen_twice_sums import (
-    INNER,
     MADE,
     OUTER,
     build_pack,
@@ -118,6 +117,7 @@ def build(dtype_name, lone, planned):
     tile_bytes, group_width = rows * wait_row, TILES * width
     wait_half, wait_tile = 2 * tile_bytes, tile_bytes
     copy_planes, multiply_pair = copy_planes_function(dtype_name), pair_function(real, lone, not planned)
+    sums_made_bytes = sums_made() * row
     add_pixels, make_rows, W = sums_twice_function(real, lone), make_rows_function(real), lanes(real)
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
     left_over = inlined(blocked.task_function(dtype_name))
@@ -204,7 +204,7 @@ def build(dtype_name, lone, planned):
                     soon, soon_step = next_weights(a, product_bytes), rows * item
                     multiply_pair(
                         k == begin, False, (0, 0, 0, 0), a, product_bytes, b, step, half, right, inner, row, sums_row,
-                        inner + INNER * row, item, sums_row, depth, pair_tiles, out, out_row, out_half, out_tile,
+                        inner + sums_made_bytes, item, sums_row, depth, pair_tiles, out, out_row, out_half, out_tile,
                         above, below, source, also, wait_row, wait_half, wait_tile, low, high, soon, soon_step,
                     )  # fmt: skip
                     if finishes and not direct:

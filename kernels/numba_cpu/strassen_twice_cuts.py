@@ -11,9 +11,18 @@ from .blocked_cuts import BLOCKING
 from .call import CALL_DTYPE
 from .filter_cuts import until_all_done, up
 from .microkernel import CLOCK, VECTORS, multiply_cycles, panel_rows
-from .strassen_cuts import NOTHING_LEFT, SHARED_CYCLES, lone_pixels, shared_maps, spread, tile_columns, vector_pixels
+from .strassen_cuts import (
+    NOTHING_LEFT,
+    SHARED_CYCLES,
+    SUMS,
+    lone_pixels,
+    shared_maps,
+    spread,
+    tile_columns,
+    vector_pixels,
+)
 from .strassen_sums import PRODUCTS, spaced_row
-from .strassen_twice_sums import INNER, MADE, OUTER, row_bytes
+from .strassen_twice_sums import MADE, OUTER, row_bytes
 from .threads import LINE, worker_span
 from .vectors import lanes
 
@@ -74,7 +83,7 @@ def group_cycles(problem, filters) -> float:
     products += PRODUCTS**2 * START_CYCLES[target.register_count()] * filters / panel_rows()
     copy = blocked_cuts.copy_cycles(problem) / (problem.P * problem.Q) * group_pixels(problem)
     pace = lines_per_cycle()
-    inner = INNER_CYCLES[pace] * PRODUCTS * INNER
+    inner = INNER_CYCLES[pace] * PRODUCTS * SUMS
     lines = VECTORS * target.vector_bytes() / LINE
     sums = lines * depth * (SUM_CYCLES * OUTER + inner)
     leave = LEAVE_CYCLES[pace] * PRODUCTS**2 * lines * filters

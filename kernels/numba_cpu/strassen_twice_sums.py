@@ -8,13 +8,13 @@ from numba.core import types
 from . import tracing
 from .call import CALL
 from .microkernel import VECTORS, panel_rows, vector_type
-from .strassen_sums import PRODUCTS, seven_of
+from .strassen_sums import PRODUCTS, seven_of, sums_made
 from .threads import LINE, lines, task_loop
 from .tracing import interleave, load, loop, store, traced, when
 from .vectors import record_at
 
 QUARTERS = 4  # of the channels, and of the filters
-OUTER, INNER = 4 * QUARTERS, 4  # rows of sums: of the outer sums the quarters; and the inner of one outer product
+OUTER = 4 * QUARTERS  # rows of sums: the quarters of the outer ones; behind them the inner of one outer product
 
 MADE = 2  # vectors of channels whose sums are made at a time in a call: stores to one line of AVX2 behind each other
 
@@ -22,7 +22,7 @@ MADE = 2  # vectors of channels whose sums are made at a time in a call: stores 
 def row_bytes(real, lone):
     """Of a channel of each quarter, all sums: an odd number of lines, so that channels share no place of the caches."""
     V = vector_type(real)
-    numbers = (OUTER + INNER) * VECTORS * V.bytes + lone * (OUTER * LINE + INNER * V.item_bytes)
+    numbers = (OUTER + sums_made()) * VECTORS * V.bytes + lone * (OUTER * LINE + sums_made() * V.item_bytes)
     return (-(-numbers // LINE) | 1) * LINE
 
 

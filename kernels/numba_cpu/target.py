@@ -66,6 +66,14 @@ def multiply_adds_per_cycle() -> int:
     return 1 if vector_bytes() == 64 and description()[1] == "znver4" else 2
 
 
+def adds_beside() -> bool:
+    """Has a core units that only add, beside those for multiply-adds? AMD's Zens have.
+
+    Source: as multiply_adds_per_cycle.
+    """
+    return description()[1].startswith("znver")
+
+
 def converts_float16() -> bool:
     """Does the processor convert float16 to and from float32 in vectors?"""
     return architecture() == "aarch64" or "f16c" in features() or vector_bytes() == 64

@@ -79,11 +79,13 @@ def test_is_right_wherever_the_numbers_lie(name, has_residual, apart):
     assert error < accuracy.norm_relative(problem, "strassen_twice")
 
 
+@pytest.mark.parametrize("inner", [1, 4])
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 @pytest.mark.parametrize("lone", [0, 1])
-def test_a_channels_sums_do_not_lie_over_the_next_ones_whatever_the_vectors(lanes, lone, monkeypatch):
+def test_a_channels_sums_do_not_lie_over_the_next_ones_whatever_the_vectors(inner, lanes, lone, monkeypatch):
     monkeypatch.setattr(strassen_twice_sums, "vector_type", lambda real: tracing.Lanes("f32", lanes))
-    outer, inner = 4 * 4, 4
+    monkeypatch.setattr(strassen_twice_sums, "sums_made", lambda: inner)
+    outer = 4 * 4
     needed = (outer + inner) * 3 * lanes * 4 + lone * (outer * threads.LINE + inner * 4)
     assert needed <= strassen_twice_sums.row_bytes(np.float32, lone) < needed + 2 * threads.LINE
 
