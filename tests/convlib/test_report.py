@@ -30,6 +30,26 @@ def test_no_kernel_is_worse_than_the_baseline(kernel):
     assert not report.losses(rows, report.read_csv(BASELINE))
 
 
+# Of fused Winograd in float64: filters come in whole sectors by way of 72 bytes of shared memory a thread, more than
+# these multiprocessors have for all their threads; splits are added by blocks of 64 threads, which are shared more
+# evenly, and of which a multiprocessor of sm_86 holds 16.
+FEWER_WARPS = {
+    75: ["transform_filters float64 sm_75: 28 warps at once (limited by shared memory), were 32"],
+    86: ["transform_filters float64 sm_86: 40 warps at once (limited by shared memory), were 48",
+         "sum_splits float64 sm_86: 32 warps at once (limited by blocks), were 48"],
+    89: ["transform_filters float64 sm_89: 40 warps at once (limited by shared memory), were 48"],
+    120: ["transform_filters float64 sm_120: 40 warps at once (limited by shared memory), were 48"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", compiling.TARGETS)
+def test_fused_winograd_in_float64_is_worse_only_where_shared_memory_or_blocks_limit_it(target):
+    rows = list(report.rows(["cupy_raw.winograd_fused"], [target], ["float64"]))
+    assert rows
+    found = report.losses(rows, report.read_csv(BASELINE))
+    assert found == [f"cupy_raw.winograd_fused {what}" for what in FEWER_WARPS.get(target, [])]
+
+
 def test_nothing_in_the_baseline_spills():
     assert not [row.key for row in report.read_csv(BASELINE) if row.stack]
 
