@@ -25,6 +25,7 @@ CASES = {
     "two splits, channels last": Case("last", (1, 7, 9, 26), (66, 13, 3, 3), {"groups": 2, "layout": "NHWC"}),
     "slices": Case("slices", (1, 3, 50, 44), (5, 3, 3, 3), {"padding": ((2, 0), (0, 3))}),
     "slices of rows": Case("rows", (1, 3, 50, 44), (5, 3, 3, 3), {"padding": 1}),
+    "fours of filters": Case("fours", (1, 7, 9, 20), (8, 10, 3, 3), {"groups": 2, "layout": "NHWC"}),
     "pairs of channels": Case("pairs", (1, 7, 9, 20), (6, 10, 3, 3), {"groups": 2, "layout": "NHWC"}),
 }
 
@@ -313,7 +314,13 @@ BATCHED = {
         "corner_of(problem, slice.first + (exists ? m : 0));",
         "corner_of(problem, exists ? m : 0);",
     ),
-    "filters not interleaved": ("winograd_batched.cu", "pixels", "number_at<FILTER_LANES>(brought),", "brought,"),
+    "filters not interleaved": ("winograd_batched.cu", "pixels", "number_at<FILTERS_APART>(brought),", "brought,"),
+    "filters interleaved that are one store": (
+        "winograd_batched.cu",
+        "fours of filters",
+        "number_at<FILTERS_APART>(brought),",
+        "number_at<FILTER_LANES>(brought),",
+    ),
     "the first step without its barrier": (
         "gemm.cu",
         "pixels",
@@ -328,8 +335,14 @@ BATCHED = {
     ),
     "one buffer for both": ("gemm.cu", "pixels", "        buffer ^= 1;\n", ""),
     "a tile past the last stored": ("gemm.cu", "pixels", "if (m >= slice.pixels) continue;", ""),
-    "a filter past the group stored": ("gemm.cu", "pixels", "if (k < problem.Kg) store(", "store("),
-    "every group the first": ("gemm.cu", "pixels", "group * problem.Kg + k, p, q, sums[i][j]", "k, p, q, sums[i][j]"),
+    "a filter past the group stored": ("gemm.cu", "pixels", "if (k >= problem.Kg) continue;", ""),
+    "every group the first": ("gemm.cu", "pixels", "group * problem.Kg + k, p, q, run);", "k, p, q, run);"),
+    "filters of a store one further": (
+        "gemm.cu",
+        "fours of filters",
+        "run[e] = sums[i + e][j];",
+        "run[e] = sums[i + (e ^ 1)][j];",
+    ),
 }
 
 # Of winograd_filters.cuh, which both include.
