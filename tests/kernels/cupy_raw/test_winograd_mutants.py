@@ -141,10 +141,10 @@ FUSED = {
         "return threadIdx.x / (DEPTH * TILES);",
     ),
     "tiles unturned": ("banks, channels last", "{ return tile ^ channel * (TILES / DEPTH); }", "{ return tile; }"),
-    "tiles turned by half": (
+    "tiles turned by a quarter": (
         "banks, channels last",
         "{ return tile ^ channel * (TILES / DEPTH); }",
-        "{ return tile ^ channel * (TILES / DEPTH / 2); }",
+        "{ return tile ^ channel * (TILES / DEPTH / 4); }",
     ),
     "sums unturned": ("banks", "return tile ^ VECTOR * ((slot & 3) << 1 | (slot >> 2 & 1));", "return tile;"),
     "sums turned by two bits": (
