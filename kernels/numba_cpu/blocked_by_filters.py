@@ -231,7 +231,7 @@ def build(dtype_name, tile_pixels, layout):
                     vectors, count, panel, item, rows * depth * item, rows * item,
                     here, W * item, depth,
                     partial + j * item, row, c0 == 0, out, out_row, biases + j * item, add, residual_row,
-                    call.low, call.high, ahead, share * depth, share, count,
+                    call.low, call.high, ahead, share * depth, share,
                 )  # fmt: skip
                 if direct and last and full:
                     done = j + tile_filters

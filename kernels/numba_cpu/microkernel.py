@@ -26,6 +26,7 @@ Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication
 in Van Zee and van de Geijn, BLIS, ACM TOMS 2015.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -342,8 +343,8 @@ def multiply_function(dtype, bias_of, rows=None, transposed=False, indirect=Fals
     half a tile's (`half_rows`), are a tile of their own.
 
     multiply(vectors, rows, a, ...): as a tile's arguments, for `rows` rows; a_panel: from panel to panel of A. What
-    is fetched ahead is A, or with the first ahead_rows rows what begins at `ahead` and moves on by ahead_panel and
-    ahead_step from panel to panel and step to step.
+    is fetched ahead is A; or, if `ahead` is not 0, with the first ahead_rows rows, or all, what begins there and moves
+    on by ahead_panel and ahead_step from panel to panel and step to step.
     """
     item, panel = np.dtype(dtype).itemsize, rows or panel_rows()
     bias_step = item if bias_of == "row" else 0
@@ -357,13 +358,14 @@ def multiply_function(dtype, bias_of, rows=None, transposed=False, indirect=Fals
     @inlined
     def multiply(
         vectors, rows, a, a_row, a_panel, a_step, b, b_step, depth, partial, partial_row, first,
-        out, out_row, bias, residual, residual_row, low, high, ahead=0, ahead_panel=0, ahead_step=0, ahead_rows=0,
+        out, out_row, bias, residual, residual_row, low, high, ahead=0, ahead_panel=0, ahead_step=0,
+        ahead_rows=sys.maxsize,
     ):  # fmt: skip
         height = three_rows if vectors == 3 else two_rows if vectors == 2 else one_rows
         for i in range(0, rows, height):
             here = a + i // panel * a_panel
             soon, soon_step = here + AHEAD, a_step
-            if i < ahead_rows:
+            if ahead != 0 and i < ahead_rows:
                 soon, soon_step = ahead + i // panel * ahead_panel, ahead_step
             sums = partial + i * partial_row
             to = out + i * (item if transposed else out_row) if out != 0 else 0
