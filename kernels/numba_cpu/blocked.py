@@ -34,7 +34,7 @@ What was learned there:
   From L3, eight images on two Zen 4 cores, 144 -> 24 channels of 56 x 56 take 0.70 to 0.86 of the time, held to AVX2
   0.52 to 0.83, 96 -> 24 there 0.57 to 0.90, 192 -> 32 of 28 x 28 0.92. The next group's runs, fetched while copied ones
   are multiplied, or lines of y before they are written: 1.0 to 1.4.
-- Whole lines of y that go to memory past the cache, whatever is copied, on two Zen 4 cores with AVX-512: 64 -> 32
+- Of 1x1 layers that come from memory whole lines of y go past the cache; on two Zen 4 cores with AVX-512: 64 -> 32
   channels of 360 x 360 in 0.88 of the time, 64 -> 64 of 256 x 256 0.89, 32 -> 64 of 300 x 300 0.76, eight images of
   16 -> 96 of 112 x 112 0.70. Held to AVX2, whose tiles are a line and a half, 0.93 to 1.16: there none do so.
 - Interleaved panels of weights are 0 to 2 % faster than rows, and packing them took 10 to 40 % of a call.
