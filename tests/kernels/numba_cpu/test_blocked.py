@@ -331,8 +331,10 @@ def test_x_is_copied_where_it_comes_from_memory():
 
 
 @pytest.mark.parametrize("filters", [20, 72])
-@pytest.mark.parametrize("shift", [0, 4], ids=["whole lines", "lines that begin elsewhere"])
-def test_y_goes_past_the_cache_where_it_comes_from_memory(shift, filters, monkeypatch):
+@pytest.mark.parametrize(
+    ("shift", "rows"), [(0, 16), (4, 16), (0, 17)], ids=["whole lines", "lines that begin elsewhere", "maps with a gap"]
+)
+def test_y_goes_past_the_cache_where_it_comes_from_memory(shift, rows, filters, monkeypatch):
     """Vectors that are whole lines only, and nothing beside y is written."""
     monkeypatch.setattr(blocked_cuts, "from_memory", lambda problem: True)
     problem = make_problem((2, 150, 16, 31), (filters, 150, 1, 1), np.dtype(np.float32))
@@ -343,16 +345,15 @@ def test_y_goes_past_the_cache_where_it_comes_from_memory(shift, filters, monkey
         random.integers(-3, 4, s).astype(np.float32) for s in (problem.x_shape, problem.w_shape, problem.y_shape)
     )
     exact = reference.conv2d(problem, x, w, None, None)
-    count, device = exact.size, Device("cpu", threads=2)
+    count, device = 2 * filters * rows * 31, Device("cpu", threads=2)
     for added in (None, residual):
         memory = empty_aligned((count + 32,), np.float32)
         memory.fill(np.nan)
-        y = memory[shift : shift + count].reshape(exact.shape)
+        y = memory[shift : shift + count].reshape(2, filters, rows, 31)[:, :, :16]
         workspace = empty_aligned((blocked.workspace_bytes(problem, device),), np.uint8)
         blocked.run(replace(problem, has_residual=added is not None), device, x, w, y, None, added, workspace)
         np.testing.assert_array_equal(y, exact if added is None else exact + residual)
-        assert np.isnan(memory[:shift]).all()
-        assert np.isnan(memory[shift + count :]).all()
+        assert np.isnan(memory).sum() == memory.size - exact.size
 
 
 def test_other_weights_are_packed():
