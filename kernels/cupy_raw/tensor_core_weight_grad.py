@@ -141,7 +141,7 @@ def tap_row(problem, tile):
 
 
 def has_bits(problem, row):
-    """BITS_OF_TAPS of tensor_core_taps.cuh, for rows of so many taps."""
+    """has_bits_of_taps of tensor_core_taps.cuh, for rows of so many taps."""
     return problem.R * row + chunk_of(problem) - 1 <= MOST_BITS
 
 

@@ -31,7 +31,8 @@ def sources_of(problem, wide=False):
     alone = (kernel.source(problem, GPU, wide) for kernel in (direct, tiled))
     together = "CHANNELS" if problem.layout == "NHWC" else "NONE"
     product = implicit_gemm.sources(problem, GPU, wide, together, together)
-    forward = (*alone, *im2col.sources(problem, GPU, wide), *product)
+    vectors = im2col.sources(problem, GPU, wide, 16 // problem.accumulate.itemsize)[2]
+    forward = (*alone, *im2col.sources(problem, GPU, wide), vectors, *product)
     problem = replace(problem, pass_="weight_grad")
     return (*forward, *weight_grad.sources(problem, GPU, wide), *weight_grad_direct.sources(problem, GPU, wide))
 

@@ -56,6 +56,15 @@ def test_every_tile_of_the_matrix_product_runs_without_a_fault_in_slices(tile_k,
     im2col.matrices.cache_clear()
 
 
+@pytest.mark.parametrize(("dtype", "count"), [("float32", 4), ("float64", 2), ("float16", 4)])
+def test_groups_of_filters_that_leave_as_vectors_run_without_a_fault(dtype, count, monkeypatch):
+    taken, filters = [], im2col.filters_at_once
+    monkeypatch.setattr(im2col, "filters_at_once", lambda *given: taken.append(filters(*given)) or taken[-1])
+    keywords = {"groups": 2, "layout": "NHWC", "activation": "relu"}
+    check(im2col, "im2col", Case("vectors", (2, 5, 6, 8), (24, 4, 3, 3), keywords, True, True, dtype=dtype))
+    assert taken == [count]
+
+
 @pytest.mark.parametrize("walk", WALKS)
 @pytest.mark.parametrize("tile", implicit_gemm.ALL_TILES, ids=str)
 def test_every_tile_and_walk_of_the_implicit_product_runs_without_a_fault(tile, walk, monkeypatch):

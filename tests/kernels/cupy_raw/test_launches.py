@@ -22,6 +22,7 @@ from convlib.kernels.cupy_raw import (
     weight_grad_direct,
     weight_grad_splits,
 )
+from convlib.problem import make_problem
 from convlib.verification.problems import SMALL, TINY, arrays_of, logical_arrays
 from tests.kernels import stand_in_cupy
 from tests.kernels.cupy_raw import on_cpu
@@ -101,6 +102,23 @@ def test_the_slices_of_im2col_cover_every_output_once_and_fit_the_workspace(case
     assert sum(int(part["pixels"]) for part in slices) == problem.N * problem.P * problem.Q
     assert [int(part["first"]) for part in slices] == [n * sizes.tile_m for n in range(len(slices))]
     assert all(int(part["padded"]) <= sizes.pixels for part in slices)
+
+
+@pytest.mark.parametrize(("dtype", "count"), [("float32", 4), ("float64", 2), ("float16", 4)])
+def test_the_matrix_product_stores_vectors_of_filters_only_where_all_of_them_are_aligned(dtype, count):
+    def filters(group=12, residual=None, **lying):
+        problem = make_problem((2, 6, 5, 4), (2 * group, 2, 3, 3), np.dtype(dtype), groups=2, layout="NHWC")
+        return im2col.filters_at_once(problem, of_pixels(2 * group, **lying), residual)
+
+    def of_pixels(channels=24, pitch=0, first=0):
+        """Of 2 x 4 x 3 pixels, so many elements more than channels from one to the next."""
+        pixels = strided.empty_aligned((2, 4, 3, first + channels + pitch), dtype)
+        return pixels[..., first : first + channels].transpose(0, 3, 1, 2)
+
+    assert filters() == filters(residual=of_pixels()) == filters(pitch=count) == filters(first=count) == count
+    assert filters(group=count + 1) == filters(pitch=1) == filters(first=1, pitch=count - 1) == 1
+    assert filters(residual=of_pixels(pitch=1)) == filters(residual=of_pixels(first=1, pitch=count - 1)) == 1
+    assert filters(residual=np.empty((2, 24, 4, 3), dtype)) == 1
 
 
 @pytest.mark.parametrize("accumulate", ["float32", "float64"])

@@ -277,6 +277,13 @@ class TestEmulated:
         force_cut(monkeypatch, case.problem("weight_grad"), tiles[list(ROWS).index(name) % 2 - 1], splits=2)
         check(case)
 
+    def test_padded_rows_are_found_without_a_table_where_offsets_have_64_bits(self, monkeypatch):
+        monkeypatch.setattr(kernel, "is_wide", lambda *given: True)
+        case = of_type(ROWS["padded_slices"], "float16")
+        cut = force_cut(monkeypatch, case.problem("weight_grad"), kernel.TAPS_TILES[-1], splits=2)
+        assert cut.tap_row == 4
+        check(case)
+
     @pytest.mark.parametrize("tile", [kernel.TAPS_TILES[0], kernel.TAPS_TILES[-1]], ids=str)
     def test_windows_of_more_rows_and_columns_than_there_are_bits_run_without_a_fault(self, tile, monkeypatch):
         case = Case(
