@@ -125,8 +125,20 @@ def test_tasks_of_a_call_make_the_sums_that_plans_pack(name, has_residual, apart
 @pytest.mark.skipif(target.register_count() == 16, reason="these tests ran with AVX2 already")
 def test_calls_with_16_registers():
     """On a processor with AVX-512, where nothing else would see that code."""
-    lowered = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "of_a_call or chooses"]
+    run_held_to("haswell", "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt", [__file__], "of_a_call or chooses")
+
+
+@pytest.mark.skipif(not target.adds_beside() or target.register_count() == 16, reason="these tests ran so already")
+def test_four_sums_with_32_registers():
+    """On a Zen with AVX-512, where nothing else would see that code: both kernels, as for an Intel processor."""
+    features = "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt,+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"
+    files = [__file__, str(Path(__file__).with_name("test_strassen.py"))]
+    run_held_to("skylake-avx512", features, files, "wherever_the_numbers_lie or the_bits_depend")
+
+
+def run_held_to(name, features, files, tests):
+    lowered = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", tests]
     done = subprocess.run(command, env=os.environ | lowered, cwd=Path(__file__).parents[3], capture_output=True)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
 
