@@ -219,10 +219,10 @@ def sources_of(problem, sizes, wide, lying):
     constants += (*matrix_constants(MINIMAL), ("ADJACENT", lying.adjacent), ("LOADED", lying.loaded))
     constants += (("STORED", lying.stored), ("TOGETHER", int(lying.together)), ("WEIGHTS", lying.weights))
     products, wide_products = transformed(problem), PRODUCTS * problem.K * sizes.pixels >= 2**31
-    run = 16 // problem.accumulate.itemsize if lying.together else 1  # filters that are one store
-    run = ("FILTER_RUN", run if problem.Kg % run == 0 else 1)
-    constants += (run,)
-    multiplying = (*type_constants(products, wide_products), *store_constants(products), run)
+    vector = 16 // problem.accumulate.itemsize  # filters that are one store
+    stored = ("FILTER_RUN", vector if lying.together and problem.Kg % vector == 0 else 1)
+    constants += (stored,)
+    multiplying = (*type_constants(products, wide_products), *store_constants(products), stored)
     multiplying += (("TILE_K", sizes.tile_k), ("TILE_M", sizes.tile_m))
     return (
         CudaSource("winograd_batched.cu", "transform_filters", constants),

@@ -452,10 +452,10 @@ sum_splits(const Accumulator* __restrict__ partial, Element* __restrict__ y, con
 static_assert(FILTERS % WINDOWS == 0 && PHASES * DEPTH % CHUNK == 0);
 #if __CUDA_ARCH__ == 750  // threads of a multiprocessor
 constexpr int AT_ONCE = 1024;
-#elif __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ == 1200
-constexpr int AT_ONCE = 1536;
-#else
+#elif __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000 || __CUDA_ARCH__ == 1030
 constexpr int AT_ONCE = 2048;
+#else
+constexpr int AT_ONCE = 1536;
 #endif
 extern "C" __global__ void __launch_bounds__(FILTER_THREADS, AT_ONCE / FILTER_THREADS)
 transform_filters(const Element* __restrict__ w, Accumulator* __restrict__ packed, Problem problem, Tiling tiling)
