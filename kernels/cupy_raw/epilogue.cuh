@@ -27,20 +27,12 @@ struct Output {
     const Element* residual;
 };
 
-__device__ __forceinline__ void store(const Problem& problem, const Output& output,
-                                      int n, int k, int p, int q, Accumulator sum)
-{
-    if (output.bias) sum += widened(output.bias[k * (Offset)problem.bias]);
-    if (output.residual) sum += widened(output.residual[offset(problem.residual, n, k, p, q)]);
-    round_to(output.y[offset(problem.y, n, k, p, q)], activated(sum, problem.slope));
-}
-
 // COUNT sums that lie side by side in y and in the residual; their biases so far apart.
 template <int COUNT>
 __device__ __forceinline__ void store_several(const Problem& problem, const Output& output, int n, int k, int p, int q,
                                               const Accumulator* sums, Offset bias_step)
 {
-    Several<COUNT> more = {}, results;
+    Several<COUNT> more, results;
     if (output.residual) more = several<COUNT>(output.residual + offset(problem.residual, n, k, p, q));
     #pragma unroll
     for (int e = 0; e < COUNT; ++e) {
@@ -66,4 +58,10 @@ __device__ __forceinline__ void store_pixels(const Problem& problem, const Outpu
                                              const Accumulator* sums)
 {
     store_several<COUNT>(problem, output, n, k, p, q, sums, 0);
+}
+
+__device__ __forceinline__ void store(const Problem& problem, const Output& output, int n, int k, int p, int q,
+                                      Accumulator sum)
+{
+    store_several<1>(problem, output, n, k, p, q, &sum, 0);
 }

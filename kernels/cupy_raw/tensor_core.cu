@@ -71,11 +71,13 @@
 // warps as large as the tile one image is predicted to take 669 and 573, without the three lowest tiles 739 and 629;
 // 32 images as long. 128 x 32 is for up to 32 filters, of which 128 x 64 would waste half; 96 x 96 for sizes that it
 // divides.
-// Of up to four stages the loop is little, and eight tiles more fill waves. A reduction of one stage, ONE_STAGE, is no loop:
+// Of up to four stages the loop is little, and nine tiles more fill waves. A reduction of one stage, ONE_STAGE, is no loop:
 // without it the code is a fifth to a third shorter. Nothing splits it. Where it has more tiles than slots, STAYING, as many
 // blocks as there are slots take one after the other, as CUTLASS's persistent kernels do: 3 channels of 224 x 224 for 32
-// images, 24 to 30 waves which would end at 4 to 76 %. Where it has fewer, 32 channels of 28 x 28 for one image, tiles of
-// 16 filters fill these, twelve warps each, in 1.13 times the predicted time on sm_80, in 1.06 on sm_90.
+// images, 24 to 30 waves which would end at 4 to 76 %. Where it has fewer, tiles of 16 filters fill these, twelve warps
+// each, or of 8, nine warps, each with one column of mma, for which ldmatrix brings two matrices: the input gradient of
+// 144 channels of 28 x 28 from 32 filters, one image, in 0.97 of what another tile is predicted to take on sm_80, in 1.03
+// on sm_90, where no other fills. Where it fills beside others, it is predicted the fastest: 0.83 to 0.99 of theirs.
 // Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 215
 // instructions, 126 in halves, 128 x 64 346 and 170, 64 x 128 130, 96 x 96 154, 64 x 64 111, 32 x 64 127, 128 x 32 303:
 // the shares stand. With taps inner an element takes 3.2 instructions, and a step 1.8 for all of a thread's pixels,
@@ -121,8 +123,9 @@
 #include "last_split.cuh"
 #include "tensor_core_walks.cuh"
 
-// The way out, see `finish`: a warp's sums leave in slices of 16 pixels or 16 filters, whichever lie apart in memory.
-constexpr int SLICE = 16;
+// The way out, see `finish`: a warp's sums leave in slices of 16 pixels or 16 filters, whichever lie apart in memory, or
+// its 8 filters.
+constexpr int SLICE = ALONG_FILTERS || BLOCKS_K > 1 ? 16 : 8;
 constexpr int LENGTH = ALONG_FILTERS ? WARP_K : WARP_M;
 constexpr int PITCH = LENGTH + (ALONG_FILTERS ? 8 : 4);
 constexpr int SLICES_BYTES = WARPS * SLICE * PITCH * sizeof(Accumulator);
@@ -156,6 +159,8 @@ struct Bring {
     }
 };
 
+constexpr int LOADED_K = BLOCKS_K > 1 ? 2 : 1;  // blocks of filters that one ldmatrix brings
+
 // Where a lane points ldmatrix, within a stage: its row of the warp's first blocks, and its chunk of the warp's first
 // step.
 struct Aim {
@@ -165,7 +170,7 @@ struct Aim {
     {
         const int lane = threadIdx.x % 32;
         pixels = place_of(warp.m + lane % 16, lane / 16 + warp.half * 2);
-        filters = PIXEL_BYTES + place_of(warp.k + lane / 16 * 8 + lane % 8, lane / 8 % 2 + warp.half * 2);
+        filters = PIXEL_BYTES + place_of(warp.k + (LOADED_K > 1 ? lane / 16 * 8 : 0) + lane % 8, lane / 8 % 2 + warp.half * 2);
         asm volatile("" : "+r"(pixels), "+r"(filters));
     }
 };
@@ -182,14 +187,14 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, unsigned stage, const
             round_matrices(a[i], a_rest[i]);
         }
         #pragma unroll
-        for (int j = 0; j < BLOCKS_K; j += 2) {
-            unsigned two[4];
-            load_matrices(two, stage + (aim.filters ^ step * 32) + j * 8 * CHUNKS * 16);
+        for (int j = 0; j < BLOCKS_K; j += LOADED_K) {
+            unsigned loaded[LOADED_K * 2];
+            load_matrices(loaded, stage + (aim.filters ^ step * 32) + j * 8 * CHUNKS * 16);
             #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                unsigned b[2] = {two[half * 2], two[half * 2 + 1]}, b_rest[2];
+            for (int i = 0; i < LOADED_K; ++i) {
+                unsigned b[2] = {loaded[i * 2], loaded[i * 2 + 1]}, b_rest[2];
                 if constexpr (PRECISE) round_matrices(b, b_rest);  // else pack_filters did
-                multiply_blocks(sums, a, a_rest, b, b_rest, j + half);
+                multiply_blocks(sums, a, a_rest, b, b_rest, j + i);
             }
         }
     }
@@ -219,7 +224,7 @@ __device__ __forceinline__ void spread(Slice& slice, const Sums& sums, const Acc
         }
     } else {
         #pragma unroll
-        for (int filter = 0; filter < 4; ++filter) {  // a lane's, of the slice's
+        for (int filter = 0; filter < SLICE / 4; ++filter) {  // a lane's, of the slice's
             const int k = filter / 2 * 8 + column + filter % 2;
             const Accumulator bias = biases[number * SLICE + k];
             #pragma unroll
@@ -227,7 +232,7 @@ __device__ __forceinline__ void spread(Slice& slice, const Sums& sums, const Acc
                 #pragma unroll
                 for (int half = 0; half < 2; ++half)
                     slice[k][place_in_row(i * 16 + half * 8 + row)] =
-                        sums[i][number * 2 + filter / 2][half * 2 + filter % 2] + bias;
+                        sums[i][number * (SLICE / 8) + filter / 2][half * 2 + filter % 2] + bias;
         }
     }
 }

@@ -28,7 +28,14 @@ __device__ __forceinline__ void load_matrices(unsigned (&to)[4], unsigned row)
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
 }
 
-// The same, each matrix transposed: of 16-bit types, the rows are the reduction's steps.
+// The first two, from the addresses of the first 16 lanes; sm_75 wants the others' to be good ones, too.
+__device__ __forceinline__ void load_matrices(unsigned (&to)[2], unsigned row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(to[0]), "=r"(to[1]) : "r"(row) : "memory");
+}
+
+// All four, each transposed: of 16-bit types, the rows are the reduction's steps.
 __device__ __forceinline__ void load_transposed(unsigned (&to)[4], unsigned row)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -54,7 +54,7 @@ LOW_TILES = (Tile(64, 64, 32, 32), Tile(32, 64, 32, 64, 2), Tile(128, 32, 128, 3
 TILES = BUSY_TILES + LOW_TILES
 # Of reductions of so many stages, whose loop is little: more that fill waves.
 SHORT = 4
-WIDEST = Tile(192, 48, 96, 48)
+WIDEST, NARROWEST = Tile(192, 48, 96, 48), Tile(144, 8, 16, 8)
 SHORT_TILES = (
     Tile(128, 64, 64, 32),
     Tile(64, 128, 32, 64, 2),
@@ -64,6 +64,7 @@ SHORT_TILES = (
     Tile(96, 16, 16, 16, 2),
     Tile(80, 16, 16, 16, 2),
     Tile(176, 16, 16, 16),
+    NARROWEST,
 )
 PRECISE_TILES = (
     Tile(128, 128, 64, 32),

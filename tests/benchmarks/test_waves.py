@@ -58,16 +58,10 @@ def test_every_last_wave_of_tensor_cores_is_full_or_split(images, layout, place)
 
 @pytest.mark.parametrize("place", [A100, H100], ids=lambda place: f"{place.sm_count}_multiprocessors")
 @pytest.mark.parametrize("images", [1, 32])
-def test_input_gradients_on_tensor_cores_do_but_for_one_stage_that_keeps_them_busy(images, place):
-    """784 x 144 sums of one stage: 125 blocks on 132 multiprocessors, each with room for more. Of 1,806 tiles those
-    that fill four fifths have warps of 8 filters, which the kernel has not; the best, 108 blocks of 144 x 8, is
-    predicted to take 1.03 times as long.
-    """
+def test_input_gradients_on_tensor_cores_do(images, place):
     found = waves.rows(place, images, "NHWC", product="tensor_core", pass_="input_grad")
     assert len(found) == 67
-    left = [row for row in found if not row.passes]
-    assert [row.layer for row in left] == ["144x28x28-32-1x1"] * (place is H100 and images == 1)
-    assert all(row.stages == 1 and row.busy > 0.9 for row in left)
+    assert [row for row in found if not row.passes] == []
 
 
 def test_blocks_of_one_stage_stay_where_there_are_more_tiles_than_slots():
@@ -149,11 +143,22 @@ def test_of_cuts_that_memory_makes_equal_the_one_that_multiplies_least_is_taken(
     assert taken.tile.pixels == 64
 
 
+@pytest.fixture
+def one_layer_left(monkeypatch):
+    """144x28x28-32-1x1's input gradient at one image on an H100: of one stage, warps of 16 filters fill no wave."""
+    fewer = set(waves.tensor_core.SHORT_TILES) - {waves.tensor_core.NARROWEST}
+    monkeypatch.setattr(waves.tensor_core, "SHORT_TILES", tuple(fewer))
+    waves.tensor_core.cut_for.cache_clear()
+    yield
+    waves.tensor_core.cut_for.cache_clear()
+
+
+@pytest.mark.usefixtures("one_layer_left")
 def test_a_row_says_why_it_is_not_full():
     found = waves.rows(H100, 1, "NCHW", ["mobilenet_v2"], "tensor_core", "input_grad")
     text = StringIO()
     Console(file=text, width=250).print(waves.table(found, H100, 1, "NCHW"))
-    assert text.getvalue().count("one stage: nothing to split") == sum(not row.passes for row in found) > 0
+    assert text.getvalue().count("one stage: nothing to split") == sum(not row.passes for row in found) == 1
 
 
 def test_a_last_wave_is_split_and_the_waves_before_it_are_whole():
@@ -203,6 +208,7 @@ def test_the_command_prints_the_table():
     assert "H100 SXM, 132 SMs, 1 image, NCHW" in done.output
 
 
+@pytest.mark.usefixtures("one_layer_left")
 def test_the_command_names_a_layer_that_is_left():
     command = ["waves", "--device", "sm_90", "--product", "tensor_core", "--batch", "1", "--pass", "input_grad"]
     done = CliRunner().invoke(main, command, env={"COLUMNS": "200"})

@@ -113,7 +113,7 @@ def test_blocks_that_stay_take_tile_after_tile(channels, tile, monkeypatch):
 
 @pytest.mark.parametrize("type_", ["float16", "tf32"])
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
-@pytest.mark.parametrize("tile", tensor_core.TILES, ids=str)
+@pytest.mark.parametrize("tile", [*tensor_core.TILES, tensor_core.NARROWEST], ids=str)
 def test_no_copy_and_no_matrix_meets_a_bank_conflict(tile, layout, type_, monkeypatch):
     """Nor does anything else, but that on the way out warps narrower than 64 meet in twos.
 
@@ -158,18 +158,22 @@ def test_copies_move_each_chunk_once_and_whole_sectors(monkeypatch):
 @pytest.mark.parametrize(
     ("what", "wrong", "fault"),
     [
-        (r"cp\.async\.wait_group 1;", "", "copy in flight"),
-        (r"cp\.async\.wait_group 1;", "cp.async.wait_group 2;", "copy in flight"),
+        (r"cp\.async\.wait_group {enough};", "", "copy in flight"),
+        (r"cp\.async\.wait_group {enough};", "cp.async.wait_group {weaker};", "copy in flight"),
         (r"(?m)^(\s*)(?:bar|barrier)\.sync.*$", "", "race"),
         (r"cp\.async\.commit_group;", "", "copy in flight"),
         (r"bar\.warp\.sync.*", "", "race"),
     ],
     ids=["no_wait", "one_wait_too_weak", "no_barrier", "no_group", "no_warp_barrier"],
 )
-@pytest.mark.parametrize("name", ["copied", "gathered"])
-def test_the_emulator_sees_what_is_missing(name, what, wrong, fault, monkeypatch):
+@pytest.mark.parametrize(("name", "tile"), [
+    ("copied", tensor_core.TILES[1]), ("gathered", tensor_core.TILES[1]), ("copied", tensor_core.NARROWEST),
+], ids=["copied", "gathered", "narrowest"])  # fmt: skip
+def test_the_emulator_sees_what_is_missing(name, tile, what, wrong, fault, monkeypatch):
+    enough = tensor_core.stages_held(tile, device.emulator()) - 2
+    what, wrong = (text.format(enough=enough, weaker=enough + 1) for text in (what, wrong))
     plant(monkeypatch, "conv2d_tensor_core", what, instead=wrong)
-    force_cut(monkeypatch, LYING[name].problem(), tensor_core.TILES[1])
+    force_cut(monkeypatch, LYING[name].problem(), tile)
     with pytest.raises(emulator.EmulationError, match=fault):
         in_emulator.check(tensor_core, "tensor_core", LYING[name])
 
