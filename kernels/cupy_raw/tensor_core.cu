@@ -71,25 +71,32 @@
 // warps as large as the tile one image is predicted to take 669 and 573, without the three lowest tiles 739 and 629;
 // 32 images as long. 128 x 32 is for up to 32 filters, of which 128 x 64 would waste half; 96 x 96 for sizes that it
 // divides.
-// Of up to four stages the loop is little, and nine tiles more fill waves. A reduction of one stage, ONE_STAGE, is no loop:
-// without it the code is a fifth to a third shorter. Nothing splits it. Where it has more tiles than slots, STAYING, as many
-// blocks as there are slots take one after the other, as CUTLASS's persistent kernels do: 3 channels of 224 x 224 for 32
-// images, 24 to 30 waves which would end at 4 to 76 %. Where it has fewer, tiles of 16 filters fill these, twelve warps
-// each, or of 8, nine warps, each with one column of mma, for which ldmatrix brings two matrices: the input gradient of
-// 144 channels of 28 x 28 from 32 filters, one image, in 0.97 of what another tile is predicted to take on sm_80, in 1.03
-// on sm_90, where no other fills. Where it fills beside others, it is predicted the fastest: 0.83 to 0.99 of theirs.
+// Of up to four stages the loop is little, and nine tiles more fill waves. A reduction of one stage, ONE_STAGE, is no
+// loop: without it the code is a fifth to a third shorter. Nothing splits it. Where it has more tiles than slots,
+// STAYING, as many blocks as there are slots take one after the other, as CUTLASS's persistent kernels do: 3 channels
+// of 224 x 224 for 32 images, 24 to 30 waves which would end at 4 to 76 %. Where it has fewer, tiles of 16 filters fill
+// these, twelve warps each, or of 8, nine warps, each with one column of mma, for which ldmatrix brings two matrices:
+// the input gradient of 144 channels of 28 x 28 from 32 filters, one image, in 0.97 of what another tile is predicted
+// to take on sm_80, in 1.03 on sm_90, where no other fills. Where it fills beside others, it is predicted the fastest:
+// 0.83 to 0.99 of theirs.
 // Gathered, these are stages of one tap. With several taps, and chunks that end amid the channels, 128 x 128 takes 215
 // instructions, 126 in halves, 128 x 64 346 and 170, 64 x 128 130, 96 x 96 154, 64 x 64 111, 32 x 64 127, 128 x 32 303:
-// the shares stand. With taps inner an element takes 3.2 instructions, and a step 1.8 for all of a thread's pixels,
-// since it is looked up in a table that the launcher makes, and a bit for each tap of a window, in 64, tells what lies
-// inside: 244 at 128 x 128, 137 in halves, 353 and 196 at 128 x 64, 144 at 64 x 128, 173 at 96 x 96, 120 at 64 x 64,
-// 125 at 32 x 64, 310 at 128 x 32, with the shares of copies. Windows of more than 57 taps, or 49 where a thread brings
-// two chunks of a pixel, have a row's and a column's bit of each step in the table, 3.7 and 2.3: 350 at 128 x 32, 72
-// and 56 %. So have floats, whose chunks are too short for the others to pay. The table is an argument, so that it lies
-// in constant memory, which answers beside shared memory, one address for a warp. That LDC.64 costs no more than its
-// issue is assumed, the second thing to measure. In shared memory the table took 128 of 576 cycles of a warp's stage at
-// 128 x 64, which left 68 % on sm_90. Where it has no room, in 3.5 of the 4 KB of arguments, or windows need more than
-// 31 bits, or offsets 64, a step takes 14.
+// the shares stand. With taps inner an element takes 3.2 instructions, and a step 0.8 for all of a thread's pixels,
+// beside the 60 that a stage takes anyhow: a step is looked up in a table that the launcher makes, and a bit for each
+// tap of a window, in 64, tells what lies inside: 244 at 128 x 128, 137 in halves, 353 and 196 at 128 x 64, 144 at
+// 64 x 128, 173 at 96 x 96, 120 at 64 x 64, 125 at 32 x 64, 310 at 128 x 32, with the shares of copies. Windows of more
+// than 57 taps, or 49 where a thread brings two chunks of a pixel, have a row's and a column's bit of each step in the
+// table, 3.8 and 1: of 11 x 11 256 at 128 x 128, 144 in halves, 397 and 210 at 128 x 64, 149 at 64 x 128, 184 at
+// 96 x 96, 127 at 64 x 64, 140 at 32 x 64, with the same shares; but 353 at 128 x 32, 72 and 56 %, where 320 would do.
+// There each of 64 elements takes an LOP3 of its bits, an address, a load, and half of one each to pack it and for the
+// zero before it. Left so: the bits of the three rows that 16 steps meet, shifted together, would take 348 by the same
+// count; five words of bits for each of four pixels 16 registers, of the 19 left, and a choice among them in each
+// stage; rows padded to runs of four taps, whose address is found once, 305, but 13 stages instead of 12, and as much
+// more of all else. Floats have these bits always: their chunks are too short for the others to pay. The table is an
+// argument, so that it lies in constant memory, which answers beside shared memory, one address for a warp. That LDC.64
+// costs no more than its issue is assumed, the second thing to measure. In shared memory the table took 128 of 576
+// cycles of a warp's stage at 128 x 64, which left 68 % on sm_90. Where it has no room, in 3.5 of the 4 KB of
+// arguments, or windows need more than 31 bits, or offsets 64, a step takes 14.
 // TF32 has the same cycles and two instructions more for each register of x. PRECISE, whose warps are of 64 x 32 and less,
 // stands at 100 % where x is copied (424 to 426 instructions at 128 x 128). Gathered from several taps it does on sm_90
 // from 64 x 64 on, 128 x 32 at 95 %, 32 x 64 at 90 and 64 x 32 at 85; taps inner these three at 89, 92 and 85. The last
@@ -123,8 +130,8 @@
 #include "last_split.cuh"
 #include "tensor_core_walks.cuh"
 
-// The way out, see `finish`: a warp's sums leave in slices of 16 pixels or 16 filters, whichever lie apart in memory, or
-// its 8 filters.
+// The way out, see `finish`: a warp's sums leave in slices of 16 pixels or 16 filters, whichever lie apart in memory,
+// or its 8 filters.
 constexpr int SLICE = ALONG_FILTERS || BLOCKS_K > 1 ? 16 : 8;
 constexpr int LENGTH = ALONG_FILTERS ? WARP_K : WARP_M;
 constexpr int PITCH = LENGTH + (ALONG_FILTERS ? 8 : 4);
@@ -170,7 +177,8 @@ struct Aim {
     {
         const int lane = threadIdx.x % 32;
         pixels = place_of(warp.m + lane % 16, lane / 16 + warp.half * 2);
-        filters = PIXEL_BYTES + place_of(warp.k + (LOADED_K > 1 ? lane / 16 * 8 : 0) + lane % 8, lane / 8 % 2 + warp.half * 2);
+        const int second = LOADED_K > 1 ? lane / 16 * 8 : 0;
+        filters = PIXEL_BYTES + place_of(warp.k + second + lane % 8, lane / 8 % 2 + warp.half * 2);
         asm volatile("" : "+r"(pixels), "+r"(filters));
     }
 };

@@ -33,6 +33,7 @@ from .tensor_core_tile import (
     constants,
     depth_of,
     dtype_reasons,
+    has_bits,
     stages_held,
     steps_struct,
     table_steps,
@@ -77,10 +78,12 @@ PRECISE_TILES = (
 )
 
 COUNT_BYTES = 4  # of a tile, how many of its splits have come
-LOOP_SLOTS = 90  # of each thread and stage, beside multiplying: addresses, copies, ldmatrix, the barrier
-# Of each element of x, where it is loaded by itself: from a stage of one tap, chunks of one, taps inner; there of each
-# step too, which serves the pixels of a thread: found in a table, or worked out.
-ONE_TAP_SLOTS, CHUNK_SLOTS, TABLE_SLOTS, TAPS_SLOTS = 2, 3, (3.7, 2.3), (4.5, 14)
+# Instructions beside multiplying: of each thread and stage, for addresses, copies, ldmatrix and the barrier; of each
+# element of x, where it is loaded by itself: from a stage of one tap, chunks of one, taps inner; there of each step
+# too, which serves the pixels of a thread: found in a table, with a bit for each tap of a window or without, or worked
+# out. With those that multiply they are within a fifth of every tile's loop as it is compiled.
+LOOP_SLOTS = 60
+ONE_TAP_SLOTS, CHUNK_SLOTS, BITS_SLOTS, TABLE_SLOTS, TAPS_SLOTS = 2, 3, (3.2, 0.8), (3.8, 1), (4.5, 14)
 WAITING = cost.waiting("cupy_raw.tensor_core", like="cupy_raw.implicit_gemm")
 
 passes = ("forward",)
@@ -127,12 +130,8 @@ def reduction_of(problem):
 
 
 def parts(problem, device, cut):
-    tile = cut.tile
-    beside = LOOP_SLOTS * tile.threads
-    if not vectors_of(problem):
-        beside += gather_slots(problem, cut) * tile.rows * depth_of(problem)
-    stages = cut.depth // depth_of(problem), cut.stages
-    blocks = [block_of(problem, device, tile, count, beside) for count in stages]
+    stages, beside = (cut.depth // depth_of(problem), cut.stages), beside_slots(problem, cut)
+    blocks = [block_of(problem, device, cut.tile, count, beside) for count in stages]
     return Parts(
         WAITING * cost.wave_seconds(device, (cut.whole, cut.parts), cut.blocks_per_sm, blocks),
         cost.adding_seconds(device, cut.split_tiles, cut.splits, cut.tile_bytes),
@@ -141,11 +140,25 @@ def parts(problem, device, cut):
     )
 
 
+def beside_slots(problem, cut):
+    """Of a block and a stage, beside multiplying."""
+    gathering = 0 if vectors_of(problem) else gather_slots(problem, cut) * cut.tile.rows * depth_of(problem)
+    return LOOP_SLOTS * cut.tile.threads + gathering
+
+
 def gather_slots(problem, cut):
     if cut.taps_inner:
-        element, step = TABLE_SLOTS if table_steps(problem, cut.depth) else TAPS_SLOTS
+        found = BITS_SLOTS if has_bits_of_taps(problem, cut) else TABLE_SLOTS
+        element, step = found if table_steps(problem, cut.depth) else TAPS_SLOTS
         return element + step * pixels_at_once(cut.tile) / cut.tile.rows
     return CHUNK_SLOTS if problem.Cg % depth_of(problem) else ONE_TAP_SLOTS
+
+
+def has_bits_of_taps(problem, cut):
+    """BITS_OF_TAPS of tensor_core_walks.cuh, where steps lie in a table."""
+    steps = pixels_at_once(cut.tile) * CHUNKS // cut.tile.threads * chunk_of(problem)  # of a pixel, of one thread
+    several = cut.depth > depth_of(problem)
+    return problem.dtype.itemsize == 2 and several and has_bits(problem, problem.S, steps)
 
 
 def pixels_at_once(tile):

@@ -24,6 +24,7 @@ WARPS_PER_SM = ((16, 8), (8, 12), (0, 16))  # above so many blocks of 16 x 8 sum
 DTYPES = {"float16": (7, 5), "bfloat16": (8, 0), "float32": (8, 0)}  # since which compute capability they are taken
 
 FOUND = (("from", "i4"), ("bits", "u4"))  # of a step of the reduction
+MOST_BITS = 64  # of a window's taps
 MOST_FOUND = 3_584 // 8  # of 4 KB, which drivers take of arguments, 3.5 for a table of steps
 
 THREAD_SLOTS = 900  # of each thread of a block beside its stages: addresses, the first stage's wait, the store
@@ -110,6 +111,11 @@ def table_steps(problem, steps, wide=False):
     """Taps inner: so many steps of the reduction lie in a table if all have room there, else none."""
     fits = steps <= MOST_FOUND and problem.R + problem.S < 32
     return steps if problem.Cg < chunk_of(problem) and fits and not wide else 0
+
+
+def has_bits(problem, row, steps):
+    """has_bits_of_taps of tensor_core_taps.cuh, where rows have so many taps and a thread brings so many steps."""
+    return problem.R * row + steps - 1 <= MOST_BITS
 
 
 def steps_struct(problem, x, count, run=1, row=None):

@@ -25,6 +25,7 @@ from .tensor_core_tile import (
     constants,
     depth_of,
     dtype_reasons,
+    has_bits,
     stages_held,
     steps_struct,
     table_steps,
@@ -56,7 +57,6 @@ PRECISE_TILES = (  # three products and 64-bit offsets leave too few registers f
 )
 
 RUN_OF_TAPS = 4  # taps inner: neighbours in a row of a window, of which one is found
-MOST_BITS = 64  # of a window's taps
 # Instructions beside multiplying, read from the machine code: of each thread and stage; of each chunk; of each element
 # gathered by itself; of that, taps inner, where steps lie in a table, in runs or alone, and where a stage finds them;
 # of each word of shared memory that it rounds to TF32.
@@ -137,17 +137,12 @@ def tap_row(problem, tile):
     """Taps inner: rows of a window are padded to whole runs where it has bits enough, and that takes no more tiles."""
     padded = round_up(problem.S, RUN_OF_TAPS)
     tiles = [ceil_div(problem.Cg * problem.R * row, tile.rows) for row in (problem.S, padded)]
-    return padded if tiles[0] == tiles[1] and has_bits(problem, padded) else problem.S
-
-
-def has_bits(problem, row):
-    """has_bits_of_taps of tensor_core_taps.cuh, for rows of so many taps."""
-    return problem.R * row + chunk_of(problem) - 1 <= MOST_BITS
+    return padded if tiles[0] == tiles[1] and has_bits(problem, padded, chunk_of(problem)) else problem.S
 
 
 def found_steps(problem, cut, wide=False):
     """Taps inner: how many steps of the reduction lie in a table, and how many neighbours are found by each."""
-    runs = cut.tap_row % RUN_OF_TAPS == 0 and has_bits(problem, cut.tap_row)
+    runs = cut.tap_row % RUN_OF_TAPS == 0 and has_bits(problem, cut.tap_row, chunk_of(problem))
     in_runs = table_steps(problem, cut.columns // RUN_OF_TAPS, wide) if runs else 0
     return (in_runs, RUN_OF_TAPS) if in_runs else (table_steps(problem, cut.columns, wide), 1)
 

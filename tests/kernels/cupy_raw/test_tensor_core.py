@@ -160,6 +160,18 @@ class TestMachineCode:
         assert (used.stack, used.local) == (0, 0), f"{source.function} spills registers: {used}"
         assert used.shared <= 48 * 1024 + (1024 if target >= 90 else 0)
 
+    @pytest.mark.parametrize(("way", "window"), [("bits", (7, 7)), ("bits of one chunk", (8, 7)), ("none", (8, 8))])
+    @pytest.mark.parametrize("tile", tensor_core.TILES, ids=str)
+    def test_what_is_predicted_of_taps_is_what_the_kernel_does(self, way, window, tile):
+        problem = make_problem((8, 3, 14, 14), (256, 3, *window), np.float16)
+        cut, stages = tensor_core.cut_of(problem, tile), tensor_core.stages_held(tile, GPU)
+        lying = tensor_core.lying_as_planned(problem)
+        ptx = compiling.cuda_source_ptx(tensor_core.sources_of(problem, cut, stages, False, lying)[1], 80)
+        has_bits = tensor_core.has_bits_of_taps(problem, cut)
+        assert has_bits == ("BITS_OF_TAPS = 1;" in ptx)
+        assert f" AT_ONCE = {tensor_core.pixels_at_once(tile)};" in ptx
+        assert way == "bits of one chunk" or has_bits == (way == "bits")
+
     @pytest.mark.parametrize(
         ("type_", "tile"),
         [*((type_, tile) for type_ in ("float16", "tf32") for tile in tensor_core.TILES),

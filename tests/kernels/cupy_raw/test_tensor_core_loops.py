@@ -18,13 +18,16 @@ from tests.kernels.cupy_raw.tensor_core_cases import TYPES
 
 BAR = 0.85
 # Forward: x's channels, window and layout. Whole chunks of channels are copied; of 258 the last chunk is not whole; of
-# 3, and of 2, taps are inner.
+# 3, and of 2, taps are inner; of 11 x 11 they have no bits.
 FORWARD = {
     "copied": (256, 3, "NHWC"),
     "gathered": (256, 3, "NCHW"),
     "gathered_odd": (258, 3, "NCHW"),
     "taps": (3, 7, "NCHW"),
+    "more_taps": (3, 11, "NCHW"),
 }
+# Windows of more taps than there are bits take too many instructions at 128 x 32, as tensor_core.cu says.
+LOW = {("more_taps", (128, 32)): 0.55}
 # Weight gradients: channels, filters, window, layout and maps. Of maps of 15 x 15 pixels do not lie in
 # whole chunks.
 WEIGHT_GRAD = {
@@ -91,7 +94,7 @@ def by_shared_memory(problem, tile, target):
 def loops():
     for type_ in ("float16", "tf32", "3xtf32"):
         for way in FORWARD:
-            if type_ == "float16" or way != "gathered":
+            if type_ == "float16" or way not in ("gathered", "more_taps"):
                 tiles = tensor_core.PRECISE_TILES if type_ == "3xtf32" else tensor_core.TILES
                 yield from ((type_, "forward", way, tile) for tile in tiles)
     for way in WEIGHT_GRAD:
@@ -128,7 +131,11 @@ def test_every_loop_keeps_the_tensor_cores_busy(target, type_, pass_, way, tile)
     loop, stages = loop_of(target, type_, pass_, way, tile)
     assert loop.roots["BAR"] == stages, "one barrier per stage"
     assert loop.roots["LDG"] == sum(gathered(problem, way, tile)) * stages
-    assert loop.issue_bound(has) >= min(BAR, by_shared_memory(problem, tile, target)) - 0.001
+    bar = LOW.get((way, tile[:2]), min(BAR, by_shared_memory(problem, tile, target)))
+    assert loop.issue_bound(has) >= bar - 0.001
+    if (type_, pass_) == ("float16", "forward"):
+        beside = tensor_core.beside_slots(problem, tensor_core.cut_of(problem, tile)) / tile.threads
+        assert 0.8 < (beside + multiplied(problem, tile)) * stages / loop.size < 1.15, "predicted, of those counted"
     if way == "copied" and type_ != "3xtf32":
         assert loop.tensor_cycles(has) >= BAR * loop.size, "the tensor cores wait for instructions"
 
