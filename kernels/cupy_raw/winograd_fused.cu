@@ -25,14 +25,18 @@
 // Bytes and FLOPs: a stage is 131,072 multiply-adds, which stand for 294,912 of the direct way, on 16 KB of filters and
 // 8 KB of patches. Tiles overlap, so three of four words of a patch are another's too: L1 has them, or L2 where they
 // are another block's. Blocks of the same tiles are neighbours in the grid: x comes from memory once.
-// Sectors beside the least, float32, counted in the emulator: 1.0 where filters, y, residual and splits are met, and x
-// IN_PAIRS: where the pixels of a row lie side by side, an even number of them, padded by one, a lane loads its tile's
-// own columns and has the two beside from the lanes beside, as in winograd_batched.cu. A warp asks for the 40 sectors
-// in which a channel's patches lie, where word by word it would be 128. That takes 4 loads of 64 bits, 8 of a warp's
-// ends and 8 shuffles for 16 loads, and 6 to 15 instructions more in two stages. Other rows go word by word, 2.0, and so
-// do 16-bit types and float64, whose loops would be 20 longer (on sm_120 multiply-adds 81 % instead of 83). Channels that
-// lie side by side, 8 of them, are a sector, two stages', for 8 lanes: 1.0 (float64 too; 16-bit types 2.0), but 2.0 in
-// the prologue, where half the lanes bring the last stage.
+// Sectors beside the least, float32, counted in the emulator: 1.0 where filters, y, residual and splits are met,
+// and x IN_PAIRS: where the pixels of a row lie side by side, an even number of them, padded by one, a lane loads its
+// tile's own columns and has the two beside from the lanes beside, as in winograd_batched.cu. A warp asks for the 40
+// sectors in which a channel's patches lie, where word by word it would be 128. That takes 4 loads of 64 bits, 8 of a
+// warp's ends and 8 shuffles for 16 loads, and 6 to 15 instructions more in two stages. Other rows go word by word,
+// 2.0: odd ones have no pairs that are aligned, and to load neighbours by neighbouring lanes and exchange them all
+// would take 24 shuffles and more. So do 16-bit types and float64 (1.7). In pairs they meet whole sectors too, 1.0, but
+// 16-bit types in loops 20 to 25 longer (multiply-adds 81 % instead of 82 to 83), float64 in one 30 longer (59 %
+// instead of 62), and the words that are met twice lie in L1. Channels that lie side by side, 8 of them, are a sector,
+// two stages', for 8 lanes: 1.0 (float64 too; 16-bit types 2.0, half a sector, of which the other half comes two stages
+// later: at once, a thread would hold two patches, 16 registers more than there are), but 2.0 in the prologue, where
+// half the lanes bring the last stage.
 // Registers: 128 for sums, 32 for what is being multiplied, 16 + 16 for the next stage, the rest addresses: 236 to 255,
 // no spills. So a multiprocessor holds one block, of 8 warps.
 // Instructions: of 1,218 to 1,246 in two stages 1,024 multiply and add where the pixels of a row lie side by side; of
