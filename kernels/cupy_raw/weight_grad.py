@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from .. import gpu_cost as cost
 from ..launching import CudaSource, ceil_div, launch
+from .implicit_gemm import aligned
 from .parameters import is_wide, problem_struct, type_constants, window_constants
 from .weight_grad_splits import cut_reasons, fastest, possible_cuts, splits_struct
 
@@ -59,11 +60,21 @@ def sources(problem, device, wide=False):
 
 
 @lru_cache(maxsize=4096)
-def sources_of(problem, cut, wide):
+def sources_of(problem, cut, wide, together="NONE"):
     constants = type_constants(problem, wide) + window_constants(problem)
-    tile = (("TILE_K", cut.tile_k), ("TILE_M", cut.tile_m))
-    multiply = CudaSource("weight_grad.cu", "conv2d_weight_grad", constants + tile)
-    return multiply, CudaSource("finish_weight_grad.cu", "finish_weight_grad", constants)
+    own = (("TILE_K", cut.tile_k), ("TILE_M", cut.tile_m), ("TOGETHER", together))
+    multiply = CudaSource("weight_grad.cu", "conv2d_weight_grad", constants + own)
+    inner = (("CHANNELS_INNER", 1),) if together == "CHANNELS" else ()
+    return multiply, CudaSource("finish_weight_grad.cu", "finish_weight_grad", constants + inner)
+
+
+def together_in(problem, x, grad_y):
+    """Whether a thread may load several at once: CHANNELS where those of x, and grad_y's filters, lie so; or NONE."""
+    vector = 16 // problem.accumulate.itemsize
+    whole = problem.Cg % vector == problem.Kg % vector == 0
+    side_by_side = x.strides[1] == grad_y.strides[1] == x.itemsize
+    vectors = all(aligned(image, vector * image.itemsize, (0, 2, 3)) for image in (x, grad_y))
+    return "CHANNELS" if whole and side_by_side and vectors else "NONE"
 
 
 def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):
@@ -72,7 +83,7 @@ def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=
     workspace: `workspace_bytes` of them, 64-byte aligned.
     """
     cut = cut_for(problem, device)
-    kernels = sources_of(problem, cut, is_wide(problem, x, grad_w, grad_y, None))
+    kernels = sources_of(problem, cut, is_wide(problem, x, grad_w, grad_y, None), together_in(problem, x, grad_y))
     launch_both(problem, cut, cut.threads, kernels, x, grad_y, grad_w, workspace, stream)
 
 

@@ -124,13 +124,23 @@ def test_windows_meet_few_more_sectors_than_they_must(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_no_access_of_the_weight_gradients_product_meets_a_bank_conflict(dtype):
-    problem = make_problem((1, 16, 12, 32), (64, 16, 3, 3), np.dtype(dtype), padding=1, pass_="weight_grad")
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_no_access_of_the_weight_gradients_product_meets_a_bank_conflict(layout, dtype):
+    x, keywords = ((1, 16, 12, 32) if layout == "NCHW" else (1, 12, 32, 16)), {"padding": 1, "layout": layout}
+    problem = make_problem(x, (64, 16, 3, 3), np.dtype(dtype), pass_="weight_grad", **keywords)
     report, _ = profile("cupy_raw.weight_grad", problem).reports
     shared = accesses(report, "shared", "load") + accesses(report, "shared", "store")
     assert {access.kind for access in shared} == {"load", "store"}
     for access in shared:
         assert access.cost == access.requests * max(access.size // 4, 1), access
+
+
+def test_the_weight_gradients_product_moves_whole_sectors_of_channels_last():
+    problem = make_problem((1, 12, 32, 64), (64, 64, 3, 3), np.float32, padding=1, layout="NHWC", pass_="weight_grad")
+    report, _ = profile("cupy_raw.weight_grad", problem, threads=512).reports
+    for access in accesses(report, "global", "load") + accesses(report, "global", "store"):
+        assert access.size == 16
+        assert access.cost == access.lanes * access.size / 32, access
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])

@@ -10,6 +10,8 @@ ChannelWalk may clear what it fills anyway, move_up move zeros onto zeros, and d
 where its loops end.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -178,18 +180,72 @@ IN_CHUNKS = Case("in_chunks", (2, 1, 14, 16), (1, 1, 7, 7))  # 25 taps, then 24
     ids=["strides", "groups", "direct", "chunks"],
 )
 def test_splits_of_a_weight_gradient_run_without_a_fault(kernel, case, monkeypatch):
-    problem, order = case.problem("weight_grad"), operands.FROM_LAYOUT[case.problem().layout]
-    gpu = device.emulator()
     chunks = 2 if case is IN_CHUNKS else 1
+    problem, gpu = case.problem("weight_grad"), device.emulator()
     cut = splits.cut_of(problem, 64, 128, 3) if kernel is weight_grad else splits.direct_cut(problem, gpu, chunks, 40)
+    check_weight_grad(kernel, case, cut, monkeypatch)
+
+
+def check_weight_grad(kernel, case, cut, monkeypatch):
+    problem, order = case.problem("weight_grad"), operands.FROM_LAYOUT[case.problem().layout]
     assert cut.splits > 2
     monkeypatch.setattr(kernel, "cut_for", lambda problem, device: cut)
     x, *_ = arrays_of(case)
-    grad_y = np.random.default_rng(1).integers(-3, 4, operands.result_shape(problem, True)).astype(np.float32)
-    grad_w = np.full(case.w, np.nan, np.float32)
+    grad_y = np.random.default_rng(1).integers(-3, 4, operands.result_shape(problem, True)).astype(x.dtype)
+    grad_w = np.full(case.w, np.nan, x.dtype)
     workspace = strided.empty_aligned((cut.partial_bytes,), np.uint8)
     x, grad_y = x.transpose(order), grad_y.transpose(order)
     with emulator.watching(outputs=[grad_w], scratch=[workspace]) as watch:
-        kernel.run(problem, gpu, x, grad_y, grad_w, workspace=workspace)
+        kernel.run(problem, device.emulator(), *map(strided.as_storage, (x, grad_y, grad_w)), workspace=workspace)
     watch.raise_if_faulty()
-    np.testing.assert_array_equal(grad_w, reference.weight_grad(problem, x, grad_y).astype(np.float32))
+    np.testing.assert_array_equal(grad_w, reference.weight_grad(problem, x, grad_y).astype(x.dtype))
+
+
+# Tiles, and the stages of the last split, go past the last filters, columns and pixels; in rows that end amid a stage.
+TOGETHER = Case(
+    "together", (2, 11, 10, 24), (72, 12, 3, 3),
+    {"groups": 2, "padding": (1, 2), "stride": (1, 2), "dilation": (2, 1), "layout": "NHWC"},
+)  # fmt: skip
+
+
+def tile_of_channels(monkeypatch, tile, dtype):
+    """The case in that type, and its cut; that vectors are loaded is asserted when it runs."""
+    case = replace(TOGETHER, dtype=dtype)
+    problem, together_in = case.problem("weight_grad"), weight_grad.together_in
+
+    def together(*given):
+        assert together_in(*given) == "CHANNELS"
+        return "CHANNELS"
+
+    monkeypatch.setattr(weight_grad, "together_in", together)
+    each = splits.EACH[problem.accumulate.itemsize]
+    return case, splits.cut_of(problem, tile[0] * each, tile[1] * each, 3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("tile", weight_grad.TILES, ids=str)
+def test_a_weight_gradient_of_channels_side_by_side_runs_without_a_fault(tile, dtype, monkeypatch):
+    check_weight_grad(weight_grad, *tile_of_channels(monkeypatch, tile, dtype), monkeypatch)
+
+
+@pytest.mark.parametrize("barrier", range(2))
+def test_the_emulator_sees_when_that_weight_gradient_lacks_a_barrier(barrier, monkeypatch):
+    case, cut = tile_of_channels(monkeypatch, (8, 8), "float32")
+    plant(monkeypatch, "conv2d_weight_grad", BARRIER, barrier, of=2)
+    with pytest.raises(emulator.EmulationError, match="race|uninitialised"):
+        check_weight_grad(weight_grad, case, cut, monkeypatch)
+
+
+@pytest.mark.parametrize("change", ["filters", "channels", "grad_y", "x", "address"])
+def test_a_weight_gradient_loads_no_vectors_where_they_do_not_lie_so(change):
+    C, K = (22 if change == "channels" else 24), (70 if change == "filters" else 72)
+    problem = make_problem((2, C, 9, 9), (K, C, 3, 3), np.float32, pass_="weight_grad")
+
+    def image(shape, lies_otherwise):
+        n, c, h, w = shape
+        behind = change == "address" and shape == problem.x_shape
+        memory = strided.empty_aligned((n * c * h * w + behind,), np.float32)[int(behind) :]
+        return memory.reshape(shape) if lies_otherwise else memory.reshape(n, h, w, c).transpose(0, 3, 1, 2)
+
+    x, grad_y = image(problem.x_shape, change == "x"), image(problem.y_shape, change == "grad_y")
+    assert weight_grad.together_in(problem, x, grad_y) == "NONE"
