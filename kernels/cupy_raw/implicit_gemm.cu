@@ -24,7 +24,7 @@
 // model said 2 to 5 % less at one image; but in the simulator named below 576x14x14-96-1x1 took 48,800 cycles instead of
 // 34,300 and 64x7x7-512-3x3 68,300 instead of 54,300, launches counted: one block reads a tile's splits one after the other.
 // Predicted for the layers of VGG-16, ResNet-50 and MobileNetV2 on 108 SMs: 61.8 ms together at 32 images, 65.7 with
-// whole tiles only; 2.80 ms at one image, 12.4. Every layer fills its last wave or is split, on 108 and on 132 SMs, which
+// whole tiles only; 2.80 ms at one image, 12.2. Every layer fills its last wave or is split, on 108 and on 132 SMs, which
 // takes them all 0.1 % longer at 32 images than the fastest cuts would, 1 to 2 % at one (python -m benchmarks waves).
 // Where a product has few stages a further launch costs more than splits bring: there SLICES of a block share a tile,
 // each with threads, buffers and stages of its own, and hand their sums to the first by way of shared memory
@@ -46,7 +46,7 @@
 // - Nothing else kept: taps are bits of one word, and the block's place is worked out anew for the store.
 // Small tiles have 602 (64 x 64) or 642 (32 x 64): their threads fetch 8 or 16 elements where the large one's fetch 4.
 // Counted over whole launches of plans for sm_80, sums and padding included (results/emulated-2026-11-28): of the
-// instructions, the problem's own multiply-adds are 79 to 89 % on all 15 3x3 layers of ResNet-50 and VGG-16 with 64
+// instructions, the problem's own multiply-adds are 83 to 89 % on all 15 3x3 layers of ResNet-50 and VGG-16 with 64
 // channels or more at 32 images, 62 to 83 % at one, the least on 256 x 14 x 14; of single calls, which pack, 62 to 83 %.
 // Measured on an H200, float32, 15 layers of ResNet-50 at 32 images (results/nvidia-h200-2026-11-28), with a loop of
 // 602 instructions, before what is said above: 22 to 42 TFLOP/s of the 63 its lanes do; 0.65 to 1.28 times as fast as

@@ -40,7 +40,8 @@
 // Registers: 64 to transform tiles, 128 (sm_100 158) with channels last, where a thread holds two patches; these, asked
 // for two blocks, spill on sm_100 and 120. In float64 up to 128, which leaves room for two blocks, and 48 to 72 to
 // transform filters.
-// Bank conflicts: none.
+// Bank conflicts: none: filters pass through shared memory as winograd_filters.cuh tells, products as register_tile.cuh
+// does, and the other transforms have none of it.
 // Rounding: about three times that of F(2 x 2) (accuracy.py), with the points 0, +-sqrt(1/2), +-sqrt(2). NaN and
 // infinity in x reach all outputs of the tiles that read them.
 // Limits: 3 x 3, stride 1, dilation 1. Never run on hardware.
