@@ -19,15 +19,16 @@ from .tracing import (
     load_strided,
     maximum,
     minimum,
+    prefetch,
     store,
     traced,
     when,
 )
 
 
-def product_function(real, lone, becomes, makes=None, packs=(), by_rows=False, differs=False):
+def product_function(real, lone, becomes, makes=None, packs=(), by_rows=False, differs=False, fetches=False):
     """A Numba function for one product of half the channels; becomes: of it, t and e, what is stored to t, e or y.
-    by_rows: whether weights lie in rows (spaced_row), not in panels.
+    by_rows: whether weights lie in rows (spaced_row), not in panels. fetches: whether y's lines are fetched ahead.
     makes: of a number of this operand and its `Quarters`, sums of the same channels; such a product's arguments say
     where these and those lie. packs: steps of packing the next filters' weights (strassen_sums.py), done beside it,
     `depth` // CHANNELS times each; such a product's further arguments are pack_few's. differs: whether what lies at
@@ -102,7 +103,20 @@ def product_function(real, lone, becomes, makes=None, packs=(), by_rows=False, d
                 if lone:
                     store(y + y_row * i + row, extract(sums[rows][0], i))
 
-        def steps(first, count, sums=None, aside=aside):
+        def fetch_tile(d):
+            """Two lines of y at every step, of one row after the other, and then of all further."""
+            lines = -(-(row + lone * V.item_bytes + LINE - V.item_bytes) // LINE)  # at most, wherever a row begins
+            here = y + y_row * (d % rows) + 2 * LINE * (d // rows % -(-lines // 2))
+            prefetch(here, to_write=True)
+            prefetch(here + LINE, to_write=True)
+
+        def beside(d, here, columns):
+            if aside:
+                aside(d, here, columns)
+            if fetches:
+                fetch_tile(d)
+
+        def steps(first, count, sums=None, aside=beside):
             """So many from that one on, added to these sums."""
             column = (L, sums and sums[1], x + x_step * first, x_step) if lone else None
             sums = sums and (sums[0] if lone else sums)
@@ -223,6 +237,11 @@ def packs_beside() -> bool:
     return target.register_count() == 32
 
 
+def fetches_y() -> bool:
+    """Are steps long enough to fetch two lines besides? With 16 registers, 12 multiply-adds and 7 loads each, not."""
+    return target.register_count() == 32
+
+
 @inlined
 def next_weights(a, a_product):
     """Where the weights lie that each product wants soon."""
@@ -251,7 +270,8 @@ def pair_function(real, lone, by_rows=False):
     tile_bytes = rows * row + lone * LINE
 
     def product(becomes, makes=None, packs=(), differs=False):
-        return product_function(real, lone, becomes, makes, packs, by_rows, differs)
+        fetches = fetches_y() and becomes in (finish_t, finish_e, both, finish_less)
+        return product_function(real, lone, becomes, makes, packs, by_rows, differs, fetches)
 
     def keep_first(p, tiles):
         tiles.keep(tiles.t, p)

@@ -36,6 +36,15 @@ What was learned there:
 - Since products begin with their first step's (strassen.py) and those of S3 T3 are added to t and to Y22 as they are
   finished, not afterwards, plans take 0.93 (64 -> 256 channels of 56 x 56), 0.96 (128 -> 512 of 28 x 28) and 0.98 of
   the time (14 x 14); the two were not measured apart.
+- Where the time of plans goes, besides multiply-adds (two Zen 4 cores, several outputs in turn, as shares): stores to y
+  where it is larger than the L2 caches 0.2 (64 -> 256 channels of 56 x 56), 0.05 for 128 -> 512 of 28 x 28; adding
+  outer products up in the L2 cache 0.05 with 64 and 128 channels, 0.03 with 256, 0.01 with 512 and 1024; outer sums of
+  pixels 0.01 to 0.04; Python and starting threads 0.015. A thread waits for the other 0.02 to 0.08 of the time in a
+  quiet hour, 0.03 to 0.11 in another; but where the last outer product's filters go to whoever is free, so that both
+  end together, plans take 0.98 to 1.0 of the time with one group of tiles, and 0.99 to 1.03 with several.
+- y's lines are fetched ahead (strassen.py): 0.88 to 0.92 of the time for 64 -> 256 channels of 56 x 56, 0.90 to 0.94
+  for 256 -> 128, 0.95 to 1.0 for others. S3 T3 kept in registers, A22 T4 subtracted from it there, and both added to
+  t, so that t is stored once less: 1.0 to 1.02, and 1.06 times the error.
 - On 14 x 14 pixels, one group of tiles, each thread makes all sums for itself and takes half the filters.
 - Sums of weights in vectors, all quarters' channels first interleaved in the L1 cache, take 0.05 to 0.16 of the time
   that one number at a time took (AVX2: 0.15 to 0.35): on two Zen 4 cores 0.1 ms for 256 -> 1024 channels, 0.19 for

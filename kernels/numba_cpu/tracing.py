@@ -205,10 +205,12 @@ def load_strided(V, address, step):
     return vector
 
 
-def prefetch(address, level=1):
-    """Ask for the line at `address` to be brought into the cache of that level, 1 or 2; never faults."""
+def prefetch(address, level=1, to_write=False):
+    """Ask for the line at `address` to be brought into the cache of that level, 1 or 2; never faults. to_write: and
+    for no other core to keep it.
+    """
     where = Value(address.builder, pointer(address, Lanes("i8")), None)
-    flags = [constant(address, n, Lanes("i32")) for n in (0, 4 - level, 1)]  # to read, how near to keep it, data
+    flags = [constant(address, n, Lanes("i32")) for n in (to_write, 4 - level, 1)]  # how near to keep it, data
     call(address, "llvm.prefetch.p0", None, [where, *flags])
 
 
