@@ -78,8 +78,9 @@
 // constant apart: 276 to 243 instructions at 64 x 64. cp.async of 8 or 4 bytes, where pixels lie side by side but not
 // in whole 16, takes as many as to gather them, 268 and 302 of 281 at 128 x 128. Divisors take twice n, so that 1 is no
 // exception, whose branch hides from the compiler that x's and grad_y's pixels are the same.
-// TF32: 313 with copies of pixels, 444 with copies of channels, of which 128 round: 88 % on sm_90 at 128 x 128, 63 to
-// 85 % in halves.
+// TF32, 128 x 128: 292 with copies of pixels, 426 with copies of channels, of which 128 round: 100 and 92 % on sm_90, and
+// 85 % at least however arrays lie. In halves and smaller tiles 62 to 89 % where pixels are not copied, but for the last
+// tile, 36 to 44 %, which shared memory would leave 51; sm_80 has 1.3 times the time.
 // What was learned: where a lane points ldmatrix is worked out anew in each stage if the compiler may, 22 instructions.
 // 128-bit loads of floats give four words that belong to four matrices, and to bring them into neighbouring registers took
 // 200 moves; 64-bit loads, whose words are rows g and g + 8 of one, take none.

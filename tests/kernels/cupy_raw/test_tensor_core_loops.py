@@ -140,6 +140,18 @@ def test_every_loop_keeps_the_tensor_cores_busy(target, type_, pass_, way, tile)
         assert loop.tensor_cycles(has) >= BAR * loop.size, "the tensor cores wait for instructions"
 
 
+@pytest.mark.parametrize("type_", ["tf32", "3xtf32"])
+@pytest.mark.parametrize("way", WEIGHT_GRAD)
+def test_the_largest_tile_of_a_weight_gradient_keeps_them_busy_with_floats_too(way, type_):
+    """Smaller tiles of TF32 do where pixels are copied; else each warp rounds too much for what it multiplies."""
+    pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra cuda13)")
+    pytest.importorskip("nvidia", reason="cuobjdump and nvdisasm are not installed (extra emulate)")
+    tile = tensor_core_weight_grad.tiles_of(problem_of(way, type_, "weight_grad"))[0]
+    assert (tile.rows, tile.filters) == (128, 128)
+    loop, _ = loop_of(90, type_, "weight_grad", way, tile)
+    assert loop.issue_bound(report.MULTIPROCESSORS[90]) >= BAR
+
+
 @pytest.mark.parametrize(("target", "shares"), [(80, (0.67, 0.67, 0.8)), (90, (0.51, 0.51, 0.61))])
 def test_no_tile_but_small_ones_is_kept_from_85_percent_by_shared_memory(target, shares):
     problem = problem_of("copied", "float16", "forward")
