@@ -92,11 +92,14 @@
 // zero before it. Left so: the bits of the three rows that 16 steps meet, shifted together, would take 348 by the same
 // count; five words of bits for each of four pixels 16 registers, of the 19 left, and a choice among them in each
 // stage; rows padded to runs of four taps, whose address is found once, 305, but 13 stages instead of 12, and as much
-// more of all else. Floats have these bits always: their chunks are too short for the others to pay. The table is an
-// argument, so that it lies in constant memory, which answers beside shared memory, one address for a warp. That LDC.64
-// costs no more than its issue is assumed, the second thing to measure. In shared memory the table took 128 of 576
-// cycles of a warp's stage at 128 x 64, which left 68 % on sm_90. Where it has no room, in 3.5 of the 4 KB of
-// arguments, or windows need more than 31 bits, or offsets 64, a step takes 14.
+// more of all else. Floats have these bits always: their chunks are too short for the others to pay. Where rows of such
+// windows are whole chunks, or to pad them to these is a tenth at most, a chunk of 16-bit types is a run: one
+// address, the row's bit and a shift of the columns' bits for all, 2.6 for each element: of 31 x 31 214 at 128 x 128,
+// 122 in halves, 268 at 128 x 32, where the others would take 755 and stand at 26 %. The table is an argument, so that
+// it lies in constant memory, which answers beside shared memory, one address for a warp. That LDC.64 costs no more
+// than its issue is assumed, the second thing to measure. In shared memory the table took 128 of 576 cycles of a warp's
+// stage at 128 x 64, which left 68 % on sm_90. Where it has no room, in 3.5 of the 4 KB of arguments, or windows need
+// more than 31 bits, or offsets 64, a step takes 14.
 // TF32 has the same cycles and two instructions more for each register of x. PRECISE, whose warps are of 64 x 32 and less,
 // stands at 100 % where x is copied (424 to 426 instructions at 128 x 128). Gathered from several taps it does on sm_90
 // from 64 x 64 on, 128 x 32 at 95 %, 32 x 64 at 90 and 64 x 32 at 85; taps inner these three at 89, 92 and 85. The last
@@ -437,10 +440,11 @@ pack_filters(const Element* __restrict__ w, Element* __restrict__ packed, unsign
     const int64 stage = index / DEPTH / cut.filters;
     const int group = stage / (cut.depth / DEPTH), d = stage % (cut.depth / DEPTH) * DEPTH + index % DEPTH;
     const int tap = TAPS_INNER ? d % TAPS : d / cut.channels, c = TAPS_INNER ? d / TAPS : d % cut.channels;
+    const int r = tap / TAP_ROW, s = tap % TAP_ROW;
     // A group's last chunk ends with its last channel, as Walk reads it.
     const int dropped = DROPPED > 0 && c >= cut.channels - CHUNK ? DROPPED : 0;
-    const bool wanted = k < problem.Kg && c < problem.Cg + dropped && c % CHUNK >= dropped && tap < TAPS;
+    const bool wanted = k < problem.Kg && c < problem.Cg + dropped && c % CHUNK >= dropped && tap < TAPS && s < S;
     const int channel = c - dropped;
-    const Element weight = wanted ? w[offset(problem.w, group * problem.Kg + k, channel, tap / S, tap % S)] : Element{};
+    const Element weight = wanted ? w[offset(problem.w, group * problem.Kg + k, channel, r, s)] : Element{};
     packed[index] = PRECISE ? weight : as_taken(weight);
 }

@@ -25,6 +25,8 @@ from .cut import (
 from .parameters import is_wide, problem_struct, size_reasons, store_constants, type_constants, window_constants
 from .tensor_core_tile import (
     CHUNKS,
+    MOST_FOUND,
+    NO_ROW,
     Tile,
     aligned,
     block_of,
@@ -80,10 +82,13 @@ PRECISE_TILES = (
 COUNT_BYTES = 4  # of a tile, how many of its splits have come
 # Instructions beside multiplying: of each thread and stage, for addresses, copies, ldmatrix and the barrier; of each
 # element of x, where it is loaded by itself: from a stage of one tap, chunks of one, taps inner; there of each step
-# too, which serves the pixels of a thread: found in a table, with a bit for each tap of a window or without, or worked
-# out. With those that multiply they are within a fifth of every tile's loop as it is compiled.
+# too, which serves the pixels of a thread: found in a table, as whole chunks, alone with a bit for each tap of a
+# window or without, or worked out. With those that multiply they are within a fifth of every tile's loop as it is
+# compiled.
 LOOP_SLOTS = 60
-ONE_TAP_SLOTS, CHUNK_SLOTS, BITS_SLOTS, TABLE_SLOTS, TAPS_SLOTS = 2, 3, (3.2, 0.8), (3.8, 1), (4.5, 14)
+ONE_TAP_SLOTS, CHUNK_SLOTS = 2, 3
+RUN_SLOTS, BITS_SLOTS, TABLE_SLOTS, TAPS_SLOTS = (2.6, 0), (3.2, 0.8), (3.8, 1), (4.5, 14)
+MOST_PADDED = 0.1  # of a row of a window
 WAITING = cost.waiting("cupy_raw.tensor_core", like="cupy_raw.implicit_gemm")
 
 passes = ("forward",)
@@ -125,8 +130,31 @@ def reduction_of(problem):
     taps_inner = problem.Cg < chunk
     channels = problem.Cg if taps_inner else round_up(problem.Cg, chunk)
     stage = depth_of(problem)
-    depth = round_up(problem.R * problem.S * channels, stage)
+    depth = round_up(problem.R * (tap_row(problem) if taps_inner else problem.S) * channels, stage)
     return Reduction(depth, depth // stage, channels, taps_inner)
+
+
+def tap_row(problem):
+    """Taps inner: rows of windows that have no bits of taps are padded to whole chunks, if that is little."""
+    row = round_up(problem.S, chunk_of(problem))
+    little = row - problem.S <= MOST_PADDED * problem.S and not has_bits(problem, problem.S, chunk_of(problem))
+    return row if little and fits_in_runs(problem, row) else problem.S
+
+
+def fits_in_runs(problem, row):
+    """Whether chunks are runs of taps of one row, and the table has room for them; chunks of floats are too short."""
+    chunk = chunk_of(problem)
+    runs = round_up(problem.Cg * problem.R * row, depth_of(problem)) // chunk
+    fits = row <= 32 and problem.R <= NO_ROW and runs <= MOST_FOUND
+    return problem.dtype.itemsize == 2 and row % chunk == 0 and fits
+
+
+def found_steps(problem, cut, wide=False):
+    """Taps inner: how many steps of the reduction lie in a table, and how many neighbours are found by each."""
+    several = cut.taps_inner and cut.depth > depth_of(problem) and not wide
+    if several and fits_in_runs(problem, tap_row(problem)) and not has_bits_of_taps(problem, cut):
+        return cut.depth // chunk_of(problem), chunk_of(problem)
+    return table_steps(problem, cut.depth, wide), 1
 
 
 def parts(problem, device, cut):
@@ -148,8 +176,9 @@ def beside_slots(problem, cut):
 
 def gather_slots(problem, cut):
     if cut.taps_inner:
-        found = BITS_SLOTS if has_bits_of_taps(problem, cut) else TABLE_SLOTS
-        element, step = found if table_steps(problem, cut.depth) else TAPS_SLOTS
+        count, run = found_steps(problem, cut)
+        found = RUN_SLOTS if run > 1 else BITS_SLOTS if has_bits_of_taps(problem, cut) else TABLE_SLOTS
+        element, step = found if count else TAPS_SLOTS
         return element + step * pixels_at_once(cut.tile) / cut.tile.rows
     return CHUNK_SLOTS if problem.Cg % depth_of(problem) else ONE_TAP_SLOTS
 
@@ -241,7 +270,9 @@ def lying_as_planned(problem):
 
 
 def apart_as_planned(problem):
-    """How far channels of x lie apart."""
+    """How far channels of x lie apart; taps inner, neighbours of a row."""
+    if problem.Cg < chunk_of(problem):
+        return 1 if problem.layout == "NCHW" else problem.C
     return problem.H * problem.W if problem.layout == "NCHW" else 1
 
 
@@ -252,11 +283,14 @@ def sources_of(problem, cut, stages, wide, lying, apart=None):
     dropped, depth = 0 if cut.taps_inner else -problem.Cg % chunk_of(problem), depth_of(problem)
     own = (*shared, *constants(problem, cut.tile, stages), ("DROPPED", dropped))
     own += (("ONE_TAP", int(problem.Cg % depth == 0)), ("LONG_TAPS", int(cut.channels >= depth)))
-    own += (("TOGETHER", int(lying.together)), ("X_APART", 0 if cut.taps_inner else x_apart))
+    steps, run = found_steps(problem, cut, wide)
+    gathers_runs = not cut.taps_inner or run > 1
+    own += (("TOGETHER", int(lying.together)), ("X_APART", x_apart if gathers_runs else 0))
     own += (("TAPS_INNER", int(cut.taps_inner)),)
     own += (("SPLIT", int(cut.splits > 1)), ("STAYING", int(cut.staying > 0)), ("RUN", lying.run))
     own += (("ALONG_FILTERS", int(lying.along_filters)), ("ONE_STAGE", int(cut.depth == depth_of(problem))))
-    own += (("TABLE_STEPS", table_steps(problem, cut.depth, wide)), ("TAP_ROW", problem.S), ("RUN_OF_TAPS", 1))
+    row = tap_row(problem) if cut.taps_inner else problem.S
+    own += (("TABLE_STEPS", steps), ("TAP_ROW", row), ("RUN_OF_TAPS", run))
     return tuple(CudaSource("tensor_core.cu", name, own) for name in ("pack_filters", "conv2d_tensor_core"))
 
 
@@ -300,9 +334,10 @@ def run(problem, device, x, w, y, bias=None, residual=None, workspace=None, stre
     struct, part = problem_struct(problem, x, None, y, bias, residual), cut_struct(problem, cut)
     partial = workspace if cut.splits > 1 else None
     wide, lying = is_wide(problem, x, None, y, residual), lying_of(problem, x, y, residual)
-    apart, stages = x.strides[1] // x.itemsize, stages_held(cut.tile, device)
+    apart, stages = x.strides[3 if cut.taps_inner else 1] // x.itemsize, stages_held(cut.tile, device)
     _, multiply = sources_of(problem, cut, stages, wide, lying, apart)
 
-    steps = steps_struct(problem, x, table_steps(problem, cut.depth, wide))
+    count, run = found_steps(problem, cut, wide)
+    steps = steps_struct(problem, x, count, run, tap_row(problem))
     arguments = (x, packed, y, bias, residual, partial, counts_in(packed, cut), struct, part, steps)
     launch(multiply, cut.blocks, cut.tile.threads, arguments, stream=stream)

@@ -9,7 +9,9 @@
 // its window; steps that the launcher found, see Steps, are looked up.
 //
 // Rows of a window may be padded, to TAP_ROW taps, which lie outside of every image. Of whole runs, RUN_OF_TAPS taps a
-// constant apart in memory, the first is found, and a load adds the constant by itself.
+// constant apart in memory, the first is found, and a load adds the constant by itself. Of a run that is a chunk, in
+// windows that have no bits of taps, the table has the row and, five bits on, the column of the first, and its bits are
+// the window's columns from there on, if the window has the row.
 //
 // Compiled with problem.cuh's constants, -DTABLE_STEPS (that the launcher's table has; 0: none), -DTAP_ROW (S, or more)
 // and -DRUN_OF_TAPS (that the table has one step for).
@@ -65,12 +67,14 @@ __device__ __forceinline__ void find_pair(Step (&two)[2], const int2& from, cons
 }
 
 // What lies so many bytes on, as constant memory is addressed: an index would be scaled by three instructions.
-template <typename Pair>
-__device__ __forceinline__ const Pair& bytes_on(const Pair* first, int bytes)
+template <typename Found>
+__device__ __forceinline__ const Found& bytes_on(const void* first, int bytes)
 {
-    return *reinterpret_cast<const Pair*>(reinterpret_cast<const char*>(first) + bytes);
+    return *reinterpret_cast<const Found*>(reinterpret_cast<const char*>(first) + bytes);
 }
-constexpr int UNIT = TABLE ? sizeof(int) : 1;  // of a step: bytes, where a walk goes by them
+
+// A number of steps, of whole chunks, as a walk counts them: by bytes of the table, or as they are.
+constexpr int in_table(int steps) { return TABLE ? steps * (int)sizeof(int) / RUN_OF_TAPS : steps; }
 
 // Which rows and columns lie in the image, of the window whose top left is (h, w).
 __device__ __forceinline__ unsigned axes_inside(const Problem& problem, int h, int w)
@@ -107,12 +111,18 @@ __device__ __forceinline__ unsigned bits_above(int from)
     return bits;
 }
 
+// A bit for each of 32 steps along an axis that lies in the image, which begins and ends so far from the first.
+template <int DILATION>
+__device__ __forceinline__ unsigned steps_inside(int begin, int end)
+{
+    return bits_above(before<DILATION>(begin)) & ~bits_above(before<DILATION>(end));
+}
+
 // From a window's top left, how far down the image begins and ends, and how far to the right.
 template <int AHEAD>
 __device__ __forceinline__ uint64 taps_inside(int top, int bottom, int left, int right)
 {
-    const unsigned inside = bits_above(before<DILATION_W>(left)) & ~bits_above(before<DILATION_W>(right));
-    const unsigned columns = inside & (1u << S) - 1;
+    const unsigned columns = steps_inside<DILATION_W>(left, right) & (1u << S) - 1;
     const int above = min(before<DILATION_H>(top), R) * TAP_ROW, until = min(before<DILATION_H>(bottom), R) * TAP_ROW;
     return (columns * every(TAP_ROW, TAPS) & ~0ull << above & ~(~0ull << until)) * every(TAPS, TAPS + AHEAD);
 }

@@ -25,6 +25,7 @@ DTYPES = {"float16": (7, 5), "bfloat16": (8, 0), "float32": (8, 0)}  # since whi
 
 FOUND = (("from", "i4"), ("bits", "u4"))  # of a step of the reduction
 MOST_BITS = 64  # of a window's taps
+NO_ROW = 31  # of a window
 MOST_FOUND = 3_584 // 8  # of 4 KB, which drivers take of arguments, 3.5 for a table of steps
 
 THREAD_SLOTS = 900  # of each thread of a block beside its stages: addresses, the first stage's wait, the store
@@ -133,7 +134,10 @@ def steps_by_strides(problem, strides, count, run, row):
     (r, s), exists = divmod(tap, row), channel < problem.Cg
     here = r * problem.dilation[0] * down + s * problem.dilation[1] * right
     struct["from"][:count] = here + np.where(exists, channel * apart, 0)
-    struct["bits"][:count] = np.where(exists & (s < problem.S), 1 << r | 1 << problem.R + s, 0xFFFFFFFF)
+    if run > 1:
+        struct["bits"][:count] = np.where(exists, r, NO_ROW) | s << 5
+    else:
+        struct["bits"][:count] = np.where(exists & (s < problem.S), 1 << r | 1 << problem.R + s, 0xFFFFFFFF)
     struct.flags.writeable = False
     return struct
 

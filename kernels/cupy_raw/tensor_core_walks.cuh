@@ -44,7 +44,7 @@ static_assert(!ALL_BRING_FILTERS || OWN_FILTERS * THREADS == TILE_K * CHUNKS);
 // Taps inner: a bit for each tap of a window, if that can be, and in a loop, of 16-bit types: one stage alone, or four
 // elements of a chunk, are no more than it takes to find them.
 constexpr int AHEAD = COLUMNS * CHUNK - 1;
-constexpr bool BITS_OF_TAPS = TAPS_INNER && sizeof(Element) == 2 && !ONE_STAGE && has_bits_of_taps(AHEAD);
+constexpr bool BITS_OF_TAPS = TAPS_INNER && !RUNS && sizeof(Element) == 2 && !ONE_STAGE && has_bits_of_taps(AHEAD);
 
 constexpr bool POINTERS = !PRECISE || OWN <= 2;  // taps inner: or three products leave no registers for these
 
@@ -61,9 +61,10 @@ constexpr unsigned last_column()
 }
 constexpr unsigned LAST_COLUMN = last_column();
 
-// Which chunk of the reduction: CHUNK channels of one tap (r, s) from `channel` on; taps inner: the steps from it on.
+// Which chunk of the reduction: CHUNK channels of one tap (r, s) from `channel` on; taps inner: the steps from it on, as
+// in_table tells them.
 struct Spot {
-    int channel, r, s;         // taps inner: channel is UNIT * step
+    int channel, r, s;
     unsigned bit;              // among the taps, see Inside
     Offset step;               // how far it lies from the first channel of a window's top left
     Offset to_right, to_next;  // of that: from behind the last channel of a tap to its neighbour, to the next row
@@ -76,7 +77,7 @@ struct Spot {
     __device__ __forceinline__ void start(const Problem& problem, const Cut& cut, int d)
     {
         const int tap = TAPS_INNER ? 0 : d / cut.channels;
-        channel = TAPS_INNER ? d * UNIT : d % cut.channels, r = tap / S, s = tap % S, bit = 1u << tap % 32;
+        channel = TAPS_INNER ? in_table(d) : d % cut.channels, r = tap / S, s = tap % S, bit = 1u << tap % 32;
         step = offset(problem.x, 0, channel, r * DILATION_H, s * DILATION_W);
         to_right = offset(problem.x, 0, -cut.channels, 0, DILATION_W);
         to_next = offset(problem.x, 0, -cut.channels, DILATION_H, (1 - S) * DILATION_W);
@@ -103,7 +104,7 @@ struct Spot {
         #pragma unroll
         for (int left = parts; left > 0; left -= MOST_PARTS) {
             const int further = (left < MOST_PARTS ? left : MOST_PARTS) * PART;
-            channel += TAPS_INNER ? further * UNIT : further;
+            channel += TAPS_INNER ? in_table(further) : further;
             if constexpr (TAPS_INNER) continue;
             const bool passed = channel >= cut.channels;
             const bool last = S == 1 || (BITS ? bit & LAST_COLUMN : s == S - 1);
@@ -123,10 +124,13 @@ struct Inside {
     int h, w;       // top left; h is far outside where there is no such pixel
     unsigned taps;  // if BITS
     uint64 bits;    // if BITS_OF_TAPS
+    unsigned rows, columns;  // if RUNS
 
     __device__ __forceinline__ void start(const Problem& problem, int top, int left)
     {
-        h = top, w = left, taps = TAPS_INNER && !BITS_OF_TAPS ? axes_inside(problem, h, w) : 0;
+        h = top, w = left, taps = TAPS_INNER && !BITS_OF_TAPS && !RUNS ? axes_inside(problem, h, w) : 0;
+        rows = !RUNS || h == FAR ? 0 : steps_inside<DILATION_H>(-h, problem.H - h) & ~bits_above(R);
+        columns = RUNS ? steps_inside<DILATION_W>(-w, problem.W - w) & ~bits_above(S) : 0;
         if constexpr (BITS_OF_TAPS) bits = h == FAR ? 0 : taps_inside<AHEAD>(-h, problem.H - h, -w, problem.W - w);
         #pragma unroll
         for (int tap = 0; BITS && !TAPS_INNER && tap < TAPS; ++tap)
@@ -250,12 +254,13 @@ struct Walk {
     {
         #pragma unroll
         for (int j = 0; j < OWN; ++j) held[j * COLUMNS + i] = {};
+        if constexpr (RUNS) return gather_run(i, x, steps);
         Step chunk[CHUNK];
         #pragma unroll
         for (int d = 0; d < CHUNK; d += 2) {
-            const int at = spot.channel + d * UNIT;
+            const int at = spot.channel + in_table(d);
             Step two[2];
-            find_pair(two, bytes_on(steps.from, at), bytes_on(steps.bits, at), problem, at);
+            find_pair(two, bytes_on<int2>(steps.from, at), bytes_on<uint2>(steps.bits, at), problem, at);
             chunk[d] = two[0], chunk[d + 1] = two[1];
         }
         #pragma unroll
@@ -268,6 +273,24 @@ struct Walk {
                 const unsigned bits = load_if(is_wanted, address_of(j, step, x));
                 reinterpret_cast<unsigned(&)[4]>(held[j * COLUMNS + i])[e / IN_WORD] += bits << e % IN_WORD * 16;
             }
+    }
+
+    // The same of chunks that are runs of taps.
+    __device__ __forceinline__ void gather_run(int i, const Element* __restrict__ x, const Steps& steps)
+    {
+        Step first;
+        first.from = bytes_on<int>(steps.from, spot.channel);
+        const unsigned place = bytes_on<unsigned>(steps.bits, spot.channel);
+        #pragma unroll
+        for (int j = 0; j < OWN; ++j) {
+            const unsigned wanted = inside[j].rows & 1u << place % 32 ? inside[j].columns >> place / 32 : 0;
+            const Element* from = address_of(j, first, x);
+            #pragma unroll
+            for (int e = 0; e < CHUNK; ++e) {
+                const unsigned bits = load_if(wanted & 1u << e, from + e * DILATION_W * (int64)X_APART);
+                reinterpret_cast<unsigned(&)[4]>(held[j * COLUMNS + i])[e / IN_WORD] += bits << e % IN_WORD * 16;
+            }
+        }
     }
 
     // Where a pixel's channels lie from `spot` on. Loads need no conditions if what is outside is taken from x's first

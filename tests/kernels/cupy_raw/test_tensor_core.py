@@ -111,6 +111,8 @@ def test_the_table_of_steps_tells_how_far_each_lies_and_what_it_needs_inside():
     runs = tensor_core_tile.steps_struct(problem, x, 14, run=4, row=8)
     distances = [c * 180 + r * 2 * 15 - s * 3 for c in range(3) for r in range(2) for s in (0, 4)]
     assert runs["from"].tolist() == distances + distances[:2]
+    assert (runs["bits"] % 32).tolist() == [0, 0, 1, 1] * 3 + [31, 31]
+    assert (runs["bits"] // 32).tolist() == [0, 4] * 7
 
 
 @pytest.mark.parametrize(("channels", "window", "steps"), [(3, 7, 160), (7, 7, 352), (7, 9, 0), (8, 3, 0), (2, 16, 0)])
@@ -119,6 +121,17 @@ def test_steps_lie_in_a_table_if_arguments_have_room_for_it(channels, window, st
     depth = tensor_core.reduction_of(problem).depth
     assert tensor_core_tile.table_steps(problem, depth) == steps
     assert tensor_core_tile.table_steps(problem, depth, wide=True) == 0
+
+
+@pytest.mark.parametrize(("channels", "window", "steps", "run"), [
+    (3, 7, 160, 1), (3, 8, 24, 8), (3, 11, 384, 1), (3, 13, 0, 1), (3, 15, 92, 8), (1, 31, 124, 8),
+    (1, 32, 0, 1), (7, 31, 0, 1),
+])  # fmt: skip
+def test_rows_of_large_windows_are_runs_if_to_pad_them_is_little_and_the_table_has_room(channels, window, steps, run):
+    problem = make_problem((1, channels, 40, 40), (8, channels, window, window), np.dtype(np.float16))
+    for tile in tensor_core.TILES:
+        assert tensor_core.found_steps(problem, tensor_core.cut_of(problem, tile)) == (steps, run)
+        assert tensor_core.found_steps(problem, tensor_core.cut_of(problem, tile), wide=True) == (0, 1)
 
 
 def test_adding_splits_takes_their_bytes_and_the_answers_before_them():
@@ -189,6 +202,13 @@ class TestMachineCode:
     def test_blocks_that_stay_compile_without_spills(self, tile, target):
         lying = tensor_core.Lying(False, False, 8)
         self.check(self.source(tile, "float16", lying, target, channels=3, staying=132)[1], target)
+
+    @pytest.mark.parametrize("target", [75, 80, 120])
+    @pytest.mark.parametrize("tile", [tensor_core.TILES[0], tensor_core.TILES[2], tensor_core.TILES[-1]], ids=str)
+    def test_runs_of_taps_compile_without_spills(self, tile, target):
+        source = self.source(tile, "float16", tensor_core.Lying(False, False, 8), target, channels=3, window=15)[1]
+        assert ("RUN_OF_TAPS", 8) in source.constants
+        self.check(source, target)
 
     @pytest.mark.parametrize("target", [75, 90, 120])
     @pytest.mark.parametrize("lying", sorted(set(EXPECTED.values())), ids=str)

@@ -51,12 +51,19 @@ def test_every_tile_and_way_to_lie_runs_without_a_fault(number, name, monkeypatc
     assert case.dtype == "float32" or taken == [EXPECTED[name]]
 
 
-@pytest.mark.parametrize("type_", ["float16", "3xtf32"])
-def test_windows_of_more_rows_and_columns_than_there_are_bits_run_without_a_fault(type_, monkeypatch):
-    large = Case("large", (1, 2, 18, 17), (9, 2, 17, 15), {"padding": ((1, 15), (1, 17)), "dilation": 2}, bias=True)
-    case = of_type(large, type_)
-    assert case.problem().Cg * 17 * 15 % tensor_core.depth_of(case.problem()), "steps past the last"
-    force_cut(monkeypatch, case.problem(), tensor_core.tiles_of(case.problem())[1])
+@pytest.mark.parametrize(("type_", "columns", "wide", "run"), [
+    ("float16", 15, False, 8), ("float16", 15, True, 1), ("float16", 17, False, 1), ("3xtf32", 15, False, 1),
+])  # fmt: skip
+def test_windows_of_more_rows_and_columns_than_there_are_bits_run_without_a_fault(
+    type_, columns, wide, run, monkeypatch
+):
+    keywords = {"padding": ((1, 15), (1, 17)), "dilation": 2}
+    case = of_type(Case("large", (1, 3, 18, 17), (9, 3, 17, columns), keywords, bias=True), type_)
+    problem = case.problem()
+    assert problem.Cg * 17 * columns % tensor_core.depth_of(problem), "steps past the last"
+    cut = force_cut(monkeypatch, problem, tensor_core.tiles_of(problem)[1])
+    assert tensor_core.found_steps(problem, cut, wide) == (cut.depth // run if run > 1 else 0, run)
+    monkeypatch.setattr(tensor_core, "is_wide", lambda *given, **named: wide)
     in_emulator.check(tensor_core, "tensor_core", case)
 
 
@@ -224,7 +231,7 @@ def test_taps_of_as_many_as_have_bits_run_without_a_fault(tile, monkeypatch):
     in_emulator.check(tensor_core, "tensor_core", case)
 
 
-@pytest.mark.parametrize("name", ["copied", "gathered", "gathered_odd", "more_taps_than_bits", "taps"])
+@pytest.mark.parametrize("name", ["copied", "gathered", "gathered_odd", "more_taps_than_bits", "taps", "runs"])
 def test_an_infinity_reaches_the_outputs_of_its_windows_alone(name, monkeypatch):
     """What pads a stage, and what a chunk repeats, is zero in x too: zero weights times infinity would be NaN.
 
@@ -236,8 +243,10 @@ def test_an_infinity_reaches_the_outputs_of_its_windows_alone(name, monkeypatch)
         "gathered_odd": ((1, 21, 9, 9), (8, 21, 3, 3), "NCHW"),
         "more_taps_than_bits": ((1, 9, 9, 8), (8, 8, 7, 5), "NHWC"),
         "taps": ((1, 3, 9, 9), (8, 3, 5, 5), "NCHW"),
+        "runs": ((1, 3, 40, 9), (8, 3, 5, 15), "NCHW"),
     }[name]
-    padding = 2 if name == "more_taps_than_bits" else 0  # so that what would be an eighth row meets it
+    # So that what would be an eighth row meets it, and what would be a sixteenth column.
+    padding = {"more_taps_than_bits": 2, "runs": 10}.get(name, 0)
     problem = make_problem(x_shape, w_shape, np.dtype(np.float16), layout=layout, padding=padding)
     force_cut(monkeypatch, problem, tensor_core.TILES[-1])
     x, w = strided.empty_aligned(x_shape, np.float16), np.ones(w_shape, np.float16)

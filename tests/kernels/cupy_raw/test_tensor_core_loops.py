@@ -18,13 +18,14 @@ from tests.kernels.cupy_raw.tensor_core_cases import TYPES
 
 BAR = 0.85
 # Forward: x's channels, window and layout. Whole chunks of channels are copied; of 258 the last chunk is not whole; of
-# 3, and of 2, taps are inner; of 11 x 11 they have no bits.
+# 3, and of 2, taps are inner; of 11 x 11 they have no bits, of 31 x 31 they are runs.
 FORWARD = {
     "copied": (256, 3, "NHWC"),
     "gathered": (256, 3, "NCHW"),
     "gathered_odd": (258, 3, "NCHW"),
     "taps": (3, 7, "NCHW"),
     "more_taps": (3, 11, "NCHW"),
+    "runs": (1, 31, "NCHW"),
 }
 # Windows of more taps than there are bits take too many instructions at 128 x 32, as tensor_core.cu says.
 LOW = {("more_taps", (128, 32)): 0.55}
@@ -94,7 +95,7 @@ def by_shared_memory(problem, tile, target):
 def loops():
     for type_ in ("float16", "tf32", "3xtf32"):
         for way in FORWARD:
-            if type_ == "float16" or way not in ("gathered", "more_taps"):
+            if type_ == "float16" or way not in ("gathered", "more_taps", "runs"):
                 tiles = tensor_core.PRECISE_TILES if type_ == "3xtf32" else tensor_core.TILES
                 yield from ((type_, "forward", way, tile) for tile in tiles)
     for way in WEIGHT_GRAD:
