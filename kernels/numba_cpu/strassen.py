@@ -331,8 +331,8 @@ def pack(problem, device, w, packed):
     """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned): rows of filters, and panels."""
     if rows_bytes(problem):
         blocked.pack(problem, device, w, packed)
-    panels = packed[rows_bytes(problem) :]
-    call = pack_call(problem_fields(problem), panels, by_depth(problem, w), panels, None, None, None)
+    panels, w = packed[rows_bytes(problem) :], by_depth(problem, w)  # a copy has to live until it has been read
+    call = pack_call(problem_fields(problem), panels, w, panels, None, None, None)
     run_tasks(
         compiled(build_pack, problem.dtype.name), call, problem.groups * problem.Kg // 2 // panel_rows(), device.threads
     )

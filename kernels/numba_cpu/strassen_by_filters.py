@@ -1,4 +1,5 @@
-"""Strassen's algorithm for 1x1 layers on maps of few pixels: filters in the lanes, the weights' sums ahead in a plan.
+"""Strassen's algorithm for 1x1 layers and patches (patches.py) on maps of few pixels: filters in the lanes, the
+weights' sums ahead in a plan.
 
     halves of   pixels x channels      channels x filters    pixels x filters
                    [ A11 A12 ]            [ B11 B12 ]           [ Y11 Y12 ]
@@ -23,7 +24,7 @@ from the L1 cache for every further tile; while they are used the next product's
 pixels wait in L1 and L2. A tall tile has half the pixels, so each weight is read once, all channels are one block and
 sums wait once a product; the halves are pixels 0 to 24 and 24 to 48, so nothing is masked, and what the products take
 of x itself they read where it lies. x is small: each thread makes for itself all that the seven products take of it,
-once for all its filters.
+once for all its filters. Of patches it first sorts x into rows, one for each depth (c, r, s), which are the channels.
 
 A single call would make the weights' sums for 49 pixels only: more work than they save (below).
 
@@ -39,6 +40,14 @@ What was learned there:
 - Blocks of 24 to 64 KB of weights are all as fast, as the L2 cache would do too.
 - The pixels of a product's tiles must lie together, 5 to a channel: all 25 side by side made sums in half the time and
   cost the products 7 %, since each tile then touched the lines of all five.
+- With as many bytes from tile to tile of x's sums as say 256 channels of 4 pixels have, 4,096, the 7 sums of all tiles
+  fell into one set of the L1 cache (`spaced_tile`). With a line more two Zen 4 cores held to AVX2 take 0.73 of the time
+  for 1024 -> 512 channels of 8 x 8, of 7 x 7 0.94, 0.93 for 2048 -> 512 and 0.98 for 512 -> 2048.
+- Patches on two Zen 4 cores, plans, as times of blocked.py's: 384 -> 768 channels of 14 x 14 under 2 x 2 0.82, 512 ->
+  1024 0.86, 256 -> 512 of 16 x 16 0.84, 160 -> 256 of 14 x 14 0.94, 3 -> 768 of 224 x 224 under 32 x 32 0.90, 96 -> 192
+  of 28 x 28 under 4 x 4 0.96. Held to AVX2 0.69 to 0.93; strassen.py, where it takes them, is there about as fast.
+- Windows that overlap are Winograd's: with 49 pixels 512 -> 512 channels under 3 x 3 are 4,608 channels here, of which
+  a plan takes 0.97 to 1.05 ms on two Zen 4 cores; a single call of Winograd's F(2) takes 0.72, with stride 2 1.0.
 - In a first round of tasks that shared them, x's sums took half the time, 1 to 3 % of a layer less where what one core
   wrote soon came to the other, and 20 to 45 % more in other hours, when it did not.
 - A flat tile must not fetch ahead behind its task's last weights: there lay the other thread's sums of x, and layers of
@@ -62,6 +71,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from . import patches
 from .blocked import copy_biases_function, flat_rows
 from .call import CALL, pack_call, problem_fields
 from .compilation import compiled, inlined
@@ -70,15 +80,17 @@ from .flat_planes import copy_planes_function
 from .job import job_of
 from .microkernel import AHEAD, CLOCK, predicted, vector_type
 from .short_floats import memory_functions
+from .strassen import by_depth
 from .strassen_by_filters_cuts import (
     BLOCKING,
     CALL_STRASSEN,
-    COPIED,
     blocking,
     channel_block,
+    copied,
     cycles,
     filter_groups,
     possible_tiles,
+    spaced_tile,
     tall,
     tile_of,
 )
@@ -91,7 +103,7 @@ from .strassen_by_filters_products import (
     sum_rows_function,
 )
 from .strassen_cuts import fetch_seconds
-from .strassen_sums import PRODUCTS
+from .strassen_sums import PRODUCTS, half_depth
 from .threads import run_tasks, task_loop
 from .vectors import lanes, record_at
 
@@ -110,7 +122,8 @@ def build(dtype_name, height, width):
     else:
         sum_pixels = sum_pixels_function(real, height)
     copy_biases = copy_biases_function(dtype_name)
-    store_one, copy_planes = store_one_function(dtype_name), copy_planes_function(dtype_name)
+    store_one = store_one_function(dtype_name)
+    copy_planes, copy_patches = copy_planes_function(dtype_name), patches.copy_patches_function(real)
     first, second, third, fourth, fifth, sixth, seventh = (
         product_function(real, height, width, *step) for step in STEPS
     )
@@ -122,19 +135,26 @@ def build(dtype_name, height, width):
         return point and call.x_w == item and flat_rows(call.x_h, call.x_w, call.W)
 
     @inlined
+    def copy_pixels(call, to, image, c, count):
+        """Planes of `count` channels, or depths of patches, from c on."""
+        if call.S > 1:
+            copy_patches(call, to, call.plane_bytes, image, c // call.S, count // call.S, 0, call.P, 0, call.Q)
+        else:
+            copy_planes(call, to, call.plane_bytes, image + c * call.x_c, 0, 1, count, call.P, 0, call.Q, False)
+
+    @inlined
     def sum_tiles(call, to, planes, image):
         """All that the products take of x, block after block of channels; planes: where some of these may be copied."""
-        depth, tiles, pixels = call.Cg // 2, call.tiles, call.P * call.Q
+        depth, tiles, pixels, at_once = half_depth(call), call.tiles, call.P * call.Q, copied(call.S)
         for c0 in range(0, depth, call.channels):
             channels = min(call.channels, depth - c0)
-            tile = channels * height * item
-            for c in range(0, channels, COPIED):
-                some = min(COPIED, channels - c)
+            tile = spaced_tile(channels, height * item)
+            for c in range(0, channels, at_once):
+                some = min(at_once, channels - c)
                 x, x_half, x_step = image + (c0 + c) * call.x_c, depth * call.x_c, call.x_c
                 if not in_place(call):
                     for i in range(2):
-                        here = planes + i * some * call.plane_bytes
-                        copy_planes(call, here, call.plane_bytes, x + i * x_half, 0, 1, some, call.P, 0, call.Q, False)
+                        copy_pixels(call, planes + i * some * call.plane_bytes, image, c0 + c + i * depth, some)
                     x, x_half, x_step = planes, some * call.plane_bytes, call.plane_bytes
                 sum_pixels(to + c * height * item, tiles * tile, tile, x, x_half, x_step, some, tiles, pixels)
             to += PRODUCTS * tiles * tile
@@ -142,13 +162,13 @@ def build(dtype_name, height, width):
     @inlined
     def sum_x(call, to, planes, image):
         """What the products take of one image and group; where its pixels lie side by side, and their step."""
-        depth, x, x_step = call.Cg // 2, image, call.x_c
+        depth, x, x_step = half_depth(call), image, call.x_c
         if not is_tall:
             sum_tiles(call, to, planes, image)
             return x, x_step
         if not in_place(call):
             x, x_step = planes, call.plane_bytes
-            copy_planes(call, x, x_step, image, 0, 1, call.Cg, call.P, 0, call.Q, False)
+            copy_pixels(call, x, image, 0, 2 * depth)
         panel = depth * call.tiles * height * item
         sum_rows(to, panel, x, depth * x_step, call.second * item, x_step, depth, call.tiles)
         return x, x_step
@@ -156,10 +176,11 @@ def build(dtype_name, height, width):
     @inlined
     def left_operand(call, p, c0, channels, sums_of_x, x, x_step):
         """Product p's, from channel c0 on: where it begins, how far its next tile is, and its next channel."""
-        depth, row = call.Cg // 2, call.tiles * height * item
+        depth, row = half_depth(call), call.tiles * height * item
         if not is_tall:
-            tile = channels * height * item
-            return sums_of_x + (PRODUCTS * c0 * row + p * channels * row), tile, height * item
+            tile, whole = spaced_tile(channels, height * item), spaced_tile(call.channels, height * item)
+            before = c0 // call.channels * PRODUCTS * whole + p * tile
+            return sums_of_x + before * call.tiles, tile, height * item
         if p < 2:
             return x + (c0 + p * depth) * x_step, height * item, x_step
         if p == PRODUCTS - 1:
@@ -196,7 +217,7 @@ def build(dtype_name, height, width):
         """Of one image and group, `width` vectors of filters and those half of all further. behind: the first number
         that is another task's.
         """
-        depth, tiles = call.Cg // 2, call.tiles
+        depth, tiles = half_depth(call), call.tiles
         k0 = g * call.Kg + number * group
         k1 = k0 + call.Kg // 2
         others, waiting, biases = own + tiles * tile_bytes, own + call.waiting_at, own + call.bias_at
@@ -268,7 +289,7 @@ def build_pack(dtype_name, width, channels):
 
     def pack(call_address, index, worker):
         call = record_at(CALL, call_address)
-        depth, groups = call.Cg // 2, call.Kg // 2 // group
+        depth, groups = half_depth(call), call.Kg // 2 // group
         half_filters, half_channels = call.Kg // 2 * call.w_k, depth * call.w_c
         w = call.w + (index // groups * call.Kg + index % groups * group) * call.w_k
         to = call.y + index * (PRODUCTS * depth * group * item)
@@ -309,15 +330,17 @@ def why_not(problem, device):
         reasons.append(f"takes float32 and float64, not {problem.dtype}")
     if problem.layout != "NCHW":
         reasons.append(f"made for NCHW, the layout is {problem.layout}")
-    if problem.R * problem.S != 1 or problem.padding != ((0, 0), (0, 0)):
+    point = problem.R * problem.S == 1 and problem.padding == ((0, 0), (0, 0))
+    if not point and not patches.apart(problem):
         reasons.append(
-            f"made for 1x1 without padding, the window is {problem.R}x{problem.S}, padding {problem.padding}"
+            f"made for 1x1 and windows as wide as their stride, without padding; the window is "
+            f"{problem.R}x{problem.S}, stride {problem.stride}, padding {problem.padding}"
         )
-    if problem.Cg % 2 or problem.Kg % 2 or tile_of(problem) is None:
+    if problem.Cg * problem.R % 2 or problem.Kg % 2 or tile_of(problem) is None:
         filters = 2 * min(width for _, width in possible_tiles(problem)) * lanes(problem.accumulate)
         reasons.append(
-            f"halves channels and filters: an even number of channels and a multiple of {filters} filters per group "
-            f"needed, got {problem.Cg} and {problem.Kg}"
+            f"halves channels and filters: an even number of channels, or of their windows' rows, and a multiple of "
+            f"{filters} filters per group needed, got {problem.Cg * problem.R} and {problem.Kg}"
         )
     return reasons
 
@@ -328,12 +351,13 @@ def workspace_bytes(problem, device):
 
 
 def packed_bytes(problem, device):
-    return PRODUCTS * problem.groups * (problem.Kg // 2) * (problem.Cg // 2) * problem.accumulate.itemsize
+    return PRODUCTS * problem.groups * (problem.Kg // 2) * (problem.reduction // 2) * problem.accumulate.itemsize
 
 
 def pack(problem, device, w, packed):
-    """Write the weights w (K, C/groups, 1, 1) into `packed` (uint8, 64-byte aligned), as seven panels a block."""
+    """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), as seven panels a block."""
     packing = compiled(build_pack, problem.dtype.name, tile_of(problem)[1], channel_block(problem))
+    w = by_depth(problem, w)  # a copy has to live until it has been read
     call = pack_call(problem_fields(problem), packed, w, packed, None, None, None)
     run_tasks(packing, call, problem.groups * filter_groups(problem), device.threads)
 

@@ -5,8 +5,9 @@ from functools import lru_cache
 import numpy as np
 from numba import from_dtype
 
-from . import blocked_cuts, target
+from . import blocked_cuts, patches, target
 from .call import CALL_DTYPE
+from .compilation import inlined
 from .filter_cuts import until_all_done, up
 from .microkernel import VECTORS, multiply_cycles
 from .strassen_sums import PRODUCTS
@@ -14,7 +15,7 @@ from .threads import LINE, worker_span
 from .vectors import lanes
 
 HEIGHTS, WIDTHS = (4, 5), (5, 4, 3, 2)  # of a flat tile, in pixels and in vectors of filters
-COPIED = 32  # channels of each half, in turn, of an x whose pixels do not lie side by side
+COPIED = 32  # channels of each half, in turn, of an x whose pixels do not lie side by side; of patches about so many
 # Of the cycles of other products of as many multiply-adds. Where a channel's pixels fill several tiles, x comes slowly.
 TALL_SHARE, SEVERAL_TILES_SHARE = 0.93, 1.1
 MANY_MAPS = 4  # for a thread: their filters are not cut
@@ -75,15 +76,29 @@ def tiles_of(problem) -> int:
     return -(-problem.P * problem.Q // (2 * tile_of(problem)[0]))
 
 
+@inlined
+def copied(S):
+    """Channels, or depths of patches, of each half that are copied at a time: whole rows of windows."""
+    return max(COPIED // S, 1) * S
+
+
+@inlined
+def spaced_tile(channels, row):
+    """Bytes from tile to tile of x's sums, of so many channels: an odd number of lines, so that of a channel, whose
+    sums are all stored together, no two tiles' lines want the same place of the L1 cache.
+    """
+    return (-(-channels * row // LINE) | 1) * LINE
+
+
 def channel_block(problem) -> int:
     """Channels of a half whose weights, for one product, fill two thirds of the L1 cache, all blocks about equal; all
     where each weight is read once.
     """
-    depth = problem.Cg // 2
+    depth = problem.reduction // 2
     if tall(tile_of(problem), problem.accumulate) and tiles_of(problem) == 1:
         return depth
     most = max(target.cache_bytes(1) * 2 // 3 // (tile_of(problem)[1] * target.vector_bytes()), 1)
-    return -(-depth // -(-depth // most))
+    return up(-(-depth // -(-depth // most)), problem.S)
 
 
 def filter_groups(problem) -> int:
@@ -108,13 +123,14 @@ def blocking(problem, threads):
     plane = blocked_cuts.plane_bytes(problem, problem.P * problem.Q)
     half, item = tiles * height, problem.accumulate.itemsize
     if tall(tile_of(problem), problem.accumulate):  # planes of all channels, behind the sums that are made of them
-        second, planes_at = problem.P * problem.Q - half, up(4 * problem.Cg // 2 * half * item, LINE)
-        own_at = up(planes_at + problem.Cg * plane + target.vector_bytes(), LINE)
+        second, planes_at = problem.P * problem.Q - half, up(4 * (problem.reduction // 2) * half * item, LINE)
+        own_at = up(planes_at + problem.reduction * plane + target.vector_bytes(), LINE)
         behind = own_at
     else:
         second = half
-        own_at = planes_at = up(problem.Cg // 2 * PRODUCTS * half * item, LINE)
-        behind = planes_at + 2 * min(COPIED, channels) * plane + target.vector_bytes()
+        blocks = -(-(problem.reduction // 2) // channels)
+        own_at = planes_at = blocks * PRODUCTS * tiles * spaced_tile.py_func(channels, height * item)
+        behind = planes_at + 2 * min(copied.py_func(problem.S), channels) * plane + target.vector_bytes()
     worker_bytes = worker_span(max(own_at + bias_at + 2 * width * target.vector_bytes(), behind))
     numbers = (
         channels, tiles, second, filter_groups(problem), tasks, worker_bytes, planes_at, own_at, waiting_at, bias_at,
@@ -125,7 +141,7 @@ def blocking(problem, threads):
 
 def cycles(problem, threads) -> float:
     """Predicted, of all threads until the last one is done."""
-    (height, width), depth = tile_of(problem), problem.Cg // 2
+    (height, width), depth = tile_of(problem), problem.reduction // 2
     rows, maps, tasks = tiles_of(problem) * height, problem.N * problem.groups, filter_tasks(problem, threads)
     blocks = -(-depth // channel_block(problem))
     wide = VECTORS * lanes(problem.accumulate)
@@ -136,5 +152,6 @@ def cycles(problem, threads) -> float:
     leave = blocks * rows * width * (LEAVE_CYCLES if near else FAR_CYCLES)
     group = CYCLES_PER_GROUP + PRODUCTS * (product + leave)
     most = -(-filter_groups(problem) // tasks)
-    task = most * group + rows * problem.Cg * SUM_CYCLES
+    sort = patches.SPLIT_CYCLES * problem.P * problem.Q if problem.S > 1 else 0.0
+    task = most * group + problem.reduction * (rows * SUM_CYCLES + sort)
     return until_all_done([task] * (maps * tasks), threads) * threads

@@ -6,17 +6,20 @@ import pytest
 import convlib
 from convlib import accuracy, choosing, device, dispatch, operations
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import strassen_by_filters, strassen_by_filters_cuts
+from convlib.kernels.numba_cpu import strassen, strassen_by_filters, strassen_by_filters_cuts
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
 
-# a pixel short of ten tiles, several blocks of channels; tiles of 4 pixels; several tall tiles; x's pixels apart
+# a pixel short of ten tiles, several blocks of channels; tiles of 4 pixels; several tall tiles; x's pixels apart;
+# patches of which half of all depths end within a channel, and some of more columns than are copied at a time
 PROBLEMS = {
     "7 x 7": ((1, 600, 7, 7), (128, 600, 1, 1), {}),
     "batch": ((2, 38, 5, 3), (128, 38, 1, 1), {}),
     "groups": ((1, 24, 4, 4), (256, 12, 1, 1), {"groups": 2}),
     "batch of groups": ((2, 40, 10, 10), (128, 20, 1, 1), {"groups": 2}),
     "stride 2": ((1, 20, 14, 13), (128, 20, 1, 1), {"stride": 2}),
+    "patches": ((2, 10, 21, 26), (256, 5, 4, 4), {"stride": 4, "groups": 2}),
+    "wide patches": ((1, 9, 15, 243), (128, 9, 2, 34), {"stride": (2, 34)}),
 }
 
 
@@ -53,8 +56,9 @@ def operands(name):
 
 
 def computed(name, threads, apart=1):
-    """apart: how far y's and the residual's pixels lie apart, in numbers."""
+    """apart: how far x's, y's and the residual's pixels lie apart, in numbers."""
     x, w, bias, residual, problem, _ = operands(name)
+    x = np.repeat(x[..., None], apart, axis=4)[..., 0]
     place = device.cpu_with(threads)
     packed = empty_aligned((strassen_by_filters.packed_bytes(problem, place),), np.uint8)
     workspace = empty_aligned((strassen_by_filters.workspace_bytes(problem, place),), np.uint8)
@@ -72,6 +76,21 @@ def test_is_right_wherever_the_numbers_lie(name, apart):
     *_, problem, exact = operands(name)
     error = np.linalg.norm(computed(name, 2, apart) - exact) / np.linalg.norm(exact)
     assert error < accuracy.norm_relative(problem, "strassen_by_filters")
+
+
+@pytest.mark.parametrize("kernel", [strassen, strassen_by_filters])
+def test_weights_of_patches_are_packed_wherever_they_lie(kernel):
+    w, place = normal(128, 5, 4, 4), device.cpu_with(2)
+    problem = make_problem((1, 5, 40, 44), w.shape, np.float32, stride=4)
+    flipped = w[:, :, ::-1, ::-1]
+
+    def packed(weights):
+        memory = empty_aligned((kernel.packed_bytes(problem, place),), np.uint8)
+        memory[:] = 0  # also what lies between panels
+        kernel.pack(problem, place, weights, memory)
+        return memory
+
+    np.testing.assert_array_equal(packed(flipped), packed(flipped.copy()))
 
 
 def test_the_bits_do_not_depend_on_threads():
@@ -111,7 +130,9 @@ def test_plans_of_large_layers_on_small_maps_may_choose_it_and_calls_never_do():
     ("x_shape", "w_shape", "keywords", "word"),
     [
         ((1, 64, 7, 7), (256, 64, 3, 3), {"padding": 1}, "window"),
+        ((1, 64, 14, 14), (256, 64, 2, 2), {"stride": 2, "padding": 1}, "padding"),
         ((1, 63, 7, 7), (256, 63, 1, 1), {}, "even"),
+        ((1, 3, 21, 21), (256, 3, 3, 3), {"stride": 3}, "even"),
         ((1, 64, 7, 7), (250, 64, 1, 1), {}, "filters"),
         ((1, 7, 7, 64), (256, 64, 1, 1), {"layout": "NHWC"}, "NHWC"),
     ],
