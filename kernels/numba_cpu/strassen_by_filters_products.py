@@ -117,9 +117,10 @@ def sum_pixels_function(real, height):
     """A Numba function sum_pixels(to, panel, tile, x, x_half, x_step, count, tiles, pixels): what the products take of
     `count` channels whose pixels lie side by side; panel, tile: bytes from product to product and from tile to tile.
     """
-    V = vector_type(real)
-    piece, at_once = Lanes(V.kind, 1 << (height - 1).bit_length()), V.count // height
-    row = height * V.item_bytes
+    kind, lanes = vector_type(real).kind, vector_type(real).count
+    piece = Lanes(kind, 1 << (height - 1).bit_length())
+    V = Lanes(kind, max(lanes, piece.count))  # a register may hold fewer pixels than a tile is high
+    at_once, row = V.count // height, height * V.item_bytes
 
     def piece_of(vector, number):
         order = range(number * height, number * height + piece.count)
