@@ -6,9 +6,6 @@ import errno
 import gc
 import math
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numba
 import numpy as np
@@ -18,6 +15,8 @@ from convlib.kernels.numba_cpu import compilation, target
 from convlib.kernels.numba_cpu.traced_values import constant
 from convlib.kernels.numba_cpu.tracing import store, traced
 from convlib.kernels.numba_cpu.vectors import store_shared
+
+from .held_to import AVX2, run_held_to
 
 
 def build_constant(number):
@@ -209,11 +208,6 @@ def test_a_function_of_which_numba_made_machine_code_is_seen_wherever_it_is_call
 @pytest.mark.skipif(target.vector_bytes() < 64, reason="these tests ran with AVX2 already")
 def test_kernels_compiled_for_avx2_read_nothing_before_it_is_written(tmp_path):
     """On a processor with AVX-512, where nothing else would see the other code; as compiled, and as found on disk."""
-    lowered = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt"}
-    environment = os.environ | lowered | {"NUMBA_CACHE_DIR": str(tmp_path)}
     chosen = "reads_nothing and (winograd or blocked) and (float64_wide or (float16_wide and winograd_f4))"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/test_every_kernel.py"]
-    root = Path(__file__).parents[3]
     for _ in range(2):
-        done = subprocess.run([*command, "-k", chosen], env=environment, cwd=root, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        run_held_to(AVX2, ["tests/kernels/test_every_kernel.py"], chosen, NUMBA_CACHE_DIR=str(tmp_path))

@@ -6,9 +6,11 @@ import pytest
 import convlib
 from convlib import accuracy, choosing, device, dispatch, operations
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import strassen, strassen_by_filters, strassen_by_filters_cuts
+from convlib.kernels.numba_cpu import strassen, strassen_by_filters, strassen_by_filters_cuts, target
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
+
+from .held_to import AVX2, SSE, run_held_to
 
 # a pixel short of ten tiles, several blocks of channels; tiles of 4 pixels; several tall tiles; x's pixels apart;
 # patches of which half of all depths end within a channel, and some of more columns than are copied at a time
@@ -42,40 +44,48 @@ def forget(cached):
     operations.known_calls.known.clear()
 
 
-def normal(*shape):
-    return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
+def normal(*shape, dtype=np.float32):
+    return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=dtype)
 
 
-def operands(name):
+def operands(name, dtype=np.float32):
     """x, w, bias, residual, the problem, and the exact result."""
     x_shape, w_shape, keywords = PROBLEMS[name]
-    x, w, bias = normal(*x_shape), normal(*w_shape), normal(w_shape[0])
-    problem = make_problem(x_shape, w_shape, np.float32, has_bias=True, has_residual=True, **keywords)
-    residual = normal(problem.N, problem.K, problem.P, problem.Q)
+    x, w, bias = (normal(*shape, dtype=dtype) for shape in (x_shape, w_shape, w_shape[:1]))
+    problem = make_problem(x_shape, w_shape, dtype, has_bias=True, has_residual=True, **keywords)
+    residual = normal(problem.N, problem.K, problem.P, problem.Q, dtype=dtype)
     return x, w, bias, residual, problem, reference.conv2d(problem, x, w, bias, residual)
 
 
-def computed(name, threads, apart=1):
+def computed(name, threads, apart=1, dtype=np.float32):
     """apart: how far x's, y's and the residual's pixels lie apart, in numbers."""
-    x, w, bias, residual, problem, _ = operands(name)
+    x, w, bias, residual, problem, _ = operands(name, dtype)
     x = np.repeat(x[..., None], apart, axis=4)[..., 0]
     place = device.cpu_with(threads)
     packed = empty_aligned((strassen_by_filters.packed_bytes(problem, place),), np.uint8)
     workspace = empty_aligned((strassen_by_filters.workspace_bytes(problem, place),), np.uint8)
     packed[:], workspace[:] = 255, 255  # NaN, wherever it is read before it is written
     strassen_by_filters.pack(problem, place, w, packed)
-    y = np.full((*residual.shape, apart), np.nan, np.float32)
+    y = np.full((*residual.shape, apart), np.nan, dtype)
     strassen_by_filters.run(problem, place, x, packed, y[..., 0], bias, residual, workspace)
     assert np.isnan(y[..., 1:]).all()
     return y[..., 0]
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-@pytest.mark.parametrize("apart", [1, 2])
-def test_is_right_wherever_the_numbers_lie(name, apart):
-    *_, problem, exact = operands(name)
-    error = np.linalg.norm(computed(name, 2, apart) - exact) / np.linalg.norm(exact)
+@pytest.mark.parametrize(("apart", "dtype"), [(1, np.float32), (2, np.float32), (1, np.float64)])
+def test_is_right_wherever_the_numbers_lie(name, apart, dtype):
+    *_, problem, exact = operands(name, dtype)
+    error = np.linalg.norm(computed(name, 2, apart, dtype) - exact) / np.linalg.norm(exact)
     assert error < accuracy.norm_relative(problem, "strassen_by_filters")
+
+
+@pytest.mark.skipif(target.architecture() != "x86_64", reason="about instruction sets of x86-64")
+@pytest.mark.skipif(target.vector_bytes() < 64, reason="these tests ran with AVX2 already")
+@pytest.mark.parametrize("processor", [AVX2, SSE], ids=["avx2", "sse"])
+def test_tiles_may_be_higher_than_a_register_has_lanes(processor):
+    """Four numbers of float64 or float32, or two, and tiles of five."""
+    run_held_to(processor, [__file__], "wherever_the_numbers_lie and flat")
 
 
 @pytest.mark.parametrize("kernel", [strassen, strassen_by_filters])

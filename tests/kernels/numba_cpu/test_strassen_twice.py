@@ -1,8 +1,5 @@
 """Two levels of Strassen: what holds beyond the shared problems, hardly any of which it takes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,8 @@ from convlib.kernels.numba_cpu import (
 )
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
+
+from .held_to import AVX2, INTELS_AVX512, run_held_to
 
 # nothing left over but lone pixels; tiles left over; a quarter of the channels no whole number of vectors
 PROBLEMS = {
@@ -125,22 +124,14 @@ def test_tasks_of_a_call_make_the_sums_that_plans_pack(name, has_residual, apart
 @pytest.mark.skipif(target.register_count() == 16, reason="these tests ran with AVX2 already")
 def test_calls_with_16_registers():
     """On a processor with AVX-512, where nothing else would see that code."""
-    run_held_to("haswell", "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt", [__file__], "of_a_call or chooses")
+    run_held_to(AVX2, [__file__], "of_a_call or chooses")
 
 
 @pytest.mark.skipif(not target.adds_beside() or target.register_count() == 16, reason="these tests ran so already")
 def test_four_sums_with_32_registers():
     """On a Zen with AVX-512, where nothing else would see that code: both kernels, as for an Intel processor."""
-    features = "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt,+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"
-    files = [__file__, str(Path(__file__).with_name("test_strassen.py"))]
-    run_held_to("skylake-avx512", features, files, "wherever_the_numbers_lie or the_bits_depend")
-
-
-def run_held_to(name, features, files, tests):
-    lowered = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", tests]
-    done = subprocess.run(command, env=os.environ | lowered, cwd=Path(__file__).parents[3], capture_output=True)
-    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+    files = [__file__, Path(__file__).with_name("test_strassen.py")]
+    run_held_to(INTELS_AVX512, files, "wherever_the_numbers_lie or the_bits_depend")
 
 
 def test_weights_that_lie_otherwise_are_packed_for_a_call():
