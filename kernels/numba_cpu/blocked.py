@@ -34,9 +34,14 @@ What was learned there:
   From L3, eight images on two Zen 4 cores, 144 -> 24 channels of 56 x 56 take 0.70 to 0.86 of the time, held to AVX2
   0.52 to 0.83, 96 -> 24 there 0.57 to 0.90, 192 -> 32 of 28 x 28 0.92. The next group's runs, fetched while copied ones
   are multiplied, or lines of y before they are written: 1.0 to 1.4.
-- Of 1x1 layers that come from memory whole lines of y go past the cache; on two Zen 4 cores with AVX-512: 64 -> 32
-  channels of 360 x 360 in 0.88 of the time, 64 -> 64 of 256 x 256 0.89, 32 -> 64 of 300 x 300 0.76, eight images of
-  16 -> 96 of 112 x 112 0.70. Held to AVX2, whose tiles are a line and a half, 0.93 to 1.16: there none do so.
+- Of 1x1 layers whose x and y come from memory outputs go past the cache. Where a vector is a line, as it is; two Zen 4
+  cores with AVX-512: 64 -> 32 channels of 360 x 360 in 0.88 of the time, 64 -> 64 of 256 x 256 0.89, eight images of
+  16 -> 96 of 112 x 112 0.70. Else they wait as runs in the L1 cache and leave by whole lines: held to AVX2 360 x 360
+  takes 0.77 to 0.91 of the time, eight images of 32 -> 64 of 112 x 112 0.82 to 0.91, 64 -> 64 of 80 x 80 0.87. Outputs
+  of 8 MB that the L3 cache holds: 0.53 to 0.76 of the time of a layer by itself with AVX-512, but 0.96 to 1.4 of the
+  time of two layers, one after the other.
+- The next runs of x, fetched while these are multiplied, held to AVX2: 64 -> 32 of 360 x 360 and eight images of
+  32 -> 64 of 112 x 112 in 0.84 and 0.9 of the time, others in 0.99 to 1.1; of x from the L3 cache up to 1.4.
 - Interleaved panels of weights are 0 to 2 % faster than rows, and packing them took 10 to 40 % of a call.
 - Plans whose tiles had a lone pixel in them, one more multiply-add after 24, took 0.96 to 0.99 of the time on 7 x 7
   and 1.03 to 1.05 on 14 x 14, and their bits were not a single call's.
@@ -90,13 +95,13 @@ from .microkernel import (
     multiplied_rows,
     multiply_function,
     panel_rows,
-    past_cache,
+    past_cache_arithmetic,
     predicted,
     vector_type,
 )
 from .short_floats import memory_functions
 from .threads import run_tasks, task_loop
-from .vectors import Vector, broadcast, lanes, record_at
+from .vectors import Vector, broadcast, lanes, record_at, store_past_cache
 
 passes = ("forward",)
 
@@ -173,6 +178,28 @@ def copy_rows_function(dtype_name):
     return copy_rows
 
 
+def copy_past_cache_function(real):
+    """A Numba function copy_past_cache(to, to_row, x, x_row, rows, count): of each row `count` neighbouring numbers,
+    whole lines of them past the cache.
+    """
+    name, item, W = np.dtype(real).name, np.dtype(real).itemsize, lanes(real)
+    _, _, read_vector, _ = memory_functions(name)
+    copy_rows = copy_rows_function(name)
+
+    @inlined
+    def copy_past_cache(to, to_row, x, x_row, rows, count):
+        for i in range(rows):
+            there, here = to + i * to_row, x + i * x_row
+            before = min(-there % LINE // item, count)
+            whole = before + (count - before) * item // LINE * LINE // item
+            copy_rows(there, 0, here, 0, 1, before)
+            for j in range(before, whole, W):
+                store_past_cache(there, j, read_vector(here + j * item))
+            copy_rows(there + whole * item, 0, here + whole * item, 0, 1, count - whole)
+
+    return copy_past_cache
+
+
 def task_function(dtype_name):
     """The task(call, index, worker) of a CALL_BLOCKED."""
     real = np.float64 if dtype_name == "float64" else np.float32
@@ -183,8 +210,9 @@ def task_function(dtype_name):
     finish_tile, copy_biases = finish_tile_function(dtype_name), copy_biases_function(dtype_name)
     copy_rows = copy_rows_function(dtype_name)
     multiply = multiply_function(real, "row", indirect=True, halves=True)
-    streams, arithmetic = same and target.vector_bytes() == LINE, past_cache(vector_type(real))
+    lines, arithmetic = target.vector_bytes() == LINE, past_cache_arithmetic(vector_type(real))
     multiply_past_cache = multiply_function(real, "row", indirect=True, arithmetic=arithmetic, halves=True)
+    copy_past_cache = copy_past_cache_function(real)
     copy_planes, copy_runs = copy_planes_function(dtype_name), copy_runs_function(real)
     gather, lone_pixels = gather_function(real), lone_pixels_function(real)
     multiply_with_lone, joins = tile_with_lone_function(real), joins_a_tile()
@@ -226,7 +254,10 @@ def task_function(dtype_name):
         if call.has_residual:
             direct = direct and call.residual_q == item and flat_rows(call.residual_p, call.residual_q, call.Q)
 
-        streaming = streams and call.streaming and (call.y | call.y_n | call.y_k) % LINE == 0
+        where = call.y | call.y_n | call.y_k
+        past_cache = call.streaming and direct and lines and where % LINE == 0
+        by_way = call.streaming and direct and by_runs and not past_cache and where % item == 0
+        runs, runs_row = planes + call.runs_at, call.plane_bytes
 
         x_image = call.x + n * call.x_n + g * call.Cg * call.x_c
         w_task = call.w + (g * padded + k if packed else k0) * w_row
@@ -263,6 +294,11 @@ def task_function(dtype_name):
                     gather(gathered, stop - whole, x + whole * item, places, depth)
                 elif whole < stop:
                     gather(gathered, stop - whole, copied + whole * item, offsets, depth)
+                x_next, next_lines = x_image + (c0 + channels) * call.x_c + start * item, stop - start
+                if last:
+                    x_next, next_lines = x_image + stop * item, min(call.group * width, end - stop)
+                next_lines = next_lines * item // LINE + 1 if by_runs and call.streaming and next_lines > 0 else 0
+                tiles = (stop - start + width - 1) // width
                 w = w_task + c0 * taps * item
                 f, some = 0, 0
                 while f < filters:
@@ -273,44 +309,54 @@ def task_function(dtype_name):
                     elif not packed and some < padding:  # behind them no whole tile of rows may be read
                         copy_rows(tail, depth * item, weights, w_row, some, depth)
                         weights, from_row_to_row = tail, depth * item
+                    behind = start  # the pixels whose outputs wait at `runs`
                     for first in range(start, stop, width):
                         columns, tile = min(width, stop - first), (first - start) // width
                         lone = first == whole
                         done = last and direct and (columns == width or lone)
                         sums = partial + (tile * filters_padded + f) * panel_row
-                        out = y + f * call.y_k + first * item if done else 0
+                        out, out_row = y + f * call.y_k + first * item if done else 0, call.y_k
+                        if done and by_way:
+                            out, out_row, behind = runs + (first - start) * item, runs_row, first + columns
                         add = residual + f * call.residual_k + first * item if call.has_residual else 0
                         b, steps, rows_ahead = copied + first * item, offsets, 0
-                        if first < there:
+                        soon = b + panel_row
+                        if by_runs:
+                            line = f // padding * tiles + tile
+                            soon, rows_ahead = x_next + line * LINE, rows if line < next_lines else 0
+                        elif first < there:
                             b, steps = x + first * item, places
+                            soon = b + panel_row
                             rows_ahead = VECTORS * rows if f == 0 else 0  # with them comes the next tile of x
                         if joined and first + width == whole:
                             x_sums, x_add = sums + filters_padded * panel_row, add + width * item
                             multiply_with_lone(
                                 some, weights, from_row_to_row, b, steps, depth, sums, panel_row, c0 == 0, out,
-                                call.y_k, bias, add, call.residual_k, call.low, call.high, gathered, dots, x_sums,
+                                out_row, bias, add, call.residual_k, call.low, call.high, gathered, dots, x_sums,
                                 out + width * item, x_add,
                             )  # fmt: skip
                         elif lone and not joined:
                             lone_pixels(
                                 columns, some, weights, from_row_to_row, gathered, depth, sums, panel_row, c0 == 0,
-                                out, call.y_k, bias, add, call.residual_k, call.low, call.high,
+                                out, out_row, bias, add, call.residual_k, call.low, call.high,
                             )  # fmt: skip
-                        elif streaming and done and not lone:
+                        elif past_cache and done and not lone:
                             multiply_past_cache(
                                 VECTORS, some, weights, from_row_to_row, rows * from_row_to_row, item, b, steps, depth,
-                                sums, panel_row, c0 == 0, out, call.y_k, bias if call.has_bias else 0, add,
-                                call.residual_k, call.low, call.high,
+                                sums, panel_row, c0 == 0, out, out_row, bias if call.has_bias else 0, add,
+                                call.residual_k, call.low, call.high, soon, W * item, call.x_c, rows_ahead,
                             )  # fmt: skip
                         elif not lone:
                             multiply(
                                 (columns + W - 1) // W, some, weights, from_row_to_row, rows * from_row_to_row, item,
-                                b, steps, depth, sums, panel_row, c0 == 0, out, call.y_k, bias if call.has_bias else 0,
-                                add, call.residual_k, call.low, call.high, b + panel_row, W * item, call.x_c,
+                                b, steps, depth, sums, panel_row, c0 == 0, out, out_row, bias if call.has_bias else 0,
+                                add, call.residual_k, call.low, call.high, soon, W * item, call.x_c,
                                 rows_ahead,
                             )  # fmt: skip
                         if last and not done:
                             finish_tile(call, n, k0 + f, some, first, columns, sums, panel_row, bias)
+                    if behind > start:
+                        copy_past_cache(y + f * call.y_k + start * item, call.y_k, runs, runs_row, some, behind - start)
                     f += some
 
     return task

@@ -51,7 +51,7 @@ RUNS_SHARE, PLANES_SHARE, ONE_TILE_SHARE = 8, 2, 4  # of the L2 cache, for copie
 BLOCKING = (
     "first_pixel", "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases",
     "plane_bytes", "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at",
-    "tail_at", "filter_block", "by_runs", "one_plane", "dots_at", "streaming",
+    "tail_at", "filter_block", "by_runs", "one_plane", "dots_at", "runs_at", "streaming",
 )  # fmt: skip
 
 
@@ -194,9 +194,8 @@ def stores_runs(problem) -> bool:
 
 
 def stores_past_cache(problem) -> bool:
-    """Is y to go to memory past the cache? Where a filter's outputs are whole lines, and a vector is one."""
-    whole = problem.P * problem.Q * real_bytes(problem) % LINE == 0 and target.vector_bytes() == LINE
-    return whole and from_memory(problem)
+    """Is y to go to memory past the cache?"""
+    return reads_x_in_place(problem) and from_memory(problem)
 
 
 def copies_runs(problem) -> bool:
@@ -251,6 +250,8 @@ def blocking(problem, threads, first=0, by_runs=False):
     group = -(-pixels // (width * tile_tasks)) + 1
     fitting = target.cache_bytes(2) // 2 // (filters * sums_row)
     group = max(1, min(group, fitting) if block < problem.Cg else group)
+    block_rows = rows if (by_runs or copies) and stores_runs(problem) else FILTER_BLOCK
+    streaming = stores_past_cache(problem)
     planes = block * planes_of(problem)
     room = target.cache_bytes(2) // (RUNS_SHARE if by_runs else PLANES_SHARE)
     while group > 1 and planes * plane_of(problem, group * width) > room:
@@ -261,11 +262,12 @@ def blocking(problem, threads, first=0, by_runs=False):
     offsets_at = gathered_at + up(MOST_LONE * depth * item, 64)
     tail_at = up(offsets_at + 2 * depth * OFFSET_BYTES, LINE)
     dots_at = up(tail_at + rows * depth * item, LINE)
-    worker_bytes = worker_span(dots_at + rows * target.vector_bytes())
+    runs_at = up(dots_at + rows * target.vector_bytes(), LINE)
+    runs = min(block_rows, up(filters, rows)) * plane_of(problem, group * width)
+    worker_bytes = worker_span(runs_at + (runs if by_runs and streaming else 0))
     numbers = (
         first, filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
         plane_of(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
-        tail_at, rows if (by_runs or copies) and stores_runs(problem) else FILTER_BLOCK, by_runs,
-        is_lone_row(problem), dots_at, by_runs and stores_past_cache(problem),
+        tail_at, block_rows, by_runs, is_lone_row(problem), dots_at, runs_at, streaming,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks

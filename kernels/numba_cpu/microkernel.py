@@ -110,7 +110,7 @@ def plain(V) -> Arithmetic:
     return Arithmetic(fma, load, store, V.item_bytes)
 
 
-def past_cache(V) -> Arithmetic:
+def past_cache_arithmetic(V) -> Arithmetic:
     """As `plain`, with results that are stored past the cache: each vector of them is a whole line."""
     return Arithmetic(fma, load, store_past_cache, V.item_bytes)
 

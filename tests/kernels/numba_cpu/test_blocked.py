@@ -330,16 +330,18 @@ def test_x_is_copied_where_it_comes_from_memory():
     assert blocked_cuts.copies_runs(many)
 
 
+@pytest.mark.parametrize("by_runs", [True, False], ids=["x copied", "x in place"])
 @pytest.mark.parametrize("filters", [20, 72])
 @pytest.mark.parametrize(
     ("shift", "rows"), [(0, 16), (4, 16), (0, 17)], ids=["whole lines", "lines that begin elsewhere", "maps with a gap"]
 )
-def test_y_goes_past_the_cache_where_it_comes_from_memory(shift, rows, filters, monkeypatch):
-    """Vectors that are whole lines only, and nothing beside y is written."""
+def test_y_goes_past_the_cache_where_it_comes_from_memory(shift, rows, filters, by_runs, monkeypatch):
+    """By vectors that are lines, or by way of runs where they are not or none begins; nothing beside y is written."""
     monkeypatch.setattr(blocked_cuts, "from_memory", lambda problem: True)
-    problem = make_problem((2, 150, 16, 31), (filters, 150, 1, 1), np.dtype(np.float32))
-    numbers, _ = blocked_cuts.blocking(problem, 2, by_runs=True)
-    assert numbers[blocked_cuts.BLOCKING.index("streaming")] == (target.vector_bytes() == blocked_cuts.LINE)
+    C = 150 if by_runs else 149  # no cut is known from the other case
+    problem = make_problem((2, C, 16, 31), (filters, C, 1, 1), np.dtype(np.float32))
+    numbers, _ = blocked_cuts.blocking(problem, 2, by_runs=by_runs)
+    assert numbers[blocked_cuts.BLOCKING.index("streaming")]
     random = np.random.default_rng(0)
     x, w, residual = (
         random.integers(-3, 4, s).astype(np.float32) for s in (problem.x_shape, problem.w_shape, problem.y_shape)
