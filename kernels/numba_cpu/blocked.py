@@ -254,7 +254,7 @@ def task_function(dtype_name):
         if call.has_residual:
             direct = direct and call.residual_q == item and flat_rows(call.residual_p, call.residual_q, call.Q)
 
-        where = call.y | call.y_n | call.y_k
+        where = call.y | call.y_n | call.y_k | call.first_pixel * item
         past_cache = call.streaming and direct and lines and where % LINE == 0
         by_way = call.streaming and direct and by_runs and not past_cache and where % item == 0
         runs, runs_row = planes + call.runs_at, call.plane_bytes
@@ -268,7 +268,7 @@ def task_function(dtype_name):
         end = min(call.first_pixel + all_tiles * (tile_task + 1) // call.tile_tasks * width, pixels)
         for start in range(begin, end, call.group * width):
             stop = min(start + call.group * width, end)
-            rest = stop % width
+            rest = (stop - start) % width
             whole = stop - rest if rest <= MOST_LONE else stop  # behind these pixels come lone ones
             joined = joins and whole + 1 == stop and whole > start  # the lone pixel to the tile before it
             there = start  # from this pixel on, x is copied; what lies before is read in place

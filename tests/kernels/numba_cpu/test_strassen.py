@@ -6,9 +6,11 @@ import pytest
 import convlib
 from convlib import accuracy, choosing, device
 from convlib.kernels import reference
-from convlib.kernels.numba_cpu import microkernel, strassen, strassen_cuts, target, vectors
+from convlib.kernels.numba_cpu import blocked_cuts, microkernel, strassen, strassen_cuts, target, vectors
 from convlib.problem import make_problem
 from convlib.strided import empty_aligned
+
+from .guarded_pages import before_a_guard
 
 # with lone pixels left over, tiles, nothing; half the channels no whole number of vectors
 PROBLEMS = {
@@ -75,6 +77,19 @@ def test_the_bits_depend_neither_on_threads_nor_on_who_packs_nor_on_the_cut(name
     monkeypatch.setattr(strassen_cuts, "FILTER_CUTS", (2,))
     np.testing.assert_array_equal(y, computed(name, 1))
     forget_cuts()
+
+
+@pytest.mark.parametrize("size", [(8, 10), (2, 109)], ids=["a whole tile", "less than a tile"])
+def test_what_is_left_over_may_begin_within_a_line(size, monkeypatch):
+    """Behind 50 pixels, or 200, of float64 where vectors are lines: y goes past the cache, nothing is read behind x."""
+    monkeypatch.setattr(blocked_cuts, "from_memory", lambda problem: True)
+    random, place = np.random.default_rng(0), device.cpu_with(2)
+    x, w = (random.integers(-3, 4, shape).astype(np.float64) for shape in ((2, 46, *size), (32, 46, 1, 1)))
+    problem = make_problem(x.shape, w.shape, np.float64)
+    y = empty_aligned(problem.y_shape, np.float64)
+    workspace = empty_aligned((strassen.workspace_bytes(problem, place),), np.uint8)
+    strassen.run(problem, place, before_a_guard(x), w, y, None, None, workspace)
+    np.testing.assert_array_equal(y, reference.conv2d(problem, x, w))
 
 
 def test_threads_of_a_plan_share_no_maps_where_that_costs_little():
