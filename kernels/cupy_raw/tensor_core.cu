@@ -122,11 +122,11 @@
 // cores while surpassing the FP32 theoretical peak performance, 2022.
 //
 // Compiled with problem.cuh's, epilogue.cuh's and tensor_core_tile.cuh's constants, -DTOGETHER (x's channels lie side
-// by side in aligned chunks), -DX_APART (how far they lie apart), -DTAPS_INNER, -DDROPPED (channels that a group's last
-// chunk repeats), -DONE_TAP (no stage ends amid the channels), -DLONG_TAPS (a tap has as many as a stage, or more),
-// -DALONG_FILTERS (y's filters lie side by side, not its pixels), -DRUN (how many a thread stores at once), -DSPLIT,
-// -DONE_STAGE (the reduction has), -DSTAYING (a block takes tile after tile), -DTABLE_STEPS (of the reduction, that lie in
-// a table; 0: none).
+// by side in aligned chunks), -DX_APART (how far they lie apart, or the pixels of a row where taps are runs), -DTAPS_INNER,
+// -DDROPPED (channels that a group's last chunk repeats), -DONE_TAP (no stage ends amid the channels), -DLONG_TAPS (a tap
+// has as many as a stage, or more), -DALONG_FILTERS (y's filters lie side by side, not its pixels), -DRUN (how many a
+// thread stores at once), -DSPLIT, -DONE_STAGE (the reduction has), -DSTAYING (a block takes tile after tile), and
+// tensor_core_taps.cuh's.
 
 #include "cut_job.cuh"
 #include "epilogue.cuh"

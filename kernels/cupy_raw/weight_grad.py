@@ -18,7 +18,8 @@ THREADS = 256  # of finish_weight_grad
 FEWEST_STAGES = 2  # of one split
 TILES = ((16, 16), (16, 8), (8, 16), (8, 8))  # filters x columns, in EACH
 
-SLOTS_PER_MULTIPLY_ADD = 0.25  # beside the multiply-add itself, in the main loop
+# Beside the multiply-add itself, in the main loop, as compiled for floats: of blocks of 256 threads, of smaller ones.
+SLOTS_PER_MULTIPLY_ADD = {"NONE": (0.35, 0.45), "CHANNELS": (0.18, 0.28)}
 WAITING = cost.waiting("cupy_raw.weight_grad", like="cupy_raw.implicit_gemm")
 THREAD_SLOTS = 600  # of each thread of a block beside: addresses, the first stage's wait, the store
 
@@ -37,7 +38,8 @@ def cuts(problem, device):
 def seconds(problem, device, cut):
     """The busiest SM's blocks, then what the splits write and read again."""
     macs = cut.tile_k * cut.tile_m * cut.pixels
-    slots = macs * (SLOTS_PER_MULTIPLY_ADD + cost.multiply_slots(problem, device)) + THREAD_SLOTS * cut.threads
+    beside = SLOTS_PER_MULTIPLY_ADD[together_as_planned(problem)][cut.threads < 256]
+    slots = macs * (beside + cost.multiply_slots(problem, device)) + THREAD_SLOTS * cut.threads
     multiply = cost.block_seconds(device, math.prod(cut.grid(problem)), cut.threads, slots)
     return WAITING * multiply + cost.memory_seconds(problem, device) + cost.passing_seconds(device, cut.partial_bytes)
 
@@ -55,12 +57,12 @@ def predicted_seconds(problem, device):
 
 
 def sources(problem, device, wide=False):
-    """The kernels: multiply, and add the splits."""
-    return sources_of(problem, cut_for(problem, device), wide)
+    """The kernels, for arrays as the layout has them: multiply, and add the splits."""
+    return sources_of(problem, cut_for(problem, device), wide, together_as_planned(problem))
 
 
 @lru_cache(maxsize=4096)
-def sources_of(problem, cut, wide, together="NONE"):
+def sources_of(problem, cut, wide, together):
     constants = type_constants(problem, wide) + window_constants(problem)
     own = (("TILE_K", cut.tile_k), ("TILE_M", cut.tile_m), ("TOGETHER", together))
     multiply = CudaSource("weight_grad.cu", "conv2d_weight_grad", constants + own)
@@ -70,11 +72,25 @@ def sources_of(problem, cut, wide, together="NONE"):
 
 def together_in(problem, x, grad_y):
     """Whether a thread may load several at once: CHANNELS where those of x, and grad_y's filters, lie so; or NONE."""
-    vector = 16 // problem.accumulate.itemsize
-    whole = problem.Cg % vector == problem.Kg % vector == 0
+    size = vector_of(problem) * x.itemsize
     side_by_side = x.strides[1] == grad_y.strides[1] == x.itemsize
-    vectors = all(aligned(image, vector * image.itemsize, (0, 2, 3)) for image in (x, grad_y))
-    return "CHANNELS" if whole and side_by_side and vectors else "NONE"
+    vectors = all(aligned(image, size, (0, 2, 3)) for image in (x, grad_y))
+    return "CHANNELS" if in_vectors(problem) and side_by_side and vectors else "NONE"
+
+
+def together_as_planned(problem):
+    """The same of fresh arrays in the problem's layout."""
+    return "CHANNELS" if problem.layout == "NHWC" and in_vectors(problem) else "NONE"
+
+
+def in_vectors(problem):
+    """Whether the channels and filters of a group are whole vectors."""
+    return problem.Cg % vector_of(problem) == problem.Kg % vector_of(problem) == 0
+
+
+def vector_of(problem):
+    """VECTOR of storage.cuh."""
+    return 16 // problem.accumulate.itemsize
 
 
 def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):

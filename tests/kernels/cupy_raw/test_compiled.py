@@ -171,6 +171,8 @@ def test_every_tile_of_the_weight_gradient_compiles_without_spills_and_multiplie
     cubin = compiling.cuda_source_cubin(weight_grad.sources_of(problem, cut, False, together)[0], target)
     loop = main_loop(compiling.sass(cubin))
     assert multiply_share(loop) >= shares[tile != (16, 16)]
+    predicted = 1 + weight_grad.SLOTS_PER_MULTIPLY_ADD[together][tile != (16, 16)]
+    assert 0.95 < predicted * multiply_share(loop) < 1.05, "predicted, of those counted"
     assert together == "NONE" or set(loads(loop, "LDG")) == set(loads(loop, "STS")) == {"128"}
 
 

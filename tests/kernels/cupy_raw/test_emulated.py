@@ -236,16 +236,32 @@ def test_the_emulator_sees_when_that_weight_gradient_lacks_a_barrier(barrier, mo
         check_weight_grad(weight_grad, case, cut, monkeypatch)
 
 
-@pytest.mark.parametrize("change", ["filters", "channels", "grad_y", "x", "address"])
+@pytest.mark.parametrize("change", ["filters", "channels", "groups", "grad_y", "x", "address", "steps"])
 def test_a_weight_gradient_loads_no_vectors_where_they_do_not_lie_so(change):
     C, K = (22 if change == "channels" else 24), (70 if change == "filters" else 72)
-    problem = make_problem((2, C, 9, 9), (K, C, 3, 3), np.float32, pass_="weight_grad")
+    groups = 4 if change == "groups" else 1
+    problem = make_problem((2, C, 9, 9), (K, C // groups, 3, 3), np.float32, groups=groups, pass_="weight_grad")
 
     def image(shape, lies_otherwise):
         n, c, h, w = shape
         behind = change == "address" and shape == problem.x_shape
+        if change == "steps" and shape == problem.x_shape:
+            rows = strided.empty_aligned((n, h, w + 1, c + 2), np.float32)  # whole vectors, and images; pixels are not
+            return rows[:, :, :w, :c].transpose(0, 3, 1, 2)
         memory = strided.empty_aligned((n * c * h * w + behind,), np.float32)[int(behind) :]
         return memory.reshape(shape) if lies_otherwise else memory.reshape(n, h, w, c).transpose(0, 3, 1, 2)
 
     x, grad_y = image(problem.x_shape, change == "x"), image(problem.y_shape, change == "grad_y")
     assert weight_grad.together_in(problem, x, grad_y) == "NONE"
+
+
+@pytest.mark.parametrize(("layout", "channels", "dtype", "together"), [
+    ("NHWC", 12, "float16", "CHANNELS"), ("NHWC", 10, "float32", "NONE"), ("NHWC", 10, "float64", "CHANNELS"),
+    ("NCHW", 12, "float32", "NONE"),
+])  # fmt: skip
+def test_vectors_are_predicted_where_fresh_arrays_lie_so(layout, channels, dtype, together):
+    x = (1, channels, 8, 8) if layout == "NCHW" else (1, 8, 8, channels)
+    problem = make_problem(x, (16, channels, 3, 3), np.dtype(dtype), padding=1, layout=layout, pass_="weight_grad")
+    arrays = (strided.empty_aligned(shape, problem.dtype) for shape in (x, operands.result_shape(problem, True)))
+    x, grad_y = (array.transpose(operands.FROM_LAYOUT[layout]) for array in arrays)
+    assert weight_grad.together_in(problem, x, grad_y) == weight_grad.together_as_planned(problem) == together

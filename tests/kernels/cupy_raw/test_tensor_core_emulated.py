@@ -67,6 +67,15 @@ def test_windows_of_more_rows_and_columns_than_there_are_bits_run_without_a_faul
     in_emulator.check(tensor_core, "tensor_core", case)
 
 
+def test_runs_of_taps_that_lie_apart_run_without_a_fault(monkeypatch):
+    """Backwards, and each a pixel's channels, of two groups, from the next; splits begin amid the windows."""
+    keywords = {"layout": "NHWC", "groups": 2, "stride": (2, 1), "dilation": (1, 2), "padding": ((3, 4), (5, 9))}
+    case = Case("apart", (2, 21, 20, 6), (10, 3, 9, 8), keywords, bias=True, dtype="bfloat16", memory="reversed")
+    cut = force_cut(monkeypatch, case.problem(), tensor_core.TILES[2], splits=3)
+    assert tensor_core.found_steps(case.problem(), cut) == (cut.depth // 8, 8)
+    in_emulator.check(tensor_core, "tensor_core", case)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", ["copied", "gathered"])
 def test_every_target_runs_without_a_fault(name, target, monkeypatch):
