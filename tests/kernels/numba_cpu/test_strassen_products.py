@@ -1,3 +1,5 @@
+"""One product of Strassen's in registers: what it fetches beside its multiply-adds."""
+
 import numpy as np
 import pytest
 
