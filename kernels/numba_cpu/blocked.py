@@ -309,7 +309,7 @@ def task_function(dtype_name):
                     elif not packed and some < padding:  # behind them no whole tile of rows may be read
                         copy_rows(tail, depth * item, weights, w_row, some, depth)
                         weights, from_row_to_row = tail, depth * item
-                    behind = start  # the pixels whose outputs wait at `runs`
+                    waiting = start  # pixels before it are outputs that wait at `runs`
                     for first in range(start, stop, width):
                         columns, tile = min(width, stop - first), (first - start) // width
                         lone = first == whole
@@ -317,17 +317,16 @@ def task_function(dtype_name):
                         sums = partial + (tile * filters_padded + f) * panel_row
                         out, out_row = y + f * call.y_k + first * item if done else 0, call.y_k
                         if done and by_way:
-                            out, out_row, behind = runs + (first - start) * item, runs_row, first + columns
+                            out, out_row, waiting = runs + (first - start) * item, runs_row, first + columns
                         add = residual + f * call.residual_k + first * item if call.has_residual else 0
                         b, steps, rows_ahead = copied + first * item, offsets, 0
+                        if first < there:
+                            b, steps = x + first * item, places
+                            rows_ahead = VECTORS * rows if f == 0 else 0  # with them comes the next tile of x
                         soon = b + panel_row
                         if by_runs:
                             line = f // padding * tiles + tile
                             soon, rows_ahead = x_next + line * LINE, rows if line < next_lines else 0
-                        elif first < there:
-                            b, steps = x + first * item, places
-                            soon = b + panel_row
-                            rows_ahead = VECTORS * rows if f == 0 else 0  # with them comes the next tile of x
                         if joined and first + width == whole:
                             x_sums, x_add = sums + filters_padded * panel_row, add + width * item
                             multiply_with_lone(
@@ -355,8 +354,9 @@ def task_function(dtype_name):
                             )  # fmt: skip
                         if last and not done:
                             finish_tile(call, n, k0 + f, some, first, columns, sums, panel_row, bias)
-                    if behind > start:
-                        copy_past_cache(y + f * call.y_k + start * item, call.y_k, runs, runs_row, some, behind - start)
+                    if waiting > start:
+                        to = y + f * call.y_k + start * item
+                        copy_past_cache(to, call.y_k, runs, runs_row, some, waiting - start)
                     f += some
 
     return task
