@@ -21,6 +21,7 @@ from . import (
     machine,
     measuring,
     memory,
+    peaks,
     readme_table,
     rehearsal,
     results,
@@ -144,11 +145,13 @@ def scaling_command(output, rounds):
 @click.option("--suite", "suites", multiple=True, type=click.Choice(cases.suites()), help="Only these.")
 @click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="Rounds of the engine.")
 def stages_command(output, suites, rounds):
-    """Where each layer's time goes: packing, transforms, multiplication."""
-    settings = measuring.engine_settings(engine.Settings(), rounds, Cores(measuring.set_threads(None)))
+    """Where each layer's time goes: packing, transforms, multiplication, and how much of it multiply-adds must take."""
+    threads = measuring.set_threads(None)
+    settings = measuring.engine_settings(engine.Settings(), rounds, Cores(threads))
+    peak = threads * peaks.measure(threads)["core_gflops"]
     chosen = [case for case in measuring.chosen_cases(False, suites) if suites or case.suite != cases.FILTERS]
     with measuring.progress_bar() as progress:
-        found = [asdict(stages.measure(case, settings)) for case in progress.track(chosen, description="stages")]
+        found = [asdict(stages.measure(case, settings, peak)) for case in progress.track(chosen, description="stages")]
     measuring.keep(output, "stages", found)
     tables.console().print(tables.stages_table(found))
 

@@ -151,26 +151,30 @@ MULTIPLICATIONS_SAVED = {
 }
 
 
-def multiplications_saved(row: Row) -> float:
-    """How many multiplications of a direct convolution one of the row's kernel's stands for."""
-    algorithm = row.kernel.partition(".")[2]
-    known = layers.layers(row.suite) if row.suite in layers.networks() else ()
-    problem = next((layer.problem for layer in known if layer.name == row.case), None)
-    if problem is None or row.kernel not in WINOGRAD_TILES:
+def multiplications_saved(kernel: str, suite: str, case: str) -> float | None:
+    """How many multiplications of a direct convolution one of the kernel's stands for; None for Fourier transforms,
+    whose operations have no fixed share in a direct convolution's.
+    """
+    algorithm = kernel.partition(".")[2]
+    if algorithm == "fft":
+        return None
+    known = layers.layers(suite) if suite in layers.networks() else ()
+    problem = next((layer.problem for layer in known if layer.name == case), None)
+    if problem is None or kernel not in WINOGRAD_TILES:
         return MULTIPLICATIONS_SAVED.get(algorithm, 1.0)
-    tile = tile_of(WINOGRAD_TILES[row.kernel], problem)
+    tile = tile_of(WINOGRAD_TILES[kernel], problem)
     return tile.rows.m * tile.columns.m * problem.R * problem.S / tile.products
 
 
 def share_of_peak(row: Row, settings: dict) -> float | None:
     """What a row's kernel really multiplied per second, over what all threads could at the measured peak of a core.
 
-    None for Fourier transforms, whose operations have no fixed share in a direct convolution's.
+    None where `multiplications_saved` is.
     """
-    peaks, algorithm = settings.get("peaks"), row.kernel.partition(".")[2]
-    if not peaks or row.gflops is None or algorithm == "fft":
+    peaks, saved = settings.get("peaks"), multiplications_saved(row.kernel, row.suite, row.case)
+    if not peaks or row.gflops is None or saved is None:
         return None
-    return row.gflops / multiplications_saved(row) / (peaks["core_gflops"] * settings["threads"])
+    return row.gflops / saved / (peaks["core_gflops"] * settings["threads"])
 
 
 def classical_ceiling(results: Results, suite: str) -> tuple[float, int] | None:
@@ -187,8 +191,11 @@ def classical_ceiling(results: Results, suite: str) -> tuple[float, int] | None:
         best, plan = fastest(accurate_peers(rows)), measured(rows).get(PLAN)
         if best is None or plan is None:
             continue
-        times_peak = best.median_s * peak * 1e9 / (2 * best.macs)
-        if times_peak >= 1 and multiplications_saved(plan) <= MULTIPLICATIONS_SAVED["strassen"]:
+        times_peak, saved = (
+            best.median_s * peak * 1e9 / (2 * best.macs),
+            multiplications_saved(plan.kernel, suite, case),
+        )
+        if times_peak >= 1 and saved is not None and saved <= MULTIPLICATIONS_SAVED["strassen"]:
             room.append(times_peak)
     return (geometric_mean(room), len(room)) if room else None
 

@@ -1,4 +1,5 @@
-"""Where the time goes: packing the weights, and the stages of a Winograd convolution.
+"""Where a plan's time goes: packing the weights, the stages of a Winograd convolution, and what the multiply-adds alone
+would take.
 
 A stage's time is what is missing when it is left out: Winograd's stages are called by address, and a stage left out is
 the address of a function that does nothing, so that all else stays as it is. Whole and parts take turns in the engine.
@@ -14,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from convlib import accuracy, device, dispatch, strided
+from convlib import choosing, device, dispatch, strided
 from convlib.kernels.numba_cpu import dilated_parts, winograd, winograd_record
 from convlib.kernels.numba_cpu.call import pack_call
 from convlib.kernels.numba_cpu.compilation import compiled
@@ -23,7 +24,7 @@ from convlib.kernels.numba_cpu.threads import run_tasks
 from . import engine, ours
 from .candidate import Candidate
 from .cases import Case, operands
-from .results import WINOGRAD_TILES
+from .results import WINOGRAD_TILES, multiplications_saved
 
 WINOGRAD_STAGES = {"input": "input_stage", "multiply": "multiply_stage", "output": "output_stage"}
 POINTER = 8  # bytes
@@ -31,13 +32,17 @@ POINTER = 8  # bytes
 
 @dataclass(frozen=True)
 class Stages:
-    """Median seconds: of packing, which a plan does once, of a run, and of the run's stages."""
+    """Median seconds: of packing, which a plan does once, of a run, and of the run's stages.
+
+    limit_s: what all threads take for the kernel's multiply-adds at the measured peak; None for Fourier transforms.
+    """
 
     suite: str
     case: str
     kernel: str
     pack_s: float
     run_s: float
+    limit_s: float | None
     stages_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -48,15 +53,16 @@ def build_nothing():
     return nothing
 
 
-def measure(case: Case, settings: engine.Settings) -> Stages:
-    """The stages of the kernel that plan chooses for the case."""
-    place = ours.host()
-    name = ours.choice(case, place, accuracy.DEFAULT_MAX_ERROR)
+def measure(case: Case, settings: engine.Settings, peak_gflops: float) -> Stages:
+    """The stages of the kernel that plan chooses for the case. peak_gflops: of all threads."""
+    name = choosing.chosen(case.problem, ours.host().device, planned=True).name
     calls = kernel_calls(case, name)
     timings = engine.measure([Candidate(part, call, None, 0.0) for part, call in calls.items()], settings)
     stages = {part: missing_seconds(timings["run"], timings[part]) for part in WINOGRAD_STAGES if part in timings}
     pack = timings["pack"].median if "pack" in timings else 0.0
-    return Stages(case.suite, case.name, name, pack, timings["run"].median, stages)
+    saved = multiplications_saved(name, case.suite, case.name)
+    limit = 2 * case.problem.macs / saved / (peak_gflops * 1e9) if saved else None
+    return Stages(case.suite, case.name, name, pack, timings["run"].median, limit, stages)
 
 
 def missing_seconds(whole: engine.Timing, without_part: engine.Timing) -> float:

@@ -198,14 +198,16 @@ def scaling_table(found: list[dict]) -> Table:
 
 
 def stages_table(found: list[dict]) -> Table:
-    table = new_table("Where the time goes, ms: a plan packs once; a stage's time is what its absence saves")
+    table = new_table(
+        "Where the time goes, ms: a plan packs once; at peak: multiply-adds alone; a stage: what its absence saves"
+    )
     for heading in ("suite", "case", "kernel"):
         table.add_column(heading)
     parts = ("input", "multiply", "output")
-    for heading in ("pack", "run", *parts):
+    for heading in ("pack", "run", "at peak", *parts):
         table.add_column(heading, justify="right")
     for one in found:
-        times = [one["pack_s"], one["run_s"], *(one["stages_s"].get(part) for part in parts)]
+        times = [one["pack_s"], one["run_s"], one["limit_s"], *(one["stages_s"].get(part) for part in parts)]
         cells = ["" if seconds is None else f"{seconds * 1e3:.3f}" for seconds in times]
         table.add_row(one["suite"], one["case"], one["kernel"].removeprefix("numba_cpu."), *cells)
     return table

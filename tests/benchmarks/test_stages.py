@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks import cases, engine, gate, stages
-from convlib import strided
+from benchmarks import cases, engine, gate, results, stages
+from convlib import choosing, device, strided
 from convlib.problem import make_problem
 
 PROBLEM = make_problem((1, 8, 12, 12), (8, 8, 3, 3), "float32", padding=1, has_bias=True)
@@ -53,6 +53,14 @@ def test_a_stage_takes_what_its_absence_saves():
 
 def test_kernels_without_stages_have_one_number():
     case = cases.Case("any", "1x1", make_problem((1, 8, 6, 6), (8, 8, 1, 1), "float32"))
-    found = stages.measure(case, engine.Settings(rounds=1, block_seconds=1e-4))
+    found = stages.measure(case, engine.Settings(rounds=1, block_seconds=1e-4), peak_gflops=1.0)
     assert found.stages_s == {}
     assert found.run_s > 0
+
+
+def test_they_are_of_the_kernel_that_a_plan_chooses_and_beside_what_it_multiplies():
+    problem = make_problem((1, 1024, 14, 14), (256, 1024, 1, 1), "float32")
+    found = stages.measure(cases.Case("any", "1x1", problem), engine.Settings(rounds=1, block_seconds=1e-4), 200.0)
+    assert found.kernel == choosing.chosen(problem, device.cpu(), planned=True).name
+    saved = results.MULTIPLICATIONS_SAVED[found.kernel.removeprefix("numba_cpu.")]
+    assert found.limit_s == pytest.approx(2 * problem.macs / saved / 200e9)
