@@ -31,10 +31,15 @@ class Repeated:
         return self.known.get(signature)
 
     def keep(self, signature: tuple | None, what: Any) -> None:
-        if signature is not None:
+        if signature is not None and not holds_bytes(marshal.loads(signature[-1])):
             if len(self.known) >= MOST:
                 self.known.clear()
             self.known[signature] = what
+
+
+def holds_bytes(spelled) -> bool:
+    """Whether keywords hold what marshal spells as its mere bytes: NumPy's 0 and 0.0 are the same there."""
+    return any(map(holds_bytes, spelled)) if isinstance(spelled, (tuple, list)) else isinstance(spelled, bytes)
 
 
 def signature(arrays: tuple, keywords: tuple = ()) -> tuple | None:

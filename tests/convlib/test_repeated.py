@@ -113,6 +113,8 @@ def test_other_strides_and_dtypes_are_other_calls():
         ({"padding": ((0, 0), (0, 0))}, {"padding": ((0, 0), (0, False))}),
         ({"flip_kernel": False}, {"flip_kernel": 0}),
         ({"max_error": 1.0}, {"max_error": True}),
+        ({"padding": np.int64(0)}, {"padding": np.float64(0)}),
+        ({"stride": (1, np.int64(1))}, {"stride": (1, np.int64(1).tobytes())}),
     ],
 )
 def test_an_equal_value_of_a_wrong_type_is_still_refused(keywords, wrong):
@@ -309,8 +311,9 @@ def test_what_is_remembered_stays_bounded(monkeypatch):
     monkeypatch.setattr(repeated, "MOST", 3)
     known = repeated.Repeated()
     for number in range(10):
-        known.keep((number,), number)
-        assert known.find((number,)) == number
+        signature = repeated.signature((), (number,))
+        known.keep(signature, number)
+        assert known.find(signature) == number
         assert len(known.known) <= 3
     known.keep(None, 1)
     assert known.find(None) is None
