@@ -178,11 +178,7 @@ def print_explanation(explanation, as_json):
     if as_json:
         click.echo(json.dumps(plain(explanation), indent=2))
         return
-    table = new_table(explanation.heading, "kernel", "time", "workspace", "verdict")
-    for candidate in explanation.candidates:
-        memory = "" if candidate.workspace_bytes is None else f"{candidate.workspace_bytes:,}"
-        table.add_row(candidate.name, candidate.expected, memory, explanation.verdict(candidate))
-    show(table)
+    click.echo(explanation)
 
 
 @main.command()

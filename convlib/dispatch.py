@@ -101,8 +101,9 @@ BACKENDS = ("auto", *FAMILIES)
 class Candidate:
     """One listed kernel held against one problem. seconds: predicted, never measured.
 
-    workspace_bytes: all the scratch memory of a call, repacked weights included. trust: on a GPU, whether the kernel
-    is verified there and since when (trust.py); None elsewhere. measured: what measuring.py found on this machine.
+    workspace_bytes: all the scratch memory of a call, repacked weights included. error: the norm-relative one that it
+    keeps to (accuracy.py). trust: on a GPU, whether the kernel is verified there and since when (trust.py); None
+    elsewhere. measured: what measuring.py found on this machine.
     """
 
     name: str
@@ -123,6 +124,13 @@ class Candidate:
         if self.measured is not None:
             return f"{self.measured * 1e3:.3f} ms measured"
         return "" if self.seconds is None else f"{self.seconds * 1e3:.3f} ms predicted"
+
+    @property
+    def numbers(self) -> str:
+        """Time, error and memory in words; empty where the kernel cannot compute the problem at all."""
+        if self.seconds is None:
+            return ""
+        return f"{self.expected:>20}  error {self.error:.1e}  {self.workspace_bytes:>11,} bytes"
 
 
 @dataclass(frozen=True, slots=True)

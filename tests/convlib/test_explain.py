@@ -1,12 +1,13 @@
 """explain, kernels and info say what conv2d does."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import convlib
-from convlib import dispatch, explain, tuned_times
+from convlib import accuracy, dispatch, explain, tuned_times
 
 X, W = np.zeros((1, 6, 9, 8), np.float32), np.zeros((4, 6, 3, 3), np.float32)
 
@@ -42,7 +43,8 @@ def test_every_kernel_has_a_verdict_and_one_is_chosen():
     assert text[0] == str(explanation.problem)
     assert text[1] == f"on {explanation.device}"
     (line,) = (line for line in text if explanation.chosen + " " in line)
-    assert line.endswith("ms predicted  chosen")
+    bound = accuracy.norm_relative(explanation.problem, dispatch.algorithm_of(explanation.chosen))
+    assert re.search(rf" chosen +[0-9.]+ ms predicted  error {bound:.1e} +[0-9,]+ bytes$", line)
 
 
 def test_the_chosen_kernel_is_the_one_that_runs(monkeypatch):
