@@ -34,20 +34,17 @@ from . import target
 from .call import CALL_DTYPE, problem_fields
 from .compilation import compiled
 from .direct_rows import live_rows
-from .epilogue import CLAMP, activated, finished_before_rounding
+from .epilogue import CLAMP, activated, clamped, finished_before_rounding, limits
 from .short_floats import as_numbers, as_stored, stored_kind, vector_of
 from .threads import task_loop, worker_span
 from .tracing import (
-    broadcast,
     choose,
     constant,
-    convert,
     first_lanes,
     fma,
     load,
     load_lanes,
     loop,
-    maximum,
     minimum,
     select,
     store,
@@ -122,10 +119,7 @@ def build(dtype_name, R, S, stride, rows, finishes_first):
     ):  # fmt: skip
         """Rows p0 .. p1 - 1 of up to L channels. taps: room for the vectors of bias and weights."""
         plain = kind.equals(CLAMP) & has_residual.equals(0)
-        least, most = (
-            broadcast(V, convert(select(plain, limit, infinity), V.scalar))
-            for limit, infinity in ((low, -math.inf), (high, math.inf))
-        )
+        ends = limits(V, select(plain, low, -math.inf), select(plain, high, math.inf))
 
         for tap in range(1 + R * S):
             store(taps + tap * V.bytes, zeros(V, x))
@@ -173,7 +167,7 @@ def build(dtype_name, R, S, stride, rows, finishes_first):
 
             def finish(q, totals):
                 for t, total in enumerate(totals):
-                    limited = maximum(least, minimum(most, total))
+                    limited = clamped(total, ends)
                     done = other(total, p + t, q, read) if finishes_first else limited
                     write(y + y_p * (p + t) + y_q * q, done)
 

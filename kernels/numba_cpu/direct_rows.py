@@ -50,7 +50,7 @@ from itertools import chain, pairwise
 from . import target
 from .blocked_cuts import from_memory
 from .compilation import compiled
-from .epilogue import activated, finished_before_rounding
+from .epilogue import activated, clamped, finished_before_rounding
 from .planes import fields, most_tasks, planes_loop
 from .short_floats import as_numbers, as_stored, part_of_row, stored_kind, vector_of
 from .sliding_window import store_first
@@ -65,7 +65,6 @@ from .tracing import (
     load,
     load_lanes,
     loop,
-    maximum,
     minimum,
     select,
     shuffle,
@@ -217,7 +216,7 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_fi
         no_bias, taps = shared.scratch, shared.scratch + V.bytes
         store(no_bias, zeros(V.scalar, shared.scratch))
         kept = Q - (vectors - 1) * L
-        plain, (least, most) = shared.plain, shared.limits(V)
+        plain, ends = shared.plain, shared.limits(V)
 
         def parts_of(first_column, kinds):
             return [what == CUT and part(first_column + at, W) for at, what in zip(starts, kinds)]
@@ -293,7 +292,7 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, vectors, finishes_fi
                     if finishes_first:
                         totals = other(totals, residual + shared.residual_p * (first + row) + q * item)
                     else:
-                        totals = [maximum(least, minimum(most, total)) for total in totals]
+                        totals = [clamped(total, ends) for total in totals]
                     for v, total in enumerate(totals):
                         put(y_first + shared.y_p * row + v * stored.bytes, v, total)
 

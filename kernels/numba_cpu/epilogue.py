@@ -32,20 +32,33 @@ def finished_before_rounding(problem) -> bool:
     return problem.dtype != problem.accumulate and not clamped
 
 
+def as_type(V, number):
+    """A number as a number or vector of this type."""
+    number = convert(number, V.scalar)
+    return tracing.broadcast(V, number) if V.count else number
+
+
+def limits(V, low, high):
+    """A clamp's ends, as numbers or vectors of this type."""
+    return as_type(V, low), as_type(V, high)
+
+
+def clamped(value, ends):
+    """The value, or the end that it is beyond."""
+    least, most = ends
+    return maximum(least, minimum(most, value))
+
+
 def activated(values, kind, low, high, slope):
     """The activation of a list of Values (numbers or vectors of one type)."""
-    like = values[0]
-
-    def limit(number):
-        number = convert(number, like.type.scalar)
-        return tracing.broadcast(like.type, number) if like.type.count else number
+    V = values[0].type
 
     def clamp():
-        least, most = limit(low), limit(high)
-        return [maximum(least, minimum(most, v)) for v in values]
+        ends = limits(V, low, high)
+        return [clamped(v, ends) for v in values]
 
     def leaky():
-        factor = limit(slope)
+        factor = as_type(V, slope)
         return [select(v < 0, v * factor, v) for v in values]
 
     def silu():

@@ -54,7 +54,7 @@ from numba.core import types
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .column_stores import store_columns
 from .compilation import compiled, inlined
-from .epilogue import CLAMP, activated, store_one_function
+from .epilogue import CLAMP, activated, clamped, limits, store_one_function
 from .filter_columns import pack_vector_function
 from .grouped_cuts import Tile, block_count, geometry, groups_side_by_side, seconds, tile_of, vector_filters
 from .grouped_panels import fill_function
@@ -72,8 +72,6 @@ from .tracing import (
     load,
     load_lanes,
     loop,
-    maximum,
-    minimum,
     select,
     shuffle,
     store,
@@ -157,18 +155,17 @@ def tile_function(dtype_name, tile):
                 for v, total in enumerate(vectors):
                     store(scratch + V.bytes * (i * tile.vectors + v), total)
 
-        def clamped(total):
-            least, most = (broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
-            return maximum(least, minimum(most, total))
+        def clamp(total):
+            return clamped(total, limits(V, low, high))
 
         def pixels_apart():
             for (t, q), vectors in zip(places, sums):
                 for v, total in enumerate(vectors):
                     to, kept = y + y_p * t + y_q * q + V.bytes * v, left - v * V.count
                     if tile.whole:
-                        store(to, clamped(total))
+                        store(to, clamp(total))
                     else:
-                        store_some(to, clamped(total), select(kept < V.count, kept, V.count))
+                        store_some(to, clamp(total), select(kept < V.count, kept, V.count))
 
         def filters_apart():
             for t in range(tile.rows):
@@ -177,7 +174,7 @@ def tile_function(dtype_name, tile):
                     to = y + y_p * t + y_k * (v * V.count)
                     none = constant(x, 0)
                     store_columns(
-                        [vectors[v] for vectors in row], constant(x, tile.columns), to, y_k, none, none, clamped
+                        [vectors[v] for vectors in row], constant(x, tile.columns), to, y_k, none, none, clamp
                     )
 
         stored = pixels_apart if tile.layout == "NHWC" else filters_apart

@@ -18,20 +18,18 @@ from numba.core import types
 
 from . import target
 from .compilation import inlined
+from .epilogue import clamped, limits
 from .microkernel import AHEAD, VECTORS, panel_rows, plain, tile_function, vector_type
 from .short_floats import memory_functions
 from .tracing import (
     I64,
     Lanes,
     choose,
-    convert,
     extract,
     first_lanes,
     load,
     load_lanes,
     loop,
-    maximum,
-    minimum,
     shuffle,
     store,
     traced,
@@ -79,11 +77,11 @@ def finish_dots_function(kind, item):
                 store(partial + partial_row * i, total)
 
         def finish():
-            least, most = (convert(limit, scalar) for limit in (low, high))
+            ends = limits(scalar, low, high)
             for i, total in enumerate(sums):
                 with when(left > i):
                     total = with_residual(total + load(scalar, bias + item * i), i)
-                    kind.write(out + out_row * i, maximum(least, minimum(most, total)))
+                    kind.write(out + out_row * i, clamped(total, ends))
 
         def with_residual(total, i):
             def added():

@@ -36,18 +36,16 @@ from numba.core import types
 from . import target, tracing
 from .column_stores import store_columns
 from .compilation import inlined
+from .epilogue import clamped, limits
 from .tracing import (
     I64,
     Lanes,
     choose,
-    convert,
     first_lanes,
     fma,
     load,
     load_lanes,
     loop,
-    maximum,
-    minimum,
     select,
     store,
     store_past_cache,
@@ -262,8 +260,7 @@ def tile_function(dtype, rows, vectors, bias_of, transposed=False, indirect=Fals
                     store(partial + partial_row * i + V.bytes * j, sums[i][j])
 
         def clamp(total):
-            least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
-            return maximum(least, minimum(most, total))
+            return clamped(total, limits(V, low, high))
 
         def finish():
             bounded = low.differs(-np.inf) | high.differs(np.inf)

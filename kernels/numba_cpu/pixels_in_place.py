@@ -53,7 +53,7 @@ from . import patches, target
 from .call import CALL_DTYPE, problem_fields
 from .column_stores import store_columns
 from .compilation import compiled, inlined
-from .epilogue import CLAMP, activation_fields
+from .epilogue import CLAMP, activation_fields, clamped, limits
 from .filter_columns import pack_vector_function
 from .filter_cuts import filter_vectors, up
 from .microkernel import VECTORS, vector_type
@@ -61,7 +61,7 @@ from .panel import panel_filling
 from .pixel_cuts import best_cut, copies, heights, row_bytes, row_numbers, rows_at_once, rows_read
 from .sliding_window import store_some
 from .threads import lines, task_loop, worker_span
-from .tile_end import finish_rows, limits
+from .tile_end import finish_rows
 from .tracing import (
     I64,
     broadcast,
@@ -71,8 +71,6 @@ from .tracing import (
     load,
     load_lanes,
     loop,
-    maximum,
-    minimum,
     select,
     store,
     traced,
@@ -151,12 +149,12 @@ def tile_function(dtype_name, rows, vectors, layout):
             store_some(y + y_q * i + V.bytes * (vectors - 1), totals[-1], kept)
 
         def in_columns():
-            least, most = limits(V, low, high)
+            ends = limits(V, low, high)
             for j in range(vectors):
                 store_columns(
                     [row[j] for row in sums], left, y + y_q * (V.count * j), y_q,
                     select(has_residual.differs(0), residual + residual_q * (V.count * j), 0), residual_q,
-                    lambda total: maximum(least, minimum(most, total)),
+                    lambda total: clamped(total, ends),
                 )  # fmt: skip
 
         if layout == "NCHW":

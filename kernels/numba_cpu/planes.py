@@ -16,9 +16,9 @@ from numba.core import types
 
 from . import target
 from .call import CALL_DTYPE, problem_fields
-from .epilogue import CLAMP
+from .epilogue import CLAMP, limits
 from .threads import task_loop
-from .tracing import Value, broadcast, convert, loop, select, traced
+from .tracing import Value, loop, select, traced
 from .vectors import record_at
 
 TASKS_PER_THREAD = 2
@@ -57,8 +57,7 @@ class Shared(NamedTuple):
 
     def limits(self, V):
         """The clamp's two vectors; without limit where outputs are more than that."""
-        ends = ((self.low, -math.inf), (self.high, math.inf))
-        return [broadcast(V, convert(select(self.plain, limit, infinity), V.scalar)) for limit, infinity in ends]
+        return limits(V, select(self.plain, self.low, -math.inf), select(self.plain, self.high, math.inf))
 
 
 def masks(problem) -> bool:

@@ -28,7 +28,7 @@ from itertools import accumulate, product
 
 from . import target
 from .compilation import compiled
-from .epilogue import activated, finished_before_rounding
+from .epilogue import activated, clamped, finished_before_rounding
 from .planes import fields, masks, most_tasks, planes_loop
 from .short_floats import as_numbers, as_stored, stored_kind, vector_of
 from .threads import worker_span
@@ -41,8 +41,6 @@ from .tracing import (
     hidden,
     load,
     load_lanes,
-    maximum,
-    minimum,
     select,
     shuffle,
     store,
@@ -163,7 +161,7 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, rows, H, W, P, Q, to
         taps = shared.scratch
         no_bias = taps + R * S * V.item_bytes
         store(no_bias, zeros(V.scalar, no_bias))
-        plain, (least, most) = shared.plain, shared.limits(V)
+        plain, ends = shared.plain, shared.limits(V)
         in_order = shared.w_s.equals(item) & shared.w_r.equals(S * item)
 
         def plane(x, w, y, residual, bias):
@@ -211,7 +209,7 @@ def build(dtype_name, R, S, stride, dilation_h, dilation_w, rows, H, W, P, Q, to
             return lambda r, s: broadcast(V, load(V.scalar, hidden(table) + (r * S + s) * V.item_bytes))
 
         def finish(y, residual, u, total):
-            put(y, u, other(total, residual, u) if finishes_first else maximum(least, minimum(most, total)))
+            put(y, u, other(total, residual, u) if finishes_first else clamped(total, ends))
 
         def finish_stored(y, residual, u):
             """Writes no lane of the next vector, which has been stored already."""

@@ -2,20 +2,18 @@
 
 from numba.core import types
 
-from . import tracing
 from .column_stores import store_columns
+from .epilogue import clamped, limits
 from .microkernel import accumulate, panel_rows, vector_type
 from .strassen_sums import seven_of
 from .tracing import (
     Lanes,
     choose,
     constant,
-    convert,
     first_lanes,
     load,
     load_lanes,
     loop,
-    maximum,
     minimum,
     select,
     shuffle,
@@ -52,7 +50,7 @@ def product_function(real, height, width, added_to, becomes):
             choose(out.differs(0), lambda: put(sums), lambda: keep(waiting, sums))
 
         def put(sums):
-            least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
+            ends = limits(V, low, high)
             for j, columns in enumerate(zip(*sums)):
                 number = load(V, bias + V.bytes * j)
                 for i in vector_starts(V, height):
@@ -60,7 +58,7 @@ def product_function(real, height, width, added_to, becomes):
                     store_columns(
                         [column + number for column in some], left - i, out + (out_row * (V.count * j) + first),
                         out_row, select(residual.differs(0), residual + (residual_row * (V.count * j) + first), 0),
-                        residual_row, lambda total: maximum(least, minimum(most, total)),
+                        residual_row, lambda total: clamped(total, ends),
                     )  # fmt: skip
 
         waits = {"t": t, "e": e}

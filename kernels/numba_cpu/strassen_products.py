@@ -5,6 +5,7 @@ from numba.core import types
 
 from . import target
 from .compilation import inlined
+from .epilogue import clamped, limits
 from .microkernel import AHEAD, VECTORS, accumulate, panel_rows, vector_type
 from .strassen_sums import CHANNELS, PRODUCTS, pack_few, spaced_row, sums_made
 from .threads import LINE
@@ -13,12 +14,9 @@ from .tracing import (
     broadcast,
     choose,
     constant,
-    convert,
     extract,
     load,
     load_strided,
-    maximum,
-    minimum,
     prefetch,
     store,
     traced,
@@ -80,15 +78,8 @@ def product_function(real, lone, becomes, makes=None, packs=(), by_rows=False, d
             sums = [[load(V, residual + residual_row * i + V.bytes * j) for j in range(VECTORS)] for i in range(rows)]
             return [*sums, [load_strided(L, residual + row, residual_row)]] if lone else sums
 
-        def clamped(sums):
-            least, most = convert(low, V.scalar), convert(high, V.scalar)
-            return [
-                [
-                    maximum(broadcast(total.type, least), minimum(broadcast(total.type, most), total))
-                    for total in vectors
-                ]
-                for vectors in sums
-            ]
+        def clamp(sums):
+            return [[clamped(total, limits(total.type, low, high)) for total in vectors] for vectors in sums]
 
         def finish(sums):
             with when(also.differs(0)):
@@ -96,7 +87,7 @@ def product_function(real, lone, becomes, makes=None, packs=(), by_rows=False, d
             sums = choose(bias.differs(0), lambda: added(biases(), sums), lambda: sums)
             sums = choose(residual.differs(0), lambda: added(residuals(), sums), lambda: sums)
             bounded = low.differs(-np.inf) | high.differs(np.inf)  # most are not, and each limit is a cycle a vector
-            sums = choose(bounded, lambda: clamped(sums), lambda: sums)
+            sums = choose(bounded, lambda: clamp(sums), lambda: sums)
             for i in range(rows):
                 for j, total in enumerate(sums[i]):
                     store(y + y_row * i + V.bytes * j, total)

@@ -4,8 +4,8 @@ sums in registers ---residual, clamp---> y            of each row that is one of
                   ---to memory, row after row: residual, activation---> y            so that it is written out once
 """
 
-from .epilogue import CLAMP, activated
-from .tracing import broadcast, choose, convert, load, loop, maximum, minimum, select, store, when
+from .epilogue import CLAMP, activated, clamped, limits
+from .tracing import choose, load, loop, select, store, when
 
 
 def finish_rows(sums, left, activation, scratch, with_residual, put):
@@ -17,11 +17,11 @@ def finish_rows(sums, left, activation, scratch, with_residual, put):
     rows, vectors, V = len(sums), len(sums[0]), sums[0][0].type
     kind, low, high, slope = activation
 
-    def clamped():
-        least, most = limits(V, low, high)
+    def clamp():
+        ends = limits(V, low, high)
         for i, row in enumerate(sums):
             with when(left > i):
-                put([maximum(least, minimum(most, total)) for total in with_residual(row, i)], i)
+                put([clamped(total, ends) for total in with_residual(row, i)], i)
 
     def others():
         for i, row in enumerate(sums):
@@ -34,9 +34,4 @@ def finish_rows(sums, left, activation, scratch, with_residual, put):
 
         loop(select(left < rows, left, rows), one)
 
-    choose(kind.equals(CLAMP), clamped, others)
-
-
-def limits(V, low, high):
-    """A clamp's ends, as vectors."""
-    return [broadcast(V, convert(limit, V.scalar)) for limit in (low, high)]
+    choose(kind.equals(CLAMP), clamp, others)

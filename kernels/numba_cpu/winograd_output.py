@@ -5,9 +5,9 @@ from numba import types
 from . import tracing
 from .column_stores import store_columns
 from .compilation import inlined
-from .epilogue import CLAMP, activate
+from .epilogue import CLAMP, activate, clamped, limits
 from .short_floats import memory_functions
-from .tracing import convert, load, loop, maximum, minimum, select, store, traced
+from .tracing import load, loop, maximum, minimum, select, store, traced
 from .vectors import array_at, broadcast, record_at
 from .winograd_record import RECORD, STRIP_VECTORS, Numbers, call_leaf, steps, strip_functions
 from .winograd_transforms import output_transform, transposed_copy
@@ -25,10 +25,7 @@ def finish_columns_function(V, store_vector):
         low, high,
     ):  # fmt: skip
         add = load(V, biases)
-        least, most = (tracing.broadcast(V, convert(limit, V.scalar)) for limit in (low, high))
-
-        def clamp(total):
-            return select(total < least, least, select(total > most, most, total))
+        ends = limits(V, low, high)
 
         def block(row, number):
             at = maximum(minimum(number * V.count, columns - V.count), 0)
@@ -37,7 +34,8 @@ def finish_columns_function(V, store_vector):
             other = residual + residual_row * row + V.item_bytes * at
             store_columns(
                 pixels, columns - at, y + y_row * row + V.item_bytes * at, y_filter,
-                select(residual.differs(0), other, 0), residual_filter, clamp, store_vector,
+                select(residual.differs(0), other, 0), residual_filter,
+                lambda total: clamped(total, ends), store_vector,
             )  # fmt: skip
 
         blocks = (columns + (V.count - 1)) // V.count
