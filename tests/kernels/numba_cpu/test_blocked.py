@@ -22,6 +22,7 @@ from convlib.kernels.numba_cpu import (
     target,
     turned,
 )
+from convlib.kernels.numba_cpu.epilogue import PAST_CACHE_BYTES
 from convlib.kernels.numba_cpu.microkernel import VECTORS
 from convlib.kernels.numba_cpu.vectors import lanes
 from convlib.problem import make_problem
@@ -328,6 +329,17 @@ def test_x_is_copied_where_it_comes_from_memory():
     few, many = (make_problem((N, 8, 31, 31), (8, 8, 1, 1), np.dtype(np.float32)) for N in (images // 8, images))
     assert not blocked_cuts.copies_runs(few)
     assert blocked_cuts.copies_runs(many)
+
+
+def test_large_outputs_of_whole_lines_go_to_memory(monkeypatch):
+    monkeypatch.setattr(blocked_cuts, "from_memory", lambda problem: False)
+    images = PAST_CACHE_BYTES // (4 * 8 * 16 * 16)
+    small, large, odd = (
+        make_problem((N, 4, size, size), (8, 4, 1, 1), np.dtype(np.float32))
+        for N, size in ((images - 1, 16), (images, 16), (2 * images, 15))
+    )
+    goes = [blocked_cuts.stores_past_cache(problem) for problem in (small, large, odd)]
+    assert goes == [False, target.vector_bytes() == 64, False]
 
 
 @pytest.mark.parametrize("by_runs", [True, False], ids=["runs of x", "rows of x with gaps"])
