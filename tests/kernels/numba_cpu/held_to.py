@@ -1,4 +1,7 @@
-"""Tests run as for a processor with other registers, in a process of its own: nothing else would see that code."""
+"""Tests run as for a processor with other registers, in a process of its own: nothing else would see that code.
+
+python -m tests.kernels.numba_cpu.held_to SSE COMMAND ...    runs any command so
+"""
 
 import os
 import subprocess
@@ -22,3 +25,8 @@ def run_held_to(processor, files, tests, **variables):
     environment, root = lowered(processor) | variables, Path(__file__).parents[3]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+if __name__ == "__main__":
+    processor, *command = sys.argv[1:]
+    os.execvpe(command[0], command, lowered({"AVX2": AVX2, "INTELS_AVX512": INTELS_AVX512, "SSE": SSE}[processor]))
