@@ -108,6 +108,8 @@ SMALL = (
     Case("1x1_in_halves_groups", (2, 20, 21, 19), (128, 10, 1, 1), {"groups": 2, "stride": 2}, residual=True),
     Case("1x1_in_quarters", (1, 12, 13, 17), (32, 12, 1, 1), {"activation": "relu"}, bias=True),
     Case("1x1_in_quarters_stride_2", (2, 8, 29, 33), (32, 8, 1, 1), {"stride": 2}, residual=True),
+    Case("patches_in_halves", (1, 6, 27, 23), (64, 6, 2, 2), {"stride": 2}, bias=True),
+    Case("patches_of_3_rows", (2, 4, 37, 61), (96, 4, 3, 5), {"stride": (3, 5), "activation": "relu"}, residual=True),
     Case("wide_row", (1, 3, 3, 300), (5, 3, 3, 3), {"padding": 1}),
     Case("tall", (1, 2, 259, 5), (3, 2, 5, 3), {"padding": (2, 1)}),
     Case("first_layer", (2, 3, 33, 35), (17, 3, 7, 7), {"stride": 2, "padding": 3}, bias=True),

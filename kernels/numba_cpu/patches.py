@@ -54,6 +54,16 @@ def serves(problem) -> bool:
     return apart(problem) and problem.layout == "NCHW" and problem.dtype == problem.accumulate
 
 
+WHICH = "windows of two columns or more, as large as their stride"  # in words, for who is refused
+
+
+def in_words(problem) -> str:
+    return (
+        f"the window is {problem.R}x{problem.S}, stride {problem.stride}, dilation {problem.dilation}, "
+        f"padding {problem.padding}"
+    )
+
+
 @inlined
 def are_patches(call):
     """`serves`, but for the layout, of a running call."""

@@ -300,10 +300,8 @@ def why_not(problem, device):
         reasons.append(f"takes float32 and float64, not {problem.dtype}")
     point = problem.R * problem.S == 1 and problem.padding == ((0, 0), (0, 0))
     if not point and not patches.serves(problem):
-        reasons.append(
-            "made for windows of 1x1, or in NCHW as wide as their stride, without padding; the window is "
-            f"{problem.R}x{problem.S}, stride {problem.stride}, padding {problem.padding}"
-        )
+        where = f"made for 1x1, or in NCHW for {patches.WHICH}, without padding"
+        reasons.append(f"{where}; {patches.in_words(problem)}")
     if problem.Cg * problem.R % 2 or problem.Kg % filters:
         reasons.append(
             f"halves channels and filters: an even number of channels, or of their windows' rows, and a multiple of "

@@ -332,10 +332,7 @@ def why_not(problem, device):
         reasons.append(f"made for NCHW, the layout is {problem.layout}")
     point = problem.R * problem.S == 1 and problem.padding == ((0, 0), (0, 0))
     if not point and not patches.apart(problem):
-        reasons.append(
-            f"made for 1x1 and windows as wide as their stride, without padding; the window is "
-            f"{problem.R}x{problem.S}, stride {problem.stride}, padding {problem.padding}"
-        )
+        reasons.append(f"made for 1x1 and {patches.WHICH}, without padding; {patches.in_words(problem)}")
     if problem.Cg * problem.R % 2 or problem.Kg % 2 or tile_of(problem) is None:
         filters = 2 * min(width for _, width in possible_tiles(problem)) * lanes(problem.accumulate)
         reasons.append(
