@@ -83,9 +83,9 @@ def conv2d(
     significant bits, an error of about 5e-4 that max_error has no say in; "3xtf32" too, in three such products that
     keep the bits of float32 (an infinity becomes NaN). Kernels that know neither are as exact as ever, and slower.
     max_error: the largest norm-relative error against float64 that an algorithm's contract may allow, before 16-bit
-    results are rounded; plain sums of products, than which nothing is more accurate, are always allowed. float16 and
-    bfloat16 are summed in float32 and rounded once, to the nearest; where a processor multiplies bfloat16 by itself
-    ("bfloat16_dot") numbers below 2^-126 count as zero.
+    results are rounded; plain sums of products, than which nothing is more accurate, are always allowed, and one below
+    all contracts, as 1e-30, leaves only them. float16 and bfloat16 are summed in float32 and rounded once, to the
+    nearest; where a processor multiplies bfloat16 by itself ("bfloat16_dot") numbers below 2^-126 count as zero.
     NaN and infinities, in x or in w over x, reach the outputs that read them, and by plain sums no others; transforms
     (Winograd, Fourier, Strassen) spoil more. Padding is no data: where a weight that is infinite or NaN meets it, its
     product is left out or gives NaN, as suits the kernel.
