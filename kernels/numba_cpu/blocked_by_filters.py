@@ -36,6 +36,7 @@ from numba import from_dtype
 from numba.core import types
 
 from . import filter_columns, pixel_cuts, pixels_in_place, target, tracing
+from .blocked import flat_rows
 from .call import CALL_DTYPE, pack_call, problem_fields
 from .compilation import compiled, inlined
 from .epilogue import CLAMP, activate, store_one_function
@@ -68,23 +69,24 @@ BLOCKING = (
 CALL_BY_FILTERS = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
 
 
-def build(dtype_name, tile_pixels, layout):
-    """tile_pixels: of the micro-kernel's tile, or 0 for as many as it has by itself. layout: of the outputs that the
-    micro-kernel stores by itself, others go through memory.
+@inlined
+def tile_vectors(left):
+    """Of the next tile, where so many are left: 3, but 2 and 2 rather than 3 and 1."""
+    if left == 4:
+        return 2
+    return min(left, VECTORS)
+
+
+def finish_function(dtype_name):
+    """A Numba function finish(call, n, k0, filters, first, count, partial, row, biases, square): bias, residual,
+    activation and store for the sums in `partial`, wherever y lies. square: room for W x W of them.
     """
     real = np.float64 if dtype_name == "float64" else np.float32
-    item = np.dtype(real).itemsize
-    stored_item = 2 if dtype_name.endswith("16") else item
-    same, columns = item == stored_item, layout == "NCHW"
-    W, rows = lanes(real), panel_rows()
-    zero = real(0)
-    read, _, read_vector, write_vector = memory_functions(dtype_name)
-    read_sum, write_sum, read_sums, _ = memory_functions(np.dtype(real).name)
+    item, stored_item = np.dtype(real).itemsize, 2 if dtype_name.endswith("16") else np.dtype(real).itemsize
+    W, lanes_type = lanes(real), vector_type(real)
+    _, _, read_vector, write_vector = memory_functions(dtype_name)
+    read_sum, _, read_sums, _ = memory_functions(np.dtype(real).name)
     store_one = store_one_function(dtype_name)
-    apart = tile_pixels or rows  # pixels from panel to panel
-    copy_pixels = copy_pixels_function(dtype_name, apart)
-    multiply = multiply_function(real, "column", tile_pixels or None, columns)
-    lanes_type = vector_type(real)
 
     @traced(types.void)
     def transpose_square(to, sums, sums_row, biases):
@@ -93,17 +95,6 @@ def build(dtype_name, tile_pixels, layout):
         square = tracing.transpose([load(lanes_type, sums + sums_row * i) + bias for i in range(W)])
         for i, pixels in enumerate(square):
             store(to + i * lanes_type.bytes, pixels)
-
-    @inlined
-    def tile_vectors(left):
-        """Of the next tile, where so many are left: 3, but 2 and 2 rather than 3 and 1."""
-        if left == 4:
-            return 2
-        return min(left, VECTORS)
-
-    @inlined
-    def flat_rows(row, pixel, Q):
-        return row == Q * pixel
 
     @inlined
     def finish_transposed(call, n, k0, filters, first, count, partial, row, biases, square):
@@ -135,7 +126,6 @@ def build(dtype_name, tile_pixels, layout):
 
     @inlined
     def finish(call, n, k0, filters, first, count, partial, row, biases, square):
-        """Bias, residual, activation and store for the sums in `partial`, wherever y lies."""
         flat = flat_rows(call.y_p, call.y_q, call.Q) and flat_rows(call.residual_p, call.residual_q, call.Q)
         by_pixel = flat and call.y_q == stored_item and (not call.has_residual or call.residual_q == stored_item)
         by_filter = call.y_k == stored_item and (not call.has_residual or call.residual_k == stored_item)
@@ -151,6 +141,26 @@ def build(dtype_name, tile_pixels, layout):
             for j in range(whole_filters if i < whole_pixels else 0, filters):
                 number = read_sum(partial + i * row + j * item) + read_sum(biases + j * item)
                 store_one(call, n, k0 + j, first + i, number)
+
+    return finish
+
+
+def build(dtype_name, tile_pixels, layout):
+    """tile_pixels: of the micro-kernel's tile, or 0 for as many as it has by itself. layout: of the outputs that the
+    micro-kernel stores by itself, others go through memory.
+    """
+    real = np.float64 if dtype_name == "float64" else np.float32
+    item = np.dtype(real).itemsize
+    stored_item = 2 if dtype_name.endswith("16") else item
+    same, columns = item == stored_item, layout == "NCHW"
+    W, rows = lanes(real), panel_rows()
+    zero = real(0)
+    read, _, _, _ = memory_functions(dtype_name)
+    _, write_sum, _, _ = memory_functions(np.dtype(real).name)
+    finish = finish_function(dtype_name)
+    apart = tile_pixels or rows  # pixels from panel to panel
+    copy_pixels = copy_pixels_function(dtype_name, apart)
+    multiply = multiply_function(real, "column", tile_pixels or None, columns)
 
     @inlined
     def copy_biases(call, k0, filters, padded, biases):

@@ -165,17 +165,25 @@ def tile_function(dtype_name, rows, vectors, layout):
     return tile
 
 
-def build(dtype_name, rows, layout):
-    """rows: pixels of a tile, as `heights` says."""
-    W = lanes(dtype_name)
-    one_rows, two_rows, three_rows = rows
-    tallest = max(rows)
-    one, two, three = (tile_function(dtype_name, rows[vectors - 1], vectors, layout) for vectors in (1, 2, 3))
+@inlined
+def inside(size, reach, before, stride, count):
+    """(first, end) of the outputs of a row or column of x whose windows do not leave it."""
+    return (before + stride - 1) // stride, max(min((size - 1 - reach + before) // stride + 1, count), 0)
+
+
+@inlined
+def rows_inside(call):
+    return inside(call.H, (call.R - 1) * call.dilation_h, call.top, call.stride_h, call.P)
+
+
+@inlined
+def pixels_inside(call):
+    return inside(call.W, (call.S - 1) * call.dilation_w, call.left, call.stride_w, call.Q)
+
+
+def fill_offsets_function(layout, item):
+    """A Numba function fill_offsets(call, to, x_row): where a window's numbers lie, of one group, from its first."""
     last = layout == "NHWC"
-    fill_columns, _, number_at, put_number = panel_filling(dtype_name)
-    pack_vector = pack_vector_function(dtype_name)
-    real = np.float64 if dtype_name == "float64" else np.float32
-    item, zero = np.dtype(real).itemsize, real(0)
 
     @traced(types.void)
     def put_offset(address, number):
@@ -190,34 +198,39 @@ def build(dtype_name, rows, layout):
                     put_offset(to, pixel + c * (item if last else call.x_c))
                     to += 8
 
+    return fill_offsets
+
+
+def fill_biases_function(dtype_name):
+    """A Numba function fill_biases(call, biases, padded): for each group so many of them, or zeros."""
+    _, _, number_at, put_number = panel_filling(dtype_name)
+    item, zero = np.dtype(dtype_name).itemsize, np.dtype(dtype_name).type(0)
+
     @inlined
     def fill_biases(call, biases, padded):
         for g in range(call.groups):
             for i in range(padded):
-                inside = call.has_bias and i < call.Kg
-                number = number_at(call.bias + (g * call.Kg + i) * call.bias_k) if inside else zero
+                given = call.has_bias and i < call.Kg
+                number = number_at(call.bias + (g * call.Kg + i) * call.bias_k) if given else zero
                 put_number(biases + (g * padded + i) * item, number)
 
-    @inlined
-    def pack_tile(call, to, g, first, vectors):
-        """So many vectors of group g's filters from `first` on, as packed ones lie."""
-        for i in range(first, first + vectors):
-            w = call.w + (g * call.Kg + i * W) * call.w_k
-            pack_vector(call, to, w, min(W, call.Kg - i * W), 0, call.Cg)
-            to += call.Cg * call.R * call.S * W * item
+    return fill_biases
+
+
+def copy_edges_function(dtype_name, tallest):
+    """A Numba function copy_edges(call, panel, x, p0, p1); tallest: pixels of the tallest tile."""
+    fill_columns, _, _, _ = panel_filling(dtype_name)
+    item = np.dtype(dtype_name).itemsize
 
     @inlined
-    def inside(size, reach, before, stride, count):
-        """(first, end) of the outputs of a row or column of x whose windows do not leave it."""
-        return (before + stride - 1) // stride, max(min((size - 1 - reach + before) // stride + 1, count), 0)
-
-    @inlined
-    def rows_inside(call):
-        return inside(call.H, (call.R - 1) * call.dilation_h, call.top, call.stride_h, call.P)
-
-    @inlined
-    def pixels_inside(call):
-        return inside(call.W, (call.S - 1) * call.dilation_w, call.left, call.stride_w, call.Q)
+    def copy_some(call, panel, x, p0, first_row, end_row, first, end):
+        """Rows and numbers of a panel. Whole vectors are written, over numbers behind them that come later."""
+        if first_row < end_row and first < end:
+            fill_columns(
+                panel + first_row * call.row_bytes + first * item, call.row_bytes, 0, x, call.x_h, item, call.H,
+                call.W * call.C, p0 * call.stride_h - call.top + first_row, end_row - first_row,
+                first - call.left * call.C, end - first, 1,
+            )  # fmt: skip
 
     @inlined
     def copy_edges(call, panel, x, p0, p1):
@@ -241,15 +254,16 @@ def build(dtype_name, rows, layout):
         copy_some(call, panel, x, p0, upper, lower, right, call.columns)
         copy_some(call, panel, x, p0, lower, count, 0, call.columns)
 
-    @inlined
-    def copy_some(call, panel, x, p0, first_row, end_row, first, end):
-        """Rows and numbers of a panel. Whole vectors are written, over numbers behind them that come later."""
-        if first_row < end_row and first < end:
-            fill_columns(
-                panel + first_row * call.row_bytes + first * item, call.row_bytes, 0, x, call.x_h, item, call.H,
-                call.W * call.C, p0 * call.stride_h - call.top + first_row, end_row - first_row,
-                first - call.left * call.C, end - first, 1,
-            )  # fmt: skip
+    return copy_edges
+
+
+def multiply_rows_function(dtype_name, rows, layout):
+    """A Numba function multiply_rows(call, x, panel, w, bias, scratch, offsets, g, done, vectors, y_image, more_image,
+    p0, first, end).
+    """
+    W, item, last = lanes(dtype_name), np.dtype(dtype_name).itemsize, layout == "NHWC"
+    one_rows, two_rows, three_rows = rows
+    one, two, three = (tile_function(dtype_name, rows[vectors - 1], vectors, layout) for vectors in (1, 2, 3))
 
     @inlined
     def multiply_rows(call, x, panel, w, bias, scratch, offsets, g, done, vectors, y_image, more_image, p0, first, end):
@@ -295,6 +309,25 @@ def build(dtype_name, rows, layout):
                         call.has_residual, call.Q - q, kept, bias, scratch, call.activation, call.low, call.high,
                         call.slope,
                     )  # fmt: skip
+
+    return multiply_rows
+
+
+def build(dtype_name, rows, layout):
+    """rows: pixels of a tile, as `heights` says."""
+    W, item = lanes(dtype_name), np.dtype(dtype_name).itemsize
+    fill_offsets, fill_biases = fill_offsets_function(layout, item), fill_biases_function(dtype_name)
+    pack_vector = pack_vector_function(dtype_name)
+    copy_edges = copy_edges_function(dtype_name, max(rows))
+    multiply_rows = multiply_rows_function(dtype_name, rows, layout)
+
+    @inlined
+    def pack_tile(call, to, g, first, vectors):
+        """So many vectors of group g's filters from `first` on, as packed ones lie."""
+        for i in range(first, first + vectors):
+            w = call.w + (g * call.Kg + i * W) * call.w_k
+            pack_vector(call, to, w, min(W, call.Kg - i * W), 0, call.Cg)
+            to += call.Cg * call.R * call.S * W * item
 
     def task(call_address, index, worker):
         call = record_at(CALL_LAST, call_address)
