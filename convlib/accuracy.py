@@ -83,8 +83,8 @@ FFT_NOISE = (26.0, 0.15)
 # One level of Strassen, in the form of Winograd, likewise: a for the sums of x, w and the seven products, b for the
 # products' own. Products of (1, 1, 9, 4, 4, 4, 4) times a plain one's variance make sums of (2, 18, 18, 18), on average
 # 14 where a plain sum of both halves has 4, in which errors grow with the number's square: b is 3.5 times a plain
-# sum's 0.1. Held to by test_strassen.py and
-# test_strassen_by_filters.py. Of two levels b is 3.5 times that again; to test_strassen_twice.py.
+# sum's 0.1. Held to by test_strassen.py and test_strassen_by_filters.py. Of two levels b is 3.5 times that again: see
+# test_strassen_twice.py.
 STRASSEN_NOISE = (10.0, 0.42)
 STRASSEN_TWICE_NOISE = (60.0, 1.47)
 BY_STRASSEN = ("strassen", "strassen_by_filters", "strassen_twice")
