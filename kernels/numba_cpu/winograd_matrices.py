@@ -14,11 +14,10 @@ behind.
     A^T[j, i] = p_i^j          G[i, k] = p_i^k / prod over j != i of (p_i - p_j)
     B^T[i, :] = coefficients of prod over j != i of (z - p_j)        infinity: of prod over all j of (z - p_j)
 
-Points come as 0 and pairs +-p, and infinity where their number is even (of three: 0, 1
-and infinity): then half the coefficients of a pair's rows
-agree and the others differ in sign only, which halves the work (winograd_transforms.py). Which pairs decides the
-rounding error, since large and small powers of p meet in one sum (`amplification`). Measured error at C = 64 in
-float32, norm-relative: F(4,3) with 0, +-1, +-2: 1.7e-6; with 0, +-sqrt(1/2), +-sqrt(2): 8.3e-7.
+Points come as 0 and pairs +-p, and infinity where their number is even (of three: 0, 1 and infinity): then half the
+coefficients of a pair's rows agree and the others differ in sign only, which halves the work (winograd_transforms.py).
+Which pairs decides the rounding error, since large and small powers of p meet in one sum (`amplification`). Measured
+error at C = 64 in float32, norm-relative: F(4,3) with 0, +-1, +-2: 1.7e-6; with 0, +-sqrt(1/2), +-sqrt(2): 8.3e-7.
 
 A stride of 2 leaves two phases of inputs and taps, the even and the odd ones, each a convolution of stride 1:
 
