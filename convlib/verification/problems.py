@@ -94,6 +94,8 @@ TINY = (
     Case("float64", (1, 3, 6, 5), (4, 3, 3, 3), {"padding": 1}, bias=True, dtype="float64"),
     Case("float16", (1, 3, 6, 5), (4, 3, 3, 3), {"padding": 1}, bias=True, residual=True, dtype="float16"),
     Case("bfloat16", (1, 3, 6, 5), (4, 3, 3, 3), {"padding": 1}, bias=True, residual=True, dtype="bfloat16"),
+    Case("in_runs", (2, 8, 5, 7), (16, 8, 3, 3), {"padding": 1}),
+    Case("in_vectors", (2, 5, 7, 8), (12, 8, 3, 3), {"layout": "NHWC", "padding": 1}),
     Case("tf32", (2, 8, 6, 5), (9, 8, 3, 3), {"padding": 1, "precision": "tf32"}, bias=True),
     Case("3xtf32", (1, 6, 5, 20), (12, 20, 3, 2), {"layout": "NHWC", "precision": "3xtf32"}, residual=True),
 )

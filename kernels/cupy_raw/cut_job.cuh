@@ -51,12 +51,3 @@ struct Job {
         return (int64)split * cut.split_tiles + (tile - cut.whole);
     }
 };
-
-// blockIdx.x, read anew: of blockIdx the compiler knows that it has worked out the tile already, and would keep that in
-// registers throughout the loop.
-__device__ __forceinline__ unsigned block_again()
-{
-    unsigned x;
-    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
-    return x;
-}

@@ -23,6 +23,15 @@ using Index = Wide<WIDE>::Index;    // numbers outputs, and those of the last bl
 __device__ __forceinline__ void keep(int& distance) { asm volatile("" : "+r"(distance)); }
 __device__ __forceinline__ void keep(int64&) {}
 
+// blockIdx.x, read anew: of blockIdx the compiler knows that it has worked out the tile already, and would keep that in
+// registers throughout the loop.
+__device__ __forceinline__ unsigned block_again()
+{
+    unsigned x;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+    return x;
+}
+
 struct Strides { int64 n, c, h, w; };  // of w: filter, channel, row, column of the window
 
 struct Problem {

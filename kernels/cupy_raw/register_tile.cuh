@@ -19,8 +19,9 @@
 //
 // Compiled with -DTILE_K -DTILE_M, multiples of a warp's. The including file may define MORE_REGISTERS: true where
 // its fetches need them more than the multiprocessor needs a second block; ROW_PADDING, a multiple of VECTOR, where
-// its stores would meet one bank; and SLICES: so many times the threads of a tile multiply it, each slice its part of the
-// steps out of buffers of its own, and `gather_slices` adds what they have.
+// its stores would meet one bank; PIXEL_BUFFERS: more than two where what is fetched fills parts of two stages; and SLICES:
+// so many times the threads of a tile multiply it, each slice its part of the steps out of buffers of its own, and
+// `gather_slices` adds what they have.
 
 #pragma once
 
@@ -34,6 +35,9 @@
 #endif
 #ifndef SLICES
 #define SLICES 1
+#endif
+#ifndef PIXEL_BUFFERS
+#define PIXEL_BUFFERS 2
 #endif
 
 constexpr int EACH = 2 * VECTOR;  // filters, and pixels, per thread ...
@@ -51,7 +55,7 @@ constexpr int BLOCKS_PER_SM = WARPS_PER_SM * 32 / (THREADS * SLICES);
 constexpr int FILTER_BLOCK = FILTER_LANES * VECTOR, PIXEL_BLOCK = PIXEL_LANES * VECTOR;
 
 alignas(16) __shared__ Accumulator filters[2 * SLICES][DEPTH][TILE_K + ROW_PADDING];
-alignas(16) __shared__ Accumulator pixels[2 * SLICES][DEPTH][TILE_M + ROW_PADDING];
+alignas(16) __shared__ Accumulator pixels[PIXEL_BUFFERS * SLICES][DEPTH][TILE_M + ROW_PADDING];
 
 // Which slice a thread is of, and its number in there.
 __device__ __forceinline__ unsigned own_slice() { return SLICES == 1 ? 0 : threadIdx.x / THREADS; }
@@ -150,7 +154,7 @@ __device__ __forceinline__ void gather_slices(Accumulator (&sums)[EACH][ACROSS])
 {
     constexpr int ROUNDS = ceil_div(TILE_K * TILE_M * sizeof(Accumulator), sizeof(pixels)), ROWS = EACH / ROUNDS;
     constexpr int VECTORS = ACROSS / VECTOR;
-    static_assert(EACH % ROUNDS == 0);
+    static_assert(SLICES == 1 || EACH % ROUNDS == 0);
     Accumulator* own = &pixels[0][0][0] + own_thread() * VECTOR;
     #pragma unroll
     for (unsigned slice = 1; slice < SLICES; ++slice)

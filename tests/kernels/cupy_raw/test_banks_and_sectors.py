@@ -9,6 +9,7 @@ from convlib.kernels.cupy_raw import (
     im2col,
     implicit_gemm,
     tiled,
+    weight_grad,
 )
 from convlib.problem import make_problem, named_dtype
 from tests.kernels.cupy_raw.in_emulator import LAYERS, accesses, reports_of
@@ -124,10 +125,14 @@ def test_windows_meet_few_more_sectors_than_they_must(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_no_access_of_the_weight_gradients_product_meets_a_bank_conflict(layout, dtype):
-    x, keywords = ((1, 16, 12, 32) if layout == "NCHW" else (1, 12, 32, 16)), {"padding": 1, "layout": layout}
-    problem = make_problem(x, (64, 16, 3, 3), np.dtype(dtype), pass_="weight_grad", **keywords)
+@pytest.mark.parametrize(("channels", "layout", "together"), [
+    (14, "NCHW", "NONE"), (16, "NCHW", "PIXELS"), (16, "NHWC", "CHANNELS"),
+])  # fmt: skip
+def test_no_access_of_the_weight_gradients_product_meets_a_bank_conflict(channels, layout, together, dtype):
+    x, keywords = (1, channels, 12, 32), {"padding": 1, "layout": layout}
+    x = x if layout == "NCHW" else (1, 12, 32, channels)
+    problem = make_problem(x, (64, channels, 3, 3), np.dtype(dtype), pass_="weight_grad", **keywords)
+    assert weight_grad.together_as_planned(problem) == together
     report, _ = profile("cupy_raw.weight_grad", problem).reports
     shared = accesses(report, "shared", "load") + accesses(report, "shared", "store")
     assert {access.kind for access in shared} == {"load", "store"}
@@ -140,6 +145,22 @@ def test_the_weight_gradients_product_moves_whole_sectors_of_channels_last():
     report, _ = profile("cupy_raw.weight_grad", problem, threads=512).reports
     for access in accesses(report, "global", "load") + accesses(report, "global", "store"):
         assert access.size == 16
+        assert access.cost == access.lanes * access.size / 32, access
+
+
+@pytest.mark.parametrize("case", [
+    ((1, 64, 12, 32), (64, 64, 3, 3), {"padding": 1}), ((1, 64, 8, 56), (64, 64, 3, 3), {"padding": 1}),
+    ((1, 64, 8, 32), (64, 64, 1, 1), {}), ((2, 64, 8, 28), (64, 64, 3, 3), {"padding": 1}),
+], ids=["32", "56", "1x1", "28"])  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_weight_gradients_runs_of_pixels_move_whole_sectors(dtype, case):
+    """At the ends of a row lanes read nothing, of sectors that others read."""
+    x, w, keywords = case
+    problem = make_problem(x, w, np.dtype(dtype), pass_="weight_grad", **keywords)
+    report, _ = profile("cupy_raw.weight_grad", problem, threads=512).reports
+    loaded = accesses(report, "global", "load")
+    assert sum(access.cost for access in loaded) <= 1.15 * sum(access.lanes * access.size / 32 for access in loaded)
+    for access in accesses(report, "global", "store"):
         assert access.cost == access.lanes * access.size / 32, access
 
 

@@ -6,6 +6,7 @@ for problems as small is a small one.
 Of conditions that were taken out of the kernels one at a time, a few stay green, as they only spare work. A pixel, tile
 or channel that does not exist may read any that does, since nothing is stored of it (PixelWalk::exists,
 winograd_batched.cu's `wanted`, depthwise.cu's Part::channel), and weight_grad_direct.cu sum a tap past the last;
+a pixel that a weight gradient's first stage lacks is zero in grad_y and in x (PixelWalk::prepare), either would do;
 ChannelWalk may clear what it fills anyway, move_up move zeros onto zeros, and depthwise.cu's `exist` be more than ROWS,
 where its loops end.
 """
@@ -186,9 +187,9 @@ def test_splits_of_a_weight_gradient_run_without_a_fault(kernel, case, monkeypat
     check_weight_grad(kernel, case, cut, monkeypatch)
 
 
-def check_weight_grad(kernel, case, cut, monkeypatch):
+def check_weight_grad(kernel, case, cut, monkeypatch, fewest_splits=3):
     problem, order = case.problem("weight_grad"), operands.FROM_LAYOUT[case.problem().layout]
-    assert cut.splits > 2
+    assert cut.splits >= fewest_splits
     monkeypatch.setattr(kernel, "cut_for", lambda problem, device: cut)
     x, *_ = arrays_of(case)
     grad_y = np.random.default_rng(1).integers(-3, 4, operands.result_shape(problem, True)).astype(x.dtype)
@@ -202,35 +203,68 @@ def check_weight_grad(kernel, case, cut, monkeypatch):
 
 
 # Tiles, and the stages of the last split, go past the last filters, columns and pixels; in rows that end amid a stage.
-TOGETHER = Case(
-    "together", (2, 11, 10, 24), (72, 12, 3, 3),
-    {"groups": 2, "padding": (1, 2), "stride": (1, 2), "dilation": (2, 1), "layout": "NHWC"},
-)  # fmt: skip
+KEYWORDS = {"groups": 2, "padding": (1, 2), "stride": (1, 2), "dilation": (2, 1)}
+TOGETHER = {
+    "CHANNELS": Case("channels", (2, 11, 10, 24), (72, 12, 3, 3), {**KEYWORDS, "layout": "NHWC"}),
+    "PIXELS": Case("pixels", (2, 32, 11, 15), (80, 16, 3, 3), KEYWORDS),
+}
 
 
-def tile_of_channels(monkeypatch, tile, dtype):
-    """The case in that type, and its cut; that vectors are loaded is asserted when it runs."""
-    case = replace(TOGETHER, dtype=dtype)
+def tile_of(together, monkeypatch, tile, dtype, splits_wanted=3):
+    """The case in that type, and its cut; that it is taken together so is asserted when it runs."""
+    case = together if isinstance(together, Case) else TOGETHER[together]
+    case = replace(case, dtype=dtype)
     problem, together_in = case.problem("weight_grad"), weight_grad.together_in
+    expected = "PIXELS" if problem.layout == "NCHW" else "CHANNELS"
 
-    def together(*given):
-        assert together_in(*given) == "CHANNELS"
-        return "CHANNELS"
+    def asserted(*given):
+        assert together_in(*given) == expected
+        return expected
 
-    monkeypatch.setattr(weight_grad, "together_in", together)
+    monkeypatch.setattr(weight_grad, "together_in", asserted)
     each = splits.EACH[problem.accumulate.itemsize]
-    return case, splits.cut_of(problem, tile[0] * each, tile[1] * each, 3)
+    return case, splits.cut_of(problem, tile[0] * each, tile[1] * each, splits_wanted)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("tile", weight_grad.TILES, ids=str)
-def test_a_weight_gradient_of_channels_side_by_side_runs_without_a_fault(tile, dtype, monkeypatch):
-    check_weight_grad(weight_grad, *tile_of_channels(monkeypatch, tile, dtype), monkeypatch)
+@pytest.mark.parametrize("together", TOGETHER)
+def test_a_weight_gradient_of_what_lies_together_runs_without_a_fault(together, tile, dtype, monkeypatch):
+    check_weight_grad(weight_grad, *tile_of(together, monkeypatch, tile, dtype), monkeypatch)
+
+
+@pytest.mark.parametrize("splits_wanted", [1, 4])
+@pytest.mark.parametrize(("x", "w", "keywords"), [
+    ((1, 8, 7, 16), (8, 8, 3, 3), {"padding": 1}),  # whole stages, each tap from amid a sector on
+    ((7, 8, 3, 5), (8, 8, 3, 3), {"padding": 1}),  # rows are shorter than a stage
+    ((30, 8, 1, 3), (8, 8, 1, 1), {}),  # images are
+    ((15, 8, 2, 2), (8, 8, 2, 2), {"padding": ((0, 1), (1, 0))}),
+    ((59, 8, 2, 3), (8, 8, 2, 3), {}),  # one pixel each
+    ((3, 8, 6, 40), (8, 8, 3, 4), {"stride": (2, 9), "padding": 2}),  # pixels lie further apart than a sector is long
+], ids=["whole", "short_rows", "short_images", "four_pixels", "one_pixel", "far_apart"])  # fmt: skip
+def test_runs_of_pixels_cross_rows_images_and_splits_without_a_fault(x, w, keywords, splits_wanted, monkeypatch):
+    case, cut = tile_of(Case("runs", x, w, keywords), monkeypatch, (8, 8), "float32", splits_wanted)
+    check_weight_grad(weight_grad, case, cut, monkeypatch, fewest_splits=splits_wanted)
+
+
+@pytest.mark.parametrize("memory", ["reversed", "broadcast"])
+def test_runs_of_pixels_go_backwards_and_repeat_without_a_fault(memory, monkeypatch):
+    case = replace(TOGETHER["PIXELS"], memory=memory)
+    check_weight_grad(weight_grad, *tile_of(case, monkeypatch, (8, 8), "float32"), monkeypatch)
+
+
+@pytest.mark.parametrize("pixels", [*range(1, 18), 63])
+def test_a_split_of_any_length_runs_without_a_fault(pixels, monkeypatch):
+    """One stage or several, of which the first lacks pixels, by taps that begin at any place of a sector."""
+    case = Case("short", (1, 8, 3, pixels), (8, 8, 3, 7), {"padding": ((0, 0), (3, 3))})
+    case, cut = tile_of(case, monkeypatch, (8, 8), "float32", 1)
+    check_weight_grad(weight_grad, case, cut, monkeypatch, fewest_splits=1)
 
 
 @pytest.mark.parametrize("barrier", range(2))
-def test_the_emulator_sees_when_that_weight_gradient_lacks_a_barrier(barrier, monkeypatch):
-    case, cut = tile_of_channels(monkeypatch, (8, 8), "float32")
+@pytest.mark.parametrize("together", TOGETHER)
+def test_the_emulator_sees_when_that_weight_gradient_lacks_a_barrier(together, barrier, monkeypatch):
+    case, cut = tile_of(together, monkeypatch, (8, 8), "float32")
     plant(monkeypatch, "conv2d_weight_grad", BARRIER, barrier, of=2)
     with pytest.raises(emulator.EmulationError, match="race|uninitialised"):
         check_weight_grad(weight_grad, case, cut, monkeypatch)
@@ -252,14 +286,28 @@ def test_a_weight_gradient_loads_no_vectors_where_they_do_not_lie_so(change):
         return memory.reshape(shape) if lies_otherwise else memory.reshape(n, h, w, c).transpose(0, 3, 1, 2)
 
     x, grad_y = image(problem.x_shape, change == "x"), image(problem.y_shape, change == "grad_y")
+    few = change in ("filters", "channels", "groups")
+    assert weight_grad.together_in(problem, x, grad_y) == ("NONE" if few else "PIXELS")
+
+
+@pytest.mark.parametrize("change", ["filters", "channels", "groups", "rows", "far"])
+def test_a_weight_gradient_takes_no_runs_of_pixels_where_there_are_none(change):
+    C, K = (20 if change == "channels" else 24), (68 if change == "filters" else 72)
+    groups, H = (2 if change == "groups" else 1), (2**30 if change == "far" else 9)
+    problem = make_problem((2, C, H, 9), (K, C // groups, 3, 3), np.float32, groups=groups, pass_="weight_grad")
+    x = np.lib.stride_tricks.as_strided(np.zeros(9, np.float32), problem.x_shape, (0, 0, 0, 4))
+    n, k, p, q = problem.y_shape
+    grad_y = np.lib.stride_tricks.as_strided(
+        np.zeros(1, np.float32), (n, k, p, q), (0, 0, 4 * q + (change == "rows") * 4, 4)
+    )
     assert weight_grad.together_in(problem, x, grad_y) == "NONE"
 
 
 @pytest.mark.parametrize(("layout", "channels", "dtype", "together"), [
     ("NHWC", 12, "float16", "CHANNELS"), ("NHWC", 10, "float32", "NONE"), ("NHWC", 10, "float64", "CHANNELS"),
-    ("NCHW", 12, "float32", "NONE"),
+    ("NCHW", 12, "float32", "NONE"), ("NCHW", 12, "float64", "PIXELS"), ("NCHW", 8, "bfloat16", "PIXELS"),
 ])  # fmt: skip
-def test_vectors_are_predicted_where_fresh_arrays_lie_so(layout, channels, dtype, together):
+def test_what_is_taken_together_is_predicted_as_fresh_arrays_lie(layout, channels, dtype, together):
     x = (1, channels, 8, 8) if layout == "NCHW" else (1, 8, 8, channels)
     problem = make_problem(x, (16, channels, 3, 3), np.dtype(dtype), padding=1, layout=layout, pass_="weight_grad")
     arrays = (strided.empty_aligned(shape, problem.dtype) for shape in (x, operands.result_shape(problem, True)))

@@ -83,6 +83,8 @@ def check_type(parameter, value, problem):
         assert value.dtype == cut.CUT
     elif parameter.startswith("Splits"):
         assert value.dtype == weight_grad_splits.SPLITS
+    elif parameter.startswith("Steps"):
+        assert value.dtype == weight_grad.STEPS
     elif parameter.startswith("Tile"):
         assert value.dtype in (depthwise.TILE, depthwise_weight_grad.TILE)
     elif parameter == "int splits":
@@ -139,8 +141,11 @@ def test_structs_lie_in_memory_as_the_kernels_declare_them(accumulate, tmp_path)
     assert printed.split() == [str(n) for layout in (struct, im2col.SLICE) for n in offsets_in(layout)]
 
 
-@pytest.mark.parametrize("kernel", [depthwise, depthwise_weight_grad], ids=lambda kernel: kernel.__name__[-11:])
-def test_tiles_lie_in_memory_as_the_depthwise_kernels_declare_them(kernel, tmp_path):
+@pytest.mark.parametrize(("kernel", "name", "layout"), [
+    (depthwise, "Tile", depthwise.TILE), (depthwise_weight_grad, "Tile", depthwise_weight_grad.TILE),
+    (weight_grad, "Steps", weight_grad.STEPS), (weight_grad, "Splits", weight_grad_splits.SPLITS),
+], ids=["depthwise", "depthwise_weight_grad", "steps", "splits"])  # fmt: skip
+def test_other_structs_lie_in_memory_as_their_kernels_declare_them(kernel, name, layout, tmp_path):
     if not on_cpu.available():
         pytest.skip("g++ is not installed")
     case = next(case for case in TINY if case.name == "depthwise")
@@ -148,12 +153,12 @@ def test_tiles_lie_in_memory_as_the_depthwise_kernels_declare_them(kernel, tmp_p
     on_cpu.write_sources(tmp_path, (*on_cpu.headers(), (source.file, source.text())))
     (tmp_path / "offsets.cpp").write_text(
         f'#include "{on_cpu.HERE / "cuda_on_cpu.h"}"\n#include <cstdio>\n#include "{source.file}"\n'
-        f"int main() {{ {offsets_of('Tile', kernel.TILE)} }}\n"
+        f"int main() {{ {offsets_of(name, layout)} }}\n"
     )
     options = ["-w", "-std=c++17", *source.defines(), "offsets.cpp", "-o", "offsets"]
     subprocess.run(["g++", *options], check=True, cwd=tmp_path)
     printed = subprocess.run([tmp_path / "offsets"], capture_output=True, text=True, check=True).stdout
-    assert printed.split() == [str(n) for n in offsets_in(kernel.TILE)]
+    assert printed.split() == [str(n) for n in offsets_in(layout)]
 
 
 def test_depthwise_kernels_refuse_other_groups_in_words():

@@ -218,14 +218,16 @@ def test_an_infinite_pixel_reaches_the_taps_that_meet_it_alone(name):
 
 
 WEIGHTS = Case("weights", (3, 11, 13, 10), (70, 11, 3, 2), {"padding": (1, 2), "stride": (1, 2)}, memory="slices")
+RUNS = Case("weights_runs", (2, 32, 11, 15), (80, 16, 3, 3), {"groups": 2, "padding": (1, 2), "dilation": (2, 1)})
 GROUPS = Case("weights_groups", (2, 13, 10, 24), (70, 12, 3, 3), {"groups": 2, "dilation": 2, "layout": "NHWC"})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("tile", weight_grad.TILES, ids=str)
-def test_every_tile_of_the_weight_gradient_equals_the_reference(tile, splits, dtype, monkeypatch):
-    case = replace((WEIGHTS, GROUPS)[tile[0] // 16], dtype=dtype)
+@pytest.mark.parametrize("in_runs", [False, True])
+def test_every_tile_of_the_weight_gradient_equals_the_reference(in_runs, tile, splits, dtype, monkeypatch):
+    case = replace(RUNS if in_runs else (WEIGHTS, GROUPS)[tile[0] // 16], dtype=dtype)
     problem = replace(case.problem(), pass_="weight_grad")
     each = weight_grad_splits.EACH[problem.accumulate.itemsize]
     cut = weight_grad_splits.cut_of(problem, tile[0] * each, tile[1] * each, splits)
