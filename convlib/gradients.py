@@ -88,7 +88,7 @@ def conv2d_input_grad(
     )  # fmt: skip
     signature, known, views = came_before(operands, input_shape, keywords)
     if known is not None:
-        return again(known, operands, views)
+        return again_into(known, operands, views)
 
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     check_flag("flip_kernel", flip_kernel)
@@ -175,7 +175,7 @@ def conv2d_weight_grad(
     )  # fmt: skip
     signature, known, views = came_before(operands, weight_shape, keywords)
     if known is not None:
-        return again(known, operands, views)
+        return again_into(known, operands, views)
 
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     check_flag("flip_kernel", flip_kernel)
@@ -222,6 +222,34 @@ def conv2d_weight_grad(
         launch = running.cpu_launch(chosen, call).run
         known_calls.keep(signature, Known(place, library, tuple(weight_shape), False, call_of, launch))
     return library.finished(result)
+
+
+def conv2d_grads(x: Array, w: Array, grad_y: Array, **keywords) -> tuple[Array, Array]:
+    """conv2d_input_grad and conv2d_weight_grad of one convolution, which looks at the arrays of calls that come again
+    once for both: for operators with derivatives. keywords: stride, padding, dilation, groups and precision.
+    """
+    operands = (x, w, grad_y)
+    views = arrays.as_numpy(operands)
+    signature = repeated.signature(views, ("both", *keywords.items(), views is operands))
+    both = known_calls.find(signature)
+    if both is None or both[0].device is not device.cpu():
+        by_x = conv2d_input_grad(grad_y, w, tuple(x.shape), **keywords)
+        by_w = conv2d_weight_grad(x, grad_y, tuple(w.shape), **keywords)
+        both = (
+            known_of(conv2d_input_grad, x.shape, keywords, grad_y=grad_y, w=w, out=None),
+            known_of(conv2d_weight_grad, w.shape, keywords, x=x, grad_y=grad_y, out=None),
+        )
+        known_calls.keep(signature if all(both) else None, both)
+        return by_x, by_w
+    x_view, w_view, grad_view = views
+    return again(both[0], grad_y, (grad_view, w_view)), again(both[1], x, (x_view, grad_view))
+
+
+def known_of(function, shape, keywords, **operands):
+    """What is known of a call of one of the two gradients, made with these keywords."""
+    keywords = {**function.__kwdefaults__, **keywords}
+    del keywords["out"]
+    return came_before(operands, tuple(shape), (function.__name__.removeprefix("conv2d_"), *keywords.values()))[1]
 
 
 def conv2d_bias_grad(grad_y: Array, *, layout: str = "NCHW") -> Array:
@@ -295,7 +323,7 @@ def conv_transpose2d(
     )  # fmt: skip
     signature, known, views = came_before(operands, (), keywords)
     if known is not None:
-        return again(known, operands, views)
+        return again_into(known, operands, views)
 
     check_flag("flip_kernel", flip_kernel)
     check_flag("tune", tune)
@@ -397,16 +425,21 @@ def may_come_again(signature, place, problem, tune) -> bool:
     return signature is not None and place.kind == "cpu" and problem.N > 0 and not tune
 
 
-def again(known, operands, views):
-    """A call whose operands are like those of an earlier one."""
+def again_into(known, operands, views):
+    """A call whose operands are like those of an earlier one, into the caller's `out` or new memory."""
     *inputs, y = views
     out = operands["out"]
     if out is None:
-        out, y = known.library.result(next(iter(operands.values())), known.shape, known.channels_last)
-    else:
-        check_no_overlap(y, dict(zip(operands, inputs)))
+        return again(known, next(iter(operands.values())), inputs)
+    check_no_overlap(y, dict(zip(operands, inputs)))
     known.launch(known.call_of(*inputs, y))
     return out
+
+
+def again(known, like, inputs):
+    result, y = known.library.result(like, known.shape, known.channels_last)
+    known.launch(known.call_of(*inputs, y))
+    return result
 
 
 def result_and_view(library, like, shape, out, inputs, channels_last=False):

@@ -179,14 +179,23 @@ def keep(ctx, inputs, output):
 
 def as_operand(grad, dtype):
     """A gradient in its operand's dtype: what is imaginary in it, a real operand cannot follow."""
+    if grad.dtype == dtype:
+        return grad
     return (grad.real if grad.is_complex() and not dtype.is_complex else grad).to(dtype)
 
 
 def backward_conv2d(context, grad):
     x, w = context.saved_tensors
     needs_x, needs_w, needs_bias = context.needs_input_grad[:3]
-    by_x = as_operand(input_grad(grad, w, x.shape, *context.parameters), x.dtype) if needs_x else None
-    by_w = as_operand(weight_grad(x, grad, w.shape, *context.parameters), w.dtype) if needs_w else None
+    if needs_x and needs_w and not (watched(x, w, grad) or to_record(x, w, grad)):
+        share_threads(x)
+        both = detached(x), detached(w), detached(grad)
+        by_x, by_w = gradients.conv2d_grads(*both, **keywords(*context.parameters))
+    else:
+        by_x = input_grad(grad, w, x.shape, *context.parameters) if needs_x else None
+        by_w = weight_grad(x, grad, w.shape, *context.parameters) if needs_w else None
+    by_x = as_operand(by_x, x.dtype) if needs_x else None
+    by_w = as_operand(by_w, w.dtype) if needs_w else None
     by_bias = as_operand(grad.sum((0, 2, 3)), context.bias_dtype) if needs_bias else None
     return by_x, by_w, by_bias, *NONE
 

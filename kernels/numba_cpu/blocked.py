@@ -105,6 +105,7 @@ from .vectors import Vector, broadcast, lanes, record_at, store_past_cache
 
 passes = ("forward",)
 
+FEW_WEIGHTS = 4_096  # which one thread packs while others would be called
 CALL_BLOCKED = from_dtype(np.dtype(CALL_DTYPE.descr + [(name, "i8") for name in BLOCKING]))
 
 
@@ -416,9 +417,9 @@ def packed_bytes(problem, device):
 
 def pack(problem, device, w, packed):
     """Write the weights w (K, C/groups, R, S) into `packed` (uint8, 64-byte aligned), as rows of filters."""
-    loop, rows = compiled(weight_rows.build, problem.dtype.name), weight_rows.packed_rows(problem, packed)
-    call = pack_call(problem_fields(problem), packed, w, rows, None, None, None)
-    run_tasks(loop, call, rows.shape[1], device.threads)
+    loop, call = compiled(weight_rows.build, problem.dtype.name), pack_call(problem_fields(problem), w, w, packed)
+    threads = 1 if problem.K * problem.reduction <= FEW_WEIGHTS else device.threads
+    run_tasks(loop, call, weight_rows.pack_tasks(problem), threads)
 
 
 def predicted_seconds(problem, device):

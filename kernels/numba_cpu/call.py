@@ -71,7 +71,7 @@ def fast_address_works() -> bool:
 address = fast_address if fast_address_works() else slow_address
 
 
-def pack_call(fields, x, w, y, bias, residual, workspace) -> bytes:
+def pack_call(fields, x, w, y, bias=None, residual=None, workspace=None) -> bytes:
     """The record for these arrays, each in logical order. fields: problem_fields(problem), or that and a kernel's
     own.
 

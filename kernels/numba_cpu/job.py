@@ -32,3 +32,17 @@ class Job:
 def job_of(fields, loop, tasks, threads, x, w, y, bias, residual, before=0) -> Job:
     """fields: as pack_call's."""
     return Job(loop, pack_strides(x, w, y, bias, residual) + fields, tasks, threads, before)
+
+
+@dataclass(slots=True)
+class WeightGradJob:
+    """The same for a weight gradient, whose record has grad_w as w and grad_y as the residual."""
+
+    job: Job
+
+    def run(self, x, grad_y, grad_w, bias=None, residual=None, workspace=None):
+        self.job.run(x, grad_w, x, None, grad_y, workspace)
+
+
+def weight_grad_job_of(fields, loop, tasks, threads, x, grad_y, grad_w, before=0) -> WeightGradJob:
+    return WeightGradJob(job_of(fields, loop, tasks, threads, x, grad_w, x, None, grad_y, before))

@@ -51,10 +51,10 @@ from functools import lru_cache
 from math import ceil
 
 from . import weight_grad_depthwise, weight_grad_pixels
-from .call import pack_call, problem_fields
+from .call import problem_fields
 from .compilation import compiled
+from .job import weight_grad_job_of
 from .microkernel import panel_rows, predicted
-from .threads import run_tasks
 from .vectors import lanes
 from .weight_grad_cuts import BATCHED, CUTS, FOUND, WINDOWS, cuts, lies_in_place, mode_of
 from .weight_grad_tasks import build_task
@@ -100,17 +100,20 @@ def prepared(problem, threads):
 
 def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):
     """Write the weight gradient into grad_w (K, C/groups, R, S), from x (N, C, H, W) and grad_y (N, K, P, Q)."""
+    job(problem, device, x, grad_y, grad_w).run(x, grad_y, grad_w, workspace=workspace)
+
+
+def job(problem, device, x, grad_y, grad_w, bias=None, residual=None):
+    """`run` for arrays of these strides."""
     if weight_grad_depthwise.serves(problem) and weight_grad_depthwise.takes(problem, x, grad_y):
         fields, loop, tasks, before = weight_grad_depthwise.prepared(problem)
-        run_tasks(loop, pack_call(fields, x, grad_w, x, None, grad_y, workspace), tasks, device.threads, before)
-        return
+        return weight_grad_job_of(fields, loop, tasks, device.threads, x, grad_y, grad_w, before)
     if weight_grad_pixels.serves(problem) and weight_grad_pixels.takes(grad_y):
         fields, loop, tasks = weight_grad_pixels.prepared(problem, device.threads)
-        run_tasks(loop, pack_call(fields, x, grad_w, x, None, grad_y, workspace), tasks, device.threads)
-        return
+        return weight_grad_job_of(fields, loop, tasks, device.threads, x, grad_y, grad_w)
     mode, fields, loop, tasks, pitch = prepared(problem, device.threads)
     run_q, run_pitch, run_rows = problem.Q, pitch, problem.P
     if run_pitch == run_q and grad_y.strides[2] == problem.Q * grad_y.strides[3]:
         run_q, run_pitch, run_rows = problem.P * problem.Q, problem.P * problem.Q, 1  # an image's rows are one
     found = struct.pack(f"{len(FOUND)}q", lies_in_place(problem, mode, x), run_q, run_pitch, run_rows)
-    run_tasks(loop, pack_call(fields + found, x, grad_w, x, None, grad_y, workspace), tasks, device.threads)
+    return weight_grad_job_of(fields + found, loop, tasks, device.threads, x, grad_y, grad_w)

@@ -31,28 +31,36 @@ def padded_filters(Kg) -> int:
 
 def row_bytes(problem) -> int:
     """From filter to filter."""
-    count = -(-problem.reduction * problem.accumulate.itemsize // LINE) * LINE
+    return bytes_of_row(problem.reduction, problem.accumulate.itemsize)
+
+
+def bytes_of_row(depth, item):
+    count = (depth * item + LINE - 1) // LINE * LINE
     return count + LINE if count % 1024 == 0 else count
 
 
+def pack_tasks(problem) -> int:
+    return problem.groups * padded_filters(problem.Kg)
+
+
 def packed_bytes(problem) -> int:
-    return problem.groups * padded_filters(problem.Kg) * row_bytes(problem)
+    return pack_tasks(problem) * row_bytes(problem)
 
 
 def packed_rows(problem, packed):
     """`packed` (uint8) as an array (1, filters, 1, depths) of which each row is a filter's place."""
-    shape = (1, problem.groups * padded_filters(problem.Kg), 1, row_bytes(problem) // problem.accumulate.itemsize)
+    shape = (1, pack_tasks(problem), 1, row_bytes(problem) // problem.accumulate.itemsize)
     return packed[: packed_bytes(problem)].view(problem.accumulate).reshape(shape)
 
 
 def build(dtype_name):
-    """Task: one filter, or one row of zeros. call.w: the weights, call.y: packed_rows."""
+    """Task: one filter, or one row of zeros. call.w: the weights, call.y: the packed rows."""
     real = np.float64 if dtype_name == "float64" else np.float32
     item, W = np.dtype(real).itemsize, lanes(real)
     stored_item = 2 if dtype_name.endswith("16") else item
     read, _, read_vector, _ = memory_functions(dtype_name)
     _, write, _, write_vector = memory_functions(np.dtype(real).name)
-    padding = padded_filters(1)
+    padding, spacing = padded_filters(1), inlined(bytes_of_row)
 
     @inlined
     def copy_contiguous(to, w, count):
@@ -74,7 +82,7 @@ def build(dtype_name):
         call = record_at(CALL, call_address)
         padded, depth = (call.Kg + padding - 1) // padding * padding, call.Cg * call.R * call.S
         g, k = index // padded, index % padded
-        to, w = call.y + index * call.y_k, call.w + (g * call.Kg + k) * call.w_k
+        to, w = call.y + index * spacing(depth, item), call.w + (g * call.Kg + k) * call.w_k
         by_row = call.w_s == stored_item and call.w_r == call.S * stored_item
         if k >= call.Kg:
             for d in range(depth):

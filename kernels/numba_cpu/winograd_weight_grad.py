@@ -56,9 +56,9 @@ import struct
 from functools import lru_cache
 
 from . import target
-from .call import pack_call, problem_fields
+from .call import problem_fields
 from .compilation import compiled
-from .threads import run_tasks
+from .job import weight_grad_job_of
 from .vectors import lanes
 from .winograd_weight_grad_cuts import CUTS, cuts, cycles
 from .winograd_weight_grad_tasks import build_tasks
@@ -108,5 +108,10 @@ def prepared(problem, threads):
 
 def run(problem, device, x, grad_y, grad_w, bias=None, residual=None, workspace=None, stream=None):
     """Write the weight gradient into grad_w (K, C/groups, 3, 3), from x (N, C, H, W) and grad_y (N, K, P, Q)."""
+    job(problem, device, x, grad_y, grad_w).run(x, grad_y, grad_w, workspace=workspace)
+
+
+def job(problem, device, x, grad_y, grad_w, bias=None, residual=None):
+    """`run` for arrays of these strides."""
     fields, loop, parts, blocks = prepared(problem, device.threads)
-    run_tasks(loop, pack_call(fields, x, grad_w, x, None, grad_y, workspace), blocks, device.threads, parts)
+    return weight_grad_job_of(fields, loop, blocks, device.threads, x, grad_y, grad_w, parts)

@@ -260,6 +260,35 @@ def test_gradients_of_tensors_come_again_as_tensors(name, no_checks):
     assert found.stride() == strides
 
 
+@pytest.mark.parametrize("way", ["plain", "all phases at once", "groups"])
+def test_both_gradients_at_once_come_again_with_the_values_of_each(way, no_checks):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    (x, w, y), keywords = gradient_arrays("input_grad", way)
+    keywords = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "precision": None, **keywords}
+    keywords.pop("algorithm", None)
+    wanted = [GRADIENTS[name](x, w, y, **keywords) for name in ("input_grad", "weight_grad")]
+    tensors = [torch.from_numpy(array) for array in (x, w, y)]
+    last = [tensor.to(memory_format=torch.channels_last) for tensor in tensors]
+    first = [gradients.conv2d_grads(*given, **keywords) for given in ((x, w, y), tensors, last)]
+    no_checks()
+    for given, before in zip(((x, w, y), tensors, last), first, strict=True):
+        for one, earlier, value in zip(gradients.conv2d_grads(*given, **keywords), before, wanted, strict=True):
+            assert type(one) is type(earlier) is type(given[0])
+            assert one.strides == earlier.strides if given[0] is x else one.stride() == earlier.stride()
+            np.testing.assert_array_equal(np.asarray(earlier), value)
+            np.testing.assert_array_equal(np.asarray(one), value)
+
+
+def test_both_gradients_at_once_refuse_what_each_does():
+    (x, w, y), _ = gradient_arrays("input_grad", "plain")
+    for _ in range(2):
+        gradients.conv2d_grads(x, w, y, precision=None)
+        with pytest.raises(ValueError, match="precision: one of .* needed, got 'bf16'"):
+            gradients.conv2d_grads(x, w, y, precision="bf16")
+        with pytest.raises(ValueError, match="grad_y: shape"):
+            gradients.conv2d_grads(x, w, y[:, :, 1:], precision=None)
+
+
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_a_gradient_that_may_not_be_written_there_is_still_refused(name):
     operands, keywords = gradient_arrays(name, "plain")
@@ -279,10 +308,14 @@ def test_a_gradient_that_may_not_be_written_there_is_still_refused(name):
         GRADIENTS[name](*operands, **keywords, out=apart)
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
+BOTH = {"both": lambda x, w, y, **keywords: gradients.conv2d_grads(x, w, y, **keywords)[1]}
+
+
+@pytest.mark.parametrize("name", [*GRADIENTS, *BOTH])
 def test_another_number_of_threads_is_another_gradient(name, monkeypatch):
+    gradient = (GRADIENTS | BOTH)[name]
     operands, keywords = gradient_arrays(name, "plain")
-    wanted = GRADIENTS[name](*operands, **keywords)
+    wanted = gradient(*operands, **keywords)
     here = operations.device.cpu()
     other, settled, launch = replace(here, threads=1 + here.threads % 2), [], running.cpu_launch
 
@@ -292,8 +325,8 @@ def test_another_number_of_threads_is_another_gradient(name, monkeypatch):
 
     monkeypatch.setattr(operations.device, "cpu", lambda: other)
     monkeypatch.setattr(running, "cpu_launch", noted)
-    np.testing.assert_array_equal(GRADIENTS[name](*operands, **keywords), wanted)
-    assert settled == [other]
+    np.testing.assert_array_equal(gradient(*operands, **keywords), wanted)
+    assert settled == [other] * (2 if name == "both" else 1)
 
 
 def test_shapes_of_gradients_are_told_apart():
