@@ -25,8 +25,8 @@
 // next pixels, 7 test them and clear, 9 change buffers, 8 are the loop's and moves. 88 % would be 582. Stages of 16 pixels
 // would halve the last 37, and want 8 more registers, of which there are none; grad_y's pixels as vectors, where maps are
 // whole ones, would spare 4.
-// Registers: up to 128 at 128 x 128, two blocks on a multiprocessor (sm_100: 130 of CHANNELS and 161 of NONE, one); 128 to 167 of
-// smaller tiles, 12 warps (PIXELS of 64 x 64 on sm_75 10, by their 11 KB of shared memory).
+// Registers: up to 128 at 128 x 128, two blocks on a multiprocessor (sm_100: 130 of CHANNELS, 161 of NONE, one); 128 to
+// 167 of smaller tiles, 12 warps (PIXELS of 64 x 64 on sm_75 10, by their 11 KB of shared memory).
 // Bank conflicts: none, as the emulator counts: loads are register_tile.cuh's, and the walks say of their stores.
 // Limits: none on the problem. A group of few filters or few columns wastes most of a tile: weight_grad_direct.cu.
 // Never run on hardware.
