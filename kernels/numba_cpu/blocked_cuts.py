@@ -77,7 +77,8 @@ def channel_block(problem, first=0) -> int:
     """Channels whose x, for one tile, fills about three quarters of the L1 cache, all blocks about equal; at least one.
 
     Twice or four times as many where x comes from the L2 cache anyhow: sums then wait less often. With 16 registers,
-    whose tiles read x for every 4 filters, a 1x1 layer's fill half the L1 cache, and few pages. Where one tile has
+    whose tiles read x for every 4 filters, a 1x1 layer's fill half the L1 cache, and few pages, a window's three
+    eighths: the rows of a plane that its taps read are longer than a tile. Where one tile has
     all pixels of a 1x1 layer, so that each weight is read once, as many as fit a quarter of the L2 cache: rows come
     faster in long pieces.
     """
@@ -96,6 +97,8 @@ def channel_block(problem, first=0) -> int:
     elif is_lone_row(problem) or FEW_TILES * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
         depth *= 2
     else:
+        if target.register_count() == 16:
+            depth //= 2
         rows = FEWEST_ROWS + rows_below(problem)
         channel_bytes = row_phases(problem) * problem.S * rows * problem.Q * real_bytes(problem)
         fitting = target.cache_bytes(2) // 2 // channel_bytes * problem.R * problem.S
