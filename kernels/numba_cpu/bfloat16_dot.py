@@ -115,7 +115,7 @@ def task_function():
             tile_bytes = call.pair_block * PANEL_ROW
             fill_panel_offsets(offsets, call.pair_block)
         else:
-            fill_offsets(call, offsets, plane_bytes, call.phases, call.pair_block, WORD_BYTES, False)
+            fill_offsets(call, offsets, plane_bytes, call.phases, call.pair_block, WORD_BYTES, 0)
         below = (call.R - 1) * call.dilation_h // call.stride_h
         direct = call.activation == CLAMP and call.y_q == SHORT_BYTES and flat_rows(call.y_p, call.y_q, call.Q)
         if call.has_residual:
@@ -150,12 +150,12 @@ def task_function():
                     one_row = rows_read == 1 + below
                     column, behind = (start % call.Q, (stop - 1) % call.Q + 1) if one_row else (0, call.Q)
                     copy_planes(
-                        call, planes, plane_bytes, x, row0, call.phases, full_pairs, rows_read, column, behind, False
+                        call, planes, plane_bytes, x, row0, call.phases, full_pairs, rows_read, column, behind, 0
                     )
                     if full_pairs < some_pairs:
                         lone = planes + full_pairs * call.phases * call.S * plane_bytes
                         copy_lone_plane(
-                            call, lone, plane_bytes, x_lone, row0, call.phases, 1, rows_read, column, behind, False
+                            call, lone, plane_bytes, x_lone, row0, call.phases, 1, rows_read, column, behind, 0
                         )
                 if whole < stop:
                     gather(gathered, stop - whole, tiles + (whole - start) // width * tile_bytes, offsets, depth)

@@ -248,7 +248,7 @@ def task_function(dtype_name):
         plane_bytes = call.plane_bytes
         places = offsets + call.channel_block * taps * OFFSET_BYTES
         if not in_place or (pixels - call.first_pixel) % W:
-            fill_offsets(call, offsets, plane_bytes, call.phases, call.channel_block, item, call.one_plane)
+            fill_offsets(call, offsets, plane_bytes, call.phases, call.channel_block, item, call.row_planes)
         if in_place:
             for c in range(call.channel_block):
                 put_word(places, c, c * call.x_c)
@@ -278,7 +278,7 @@ def task_function(dtype_name):
             if in_place:  # but for a narrow tile whose last vector would end outside x
                 there = whole if (whole - start) % W == 0 else start + (whole - start) // width * width
             row0 = there // call.Q
-            copied = planes - (start if by_runs or call.one_plane else row0 * call.Q) * item  # where pixel 0 would lie
+            copied = planes - (start if by_runs or call.row_planes else row0 * call.Q) * item  # where pixel 0 would lie
             for c0 in range(0, call.Cg, call.channel_block):
                 channels = min(call.channel_block, call.Cg - c0)
                 depth, x = channels * taps, x_image + c0 * call.x_c
@@ -291,7 +291,7 @@ def task_function(dtype_name):
                     column, behind = (there % call.Q, (stop - 1) % call.Q + 1) if one_row else (0, call.Q)
                     copy_planes(
                         call, copied + row0 * call.Q * item, plane_bytes, x, row0, call.phases, channels, rows_read,
-                        column, behind, call.one_plane,
+                        column, behind, call.row_planes,
                     )  # fmt: skip
                 if whole < stop and in_place:
                     gather(gathered, stop - whole, x + whole * item, places, depth)

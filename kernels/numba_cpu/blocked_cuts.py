@@ -22,7 +22,7 @@ from math import gcd
 from . import patches, target, weight_rows
 from .epilogue import PAST_CACHE_BYTES
 from .filter_cuts import until_all_done, up
-from .flat_planes import MOST_APART, is_lone_row, row_phases, rows_below
+from .flat_planes import MOST_APART, row_phases, row_planes, rows_below
 from .lone_pixels import MOST as MOST_LONE
 from .microkernel import VECTORS, multiplied_rows, multiply_cycles
 from .threads import worker_span
@@ -53,7 +53,7 @@ RUNS_SHARE, PLANES_SHARE, ONE_TILE_SHARE = 8, 2, 4  # of the L2 cache, for copie
 BLOCKING = (
     "first_pixel", "filters", "tile_tasks", "filter_tasks", "channel_block", "group", "packed_row", "phases",
     "plane_bytes", "worker_bytes", "partial_at", "bias_at", "gathered_at", "offsets_at",
-    "tail_at", "filter_block", "by_runs", "one_plane", "dots_at", "runs_at", "streaming",
+    "tail_at", "filter_block", "by_runs", "row_planes", "dots_at", "runs_at", "streaming",
 )  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def channel_block(problem, first=0) -> int:
             depth = min(depth, NEAR_PAGES * PAGE // min(map_bytes(problem), PAGE))
     elif reads_x_in_place(problem):
         depth *= 4
-    elif is_lone_row(problem) or FEW_TILES * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
+    elif shares_planes(problem) or FEW_TILES * VECTORS * lanes(problem.accumulate) >= problem.P * problem.Q:
         depth *= 2
     else:
         if target.register_count() == 16:
@@ -105,6 +105,11 @@ def channel_block(problem, first=0) -> int:
         depth = min(depth, max(fitting, FEWEST_DEPTHS))
     blocks = -(-problem.reduction // max(depth, problem.R * problem.S))
     return -(-problem.Cg // blocks)
+
+
+def shares_planes(problem) -> bool:
+    """Do taps of a lone row share planes, so that the L1 cache holds more depths? Of 16 registers: one plane."""
+    return row_planes(problem) == 1 or (row_planes(problem) > 1 and target.register_count() > 16)
 
 
 def possible_cuts(problem, threads, pixels):
@@ -236,7 +241,7 @@ def run_bytes(problem, pixels) -> int:
 
 def planes_of(problem) -> int:
     """How many there are for a channel."""
-    return 1 if is_lone_row(problem) else problem.S * row_phases(problem)
+    return row_planes(problem) or problem.S * row_phases(problem)
 
 
 def plane_bytes(problem, pixels) -> int:
@@ -246,8 +251,8 @@ def plane_bytes(problem, pixels) -> int:
 
 
 def lone_row_bytes(problem, pixels) -> int:
-    """Of a plane for so many pixels of a lone row and all taps."""
-    return (pixels + (problem.S - 1) * problem.dilation[1]) * real_bytes(problem) + target.vector_bytes()
+    """Of a plane for so many pixels of a lone row and all taps that read it."""
+    return run_bytes(problem, pixels + (problem.S - 1) * problem.dilation[1] // problem.stride[1])
 
 
 @lru_cache(maxsize=1024)
@@ -255,7 +260,7 @@ def blocking(problem, threads, first=0, by_runs=False):
     """The numbers of BLOCKING, and the number of tasks. first: the first pixel. by_runs: x is copied as `copies_runs`
     asks, and its rows follow each other in memory.
     """
-    plane_of = run_bytes if by_runs else lone_row_bytes if is_lone_row(problem) else plane_bytes
+    plane_of = run_bytes if by_runs else lone_row_bytes if row_planes(problem) else plane_bytes
     copies = not reads_x_in_place(problem)
     width, pixels = VECTORS * lanes(problem.accumulate), problem.P * problem.Q - first
     rows = weight_rows.padded_filters(1)
@@ -287,6 +292,6 @@ def blocking(problem, threads, first=0, by_runs=False):
     numbers = (
         first, filters, tile_tasks, filter_tasks, block, group, weight_rows.row_bytes(problem), row_phases(problem),
         plane_of(problem, group * width), worker_bytes, partial_at, bias_at, gathered_at, offsets_at,
-        tail_at, block_rows, by_runs, is_lone_row(problem), dots_at, runs_at, streaming,
+        tail_at, block_rows, by_runs, row_planes(problem), dots_at, runs_at, streaming,
     )  # fmt: skip
     return numbers, problem.N * problem.groups * tile_tasks * filter_tasks

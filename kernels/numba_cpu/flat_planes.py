@@ -9,10 +9,13 @@ likes. One plane serves all rows of the window: the next row's pixels are Q numb
 odd rows of x make a plane each. A number is copied S times (or less, with a stride), not R S times, and a row at a
 time: each store may run over the row's end, since the next row is written after it.
 
-A lone row (of sequences: P = 1, R = 1) of stride 1 needs no rows without a gap: one plane, with its padding and
-(S - 1) dilations more, serves all taps of the window, from a group's first pixel on. On two Zen 4 cores 64 -> 64
-channels of 1 x 8,000 under 1 x 3 with dilation 2 take 0.95 instead of 1.1 ms, 32 -> 32 of 1 x 24,000 under 1 x 11 with
-dilation 5 2.5 instead of 4.3, since a group's planes then lie in the L2 cache.
+A lone row (of sequences: P = 1, R = 1) needs no rows without a gap: one plane, or one for each phase of the stride,
+with its padding and (S - 1) dilations more, serves all taps of the window, from a group's first pixel on. On two Zen 4
+cores 64 -> 64 channels of 1 x 8,000 under 1 x 3 with dilation 2 take 0.95 instead of 1.1 ms, 32 -> 32 of 1 x 24,000
+under 1 x 11 with dilation 5 2.5 instead of 4.3, since a group's planes then lie in the L2 cache. With stride 2 8 -> 16
+channels of 1 x 16,000 under 1 x 5 take 0.5 to 0.77 of the time, four images of 128 -> 128 of 1 x 1,500 under 1 x 3
+0.85 to 0.9, held to AVX2 512 -> 512 of 1 x 3,199 0.87; with AVX-512, where each vector that begins within a line is two
+loads, 1.05, so many filters have a plane for each tap there.
 
 Measured on two Zen 5 cores, 3 x 3 with stride 2: copying is 2 to 9 % of the layer, about a cycle a number of a plane.
 Panels, in which every tap had vectors of its own, gathered from pieces of rows, took 15 to 20 %. With stride 3 copying
@@ -25,6 +28,7 @@ from functools import partial
 import numpy as np
 from numba.core import types
 
+from . import target
 from .compilation import inlined
 from .microkernel import vector_type
 from .patches import are_patches, copy_patches_function
@@ -33,6 +37,7 @@ from .short_floats import memory_functions
 from .tracing import I64, first_lanes, load, load_lanes, loop, prefetch, store, traced
 from .vectors import lanes
 
+MOST_SHIFTED = 256  # filters for which vectors that begin within a line, each one's a load more, cost less than copies
 MOST_APART = 4  # columns of x from output to output, up to which rows are copied by vectors
 X_BYTES = 12 << 10  # of x: so many channels make their planes in turn, for x to stay in the L1 cache for all taps
 
@@ -44,11 +49,11 @@ def copy_planes_function(dtype_name):
     copy_any, copy_patches = planes_function(copy_inside_function(dtype_name), real), copy_patches_function(real)
 
     @inlined
-    def copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last, one):
+    def copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last, row_planes):
         if same and call.x_w == item and are_patches(call):
             copy_patches(call, to, plane_bytes, x, 0, channels * call.R, p0, rows, first, last)
         else:
-            copy_any(call, to, plane_bytes, x, p0, phases, channels, rows, first, last, one)
+            copy_any(call, to, plane_bytes, x, p0, phases, channels, rows, first, last, row_planes)
 
     return copy_planes
 
@@ -160,20 +165,20 @@ def clear_function(real):
 
 
 def planes_function(copy_inside, real, apart=1):
-    """A Numba function copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last, one): for every
-    channel, row phase and tap column the plane of `rows` rows from output row p0 on; of their columns those from
+    """A Numba function copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last, row_planes): for
+    every channel, row phase and tap column the plane of `rows` rows from output row p0 on; of their columns those from
     `first` to `last`, and perhaps more. x: address of the image's first channel of this block. plane_bytes: from plane
-    to plane, a vector more than its rows take. one: a lone row's plane for all tap columns. apart: how many channels of
-    x further the next plane's is.
+    to plane, a vector more than its rows take. row_planes: how many a lone row has for all tap columns (`row_planes`),
+    or 0. apart: how many channels of x further the next plane's is.
     """
     item, clear = np.dtype(real).itemsize, clear_function(real)
 
     @inlined
-    def copy_tap(call, to, to_channel, x, h, s, channels, rows, first, last, columns):
-        """The planes of one row phase and tap column, of every channel. h: x's row for the planes' first one. columns:
-        how many they have.
+    def copy_tap(call, to, to_channel, x, h, v, channels, rows, first, last, columns):
+        """The planes of one row phase and tap column, of every channel. h, v: x's row and column for the planes' first
+        ones. columns: how many they have.
         """
-        v, row = s * call.dilation_w - call.left, call.Q * item
+        row = call.Q * item
         above = min(max((call.stride_h - 1 - h) // call.stride_h, 0), rows)
         behind = min(max((call.H - h + call.stride_h - 1) // call.stride_h, above), rows)
         inside = min(max((call.stride_w - 1 - v) // call.stride_w, 0), columns)
@@ -188,8 +193,10 @@ def planes_function(copy_inside, real, apart=1):
                     clear(to + c * to_channel + i * row + first * item, last - first)
 
     @inlined
-    def copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last, one):
-        taps, more = (1, (call.S - 1) * call.dilation_w) if one else (call.S, 0)
+    def copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last, row_planes):
+        taps, apart_w, more = call.S, call.dilation_w, 0
+        if row_planes:
+            taps, apart_w, more = row_planes, 1, (call.S - 1) * call.dilation_w // call.stride_w
         to_channel, columns = phases * taps * plane_bytes, call.Q + more
         at_once = max(X_BYTES // (rows * call.stride_h * (last - first) * call.stride_w * item), 1)
         for c in range(0, channels, at_once):
@@ -198,7 +205,8 @@ def planes_function(copy_inside, real, apart=1):
                 for s in range(taps):
                     h = p0 * call.stride_h - call.top + phase
                     plane = there + (phase * taps + s) * plane_bytes
-                    copy_tap(call, plane, to_channel, here, h, s, some, rows, first, last + more, columns)
+                    v = s * apart_w - call.left
+                    copy_tap(call, plane, to_channel, here, h, v, some, rows, first, last + more, columns)
 
     return copy_planes
 
@@ -209,23 +217,29 @@ def put_word(address, i, word):
 
 
 @inlined
-def fill_offsets(call, to, plane_bytes, phases, channels, item, one):
-    """The table of how far behind the first plane a pixel's number lies for each depth (c, r, s), in bytes. one: as in
-    `planes_function`.
+def fill_offsets(call, to, plane_bytes, phases, channels, item, row_planes):
+    """The table of how far behind the first plane a pixel's number lies for each depth (c, r, s), in bytes. row_planes:
+    as in `planes_function`.
     """
-    taps, to_channel = call.R * call.S, plane_bytes if one else phases * call.S * plane_bytes
+    taps, to_channel = call.R * call.S, (row_planes if row_planes else phases * call.S) * plane_bytes
     for r in range(call.R):
         phase, below = r * call.dilation_h % call.stride_h, r * call.dilation_h // call.stride_h
         for s in range(call.S):
-            plane = s * call.dilation_w * item if one else (phase * call.S + s) * plane_bytes
+            plane, column = (phase * call.S + s) * plane_bytes, s * call.dilation_w
+            if row_planes:
+                plane = column % call.stride_w * plane_bytes + column // call.stride_w * item
             first = plane + below * call.Q * item
             for c in range(channels):
                 put_word(to, c * taps + r * call.S + s, c * to_channel + first)
 
 
-def is_lone_row(problem) -> bool:
-    """Is y one row, of which all taps of the window may read one plane?"""
-    return problem.P == 1 and problem.R == 1 and problem.S > 1 and problem.stride[1] == 1
+def row_planes(problem) -> int:
+    """Of a lone row, how many planes its taps share, one for each phase of the stride that tap columns have; else 0."""
+    stride, dilation = problem.stride[1], problem.dilation[1]
+    shifted = stride > 1 and target.vector_bytes() == 64 and problem.Kg > MOST_SHIFTED
+    if problem.P > 1 or problem.R > 1 or stride >= problem.S or shifted:
+        return 0
+    return 1 if dilation % stride == 0 else stride
 
 
 def row_phases(problem) -> int:

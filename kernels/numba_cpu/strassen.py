@@ -178,7 +178,7 @@ def build(dtype_name, lone):
                 copy_patches(call, to, call.planes_bytes, x, line, lines, row0, count, column, behind)
             else:
                 here = x + begin * call.x_c
-                copy_planes(call, to, call.planes_bytes, here, row0, 1, channels, count, column, behind, False)
+                copy_planes(call, to, call.planes_bytes, here, row0, 1, channels, count, column, behind, 0)
 
     @inlined
     def result(call, direct, y, y_half, wait, bias):

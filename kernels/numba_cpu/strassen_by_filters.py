@@ -140,7 +140,7 @@ def build(dtype_name, height, width):
         if call.S > 1:
             copy_patches(call, to, call.plane_bytes, image, c // call.S, count // call.S, 0, call.P, 0, call.Q)
         else:
-            copy_planes(call, to, call.plane_bytes, image + c * call.x_c, 0, 1, count, call.P, 0, call.Q, False)
+            copy_planes(call, to, call.plane_bytes, image + c * call.x_c, 0, 1, count, call.P, 0, call.Q, 0)
 
     @inlined
     def sum_tiles(call, to, planes, image):

@@ -171,7 +171,7 @@ def build(dtype_name, lone, planned):
             row0, behind = first // call.Q, first + count * group_width
             x_rows = (behind - 1) // call.Q - row0 + 1
             column, stop = (first % call.Q, (behind - 1) % call.Q + 1) if x_rows == 1 else (0, call.Q)
-            copy_planes(call, planes, call.planes_bytes, x, row0, 1, call.Cg, x_rows, column, stop, False)
+            copy_planes(call, planes, call.planes_bytes, x, row0, 1, call.Cg, x_rows, column, stop, 0)
             x, x_step = planes + first % call.Q * item, call.planes_bytes
         x_half = 2 * depth * x_step
         for j in range(count):
