@@ -358,8 +358,17 @@ def bfloat16_bits(a):
 
 def tf32_bits(a):
     """float32 to TF32, the 10 highest bits of its mantissa, the others zero; halves away from zero."""
+    return rounded_to_tf32(a, np.uint32(0x1000))
+
+
+def even_tf32_bits(a):
+    """The same, halves to nearest even."""
+    return rounded_to_tf32(a, np.uint32(0xFFF) + (a.view(np.uint32) >> np.uint32(13) & np.uint32(1)))
+
+
+def rounded_to_tf32(a, added):
     bits = a.view(np.uint32)
-    rounded = bits + np.uint32(0x1000) & np.uint32(0xFFFFE000)
+    rounded = bits + added & np.uint32(0xFFFFE000)
     return np.where(a != a, F32_NAN.view(np.uint32), np.where(np.isinf(a), bits, rounded))
 
 

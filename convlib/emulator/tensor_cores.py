@@ -10,7 +10,7 @@ v is how many values a 32-bit register holds: 2 of float16 or bfloat16 (the firs
 Products are exact in float32 (11 bits times 11); they are added to C one after the other, k ascending, each sum
 rounded to float32. A GPU adds several at once and cuts off bits, so its last places differ: compare by tolerance.
 Of a TF32 operand the low 13 bits are ignored, as the hardware ignores them: a kernel that does not round with
-cvt.rna.tf32 is truncated here too.
+cvt.rn.tf32 or cvt.rna.tf32 is truncated here too.
 Source: NVIDIA, PTX ISA 9.0, "Matrix fragments for mma.m16n8k16", ".m16n8k8" and ".m16n8k4".
 """
 

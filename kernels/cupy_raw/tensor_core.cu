@@ -100,11 +100,11 @@
 // than its issue is assumed, the second thing to measure. In shared memory the table took 128 of 576 cycles of a warp's
 // stage at 128 x 64, which left 68 % on sm_90. Where it has no room, in 3.5 of the 4 KB of arguments, or windows need
 // more than 31 bits, or offsets 64, a step takes 14.
-// TF32 has the same cycles and two instructions more for each register of x. PRECISE, whose warps are of 64 x 32 and less,
-// stands at 100 % where x is copied (424 to 426 instructions at 128 x 128). Gathered from several taps it does on sm_90
-// from 64 x 64 on, 128 x 32 at 95 %, 32 x 64 at 90 and 64 x 32 at 85; taps inner these three at 89, 92 and 85. The last
-// two have HALVES of two warps of 32 x 32: four of 32 x 16 split more floats for as many sums, 172 instructions instead of
-// 147 where x is copied, and stood at 65 to 75 % gathered.
+// TF32 has the same cycles and an instruction more for each register of x, before sm_90 half of one more. PRECISE,
+// whose warps are of 64 x 32 and less, stands at 100 % where x is copied (424 to 426 instructions at 128 x 128).
+// Gathered from several taps it does on sm_90 from 64 x 64 on, 128 x 32 at 95 %, 32 x 64 at 90 and 64 x 32 at 85; taps
+// inner these three at 89, 92 and 85. The last two have HALVES of two warps of 32 x 32: four of 32 x 16 split more
+// floats for as many sums, 172 instructions instead of 147 where x is copied, and stood at 65 to 75 % gathered.
 // What was learned. Places in shared memory are worked out once and kept from the compiler, which holds them for
 // cheap and works them out anew in each stage: 10 to 30 % of the instructions, 17 for ldmatrix alone. So are
 // distances from tap to tap. Splitting floats by integer addition, not by cvt.rna.tf32, spares a third of PRECISE's

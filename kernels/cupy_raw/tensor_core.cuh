@@ -22,6 +22,16 @@ __device__ __forceinline__ void store_shared(unsigned to, const uint4& chunk)
                  :: "r"(to), "r"(chunk.x), "r"(chunk.y), "r"(chunk.z), "r"(chunk.w) : "memory");
 }
 
+__device__ __forceinline__ void load_word(unsigned& to, unsigned from)
+{
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(to) : "r"(from) : "memory");
+}
+
+__device__ __forceinline__ void load_words(unsigned& first, unsigned& second, unsigned from)
+{
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(first), "=r"(second) : "r"(from) : "memory");
+}
+
 __device__ __forceinline__ void load_matrices(unsigned (&to)[4], unsigned row)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -42,12 +52,29 @@ __device__ __forceinline__ void load_transposed(unsigned (&to)[4], unsigned row)
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
 }
 
-// A float's nearest of 11 significant bits, as tensor cores take it; ties away from zero.
+// A float's nearest of 11 significant bits, as tensor cores take it; of ties, the even one, which sm_90 finds in one
+// instruction, or the one away from zero, which takes two: a NaN must not carry into its sign.
 __device__ __forceinline__ unsigned to_tf32(float value)
 {
     unsigned result;
+#if __CUDA_ARCH__ >= 900
+    asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(result) : "f"(value));
+#else
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(value));
+#endif
     return result;
+}
+
+// The same of two that every sum takes both of, in one instruction and a half each: where either is a NaN neither is
+// rounded, since all that they are added to is NaN. What a carry makes of an infinity, tensor cores do not look at.
+__device__ __forceinline__ void round_two(unsigned& first, unsigned& second)
+{
+#if __CUDA_ARCH__ >= 900
+    first = to_tf32(__uint_as_float(first)), second = to_tf32(__uint_as_float(second));
+#else
+    asm("{ .reg .pred p; setp.num.f32 p, %0, %1; @p add.u32 %0, %0, 0x1000; @p add.u32 %1, %1, 0x1000; }"
+        : "+r"(first), "+r"(second));
+#endif
 }
 
 // A float as the nearest TF32 number and what that leaves, exactly; of that, too, tensor cores look at the first 11

@@ -51,16 +51,18 @@ struct Warp {
     }
 };
 
-// Round floats to TF32, and in `rest` keep what that leaves; 16-bit types are as they should be.
+// Round a lane's floats of a, or b, to TF32, and in `rest` keep what that leaves; 16-bit types are as they should be.
+// The halves of these are of the same rows, or filters.
 template <int COUNT>
 __device__ __forceinline__ void round_matrices(unsigned (&values)[COUNT], unsigned (&rest)[COUNT])
 {
-    if constexpr (sizeof(Element) == 4)
+    if constexpr (sizeof(Element) == 4 && PRECISE) {
         #pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-            if constexpr (PRECISE) split_tf32(values[i], rest[i]);
-            else values[i] = to_tf32(__uint_as_float(values[i]));
-        }
+        for (int i = 0; i < COUNT; ++i) split_tf32(values[i], rest[i]);
+    } else if constexpr (sizeof(Element) == 4) {
+        #pragma unroll
+        for (int i = 0; i < COUNT / 2; ++i) round_two(values[i], values[i + COUNT / 2]);
+    }
 }
 
 // Add the products of every block of a with one of b.

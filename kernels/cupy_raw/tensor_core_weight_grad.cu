@@ -19,7 +19,8 @@
 // Who loads what. A thread's columns never change, so taps, channels and addresses are worked out once; only its pixels
 // move on, told apart by multiplications with what the launcher knows of P and Q. Of x and of grad_y each:
 //     CHANNELS   they lie side by side (channels last): a thread copies 16 bytes of them of one pixel by cp.async,
-//                straight to shared memory, zeros where the window leaves the image
+//                straight to shared memory, zeros where the window leaves the image; eight threads take 128 bytes, and the
+//                next 128, so that a pixel that is found serves several chunks
 //     PIXELS     they do (channels first, P * Q in whole 16 bytes; of x where the window is 1x1 and meets every
 //                pixel): 16 bytes of pixels of one filter or channel by cp.async
 //     NONE       a thread gathers 16 bytes of channels of one pixel, 32 lanes 32 neighbouring pixels, while the block
@@ -40,31 +41,32 @@
 // and gathering lanes store, one chunk of eight pixels: eight values of f. Eight lanes that copy write eight chunks of
 // one row. Words of floats: four pixels of 8 or 16 columns, or 8 filters, at once, hence pixels two places apart.
 // PIXELS: rows of 64 bytes, as in tensor_core.cu.
-// float32: both operands are rounded to TF32 in registers; PRECISE ("3xtf32") as in tensor_core.cu.
+// float32: both operands are rounded to TF32 in registers, from sm_90 on what is gathered before it is stored, once for
+// all warps; PRECISE ("3xtf32") as in tensor_core.cu.
 // Registers, of 128 x 128: 204 with copies only, 244 where all is gathered (128 of them sums), two blocks on a
 // multiprocessor. Tiles, HALVES and what bounds the loop: as in tensor_core.cu. Instructions of the loop in float16 for
 // 64 HMMA, or 32 in HALVES, which take 392 and 196 cycles of sm_90, and the tensor cores' share there; on sm_80 it is
 // 100 % of all but 64 x 64.
 //
 //     block      halves   channels last   channels first: x gathered   both gathered       channels not a multiple of 8
-//     128 x 128    1           225 100 %            244 100 %             275 100 %          278 100 %
-//     128 x 128    2           124 100 %            148 100 %             161 100 %          162 100 %
-//     128 x  64    2           176  87 %            195  87 %             208  87 %          209  87 %
-//      64 x 128    2           137  87 %            153  87 %             190  87 %          193  87 %
-//      64 x  64    2           181  77 %            202  77 %             235  77 %          238  77 %
-//      64 x  64    2            61  51 %             92  51 %              93  51 %           93  51 %
+//     128 x 128    1           184 100 %            244 100 %             271 100 %          274 100 %
+//     128 x 128    2           105 100 %            148 100 %             159 100 %          160 100 %
+//     128 x  64    2           140  87 %            194  87 %             207  87 %          208  87 %
+//      64 x 128    2           127  87 %            153  87 %             189  87 %          192  87 %
+//      64 x  64    2           181  77 %            201  77 %             231  77 %          234  77 %
+//      64 x  64    2            61  51 %             92  51 %              94  51 %           94  51 %
 //
 // The last, for few tiles, has eight warps of 32 x 32, 8 HMMA of 49 cycles, 64 on sm_80 (67 %), for 96 of shared memory;
 // the one before two of 64 x 64 (on sm_80 100 %), for 256: all stand where shared memory leaves them.
 // Taps inner, of 7 x 7, with pixels of grad_y copied, channels, or a number of filters gathered that 8 does not divide;
 // on sm_80 100 %, but the last, 67 %:
 //
-//     128 x 128    1           277 100 %            274 100 %             314 100 %
-//     128 x 128    2           180 100 %            177 100 %             196 100 %
-//     128 x  64    1           373  87 %            370  87 %             414  87 %
-//      64 x 128    2           184  87 %            186  87 %             226  87 %
-//      64 x  64    1           385  77 %            392  77 %             472  77 %
-//      64 x  64    1           164  51 %            157  51 %             175  51 %    four warps of 32 x 32
+//     128 x 128    1           277 100 %            268 100 %             316 100 %
+//     128 x 128    2           180 100 %            173 100 %             198  99 %
+//     128 x  64    1           376  87 %            372  87 %             411  87 %
+//      64 x 128    2           184  87 %            186  87 %             227  86 %
+//      64 x  64    1           386  77 %            393  77 %             472  77 %
+//      64 x  64    1           165  51 %            156  51 %             176  51 %    four warps of 32 x 32
 //
 // All of these stand where shared memory leaves them. While each tap's address was found by itself, the last column had
 // 485, 245 and 567 instructions in the three tiles in between, 81, 80 and 69 %. x in shared memory, whence stages are
@@ -78,9 +80,23 @@
 // constant apart: 276 to 243 instructions at 64 x 64. cp.async of 8 or 4 bytes, where pixels lie side by side but not
 // in whole 16, takes as many as to gather them, 268 and 302 of 281 at 128 x 128. Divisors take twice n, so that 1 is no
 // exception, whose branch hides from the compiler that x's and grad_y's pixels are the same.
-// TF32, 128 x 128: 292 with copies of pixels, 426 with copies of channels, of which 128 round: 100 and 92 % on sm_90, and
-// 85 % at least however arrays lie. In halves and smaller tiles 62 to 89 % where pixels are not copied, but for the last
-// tile, 36 to 44 %, which shared memory would leave 51; sm_80 has 1.3 times the time.
+// TF32 has the same cycles, and words of floats to load and to round: on sm_90, of the same tiles,
+//
+//                      pixels    channels last    x gathered    both gathered    channels copied, filters gathered
+//     128 x 128    1      228              254           274              286                                  288
+//     128 x 128    2      130              144           161              160                                  169
+//     128 x  64    2      142              165           205              206                                  186
+//      64 x 128    2      136              147           167              190                                  199
+//      64 x  64    2      148              180           211              230                                  230
+//      64 x  64    2       79               84            98               92                                  103
+//
+// with the shares of float16, but 98 has 50 % and 103 48. On sm_80 100 % of all but that tile, which has 67 % where
+// nothing is gathered, else 56 to 60, taps inner 62. Channels last they were 426, 221, 273, 236, 281 and 113, 92 to 70
+// and 43 %. Of the 281: 32 less by rounding in one instruction (cvt.rna.tf32, all there is before sm_90, is one that
+// looks for a NaN and one that adds; two floats that every sum takes both of share the first); 24 by addresses of
+// shared memory that are kept, each with its bits of the swizzle, so that a load adds the stage, which is in a uniform
+// register; 44 by pixels that serve several chunks. To load under a predicate what is dropped now spares nothing:
+// zeros come first then. PRECISE: 100 % of the two larger tiles, 84 at least of 64 x 64.
 // What was learned: where a lane points ldmatrix is worked out anew in each stage if the compiler may, 22 instructions.
 // 128-bit loads of floats give four words that belong to four matrices, and to bring them into neighbouring registers took
 // 200 moves; 64-bit loads, whose words are rows g and g + 8 of one, take none.
@@ -94,7 +110,7 @@
 // Compiled with problem.cuh's constants (y is grad_y, w is grad_w), tensor_core_tile.cuh's, -DX_TOGETHER -DY_TOGETHER,
 // -DX_DROPPED -DY_DROPPED (channels, or filters, that a group's last chunk repeats), -DY_COUNT (filters of a chunk,
 // fewer where a group has fewer), -DY_WHOLE (no tile has filters behind the last), -DY_EVEN, -DX_APART (where NONE: how
-// far they lie from each other, taps inner, neighbours of a row) -DY_APART (where not CHANNELS), -DTAPS_INNER, and
+// far they lie from each other, taps inner, neighbours of a row) -DY_APART (filters of grad_y), -DTAPS_INNER, and
 // tensor_core_taps.cuh's.
 
 #include "tensor_core_weight_grad_walks.cuh"
@@ -117,77 +133,85 @@ struct Bring {
         pixels.next += DEPTH;
     }
 
-    __device__ __forceinline__ void put(int place) const
+    __device__ __forceinline__ void put(int place)
     {
         columns.put(place, 0);
         filters.put(place, COLUMN_BYTES);
     }
 };
 
-// Where a lane finds its part of a warp's first matrices in the first step of a stage that is the warp's.
+// Words of floats whose pixels do not lie side by side are loaded one by one, or two.
+constexpr bool WORDS_OF_X = sizeof(Element) == 4 && X_TOGETHER != PIXELS;
+constexpr bool WORDS_OF_Y = sizeof(Element) == 4 && Y_TOGETHER != PIXELS;
+
+// Where a lane finds its part of a warp's first matrices in the first step of a stage that is the warp's, as shared
+// memory is addressed: a load adds the stage to it by itself. Words have an address for each bit of the swizzle that
+// they meet: 16 bytes on (and four pixels), of filters 32, and 64 to the next block of 16; further blocks lie 128 on.
 struct Aim {
-    int columns, filters;
+    static constexpr int OF_COLUMNS = WORDS_OF_X ? 4 : 1, OF_FILTERS = WORDS_OF_Y ? 8 : 1;
+    int columns[OF_COLUMNS], filters[OF_FILTERS];
 
     __device__ __forceinline__ explicit Aim(const Warp& warp)
     {
         const int warp_column = warp.m, warp_filter = warp.k;
         const int lane = threadIdx.x % 32, eight = lane / 8 % 2, sixteen = lane / 16, g = lane / 4, t = lane % 4;
-        if constexpr (X_TOGETHER == PIXELS) columns = place_of_pixels(warp_column + lane % 16, sixteen);
+        int column, filter;
+        if constexpr (X_TOGETHER == PIXELS) column = place_of_pixels(warp_column + lane % 16, sixteen);
         else if constexpr (sizeof(Element) == 2)
-            columns = place_of<TILE_M>(sixteen * 8 + lane % 8, warp_column / CHUNK + eight);
-        else columns = place_of<TILE_M>(t, warp_column / CHUNK + g / 2) + g % 2 * 8;
+            column = place_of<TILE_M>(sixteen * 8 + lane % 8, warp_column / CHUNK + eight);
+        else column = place_of<TILE_M>(t, warp_column / CHUNK + g / 2) + g % 2 * 8;
 
-        if constexpr (Y_TOGETHER == PIXELS) filters = place_of_pixels(warp_filter + sixteen * 8 + lane % 8, eight);
+        if constexpr (Y_TOGETHER == PIXELS) filter = place_of_pixels(warp_filter + sixteen * 8 + lane % 8, eight);
         else if constexpr (sizeof(Element) == 2)
-            filters = place_of<TILE_K>(eight * 8 + lane % 8, warp_filter / CHUNK + sixteen);
-        else filters = place_of<TILE_K>(t, warp_filter / CHUNK + g / 4) + g % 4 * 4;
-        filters += COLUMN_BYTES;
+            filter = place_of<TILE_K>(eight * 8 + lane % 8, warp_filter / CHUNK + sixteen);
+        else filter = place_of<TILE_K>(t, warp_filter / CHUNK + g / 4) + g % 4 * 4;
+        filter += COLUMN_BYTES;
         if constexpr (HALVES == 2) {  // as load_columns and load_filters find the second step
-            columns = X_TOGETHER == PIXELS ? columns ^ warp.half * 32 : columns + warp.half * STEP_OF_COLUMNS;
-            filters = Y_TOGETHER == PIXELS ? filters ^ warp.half * 32 : filters + warp.half * STEP_OF_FILTERS;
+            column = X_TOGETHER == PIXELS ? column ^ warp.half * 32 : column + warp.half * STEP_OF_COLUMNS;
+            filter = Y_TOGETHER == PIXELS ? filter ^ warp.half * 32 : filter + warp.half * STEP_OF_FILTERS;
         }
-        keep(columns), keep(filters);
+        #pragma unroll
+        for (int i = 0; i < OF_COLUMNS; ++i)
+            keep(columns[i] = shared_address(memory) + (column ^ i % 2 * 16 ^ i / 2 * 64));
+        #pragma unroll
+        for (int i = 0; i < OF_FILTERS; ++i)
+            keep(filters[i] = shared_address(memory) + (filter ^ i % 4 * 16 ^ i / 4 * 64));
     }
 };
 
-template <typename Word>
-__device__ __forceinline__ Word at(int place) { return *reinterpret_cast<const Word*>(memory + place); }
-
 constexpr int BYTES_OF_16 = 16 * sizeof(Element), ROWS_OF_16 = 16 * PIXEL_CHUNKS * 16;
 
-// Number i of the blocks of 16 columns, in a step; `place`: of the first. Of PIXELS, the rows of a matrix are columns.
-// Otherwise they are pixels, and matrices of 16-bit types are transposed on their way; no instruction transposes those
-// of floats: a lane takes columns 2 g and 2 g + 1, as rows g and g + 8 of a, of pixels t and t + 4.
-__device__ __forceinline__ void load_columns(unsigned (&a)[4], int place, int i, int step)
+// Number i of the blocks of 16 columns, in a step of `stage`. Of PIXELS, the rows of a matrix are columns. Otherwise
+// they are pixels, and matrices of 16-bit types are transposed on their way; no instruction transposes those of
+// floats: a lane takes columns 2 g and 2 g + 1, as rows g and g + 8 of a, of pixels t and t + 4.
+__device__ __forceinline__ void load_columns(unsigned (&a)[4], const Aim& aim, int stage, int i, int step)
 {
     constexpr int PITCH = TILE_M * sizeof(Element);
     if constexpr (X_TOGETHER == PIXELS) {
-        load_matrices(a, shared_address(memory) + (place ^ step * 32) + i * ROWS_OF_16);
-        return;
-    }
-    place = (place ^ i * BYTES_OF_16) + step * STEP_OF_COLUMNS;
-    if constexpr (sizeof(Element) == 2) {
-        load_transposed(a, shared_address(memory) + place);
+        load_matrices(a, (stage + aim.columns[0] ^ step * 32) + i * ROWS_OF_16);
+    } else if constexpr (sizeof(Element) == 2) {
+        load_transposed(a, (stage + aim.columns[0] ^ i * BYTES_OF_16) + step * STEP_OF_COLUMNS);
     } else {
-        const uint2 near = at<uint2>(place), far = at<uint2>((place ^ 16) + 4 * PITCH);
-        a[0] = near.x, a[1] = near.y, a[2] = far.x, a[3] = far.y;
+        const int* const of_block = aim.columns + i % 2 * 2;
+        stage += i / 2 * 128 + step * STEP_OF_COLUMNS;
+        load_words(a[0], a[1], of_block[0] + stage);
+        load_words(a[2], a[3], of_block[1] + stage + 4 * PITCH);
     }
 }
 
 // Number i of the pairs of blocks of 8 filters.
-__device__ __forceinline__ void load_filters(unsigned (&b)[4], int place, int i, int step)
+__device__ __forceinline__ void load_filters(unsigned (&b)[4], const Aim& aim, int stage, int i, int step)
 {
     constexpr int PITCH = TILE_K * sizeof(Element);
     if constexpr (Y_TOGETHER == PIXELS) {
-        load_matrices(b, shared_address(memory) + (place ^ step * 32) + i * ROWS_OF_16);
-        return;
-    }
-    place = (place ^ i * BYTES_OF_16) + step * STEP_OF_FILTERS;
-    if constexpr (sizeof(Element) == 2) {
-        load_transposed(b, shared_address(memory) + place);
+        load_matrices(b, (stage + aim.filters[0] ^ step * 32) + i * ROWS_OF_16);
+    } else if constexpr (sizeof(Element) == 2) {
+        load_transposed(b, (stage + aim.filters[0] ^ i * BYTES_OF_16) + step * STEP_OF_FILTERS);
     } else {
+        const int* const of_pair = aim.filters + i % 2 * 4;
+        stage += i / 2 * 128 + step * STEP_OF_FILTERS;
         #pragma unroll
-        for (int e = 0; e < 4; ++e) b[e] = at<unsigned>((place ^ e / 2 * 32 ^ e % 2 * 16) + e % 2 * 4 * PITCH);
+        for (int e = 0; e < 4; ++e) load_word(b[e], of_pair[e] + stage + e % 2 * 4 * PITCH);
     }
 }
 
@@ -198,17 +222,17 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, int stage, const Aim&
         unsigned a[BLOCKS_M][4], a_rest[BLOCKS_M][4];
         #pragma unroll
         for (int i = 0; i < BLOCKS_M; ++i) {
-            load_columns(a[i], stage + aim.columns, i, step);
-            round_matrices(a[i], a_rest[i]);
+            load_columns(a[i], aim, stage, i, step);
+            if (!rounds_once(X_TOGETHER)) round_matrices(a[i], a_rest[i]);
         }
         #pragma unroll
         for (int j = 0; j < BLOCKS_K; j += 2) {
             unsigned two[4];
-            load_filters(two, stage + aim.filters, j / 2, step);
+            load_filters(two, aim, stage, j / 2, step);
             #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 unsigned b[2] = {two[half * 2], two[half * 2 + 1]}, b_rest[2];
-                round_matrices(b, b_rest);
+                if (!rounds_once(Y_TOGETHER)) round_matrices(b, b_rest);
                 multiply_blocks(sums, a, a_rest, b, b_rest, j + half);
             }
         }

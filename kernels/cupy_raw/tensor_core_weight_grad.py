@@ -16,7 +16,7 @@ from ..launching import CudaSource, ceil_div, launch
 from .cut import DIVISOR, chosen, divisor, round_up
 from .parameters import is_wide, problem_struct, type_constants, window_constants
 from .tensor_core_tile import (
-    VECTOR,
+    CHUNKS,
     Tile,
     aligned,
     block_of,
@@ -57,11 +57,11 @@ PRECISE_TILES = (  # three products and 64-bit offsets leave too few registers f
 )
 
 RUN_OF_TAPS = 4  # taps inner: neighbours in a row of a window, of which one is found
-# Instructions beside multiplying, read from the machine code: of each thread and stage; of each chunk; of each element
-# gathered by itself; of that, taps inner, where steps lie in a table, in runs or alone, and where a stage finds them;
-# of each word of shared memory that it rounds to TF32.
-LOOP_SLOTS, CHUNK_SLOTS, GATHER_SLOTS, TABLE_SLOTS, TAPS_SLOTS = 50, 12, 1.5, {RUN_OF_TAPS: 2.2, 1: 3.3}, 22
-ROUND_SLOTS = {None: 0, "tf32": 3, "3xtf32": 3}
+# Instructions beside multiplying, but of three products within a fifth of every tile's loop as compiled: of each thread
+# and stage, and more taps inner, for the bits of a window; of each chunk; of each element gathered by itself; of that,
+# taps inner, where steps lie in a table, in runs or alone, and where a stage finds them.
+LOOP_SLOTS, WINDOW_SLOTS, CHUNK_SLOTS = 40, 20, {"CHANNELS": 10, "PIXELS": 5, "NONE": 10}
+GATHER_SLOTS, TABLE_SLOTS, TAPS_SLOTS = 1.5, {RUN_OF_TAPS: 2.2, 1: 3.3}, 22
 WAITING = cost.waiting("cupy_raw.tensor_core_weight_grad", like="cupy_raw.implicit_gemm")
 
 passes = ("weight_grad",)
@@ -149,17 +149,28 @@ def found_steps(problem, cut, wide=False):
 
 def seconds(problem, device, cut):
     """The busiest SM's blocks, or x and grad_y out of memory, then what splits write and read again."""
-    tile, depth, lying = cut.tile, depth_of(problem), lying_as_planned(problem)
-    beside = LOOP_SLOTS * tile.threads + CHUNK_SLOTS * tile.stage_bytes / VECTOR
-    beside += ROUND_SLOTS[problem.precision] * tile.matrix_bytes / 4
-    if lying.x_together == "NONE":
-        beside += (taps_slots(problem, cut) if cut.taps_inner else GATHER_SLOTS) * tile.rows * depth
-    if lying.y_together == "NONE":
-        beside += GATHER_SLOTS * tile.filters * depth
-    block = block_of(problem, device, tile, cut.pixels / depth, beside)
+    block = block_of(problem, device, cut.tile, cut.pixels / depth_of(problem), beside_slots(problem, device, cut))
     multiply = WAITING * cost.seconds_of(device, cut.blocks, block)
     least = cost.memory_seconds(problem, device)
     return max(multiply, least) + cost.passing_seconds(device, cut.partial_bytes)
+
+
+def beside_slots(problem, device, cut):
+    """Of a block and a stage, beside multiplying."""
+    tile, depth, lying = cut.tile, depth_of(problem), lying_as_planned(problem)
+    slots = (LOOP_SLOTS + WINDOW_SLOTS * cut.taps_inner) * tile.threads
+    slots += round_slots(problem, device) * tile.matrix_bytes / 4
+    slots += CHUNK_SLOTS[lying.x_together] * tile.rows * CHUNKS + CHUNK_SLOTS[lying.y_together] * tile.filters * CHUNKS
+    if lying.x_together == "NONE":
+        slots += (taps_slots(problem, cut) if cut.taps_inner else GATHER_SLOTS) * tile.rows * depth
+    if lying.y_together == "NONE":
+        slots += GATHER_SLOTS * tile.filters * depth
+    return slots
+
+
+def round_slots(problem, device):
+    """To round a word that a warp loads to TF32."""
+    return {None: 0, "tf32": 1 if device.compute_capability >= (9, 0) else 1.5, "3xtf32": 3}[problem.precision]
 
 
 def taps_slots(problem, cut):
@@ -237,10 +248,7 @@ def sources_of(problem, cut, stages, wide, lying, apart=None):
     shared = type_constants(problem, wide) + window_constants(problem)
     own = (*shared, *constants(problem, cut.tile, stages), ("TAPS_INNER", int(cut.taps_inner)))
     own += (("X_TOGETHER", lying.x_together), ("Y_TOGETHER", lying.y_together))
-    own += (
-        ("X_APART", x_apart * (lying.x_together == "NONE")),
-        ("Y_APART", y_apart * (lying.y_together != "CHANNELS")),
-    )
+    own += (("X_APART", x_apart * (lying.x_together == "NONE")), ("Y_APART", y_apart))
     gathers_x = lying.x_together == "NONE" and not cut.taps_inner
     gathers_y = lying.y_together == "NONE" and problem.Kg >= chunk
     ends = (("X_DROPPED", -problem.Cg % chunk * gathers_x), ("Y_DROPPED", -problem.Kg % chunk * gathers_y))

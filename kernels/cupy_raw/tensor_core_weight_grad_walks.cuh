@@ -19,6 +19,17 @@ constexpr int STAGE_BYTES = COLUMN_BYTES + DEPTH * TILE_K * sizeof(Element);
 constexpr int STEP_OF_COLUMNS = COLUMN_BYTES / STEPS;  // how far steps of CHANNELS and NONE lie apart
 constexpr int STEP_OF_FILTERS = (STAGE_BYTES - COLUMN_BYTES) / STEPS;
 
+// Floats that a thread gathers are rounded where it stores them, once for all warps that load them, if that is one
+// instruction.
+constexpr bool rounds_once(int together)
+{
+#if __CUDA_ARCH__ >= 900
+    return sizeof(Element) == 4 && !PRECISE && together == NONE;
+#else
+    return false;
+#endif
+}
+
 // So that an exclusive or with the place of a chunk in its row leaves the rest of an address alone.
 alignas(1024) __shared__ unsigned char memory[STAGES * STAGE_BYTES];
 
@@ -59,13 +70,17 @@ struct Pixels {
 };
 
 // A thread's part of a stage of WIDTH columns or filters: OWN chunks. Where these lie TOGETHER in memory, neighbouring
-// threads take neighbouring chunks, otherwise the same chunk of neighbouring pixels.
+// threads take neighbouring chunks, otherwise the same chunk of neighbouring pixels. Of CHANNELS eight threads, or
+// more, take 128 bytes of a pixel, and the next 128 if there are; so few that a thread has few pixels, whose place is
+// found anew in each stage.
+constexpr int LANES_OF_PIXEL = THREADS / DEPTH > 8 ? THREADS / DEPTH : 8;
 template <int WIDTH, int TOGETHER>
 struct Share {
     static constexpr int CHUNKS = WIDTH / CHUNK, OWN = DEPTH * CHUNKS / THREADS;
-    static constexpr int ACROSS = TOGETHER == CHANNELS ? CHUNKS : TOGETHER == PIXELS ? PIXEL_CHUNKS : DEPTH;
+    static constexpr int ACROSS = TOGETHER == CHANNELS ? LANES_OF_PIXEL : TOGETHER == PIXELS ? PIXEL_CHUNKS : DEPTH;
     static constexpr int APART = THREADS / ACROSS;
-    static_assert(OWN * THREADS == DEPTH * CHUNKS && APART * ACROSS == THREADS);
+    static constexpr int OF_PIXEL = TOGETHER == CHANNELS ? CHUNKS / ACROSS : 1;  // chunks of CHANNELS, beside each other
+    static_assert(OWN * THREADS == DEPTH * CHUNKS && APART * ACROSS == THREADS && OWN % OF_PIXEL == 0);
 
     uint4 held[OWN];
 
@@ -78,11 +93,12 @@ struct Share {
     // The pixel of number j, and its column or filter: the first of its chunk.
     static __device__ __forceinline__ int pixel(int j)
     {
-        return TOGETHER == CHANNELS ? down(j) : TOGETHER == PIXELS ? across() * CHUNK : across();
+        return TOGETHER == CHANNELS ? down(j / OF_PIXEL) : TOGETHER == PIXELS ? across() * CHUNK : across();
     }
     static __device__ __forceinline__ int element(int j)
     {
-        return TOGETHER == CHANNELS ? across() * CHUNK : TOGETHER == PIXELS ? down(j) : down(j) * CHUNK;
+        if (TOGETHER == CHANNELS) return (across() + j % OF_PIXEL * ACROSS) * CHUNK;
+        return TOGETHER == PIXELS ? down(j) : down(j) * CHUNK;
     }
     int first_place;  // of number 0, in a stage
 
@@ -99,7 +115,8 @@ struct Share {
     {
         if constexpr (TOGETHER == NONE) return stage + first_place ^ j * APART * 16;
         static_assert(TOGETHER == NONE || APART % 8 == 0 || (TOGETHER == CHANNELS && (APART & APART - 1) == 0));
-        return (stage + first_place ^ (TOGETHER == CHANNELS ? swizzle(j * APART) * 16 : 0)) + j * APART * ACROSS * 16;
+        const int row = j / OF_PIXEL * APART, turned = TOGETHER == CHANNELS ? swizzle(row) * 16 : 0;
+        return (stage + first_place ^ turned) + (row * OF_PIXEL + j % OF_PIXEL) * ACROSS * 16;
     }
 
     // Bring number j, a chunk that lies together: into `stage` at once, by cp.async, or into a register.
@@ -126,11 +143,15 @@ struct Share {
     }
 
     // `behind` the stage's beginning, so many bytes: what stores add to an address by themselves.
-    __device__ __forceinline__ void put(int stage, int behind) const
+    __device__ __forceinline__ void put(int stage, int behind)
     {
         if constexpr (TOGETHER != NONE && __CUDA_ARCH__ >= 800) return;
         #pragma unroll
-        for (int j = 0; j < OWN; ++j) *reinterpret_cast<uint4*>(memory + behind + place(stage, j)) = held[j];
+        for (int j = 0; j < OWN; ++j) {
+            unsigned rest[4];
+            if (rounds_once(TOGETHER)) round_matrices(reinterpret_cast<unsigned(&)[4]>(held[j]), rest);
+            *reinterpret_cast<uint4*>(memory + behind + place(stage, j)) = held[j];
+        }
     }
 };
 
@@ -139,7 +160,7 @@ static_assert(!RUNS || (BITS_OF_TAPS && TAP_ROW % RUN_OF_TAPS == 0));
 
 // The columns: windows of x, each thread's taps and channels the same for all pixels.
 struct Columns : Share<TILE_M, X_TOGETHER> {
-    static constexpr int COLUMNS = X_TOGETHER == CHANNELS ? 1 : OWN;  // different ones of a pixel
+    static constexpr int COLUMNS = X_TOGETHER == CHANNELS ? OF_PIXEL : OWN;  // different ones of a pixel
     int h[COLUMNS], w[COLUMNS];  // of the tap, less the padding; far outside where there is no such column
     Offset corner[COLUMNS];      // its address, in the window of pixel 0
     int channel[COLUMNS];        // of the chunk's first element; taps inner: its column
@@ -186,11 +207,11 @@ struct Columns : Share<TILE_M, X_TOGETHER> {
         Offset own;
         #pragma unroll
         for (int j = 0; j < OWN; ++j) {
-            if (j == 0 || X_TOGETHER == CHANNELS) {
+            if (j % COLUMNS == 0) {
                 at = pixels[pixel(j)], own = offset(problem.x, at.n, 0, at.p * STRIDE_H, at.q * STRIDE_W);
                 keep(own);  // or its parts are added anew to each column's
             }
-            const int k = COLUMNS == 1 ? 0 : j, top = at.p * STRIDE_H + h[k], left = at.q * STRIDE_W + w[k];
+            const int k = j % COLUMNS, top = at.p * STRIDE_H + h[k], left = at.q * STRIDE_W + w[k];
             const bool wanted = at.exists && contains(problem, top, left);
             Offset from = corner[k] + own;
             if constexpr (X_TOGETHER != NONE) {
@@ -275,7 +296,7 @@ struct Filters : Share<TILE_K, Y_TOGETHER> {
         #pragma unroll
         for (int j = 0; j < OWN; ++j) {
             const bool exists = pixels.exists(pixel(j));
-            if (j == 0 || Y_TOGETHER == CHANNELS) {
+            if (j == 0 || (Y_TOGETHER == CHANNELS && j % OF_PIXEL == 0)) {
                 own = corner + pixel_at(pixel(j), pixels);
                 if (Y_TOGETHER == NONE) own = exists ? own : corner;
                 keep(own);  // or its parts are added anew to each filter's

@@ -67,10 +67,10 @@ def convert(machine, instruction):
 
 
 def conversion(machine, instruction, result, given, flags):
-    if (result == "tf32" or "rna" in flags) and flags != ("rna", "tf32", "f32"):
+    if (result == "tf32" or "rna" in flags) and flags not in (("rna", "tf32", "f32"), ("rn", "tf32", "f32")):
         raise Refused(f"PTX line {instruction.line}: opcode {instruction.opcode} is not known to the emulator")
     if result == "tf32":
-        return a.tf32_bits
+        return a.tf32_bits if "rna" in flags else a.even_tf32_bits
     dtype = DTYPES[result]
     mode = next((m for m in flags if m in ("rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi")), None)
     ftz, sat = "ftz" in flags, "sat" in flags

@@ -162,15 +162,16 @@ def test_packs_two_16_bit_floats(result):
           lambda a, b: narrow(a, result[:-2]) << 16 | narrow(b, result[:-2]))  # fmt: skip
 
 
-def test_rounds_float32_to_tf32():
+@pytest.mark.parametrize("mode", ["rn", "rna"])
+def test_rounds_float32_to_tf32(mode):
     def expected(a):
         number, negative = decoded(a, "f32")
-        return None if number == exact.NAN else encoded(number, "tf32", "rna", negative) << 13
+        return None if number == exact.NAN else encoded(number, "tf32", mode, negative) << 13
 
     near = [
         RANDOM.getrandbits(32) & 0xFFFFE000 | low for low in (0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF) for _ in range(9)
     ]
-    agree("cvt.rna.tf32.f32 D, A", "b32", [("f32", floats("f32", 60) + near)], expected, same_nan="f32")
+    agree(f"cvt.{mode}.tf32.f32 D, A", "b32", [("f32", floats("f32", 60) + near)], expected, same_nan="f32")
 
 
 def test_saturates_in_a_conversion():

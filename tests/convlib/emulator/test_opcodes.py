@@ -23,7 +23,7 @@ from tests.convlib.emulator.test_integers import BITWISE, INTEGER_PAIRS, UNARY
     ("ld.global.v16.f32 %f1, [%d1]", "v16"),
     ("atom.global.add.noftz.f16 %h1, [%d1], %h2", "f16"),
     ("cvt.rs.f32.f64 %f1, %g1", "rs"),
-    ("cvt.rn.tf32.f32 %r1, %f1", "tf32"),
+    ("cvt.rz.tf32.f32 %r1, %f1", "tf32"),
     ("cvt.rna.f16.f32 %h1, %f1", "rna"),
     ("setp.lt.f16 %p1, %h1, %h2", "f16"),
 ])  # fmt: skip

@@ -268,9 +268,11 @@ def test_an_infinity_reaches_the_outputs_of_its_windows_alone(name, monkeypatch)
     np.testing.assert_array_equal(y.astype(float), reference.conv2d(problem, x, w))
 
 
+@pytest.mark.parametrize("target", [80, 90])
 @pytest.mark.parametrize("type_", ["tf32", "3xtf32"])
-def test_a_nan_stays_one_where_floats_are_rounded(type_, monkeypatch):
+def test_a_nan_stays_one_where_floats_are_rounded(type_, target, monkeypatch):
     """All of its bits are ones, so that adding half of the last place kept would carry into the sign."""
+    monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(target))
     case = of_type(Case("nan", (1, 5, 5, 8), (8, 8, 3, 3), {"layout": "NHWC"}), type_)
     x = strided.empty_aligned(case.x, np.float32)
     x[...] = 1

@@ -301,6 +301,18 @@ class TestEmulated:
         watched(case)
         assert np.isposinf(grad_w).all()
 
+    @pytest.mark.parametrize("target", [80, 90])
+    @pytest.mark.parametrize("name", ["channels", "gathered"])
+    def test_a_nan_stays_one_where_floats_are_rounded_and_spoils_no_neighbour(self, name, target, monkeypatch):
+        """All of its bits are ones, so that adding half of the last place kept would carry into the sign."""
+        monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(target))
+        case = of_type(LYING[name], "tf32")
+        x, grad_y, grad_w = operands(case)
+        x[0, 5, 3, 4] = grad_y[1, 7, 2, 1] = np.uint32(0x7FFFFFFF).view(np.float32)
+        monkeypatch.setattr(f"{__name__}.operands", lambda *given: (x, grad_y, grad_w))
+        check(case)
+        assert 0 < np.isnan(grad_w).mean() < 0.2
+
     @pytest.mark.parametrize("tile", ALL_TILES, ids=str)
     def test_every_tile_runs_without_a_fault(self, tile, monkeypatch):
         case = of_type(LYING["channels"], "3xtf32" if tile in kernel.PRECISE_TILES else "tf32")
