@@ -20,7 +20,6 @@ from functools import lru_cache
 from math import gcd
 
 from . import patches, target, weight_rows
-from .epilogue import PAST_CACHE_BYTES
 from .filter_cuts import until_all_done, up
 from .flat_planes import MOST_APART, row_phases, row_planes, rows_below
 from .lone_pixels import MOST as MOST_LONE
@@ -47,7 +46,6 @@ FEW_TILES = 5  # of a map: their planes are read from the L2 cache anyhow
 OFFSET_BYTES, LINE = 8, 64
 PAGE, NEAR_PAGES = 4_096, 48  # bytes; of the 64 whose places a core knows at once, what x may take
 RUN_CYCLES, NEAR_RUN_CYCLES = 0.4, 0.1  # a number that is copied; where that saves waiting for the L1 cache
-BATCH_PAST_CACHE_BYTES = 6 << 20  # outputs of several images this large are stored past the cache
 RUNS_SHARE, PLANES_SHARE, ONE_TILE_SHARE = 8, 2, 4  # of the L2 cache, for copied x, is one part in so many
 
 BLOCKING = (
@@ -211,15 +209,14 @@ def stores_past_cache(problem) -> bool:
 def goes_to_memory(problem) -> bool:
     """Is y too large to be kept for whoever reads it?
 
-    Maps of whole lines from 8 MB on, of several images from 6: each line would be read before it is stored to, and
-    others may have a part of the L3 cache. Measured (two Zen 4 cores with 32 MB of it): outputs of 8 to 20 MB take 0.5
-    to 1.02 of the time past it, of 6 to 8 of one image 1.03 to 1.15, of several 0.7 to 1.02; those that leave by way of
-    runs 0.6 to 1.3.
+    Maps of whole lines from half of the L3 cache on: each line would be read before it is stored to. Two layers in
+    turn, the second of which reads this one's outputs, on two Zen 4 cores with 32 MB of it, take 0.88 to 1.05 of the
+    time past the cache where these have 17 to 26 MB, but 1.07 to 1.28 of 13 to 15 MB and 1.3 to 1.9 of 7 to 10; the
+    first alone, over and over, takes 0.7 of 19 MB, 0.9 to 1.0 of 14 and 1.2 of 7 to 10.
     """
     map_bytes = problem.P * problem.Q * problem.dtype.itemsize
     whole = target.vector_bytes() == LINE and map_bytes % LINE == 0
-    least = PAST_CACHE_BYTES if problem.N == 1 else BATCH_PAST_CACHE_BYTES
-    return from_memory(problem) or (whole and problem.N * problem.K * map_bytes >= least)
+    return from_memory(problem) or (whole and problem.N * problem.K * map_bytes >= target.cache_bytes(3) // 2)
 
 
 def copies_runs(problem) -> bool:

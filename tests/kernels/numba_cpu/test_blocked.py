@@ -22,7 +22,6 @@ from convlib.kernels.numba_cpu import (
     target,
     turned,
 )
-from convlib.kernels.numba_cpu.epilogue import PAST_CACHE_BYTES
 from convlib.kernels.numba_cpu.microkernel import VECTORS
 from convlib.kernels.numba_cpu.vectors import lanes
 from convlib.problem import make_problem
@@ -336,11 +335,13 @@ def test_x_is_copied_where_it_comes_from_memory():
 
 def test_large_outputs_of_whole_lines_go_to_memory(monkeypatch):
     monkeypatch.setattr(blocked_cuts, "from_memory", lambda problem: False)
-    one, images = (count // (4 * 8 * 16) for count in (PAST_CACHE_BYTES, blocked_cuts.BATCH_PAST_CACHE_BYTES))
-    shapes = (1, one - 1, 16), (1, one, 16), (images // 16 - 1, 16, 16), (images // 16, 16, 16), (images, 15, 15)
-    problems = [make_problem((N, 4, H, W), (8, 4, 1, 1), np.dtype(np.float32)) for N, H, W in shapes]
-    lines = target.vector_bytes() == 64
-    assert [blocked_cuts.stores_past_cache(problem) for problem in problems] == [False, lines, False, lines, False]
+    images = target.cache_bytes(3) // 2 // (4 * 8 * 16 * 16)
+    small, large, odd = (
+        make_problem((N, 4, size, size), (8, 4, 1, 1), np.dtype(np.float32))
+        for N, size in ((images - 1, 16), (images, 16), (2 * images, 15))
+    )
+    goes = [blocked_cuts.stores_past_cache(problem) for problem in (small, large, odd)]
+    assert goes == [False, target.vector_bytes() == 64, False]
 
 
 @pytest.mark.parametrize("by_runs", [True, False], ids=["runs of x", "rows of x with gaps"])
