@@ -167,7 +167,8 @@ def row(name, dtype, target, function, cubin, launch):
     used = compiling.resources(cubin)[function]
     has = MULTIPROCESSORS[target]
     threads = int(np.prod(launch.block))
-    shared = used.shared + launch.shared_bytes - (has.reserved if target >= 90 else 0)  # cubins of sm_90 on include it
+    included = has.reserved if target >= 90 and used.shared else 0  # by cubins, of kernels that have any
+    shared = used.shared - included + launch.shared_bytes
     blocks, limit = blocks_at_once(has, threads, used.registers, shared + has.reserved)
     warps = blocks * -(-threads // 32)
     loop = Loop.of(compiling.sass(cubin), function)

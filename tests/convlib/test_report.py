@@ -27,6 +27,7 @@ def test_no_kernel_is_worse_than_the_baseline(kernel):
     """The baseline's own command is in its folder's history: python -m convlib report --csv report_baseline.csv."""
     rows = list(report.rows([kernel], GATED, ["float32"]))
     assert rows
+    assert min(row.shared for row in rows) >= 0
     assert not report.losses(rows, report.read_csv(BASELINE))
 
 
