@@ -168,8 +168,8 @@ def planes_function(copy_inside, real, apart=1):
     """A Numba function copy_planes(call, to, plane_bytes, x, p0, phases, channels, rows, first, last, row_planes): for
     every channel, row phase and tap column the plane of `rows` rows from output row p0 on; of their columns those from
     `first` to `last`, and perhaps more. x: address of the image's first channel of this block. plane_bytes: from plane
-    to plane, a vector more than its rows take. row_planes: how many a lone row has for all tap columns (`row_planes`),
-    or 0. apart: how many channels of x further the next plane's is.
+    to plane, a vector more than its rows take. row_planes: how many a lone row has for all tap columns
+    (`shared_planes`), or 0. apart: how many channels of x further the next plane's is.
     """
     item, clear = np.dtype(real).itemsize, clear_function(real)
 
@@ -233,8 +233,8 @@ def fill_offsets(call, to, plane_bytes, phases, channels, item, row_planes):
                 put_word(to, c * taps + r * call.S + s, c * to_channel + first)
 
 
-def row_planes(problem) -> int:
-    """Of a lone row, how many planes its taps share, one for each phase of the stride that tap columns have; else 0."""
+def shared_planes(problem) -> int:
+    """Of a lone row, how many planes its taps may share, one for each phase of the stride that they have; else 0."""
     stride, dilation = problem.stride[1], problem.dilation[1]
     shifted = stride > 1 and target.vector_bytes() == 64 and problem.Kg > MOST_SHIFTED
     if problem.P > 1 or problem.R > 1 or stride >= problem.S or shifted:

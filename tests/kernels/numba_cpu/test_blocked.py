@@ -58,6 +58,7 @@ PROBLEMS = {
     "a row, stride 2": ((2, 37, 1, 1403), (20, 37, 1, 5), {"padding": (0, 2), "stride": (1, 2)}),
     "a row, stride 3, dilated": ((1, 9, 1, 640), (12, 9, 1, 7), {"padding": (0, 4), "stride": 3, "dilation": 2}),
     "a row, stride 2, dilated": ((1, 130, 1, 403), (300, 130, 1, 3), {"stride": 2, "dilation": 4}),
+    "a row of far taps": ((1, 40, 1, 2100), (16, 40, 1, 3), {"dilation": (1, 1000)}),
     "one channel, one row": ((1, 1, 1, 1600), (40, 1, 1, 10), {"stride": (1, 5)}),
     "one channel, dilated": ((1, 1, 13, 33), (8, 1, 5, 3), {"padding": (7, 2), "dilation": (3, 1)}),
     "few channels, dilated": ((1, 8, 50, 70), (16, 4, 3, 5), {"groups": 2, "dilation": 2, "padding": (2, 0)}),
@@ -342,6 +343,18 @@ def test_large_outputs_of_whole_lines_go_to_memory(monkeypatch):
     )
     goes = [blocked_cuts.stores_past_cache(problem) for problem in (small, large, odd)]
     assert goes == [False, target.vector_bytes() == 64, False]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 64, 511, 1024, 4095])
+def test_a_rows_planes_are_not_copied_for_fewer_pixels_than_taps_reach_over(dilation, stride):
+    keywords = {"padding": (0, dilation), "dilation": dilation, "stride": stride}
+    problem = make_problem((1, 64, 1, 16_000), (64, 64, 1, 3), np.dtype(np.float32), **keywords)
+    numbers = dict(zip(blocked_cuts.BLOCKING, blocked_cuts.blocking(problem, 1)[0]))
+    pixels = numbers["group"] * VECTORS * lanes(np.float32)
+    copied = numbers["row_planes"] * (pixels + 2 * dilation // stride)
+    assert copied <= 1.2 * 3 * pixels  # as many as planes for each tap, but for whole tiles
+    assert numbers["row_planes"] or dilation > 1
 
 
 @pytest.mark.parametrize("by_runs", [True, False], ids=["runs of x", "rows of x with gaps"])
