@@ -66,7 +66,8 @@ __device__ __forceinline__ unsigned to_tf32(float value)
 }
 
 // The same of two that every sum takes both of, in one instruction and a half each: where either is a NaN neither is
-// rounded, since all that they are added to is NaN. What a carry makes of an infinity, tensor cores do not look at.
+// rounded, since all that they are added to is NaN. What a carry makes of an infinity, tensor cores do not look at; nor
+// at bits below the 10 highest of a NaN's: with none of these it is an infinity, but no arithmetic leaves such a one.
 __device__ __forceinline__ void round_two(unsigned& first, unsigned& second)
 {
 #if __CUDA_ARCH__ >= 900

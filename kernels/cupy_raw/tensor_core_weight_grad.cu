@@ -147,8 +147,10 @@ constexpr bool WORDS_OF_Y = sizeof(Element) == 4 && Y_TOGETHER != PIXELS;
 // Where a lane finds its part of a warp's first matrices in the first step of a stage that is the warp's, as shared
 // memory is addressed: a load adds the stage to it by itself. Words have an address for each bit of the swizzle that
 // they meet: 16 bytes on (and four pixels), of filters 32, and 64 to the next block of 16; further blocks lie 128 on.
+// Three products and 64-bit offsets leave registers for the first alone.
 struct Aim {
-    static constexpr int OF_COLUMNS = WORDS_OF_X ? 4 : 1, OF_FILTERS = WORDS_OF_Y ? 8 : 1;
+    static constexpr bool ALL_KEPT = !(PRECISE && WIDE);
+    static constexpr int OF_COLUMNS = WORDS_OF_X && ALL_KEPT ? 4 : 1, OF_FILTERS = WORDS_OF_Y && ALL_KEPT ? 8 : 1;
     int columns[OF_COLUMNS], filters[OF_FILTERS];
 
     __device__ __forceinline__ explicit Aim(const Warp& warp)
@@ -172,10 +174,24 @@ struct Aim {
         }
         #pragma unroll
         for (int i = 0; i < OF_COLUMNS; ++i)
-            keep(columns[i] = shared_address(memory) + (column ^ i % 2 * 16 ^ i / 2 * 64));
+            keep(columns[i] = shared_address(memory) + (column ^ turned<2>(i)));
         #pragma unroll
         for (int i = 0; i < OF_FILTERS; ++i)
-            keep(filters[i] = shared_address(memory) + (filter ^ i % 4 * 16 ^ i / 4 * 64));
+            keep(filters[i] = shared_address(memory) + (filter ^ turned<4>(i)));
+    }
+
+    // The bits of the swizzle that word number i meets, of so many in a block.
+    template <int OF_BLOCK> static __device__ __forceinline__ constexpr int turned(int i)
+    {
+        return i % OF_BLOCK * 16 ^ i / OF_BLOCK * 64;
+    }
+    __device__ __forceinline__ int word_of_columns(int i, int stage) const
+    {
+        return ALL_KEPT ? columns[i] + stage : columns[0] + stage ^ turned<2>(i);
+    }
+    __device__ __forceinline__ int word_of_filters(int i, int stage) const
+    {
+        return ALL_KEPT ? filters[i] + stage : filters[0] + stage ^ turned<4>(i);
     }
 };
 
@@ -192,10 +208,10 @@ __device__ __forceinline__ void load_columns(unsigned (&a)[4], const Aim& aim, i
     } else if constexpr (sizeof(Element) == 2) {
         load_transposed(a, (stage + aim.columns[0] ^ i * BYTES_OF_16) + step * STEP_OF_COLUMNS);
     } else {
-        const int* const of_block = aim.columns + i % 2 * 2;
+        const int word = i % 2 * 2;
         stage += i / 2 * 128 + step * STEP_OF_COLUMNS;
-        load_words(a[0], a[1], of_block[0] + stage);
-        load_words(a[2], a[3], of_block[1] + stage + 4 * PITCH);
+        load_words(a[0], a[1], aim.word_of_columns(word, stage));
+        load_words(a[2], a[3], aim.word_of_columns(word + 1, stage + 4 * PITCH));
     }
 }
 
@@ -208,10 +224,10 @@ __device__ __forceinline__ void load_filters(unsigned (&b)[4], const Aim& aim, i
     } else if constexpr (sizeof(Element) == 2) {
         load_transposed(b, (stage + aim.filters[0] ^ i * BYTES_OF_16) + step * STEP_OF_FILTERS);
     } else {
-        const int* const of_pair = aim.filters + i % 2 * 4;
+        const int word = i % 2 * 4;
         stage += i / 2 * 128 + step * STEP_OF_FILTERS;
         #pragma unroll
-        for (int e = 0; e < 4; ++e) load_word(b[e], of_pair[e] + stage + e % 2 * 4 * PITCH);
+        for (int e = 0; e < 4; ++e) load_word(b[e], aim.word_of_filters(word + e, stage + e % 2 * 4 * PITCH));
     }
 }
 

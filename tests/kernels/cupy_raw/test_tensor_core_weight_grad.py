@@ -245,6 +245,12 @@ class TestMachineCode:
         self.check(self.source(kernel.TILES[0], "float16", (NONE, NONE), 120, wide=True), 120)
         self.check(self.source(kernel.TILES[0], "float16", (NONE, NONE), 120, channels=3), 120)
 
+    @pytest.mark.parametrize("tile", kernel.PRECISE_TILES, ids=str)
+    @pytest.mark.parametrize("lying", [(NONE, NONE), (CHANNELS, NONE)], ids=" ".join)
+    def test_64_bit_offsets_and_three_products_compile_without_spills(self, lying, tile):
+        for target in (90, 120):
+            self.check(self.source(tile, "3xtf32", lying, target, wide=True), target)
+
     def test_nothing_is_added_by_atomics(self):
         problem = LYING["pixels"].problem("weight_grad")
         for source in kernel.sources(replace(problem, dtype=np.dtype(np.float16)), GPU):
@@ -284,6 +290,15 @@ class TestEmulated:
         assert cut.tap_row == 4
         check(case)
 
+    @pytest.mark.parametrize(
+        ("name", "tile"), list(zip(("channels", "gathered", "pixels_of_y"), kernel.PRECISE_TILES)), ids=str
+    )
+    def test_three_products_run_without_a_fault_where_offsets_have_64_bits(self, name, tile, monkeypatch):
+        monkeypatch.setattr(kernel, "is_wide", lambda *given: True)
+        case = of_type(LYING[name], "3xtf32")
+        force_cut(monkeypatch, case.problem("weight_grad"), tile, splits=2)
+        check(case)
+
     @pytest.mark.parametrize("tile", [kernel.TAPS_TILES[0], kernel.TAPS_TILES[-1]], ids=str)
     def test_windows_of_more_rows_and_columns_than_there_are_bits_run_without_a_fault(self, tile, monkeypatch):
         case = Case(
@@ -312,6 +327,20 @@ class TestEmulated:
         monkeypatch.setattr(f"{__name__}.operands", lambda *given: (x, grad_y, grad_w))
         check(case)
         assert 0 < np.isnan(grad_w).mean() < 0.2
+
+    @pytest.mark.parametrize("target", [80, 90])
+    @pytest.mark.parametrize("name", ["channels", "pixels", "gathered"])
+    def test_floats_are_rounded_to_the_nearest_wherever_they_lie(self, name, target, monkeypatch):
+        """Both operands; tensor cores alone would cut off what is three quarters of the last place that they take."""
+        monkeypatch.setenv("CONVLIB_EMULATE_TARGET", str(target))
+        case = of_type(LYING[name], "tf32")
+        x, grad_y, grad_w = operands(case)
+        x[...] = grad_y[...] = 1
+        nearest = reference.weight_grad(case.problem("weight_grad"), x, grad_y) * (1 + 2**-10) ** 2
+        x[...] = grad_y[...] = 1 + 3 * 2**-12
+        monkeypatch.setattr(f"{__name__}.operands", lambda *given: (x, grad_y, grad_w))
+        watched(case)
+        np.testing.assert_allclose(grad_w, nearest, rtol=1e-5)
 
     @pytest.mark.parametrize("tile", ALL_TILES, ids=str)
     def test_every_tile_runs_without_a_fault(self, tile, monkeypatch):
