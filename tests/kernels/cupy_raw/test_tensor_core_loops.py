@@ -4,8 +4,8 @@ A loop's share is what report.py calls its issue bound: of the time in which its
 answers, how much the tensor cores multiply. It is 85 %, or what a tile of its size leaves by the bytes that it stores
 and loads in shared memory. On sm_90, whose tensor cores are faster; sm_80 has 1.3 times as long for each
 multiplication, and the same loops to a few instructions, of which those that find pixels anew in each stage, the weight
-gradients', are held too. Floats are gathered from whole stages of one tap, or from tiles of whole filters, in as many
-instructions as others, or fewer.
+gradients', are held too. A way that gathers floats from whole stages of one tap has fewer instructions than one that
+does not; from channels and filters that are no whole tiles, they are gathered into the largest alone.
 """
 
 import pytest
@@ -111,9 +111,9 @@ def loops():
                 yield from ((type_, "forward", way, tile) for tile in tiles)
     for type_ in ("float16", "tf32", "3xtf32"):
         for way in WEIGHT_GRAD:
-            if type_ == "float16" or way != "gathered_odd":
-                tiles = tensor_core_weight_grad.tiles_of(problem_of(way, type_, "weight_grad"))
-                yield from ((type_, "weight_grad", way, tile) for tile in tiles)
+            tiles = tensor_core_weight_grad.tiles_of(problem_of(way, type_, "weight_grad"))
+            tiles = tiles if type_ == "float16" or way != "gathered_odd" else tiles[:1]
+            yield from ((type_, "weight_grad", way, tile) for tile in tiles)
     yield ("bfloat16", "forward", "copied", tensor_core.TILES[0])
 
 
@@ -151,7 +151,8 @@ def test_every_loop_keeps_the_tensor_cores_busy(target, type_, pass_, way, tile)
     assert loop.issue_bound(has) >= bar - 0.001
     if type_ == "float16" or (pass_, type_) == ("weight_grad", "tf32"):
         predicted = beside_slots(problem, tile, target) / tile.threads + multiplied(problem, tile)
-        assert 0.8 < predicted * stages / loop.size < 1.2, "predicted, of those counted"
+        most = 1.15 if pass_ == "forward" else 1.2
+        assert 0.8 < predicted * stages / loop.size < most, "predicted, of those counted"
     if way == "copied" and type_ != "3xtf32":
         assert loop.tensor_cycles(has) >= BAR * loop.size, "the tensor cores wait for instructions"
 
