@@ -65,19 +65,6 @@ __device__ __forceinline__ unsigned to_tf32(float value)
     return result;
 }
 
-// The same of two that every sum takes both of, in one instruction and a half each: where either is a NaN neither is
-// rounded, since all that they are added to is NaN. What a carry makes of an infinity, tensor cores do not look at; nor
-// at bits below the 10 highest of a NaN's: with none of these it is an infinity, but no arithmetic leaves such a one.
-__device__ __forceinline__ void round_two(unsigned& first, unsigned& second)
-{
-#if __CUDA_ARCH__ >= 900
-    first = to_tf32(__uint_as_float(first)), second = to_tf32(__uint_as_float(second));
-#else
-    asm("{ .reg .pred p; setp.num.f32 p, %0, %1; @p add.u32 %0, %0, 0x1000; @p add.u32 %1, %1, 0x1000; }"
-        : "+r"(first), "+r"(second));
-#endif
-}
-
 // A float as the nearest TF32 number and what that leaves, exactly; of that, too, tensor cores look at the first 11
 // bits alone, all but the last. Three instructions; with cvt.rna.tf32, which looks for NaNs, there would be nine. The
 // rest of a NaN is one, whatever the carry makes of its number.

@@ -52,7 +52,6 @@ struct Warp {
 };
 
 // Round a lane's floats of a, or b, to TF32, and in `rest` keep what that leaves; 16-bit types are as they should be.
-// The halves of these are of the same rows, or filters.
 template <int COUNT>
 __device__ __forceinline__ void round_matrices(unsigned (&values)[COUNT], unsigned (&rest)[COUNT])
 {
@@ -61,7 +60,7 @@ __device__ __forceinline__ void round_matrices(unsigned (&values)[COUNT], unsign
         for (int i = 0; i < COUNT; ++i) split_tf32(values[i], rest[i]);
     } else if constexpr (sizeof(Element) == 4) {
         #pragma unroll
-        for (int i = 0; i < COUNT / 2; ++i) round_two(values[i], values[i + COUNT / 2]);
+        for (int i = 0; i < COUNT; ++i) values[i] = to_tf32(__uint_as_float(values[i]));
     }
 }
 

@@ -170,7 +170,7 @@ def beside_slots(problem, device, cut):
 
 def round_slots(problem, device):
     """To round a word that a warp loads to TF32."""
-    return {None: 0, "tf32": 1 if device.compute_capability >= (9, 0) else 1.5, "3xtf32": 3}[problem.precision]
+    return {None: 0, "tf32": 1 if device.compute_capability >= (9, 0) else 2, "3xtf32": 3}[problem.precision]
 
 
 def taps_slots(problem, cut):

@@ -245,13 +245,13 @@ def stores_past_cache(problem) -> bool:
 def goes_to_memory(problem) -> bool:
     """Is y too large to be kept for whoever reads it?
 
-    Maps of whole lines from half of the L3 cache on: each line would be read before it is stored to. Two layers in
-    turn, the second of which reads this one's outputs, on two Zen 4 cores with 32 MB of it, take 0.88 to 1.05 of the
-    time past the cache where these have 17 to 26 MB, but 1.07 to 1.28 of 13 to 15 MB and 1.3 to 1.9 of 7 to 10; the
-    first alone, over and over, takes 0.7 of 19 MB, 0.9 to 1.0 of 14 and 1.2 of 7 to 10.
+    Maps of whole lines of 1x1 layers from half of the L3 cache on: each line would be read before it is stored to. Two
+    layers in turn, the second of which reads this one's outputs, on two Zen 4 cores with 32 MB of it, take 0.88 to 1.05
+    of the time past the cache where these have 17 to 26 MB, but 1.07 to 1.28 of 13 to 15 MB and 1.3 to 1.9 of 7 to 10;
+    the first alone, over and over, takes 0.7 of 19 MB, 0.9 to 1.0 of 14 and 1.2 of 7 to 10.
     """
     map_bytes = problem.P * problem.Q * problem.dtype.itemsize
-    whole = target.vector_bytes() == LINE and map_bytes % LINE == 0
+    whole = reads_x_in_place(problem) and target.vector_bytes() == LINE and map_bytes % LINE == 0
     return from_memory(problem) or (whole and problem.N * problem.K * map_bytes >= target.cache_bytes(3) // 2)
 
 
