@@ -191,10 +191,8 @@ def classical_ceiling(results: Results, suite: str) -> tuple[float, int] | None:
         best, plan = fastest(accurate_peers(rows)), measured(rows).get(PLAN)
         if best is None or plan is None:
             continue
-        times_peak, saved = (
-            best.median_s * peak * 1e9 / (2 * best.macs),
-            multiplications_saved(plan.kernel, suite, case),
-        )
+        times_peak = best.median_s * peak * 1e9 / (2 * best.macs)
+        saved = multiplications_saved(plan.kernel, suite, case)
         if times_peak >= 1 and saved is not None and saved <= MULTIPLICATIONS_SAVED["strassen"]:
             room.append(times_peak)
     return (geometric_mean(room), len(room)) if room else None

@@ -100,7 +100,7 @@
 // than its issue is assumed, the second thing to measure. In shared memory the table took 128 of 576 cycles of a warp's
 // stage at 128 x 64, which left 68 % on sm_90. Where it has no room, in 3.5 of the 4 KB of arguments, or windows need
 // more than 31 bits, or offsets 64, a step takes 14.
-// TF32 has the same cycles and an instruction more for each register of x, before sm_90 half of one more. PRECISE,
+// TF32 has the same cycles and an instruction more for each register of x, before sm_90 two. PRECISE,
 // whose warps are of 64 x 32 and less, stands at 100 % where x is copied (424 to 426 instructions at 128 x 128).
 // Gathered from several taps it does on sm_90 from 64 x 64 on, 128 x 32 at 95 %, 32 x 64 at 90 and 64 x 32 at 85; taps
 // inner these three at 89, 92 and 85. The last two have HALVES of two warps of 32 x 32: four of 32 x 16 split more

@@ -93,10 +93,11 @@
 // with the shares of float16, but 98 has 50 % and 103 48. On sm_80 96 % and more of all but that tile, which has 63 to
 // 67 % where nothing is gathered, else 52 to 58. Channels last they were 426, 221, 273, 236, 281 and 113, 92 to 70 and
 // 43 %. Of the 281: 32 less by rounding in one instruction (cvt.rna.tf32, all there is before sm_90, is one that looks
-// for a NaN and one that adds; two floats may share the first, which gives that tile 3 % more there, but then sentryward
-// no longer proves that nothing races: whether to add hangs on values); 24 by addresses of shared memory that are kept, each with its bits of the swizzle, so that a load adds the stage, which is in a uniform
-// register; 44 by pixels that serve several chunks. To load under a predicate what is dropped now spares nothing:
-// zeros come first then. PRECISE: 100 % of the two larger tiles, 84 at least of 64 x 64.
+// for a NaN and one that adds; two floats may share the first, which gives that tile 4 points more, but then sentryward
+// no longer proves that nothing races: whether to add hangs on values); 24 by addresses of shared memory that are kept,
+// each with its bits of the swizzle, so that a load adds the stage, which is in a uniform register; 44 by pixels that
+// serve several chunks. To load under a predicate what is dropped now spares nothing: zeros come first then. PRECISE:
+// 100 % of the two larger tiles, 84 at least of 64 x 64.
 // What was learned: where a lane points ldmatrix is worked out anew in each stage if the compiler may, 22 instructions.
 // 128-bit loads of floats give four words that belong to four matrices, and to bring them into neighbouring registers took
 // 200 moves; 64-bit loads, whose words are rows g and g + 8 of one, take none.
